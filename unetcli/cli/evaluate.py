@@ -1,0 +1,54 @@
+"""``unetcli evaluate``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from unetcli.cli import talk
+from unetcli.cli.options import JsonOption, SectionsOption, print_json
+
+
+def evaluate(
+    prediction: Annotated[
+        str, typer.Argument(metavar="PREDICTION", help="Probabilities of foreground, as predict writes them.")
+    ],
+    truth: Annotated[
+        str, typer.Argument(metavar="TRUTH", help="What is true: 0 is background (EM: membrane), all else foreground.")
+    ],
+    metrics: Annotated[str, typer.Option(help="pixels, em, or both with a comma.")] = "pixels,em",
+    sections: SectionsOption = None,
+    allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="Score what is there.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Score PREDICTION against TRUTH."""
+    from unetcli.config import parse_sections
+    from unetcli.evaluation import evaluate_volume
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    with talk.progress("sections") as report:
+        scores = evaluate_volume(
+            prediction, truth, names, parse_sections(sections), allow_incomplete=allow_incomplete, report=report
+        )
+    if json:
+        print_json(scores)
+    else:
+        typer.echo("\n".join(line for name, found in scores.items() for line in table(name, found)))
+
+
+def table(name: str, scores: dict[str, Any]) -> list[str]:
+    """Scores of one metric as aligned lines: name, value, threshold or reason.
+
+    >>> table("em", {"pixel_error": 0.0612, "pixel_error_threshold": 0.5, "tp": 7})
+    ['em', '  pixel_error           0.061200  at threshold 0.5', '  tp                    7']
+    """
+    lines = [name]
+    for key, value in scores.items():
+        if key.endswith(("_threshold", "_reason")) or isinstance(value, dict | list):
+            continue
+        text = "undefined" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
+        level, reason = scores.get(f"{key}_threshold"), scores.get(f"{key}_reason")
+        note = f"  at threshold {level:.1f}" if level is not None else f"  ({reason})" if reason else ""
+        lines.append(f"  {key:<20}  {text}{note}")
+    return lines

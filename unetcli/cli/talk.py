@@ -1,0 +1,143 @@
+"""Talk on stderr: log lines, and progress as a bar on a terminal, as a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+SECONDS_PER_LINE = 60
+_logger = logging.getLogger("unetcli")
+
+
+class Report(Protocol):
+    """Told how much is done, and of how much."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+def set_up(*, verbose: bool, quiet: bool) -> None:
+    """Log to stderr at the level asked for."""
+    _logger.handlers[:] = [_Handler()]
+    _logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    _logger.propagate = False
+
+
+def is_verbose() -> bool:
+    """Whether ``-v`` was given."""
+    return _logger.level == logging.DEBUG
+
+
+def say(text: str) -> None:
+    """One line of talk."""
+    _logger.info("%s", text)
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Report]:
+    """A report function that shows amount, rate and time left; units other than voxels are counted singly."""
+    if not _logger.isEnabledFor(logging.INFO):
+        yield lambda done, total: None
+    elif sys.stderr.isatty():
+        with _bar(unit) as report:
+            yield report
+    else:
+        yield Lines(unit)
+
+
+class Lines:
+    """Progress for a log file: one line a minute."""
+
+    def __init__(self, unit: str, every: float = SECONDS_PER_LINE) -> None:
+        self.unit, self.every = unit, every
+        self.first: int | None = None
+        self.started = self.told = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self.first = done if self.first is None else self.first
+        if now - self.told >= self.every:
+            self.told = now
+            rate = (done - self.first) / (now - self.started)
+            left = duration((total - done) / rate) if rate else "unknown"
+            say(f"{amount(done)} of {amount(total)} {self.unit}, {speed(rate, self.unit)}, {left} left")
+
+
+@contextmanager
+def _bar(unit: str) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rate = task.finished_speed or task.speed
+            return Text(f"{amount(task.completed)}/{amount(task.total or 0)} {speed(rate or 0, unit)}")
+
+    columns = (BarColumn(bar_width=None), TaskProgressColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=False, expand=True) as bar:
+        task = bar.add_task(unit, total=None)
+
+        def report(done: int, total: int) -> None:
+            if bar.tasks[0].total is None:
+                bar.reset(task, total=total, completed=done)
+            bar.update(task, completed=done)
+
+        _Handler.console = bar.console
+        try:
+            yield report
+        finally:
+            _Handler.console = None
+
+
+class _Handler(logging.Handler):
+    """Lines to stderr; above the progress bar while there is one."""
+
+    console: Any = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        text = f"{prefix}{record.getMessage()}"
+        if self.console is not None:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def amount(value: float) -> str:
+    """A count in three digits.
+
+    >>> amount(950), amount(2_621_440), amount(81_000)
+    ('950', '2.62 M', '81 k')
+    """
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= factor:
+            value = value / (factor if letter != "k" else 1e3)
+            return f"{value:.3g} {letter}"
+    return f"{value:.0f}"
+
+
+def speed(rate: float, unit: str) -> str:
+    """A rate in words.
+
+    >>> speed(1.4e6, "voxels"), speed(0.25, "steps")
+    ('1.4 M voxels/s', '0.25 steps/s')
+    """
+    return f"{amount(rate) if rate >= 1000 else format(rate, '.3g')} {unit}/s"
+
+
+def duration(seconds: float) -> str:
+    """A time in at most two units.
+
+    >>> duration(42), duration(200), duration(90_000)
+    ('42 s', '3 min 20 s', '25 h 0 min')
+    """
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

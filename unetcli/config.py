@@ -1,0 +1,152 @@
+"""What a user asks for, before anything is resolved; ``None`` stands for "choose"."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from unetcli.architecture import Architecture
+from unetcli.errors import UnetcliError
+
+Sections = tuple[int | None, int | None]
+"""First and stop, as in a Python slice; None: from the start, to the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictRequest:
+    """One call of predict."""
+
+    volume: str
+    output: Path | None = None
+    model: Path | None = None
+    tile: int | None = None
+    sections: Sections = (None, None)
+    dtype: str = "uint8"
+    device: str | None = None
+    precision: str = "float32"
+    channel: int | None = None
+    normalise: str = "model"
+    nonfinite: float | None = None
+    overwrite: bool = False
+    take_over: bool = False
+
+    @property
+    def output_path(self) -> Path:
+        """``--output``, else ``<name of the store>.pred.zarr`` in the current directory."""
+        return self.output or Path(f"{stem(self.volume)}.pred.zarr")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """One call of train."""
+
+    raw: str
+    labels: str
+    output: Path = Path("model")
+    steps: int | None = None
+    depth: int | None = None
+    base_channels: int | None = None
+    tile: int | None = None
+    seed: int = 0
+    truth: str = "auto"
+    sections: Sections = (None, None)
+    validation_fraction: float = 0.1
+    optimizer: str = "sgd"
+    learning_rate: float | None = None
+    device: str | None = None
+    channel: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Everything that the course of a training depends on, resolved. The number of steps is not part of it."""
+
+    architecture: Architecture
+    tile: int
+    seed: int
+    truth: str
+    sections: tuple[int, int]
+    """Training sections, first and stop."""
+    validation: tuple[int, int]
+    """Sections held out, the ones after; empty where there are too few."""
+    optimizer: str
+    learning_rate: float
+    channel: int | None
+    device: str
+    data: str
+    """Fingerprint of images and labels."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        pairs = {name: tuple(values[name]) for name in ("sections", "validation")}
+        return cls(**{**values, **pairs, "architecture": Architecture.from_dict(values["architecture"])})
+
+    def differences(self, new: TrainingConfig) -> list[str]:
+        """What another configuration does differently, one phrase each."""
+        before, after = ({**c.to_dict(), **c.architecture.to_dict()} for c in (self, new))
+        return [
+            "images or labels are others" if name == "data" else f"{name} {after[name]} (was {value})"
+            for name, value in before.items()
+            if name != "architecture" and value != after[name]
+        ]
+
+
+def parse_tile(text: str) -> int | None:
+    """A side in voxels, or ``auto``: None.
+
+    >>> parse_tile("572")
+    572
+    """
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise UnetcliError(f"--tile {text}: expected a number of voxels, as in 572, or auto")
+    return int(text)
+
+
+def parse_sections(text: str | None) -> Sections:
+    """``A:B`` as two numbers; either may be missing.
+
+    >>> parse_sections("20:")
+    (20, None)
+    """
+    if text is None:
+        return (None, None)
+    first, colon, stop = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return (int(first) if first else None, int(stop) if stop else None)
+    except ValueError:
+        raise UnetcliError(f"--sections {text}: expected A:B, first and stop, as in 20:25, 20: or :5") from None
+
+
+def resolve_sections(sections: Sections, count: int, name: str) -> tuple[int, int]:
+    """First and stop within ``count`` sections.
+
+    >>> resolve_sections((20, None), 25, "raw.zarr")
+    (20, 25)
+    """
+    first = 0 if sections[0] is None else sections[0]
+    stop = count if sections[1] is None else sections[1]
+    if not 0 <= first < stop <= count:
+        raise UnetcliError(f"--sections {first}:{stop}: {name} has sections 0:{count}")
+    return first, stop
+
+
+def stem(volume: str) -> str:
+    """Name of the store or file without its ending, wherever in the store the array is.
+
+    >>> stem("data/big.ome.zarr/raw/0"), stem("big.tif"), stem("s3://bucket/big.zarr")
+    ('big', 'big', 'big')
+    """
+    parts = [part for part in volume.split("/") if part]
+    store = next((part for part in parts if part.endswith((".zarr", ".tif", ".tiff"))), parts[-1])
+    for ending in (".zarr", ".tif", ".tiff", ".ome"):
+        store = store.removesuffix(ending)
+    return store

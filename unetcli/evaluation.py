@@ -1,0 +1,161 @@
+"""evaluate: a prediction against the truth, section by section, so that memory does not grow with the volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.config import Sections, resolve_sections
+from unetcli.errors import UnetcliError
+from unetcli.geometry import Box
+from unetcli.metrics import em
+from unetcli.metrics.pixels import Confusion
+from unetcli.opening import open_volume
+from unetcli.output import marker
+from unetcli.volume import Volume
+
+METRICS = ("pixels", "em")
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Prediction and truth laid over each other."""
+
+    prediction: Volume
+    truth: Volume
+    offset: tuple[int, ...]
+    """Where the prediction starts in the truth; zero where they have the same shape."""
+
+    @property
+    def region(self) -> Box:
+        """What both cover, in coordinates of the truth."""
+        return self.prediction.whole().shifted(self.offset)
+
+    def planes(self, region: Box) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
+        """Each section of a region: probabilities (c, y, x) and truth (y, x)."""
+        for lead in np.ndindex(region.shape[:-2]):
+            first = tuple(a + i for a, i in zip(region.start, lead, strict=False))
+            box = Box(first + region.start[-2:], tuple(a + 1 for a in first) + region.stop[-2:])
+            stored = self.prediction.read(box.shifted(tuple(-o for o in self.offset)))
+            truth = self.truth.read(box)
+            yield probabilities(plane(stored), self.prediction.path), plane(truth)[0]
+
+
+def evaluate_volume(
+    prediction: str,
+    truth: str,
+    metrics: Sequence[str] = METRICS,
+    sections: Sections = (None, None),
+    *,
+    allow_incomplete: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """Scores by metric and name; see :mod:`unetcli.metrics`.
+
+    Raises
+    ------
+    UnetcliError
+        The two do not fit, the prediction is incomplete or holds no probabilities.
+    """
+    if unknown := sorted(set(metrics) - set(METRICS)):
+        raise UnetcliError(f"--metrics {','.join(unknown)}: expected {' or '.join(METRICS)}, comma between")
+    require_complete(prediction, allow_incomplete)
+    pair = pair_up(open_volume(prediction), open_volume(truth), Path(prediction))
+    region = select(pair, sections)
+    outputs = pair.prediction.channels
+    if outputs > 1 and "em" in metrics:
+        raise UnetcliError(f"{prediction}: {outputs} classes; em is defined for two, use --metrics pixels")
+    confusions, counts, count = [], [], int(np.prod(region.shape[:-2]))
+    for number, (probability, reference) in enumerate(pair.planes(region), start=1):
+        if "pixels" in metrics:
+            confusions.append(confusion(probability, reference, truth))
+        if "em" in metrics:
+            counts.append(em.section_counts(probability[0], reference > 0))
+        report(number, count)
+    results = {"pixels": lambda: sum_up(confusions).scores(), "em": lambda: em.scores(counts)}
+    return {name: results[name]() for name in METRICS if name in metrics}
+
+
+def require_complete(prediction: str, allow_incomplete: bool) -> None:
+    """Refuse a prediction of ours that is not finished."""
+    ours = marker(Path(prediction))
+    if ours and not ours.get("complete") and not allow_incomplete:
+        raise UnetcliError(f"{prediction}: not complete; run its predict command again, or --allow-incomplete")
+
+
+def pair_up(prediction: Volume, truth: Volume, store: Path) -> Pair:
+    """Lay a prediction over its truth: same shape, or a part of a volume of the truth's shape."""
+    if truth.channels != 1 or truth.dtype.kind not in "bui":
+        raise UnetcliError(
+            f"{truth.path}: {truth.channels} channels of {truth.dtype}; truth is one channel of integers"
+        )
+    if prediction.extent == truth.extent:
+        return Pair(prediction, truth, (0,) * len(truth.extent))
+    ours = marker(store) or {}
+    if tuple(ours.get("extent", ())) == truth.extent:
+        return Pair(prediction, truth, tuple(first for first, _ in ours["region"]))
+    flat, flat_truth = prediction.without_single_axes(), truth.without_single_axes()
+    if flat.extent == flat_truth.extent:
+        return Pair(flat, flat_truth, (0,) * len(flat.extent))
+    raise UnetcliError(
+        f"{prediction.path} is {shape(prediction)}, but {truth.path} is {shape(truth)}: not the same place"
+    )
+
+
+def select(pair: Pair, sections: Sections) -> Box:
+    """The sections asked for, counted in the truth, as far as the prediction goes."""
+    if sections == (None, None):
+        return pair.region
+    axis = pair.truth.section_axis
+    if axis is None:
+        raise UnetcliError(f"--sections: {pair.truth.path} is a single image")
+    first, stop = resolve_sections(sections, pair.truth.extent[axis], pair.truth.path)
+    covered = pair.region.start[axis], pair.region.stop[axis]
+    if not covered[0] <= first < stop <= covered[1]:
+        raise UnetcliError(
+            f"--sections {first}:{stop}: {pair.prediction.path} covers sections {covered[0]}:{covered[1]}"
+        )
+    return pair.truth.sections(first, stop).clipped(pair.region)
+
+
+def plane(voxels: NDArray[Any]) -> NDArray[Any]:
+    """(c, 1, .., y, x) as (c, y, x)."""
+    return voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
+
+
+def probabilities(stored: NDArray[Any], path: str) -> NDArray[np.float32]:
+    """Stored values as probabilities: uint8 / 255, booleans as 0 and 1, floats as they are."""
+    if stored.dtype == np.uint8:
+        return stored.astype(np.float32) / np.float32(255)
+    if stored.dtype.kind not in "bf":
+        raise UnetcliError(f"{path}: {stored.dtype}; expected probabilities as uint8 (value / 255), float or boolean")
+    values = stored.astype(np.float32)
+    if not ((values >= 0) & (values <= 1)).all():  # NaN fails too
+        raise UnetcliError(f"{path}: values from {values.min()} to {values.max()}; expected probabilities 0 to 1")
+    return values
+
+
+def confusion(probability: NDArray[np.float32], reference: NDArray[Any], path: str) -> Confusion:
+    """Confusion of one section: foreground against the rest at 0.5, or the likeliest of K classes."""
+    if len(probability) == 1:
+        return Confusion.of((reference > 0).astype(np.int64), (probability[0] > THRESHOLD).astype(np.int64), 2)
+    classes = len(probability)
+    if reference.max() >= classes:
+        raise UnetcliError(f"{path}: class {reference.max()} found, the prediction has classes 0 to {classes - 1}")
+    return Confusion.of(reference, probability.argmax(0), classes)
+
+
+def sum_up(confusions: Sequence[Confusion]) -> Confusion:
+    """Counts over all sections."""
+    return Confusion(np.sum([c.counts for c in confusions], axis=0))
+
+
+def shape(volume: Volume) -> str:
+    """Axes and extent for people."""
+    return ", ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.extent, strict=True))

@@ -1,0 +1,168 @@
+"""From windows of a volume to finished blocks: read, forward, assemble, each a small stream."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unetcli.device import on_device
+from unetcli.errors import UnreadableBlock
+from unetcli.geometry import Box
+from unetcli.network import UNet
+from unetcli.plan import Block, Choices, Plan, Tile
+from unetcli.streams import prefetch
+from unetcli.volume import Volume, describe
+
+WINDOWS_AHEAD, PIECES_AHEAD = 1, 4
+DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """All input of one block, or why there is none."""
+
+    block: Block
+    box: Box
+    voxels: NDArray[Any] | None
+    """(c, *box.shape), the volume's dtype."""
+    error: UnreadableBlock | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tile's share of a block: ``(outputs, *tile.write.shape)``; nothing where the window has an error."""
+
+    window: Window
+    tile: Tile | None
+    values: NDArray[Any] | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedBlock:
+    """A block's result, ``(outputs, *block.box.shape)`` in the output's dtype, or why there is none."""
+
+    block: Block
+    values: NDArray[Any] | None
+    error: UnreadableBlock | None
+    read_seconds: float
+    forward_seconds: float
+
+
+class Predictor:
+    """Network, normalisation and quantisation: grey values of a tile in, stored values out."""
+
+    def __init__(self, network: UNet, choices: Choices, device: torch.device) -> None:
+        self.choices, self.device = choices, device
+        self.network = on_device(network, device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Stored values of one tile.
+
+        Parameters
+        ----------
+        voxels : (c, y, x), any real dtype
+
+        Returns
+        -------
+        (outputs, y - 2*context, x - 2*context), the output's dtype
+        """
+        x = torch.from_numpy(np.ascontiguousarray(voxels, np.float32)).to(self.device)[np.newaxis]
+        x = ((x - self.choices.mean) / self.choices.std).to(memory_format=torch.channels_last)
+        bfloat16 = self.choices.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            logits = self.network(x)[0].float()  # (classes, y, x)
+        return self.quantise(torch.softmax(logits, dim=0)).cpu().numpy()
+
+    def quantise(self, probabilities: Tensor) -> Tensor:
+        """What is stored of (classes, y, x): the foreground's of two classes; as uint8 floor(255 p + 0.5)."""
+        stored = probabilities[1:] if self.choices.outputs == 1 else probabilities
+        if self.choices.dtype == "uint8":
+            stored = torch.floor(255 * stored + 0.5)
+        return stored.to(DTYPES[self.choices.dtype])
+
+
+def predict_blocks(
+    plan: Plan, predictor: Predictor, source: Volume, blocks: Iterable[int], stopping: Callable[[], bool] = bool
+) -> Iterator[FinishedBlock]:
+    """Blocks one after the other, while the next are read and computed; ends early once ``stopping()`` is true."""
+    windows = prefetch(read_windows(plan, source, blocks), ahead=WINDOWS_AHEAD)
+    with closing(prefetch(compute(plan, predictor, windows, stopping), ahead=PIECES_AHEAD)) as pieces:
+        yield from assemble(plan, pieces)
+
+
+def read_windows(plan: Plan, source: Volume, blocks: Iterable[int]) -> Iterator[Window]:
+    """The input of each block."""
+    for block in map(plan.block, blocks):
+        box, started = plan.window(block), time.perf_counter()
+        try:
+            voxels, error = read_finite(source, box, plan.choices), None
+        except UnreadableBlock as reason:
+            voxels, error = None, reason
+        yield Window(block, box, voxels, error, time.perf_counter() - started)
+
+
+def read_finite(source: Volume, box: Box, choices: Choices) -> NDArray[Any]:
+    """The voxels of a box; NaN and infinity replaced where the user said by what, else refused with their place."""
+    voxels = source.read(box, choices.channel)
+    if voxels.dtype.kind != "f" or (finite := np.isfinite(voxels)).all():
+        return voxels
+    if choices.nonfinite is not None:
+        return np.where(finite, voxels, voxels.dtype.type(choices.nonfinite))
+    first = np.argwhere(~finite)[0][1:]
+    place = source.inside(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
+    voxel = Box(place, tuple(p + 1 for p in place))
+    raise UnreadableBlock(
+        f"{source.path}: {int((~finite).sum())} values that are not finite, first at {describe(voxel, source.axes)}; "
+        "--nonfinite 0 would put 0 there"
+    )
+
+
+def compute(
+    plan: Plan, predictor: Predictor, windows: Iterable[Window], stopping: Callable[[], bool]
+) -> Iterator[Piece]:
+    """The forward passes of each window."""
+    torch.set_num_threads(plan.choices.threads)  # of the thread that runs this
+    for window in windows:
+        if stopping():
+            return
+        if window.voxels is None:
+            yield Piece(window, None, None, 0.0)
+            continue
+        for tile in plan.tiles(window.block):
+            started = time.perf_counter()
+            values = forward(plan, predictor, tile, window.voxels, window.box)
+            yield Piece(window, tile, values, time.perf_counter() - started)
+
+
+def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], box: Box) -> NDArray[Any]:
+    """Values of ``tile.write``, (outputs, *write.shape), from the voxels (c, *box.shape) of a window around it."""
+    read = voxels[(slice(None), *tile.read.relative_to(box).slices)]
+    plane = predictor(read.reshape(read.shape[0], *read.shape[-2:]))  # leading axes of a tile are 1
+    lead = (1,) * (len(plan.axes) - 2)
+    values = plane.reshape(plane.shape[0], *lead, *plane.shape[-2:])
+    return values[(slice(None), *tile.crop(plan.footprint.context))]
+
+
+def assemble(plan: Plan, pieces: Iterable[Piece]) -> Iterator[FinishedBlock]:
+    """Pieces put together, a block at a time."""
+    for window, group in itertools.groupby(pieces, key=lambda piece: piece.window):
+        box, seconds = window.block.box, 0.0
+        values = np.empty((plan.choices.outputs, *box.shape), plan.choices.dtype)
+        for piece in group:
+            seconds += piece.seconds
+            if piece.tile is not None:
+                values[(slice(None), *piece.tile.write.relative_to(box).slices)] = piece.values
+        result = values if window.error is None else None
+        yield FinishedBlock(window.block, result, window.error, window.seconds, seconds)

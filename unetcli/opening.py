@@ -1,0 +1,34 @@
+"""One door to everything that can be read as a volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unetcli.errors import UnetcliError
+from unetcli.omezarr import open_zarr
+from unetcli.tiff import open_tiff
+from unetcli.volume import Volume
+
+
+def open_volume(path: str | Path) -> Volume:
+    """Open for reading: Zarr v2 or v3 array, OME-Zarr 0.4 or 0.5 image (level 0), array inside a store, TIFF stack.
+
+    Raises
+    ------
+    UnetcliError
+        Path missing, no array there, empty array, or a dtype or axes that are no image.
+    """
+    name = str(path)
+    if "://" not in name and not Path(name).exists():
+        raise UnetcliError(f"{name}: no such file or folder")
+    if Path(name).is_file():
+        return _checked(open_tiff(name))
+    return _checked(open_zarr(name))
+
+
+def _checked(volume: Volume) -> Volume:
+    if volume.dtype.kind not in "buif":
+        raise UnetcliError(f"{volume.path}: dtype {volume.dtype}; expected integers, floats or booleans")
+    if 0 in volume.array.shape:
+        raise UnetcliError(f"{volume.path}: empty array, shape {tuple(volume.array.shape)}")
+    return volume

@@ -1,0 +1,226 @@
+"""Which voxels are computed by whom: integers and frozen choices from which every block, tile and share follows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from unetcli.errors import UnetcliError
+from unetcli.footprint import AxisFootprint, Footprint
+from unetcli.geometry import Box
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One forward pass. Both boxes in coordinates of the volume."""
+
+    read: Box
+    """Input window; may reach outside the volume, where it is mirrored."""
+    write: Box
+    """The voxels of the result that this tile gives."""
+
+    def crop(self, context: Sequence[int]) -> tuple[slice, ...]:
+        """Where ``write`` lies in the network's output, which starts ``context`` inside ``read``."""
+        origin = tuple(start + c for start, c in zip(self.read.start, context, strict=True))
+        return self.write.shifted(tuple(-o for o in origin)).slices
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The owner of whole output chunks: unit of writing, retry and resume. Its box is in coordinates of the volume."""
+
+    number: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The blocks given to one worker job."""
+
+    number: int
+    blocks: range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """Settings beside geometry that show in the result's bytes; frozen when a run is planned."""
+
+    dtype: str
+    """Of the output: uint8, float16 or float32."""
+    outputs: int
+    """Probabilities stored per voxel: 1 for two classes (the foreground's), else one per class."""
+    channel: int | None
+    """The one input channel used, or None for all of them."""
+    normalise: str
+    mean: float
+    std: float
+    nonfinite: float | None
+    """What stands in for NaN and infinity, or None: their block is set aside."""
+    device: str
+    """Kind of device: cpu, cuda, mps."""
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What is read: where it was when planned, and what it was."""
+
+    volume: str
+    volume_fingerprint: str
+    model: str
+    model_fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Blocks that cover a region of a volume once; block edges lie on edges of output chunks.
+
+    Sizes in voxels; axes in array order, without the channel axis. The output starts where the region starts.
+    """
+
+    axes: str
+    extent: tuple[int, ...]
+    """Shape of the volume read: where mirroring begins."""
+    region: Box
+    """The part that is predicted."""
+    footprint: Footprint
+    tile: tuple[int, ...]
+    """Input shape of the largest forward pass; the last tiles of a block are smaller where less is left."""
+    write_chunks: tuple[int, ...]
+    """Smallest region of the output written as a unit: shards where it has them, else chunks."""
+    block_shape: tuple[int, ...]
+    choices: Choices
+    sources: Sources
+
+    def __post_init__(self) -> None:
+        self.footprint.require_usable(self.tile)
+        if self.region.size == 0 or self.region.clipped(Box.of_shape(self.extent)) != self.region:
+            raise UnetcliError(f"region {self.region} is empty or not inside the volume {self.extent}")
+        for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
+            if block % chunk:
+                raise UnetcliError(
+                    f"block of {block} along {axis} is no multiple of the output chunk {chunk}; "
+                    f"{math.ceil(block / chunk) * chunk} would be"
+                )
+
+    @cached_property
+    def grid(self) -> tuple[int, ...]:
+        """Number of blocks along each axis."""
+        return tuple(math.ceil(n / b) for n, b in zip(self.region.shape, self.block_shape, strict=True))
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return math.prod(self.grid)
+
+    def block(self, number: int) -> Block:
+        """Block ``number`` of ``range(plan.blocks)``, counted in C order."""
+        place, rest = [], number
+        for n in reversed(self.grid):
+            rest, index = divmod(rest, n)
+            place.append(index)
+        corner = tuple(r + i * b for r, i, b in zip(self.region.start, reversed(place), self.block_shape, strict=True))
+        box = Box(corner, tuple(c + b for c, b in zip(corner, self.block_shape, strict=True)))
+        return Block(number, box.clipped(self.region))
+
+    def output_box(self, block: Block) -> Box:
+        """The block in coordinates of the output."""
+        return block.box.relative_to(self.region)
+
+    def tiles(self, block: Block) -> Iterator[Tile]:
+        """The forward passes of a block, in C order; their ``write`` boxes cover it once."""
+        spans = [
+            list(axis_spans(axis, side, start, stop))
+            for axis, side, start, stop in zip(
+                self.footprint.axes, self.tile, block.box.start, block.box.stop, strict=True
+            )
+        ]
+        for combination in itertools.product(*spans):
+            read, write = zip(*combination, strict=True)
+            yield Tile(_box(read), _box(write))
+
+    def window(self, block: Block) -> Box:
+        """All that the tiles of a block read."""
+        tiles = [tile.read for tile in self.tiles(block)]
+        start = tuple(map(min, zip(*(box.start for box in tiles), strict=True)))
+        return Box(start, tuple(map(max, zip(*(box.stop for box in tiles), strict=True))))
+
+    def share(self, number: int, count: int) -> Share:
+        """Share ``number`` of ``count``: consecutive blocks, sizes differing by one at most."""
+        edges = [self.blocks * n // count for n in (number, number + 1)]
+        return Share(number, range(*edges))
+
+    def to_json(self) -> str:
+        return json.dumps({"unetcli_plan": VERSION, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        values: dict[str, Any] = json.loads(text)
+        if (found := values.pop("unetcli_plan", None)) != VERSION:
+            raise UnetcliError(f"plan of version {found}, this unetcli reads version {VERSION}")
+        footprint = Footprint(tuple(AxisFootprint(**axis) for axis in values["footprint"]["axes"]))
+        region = values["region"]
+        shapes = {name: tuple(values[name]) for name in ("extent", "tile", "write_chunks", "block_shape")}
+        return cls(
+            axes=values["axes"],
+            region=Box(tuple(region["start"]), tuple(region["stop"])),
+            footprint=footprint,
+            choices=Choices(**values["choices"]),
+            sources=Sources(**values["sources"]),
+            **shapes,
+        )
+
+
+def axis_spans(
+    axis: AxisFootprint, side: int, start: int, stop: int
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Tiles along one axis that give ``start..stop``: pairs of (read start, stop) and (write start, stop).
+
+    Tiles start on multiples of the alignment from the volume's origin (see :meth:`AxisFootprint.step`); the last
+    is cut to the smallest side that gives what is left.
+    """
+    origin = start // axis.alignment * axis.alignment
+    while origin < stop:
+        last = stop - origin <= axis.output(side)
+        used = axis.side_for(stop - origin) if last else side
+        end = stop if last else origin + axis.step(side)
+        yield (origin - axis.context, origin - axis.context + used), (max(origin, start), end)
+        origin = end
+
+
+def differences(old: Plan, new: Plan) -> list[str]:
+    """What two plans do differently, one phrase each; paths do not count, only what they led to."""
+    told = [
+        f"{name} {_show(getattr(new, name))} (was {_show(getattr(old, name))})"
+        for name in ("extent", "region", "tile", "write_chunks", "block_shape", "footprint")
+        if getattr(new, name) != getattr(old, name)
+    ]
+    told += [
+        f"{field.name} {value} (was {before})"
+        for field in fields(Choices)
+        if (value := getattr(new.choices, field.name)) != (before := getattr(old.choices, field.name))
+    ]
+    for source in ("volume", "model"):
+        if getattr(new.sources, f"{source}_fingerprint") != getattr(old.sources, f"{source}_fingerprint"):
+            told.append(f"{source} {getattr(new.sources, source)} (was {getattr(old.sources, source)}, or other data)")
+    return told
+
+
+def _box(sides: Sequence[tuple[int, int]]) -> Box:
+    return Box(tuple(a for a, _ in sides), tuple(b for _, b in sides))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Box):
+        return ",".join(f"{a}:{b}" for a, b in zip(value.start, value.stop, strict=True))
+    if isinstance(value, Footprint):
+        return f"of context {value.context}"
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,134 @@
+"""From what a user asks for to a plan: every "choose" is resolved once, and taken from the frozen plan afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from unetcli.config import PredictRequest, resolve_sections
+from unetcli.errors import UnetcliError
+from unetcli.fingerprint import file_fingerprint, fingerprint, sampled_statistics
+from unetcli.geometry import Box
+from unetcli.model import ModelHeader, read_header
+from unetcli.plan import Choices, Plan, Sources
+from unetcli.planner import CPU_TILE, Input, device_tile, largest_tile, make_plan
+from unetcli.volume import Volume
+
+DTYPES = ("uint8", "float16", "float32")
+PRECISIONS = ("float32", "bfloat16")
+NORMALISE = ("model", "volume")
+
+
+def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: Plan | None) -> Plan:
+    """The plan that a request means for a volume and a model file.
+
+    Raises
+    ------
+    UnetcliError
+        The request names something that does not exist or does not fit the model.
+    """
+    require_known(request)
+    header = read_header(model)
+    require_match(request, source, header)
+    choices = resolve_choices(request, source, header, frozen)
+    channels = source.channels if request.channel is None else 1
+    return make_plan(
+        Input(
+            axes=source.axes,
+            extent=source.extent,
+            chunks=source.chunks,
+            bytes_per_voxel=channels * source.dtype.itemsize,
+        ),
+        resolve_region(request, source),
+        header.architecture,
+        resolve_tile(request, header, frozen, choices.device),
+        choices,
+        Sources(
+            volume=absolute(request.volume),
+            volume_fingerprint=fingerprint(source),
+            model=absolute(str(model)),
+            model_fingerprint=file_fingerprint(model),
+        ),
+    )
+
+
+def absolute(place: str) -> str:
+    """A path that other processes understand; a URL stays as it is."""
+    return place if "://" in place else str(Path(place).absolute())
+
+
+def require_known(request: PredictRequest) -> None:
+    """Refuse values that no option has."""
+    for option, known in (("dtype", DTYPES), ("precision", PRECISIONS), ("normalise", NORMALISE)):
+        if (value := getattr(request, option)) not in known:
+            raise UnetcliError(f"--{option} {value}: expected {', '.join(known[:-1])} or {known[-1]}")
+
+
+def require_match(request: PredictRequest, source: Volume, header: ModelHeader) -> None:
+    """Refuse a volume whose channels or grey values are not the model's."""
+    if request.channel is not None and not 0 <= request.channel < source.channels:
+        raise UnetcliError(f"--channel {request.channel}: {source.path} has channels 0 to {source.channels - 1}")
+    channels, expected = source.channels if request.channel is None else 1, header.architecture.in_channels
+    if channels != expected:
+        hint = "; --channel N picks one" if expected == 1 else ""
+        raise UnetcliError(f"{source.path}: {channels} channels, the model takes {expected}{hint}")
+    trained = np.dtype(header.intensity.dtype)
+    both_floats = source.dtype.kind == trained.kind == "f"
+    if request.normalise == "model" and source.dtype != trained and not both_floats:
+        raise UnetcliError(
+            f"{source.path}: {source.dtype}, but the model was trained on {trained}, another range of grey values; "
+            f"convert it, or --normalise volume uses this volume's own mean and deviation"
+        )
+
+
+def resolve_region(request: PredictRequest, source: Volume) -> Box:
+    """The part of the volume that is predicted."""
+    if request.sections == (None, None):
+        return source.whole()
+    if source.section_axis is None:
+        raise UnetcliError(f"--sections: {source.path} is a single image ({', '.join(source.axes)})")
+    return source.sections(*resolve_sections(request.sections, source.extent[source.section_axis], source.path))
+
+
+def resolve_tile(request: PredictRequest, header: ModelHeader, frozen: Plan | None, device: str) -> int:
+    """The tile side asked for, else the frozen one, else the largest that is sensible on the device."""
+    if request.tile is not None:
+        return request.tile
+    if frozen is not None:
+        return frozen.tile[-1]
+    if device == "cpu":
+        return largest_tile(header.architecture.footprint(), CPU_TILE)
+    from unetcli.device import free_bytes, resolve_device
+
+    return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
+
+
+def resolve_choices(request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None) -> Choices:
+    """All other settings that show in the bytes of the result."""
+    mean, std = header.intensity.mean, header.intensity.std
+    if request.normalise == "volume":
+        mean, std = sampled_statistics(source, request.channel)
+    device, threads = resolve_machine(request, frozen)
+    classes = header.architecture.classes
+    return Choices(
+        dtype=request.dtype,
+        outputs=1 if classes == 2 else classes,
+        channel=request.channel,
+        normalise=request.normalise,
+        mean=mean,
+        std=std or 1.0,
+        nonfinite=request.nonfinite,
+        device=device,
+        precision=request.precision,
+        threads=threads,
+    )
+
+
+def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, int]:
+    """Kind of device and number of threads; a rerun takes the frozen ones, and so gives the same bytes."""
+    if frozen is not None and request.device is None:
+        return frozen.choices.device, frozen.choices.threads
+    from unetcli.device import cpu_threads, resolve_device
+
+    return resolve_device(request.device).type, frozen.choices.threads if frozen else cpu_threads()

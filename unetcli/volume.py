@@ -1,0 +1,164 @@
+"""Volumes: Zarr arrays, OME-Zarr images and TIFF stacks with named axes, read by box and mirrored at their edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.errors import UnetcliError, UnreadableBlock
+from unetcli.geometry import Box, mirror_indices
+
+AXES = "tczyx"
+UNNAMED = {2: "yx", 3: "zyx"}
+"""What an array without axis names is taken for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """An array with named axes and voxel size.
+
+    Boxes and extents leave the channel axis out and have the order t, z, y, x; data come as (c, t, z, y, x) with the
+    axes that exist.
+    """
+
+    path: str
+    array: Any
+    """Anything with shape, dtype and slicing; a ``zarr.Array`` when opened from disk."""
+    stored_axes: str
+    """Letters of ``AXES``, one per axis of the array, in its order."""
+    voxel_size: dict[str, float] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    translation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> str:
+        """All axes but the channel's, in the order t, z, y, x."""
+        return "".join(axis for axis in AXES if axis in self.stored_axes and axis != "c")
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        return self._by_axis(self.array.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Stored chunk shape, like ``extent``."""
+        return self._by_axis(getattr(self.array, "chunks", self.array.shape))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
+
+    @property
+    def channels(self) -> int:
+        return int(self.array.shape[self.stored_axes.index("c")]) if "c" in self.stored_axes else 1
+
+    @property
+    def section_axis(self) -> int | None:
+        """Place in ``axes`` of the axis that counts sections: z, else t, else None (a single image)."""
+        return next((self.axes.index(axis) for axis in "zt" if axis in self.axes), None)
+
+    def read(self, box: Box, channel: int | None = None) -> NDArray[Any]:
+        """Voxels of a box, which may reach outside, where the volume is mirrored.
+
+        Returns
+        -------
+        (c, *box.shape), the volume's dtype
+            One channel, or all where ``channel`` is None.
+
+        Raises
+        ------
+        UnreadableBlock
+            Where stored data are damaged.
+        """
+        indices = [mirror_indices(*side) for side in zip(box.start, box.stop, self.extent, strict=True)]
+        low = tuple(int(i.min()) for i in indices)
+        inner = Box(low, tuple(int(i.max()) + 1 for i in indices))
+        voxels = self._stored(inner, channel)
+        for axis, (index, first) in enumerate(zip(indices, low, strict=True), start=1):
+            if len(index) != voxels.shape[axis] or index[0] != first:
+                voxels = np.take(voxels, index - first, axis=axis)
+        return voxels
+
+    def inside(self, place: tuple[int, ...]) -> tuple[int, ...]:
+        """The stored voxel that a place, perhaps outside, is mirrored to."""
+        return tuple(int(mirror_indices(p, p + 1, n)[0]) for p, n in zip(place, self.extent, strict=True))
+
+    def whole(self) -> Box:
+        return Box.of_shape(self.extent)
+
+    def sections(self, first: int, stop: int) -> Box:
+        """The volume's sections ``first..stop``."""
+        if self.section_axis is None:
+            return self.whole()
+        start, end = list(self.whole().start), list(self.extent)
+        start[self.section_axis], end[self.section_axis] = first, stop
+        return Box(tuple(start), tuple(end))
+
+    def without_single_axes(self) -> Volume:
+        """The volume without leading axes of extent 1: a stack of one section is an image."""
+        single = [axis for axis in self.axes[:-2] if self.array.shape[self.stored_axes.index(axis)] == 1]
+        if not single:
+            return self
+        place = tuple(0 if axis in single else slice(None) for axis in self.stored_axes)
+        kept = "".join(axis for axis in self.stored_axes if axis not in single)
+        return replace(self, array=_Squeezed(self.array, place), stored_axes=kept)
+
+    def in_memory(self) -> Volume:
+        """The same volume, read once."""
+        return replace(self, array=np.asarray(self.array[...]))
+
+    def _by_axis(self, per_stored_axis: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(int(per_stored_axis[self.stored_axes.index(axis)]) for axis in self.axes)
+
+    def _stored(self, box: Box, channel: int | None) -> NDArray[Any]:
+        picks = dict(zip(self.axes, box.slices, strict=True))
+        picks["c"] = slice(None) if channel is None else slice(channel, channel + 1)
+        try:
+            voxels = np.asarray(self.array[tuple(picks[axis] for axis in self.stored_axes)])
+        except Exception as error:  # codecs raise what they like: zlib.error, RuntimeError, ValueError, OSError..
+            raise UnreadableBlock(f"{self.path}: cannot read {describe(box, self.axes)}: {error}") from error
+        voxels = voxels.transpose(
+            [self.stored_axes.index(axis) for axis in f"c{self.axes}" if axis in self.stored_axes]
+        )
+        return voxels if "c" in self.stored_axes else voxels[np.newaxis]
+
+
+class _Squeezed:
+    """An array with some axes fixed at one index; still read lazily."""
+
+    def __init__(self, array: Any, place: tuple[int | slice, ...]) -> None:
+        self._array, self._place, self.dtype = array, place, array.dtype
+        self.shape = tuple(n for n, index in zip(array.shape, place, strict=True) if isinstance(index, slice))
+
+    def __getitem__(self, picks: tuple[slice, ...]) -> NDArray[Any]:
+        remaining = iter(picks)
+        full = tuple(next(remaining) if isinstance(index, slice) else index for index in self._place)
+        return np.asarray(self._array[full])
+
+
+def describe(box: Box, axes: str) -> str:
+    """A place for people.
+
+    >>> describe(Box((3, 0), (4, 512)), "zy")
+    'z 3:4, y 0:512'
+    """
+    return ", ".join(f"{axis} {a}:{b}" for axis, a, b in zip(axes, box.start, box.stop, strict=True))
+
+
+def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
+    """Axis letters from stored names, or from the number of axes where nothing is stored."""
+    if not names or not any(names):
+        if dimensions in UNNAMED:
+            return UNNAMED[dimensions]
+        raise UnetcliError(
+            f"{path}: {dimensions} axes without names; (z,) y, x is assumed for 2 or 3, "
+            "more need axis names (OME-Zarr, or dimension_names)"
+        )
+    letters = "".join(str(name).lower()[:1] for name in names)
+    if len(names) != dimensions or len(set(letters)) != len(letters) or not set("yx") <= set(letters) <= set(AXES):
+        raise UnetcliError(f"{path}: axes {', '.join(map(str, names))}; expected y, x and at most one each of t, c, z")
+    return letters
