@@ -146,8 +146,9 @@ def confusion(probability: NDArray[np.float32], reference: NDArray[Any], path: s
     if len(probability) == 1:
         return Confusion.of((reference > 0).astype(np.int64), (probability[0] > THRESHOLD).astype(np.int64), 2)
     classes = len(probability)
-    if reference.max() >= classes:
-        raise UnetcliError(f"{path}: class {reference.max()} found, the prediction has classes 0 to {classes - 1}")
+    foreign = reference[(reference < 0) | (reference >= classes)]
+    if foreign.size:
+        raise UnetcliError(f"{path}: class {foreign[0]} found, the prediction has classes 0 to {classes - 1}")
     return Confusion.of(reference, probability.argmax(0), classes)
 
 

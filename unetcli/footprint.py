@@ -54,7 +54,8 @@ class AxisFootprint:
             else:
                 stride = stride * size if kind == "pool" else stride // size
             alignment = max(alignment, stride)
-        smallest = next(side for side in range(1, 4 * context + 2) if _output_side(steps, side) is not None)
+        sides = range(1, 2 * (context + alignment) + 1)
+        smallest = next(side for side in sides if _output_side(steps, side) is not None)
         return cls(context, alignment, smallest)
 
     def output(self, side: int) -> int:

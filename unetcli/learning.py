@@ -98,10 +98,11 @@ class Training:
             for done, item in enumerate(items, start=state.step + 1):
                 losses.append(learner.step(item, done - 1))
                 report(done, steps)
-                if done % VALIDATE_EVERY == 0 or done == steps or stopping():
+                stop = stopping()
+                if done % VALIDATE_EVERY == 0 or done == steps or stop:
                     state = self._look(learner, state, done, losses, time.perf_counter() - started)
                     losses, started = [], time.perf_counter()
-                if stopping():
+                if stop:
                     break
         return state
 

@@ -46,6 +46,13 @@ def _from_group(path: str, group: zarr.Group) -> Volume:
     image = multiscale(group)
     if image is None:
         return _only_array(path, group)
+    try:
+        return _from_image(path, group, image)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UnetcliError(f"{path}: multiscales metadata that cannot be used ({error!r})") from error
+
+
+def _from_image(path: str, group: zarr.Group, image: dict[str, Any]) -> Volume:
     dataset = image["datasets"][0]
     array = group.get(dataset["path"])
     if not isinstance(array, zarr.Array):

@@ -82,8 +82,9 @@ def predict_volume(
     """
     started = time.perf_counter()
     model, source = find_model(request.model), open_volume(request.volume)
-    output, folder = request.output_path, RunFolder.of(request.output_path)
+    output = request.output_path
     require_place(output, [Path(request.volume), model])
+    folder = RunFolder.of(output)
     plan = settle_plan(request, source, model, folder)
     with folder.launcher(take_over=request.take_over):
         receipts = prepare(request, plan, folder, source)

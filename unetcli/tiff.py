@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import tifffile
@@ -19,7 +20,9 @@ def open_tiff(path: str) -> Volume:
     try:
         with tifffile.TiffFile(path) as tif:
             _require_one_series(path, tif)
-        array = zarr.open_array(tifffile.imread(path, aszarr=True, level=0), mode="r")
+        store = tifffile.imread(path, aszarr=True, level=0)
+        array = zarr.open_array(store, mode="r")
+        weakref.finalize(array, store.close)  # the file stays open as long as the array lives
     except UnetcliError:
         raise
     except Exception as error:
@@ -35,9 +38,9 @@ def _require_one_series(path: str, tif: tifffile.TiffFile) -> None:
 
 
 def _letters(names: list[str]) -> list[str]:
-    """Our letters for tifffile's: samples are channels, unlabelled pages are sections (else time)."""
+    """Our letters for tifffile's: samples are channels, unlabelled pages are sections, beyond those time."""
     found = [str(name).lower()[:1] for name in names]
-    for place, letter in enumerate(found):
+    for place, letter in reversed(list(enumerate(found))):
         if letter == SAMPLES:
             found[place] = "c"
         elif letter in UNKNOWN:

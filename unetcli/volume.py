@@ -49,8 +49,9 @@ class Volume:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """In this machine's byte order, whatever the stored one."""
         dtype: np.dtype[Any] = self.array.dtype
-        return dtype
+        return dtype.newbyteorder("=") if dtype.kind in "uif" else dtype
 
     @property
     def channels(self) -> int:
@@ -118,7 +119,7 @@ class Volume:
         picks = dict(zip(self.axes, box.slices, strict=True))
         picks["c"] = slice(None) if channel is None else slice(channel, channel + 1)
         try:
-            voxels = np.asarray(self.array[tuple(picks[axis] for axis in self.stored_axes)])
+            voxels = np.asarray(self.array[tuple(picks[axis] for axis in self.stored_axes)], self.dtype)
         except Exception as error:  # codecs raise what they like: zlib.error, RuntimeError, ValueError, OSError..
             raise UnreadableBlock(f"{self.path}: cannot read {describe(box, self.axes)}: {error}") from error
         voxels = voxels.transpose(
@@ -159,6 +160,6 @@ def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
             "more need axis names (OME-Zarr, or dimension_names)"
         )
     letters = "".join(str(name).lower()[:1] for name in names)
-    if len(names) != dimensions or len(set(letters)) != len(letters) or not set("yx") <= set(letters) <= set(AXES):
+    if len(letters) != dimensions or len(set(letters)) != len(letters) or not set("yx") <= set(letters) <= set(AXES):
         raise UnetcliError(f"{path}: axes {', '.join(map(str, names))}; expected y, x and at most one each of t, c, z")
     return letters

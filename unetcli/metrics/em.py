@@ -123,7 +123,7 @@ def pair_f_score(counts: PairCounts) -> float:
 
 def _best(name: str, curve: list[float]) -> dict[str, Any]:
     if np.isnan(curve).all():
-        reason = "the reference has no interior"
+        reason = f"the reference has no {'two pixels of ' if name == 'rand_error_pairs' else ''}interior"
         return {name: None, f"{name}_threshold": None, f"{name}_reason": reason}
     place = int(np.nanargmin(curve))
     return {name: curve[place], f"{name}_threshold": LEVELS[place]}

@@ -1,0 +1,33 @@
+"""Draw sections of a volume, its prediction and the truth side by side: VOLUME PREDICTION TRUTH PICTURE.png."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from unetcli.evaluation import pair_up, probabilities
+from unetcli.opening import open_volume
+from unetcli.pictures import draw_sections
+
+SECTIONS = 2
+
+
+def main(volume: str, prediction: str, truth: str, picture: str) -> None:
+    """Sections spread evenly over what the prediction covers."""
+    pair = pair_up(open_volume(prediction), open_volume(truth), Path(prediction))
+    images = open_volume(volume)
+    first, stop = pair.region.start[0], pair.region.stop[0]
+    columns: dict[str, list[np.ndarray]] = {"input": [], "prediction": [], "truth": []}
+    for number in np.linspace(first, stop, SECTIONS + 2, dtype=int)[1:-1]:
+        box = pair.truth.sections(int(number), int(number) + 1).clipped(pair.region)
+        shift = tuple(-offset for offset in pair.offset)
+        columns["input"].append(images.read(box)[0, 0])
+        columns["prediction"].append(probabilities(pair.prediction.read(box.shifted(shift)), prediction)[0, 0])
+        columns["truth"].append(pair.truth.read(box)[0, 0])
+    draw_sections(columns, Path(picture))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,31 @@
+#!/bin/sh
+# The main job in one go: make (or take) images with truth, train a small network on the CPU, predict a volume that
+# training has not seen, score it, draw a picture. About 4 minutes on 2 cores after the packages are installed.
+#
+#   sh examples/quickstart.sh [FOLDER]              a made-up sample, in ./quickstart
+#   UNETCLI_DATA=/path sh examples/quickstart.sh    the ISBI 2012 sections in /path/isbi2012
+set -eu
+. "$(dirname "$0")/environment.sh"
+
+folder=${1:-quickstart}
+steps=${UNETCLI_STEPS:-600}
+mkdir -p "$folder"
+if [ -n "${UNETCLI_DATA:-}" ]; then
+    raw=$(cd "$UNETCLI_DATA" && pwd)/isbi2012/train-volume.tif
+    labels=$(cd "$UNETCLI_DATA" && pwd)/isbi2012/train-labels.tif
+    volume=$raw truth=$labels train_on=0:20 test_on=20:25
+else
+    python "$root/examples/make_sample.py" "$folder"
+    raw=raw.zarr labels=labels.zarr volume=big.zarr truth=truth.zarr train_on=: test_on=:
+fi
+cd "$folder"
+
+unetcli train "$raw" "$labels" --sections "$train_on" --steps "$steps" --optimizer adam
+unetcli predict "$volume" --sections "$test_on" --output prediction.zarr
+unetcli evaluate prediction.zarr "$truth" | tee scores.txt
+python "$root/examples/draw_result.py" "$volume" prediction.zarr "$truth" picture.png
+
+echo
+echo "model       $folder/model/model.safetensors (curves.png and log.jsonl beside it)"
+echo "prediction  $folder/prediction.zarr (OME-Zarr; scores in $folder/scores.txt)"
+echo "picture     $folder/picture.png (input, prediction and truth side by side)"

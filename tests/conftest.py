@@ -1,0 +1,56 @@
+"""Fixtures: a small model, the command line as a user calls it, the real data where it lies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import grey, write_model, write_zarr
+
+__all__ = ["grey", "write_model", "write_zarr"]
+
+
+def pytest_report_header() -> str:
+    return f"real data: {real_data() or 'not found; tests that need it are skipped'}"
+
+
+def real_data() -> Path | None:
+    """The folder of real images: ``$UNETCLI_DATA``, else a ``shared/data`` beside the project."""
+    named = os.environ.get("UNETCLI_DATA")
+    place = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    return place if place.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    place = real_data()
+    if place is None:
+        pytest.skip("no real data: neither $UNETCLI_DATA nor ../shared/data exists")
+    return place
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model")
+
+
+@pytest.fixture
+def unetcli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in ``tmp_path``, as a user would."""
+
+    def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "unetcli", *map(str, words)],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run

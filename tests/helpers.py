@@ -1,0 +1,78 @@
+"""Pieces that tests share: small random networks saved as models, volumes in temporary folders, plans for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from unetcli.architecture import Architecture
+from unetcli.geometry import Box
+from unetcli.model import Intensity, ModelHeader, save_model
+from unetcli.plan import Choices, Plan, Sources
+
+CHOICES = Choices(
+    dtype="uint8",
+    outputs=1,
+    channel=None,
+    normalise="model",
+    mean=100.0,
+    std=50.0,
+    nonfinite=None,
+    device="cpu",
+    precision="float32",
+    threads=1,
+)
+SOURCES = Sources(volume="/in.zarr", volume_fingerprint="v", model="/model.safetensors", model_fingerprint="m")
+
+
+def write_model(folder: Path, *, dtype: str = "uint8", mean: float = 100.0, std: float = 50.0, **sizes: Any) -> Path:
+    """A model of random weights, seeded; its file. The defaults are tiny."""
+    import torch
+
+    from unetcli.network import UNet
+
+    torch.manual_seed(7)
+    architecture = Architecture(**{"depth": 2, "base_channels": 4, **sizes})
+    folder.mkdir(parents=True, exist_ok=True)
+    header = ModelHeader(
+        architecture=architecture,
+        class_names=tuple(f"class {k}" for k in range(architecture.classes)),
+        intensity=Intensity(dtype=dtype, mean=mean, std=std),
+        provenance={},
+    )
+    save_model(folder / "model.safetensors", UNet(architecture), header)
+    return folder / "model.safetensors"
+
+
+def write_zarr(path: Path, values: NDArray[Any], chunks: tuple[int, ...] | None = None, **options: Any) -> Path:
+    """A plain Zarr v3 array."""
+    array = zarr.create_array(path, shape=values.shape, dtype=values.dtype, chunks=chunks or values.shape, **options)
+    array[...] = values
+    return path
+
+
+def grey(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Random grey values."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def plan_of(region: Box, **changes: Any) -> Plan:
+    """A plan of a network of depth 2 (context 20, alignment 4), small chunks and blocks; all of it can be changed."""
+    dimensions = len(region.shape)
+    lead = (1,) * (dimensions - 2)
+    values: dict[str, Any] = {
+        "axes": "tzyx"[-dimensions:],
+        "extent": region.stop,
+        "region": region,
+        "footprint": Architecture(depth=2).footprint().lifted(dimensions),
+        "tile": (*lead, 60, 60),
+        "write_chunks": (*lead, 8, 8),
+        "block_shape": (*lead, 24, 40),
+        "choices": CHOICES,
+        "sources": SOURCES,
+    }
+    return Plan(**{**values, **changes})

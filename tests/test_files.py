@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from unetcli.files import PARTIAL, draft_of, overlaps, publish, remove_aside, replacing, sweep, sync_all
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with replacing(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+        assert draft.parent == path.parent  # a rename within one file system
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_replacement_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as draft:
+        draft.write_text("half of the n")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_the_first_publishes(tmp_path: Path) -> None:
+    assert publish(tmp_path / "plan.json", "first") is True
+    assert publish(tmp_path / "plan.json", "second") is False
+    assert (tmp_path / "plan.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_of_many_publishers_at_once_exactly_one_wins(tmp_path: Path) -> None:
+    won: list[str] = []
+    start = threading.Barrier(8)
+
+    def compete(name: str) -> None:
+        start.wait()
+        if publish(tmp_path / "plan.json", name * 1000):
+            won.append(name)
+
+    threads = [threading.Thread(target=compete, args=(name,)) for name in "abcdefgh"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert (tmp_path / "plan.json").read_text() == won[0] * 1000
+
+
+def test_data_are_synced_before_the_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "a", os.fsync
+    seen: list[tuple[str, bool]] = []
+
+    def watched(handle: int) -> None:
+        real(handle)
+        seen.append((os.readlink(f"/proc/self/fd/{handle}"), path.exists()))  # noqa: PTH115
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with replacing(path) as draft:
+        draft.write_text("new")
+    assert seen == [(str(draft), False), (str(tmp_path), True)]
+    path.unlink()
+    seen.clear()
+    publish(path, "new")
+    assert [exists for _, exists in seen] == [False, True]
+
+
+def test_syncing_passes_over_files_that_do_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    sync_all([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "c", tmp_path / "no" / "d"])
+
+
+def test_sweeping_deletes_drafts_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / "c" / "0", tmp_path / "zarr.json", tmp_path / "partial"]
+    drafts = [draft_of(tmp_path / "c" / "0"), draft_of(tmp_path / "zarr.json")]
+    (tmp_path / "c").mkdir()
+    for path in kept + drafts:
+        path.write_text("x")
+    assert sweep(tmp_path) == 2
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in drafts)
+
+
+def test_drafts_lie_beside_their_file_under_names_of_their_own(tmp_path: Path) -> None:
+    drafts = {draft_of(tmp_path / "a.zarr") for _ in range(100)}
+    assert len(drafts) == 100
+    assert all(draft.parent == tmp_path and draft.name.endswith(PARTIAL) for draft in drafts)
+
+
+def test_removing_takes_files_folders_and_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    for name in ("folder", "file", "missing"):
+        remove_aside(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    remove_aside(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (tmp_path / "data" / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("a", "a", True),
+        ("a", "a/b/c", True),
+        ("a/b", "a", True),
+        ("a", "ab", False),
+        ("a", "b", False),
+        ("link", "a", True),
+        ("link/c", "a", True),
+        ("a/../b", "b", True),
+    ],
+)
+def test_paths_overlap_where_one_holds_the_other(tmp_path: Path, one: str, other: str, expected: bool) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    assert overlaps(tmp_path / one, tmp_path / other) is expected
+    assert overlaps(tmp_path / other, tmp_path / one) is expected

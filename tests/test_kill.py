@@ -1,0 +1,111 @@
+"""Killed at any moment and run again: the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import grey, write_model, write_zarr
+
+SECTIONS, LONG, SIDE = 24, 120, 300
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_model(tmp_path / "model", depth=3, base_channels=8)
+    write_zarr(tmp_path / "big.zarr", grey(SECTIONS, SIDE, SIDE), chunks=(1, 128, 128))
+    return tmp_path
+
+
+def predict(place: Path, *words: str) -> subprocess.Popen[str]:
+    """The command as a user types it; float32 shows every bit. What it says goes to ``talk.txt``."""
+    command = [sys.executable, "-m", "unetcli", "predict", "big.zarr", "--dtype", "float32", *words]
+    with (place / "talk.txt").open("w") as talk:
+        return subprocess.Popen(command, cwd=place, stderr=talk, stdout=subprocess.DEVNULL, text=True)
+
+
+def talk(place: Path) -> str:
+    return (place / "talk.txt").read_text()
+
+
+def files(store: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(store)): f.read_bytes() for f in sorted(store.rglob("*")) if f.is_file()}
+
+
+def computed(place: Path, store: str) -> list[int]:
+    """Blocks with a receipt, as often as they have one."""
+    lines = [
+        line for f in (place / f"{store}.run/predict/receipts").glob("*.txt") for line in f.read_text().splitlines()
+    ]
+    return [int(line.split()[0]) for line in lines]
+
+
+def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path) -> None:
+    started = time.monotonic()
+    assert predict(place, "--output", "whole.zarr").wait(timeout=120) == 0
+    whole_time = time.monotonic() - started
+    chance, kills = random.Random(2015), 0
+    for _ in range(60):
+        process = predict(place)
+        try:
+            code = process.wait(timeout=chance.uniform(0.1, 1.2) * whole_time)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert code == 0, talk(place)
+        if kills >= 4:
+            break
+        for path in ("big.pred.zarr", "big.pred.zarr.run"):  # too lucky: once more from the start
+            subprocess.run(["rm", "-r", str(place / path)], check=True)
+    assert kills >= 4
+    assert code == 0
+    whole = {name: content for name, content in files(place / "whole.zarr").items() if name.startswith("0/")}
+    ours = {name: content for name, content in files(place / "big.pred.zarr").items() if name.startswith("0/")}
+    assert ours == whole
+    assert set(computed(place, "big.pred.zarr")) == set(range(SECTIONS))
+    assert not list(place.rglob("*.partial"))
+
+
+def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
+    shutil.rmtree(place / "big.zarr")
+    write_zarr(place / "big.zarr", grey(LONG, SIDE, SIDE), chunks=(1, 128, 128))
+    process = predict(place)
+    receipts = place / "big.pred.zarr.run/predict/receipts"
+    deadline = time.monotonic() + 60
+    while not (receipts.is_dir() and any(f.stat().st_size for f in receipts.iterdir())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=60) == 3, talk(place)
+    assert "the same command continues" in talk(place)
+    before = computed(place, "big.pred.zarr")
+    assert 0 < len(before) < LONG
+    assert predict(place).wait(timeout=120) == 0
+    assert sorted(computed(place, "big.pred.zarr")) == list(range(LONG))  # nothing was computed twice
+
+
+def test_a_second_launcher_names_the_first_and_a_dead_one_is_no_obstacle(place: Path) -> None:
+    first = predict(place)
+    lock = place / "big.pred.zarr.run/predict/lock"
+    deadline = time.monotonic() + 60
+    while not lock.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)  # alive, for as long as we like
+    second = predict(place)
+    assert second.wait(timeout=60) == 1
+    assert f"pid {first.pid}" in talk(place)
+    assert len(talk(place).strip().splitlines()) == 1
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert lock.exists()
+    assert predict(place).wait(timeout=120) == 0

@@ -1,0 +1,91 @@
+"""Imports point downwards: this file holds the list. A new module has to be given its place here."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unetcli
+
+PACKAGE = Path(unetcli.__file__).parent
+LAYERS = [
+    "errors files geometry footprint streams allocator",
+    "architecture config plan planner targets augment lock receipts network loss device "
+    "metrics metrics.em metrics.pixels",
+    "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",
+    "sampling survey inference worker resolving prediction validation learning training evaluation",
+    "cli cli.evaluate cli.options cli.predict cli.talk cli.train",
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
+ABOVE_ALL = {"__init__", "__main__"}
+WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), "architecture", "config", "plan", "planner", "lock", "receipts"]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("unetcli.") for name in found} & set(MODULES)
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(LAYER) == set(MODULES) - ABOVE_ALL
+    assert sum(len(names.split()) for names in LAYERS) == len(LAYER)
+
+
+@pytest.mark.parametrize("name", sorted(LAYER))
+def test_imports_point_downwards(name: str) -> None:
+    upwards = {other for other in imported(MODULES[name]) if LAYER[other] > LAYER[name]}
+    assert not upwards, f"{name} (layer {LAYER[name]}) imports {sorted(upwards)}"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Counting imports inside functions and for type checkers too."""
+    graph = {name: imported(path) - {name} for name, path in MODULES.items() if name not in ABOVE_ALL}
+    while leaves := {name for name, needs in graph.items() if not needs & set(graph)}:
+        graph = {name: needs for name, needs in graph.items() if name not in leaves}
+    assert not graph
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """What each light module loads when it is imported first in a fresh interpreter."""
+    program = (
+        "import importlib, json, os, sys\n"
+        "told = {}\n"
+        "for name in sys.argv[1:]:\n"
+        "    read, write = os.pipe()\n"
+        "    if not os.fork():\n"
+        "        importlib.import_module('unetcli.' + name)\n"
+        "        os.write(write, json.dumps(sorted({m.split('.')[0] for m in sys.modules})).encode())\n"
+        "        os._exit(0)\n"
+        "    os.close(write)\n"
+        "    told[name] = json.loads(open(read).read())\n"
+        "    os.wait()\n"
+        "print(json.dumps(told))\n"
+    )
+    command = [sys.executable, "-c", program, *WITHOUT_TORCH_AND_ZARR]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH_AND_ZARR)
+def test_planning_needs_neither_torch_nor_zarr(loaded: dict[str, list[str]], name: str) -> None:
+    assert "unetcli" in loaded[name]
+    assert not {"torch", "zarr"} & set(loaded[name])

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaozarrs
+import zarr
+from helpers import CHOICES, grey, plan_of
+from numpy.typing import NDArray
+
+from unetcli.errors import UnetcliError
+from unetcli.geometry import Box
+from unetcli.opening import open_volume
+from unetcli.output import Output, marker, require_ours
+from unetcli.plan import Plan
+from unetcli.volume import Volume
+
+REGION = Box((1, 3, 5), (4, 40, 50))
+
+
+def source(plan: Plan, **details: Any) -> Volume:
+    return Volume(path="in", array=np.zeros(plan.extent, np.uint8), stored_axes=plan.axes, **details)
+
+
+def created(path: Path, region: Box = REGION, dtype: str = "uint8", outputs: int = 1, **details: Any) -> Output:
+    from dataclasses import replace
+
+    plan = plan_of(region, choices=replace(CHOICES, dtype=dtype, outputs=outputs))
+    output = Output(path, plan)
+    output.create(source(plan, **details))
+    return output
+
+
+def write_all(output: Output, values: NDArray[Any]) -> None:
+    """Block by block, as a worker does; ``values`` is (outputs, *region.shape)."""
+    array = output.open()
+    for number in range(output.plan.blocks):
+        box = output.plan.output_box(output.plan.block(number))
+        output.write(array, box, values[(slice(None), *box.slices)])
+
+
+def chunk_files(output: Output) -> set[Path]:
+    return {path for path in (output.level / "c").rglob("*") if path.is_file()}
+
+
+REGIONS = {
+    "yx": Box((3, 5), (40, 50)),
+    "zyx": REGION,
+    "tzyx": Box((1, 0, 3, 5), (3, 2, 40, 50)),
+    "one voxel": Box((0, 0), (1, 1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::yaozarrs._storage.StorageValidationWarning")
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
+def test_what_is_written_is_ome_zarr(tmp_path: Path, region: Box, outputs: int) -> None:
+    units = {"y": "nanometer", "x": "nanometer"}
+    output = created(tmp_path / "a.zarr", region, outputs=outputs, units=units)
+    write_all(output, grey(outputs, *region.shape))
+    output.mark_complete()
+    assert yaozarrs.validate_zarr_store(str(output.path)).ome_version() == "0.5"
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+def test_what_is_written_is_read_back_as_a_volume(tmp_path: Path, region: Box, dtype: str, outputs: int) -> None:
+    output = created(tmp_path / "a.zarr", region, dtype, outputs)
+    values = (grey(outputs, *region.shape) / np.float32(255)).astype(dtype)
+    write_all(output, values)
+    volume = open_volume(output.path)
+    assert volume.axes == output.plan.axes
+    assert (volume.dtype, volume.channels) == (np.dtype(dtype), outputs)
+    assert np.array_equal(volume.read(volume.whole()), values)
+
+
+def test_classes_get_an_axis_before_the_spatial_ones(tmp_path: Path) -> None:
+    output = created(tmp_path / "a.zarr", REGIONS["tzyx"], outputs=3)
+    assert zarr.open_array(output.level).metadata.dimension_names == ("t", "c", "z", "y", "x")  # type: ignore[union-attr]
+    assert (output.open().shape, output.open().chunks) == ((2, 3, 2, 37, 45), (1, 1, 1, 8, 8))
+
+
+def test_the_place_of_a_region_is_kept(tmp_path: Path) -> None:
+    output = created(
+        tmp_path / "a.zarr",
+        outputs=2,
+        voxel_size={"z": 50, "y": 4, "x": 4.5},
+        translation={"z": 10, "y": -8, "x": 0.5},
+        units=dict.fromkeys("zyx", "nanometer"),
+    )
+    volume = open_volume(output.path)
+    assert volume.voxel_size == {"c": 1, "z": 50, "y": 4, "x": 4.5}
+    assert volume.translation == {"c": 0, "z": 60, "y": 4, "x": 23}
+    assert volume.units == dict.fromkeys("zyx", "nanometer")
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
+def test_files_lists_exactly_what_a_block_writes(tmp_path: Path, region: Box, outputs: int) -> None:
+    output = created(tmp_path / "a.zarr", region, outputs=outputs)
+    array, before = output.open(), chunk_files(output)
+    for number in range(output.plan.blocks):
+        box = output.plan.output_box(output.plan.block(number))
+        output.write(array, box, np.full((outputs, *box.shape), 7, np.uint8))
+        listed = list(output.files(box))
+        assert set(listed) == chunk_files(output) - before
+        assert len(listed) == len(set(listed))
+        before = chunk_files(output)
+
+
+def test_a_chunk_of_zeros_leaves_no_file_and_reads_as_zeros(tmp_path: Path) -> None:
+    output = created(tmp_path / "a.zarr")
+    values = np.zeros((1, *REGION.shape), np.uint8)
+    values[0, 1, 20, 30] = 9
+    write_all(output, values)
+    assert chunk_files(output) == {output.level / "c" / "1" / "2" / "3"}
+    assert np.array_equal(open_volume(output.path).read(Box.of_shape(REGION.shape)), values)
+
+
+def test_writing_a_block_again_replaces_it(tmp_path: Path) -> None:
+    output = created(tmp_path / "a.zarr")
+    write_all(output, grey(1, *REGION.shape))
+    write_all(output, np.zeros((1, *REGION.shape), np.uint8))
+    assert not open_volume(output.path).read(Box.of_shape(REGION.shape)).any()
+
+
+def test_an_output_is_incomplete_until_it_is_marked(tmp_path: Path) -> None:
+    output = created(tmp_path / "a.zarr")
+    before = marker(output.path)
+    assert before is not None
+    assert before["complete"] is False
+    output.mark_complete()
+    assert marker(output.path) == {**before, "complete": True}
+    assert before["region"] == [[1, 4], [3, 40], [5, 50]]
+    assert before["extent"] == [4, 40, 50]
+
+
+def test_creating_leaves_nothing_but_the_output(tmp_path: Path) -> None:
+    output = created(tmp_path / "a.zarr")
+    assert list(tmp_path.iterdir()) == [output.path]
+
+
+def test_an_output_made_by_another_launcher_stays(tmp_path: Path) -> None:
+    first = created(tmp_path / "a.zarr")
+    values = grey(1, *REGION.shape)
+    write_all(first, values)
+    again = created(tmp_path / "a.zarr")
+    assert np.array_equal(open_volume(again.path).read(Box.of_shape(REGION.shape)), values)
+    assert list(tmp_path.iterdir()) == [again.path]
+
+
+def foreign(path: Path, kind: str) -> None:
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "thesis.txt").write_text("mine")
+    elif kind == "zarr":
+        zarr.create_array(path, data=grey(4, 4))
+    else:
+        zarr.open_group(path, mode="w", attributes={"ome": {"version": "0.5"}})
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "zarr", "group"])
+def test_what_is_not_ours_is_refused_and_stays(tmp_path: Path, kind: str) -> None:
+    foreign(path := tmp_path / "a.zarr", kind)
+    before = sorted(path.rglob("*"))
+    with pytest.raises(UnetcliError, match=r"a\.zarr: exists and was not written by unetcli"):
+        require_ours(path)
+    with pytest.raises(OSError, match=r"a\.zarr"):
+        created(path)
+    assert sorted(path.rglob("*")) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_free_place_an_empty_folder_and_our_own_are_accepted(tmp_path: Path) -> None:
+    require_ours(tmp_path / "free")
+    (tmp_path / "empty").mkdir()
+    require_ours(tmp_path / "empty")
+    created(tmp_path / "empty")
+    require_ours(tmp_path / "empty")
+    assert marker(tmp_path / "empty") is not None

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from helpers import CHOICES, SOURCES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unetcli.architecture import Architecture
+from unetcli.footprint import Footprint, Layer
+from unetcli.geometry import Box
+from unetcli.plan import Plan
+from unetcli.planner import (
+    WINDOW_BYTES,
+    Input,
+    device_tile,
+    forward_bytes,
+    largest_tile,
+    make_plan,
+    output_chunks,
+    wasted_work,
+    work,
+)
+
+PAPER = Architecture()
+GIB = 2**30
+
+
+def plan_for(
+    *extent: int, tile: int = 572, chunks: tuple[int, ...] | None = None, region: Box | None = None, depth: int = 4
+) -> Plan:
+    chunks = chunks or (1,) * (len(extent) - 2) + (64, 64)
+    source = Input(axes="tzyx"[-len(extent) :], extent=extent, chunks=chunks, bytes_per_voxel=1)
+    return make_plan(source, region or Box.of_shape(extent), Architecture(depth=depth), tile, CHOICES, SOURCES)
+
+
+def voxels_read(plan: Plan) -> int:
+    return sum(tile.read.size for n in range(plan.blocks) for tile in plan.tiles(plan.block(n)))
+
+
+def test_the_paper_s_tile_on_a_large_plane_takes_blocks_of_3072() -> None:
+    plan = plan_for(50_000, 40_000)
+    assert plan.block_shape == (3072, 3072)
+    assert 3072 % plan.footprint.step(plan.tile)[0] == 0  # no tile is cut short inside
+
+
+@pytest.mark.parametrize("extent", [(5, 3), (1, 511), (513, 512), (777, 1031), (3, 4097, 90), (2, 2, 60, 9000)])
+@pytest.mark.parametrize("tile", [204, 572, 2236])
+def test_blocks_are_whole_chunks_of_one_section(extent: tuple[int, ...], tile: int) -> None:
+    plan = plan_for(*extent, tile=tile)
+    assert plan.write_chunks == (1,) * (len(extent) - 2) + tuple(min(512, n) for n in extent[-2:])
+    assert all(block % chunk == 0 for block, chunk in zip(plan.block_shape, plan.write_chunks, strict=True))
+    assert plan.tile == (1,) * (len(extent) - 2) + (tile, tile)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    start=st.tuples(st.integers(0, 90), st.integers(0, 90)),
+    shape=st.tuples(st.integers(1, 3000), st.integers(1, 900)),
+    tile=st.sampled_from([204, 316, 572]),
+)
+def test_wasted_work_is_what_the_real_tiles_read(start: tuple[int, int], shape: tuple[int, int], tile: int) -> None:
+    stop = (start[0] + shape[0], start[1] + shape[1])
+    plan = plan_for(3100, 1000, tile=tile, region=Box(start, stop))
+    assert wasted_work(plan) == pytest.approx(voxels_read(plan) / plan.region.size - 1, rel=1e-12)
+
+
+@pytest.mark.parametrize("block", [16, 64, 384, 512, 1024])
+@pytest.mark.parametrize(("start", "stop"), [(0, 1031), (7, 8), (33, 1024), (500, 2049)])
+def test_work_is_what_one_row_of_tiles_reads(block: int, start: int, stop: int) -> None:
+    axis, total = PAPER.footprint().axes[0], 0
+    for first in range(start, stop, block):
+        plan = plan_for(300, 3000, tile=572, region=Box((0, first), (1, min(first + block, stop))))
+        total += sum(tile.read.shape[1] for tile in plan.tiles(plan.block(0)))
+    assert work(axis, 572, block, start, stop) == total
+
+
+@pytest.mark.parametrize("extent", [600, 1031, 2500, 5000, 9000])
+@pytest.mark.parametrize("tile", [204, 572, 700])
+def test_no_other_block_would_read_less(extent: int, tile: int) -> None:
+    plan, axis = plan_for(64, extent, tile=tile), PAPER.footprint().axes[0]
+    chosen = work(axis, tile, plan.block_shape[1], 0, extent)
+    assert all(chosen <= work(axis, tile, block, 0, extent) for block in range(512, 4097, 512))
+
+
+def test_sections_stored_together_are_read_together() -> None:
+    assert plan_for(64, 700, 700, chunks=(16, 64, 64)).block_shape[0] == 16
+    assert plan_for(64, 700, 700, chunks=(1, 64, 64)).block_shape[0] == 1
+    assert plan_for(5, 700, 700, chunks=(16, 64, 64)).block_shape[0] == 5
+    assert plan_for(3, 8, 700, 700, chunks=(2, 4, 64, 64)).block_shape[:2] == (2, 4)
+
+
+@pytest.mark.parametrize("thickness", [1, 7, 64, 1000])
+@pytest.mark.parametrize("plane", [300, 3000, 9000])
+def test_the_window_of_a_block_fits_the_memory_set_for_it(thickness: int, plane: int) -> None:
+    plan = plan_for(1000, plane, plane, chunks=(thickness, 64, 64), tile=572)
+    middle = plan.block(min(plan.blocks - 1, plan.blocks // 2))
+    assert plan.window(middle).size <= WINDOW_BYTES
+    assert plan.block_shape[0] <= thickness
+
+
+def test_a_small_output_has_one_chunk() -> None:
+    assert output_chunks((9, 100, 600), 2) == (1, 100, 512)
+    assert output_chunks((9, 100, 600), 3) == (9, 100, 512)
+
+
+@pytest.mark.parametrize(("limit", "side"), [(700, 700), (699, 684), (2236, 2236), (204, 204), (1, 204)])
+def test_the_largest_tile_below_a_limit_is_usable(limit: int, side: int) -> None:
+    assert largest_tile(PAPER.footprint(), limit) == side
+    PAPER.footprint().require_usable((side, side))
+
+
+def test_the_largest_tile_is_usable_along_every_axis() -> None:
+    layers = [Layer("conv", (3, 3)), Layer("pool", (1, 2)), Layer("conv", (3, 3)), Layer("up", (1, 2))]
+    footprint = Footprint.walk(layers)
+    side = largest_tile(footprint, 101)
+    footprint.require_usable((side, side))
+
+
+def test_more_memory_never_gives_a_smaller_tile() -> None:
+    sides = [device_tile(PAPER, GIB * n // 4) for n in range(1, 200)]
+    assert sides == sorted(sides)
+    assert len(set(sides)) > 10
+    assert (sides[0] >= 204, sides[-1]) == (True, 2236)
+
+
+@pytest.mark.parametrize("free", [GIB // 2, GIB, 3 * GIB, 5 * GIB])
+def test_the_tile_is_the_largest_that_fits(free: int) -> None:
+    side = device_tile(PAPER, free)
+    assert forward_bytes(PAPER, side) <= free < forward_bytes(PAPER, side + 16)
+
+
+def test_without_memory_the_smallest_tile_is_tried() -> None:
+    assert device_tile(PAPER, 0) == 204
+
+
+def test_memory_is_more_than_the_weights_and_the_widest_layer() -> None:
+    weights, widest = 4 * 31_030_658, 4 * 64 * (568**2 + 570**2)
+    assert forward_bytes(PAPER, 572) > max(weights, widest)
+    assert math.isclose(forward_bytes(PAPER, 2236) / forward_bytes(PAPER, 1116), 4, rel_tol=0.15)
