@@ -153,6 +153,21 @@ def test_foreign_places_and_inputs_are_never_written_to(request_: PredictRequest
     with pytest.raises(UnetcliError, match="input"):
         predict_volume(replace(request_, output=Path("link.zarr")))
     assert Path("foreign/notes.txt").read_text() == "mine"
+
+
+def test_an_array_element_does_not_overwrite_what_others_share(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    predict_volume(request_)
+    with pytest.raises(UnetcliError, match="array element 3"):
+        predict_volume(replace(request_, overwrite=True))
+    assert len(np.unique(stored())) > 20
+
+
+def test_nothing_is_begun_beside_a_refused_output(request_: PredictRequest) -> None:
+    with pytest.raises(UnetcliError, match="--output"):
+        predict_volume(replace(request_, output=Path("big.zarr")))
     assert not list(Path().glob("*.run"))
 
 

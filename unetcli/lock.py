@@ -41,6 +41,8 @@ def hold(path: Path, *, take_over: bool = False) -> Iterator[None]:
 def _break(path: Path, take_over: bool) -> None:
     """Remove the lock of a process that is gone; raise where it may be alive."""
     with _guard(path):  # between looking and removing, nobody else may break and take the lock
+        if not path.exists():
+            return  # given back meanwhile; from here on it may be another's, so nothing is removed
         holder = _holder(path)
         if holder and not take_over and not holder.is_gone():
             raise UnetcliError(

@@ -200,9 +200,13 @@ def differences(old: Plan, new: Plan) -> list[str]:
     """What two plans do differently, one phrase each; paths do not count, only what they led to."""
     told = [
         f"{name} {_show(getattr(new, name))} (was {_show(getattr(old, name))})"
-        for name in ("extent", "region", "tile", "write_chunks", "block_shape", "footprint")
+        for name in ("extent", "region", "footprint", "write_chunks")
         if getattr(new, name) != getattr(old, name)
     ]
+    if new.tile != old.tile:
+        told.append(f"tile {new.tile[-1]} (was {old.tile[-1]})")
+    elif not told and new.block_shape != old.block_shape:  # of the same tile: another unetcli, or other input chunks
+        told.append(f"block_shape {_show(new.block_shape)} (was {_show(old.block_shape)})")
     told += [
         f"{field.name} {value} (was {before})"
         for field in fields(Choices)

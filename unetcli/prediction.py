@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,14 +85,15 @@ def predict_volume(
     model, source = find_model(request.model), open_volume(request.volume)
     output = request.output_path
     require_place(output, [Path(request.volume), model])
+    require_alone(request)
     folder = RunFolder.of(output)
     plan = settle_plan(request, source, model, folder)
     with folder.launcher(take_over=request.take_over):
         receipts = prepare(request, plan, folder, source)
         done = done_blocks(plan, receipts)
-        log.info("%s", announcement(plan, source, output, int(done.sum())))
         tally = None
         if not done.all():
+            log.info("%s", announcement(plan, source, output, int(done.sum())))
             sweep(output)
             tally = compute(plan, Output(output, plan), folder, source, model, receipts, report, stopping)
         complete = bool(done_blocks(plan, folder.latest_receipts()).all())
@@ -108,6 +110,14 @@ def require_place(output: Path, inputs: Sequence[Path]) -> None:
     if not output.absolute().parent.is_dir():
         raise UnetcliError(f"{output}: the folder {output.absolute().parent} does not exist")
     require_ours(output)
+
+
+def require_alone(request: PredictRequest) -> None:
+    """Refuse to replace an output from one of many jobs that share it."""
+    if request.overwrite and (task := os.environ.get("SLURM_ARRAY_TASK_ID")):
+        raise UnetcliError(
+            f"--overwrite: refused in array element {task}, which shares {request.output_path} with others"
+        )
 
 
 def settle_plan(request: PredictRequest, source: Volume, model: Path, folder: RunFolder) -> Plan:
