@@ -20,12 +20,16 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def write_half(draft: Path) -> None:
+    draft.write_text("half of the n")
+    raise ZeroDivisionError
+
+
 def test_a_failed_replacement_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
     with pytest.raises(ZeroDivisionError), replacing(path) as draft:
-        draft.write_text("half of the n")
-        raise ZeroDivisionError
+        write_half(draft)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -75,7 +79,7 @@ def test_data_are_synced_before_the_name_appears(tmp_path: Path, monkeypatch: py
 
 def test_syncing_passes_over_files_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
-    sync_all([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "c", tmp_path / "no" / "d"])
+    sync_all([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "c", tmp_path / "no" / "d"], tmp_path)
 
 
 def test_sweeping_deletes_drafts_and_nothing_else(tmp_path: Path) -> None:

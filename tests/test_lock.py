@@ -37,7 +37,7 @@ while turns:
             os.unlink(lock.with_name("alone"))
             turns -= 1
     except UnetcliError:
-        pass
+        time.sleep(0.0002)
 """
 
 

@@ -53,7 +53,6 @@ REGIONS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::yaozarrs._storage.StorageValidationWarning")
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
 def test_what_is_written_is_ome_zarr(tmp_path: Path, region: Box, outputs: int) -> None:

@@ -97,7 +97,7 @@ def test_the_data_reach_the_disk_before_the_receipt_that_vouches(
         synced.append((os.readlink(f"/proc/self/fd/{handle}"), len(read_receipts(tmp_path))))  # noqa: PTH115
 
     monkeypatch.setattr(os, "fsync", watched)
-    with ReceiptBook(tmp_path) as book:
+    with ReceiptBook(tmp_path, data.parent) as book:
         book.add(RECEIPT, [data, data.with_name("all zero, so never stored")])
         assert read_receipts(tmp_path) == {}
         own = str(book.path)
@@ -107,7 +107,7 @@ def test_the_data_reach_the_disk_before_the_receipt_that_vouches(
 def test_receipts_are_written_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receipts, "GROUP_SECONDS", 1e9)
     monkeypatch.setattr(receipts, "GROUP_BLOCKS", 4)
-    with ReceiptBook(tmp_path) as book:
+    with ReceiptBook(tmp_path, tmp_path) as book:
         counts = []
         for number in range(10):
             book.add(replace(RECEIPT, block=number), [])
@@ -118,20 +118,23 @@ def test_receipts_are_written_in_groups(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_receipt_does_not_wait_longer_than_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receipts, "GROUP_SECONDS", 0.0)
-    with ReceiptBook(tmp_path) as book:
+    with ReceiptBook(tmp_path, tmp_path) as book:
         book.add(RECEIPT, [])
         assert set(read_receipts(tmp_path)) == {3}
 
 
 def test_what_is_done_is_vouched_for_when_the_rest_fails(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), ReceiptBook(tmp_path) as book:
+    def one_and_fail(book: ReceiptBook) -> None:
         book.add(RECEIPT, [])
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), ReceiptBook(tmp_path, tmp_path) as book:
+        one_and_fail(book)
     assert set(read_receipts(tmp_path)) == {3}
 
 
 def test_every_book_has_a_file_of_its_own_and_an_unused_one_leaves_none(tmp_path: Path) -> None:
-    with ReceiptBook(tmp_path) as one, ReceiptBook(tmp_path) as other:
+    with ReceiptBook(tmp_path, tmp_path) as one, ReceiptBook(tmp_path, tmp_path) as other:
         assert one.path != other.path
     assert list(tmp_path.iterdir()) == []
 

@@ -104,9 +104,9 @@ def test_channels_stay_apart() -> None:
 
 
 def test_sections_of_a_region_are_one_image_each() -> None:
-    boxes = list(SAME.sections(Box((1, 2, 3), (3, 13, 22))))
+    boxes = list(Box((1, 2, 3), (3, 13, 22)).planes())
     assert boxes == [Box((1, 2, 3), (2, 13, 22)), Box((2, 2, 3), (3, 13, 22))]
-    assert list(SAME.sections(Box((4, 5), (6, 7)))) == [Box((4, 5), (6, 7))]
+    assert list(Box((4, 5), (6, 7)).planes()) == [Box((4, 5), (6, 7))]
     assert SAME.image(boxes[0]).shape == (1, 11, 19)
     assert np.array_equal(SAME.target(boxes[0]), grey(*SHAPE)[1, 2:, 3:])
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box
 from unetcli.sampling import Annotated
-from unetcli.survey import label_values, resolve_truth, survey
+from unetcli.survey import label_values, require_known_classes, resolve_truth, survey
 from unetcli.volume import Volume
 
 SHAPE = (3, 13, 22)
@@ -65,6 +65,12 @@ def test_a_class_without_a_pixel_is_refused(values: list[int], truth: str, missi
         survey(annotated(grey(*SHAPE), labels, truth), Box.of_shape(SHAPE))
 
 
+def test_a_negative_class_is_refused() -> None:
+    labels = np.resize(np.array([0, 1, -1], np.int16), SHAPE)
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: label -1; classes are numbered 0, 1, 2"):
+        survey(annotated(grey(*SHAPE), labels, "classes"), Box.of_shape(SHAPE))
+
+
 @pytest.mark.parametrize("values", [[0], [0, 255], [0, 1], [3, 7]], ids=str)
 def test_at_most_two_values_are_foreground_and_background(values: list[int]) -> None:
     labels = np.resize(np.array(values, np.uint16), SHAPE)
@@ -98,3 +104,14 @@ def test_the_values_of_a_region_are_those_inside_it(shape: tuple[int, ...]) -> N
     labels[..., 5, 6], labels[..., 0, 0] = 9, 400
     region = Box((0,) * (len(shape) - 2) + (1, 1), shape)
     assert label_values(volume(labels), region) == [0, 9]
+
+
+def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:
+    labels = np.zeros((4, 8, 8), np.uint8)
+    labels[:, 4:] = 1
+    labels[3, 6:] = 2
+    data = annotated(labels, labels, "classes")
+    found = survey(data, Box((0, 0, 0), (3, 8, 8)))
+    require_known_classes(data, Box((2, 0, 0), (3, 8, 8)), found)
+    with pytest.raises(UnetcliError, match="class 2 in the held-out sections only"):
+        require_known_classes(data, Box((3, 0, 0), (4, 8, 8)), found)

@@ -16,7 +16,7 @@ from unetcli.geometry import Box
 from unetcli.metrics import em
 from unetcli.metrics.pixels import Confusion
 from unetcli.opening import open_volume
-from unetcli.output import marker
+from unetcli.output import marker_around
 from unetcli.volume import Volume
 
 METRICS = ("pixels", "em")
@@ -39,9 +39,7 @@ class Pair:
 
     def planes(self, region: Box) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
         """Each section of a region: probabilities (c, y, x) and truth (y, x)."""
-        for lead in np.ndindex(region.shape[:-2]):
-            first = tuple(a + i for a, i in zip(region.start, lead, strict=False))
-            box = Box(first + region.start[-2:], tuple(a + 1 for a in first) + region.stop[-2:])
+        for box in region.planes():
             stored = self.prediction.read(box.shifted(tuple(-o for o in self.offset)))
             truth = self.truth.read(box)
             yield probabilities(plane(stored), self.prediction.path), plane(truth)[0]
@@ -84,7 +82,7 @@ def evaluate_volume(
 
 def require_complete(prediction: str, allow_incomplete: bool) -> None:
     """Refuse a prediction of ours that is not finished."""
-    ours = marker(Path(prediction))
+    ours = marker_around(Path(prediction))
     if ours and not ours.get("complete") and not allow_incomplete:
         raise UnetcliError(f"{prediction}: not complete; run its predict command again, or --allow-incomplete")
 
@@ -97,7 +95,7 @@ def pair_up(prediction: Volume, truth: Volume, store: Path) -> Pair:
         )
     if prediction.extent == truth.extent:
         return Pair(prediction, truth, (0,) * len(truth.extent))
-    ours = marker(store) or {}
+    ours = marker_around(store) or {}
     if tuple(ours.get("extent", ())) == truth.extent:
         return Pair(prediction, truth, tuple(first for first, _ in ours["region"]))
     flat, flat_truth = prediction.without_single_axes(), truth.without_single_axes()

@@ -55,15 +55,19 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sync_all(paths: Iterable[Path]) -> None:
-    """Have files, then the folders that hold them, reach the disk; a file that does not exist needs nothing."""
-    parents = set()
-    for path in paths:
+def sync_all(files: Iterable[Path], root: Path) -> None:
+    """Have files, then the folders that lead to them from ``root``, reach the disk.
+
+    A file that does not exist needs nothing, but its folder may just have lost it.
+    """
+    folders: set[Path] = set()
+    for file in files:
         with suppress(FileNotFoundError, NotADirectoryError):
-            sync(path)
-            parents.add(path.parent)
-    for parent in sorted(parents):
-        sync(parent)
+            sync(file)
+        folders.update(parent for parent in file.parents if parent == root or root in parent.parents)
+    for folder in sorted(folders, reverse=True):  # the deeper first
+        with suppress(FileNotFoundError):
+            sync(folder)
 
 
 def sweep(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from unetcli.volume import Volume
 
 SAMPLES = 64
 SAMPLED_BYTES = 256 * 2**20
-"""At most this much is read, so that huge chunks do not make every start slow."""
+"""At most about this much is read, so that huge chunks do not make every start slow."""
+SAMPLED_VOXELS = 2**24
+"""At most this many voxels of a chunk are looked at."""
 
 
 def sampled_boxes(volume: Volume) -> list[Box]:
@@ -68,4 +71,8 @@ def sampled_statistics(volume: Volume, channel: int | None) -> tuple[float, floa
 
 def _chunk(volume: Volume, place: tuple[Any, ...]) -> Box:
     corner = tuple(int(p) * c for p, c in zip(place, volume.chunks, strict=True))
-    return Box(corner, tuple(a + c for a, c in zip(corner, volume.chunks, strict=True))).clipped(volume.whole())
+    shape = list(volume.chunks)
+    while math.prod(shape) * volume.channels > SAMPLED_VOXELS:
+        longest = shape.index(max(shape))
+        shape[longest] = -(-shape[longest] // 2)
+    return Box(corner, tuple(a + n for a, n in zip(corner, shape, strict=True))).clipped(volume.whole())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,16 @@ class Box:
         start = tuple(min(max(a, low), high) for a, low, high in zip(self.start, other.start, other.stop, strict=True))
         stop = tuple(max(min(b, high), a) for b, high, a in zip(self.stop, other.stop, start, strict=True))
         return Box(start, stop)
+
+    def planes(self) -> Iterator[Box]:
+        """The box cut into planes of its last two axes, in C order.
+
+        >>> [plane.start for plane in Box((3, 0, 0), (5, 8, 8)).planes()]
+        [(3, 0, 0), (4, 0, 0)]
+        """
+        for lead in np.ndindex(self.shape[:-2]):
+            first = tuple(a + i for a, i in zip(self.start, lead, strict=False))
+            yield Box(first + self.start[-2:], tuple(a + 1 for a in first) + self.stop[-2:])
 
 
 def mirror_indices(start: int, stop: int, extent: int) -> NDArray[np.intp]:

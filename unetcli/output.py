@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from unetcli.errors import UnetcliError
-from unetcli.files import draft_of, remove_aside, replacing, sync_all
+from unetcli.files import draft_of, remove_aside, replacing, sync, sync_all
 from unetcli.geometry import Box
 from unetcli.plan import Plan
 from unetcli.volume import Volume
@@ -59,9 +59,10 @@ class Output:
             zarr_format=3,
         )
         zarr.open_group(draft, mode="a", zarr_format=3, attributes=self._attributes(source))
-        sync_all([draft / "0" / "zarr.json", draft / "zarr.json"])
+        sync_all([draft / "0" / "zarr.json", draft / "zarr.json"], draft)
         try:
             os.rename(draft, self.path)  # fails on a folder that holds something
+            sync(self.path.absolute().parent)
         except OSError:
             remove_aside(draft)
             if marker(self.path) is None:
@@ -137,6 +138,11 @@ def marker(path: Path) -> dict[str, Any] | None:
     except (OSError, KeyError, ValueError):
         return None
     return found
+
+
+def marker_around(path: Path) -> dict[str, Any] | None:
+    """The marker of a group, or of the group that an array lies in."""
+    return marker(path) or marker(path.parent)
 
 
 def require_ours(path: Path) -> None:

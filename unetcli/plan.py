@@ -123,6 +123,8 @@ class Plan:
 
     def block(self, number: int) -> Block:
         """Block ``number`` of ``range(plan.blocks)``, counted in C order."""
+        if not 0 <= number < self.blocks:
+            raise IndexError(f"block {number} of {self.blocks}")
         place, rest = [], number
         for n in reversed(self.grid):
             rest, index = divmod(rest, n)

@@ -19,8 +19,9 @@ GPU_TILE = 2236
 """Largest tile chosen by itself on a GPU: gives 2052, so that context is an eighth of what is read."""
 BLOCK_LIMIT = 4096
 """Largest in-plane block side: a block is what a killed worker loses."""
+ITEM_BYTES = {"uint8": 1, "float16": 2, "float32": 4}
 WINDOW_BYTES = 256 * 2**20
-"""Largest input window of a block."""
+"""About the largest input window or result of a block; several of each are held at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ def make_plan(
         footprint=footprint,
         tile=shape,
         write_chunks=chunks,
-        block_shape=_block_shape(source, region, footprint, shape, chunks),
+        block_shape=_block_shape(source, region, footprint, shape, chunks, choices.outputs * ITEM_BYTES[choices.dtype]),
         choices=choices,
         sources=sources,
     )
@@ -100,17 +101,23 @@ def forward_bytes(architecture: Architecture, tile: int, bytes_per_value: int = 
 
 
 def _block_shape(
-    source: Input, region: Box, footprint: Footprint, tile: tuple[int, ...], chunks: tuple[int, ...]
+    source: Input,
+    region: Box,
+    footprint: Footprint,
+    tile: tuple[int, ...],
+    chunks: tuple[int, ...],
+    output_bytes: int,
 ) -> tuple[int, ...]:
     seen = [axis != AxisFootprint() for axis in footprint.axes]
+    limit = int((WINDOW_BYTES / max(source.bytes_per_voxel, output_bytes)) ** (1 / sum(seen)))
     plane = [
-        _least_wasteful(axis, side, chunk, start, stop) if is_seen else 1
+        _least_wasteful(axis, side, chunk, start, stop, min(limit, BLOCK_LIMIT)) if is_seen else 1
         for is_seen, axis, side, chunk, start, stop in zip(
             seen, footprint.axes, tile, chunks, region.start, region.stop, strict=True
         )
     ]
     window = math.prod(b + 2 * axis.context for b, axis in zip(plane, footprint.axes, strict=True))
-    sections = max(1, WINDOW_BYTES // (window * source.bytes_per_voxel))
+    sections = max(1, WINDOW_BYTES // (window * max(source.bytes_per_voxel, output_bytes)))
     for place in reversed([i for i, is_seen in enumerate(seen) if not is_seen]):
         # Input chunks thick in z are decoded once per block: take as many sections as one chunk holds.
         plane[place] = min(source.chunks[place], sections, region.shape[place])
@@ -120,9 +127,9 @@ def _block_shape(
     return tuple(plane)
 
 
-def _least_wasteful(axis: AxisFootprint, side: int, chunk: int, start: int, stop: int) -> int:
+def _least_wasteful(axis: AxisFootprint, side: int, chunk: int, start: int, stop: int, limit: int) -> int:
     """Block side: a multiple of the chunk with the least input read per axis; the largest of equals."""
-    limit = max(chunk, min(BLOCK_LIMIT, ceil_to(stop - start, chunk)))
+    limit = max(chunk, min(limit, ceil_to(stop - start, chunk)))
     return max(range(chunk, limit + 1, chunk), key=lambda block: (-work(axis, side, block, start, stop), block))
 
 

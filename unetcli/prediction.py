@@ -93,7 +93,7 @@ def predict_volume(
         done = done_blocks(plan, receipts)
         tally = None
         if not done.all():
-            log.info("%s", announcement(plan, source, output, int(done.sum())))
+            announce(plan, source, output, int(done.sum()))
             sweep(output)
             tally = compute(plan, Output(output, plan), folder, source, model, receipts, report, stopping)
         complete = bool(done_blocks(plan, folder.latest_receipts()).all())
@@ -199,15 +199,21 @@ def is_complete(output: Path) -> bool:
     return bool((marker(output) or {}).get("complete"))
 
 
-def announcement(plan: Plan, source: Volume, output: Path, found: int) -> str:
-    """What is about to be done, in one line."""
+def announce(plan: Plan, source: Volume, output: Path, found: int) -> None:
+    """What is about to be done: where, and how."""
     tile, inner = plan.tile[-1], plan.footprint.output(plan.tile)[-1]
-    block = "x".join(map(str, plan.block_shape))
-    before = f", {found} found done" if found else ""
-    return (
-        f"{source.path} ({describe(plan.region, plan.axes)}) -> {output}: {plan.blocks} blocks of {block}{before}; "
-        f"tile {tile} -> {inner}, {wasted_work(plan):.0%} extra work for context; "
-        f"{plan.choices.device}, {plan.choices.precision}"
+    blocks = f"{plan.blocks} blocks of {'x'.join(map(str, plan.block_shape))}"
+    before = f" ({found} found done)" if found else ""
+    log.info("%s (%s) -> %s", source.path, describe(plan.region, plan.axes), output)
+    log.info(
+        "%s%s; tile %d -> %d, %.0f%% extra for context; %s %s",
+        blocks,
+        before,
+        tile,
+        inner,
+        100 * wasted_work(plan),
+        plan.choices.device,
+        plan.choices.precision,
     )
 
 

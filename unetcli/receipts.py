@@ -88,9 +88,13 @@ def checksum(voxels: NDArray[np.generic]) -> str:
 
 
 class ReceiptBook:
-    """A worker's own receipts file. Data reach the disk before the receipt that vouches for them."""
+    """A worker's own receipts file, in ``folder``.
 
-    def __init__(self, folder: Path) -> None:
+    Data, all below ``data``, reach the disk before the receipt that vouches for them.
+    """
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.data = data
         self.path = folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.txt"
         self._waiting: list[Receipt] = []
         self._unsynced: list[Path] = []
@@ -113,7 +117,7 @@ class ReceiptBook:
         """Sync the data, then append their receipts and sync those."""
         if not self._waiting:
             return
-        sync_all(self._unsynced)
+        sync_all(self._unsynced, self.data)
         with self.path.open("a") as file:
             file.writelines(receipt.to_line() for receipt in self._waiting)
         sync(self.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +62,6 @@ class Annotated:
         margin = (0,) * (len(box.shape) - 2) + (MARGIN, MARGIN)
         labels = self.labels.read(box.grown(margin))
         return target(labels.reshape(labels.shape[-2:]), self.truth)
-
-    def sections(self, region: Box) -> Iterator[Box]:
-        """Each section of a region."""
-        for lead in np.ndindex(region.shape[:-2]):
-            first = tuple(a + i for a, i in zip(region.start, lead, strict=False))
-            yield Box(first + region.start[-2:], tuple(a + 1 for a in first) + region.stop[-2:])
 
 
 def sample(data: Annotated, region: Box, tile: int, context: int, seed: int, number: int) -> Sample:

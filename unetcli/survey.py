@@ -28,15 +28,28 @@ def survey(data: Annotated, region: Box) -> Survey:
     """Statistics over a region, section by section."""
     count, total, squares = 0, 0.0, 0.0
     classes = np.zeros(2, np.int64)
-    for box in data.sections(region):
+    for box in region.planes():
         grey = data.image(box).astype(np.float64)
         count, total, squares = count + grey.size, total + grey.sum(), squares + (grey**2).sum()
-        found = np.bincount(data.target(box).ravel(), minlength=len(classes))
+        target = data.target(box)
+        if target.min() < 0:
+            raise UnetcliError(f"{data.labels.path}: label {target.min()}; classes are numbered 0, 1, 2, ..")
+        found = np.bincount(target.ravel(), minlength=len(classes))
         classes = found + np.pad(classes, (0, len(found) - len(classes)))
     mean = total / count
     if (classes == 0).any():
         raise UnetcliError(f"{data.labels.path}: no pixel of class {int(np.argmin(classes))} in the training sections")
     return Survey(mean, max(squares / count - mean**2, 0.0) ** 0.5 or 1.0, classes)
+
+
+def require_known_classes(data: Annotated, held_out: Box, found: Survey) -> None:
+    """Refuse held-out sections with a class that training does not meet."""
+    highest = max(int(data.target(box).max()) for box in held_out.planes())
+    if highest >= len(found.class_counts):
+        raise UnetcliError(
+            f"{data.labels.path}: class {highest} in the held-out sections only; "
+            "--validation-fraction or --sections for another split"
+        )
 
 
 def resolve_truth(truth: str, labels: Volume, region: Box) -> str:
@@ -58,10 +71,6 @@ def resolve_truth(truth: str, labels: Volume, region: Box) -> str:
 def label_values(labels: Volume, region: Box) -> list[int]:
     """The different labels of a region, sorted."""
     values: set[int] = set()
-    for number in range(region.shape[0]):
-        first = region.start[0] + number
-        box = Box((first, *region.start[1:]), (first + 1, *region.stop[1:])) if len(region.shape) > 2 else region
+    for box in region.planes():
         values.update(np.unique(labels.read(box)).tolist())
-        if box is region:
-            break
     return sorted(values)

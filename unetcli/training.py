@@ -21,7 +21,7 @@ from unetcli.network import UNet
 from unetcli.opening import open_volume
 from unetcli.planner import largest_tile
 from unetcli.sampling import Annotated
-from unetcli.survey import Survey, resolve_truth, survey
+from unetcli.survey import Survey, require_known_classes, resolve_truth, survey
 from unetcli.trainingfolder import TrainingFolder
 from unetcli.volume import Volume
 
@@ -150,6 +150,8 @@ def resolve_training(request: TrainRequest, folder: TrainingFolder, frozen: Trai
             "use those again, --overwrite starts anew, --output names another place"
         )
     held_out = raw.sections(*validation) if validation[0] < validation[1] else None
+    if held_out is not None:
+        require_known_classes(data, held_out, found)
     return Training(
         config=config, data=data, region=region, held_out=held_out, found=found, folder=folder, device=device
     )
@@ -221,31 +223,33 @@ def resolve_steps(request: TrainRequest, training: Training, frozen: int | None)
         return GPU_STEPS
     seconds = seconds_per_step(config, training.data, training.region, training.found, training.device)
     steps = two_digits(60 * MINUTES / seconds)
-    paper = (
-        ""
-        if config.architecture == replace(config.architecture, **PAPER)
-        else ("; the paper's network: --depth 4 --base-channels 64 --tile 572, on a GPU by itself")
-    )
-    announce(config, f"{steps} steps, about {MINUTES} minutes here{paper}")
+    announce(config, f"{steps} steps")
+    small, a = config.architecture != replace(config.architecture, **PAPER), config.architecture
+    if small:
+        log.info(
+            "chosen: depth %d, %d channels, %d steps: %d minutes here; the paper's: --depth 4 --base-channels 64",
+            a.depth,
+            a.base_channels,
+            steps,
+            MINUTES,
+        )
     return steps
 
 
 def announce(config: TrainingConfig, course: str) -> None:
-    """What is about to be trained, in one line."""
+    """What is about to be trained, and on what."""
     a = config.architecture
     first, stop = config.validation
     held_out = f"held out {first}:{stop}" if first < stop else "none held out"
     log.info(
-        "%s: U-Net of depth %d, %d channels, %s parameters; tile %d, sections %d:%d, %s; %s",
+        "%s: U-Net of depth %d, %d channels (%s parameters), tile %d",
         config.device,
         a.depth,
         a.base_channels,
         f"{parameters(a):,}",
         config.tile,
-        *config.sections,
-        held_out,
-        course,
     )
+    log.info("sections %d:%d, %s; %s", *config.sections, held_out, course)
 
 
 def parameters(architecture: Architecture) -> int:

@@ -58,7 +58,7 @@ def validate(
         if finished.error is not None:
             raise finished.error
         assert finished.values is not None
-        for box in data.sections(finished.block.box):
+        for box in finished.block.box.planes():
             values = finished.values[(slice(None), *box.relative_to(finished.block.box).slices)]
             _add(sums, values.reshape(-1, *values.shape[-2:]), data.target(box), weights)
     place = int(np.argmin(sums.wrong))

@@ -57,7 +57,7 @@ class Worker:
         choices, tally = self.plan.choices, Tally()
         predictor = Predictor(load_network(self.model), choices, resolve_device(choices.device))
         array = self.output.open()
-        with ReceiptBook(self.folder.receipts) as book:
+        with ReceiptBook(self.folder.receipts, self.output.path) as book:
             for finished in predict_blocks(self.plan, predictor, self.source, blocks, self.stopping):
                 if finished.error is not None:
                     self._set_aside(finished, tally)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from unetcli.cli import options as o
 from unetcli.cli import talk
-from unetcli.cli.options import JsonOption, SectionsOption, print_json
 
 
 def evaluate(
-    prediction: Annotated[
-        str, typer.Argument(metavar="PREDICTION", help="Probabilities of foreground, as predict writes them.")
-    ],
-    truth: Annotated[
-        str, typer.Argument(metavar="TRUTH", help="What is true: 0 is background (EM: membrane), all else foreground.")
-    ],
-    metrics: Annotated[str, typer.Option(help="pixels, em, or both with a comma.")] = "pixels,em",
-    sections: SectionsOption = None,
-    allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="Score what is there.")] = False,
-    json: JsonOption = False,
+    prediction: o.PredictionArgument,
+    truth: o.TrueArgument,
+    metrics: o.MetricsOption = "pixels,em",
+    sections: o.SectionsOption = None,
+    allow_incomplete: o.AllowIncompleteOption = False,
+    json: o.JsonOption = False,
 ) -> None:
     """Score PREDICTION against TRUTH."""
     from unetcli.config import parse_sections
@@ -32,7 +28,7 @@ def evaluate(
             prediction, truth, names, parse_sections(sections), allow_incomplete=allow_incomplete, report=report
         )
     if json:
-        print_json(scores)
+        o.print_json(scores)
     else:
         typer.echo("\n".join(line for name, found in scores.items() for line in table(name, found)))
 

@@ -1,10 +1,11 @@
-"""Option types used by more than one command, and what becomes of them."""
+"""Option types of all commands, and small things that commands share."""
 
 from __future__ import annotations
 
 import json
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -12,16 +13,72 @@ import typer
 
 INCOMPLETE = 3
 
+# of several commands
 DeviceOption = Annotated[
     str | None,
-    typer.Option(envvar="UNETCLI_DEVICE", help="cpu, cuda or the number of a GPU; a GPU by itself where there is one."),
+    typer.Option(envvar="UNETCLI_DEVICE", help="cpu, cuda or the number of a GPU; by itself a GPU if there is one."),
 ]
 SectionsOption = Annotated[
-    str | None, typer.Option(metavar="A:B", help="Only sections A up to, not with, B (z, else t).")
+    str | None, typer.Option(metavar="A:B", help="Only sections A up to, not with, B (along z, else t).")
 ]
 ChannelOption = Annotated[int | None, typer.Option(metavar="N", help="Use this channel of several, from 0.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start anew in place of what unetcli left there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")]
+
+# of train
+RawArgument = Annotated[str, typer.Argument(metavar="RAW", help="Images: Zarr, OME-Zarr or TIFF stack.")]
+LabelsArgument = Annotated[str, typer.Argument(metavar="LABELS", help="Annotation of the same voxels.")]
+TrainingOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of model, checkpoint, log and curves.")]
+StepsOption = Annotated[
+    int | None, typer.Option(help="Training steps; by itself what takes 20 minutes on a CPU, 20000 on a GPU.")
+]
+DepthOption = Annotated[int | None, typer.Option(help="Pooling layers: 4 (the paper) on a GPU, 3 on a CPU.")]
+BaseChannelsOption = Annotated[
+    int | None, typer.Option(help="Channels at full resolution: 64 (the paper) on a GPU, 16 on a CPU.")
+]
+TrainingTileOption = Annotated[
+    int | None, typer.Option(help="Input side of a training tile: 572 on a GPU, 316 on a CPU.")
+]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0)]
+TruthOption = Annotated[
+    str, typer.Option(help="What labels mean: binary, instances or classes; auto takes two values as binary.")
+]
+ValidationOption = Annotated[float, typer.Option(help="Share of the sections, the last ones, held out to judge by.")]
+OptimizerOption = Annotated[str, typer.Option(help="sgd (momentum 0.99) or adam.")]
+LearningRateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate: 3e-4 for sgd, 1e-3 for adam.")]
+
+# of predict
+VolumeArgument = Annotated[
+    str, typer.Argument(metavar="VOLUME", help="Zarr, OME-Zarr, store.zarr/path/inside or TIFF stack.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="OME-Zarr to write; by itself NAME.pred.zarr here.")
+]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "-m", help="Model file or folder; else $UNETCLI_MODEL, else ./model.")
+]
+TileOption = Annotated[
+    str, typer.Option(envvar="UNETCLI_TILE", help="Input side of a forward pass; auto: 700 on a CPU, or what fits.")
+]
+DtypeOption = Annotated[str, typer.Option(help="Of the probabilities: uint8 (value / 255), float16 or float32.")]
+PrecisionOption = Annotated[str, typer.Option(help="Of the network: float32 or bfloat16.")]
+NormaliseOption = Annotated[
+    str, typer.Option(help="Grey values by the statistics of the model, or of this volume: model or volume.")
+]
+NonfiniteOption = Annotated[
+    float | None, typer.Option(metavar="V", help="Put V for NaN and infinity; else their blocks are set aside.")
+]
+TakeOverOption = Annotated[bool, typer.Option("--take-over", help="Ignore the lock of a launcher that is dead.")]
+
+# of evaluate
+PredictionArgument = Annotated[
+    str, typer.Argument(metavar="PREDICTION", help="Probabilities of foreground, as predict writes them.")
+]
+TrueArgument = Annotated[
+    str, typer.Argument(metavar="TRUTH", help="0 is background (EM: membrane), all else foreground.")
+]
+MetricsOption = Annotated[str, typer.Option(help="pixels, em, or both with a comma.")]
+AllowIncompleteOption = Annotated[bool, typer.Option("--allow-incomplete", help="Score what is there.")]
 
 
 def print_json(values: Any) -> None:
