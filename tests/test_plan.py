@@ -170,3 +170,11 @@ def test_a_plan_that_cannot_be_right_is_refused(changes: dict[str, object], name
 def test_a_plan_of_another_version_is_refused() -> None:
     with pytest.raises(UnetcliError, match="version 99"):
         Plan.from_json(PLAN.to_json().replace('"unetcli_plan": 1', '"unetcli_plan": 99'))
+
+
+def test_voxels_of_picked_blocks_are_the_sum_of_their_boxes() -> None:
+    plan = plan_of(Box.of_shape((3, 70, 90)), write_chunks=(1, 32, 32), block_shape=(2, 32, 64))
+    for seed in range(5):
+        picked = np.random.default_rng(seed).random(plan.blocks) < 0.5
+        expected = sum(plan.block(int(number)).box.size for number in np.flatnonzero(picked))
+        assert plan.voxels(picked) == expected

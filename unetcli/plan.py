@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
 from unetcli.footprint import AxisFootprint, Footprint
@@ -111,7 +114,7 @@ class Plan:
                     f"{math.ceil(block / chunk) * chunk} would be"
                 )
 
-    @cached_property
+    @functools.cached_property
     def grid(self) -> tuple[int, ...]:
         """Number of blocks along each axis."""
         return tuple(math.ceil(n / b) for n, b in zip(self.region.shape, self.block_shape, strict=True))
@@ -132,6 +135,14 @@ class Plan:
         corner = tuple(r + i * b for r, i, b in zip(self.region.start, reversed(place), self.block_shape, strict=True))
         box = Box(corner, tuple(c + b for c, b in zip(corner, self.block_shape, strict=True)))
         return Block(number, box.clipped(self.region))
+
+    def voxels(self, blocks: NDArray[np.bool_]) -> int:
+        """Voxels of the blocks that a mask over ``range(plan.blocks)`` picks."""
+        sides = [
+            np.diff([*range(0, extent, side), extent])
+            for extent, side in zip(self.region.shape, self.block_shape, strict=True)
+        ]
+        return int(functools.reduce(np.multiply.outer, sides).ravel()[blocks].sum())
 
     def output_box(self, block: Block) -> Box:
         """The block in coordinates of the output."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,7 @@ from unetcli.receipts import DONE, Receipt
 from unetcli.resolving import resolve_plan
 from unetcli.runfolder import RunFolder
 from unetcli.volume import Volume, describe
-
-if TYPE_CHECKING:
-    from unetcli.worker import Tally
+from unetcli.worker import Tally, Worker
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +93,8 @@ def predict_volume(
         if not done.all():
             announce(plan, source, output, int(done.sum()))
             sweep(output)
-            tally = compute(plan, Output(output, plan), folder, source, model, receipts, report, stopping)
+            worker = Worker(plan=plan, output=Output(output, plan), folder=folder, source=source, model=model)
+            tally = compute(worker, receipts, report, stopping)
         complete = bool(done_blocks(plan, folder.latest_receipts()).all())
         if complete and not is_complete(output):
             Output(output, plan).mark_complete()
@@ -164,23 +163,10 @@ def done_blocks(plan: Plan, receipts: dict[int, Receipt]) -> NDArray[np.bool_]:
     return done
 
 
-def compute(
-    plan: Plan,
-    output: Output,
-    folder: RunFolder,
-    source: Volume,
-    model: Path,
-    receipts: dict[int, Receipt],
-    report: Report,
-    stopping: Callable[[], bool],
-) -> Tally:
+def compute(worker: Worker, receipts: dict[int, Receipt], report: Report, stopping: Callable[[], bool]) -> Tally:
     """Work off the blocks without a receipt, in this process."""
-    from unetcli.worker import Worker  # torch: not needed where everything is done
-
-    done = done_blocks(plan, receipts)
-    pending = [int(number) for number in np.flatnonzero(~done)]
-    total = plan.region.size
-    progress = total - sum(plan.block(number).box.size for number in pending)
+    done = done_blocks(worker.plan, receipts)
+    total, progress = worker.plan.region.size, worker.plan.voxels(done)
     report(progress, total)
 
     def block_done(voxels: int) -> None:
@@ -188,10 +174,8 @@ def compute(
         progress += voxels
         report(progress, total)
 
-    worker = Worker(
-        plan=plan, output=output, folder=folder, source=source, model=model, report=block_done, stopping=stopping
-    )
-    return worker.run(pending, {number: receipt.attempt for number, receipt in receipts.items()})
+    attempts = {number: receipt.attempt for number, receipt in receipts.items()}
+    return worker.run(map(int, np.flatnonzero(~done)), attempts, block_done, stopping)
 
 
 def is_complete(output: Path) -> bool:

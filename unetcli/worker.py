@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unetcli.device import exact_float32, resolve_device
-from unetcli.inference import FinishedBlock, Predictor, predict_blocks
 from unetcli.lock import job_id
 from unetcli.model import load_network
 from unetcli.output import Output
@@ -19,6 +17,9 @@ from unetcli.plan import Plan
 from unetcli.receipts import DONE, Receipt, ReceiptBook, checksum
 from unetcli.runfolder import RunFolder
 from unetcli.volume import Volume, describe
+
+if TYPE_CHECKING:
+    from unetcli.inference import FinishedBlock
 
 log = logging.getLogger(__name__)
 
@@ -45,27 +46,30 @@ class Worker:
     folder: RunFolder
     source: Volume
     model: Path
-    report: Report
-    stopping: Callable[[], bool]
 
-    def run(self, blocks: Iterable[int], attempts: dict[int, int]) -> Tally:
+    def run(
+        self, blocks: Iterable[int], attempts: Mapping[int, int], report: Report, stopping: Callable[[], bool]
+    ) -> Tally:
         """Compute, store and vouch for each block; those with unusable input are set aside.
 
         ``attempts`` holds how often a block was vouched for before; a redone block's receipt counts one more.
         """
+        from unetcli.device import exact_float32, resolve_device  # torch: not needed where everything is done
+        from unetcli.inference import Predictor, predict_blocks
+
         exact_float32()
         choices, tally = self.plan.choices, Tally()
         predictor = Predictor(load_network(self.model), choices, resolve_device(choices.device))
         array = self.output.open()
         with ReceiptBook(self.folder.receipts, self.output.path) as book:
-            for finished in predict_blocks(self.plan, predictor, self.source, blocks, self.stopping):
+            for finished in predict_blocks(self.plan, predictor, self.source, blocks, stopping):
                 if finished.error is not None:
                     self._set_aside(finished, tally)
                     continue
                 self._store(finished, array, book, attempts.get(finished.block.number, 0) + 1)
                 tally.computed += 1
                 tally.voxels += finished.block.box.size
-                self.report(finished.block.box.size)
+                report(finished.block.box.size)
         return tally
 
     def _store(self, finished: FinishedBlock, array: Any, book: ReceiptBook, attempt: int) -> None:
