@@ -1,28 +1,31 @@
 #!/bin/sh
-# The main job in one go: make (or take) images with truth, train a small network on the CPU, predict a volume that
-# training has not seen, score it, draw a picture. About 4 minutes on 2 cores after the packages are installed.
+# The main job in one go: make (or take) images with truth, train a small network on the CPU, predict sections that
+# training has not seen, score them, draw a picture. Under 4 minutes on 2 cores after the packages are installed.
 #
 #   sh examples/quickstart.sh [FOLDER]              a made-up sample, in ./quickstart
-#   UNETCLI_DATA=/path sh examples/quickstart.sh    the ISBI 2012 sections in /path/isbi2012
+#   UNETCLI_DATA=/path sh examples/quickstart.sh    the ISBI 2012 sections in /path/isbi2012, in ./quickstart-isbi
+#
+# Run again, it goes on where it stopped, or finds everything done.
 set -eu
 . "$(dirname "$0")/environment.sh"
 
-folder=${1:-quickstart}
-steps=${UNETCLI_STEPS:-600}
-mkdir -p "$folder"
 if [ -n "${UNETCLI_DATA:-}" ]; then
+    folder=${1:-quickstart-isbi}
     raw=$(cd "$UNETCLI_DATA" && pwd)/isbi2012/train-volume.tif
     labels=$(cd "$UNETCLI_DATA" && pwd)/isbi2012/train-labels.tif
     volume=$raw truth=$labels train_on=0:20 test_on=20:25
 else
-    python "$root/examples/make_sample.py" "$folder"
+    folder=${1:-quickstart}
     raw=raw.zarr labels=labels.zarr volume=big.zarr truth=truth.zarr train_on=: test_on=:
+    python "$root/examples/make_sample.py" "$folder"
 fi
+mkdir -p "$folder"
 cd "$folder"
 
-unetcli train "$raw" "$labels" --sections "$train_on" --steps "$steps" --optimizer adam
-unetcli predict "$volume" --sections "$test_on" --output prediction.zarr
-unetcli evaluate prediction.zarr "$truth" | tee scores.txt
+unetcli train "$raw" "$labels" --sections "$train_on" --steps 1000 --optimizer adam --device cpu
+unetcli predict "$volume" --sections "$test_on" --model model --output prediction.zarr --device cpu
+unetcli evaluate prediction.zarr "$truth" > scores.txt
+cat scores.txt
 python "$root/examples/draw_result.py" "$volume" prediction.zarr "$truth" picture.png
 
 echo

@@ -135,8 +135,9 @@ def test_of_many_classes_the_likeliest_is_taken(tmp_path: Path) -> None:
     truth = stored(tmp_path, classes, "t.zarr")
     found = evaluate_volume(prediction, truth, ["pixels"])["pixels"]
     assert found["accuracy"] == pytest.approx((values.argmax(0) == classes).mean())
+    assert list(evaluate_volume(prediction, truth)) == ["pixels"]
     with pytest.raises(UnetcliError, match="3 classes; em is defined for two"):
-        evaluate_volume(prediction, truth)
+        evaluate_volume(prediction, truth, ["pixels", "em"])
 
 
 @pytest.mark.parametrize("value", [3, -1])
@@ -174,6 +175,24 @@ def test_truth_is_one_channel_of_integers(tmp_path: Path) -> None:
 def test_an_unknown_measure_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UnetcliError, match="--metrics voi: expected pixels or em"):
         evaluate_volume("missing", "missing", ["pixels", "voi"])
+    with pytest.raises(UnetcliError, match="--metrics : expected pixels or em"):
+        evaluate_volume("missing", "missing", [])
+
+
+def test_a_mask_of_0_and_1_in_uint8_is_refused_and_as_bool_or_255_it_counts(tmp_path: Path) -> None:
+    mask = grey(*SHAPE, seed=8) // 128
+    truth = stored(tmp_path, mask, "t.zarr")
+    with pytest.raises(UnetcliError, match="bool or as 0 and 255"):
+        evaluate_volume(stored(tmp_path, mask, "m.zarr"), truth)
+    for name, values in (("b.zarr", mask > 0), ("w.zarr", mask * 255)):
+        assert evaluate_volume(stored(tmp_path, values, name), truth)["pixels"]["iou"] == 1
+
+
+def test_negative_truth_is_foreground_too(tmp_path: Path) -> None:
+    mask = grey(*SHAPE, seed=8) // 128
+    truth = stored(tmp_path, -mask.astype(np.int16), "t.zarr")
+    scores = evaluate_volume(stored(tmp_path, mask * 255, "m.zarr"), truth)
+    assert (scores["pixels"]["iou"], scores["em"]["pixel_error"]) == (1, 0)
 
 
 def test_progress_counts_sections(tmp_path: Path, truth: str) -> None:

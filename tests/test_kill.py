@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,13 @@ def predict(place: Path, *words: str) -> subprocess.Popen[str]:
 
 def talk(place: Path) -> str:
     return (place / "talk.txt").read_text()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -80,10 +88,7 @@ def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
     write_zarr(place / "big.zarr", grey(LONG, SIDE, SIDE), chunks=(1, 128, 128))
     process = predict(place)
     receipts = place / "big.pred.zarr.run/predict/receipts"
-    deadline = time.monotonic() + 60
-    while not (receipts.is_dir() and any(f.stat().st_size for f in receipts.iterdir())):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: receipts.is_dir() and any(f.stat().st_size for f in receipts.iterdir()))
     process.terminate()
     assert process.wait(timeout=60) == 3, talk(place)
     assert "the same command continues" in talk(place)
@@ -93,13 +98,30 @@ def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
     assert sorted(computed(place, "big.pred.zarr")) == list(range(LONG))  # nothing was computed twice
 
 
+@pytest.mark.parametrize("command", ["predict", "train"])
+def test_an_interrupt_ends_with_130_and_leaves_no_lock(place: Path, command: str) -> None:
+    write_zarr(place / "labels.zarr", grey(SECTIONS, SIDE, SIDE) // 128)
+    words = {
+        "predict": ["big.zarr", "--tile", "100"],
+        "train": ["big.zarr", "labels.zarr", "--output", "new", "--steps", "100000"],
+    }[command]
+    with (place / "talk.txt").open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unetcli", command, *words], cwd=place, stderr=out, stdout=subprocess.DEVNULL
+        )
+    lock = place / {"predict": "big.pred.zarr.run/predict/lock", "train": "new/lock"}[command]
+    wait_for(lock.exists)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130, talk(place)
+    assert not lock.exists()
+    assert "Traceback" not in talk(place)
+
+
 def test_a_second_launcher_names_the_first_and_a_dead_one_is_no_obstacle(place: Path) -> None:
     first = predict(place)
     lock = place / "big.pred.zarr.run/predict/lock"
-    deadline = time.monotonic() + 60
-    while not lock.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lock.exists)
     os.kill(first.pid, signal.SIGSTOP)  # alive, for as long as we like
     second = predict(place)
     assert second.wait(timeout=60) == 1

@@ -14,7 +14,7 @@ import unetcli
 
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
-    "errors files geometry footprint streams allocator",
+    "errors files geometry footprint streams process",
     "architecture config plan planner targets augment lock receipts network loss device "
     "metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",

@@ -226,6 +226,38 @@ def test_a_damaged_chunk_sets_its_block_aside_until_it_is_mended(request_: Predi
     summary = predict_volume(request_)
     assert [aside["block"] for aside in summary.set_aside] == [2]
     assert summary.computed == 2
+    assert not predict_volume(request_).complete
+    chunk.write_bytes(sound)
+    mended = predict_volume(request_)
+    assert (mended.complete, mended.found_done, mended.computed) == (True, 2, 1)
+    assert array_bytes("big.pred.zarr/0") == array_bytes("sound.zarr/0")
+
+
+def test_a_file_url_is_a_path_like_any_other(request_: PredictRequest, tmp_path: Path) -> None:
+    before = array_bytes("big.zarr")
+    url = f"file://{tmp_path}/big.zarr"
+    with pytest.raises(UnetcliError, match="input"):
+        predict_volume(replace(request_, volume=url, output=Path("big.zarr"), overwrite=True))
+    assert array_bytes("big.zarr") == before
+    assert predict_volume(replace(request_, volume=url)).complete
+
+
+def test_leftovers_of_a_killed_launcher_are_swept(request_: PredictRequest) -> None:
+    _, stopping = stop_after(1)
+    predict_volume(request_, stopping=stopping)  # type: ignore[arg-type]
+    Path("big.pred.zarr.0123456789abcdef.partial/0").mkdir(parents=True)
+    Path("big.pred.zarr/0/c.0123456789abcdef.partial").write_bytes(b"torn")
+    Path("big.pred.zarr.run/predict/plan.json.0123456789abcdef.partial").write_text("torn")
+    assert predict_volume(request_).complete
+    assert not list(Path().rglob("*.partial"))
+
+
+def test_a_truncated_model_is_refused_before_anything_is_written(request_: PredictRequest) -> None:
+    file = Path("model/model.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UnetcliError, match="damaged model"):
+        predict_volume(request_)
+    assert not list(Path().glob("big.pred*"))
 
 
 def test_channels_and_time_are_kept_apart(tmp_path: Path, model: Path) -> None:

@@ -93,6 +93,9 @@ def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> 
     assert train_model(request_).finished
     train_model(replace(request_, output=Path("straight")))
     assert same(state(), state("straight"))
+    assert same(weights(), weights("straight"))
+    rows = [json.loads(Path(f"{name}/log.jsonl").read_text()) for name in ("model", "straight")]
+    assert rows[0]["loss"] == rows[1]["loss"]  # losses before the stop count
 
 
 def test_killed_training_goes_on_to_the_same_weights(request_: TrainRequest) -> None:
@@ -106,6 +109,7 @@ def test_killed_training_goes_on_to_the_same_weights(request_: TrainRequest) -> 
     assert subprocess.run(command, check=True, capture_output=True).returncode == 0
     subprocess.run([*command, "--output", "straight"], check=True, capture_output=True)
     assert same(state(), state("straight"))
+    assert same(weights(), weights("straight"))
     assert [json.loads(line)["step"] for line in Path("model/log.jsonl").read_text().splitlines()] == [200, 400]
 
 
@@ -182,6 +186,8 @@ def test_a_foreign_folder_is_not_touched(request_: TrainRequest) -> None:
         ({"sections": (5, 20)}, "0:8"),
         ({"raw": "labels.tif"}, "no such file"),
         ({"depth": -1}, "depth"),
+        ({"learning_rate": -1.0}, "above 0"),
+        ({"channel": 1}, "channels 0 to 0"),
     ],
 )
 def test_bad_requests_write_nothing(request_: TrainRequest, change: dict[str, object], message: str) -> None:
@@ -197,6 +203,38 @@ def test_labels_of_another_shape_or_many_values_are_refused(request_: TrainReque
     write_zarr(Path("many.zarr"), grey(8, 64, 72) // 16)
     with pytest.raises(UnetcliError, match=r"16 different values.*instances.*classes.*binary"):
         train_model(replace(request_, labels="many.zarr"))
+
+
+def test_a_loss_that_diverges_ends_with_one_line_and_keeps_no_model(request_: TrainRequest) -> None:
+    with pytest.raises(UnetcliError, match="smaller --lr"):
+        train_model(replace(request_, optimizer="sgd", learning_rate=1e30))
+    assert not Path("model/model.safetensors").exists()
+
+
+def test_labels_with_another_number_of_axes_or_damaged_data_get_one_line(request_: TrainRequest) -> None:
+    write_zarr(Path("flat.zarr"), grey(64, 72) // 128)
+    with pytest.raises(UnetcliError, match="same voxels"):
+        train_model(replace(request_, labels="flat.zarr"))
+    for chunk in Path("raw.zarr/c").rglob("0"):
+        if chunk.is_file():
+            chunk.write_bytes(b"damaged")
+    with pytest.raises(UnetcliError, match=r"cannot read z 0:8"):
+        train_model(request_)
+
+
+def test_leftovers_of_a_killed_call_are_no_obstacle(request_: TrainRequest) -> None:
+    Path("model").mkdir()
+    for name in ("training.json.0123456789abcdef.partial", "lock.0123456789abcdef.partial", "lock.guard"):
+        Path("model", name).write_text("torn")
+    assert train_model(replace(request_, steps=1)).finished
+    assert not list(Path("model").glob("*.partial"))
+
+
+def test_curves_are_drawn_even_if_the_last_call_was_killed_before(request_: TrainRequest) -> None:
+    train_model(replace(request_, steps=2))
+    Path("model/curves.png").unlink()
+    assert train_model(replace(request_, steps=2)).found_finished
+    assert Path("model/curves.png").exists()
 
 
 def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:

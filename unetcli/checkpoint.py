@@ -25,6 +25,8 @@ class Checkpoint:
     optimizer: dict[str, Any]
     best: float | None
     """Best validation measure so far: what ``model.safetensors`` reached."""
+    pending: list[float]
+    """Losses since the last look at the held-out sections."""
     seconds: float
     """Time spent training."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from unetcli.architecture import Architecture
 from unetcli.errors import UnetcliError
+from unetcli.files import plain
 
 Sections = tuple[int | None, int | None]
 """First and stop, as in a Python slice; None: from the start, to the end."""
@@ -30,6 +31,9 @@ class PredictRequest:
     nonfinite: float | None = None
     overwrite: bool = False
     take_over: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "volume", plain(self.volume))
 
     @property
     def output_path(self) -> Path:
@@ -57,6 +61,11 @@ class TrainRequest:
     device: str | None = None
     channel: int | None = None
     overwrite: bool = False
+    take_over: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "raw", plain(self.raw))
+        object.__setattr__(self, "labels", plain(self.labels))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +113,7 @@ def parse_tile(text: str) -> int | None:
     """
     if text == "auto":
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdecimal()):
         raise UnetcliError(f"--tile {text}: expected a number of voxels, as in 572, or auto")
     return int(text)
 

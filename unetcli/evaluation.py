@@ -48,36 +48,60 @@ class Pair:
 def evaluate_volume(
     prediction: str,
     truth: str,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] | None = None,
     sections: Sections = (None, None),
     *,
     allow_incomplete: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
-    """Scores by metric and name; see :mod:`unetcli.metrics`.
+    """Scores by metric and name; see :mod:`unetcli.metrics`. ``None``: all metrics that apply.
 
     Raises
     ------
     UnetcliError
         The two do not fit, the prediction is incomplete or holds no probabilities.
     """
-    if unknown := sorted(set(metrics) - set(METRICS)):
-        raise UnetcliError(f"--metrics {','.join(unknown)}: expected {' or '.join(METRICS)}, comma between")
+    require_known(metrics)
     require_complete(prediction, allow_incomplete)
     pair = pair_up(open_volume(prediction), open_volume(truth), Path(prediction))
     region = select(pair, sections)
-    outputs = pair.prediction.channels
-    if outputs > 1 and "em" in metrics:
-        raise UnetcliError(f"{prediction}: {outputs} classes; em is defined for two, use --metrics pixels")
-    confusions, counts, count = [], [], int(np.prod(region.shape[:-2]))
+    chosen = choose_metrics(metrics, pair)
+    confusions, counts, count, highest = [], [], int(np.prod(region.shape[:-2])), 0.0
     for number, (probability, reference) in enumerate(pair.planes(region), start=1):
-        if "pixels" in metrics:
+        highest = max(highest, float(probability.max()))
+        if "pixels" in chosen:
             confusions.append(confusion(probability, reference, truth))
-        if "em" in metrics:
-            counts.append(em.section_counts(probability[0], reference > 0))
+        if "em" in chosen:
+            counts.append(em.section_counts(probability[0], reference != 0))
         report(number, count)
+    require_probabilities(pair.prediction, highest)
     results = {"pixels": lambda: sum_up(confusions).scores(), "em": lambda: em.scores(counts)}
-    return {name: results[name]() for name in METRICS if name in metrics}
+    return {name: results[name]() for name in METRICS if name in chosen}
+
+
+def choose_metrics(metrics: Sequence[str] | None, pair: Pair) -> Sequence[str]:
+    """The metrics asked for, else all that apply: em is defined for two classes."""
+    outputs = pair.prediction.channels
+    if metrics is None:
+        return METRICS if outputs == 1 else ("pixels",)
+    if outputs > 1 and "em" in metrics:
+        raise UnetcliError(f"{pair.prediction.path}: {outputs} classes; em is defined for two, use --metrics pixels")
+    return metrics
+
+
+def require_probabilities(prediction: Volume, highest: float) -> None:
+    """Refuse a mask of 0 and 1 stored as uint8, which would read as probabilities of 0 and 1/255."""
+    if prediction.dtype == np.uint8 and 0 < highest <= np.float32(1) / np.float32(255):
+        raise UnetcliError(
+            f"{prediction.path}: 0 and 1 as uint8 mean 0 and 1/255; store a mask as bool or as 0 and 255"
+        )
+
+
+def require_known(metrics: Sequence[str] | None) -> None:
+    """Refuse metrics that do not exist, or none at all."""
+    unknown = sorted(set(metrics or ()) - set(METRICS))
+    if unknown or (metrics is not None and not metrics):
+        raise UnetcliError(f"--metrics {','.join(unknown)}: expected {' or '.join(METRICS)}, a comma between both")
 
 
 def require_complete(prediction: str, allow_incomplete: bool) -> None:
@@ -142,7 +166,7 @@ def probabilities(stored: NDArray[Any], path: str) -> NDArray[np.float32]:
 def confusion(probability: NDArray[np.float32], reference: NDArray[Any], path: str) -> Confusion:
     """Confusion of one section: foreground against the rest at 0.5, or the likeliest of K classes."""
     if len(probability) == 1:
-        return Confusion.of((reference > 0).astype(np.int64), (probability[0] > THRESHOLD).astype(np.int64), 2)
+        return Confusion.of((reference != 0).astype(np.int64), (probability[0] > THRESHOLD).astype(np.int64), 2)
     classes = len(probability)
     foreign = reference[(reference < 0) | (reference >= classes)]
     if foreign.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -11,6 +12,15 @@ from pathlib import Path
 
 PARTIAL = ".partial"
 """Ending of everything unfinished; safe to delete when its writer is gone. Zarr's own drafts end so too."""
+
+
+def plain(place: str) -> str:
+    """A place without ``file://``, which says nothing.
+
+    >>> plain("file:///data/big.zarr"), plain("s3://bucket/big.zarr")
+    ('/data/big.zarr', 's3://bucket/big.zarr')
+    """
+    return place.removeprefix("file://")
 
 
 def draft_of(path: Path) -> Path:
@@ -38,7 +48,7 @@ def publish(path: Path, text: str) -> bool:
         draft.write_text(text)
         sync(draft)
         os.link(draft, path)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # not found: swept by who holds the lock we want
         return False
     finally:
         draft.unlink(missing_ok=True)
@@ -71,11 +81,12 @@ def sync_all(files: Iterable[Path], root: Path) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Delete drafts that a killed writer left below ``folder``; only for who knows that no writer lives."""
-    found = [path for path in folder.rglob(f"*{PARTIAL}") if path.is_file()]
-    for path in found:
-        path.unlink(missing_ok=True)
-    return len(found)
+    """Delete drafts that a killed writer left below or beside ``folder``; only for who knows that no writer lives."""
+    below = [path for path in folder.rglob(f"*{PARTIAL}") if path.is_file()]
+    beside = list(folder.parent.glob(f"{glob.escape(folder.name)}.{'[0-9a-f]' * 16}{PARTIAL}"))
+    for path in below + beside:
+        _remove(path)
+    return len(below + beside)
 
 
 def remove_aside(path: Path) -> None:
@@ -83,7 +94,14 @@ def remove_aside(path: Path) -> None:
     aside = draft_of(path)
     with suppress(FileNotFoundError):
         os.rename(path, aside)
-        shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def overlaps(one: Path, other: Path) -> bool:

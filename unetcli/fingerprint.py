@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from unetcli.errors import UnreadableBlock
 from unetcli.geometry import Box
+from unetcli.plan import UNREADABLE
 from unetcli.volume import Volume
 
 SAMPLES = 64
@@ -43,12 +44,19 @@ def sampled_voxels(volume: Volume) -> Iterator[NDArray[Any] | None]:
 
 
 def fingerprint(volume: Volume) -> str:
-    """Hex digest over shape, axes, dtype and the sampled chunks' voxels."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())
+    """Words: a digest of shape, axes and dtype, then one of each sampled chunk's voxels, ``-`` where unreadable.
+
+    Compared by :func:`unetcli.plan.same_data`, so that a chunk that is mended later makes no other volume of it.
+    """
+    words = [digest(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())]
     for voxels in sampled_voxels(volume):
-        digest.update(b"unreadable" if voxels is None else np.ascontiguousarray(voxels).data)
-    return digest.hexdigest()
+        words.append(UNREADABLE if voxels is None else digest(np.ascontiguousarray(voxels).data))
+    return " ".join(words)
+
+
+def digest(data: bytes | memoryview) -> str:
+    """64 bits of BLAKE2b, hex."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def file_fingerprint(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ from unetcli import __version__
 from unetcli.checkpoint import Checkpoint
 from unetcli.config import TrainingConfig
 from unetcli.device import on_device
+from unetcli.errors import UnetcliError
 from unetcli.geometry import Box
 from unetcli.loss import weighted_cross_entropy
 from unetcli.model import Intensity, ModelHeader, save_model
@@ -57,10 +59,13 @@ class Learner:
         image = ((image - self.found.mean) / self.found.std).to(memory_format=torch.channels_last)
         truth = torch.from_numpy(np.ascontiguousarray(item.target)).to(self.device)[None]  # (1, y, x)
         loss = weighted_cross_entropy(self.network(image), truth, self.weights)
+        if not math.isfinite(value := float(loss.detach())):
+            rate = self.config.learning_rate
+            raise UnetcliError(f"step {number + 1}: the loss is {value}; a smaller --lr than {rate:g} may help")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return float(loss.detach())
+        return value
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint."""
@@ -91,17 +96,19 @@ class Training:
         """Go on from the last checkpoint to ``steps`` steps, or until ``stopping()``."""
         learner = Learner(self.config, self.found, self.device)
         state = self._begin(learner)
-        losses: list[float] = []
-        started = time.perf_counter()
+        losses, started = list(state.pending), time.perf_counter()
         report(state.step, steps)
         with closing(prefetch(self._samples(state.step, steps), SAMPLES_AHEAD)) as items:
             for done, item in enumerate(items, start=state.step + 1):
                 losses.append(learner.step(item, done - 1))
                 report(done, steps)
                 stop = stopping()
-                if done % VALIDATE_EVERY == 0 or done == steps or stop:
+                if done % VALIDATE_EVERY == 0 or done == steps:
                     state = self._look(learner, state, done, losses, time.perf_counter() - started)
                     losses, started = [], time.perf_counter()
+                elif stop:
+                    seconds = state.seconds + time.perf_counter() - started
+                    state = self._checkpoint(learner, done, state.best, seconds, losses)
                 if stop:
                     break
         return state
@@ -113,10 +120,10 @@ class Training:
 
     def _begin(self, learner: Learner) -> Checkpoint:
         state = self.folder.load_checkpoint()
+        self.folder.trim_log(state.step if state else 0)
         if state is None:
-            return self._checkpoint(learner, 0, None, 0.0)
+            return self._checkpoint(learner, 0, None, 0.0, [])
         learner.restore(state)
-        self.folder.trim_log(state.step)
         return state
 
     def _look(self, learner: Learner, before: Checkpoint, step: int, losses: list[float], seconds: float) -> Checkpoint:
@@ -129,19 +136,22 @@ class Training:
         row: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 6), "best": better}
         self.folder.append_log(row | (result.to_dict() if result else {}) | {"seconds": round(seconds, 2)})
         log.info("%s", describe_row(row, result))
-        state = self._checkpoint(learner, step, best, before.seconds + seconds)
-        state.save(self.folder.checkpoint)
-        return state
+        return self._checkpoint(learner, step, best, before.seconds + seconds, [])
 
-    def _checkpoint(self, learner: Learner, step: int, best: float | None, seconds: float) -> Checkpoint:
-        return Checkpoint(
+    def _checkpoint(
+        self, learner: Learner, step: int, best: float | None, seconds: float, pending: list[float]
+    ) -> Checkpoint:
+        state = Checkpoint(
             config=self.config.to_dict(),
             step=step,
             network=learner.network.state_dict(),
             optimizer=learner.optimizer.state_dict(),
             best=best,
+            pending=pending,
             seconds=seconds,
         )
+        state.save(self.folder.checkpoint)
+        return state
 
     def _header(self, step: int, result: Validation | None) -> ModelHeader:
         classes = self.config.architecture.classes

@@ -76,16 +76,25 @@ class Holder:
     pid: int
     started: str
     job: str
+    restarts: int
+    """How often SLURM requeued the job before."""
     nonce: str
 
     @classmethod
     def myself(cls) -> Holder:
         return cls(
-            **_machine(), pid=os.getpid(), started=_start_time(os.getpid()), job=job_id(), nonce=secrets.token_hex(8)
+            **_machine(),
+            pid=os.getpid(),
+            started=_start_time(os.getpid()),
+            job=job_id(),
+            restarts=_restarts(),
+            nonce=secrets.token_hex(8),
         )
 
     def is_gone(self) -> bool:
         """Whether the process has provably ended: only its own machine and pid namespace can tell."""
+        if self.job != "-" and self.job == job_id() and self.restarts < _restarts():
+            return True  # an earlier life of this very job
         here = _machine()
         if self.host != here["host"]:
             return False
@@ -98,6 +107,10 @@ def job_id() -> str:
     """The SLURM job this process runs in, ``-`` outside."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "-")
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 @cache

@@ -72,8 +72,11 @@ def read_header(file: Path) -> ModelHeader:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length) if length < HEADER_LIMIT else b"")
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        if file.stat().st_size != 8 + length + end:
+            raise UnetcliError(f"{file}: damaged model, {file.stat().st_size} bytes where {8 + length + end} belong")
         return ModelHeader.from_json(header["__metadata__"][HEADER_KEY])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnetcliError(f"{file}: not a model that unetcli wrote") from error
 
 

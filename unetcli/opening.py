@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unetcli.errors import UnetcliError
+from unetcli.files import plain
 from unetcli.omezarr import open_zarr
 from unetcli.tiff import open_tiff
 from unetcli.volume import Volume
@@ -18,7 +19,7 @@ def open_volume(path: str | Path) -> Volume:
     UnetcliError
         Path missing, no array there, empty array, or a dtype or axes that are no image.
     """
-    name = str(path)
+    name = plain(str(path))
     if "://" not in name and not Path(name).exists():
         raise UnetcliError(f"{name}: no such file or folder")
     if Path(name).is_file():

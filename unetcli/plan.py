@@ -18,6 +18,8 @@ from unetcli.footprint import AxisFootprint, Footprint
 from unetcli.geometry import Box
 
 VERSION = 1
+UNREADABLE = "-"
+"""Stands in a fingerprint for a chunk that could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +228,19 @@ def differences(old: Plan, new: Plan) -> list[str]:
         if (value := getattr(new.choices, field.name)) != (before := getattr(old.choices, field.name))
     ]
     for source in ("volume", "model"):
-        if getattr(new.sources, f"{source}_fingerprint") != getattr(old.sources, f"{source}_fingerprint"):
+        if not same_data(*(getattr(plan.sources, f"{source}_fingerprint") for plan in (old, new))):
             told.append(f"{source} {getattr(new.sources, source)} (was {getattr(old.sources, source)}, or other data)")
     return told
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two fingerprints, words each, agree wherever both could be taken.
+
+    >>> same_data("a b -", "a - c"), same_data("a b", "a c")
+    (True, False)
+    """
+    pairs = list(itertools.zip_longest(one.split(), other.split()))
+    return all(UNREADABLE in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def _box(sides: Sequence[tuple[int, int]]) -> Box:

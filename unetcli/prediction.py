@@ -93,9 +93,17 @@ def predict_volume(
         if not done.all():
             announce(plan, source, output, int(done.sum()))
             sweep(output)
-            worker = Worker(plan=plan, output=Output(output, plan), folder=folder, source=source, model=model)
+            sweep(folder.path)
+            worker = Worker(
+                plan=plan,
+                output=Output(output, plan),
+                folder=folder,
+                source=source,
+                model=model,
+                device=request.device,
+            )
             tally = compute(worker, receipts, report, stopping)
-        complete = bool(done_blocks(plan, folder.latest_receipts()).all())
+        complete = int(done.sum()) + (tally.computed if tally else 0) == plan.blocks
         if complete and not is_complete(output):
             Output(output, plan).mark_complete()
     return summarise(plan, output, int(done.sum()), complete, tally, time.perf_counter() - started)

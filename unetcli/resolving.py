@@ -107,7 +107,9 @@ def resolve_tile(request: PredictRequest, header: ModelHeader, frozen: Plan | No
 def resolve_choices(request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None) -> Choices:
     """All other settings that show in the bytes of the result."""
     mean, std = header.intensity.mean, header.intensity.std
-    if request.normalise == "volume":
+    if frozen is not None and frozen.choices.normalise == request.normalise == "volume":
+        mean, std = frozen.choices.mean, frozen.choices.std
+    elif request.normalise == "volume":
         mean, std = sampled_statistics(source, request.channel)
     device, threads = resolve_machine(request, frozen)
     classes = header.architecture.classes

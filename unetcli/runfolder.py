@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, store: Path, step: str = "predict") -> RunFolder:
-        return cls(store.with_name(store.name + ".run") / step)
+        return cls(Path(f"{os.path.abspath(store)}.run") / step)  # noqa: PTH100 - resolves no links
 
     @property
     def plan_file(self) -> Path:

@@ -39,14 +39,8 @@ class Annotated:
 
     @classmethod
     def lay(cls, raw: Volume, labels: Volume, truth: str, channel: int | None) -> Annotated:
-        """Check that both are of the same place; small ones are read into memory."""
-        if raw.extent != labels.extent:
-            raise UnetcliError(
-                f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
-                f"but {labels.path} is {'x'.join(map(str, labels.extent))}: labels must cover the same voxels"
-            )
-        if labels.channels != 1 or labels.dtype.kind not in "bui":
-            raise UnetcliError(f"{labels.path}: {labels.channels} channels of {labels.dtype}; expected one of integers")
+        """Both together; small ones are read into memory."""
+        require_pair(raw, labels, channel)
         held = [v.in_memory() if v.array.size * v.dtype.itemsize <= IN_MEMORY_BYTES else v for v in (raw, labels)]
         return cls(held[0], held[1], truth, channel)
 
@@ -62,6 +56,19 @@ class Annotated:
         margin = (0,) * (len(box.shape) - 2) + (MARGIN, MARGIN)
         labels = self.labels.read(box.grown(margin))
         return target(labels.reshape(labels.shape[-2:]), self.truth)
+
+
+def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
+    """Refuse labels that are not of the images' voxels, or are no labels."""
+    if raw.extent != labels.extent:
+        raise UnetcliError(
+            f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
+            f"but {labels.path} is {'x'.join(map(str, labels.extent))}: labels must cover the same voxels"
+        )
+    if labels.channels != 1 or labels.dtype.kind not in "bui":
+        raise UnetcliError(f"{labels.path}: {labels.channels} channels of {labels.dtype}; expected one of integers")
+    if channel is not None and not 0 <= channel < raw.channels:
+        raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
 
 
 def sample(data: Annotated, region: Box, tile: int, context: int, seed: int, number: int) -> Sample:

@@ -13,6 +13,8 @@ from unetcli.sampling import Annotated
 from unetcli.targets import TRUTHS
 from unetcli.volume import Volume
 
+MOST_CLASSES = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -34,6 +36,11 @@ def survey(data: Annotated, region: Box) -> Survey:
         target = data.target(box)
         if target.min() < 0:
             raise UnetcliError(f"{data.labels.path}: label {target.min()}; classes are numbered 0, 1, 2, ..")
+        if target.max() >= MOST_CLASSES:
+            raise UnetcliError(
+                f"{data.labels.path}: class {target.max()}; classes are numbered from 0, {MOST_CLASSES} at most; "
+                "numbers of objects are --truth instances"
+            )
         found = np.bincount(target.ravel(), minlength=len(classes))
         classes = found + np.pad(classes, (0, len(found) - len(classes)))
     mean = total / count

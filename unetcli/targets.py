@@ -30,7 +30,7 @@ def target(labels: NDArray[Any], truth: str) -> NDArray[np.int64]:
     inner = labels[MARGIN:-MARGIN, MARGIN:-MARGIN]
     if truth == "classes":
         return inner.astype(np.int64)
-    foreground = inner > 0
+    foreground: NDArray[np.bool_] = inner != 0
     if truth == "instances":
         foreground &= ~touching(labels)[MARGIN:-MARGIN, MARGIN:-MARGIN]
     return foreground.astype(np.int64)
@@ -43,7 +43,7 @@ def touching(labels: NDArray[Any]) -> NDArray[np.bool_]:
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):  # the other four are these, seen from the other side
         here = slice(0, height - dy), slice(max(0, -dx), width - max(0, dx))
         there = slice(dy, height), slice(max(0, dx), width + min(0, dx))
-        touch = (labels[here] > 0) & (labels[there] > 0) & (labels[here] != labels[there])
+        touch = (labels[here] != 0) & (labels[there] != 0) & (labels[here] != labels[there])
         found[here] |= touch
         found[there] |= touch
     return found

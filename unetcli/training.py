@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from unetcli.learning import Report, Training, seconds_per_step
 from unetcli.network import UNet
 from unetcli.opening import open_volume
 from unetcli.planner import largest_tile
-from unetcli.sampling import Annotated
+from unetcli.sampling import Annotated, require_pair
 from unetcli.survey import Survey, require_known_classes, resolve_truth, survey
 from unetcli.trainingfolder import TrainingFolder
 from unetcli.volume import Volume
@@ -87,7 +88,7 @@ def train_model(
     frozen = None if request.overwrite else folder.frozen()
     training = resolve_training(request, folder, frozen[0] if frozen else None)
     goal = resolve_steps(request, training, frozen[1] if frozen else None)
-    with folder.launcher():
+    with folder.launcher(take_over=request.take_over):
         if request.overwrite:
             folder.forget()
         folder.freeze(training.config, goal)
@@ -102,7 +103,7 @@ def finish(training: Training, goal: int, report: Report, stopping: Callable[[],
     found_finished = before is not None and before.step >= goal
     state = before if before and found_finished else training.run(goal, report, stopping)
     rows = training.folder.rows()
-    if not found_finished:
+    if not found_finished or not training.folder.curves.exists():
         draw_curves(rows, training.folder.curves)
     best: dict[str, Any] = next((row for row in reversed(rows) if row["best"]), {})
     return TrainSummary(
@@ -124,10 +125,11 @@ def resolve_training(request: TrainRequest, folder: TrainingFolder, frozen: Trai
     """Configuration and data of a request; refused where the folder holds another training."""
     raw, labels = open_volume(request.raw), open_volume(request.labels)
     data_print = f"{fingerprint(raw)} {fingerprint(labels)}"
+    require_pair(raw, labels, request.channel)
     device = resolve_device(request.device or (frozen.device if frozen else None))
     train, validation = split(request, raw)
     region = raw.sections(*train)
-    truth = resolve_truth(request.truth, labels, region)
+    truth = resolve_truth(request.truth, labels, raw.sections(train[0], validation[1]))
     data = Annotated.lay(raw, labels, truth, request.channel)
     found = survey(data, region)
     architecture = resolve_architecture(request, frozen, device, data, found)
@@ -199,6 +201,8 @@ def resolve_learning_rate(request: TrainRequest, frozen: TrainingConfig | None) 
     if request.optimizer not in LEARNING_RATES:
         raise UnetcliError(f"--optimizer {request.optimizer}: expected {' or '.join(LEARNING_RATES)}")
     if request.learning_rate is not None:
+        if not 0 < request.learning_rate < math.inf:
+            raise UnetcliError(f"--lr {request.learning_rate}: a number above 0 is needed")
         return request.learning_rate
     return frozen.learning_rate if frozen else LEARNING_RATES[request.optimizer]
 
@@ -206,8 +210,8 @@ def resolve_learning_rate(request: TrainRequest, frozen: TrainingConfig | None) 
 def resolve_steps(request: TrainRequest, training: Training, frozen: int | None) -> int:
     """The number of steps asked for, else the frozen one, else what takes about ``MINUTES`` here.
 
-    The number is a goal, not part of the configuration: asking for more goes on, with the same result as asking for
-    them at once.
+    The number is a goal, not part of the configuration: asking for more goes on, through the same weights as asking
+    for them at once. The last step of each goal is looked at too, so the model kept is the best of one look more.
     """
     if request.steps is not None and request.steps < 1:
         raise UnetcliError(f"--steps {request.steps}: at least 1")

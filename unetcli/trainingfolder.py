@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetcli.config import TrainingConfig
 from unetcli.errors import UnetcliError
-from unetcli.files import replacing, sync
+from unetcli.files import PARTIAL, replacing, sweep, sync
 from unetcli.lock import hold
 from unetcli.model import FILE_NAME
 
@@ -52,10 +52,11 @@ class TrainingFolder:
         return self.path / "samples.png"
 
     @contextmanager
-    def launcher(self) -> Iterator[None]:
+    def launcher(self, *, take_over: bool = False) -> Iterator[None]:
         """One training at a time; see :func:`unetcli.lock.hold`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with hold(self.path / "lock"):
+        with hold(self.path / "lock", take_over=take_over):
+            sweep(self.path)
             yield
 
     def require_ours(self) -> None:
@@ -90,12 +91,12 @@ class TrainingFolder:
         return Checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """The log; a line torn by a crash is left out."""
+        """The log; a last line torn by a crash is left out."""
         try:
             lines = self.log.read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def append_log(self, row: dict[str, Any]) -> None:
         with self.log.open("a") as file:
@@ -109,4 +110,5 @@ class TrainingFolder:
             draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def _foreign(self) -> Iterator[Path]:
-        return (path for path in self.path.iterdir() if path.name not in ("lock", "lock.guard"))
+        begun = ("lock", "lock.guard")  # all that is here when a call was killed early
+        return (path for path in self.path.iterdir() if path.name not in begun and path.suffix != PARTIAL)

@@ -110,7 +110,8 @@ class Volume:
 
     def in_memory(self) -> Volume:
         """The same volume, read once."""
-        return replace(self, array=np.asarray(self.array[...]))
+        everything = {axis: slice(None) for axis in self.stored_axes}
+        return replace(self, array=self._slice(everything, self.whole()))
 
     def _by_axis(self, per_stored_axis: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(int(per_stored_axis[self.stored_axes.index(axis)]) for axis in self.axes)
@@ -118,14 +119,18 @@ class Volume:
     def _stored(self, box: Box, channel: int | None) -> NDArray[Any]:
         picks = dict(zip(self.axes, box.slices, strict=True))
         picks["c"] = slice(None) if channel is None else slice(channel, channel + 1)
+        order = [self.stored_axes.index(axis) for axis in f"c{self.axes}" if axis in self.stored_axes]
+        voxels = self._slice(picks, box).transpose(order)
+        return voxels if "c" in self.stored_axes else voxels[np.newaxis]
+
+    def _slice(self, picks: dict[str, slice], box: Box) -> NDArray[Any]:
+        """Part of the array, in its own order of axes; damage is told with its place, ``box``."""
         try:
-            voxels = np.asarray(self.array[tuple(picks[axis] for axis in self.stored_axes)], self.dtype)
+            return np.asarray(self.array[tuple(picks[axis] for axis in self.stored_axes)], self.dtype)
+        except MemoryError:
+            raise
         except Exception as error:  # codecs raise what they like: zlib.error, RuntimeError, ValueError, OSError..
             raise UnreadableBlock(f"{self.path}: cannot read {describe(box, self.axes)}: {error}") from error
-        voxels = voxels.transpose(
-            [self.stored_axes.index(axis) for axis in f"c{self.axes}" if axis in self.stored_axes]
-        )
-        return voxels if "c" in self.stored_axes else voxels[np.newaxis]
 
 
 class _Squeezed:

@@ -46,6 +46,8 @@ class Worker:
     folder: RunFolder
     source: Volume
     model: Path
+    device: str | None = None
+    """Which one of the plan's kind."""
 
     def run(
         self, blocks: Iterable[int], attempts: Mapping[int, int], report: Report, stopping: Callable[[], bool]
@@ -59,7 +61,7 @@ class Worker:
 
         exact_float32()
         choices, tally = self.plan.choices, Tally()
-        predictor = Predictor(load_network(self.model), choices, resolve_device(choices.device))
+        predictor = Predictor(load_network(self.model), choices, resolve_device(self.device or choices.device))
         array = self.output.open()
         with ReceiptBook(self.folder.receipts, self.output.path) as book:
             for finished in predict_blocks(self.plan, predictor, self.source, blocks, stopping):

@@ -13,7 +13,7 @@ from unetcli.cli import talk
 def evaluate(
     prediction: o.PredictionArgument,
     truth: o.TrueArgument,
-    metrics: o.MetricsOption = "pixels,em",
+    metrics: o.MetricsOption = None,
     sections: o.SectionsOption = None,
     allow_incomplete: o.AllowIncompleteOption = False,
     json: o.JsonOption = False,
@@ -22,7 +22,7 @@ def evaluate(
     from unetcli.config import parse_sections
     from unetcli.evaluation import evaluate_volume
 
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     with talk.progress("sections") as report:
         scores = evaluate_volume(
             prediction, truth, names, parse_sections(sections), allow_incomplete=allow_incomplete, report=report

@@ -39,7 +39,7 @@ BaseChannelsOption = Annotated[
 TrainingTileOption = Annotated[
     int | None, typer.Option(help="Input side of a training tile: 572 on a GPU, 316 on a CPU.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0)]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0, max=2**32 - 1)]
 TruthOption = Annotated[
     str, typer.Option(help="What labels mean: binary, instances or classes; auto takes two values as binary.")
 ]
@@ -77,7 +77,9 @@ PredictionArgument = Annotated[
 TrueArgument = Annotated[
     str, typer.Argument(metavar="TRUTH", help="0 is background (EM: membrane), all else foreground.")
 ]
-MetricsOption = Annotated[str, typer.Option(help="pixels, em, or both with a comma.")]
+MetricsOption = Annotated[
+    str | None, typer.Option(help="pixels, em, or both with a comma; by itself both, pixels beyond two classes.")
+]
 AllowIncompleteOption = Annotated[bool, typer.Option("--allow-incomplete", help="Score what is there.")]
 
 

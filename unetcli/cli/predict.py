@@ -54,9 +54,9 @@ def predict(
 
 
 def _run(request: PredictRequest, json: bool) -> None:
-    from unetcli.allocator import keep_freed_memory
+    from unetcli.process import prepare
 
-    keep_freed_memory()  # before torch starts its threads
+    prepare()  # before torch is imported
     from dataclasses import asdict
 
     from unetcli.prediction import predict_volume

@@ -31,6 +31,7 @@ def train(
     device: o.DeviceOption = None,
     channel: o.ChannelOption = None,
     overwrite: o.OverwriteOption = False,
+    take_over: o.TakeOverOption = False,
     json: o.JsonOption = False,
 ) -> None:
     """Train a network on RAW images and LABELS.
@@ -56,14 +57,15 @@ def train(
         device=device,
         channel=channel,
         overwrite=overwrite,
+        take_over=take_over,
     )
     _run(request, json)
 
 
 def _run(request: TrainRequest, json: bool) -> None:
-    from unetcli.allocator import keep_freed_memory
+    from unetcli.process import prepare
 
-    keep_freed_memory()  # before torch starts its threads
+    prepare()  # before torch is imported
     from dataclasses import asdict
 
     from unetcli.training import train_model
