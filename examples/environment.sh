@@ -1,5 +1,6 @@
 # Makes the virtual environment of a checkout, once, and puts it on the PATH. Sourced by the scripts of the project:
-#   . examples/environment.sh [EXTRA]
+#   extra=dev    (an extra of pyproject.toml, or empty)
+#   . examples/environment.sh
 # Needs Python 3.11 or later ($PYTHON, else the first that fits); installs into .venv ($UNETCLI_VENV for another place).
 
 unset CDPATH
@@ -7,7 +8,6 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 venv=${UNETCLI_VENV:-$root/.venv}
 mkdir -p "$venv"
 venv=$(cd "$venv" && pwd)
-extra=${1:-}
 stamp="$venv/.installed$extra"
 
 if [ ! -e "$stamp" ] || [ "$root/pyproject.toml" -nt "$stamp" ] || [ "$root/constraints.txt" -nt "$stamp" ]; then

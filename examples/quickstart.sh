@@ -7,6 +7,7 @@
 #
 # Run again, it goes on where it stopped, or finds everything done.
 set -eu
+extra=
 . "$(dirname "$0")/environment.sh"
 
 if [ -n "${UNETCLI_DATA:-}" ]; then

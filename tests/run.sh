@@ -4,7 +4,8 @@
 #   sh tests/run.sh --all    the long tests too
 # Other words go to pytest: sh tests/run.sh tests/test_plan.py
 set -eu
-. "$(dirname "$0")/../examples/environment.sh" dev
+extra=dev
+. "$(dirname "$0")/../examples/environment.sh"
 cd "$root"
 
 tier=
