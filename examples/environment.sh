@@ -26,7 +26,7 @@ if [ ! -e "$stamp" ] || [ "$root/pyproject.toml" -nt "$stamp" ] || [ "$root/cons
     "$found" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
         --constraint "$root/constraints.txt" --editable "$root${extra:+[$extra]}"
-    touch "$stamp"
+    touch "$venv/.installed" "$stamp" # an extra brings all the rest too
 fi
 PATH="$venv/bin:$PATH"
 export PATH

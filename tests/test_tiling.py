@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -15,25 +16,13 @@ from unetcli.architecture import Architecture
 from unetcli.geometry import Box
 from unetcli.inference import Predictor, predict_blocks
 from unetcli.network import UNet
-from unetcli.plan import Choices, Plan, Sources
+from unetcli.plan import Plan
 from unetcli.planner import Input, make_plan
 from unetcli.volume import UNNAMED, Volume
 
 TOLERANCE = 2e-5
 SHAPE = (777, 1031)
-CHOICES = Choices(
-    dtype="float32",
-    outputs=1,
-    channel=None,
-    normalise="model",
-    mean=0.0,
-    std=1.0,
-    nonfinite=None,
-    device="cpu",
-    precision="float32",
-    threads=2,
-)
-SOURCES = Sources(volume="", volume_fingerprint="", model="", model_fingerprint="")
+CHOICES = replace(helpers.CHOICES, dtype="float32", mean=0.0, std=1.0, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +62,7 @@ def _pad_thin(image: NDArray[np.float32], margins: list[tuple[int, int]]) -> NDA
 
 def plan_for(network: UNet, image: NDArray[Any], tile: int) -> Plan:
     source = Input(axes=UNNAMED[image.ndim], extent=image.shape, chunks=image.shape, bytes_per_voxel=4)
-    return make_plan(source, Box.of_shape(image.shape), network.architecture, tile, CHOICES, SOURCES)
+    return make_plan(source, Box.of_shape(image.shape), network.architecture, tile, CHOICES, helpers.SOURCES)
 
 
 def predict(network: UNet, plan: Plan, image: NDArray[Any]) -> NDArray[np.float32]:

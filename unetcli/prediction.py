@@ -89,11 +89,12 @@ def predict_volume(
     with folder.launcher(take_over=request.take_over):
         receipts = prepare(request, plan, folder, source)
         done = done_blocks(plan, receipts)
+        sweep(folder.path)
+        if not is_complete(output):
+            sweep(output)
         tally = None
         if not done.all():
             announce(plan, source, output, int(done.sum()))
-            sweep(output)
-            sweep(folder.path)
             worker = Worker(
                 plan=plan,
                 output=Output(output, plan),

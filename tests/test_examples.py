@@ -1,0 +1,53 @@
+"""What the README tells a user to run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The quickstart, run from another folder; its folder (with a blank in its name) and what it said."""
+    place = tmp_path_factory.mktemp("a place") / "quick start"
+    return place, run(place)
+
+
+def run(place: Path) -> str:
+    """Run it in the environment that the tests run in."""
+    environment = {name: value for name, value in os.environ.items() if name != "UNETCLI_DATA"}
+    done = subprocess.run(
+        ["sh", ROOT / "examples/quickstart.sh", place],
+        cwd=place.parent,
+        env=environment | {"UNETCLI_VENV": sys.prefix, "UNETCLI_MODEL": "another/model"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_quickstart_segments_sections_that_training_did_not_see(quickstart: tuple[Path, str]) -> None:
+    place, said = quickstart
+    found = re.search(r"pixel_disagreement +([0-9.]+)", said)
+    assert found
+    assert float(found[1]) < 0.10
+    assert (place / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (place / "model" / "curves.png").exists()
+    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["model", "prediction", "picture"]
+
+
+def test_the_quickstart_run_again_finds_everything_done(quickstart: tuple[Path, str]) -> None:
+    place, said = quickstart
+    before = (place / "model" / "model.safetensors").stat().st_mtime_ns
+    again = run(place)
+    assert (place / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert again == said
