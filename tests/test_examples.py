@@ -20,9 +20,9 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return place, run(place)
 
 
-def run(place: Path) -> str:
+def run(place: Path, **chosen: str) -> str:
     """Run it in the environment that the tests run in."""
-    environment = {name: value for name, value in os.environ.items() if name != "UNETCLI_DATA"}
+    environment = {name: value for name, value in os.environ.items() if name != "UNETCLI_DATA"} | chosen
     done = subprocess.run(
         ["sh", ROOT / "examples/quickstart.sh", place],
         cwd=place.parent,
@@ -51,3 +51,11 @@ def test_the_quickstart_run_again_finds_everything_done(quickstart: tuple[Path, 
     again = run(place)
     assert (place / "model" / "model.safetensors").stat().st_mtime_ns == before
     assert again == said
+
+
+@pytest.mark.slow
+def test_the_quickstart_on_real_sections(tmp_path: Path, data: Path) -> None:
+    said = run(tmp_path / "isbi", UNETCLI_DATA=str(data))
+    found = re.search(r"pixel_disagreement +([0-9.]+)", said)
+    assert found
+    assert float(found[1]) < 0.12

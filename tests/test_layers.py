@@ -18,7 +18,7 @@ LAYERS = [
     "architecture config plan planner targets augment lock receipts network loss device "
     "metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",
-    "sampling survey inference worker resolving prediction validation learning training evaluation",
+    "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation",
     "cli cli.evaluate cli.options cli.predict cli.talk cli.train",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

@@ -215,3 +215,22 @@ def test_ome_metadata_that_miss_something_are_refused_in_one_line(tmp_path: Path
     path = write_image(tmp_path / "a.zarr", "0.5", grey(2, 13, 22), **broken)
     with pytest.raises(UnetcliError, match=r"a\.zarr: .*multiscales"):
         open_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "axes", "extent"),
+    [
+        ("isbi2012/train-volume.tif", "zyx", (25, 512, 512)),
+        ("dic_hela/01-images.tif", "tyx", (84, 512, 512)),
+        ("phc_psc/01-labels.tif", "tyx", (30, 576, 720)),
+        ("flyem/bodies.tif", "zyx", (170, 250, 250)),
+        ("dsb2018/images.tif", "zyx", (250, 256, 256)),
+    ],
+)
+def test_real_stacks_open_with_their_axes(data: Path, file: str, axes: str, extent: tuple[int, ...]) -> None:
+    import tifffile
+
+    volume = open_volume(data / file)
+    assert (volume.axes, volume.extent) == (axes, extent)
+    section = volume.read(volume.sections(extent[0] - 1, extent[0]))
+    assert np.array_equal(section[0, 0], tifffile.imread(data / file, key=extent[0] - 1))

@@ -258,9 +258,9 @@ def test_a_single_image_trains_without_held_out_sections(request_: TrainRequest)
 
 
 def test_without_steps_the_probe_chooses_them(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    import unetcli.training
+    import unetcli.resolve_train
 
-    monkeypatch.setattr(unetcli.training, "MINUTES", 1 / 60)
+    monkeypatch.setattr(unetcli.resolve_train, "MINUTES", 1 / 60)
     summary = train_model(replace(request_, steps=None))
     assert summary.finished
     assert 5 <= summary.goal <= 5000  # about a second's worth

@@ -22,7 +22,7 @@ from unetcli.output import Output, marker, require_ours
 from unetcli.plan import Plan, differences
 from unetcli.planner import wasted_work
 from unetcli.receipts import DONE, Receipt
-from unetcli.resolving import resolve_plan
+from unetcli.resolve_predict import resolve_plan
 from unetcli.runfolder import RunFolder
 from unetcli.volume import Volume, describe
 from unetcli.worker import Tally, Worker

@@ -74,6 +74,15 @@ class TrainingFolder:
             raise UnetcliError(f"{self.config}: version {values['version']}; --overwrite starts anew")
         return TrainingConfig.from_dict(values["config"]), values["steps"]
 
+    def require_same(self, config: TrainingConfig) -> None:
+        """Refuse to go on with another configuration than the one frozen here."""
+        frozen = self.frozen()
+        if frozen and (told := frozen[0].differences(config)):
+            raise UnetcliError(
+                f"{self.path}: holds another training: {'; '.join(told)}; "
+                "use those again, --overwrite starts anew, --output names another place"
+            )
+
     def freeze(self, config: TrainingConfig, steps: int) -> None:
         """Record configuration and goal."""
         with replacing(self.config) as draft:
