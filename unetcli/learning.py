@@ -53,7 +53,7 @@ class Learner:
 
     def step(self, item: Sample, number: int) -> float:
         """One step of gradient descent; its loss. Random choices depend on seed and number alone."""
-        torch.manual_seed((self.config.seed << 32) + number)  # dropout
+        torch.manual_seed(step_seed(self.config.seed, number))  # dropout
         self.network.train()
         image = torch.from_numpy(item.image.astype(np.float32)).to(self.device)[None]  # (1, c, y, x)
         image = ((image - self.found.mean) / self.found.std).to(memory_format=torch.channels_last)
@@ -71,6 +71,11 @@ class Learner:
         """Go back to a checkpoint."""
         self.network.load_state_dict(checkpoint.network)
         self.optimizer.load_state_dict(checkpoint.optimizer)
+
+
+def step_seed(seed: int, number: int) -> int:
+    """32 bits for one step's random choices; torch's CPU generator takes no more, so seed and number are mixed."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def create_optimizer(config: TrainingConfig, network: UNet) -> torch.optim.Optimizer:
