@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,8 @@ def test_a_block_with_nan_is_set_aside_with_its_place_and_the_rest_is_done(tmp_p
     assert (summary.computed, len(summary.set_aside)) == (2, 1)
     assert summary.set_aside[0]["block"] == 1
     assert "z 1:2, y 5:6, x 7:8" in summary.set_aside[0]["reason"]
+    noted = Path("nan.pred.zarr.run/predict/logs/set-aside.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in noted] == summary.set_aside
     filled = predict_volume(replace(request, nonfinite=0.0, output=Path("filled.zarr")))
     assert filled.complete
     assert np.array_equal(stored("filled.zarr")[::2], stored("nan.pred.zarr")[::2])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box
 from unetcli.sampling import Annotated
-from unetcli.survey import label_values, require_known_classes, resolve_truth, survey
+from unetcli.survey import label_values, require_usable, resolve_truth, survey
 from unetcli.volume import Volume
 
 SHAPE = (3, 13, 22)
@@ -112,6 +112,6 @@ def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:
     labels[3, 6:] = 2
     data = annotated(labels, labels, "classes")
     found = survey(data, Box((0, 0, 0), (3, 8, 8)))
-    require_known_classes(data, Box((2, 0, 0), (3, 8, 8)), found)
+    require_usable(data, Box((2, 0, 0), (3, 8, 8)), found)
     with pytest.raises(UnetcliError, match="class 2 in the held-out sections only"):
-        require_known_classes(data, Box((3, 0, 0), (4, 8, 8)), found)
+        require_usable(data, Box((3, 0, 0), (4, 8, 8)), found)

@@ -162,6 +162,7 @@ def prepare(request: PredictRequest, plan: Plan, folder: RunFolder, source: Volu
     if marker(output) is None:
         folder.forget_receipts()  # of an output that was deleted
         Output(output, plan).create(source)
+    folder.set_aside.unlink(missing_ok=True)  # they are tried again
     return folder.latest_receipts()
 
 

@@ -16,7 +16,7 @@ from unetcli.learning import Training, seconds_per_step
 from unetcli.opening import open_volume
 from unetcli.planner import largest_tile
 from unetcli.sampling import Annotated, require_pair
-from unetcli.survey import Survey, require_known_classes, resolve_truth, survey
+from unetcli.survey import Survey, require_usable, resolve_truth, survey
 from unetcli.trainingfolder import TrainingFolder
 from unetcli.volume import Volume
 
@@ -57,7 +57,7 @@ def resolve_training(request: TrainRequest, folder: TrainingFolder, frozen: Trai
     )
     held_out = raw.sections(*validation) if validation[0] < validation[1] else None
     if held_out is not None:
-        require_known_classes(data, held_out, found)
+        require_usable(data, held_out, found)
     return Training(
         config=config, data=data, region=region, held_out=held_out, found=found, folder=folder, device=device
     )

@@ -37,6 +37,11 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def set_aside(self) -> Path:
+        """Blocks that the last call set aside, a JSON line each."""
+        return self.logs / "set-aside.jsonl"
+
+    @property
     def lock(self) -> Path:
         return self.path / "lock"
 

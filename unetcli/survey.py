@@ -49,14 +49,15 @@ def survey(data: Annotated, region: Box) -> Survey:
     return Survey(mean, max(squares / count - mean**2, 0.0) ** 0.5 or 1.0, classes)
 
 
-def require_known_classes(data: Annotated, held_out: Box, found: Survey) -> None:
-    """Refuse held-out sections with a class that training does not meet."""
-    highest = max(int(data.target(box).max()) for box in held_out.planes())
-    if highest >= len(found.class_counts):
-        raise UnetcliError(
-            f"{data.labels.path}: class {highest} in the held-out sections only; "
-            "--validation-fraction or --sections for another split"
-        )
+def require_usable(data: Annotated, held_out: Box, found: Survey) -> None:
+    """Refuse held-out sections that cannot be read, or with a class that training does not meet."""
+    for box in held_out.planes():
+        data.image(box)
+        if (highest := int(data.target(box).max())) >= len(found.class_counts):
+            raise UnetcliError(
+                f"{data.labels.path}: class {highest} in the held-out sections only; "
+                "--validation-fraction or --sections for another split"
+            )
 
 
 def resolve_truth(truth: str, labels: Volume, region: Box) -> str:

@@ -47,10 +47,6 @@ class TrainingFolder:
     def curves(self) -> Path:
         return self.path / "curves.png"
 
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples.png"
-
     @contextmanager
     def launcher(self, *, take_over: bool = False) -> Iterator[None]:
         """One training at a time; see :func:`unetcli.lock.hold`."""
@@ -90,7 +86,7 @@ class TrainingFolder:
 
     def forget(self) -> None:
         """Delete what a training made. The checkpoint goes first: a rest without it starts anew."""
-        for path in (self.checkpoint, self.log, self.model, self.curves, self.samples, self.config):
+        for path in (self.checkpoint, self.log, self.model, self.curves, self.config):
             path.unlink(missing_ok=True)
 
     def load_checkpoint(self) -> Checkpoint | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import time
@@ -95,4 +96,7 @@ class Worker:
     def _set_aside(self, finished: FinishedBlock, tally: Tally) -> None:
         place = describe(finished.block.box, self.plan.axes)
         log.warning("block %d (%s) set aside: %s", finished.block.number, place, finished.error)
-        tally.set_aside.append({"block": finished.block.number, "place": place, "reason": str(finished.error)})
+        note = {"block": finished.block.number, "place": place, "reason": str(finished.error)}
+        tally.set_aside.append(note)
+        with self.folder.set_aside.open("a") as file:
+            file.write(json.dumps(note) + "\n")
