@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from unetcli.errors import UnetcliError
+
 PARTIAL = ".partial"
 """Ending of everything unfinished; safe to delete when its writer is gone. Zarr's own drafts end so too."""
 
@@ -102,6 +104,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_apart(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is equal to, inside or around an input."""
+    for place in inputs:
+        if overlaps(output, place):
+            raise UnetcliError(f"{output}: equal to, inside or around the input {place}; --output names another place")
 
 
 def overlaps(one: Path, other: Path) -> bool:

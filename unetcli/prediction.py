@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
-from unetcli.files import overlaps, remove_aside, sweep
+from unetcli.files import remove_aside, require_apart, sweep
 from unetcli.model import find_model
 from unetcli.opening import open_volume
 from unetcli.output import Output, marker, require_ours
@@ -112,9 +112,7 @@ def predict_volume(
 
 def require_place(output: Path, inputs: Sequence[Path]) -> None:
     """Refuse an output that would touch an input, or anything that is not ours."""
-    for place in inputs:
-        if overlaps(output, place):
-            raise UnetcliError(f"{output}: equal to, inside or around the input {place}; --output names another place")
+    require_apart(output, inputs)
     if not output.absolute().parent.is_dir():
         raise UnetcliError(f"{output}: the folder {output.absolute().parent} does not exist")
     require_ours(output)

@@ -13,8 +13,7 @@ import torch
 from unetcli.architecture import Architecture
 from unetcli.config import TrainingConfig, TrainRequest
 from unetcli.device import cpu_threads
-from unetcli.errors import UnetcliError
-from unetcli.files import overlaps
+from unetcli.files import require_apart
 from unetcli.learning import Report, Training
 from unetcli.network import UNet
 from unetcli.resolve_train import MINUTES, PAPER, resolve_steps, resolve_training
@@ -66,9 +65,7 @@ def train_model(
     """
     folder = TrainingFolder(request.output)
     folder.require_ours()
-    for place in (request.raw, request.labels):
-        if overlaps(request.output, Path(place)):
-            raise UnetcliError(f"{request.output}: equal to, inside or around the input {place}; --output elsewhere")
+    require_apart(request.output, [Path(request.raw), Path(request.labels)])
     torch.set_num_threads(cpu_threads())
     frozen = None if request.overwrite else folder.frozen()
     training = resolve_training(request, folder, frozen[0] if frozen else None)
