@@ -1,0 +1,1 @@
+"""Executors run blocks somewhere: in this process, on a Dask cluster, as a SLURM job array."""

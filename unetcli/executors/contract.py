@@ -1,0 +1,50 @@
+"""What every executor promises; ``tests/executors/test_contract.py`` holds each of them to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from unetcli.ranges import Ranges
+
+
+class Task(Protocol):
+    """A function of the package (pickled by its name) over plain values.
+
+    Everything it finds out it tells in files of the run folder: receipts, troubles, heartbeats. It may be called again
+    with the same blocks, by another process, at any time: finished blocks are skipped.
+    """
+
+    def __call__(self, folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
+        """Work off the blocks of the run folder; how many were finished. ``stopping`` is asked before each block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFailure:
+    """A worker job that ended without finishing its blocks, and why."""
+
+    job: str
+    host: str
+    reason: str
+    """One line for people, as in ``killed, probably out of memory: raise --mem``."""
+
+
+class Executor(Protocol):
+    """Runs a task over blocks; a failing job is reported and stops no other.
+
+    ``tick`` is called at least every few seconds while waiting (it shows progress, from receipts); once ``stopping()``
+    is true, what is at work is finished and the rest left. ``avoid`` names hosts where these blocks failed before.
+    """
+
+    def run(
+        self,
+        task: Task,
+        folder: Path,
+        blocks: Ranges,
+        *,
+        tick: Callable[[], None],
+        stopping: Callable[[], bool],
+        avoid: Sequence[str] = (),
+    ) -> list[JobFailure]: ...
