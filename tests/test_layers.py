@@ -17,7 +17,8 @@ LAYERS = [
     "errors files geometry footprint streams process ranges",
     "architecture config plan planner targets augment lock receipts network loss device "
     "metrics metrics.em metrics.pixels",
-    "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",
+    "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures "
+    "store ngff level",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
     "executors executors.contract",
     "cli cli.evaluate cli.options cli.predict cli.talk cli.train",

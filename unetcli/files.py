@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from unetcli.errors import UnetcliError
 
@@ -23,6 +23,20 @@ def plain(place: str) -> str:
     ('/data/big.zarr', 's3://bucket/big.zarr')
     """
     return place.removeprefix("file://")
+
+
+def is_remote(place: str | Path) -> bool:
+    """Whether a place is a URL, as in ``s3://bucket/big.zarr``, not a path."""
+    return isinstance(place, str) and "://" in place
+
+
+def parent_of(place: str | Path) -> str | Path:
+    """What a file, folder or object lies in.
+
+    >>> parent_of("s3://bucket/big.zarr/0")
+    's3://bucket/big.zarr'
+    """
+    return str(place).rstrip("/").rpartition("/")[0] if is_remote(place) else Path(place).parent
 
 
 def draft_of(path: Path) -> Path:
@@ -106,14 +120,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def require_apart(output: Path, inputs: Iterable[Path]) -> None:
+def require_apart(output: Path | str, inputs: Iterable[Path | str]) -> None:
     """Refuse an output that is equal to, inside or around an input."""
     for place in inputs:
         if overlaps(output, place):
             raise UnetcliError(f"{output}: equal to, inside or around the input {place}; --output names another place")
 
 
-def overlaps(one: Path, other: Path) -> bool:
-    """Whether two paths are the same, or one lies inside the other, links resolved."""
-    a, b = one.resolve(), other.resolve()
+def overlaps(one: Path | str, other: Path | str) -> bool:
+    """Whether two places are the same, or one lies inside the other, links resolved.
+
+    >>> overlaps("s3://bucket/big.zarr", "s3://bucket/big.zarr/0"), overlaps("s3://bucket/big.zarr", "big.zarr")
+    (True, False)
+    """
+    if is_remote(one) != is_remote(other):
+        return False
+    a, b = (PurePosixPath(place) if is_remote(place) else Path(place).resolve() for place in (one, other))
     return a == b or a in b.parents or b in a.parents

@@ -64,7 +64,7 @@ class Worker:
         choices, tally = self.plan.choices, Tally()
         predictor = Predictor(load_network(self.model), choices, resolve_device(self.device or choices.device))
         array = self.output.open()
-        with ReceiptBook(self.folder.receipts, self.output.path) as book:
+        with ReceiptBook(self.folder.receipts, Path(self.output.path)) as book:
             for finished in predict_blocks(self.plan, predictor, self.source, blocks, stopping):
                 if finished.error is not None:
                     self._set_aside(finished, tally)
