@@ -15,11 +15,11 @@ import unetcli
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
     "errors files geometry footprint streams process ranges",
-    "architecture config plan planner targets augment lock receipts network loss device "
+    "architecture config plan planner targets augment lock receipts troubles heartbeat network loss device "
     "metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "executors executors.contract",
+    "executors executors.contract executors.local workbench canary rounds run shares",
     "cli cli.evaluate cli.options cli.predict cli.talk cli.train",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

@@ -14,6 +14,10 @@ Sections = tuple[int | None, int | None]
 """First and stop, as in a Python slice; None: from the start, to the end."""
 
 
+Roi = tuple[Sections, ...]
+"""First and stop along each of the last axes, z, y, x."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictRequest:
     """One call of predict."""
@@ -29,6 +33,15 @@ class PredictRequest:
     channel: int | None = None
     normalise: str = "model"
     nonfinite: float | None = None
+    roi: Roi | None = None
+    mask: str | None = None
+    skip_below: float | None = None
+    levels: int = 1
+    max_files: int | None = None
+    zarr_format: int = 3
+    run_folder: Path | None = None
+    retries: int = 1
+    """How often a failed block is tried again, where there is one on another host."""
     overwrite: bool = False
     take_over: bool = False
 
@@ -133,6 +146,34 @@ def parse_sections(text: str | None) -> Sections:
         return (int(first) if first else None, int(stop) if stop else None)
     except ValueError:
         raise UnetcliError(f"--sections {text}: expected A:B, first and stop, as in 20:25, 20: or :5") from None
+
+
+def parse_roi(text: str | None) -> Roi | None:
+    """``z0:z1,y0:y1,x0:x1``, or fewer of the last axes.
+
+    >>> parse_roi("3:5,10:,:200")
+    ((3, 5), (10, None), (None, 200))
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(parse_sections(part.strip()) for part in text.split(","))
+    except UnetcliError:
+        raise UnetcliError(f"--roi {text}: expected z0:z1,y0:y1,x0:x1, as in 10:20,512:2048,0:1000") from None
+
+
+def parse_share(text: str) -> tuple[int, int] | None:
+    """``I/N`` as share I, from 0, of N; None for ``auto``.
+
+    >>> parse_share("3/8")
+    (3, 8)
+    """
+    if text == "auto":
+        return None
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise UnetcliError(f"--share {text}: expected I/N with I from 0 to N - 1, as in 3/8, or auto")
+    return int(number), int(count)
 
 
 def resolve_sections(sections: Sections, count: int, name: str) -> tuple[int, int]:

@@ -22,6 +22,13 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
+def require_precision(device: torch.device, precision: str) -> None:
+    """Refuse a GPU that only emulates the precision: what it gives is slow, and not what others give."""
+    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        name = torch.cuda.get_device_name(device)
+        raise UnetcliError(f"--precision bfloat16: {name} has none; float32 works on it, bfloat16 on Ampere or later")
+
+
 def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU."""
     return int(torch.cuda.mem_get_info(device)[0])

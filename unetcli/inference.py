@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from unetcli.plan import Block, Choices, Plan, Tile
 from unetcli.streams import prefetch
 from unetcli.volume import Volume, describe
 
+log = logging.getLogger(__name__)
+
 WINDOWS_AHEAD, PIECES_AHEAD = 1, 4
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
@@ -34,18 +37,21 @@ class Window:
     box: Box
     voxels: NDArray[Any] | None
     """(c, *box.shape), the volume's dtype."""
-    error: UnreadableBlock | None
+    error: Exception | None
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tile's share of a block: ``(outputs, *tile.write.shape)``; nothing where the window has an error."""
+    """One tile's share of a block, ``(outputs, *tile.write.shape)``, or why there is none."""
 
     window: Window
     tile: Tile | None
     values: NDArray[Any] | None
     seconds: float
+    error: Exception | None = None
+    side: int = 0
+    """Of the plan's tile, or of the smaller one that memory allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,9 @@ class FinishedBlock:
 
     block: Block
     values: NDArray[Any] | None
-    error: UnreadableBlock | None
+    error: Exception | None
+    tile: int
+    """Side of the tile used: the plan's, or a smaller one that memory allowed; 0 where none was needed."""
     read_seconds: float
     forward_seconds: float
 
@@ -65,6 +73,21 @@ class Predictor:
     def __init__(self, network: UNet, choices: Choices, device: torch.device) -> None:
         self.choices, self.device = choices, device
         self.network = on_device(network, device).eval()
+        self._tile: tuple[int, ...] | None = None
+
+    def fitting(self, plan: Plan) -> Plan:
+        """The plan, with the tile that this device's memory was found to hold."""
+        return plan if self._tile is None else replace(plan, tile=self._tile)
+
+    def shrink(self, plan: Plan) -> bool:
+        """Take a tile of about half the side from now on; False where there is no smaller one."""
+        tile = self.fitting(plan).tile
+        axis = plan.footprint.axes[-1]
+        smaller = axis.side_for(max(1, axis.output(tile[-1]) // 2))
+        if smaller >= tile[-1]:
+            return False
+        self._tile = tuple(smaller if side > 1 else 1 for side in tile)
+        return True
 
     @torch.inference_mode()
     def __call__(self, voxels: NDArray[Any]) -> NDArray[Any]:
@@ -106,10 +129,11 @@ def read_windows(plan: Plan, source: Volume, blocks: Iterable[int]) -> Iterator[
     """The input of each block."""
     for block in map(plan.block, blocks):
         box, started = plan.window(block), time.perf_counter()
+        voxels, error = None, None
         try:
-            voxels, error = read_finite(source, box, plan.choices), None
-        except UnreadableBlock as reason:
-            voxels, error = None, reason
+            voxels = read_finite(source, box, plan.choices)
+        except Exception as reason:  # one block's trouble; the rest goes on
+            error = reason
         yield Window(block, box, voxels, error, time.perf_counter() - started)
 
 
@@ -137,13 +161,61 @@ def compute(
     for window in windows:
         if stopping():
             return
-        if window.voxels is None:
-            yield Piece(window, None, None, 0.0)
-            continue
-        for tile in plan.tiles(window.block):
-            started = time.perf_counter()
-            values = forward(plan, predictor, tile, window.voxels, window.box)
-            yield Piece(window, tile, values, time.perf_counter() - started)
+        try:
+            if window.error is not None:
+                raise window.error
+            yield from fitting_pieces(plan, predictor, window)
+        except Exception as reason:
+            yield Piece(window, None, None, 0.0, reason)
+
+
+def fitting_pieces(plan: Plan, predictor: Predictor, window: Window) -> Iterator[Piece]:
+    """Pieces of a block; anew with smaller tiles where the memory does not suffice, and with these from then on."""
+    while True:
+        try:
+            yield from pieces(predictor.fitting(plan), predictor, window)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not predictor.shrink(plan):
+                raise
+            log.warning(
+                "out of memory (%s): tiles of %d from here on", first_line(error), predictor.fitting(plan).tile[-1]
+            )
+
+
+def pieces(plan: Plan, predictor: Predictor, window: Window) -> Iterator[Piece]:
+    """Every tile of a block."""
+    box = plan.window(window.block)
+    voxels = widened(window, box)
+    for tile in plan.tiles(window.block):
+        started = time.perf_counter()
+        values = forward(plan, predictor, tile, voxels, box)
+        yield Piece(window, tile, values, time.perf_counter() - started, side=plan.tile[-1])
+
+
+def widened(window: Window, box: Box) -> NDArray[Any]:
+    """A window's voxels over ``box``, which smaller tiles than the plan's may reach a few voxels farther.
+
+    What lies there shows only in outputs that are cut off, so anything may stand in for it.
+    """
+    assert window.voxels is not None
+    if box == window.box:
+        return window.voxels
+    both = zip(window.box.start, window.box.stop, box.start, box.stop, strict=True)
+    margins = [(max(0, a - first), max(0, stop - b)) for a, b, first, stop in both]
+    padded = np.pad(window.voxels, [(0, 0), *margins], mode="edge")
+    held = Box(tuple(a - m for a, (m, _) in zip(window.box.start, margins, strict=True)), window.box.stop)
+    return padded[(slice(None), *box.relative_to(held).slices)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a forward pass failed for want of memory, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The error in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], box: Box) -> NDArray[Any]:
@@ -156,13 +228,13 @@ def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], 
 
 
 def assemble(plan: Plan, pieces: Iterable[Piece]) -> Iterator[FinishedBlock]:
-    """Pieces put together, a block at a time."""
+    """Pieces put together, a block at a time; a later piece of the same place counts."""
     for window, group in itertools.groupby(pieces, key=lambda piece: piece.window):
-        box, seconds = window.block.box, 0.0
+        box, seconds, error, side = window.block.box, 0.0, window.error, 0
         values = np.empty((plan.choices.outputs, *box.shape), plan.choices.dtype)
         for piece in group:
-            seconds += piece.seconds
+            seconds, error = seconds + piece.seconds, piece.error
             if piece.tile is not None:
+                side = piece.side
                 values[(slice(None), *piece.tile.write.relative_to(box).slices)] = piece.values
-        result = values if window.error is None else None
-        yield FinishedBlock(window.block, result, window.error, window.seconds, seconds)
+        yield FinishedBlock(window.block, None if error else values, error, side, window.seconds, seconds)

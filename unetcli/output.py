@@ -80,6 +80,14 @@ class Output:
         else:
             array[(*box.slices[:lead], slice(None), *box.slices[lead:])] = np.moveaxis(values, 0, lead)
 
+    def read(self, box: Box) -> NDArray[Any]:
+        """What is stored at a box (output coordinates), ``(outputs, *box.shape)``."""
+        lead = 1 if "t" in self.plan.axes else 0
+        array = zarr.open_array(self.level, mode="r")
+        if self.plan.choices.outputs == 1:
+            return np.asarray(array[box.slices])[np.newaxis]
+        return np.moveaxis(np.asarray(array[(*box.slices[:lead], slice(None), *box.slices[lead:])]), lead, 0)
+
     def files(self, box: Box) -> Iterator[Path]:
         """The chunk files of a box, in output coordinates; those of chunks that are all zero do not exist."""
         ranges = [
