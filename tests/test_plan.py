@@ -24,7 +24,8 @@ def plans(draw: st.DrawFn) -> Plan:
     start = [draw(st.integers(0, n)) for n in (3, 70, 70)]
     length = [draw(st.integers(1, n)) for n in (3, 90, 90)]
     stop = [a + n for a, n in zip(start, length, strict=True)]
-    chunks = (1, draw(st.integers(1, 40)), draw(st.integers(1, 40)))
+    inner = (1, draw(st.integers(1, 20)), draw(st.integers(1, 20)))
+    chunks = tuple(n * draw(st.integers(1, 3)) for n in inner)
     times = [draw(st.integers(1, 3)) for _ in range(3)]
     axis = Architecture(depth=depth).footprint().axes[0]
     tile = axis.side_for(draw(st.integers(1, 60)))
@@ -33,6 +34,7 @@ def plans(draw: st.DrawFn) -> Plan:
         extent=tuple(b + draw(st.integers(0, 9)) for b in stop),
         footprint=Architecture(depth=depth).footprint().lifted(3),
         tile=(1, tile, tile),
+        chunks=inner,
         write_chunks=chunks,
         block_shape=tuple(c * n for c, n in zip(chunks, times, strict=True)),
     )
@@ -130,7 +132,9 @@ def test_a_crop_finds_the_written_voxels_in_the_output_of_the_network() -> None:
         ({"region": Box((1, 33, 5), (3, 133, 126))}, "region 1:3,33:133,5:126 (was 1:3,33:133,5:127)"),
         ({"tile": (1, 64, 64)}, "tile 64 (was 60)"),
         ({"tile": (1, 64, 64), "block_shape": (1, 24, 48)}, "tile 64 (was 60)"),
-        ({"write_chunks": (1, 4, 8)}, "write_chunks 1x4x8 (was 1x8x8)"),
+        ({"chunks": (1, 4, 8), "write_chunks": (1, 4, 8)}, "write_chunks 1x4x8 (was 1x8x8)"),
+        ({"chunks": (1, 4, 8)}, "chunks 1x4x8 (was 1x8x8)"),
+        ({"zarr_format": 2}, "zarr_format 2 (was 3)"),
         ({"block_shape": (1, 24, 48)}, "block_shape 1x24x48 (was 1x24x40)"),
         ({"choices": replace(CHOICES, threads=2)}, "threads 2 (was 1)"),
         ({"choices": replace(CHOICES, dtype="float16")}, "dtype float16 (was uint8)"),
@@ -155,12 +159,24 @@ def test_where_the_input_lies_is_no_difference() -> None:
     ("changes", "named"),
     [
         ({"block_shape": (1, 20, 40)}, "block of 20 along y .* output chunk 8; 24 would be"),
+        ({"chunks": (1, 3, 8)}, "shards of 1x8x8 hold no whole chunks of 1x3x8"),
+        ({"chunks": (1, 4, 8), "zarr_format": 2}, "no shards; .*--max-files"),
+        ({"zarr_format": 1}, "--zarr-format 1: expected 3"),
         ({"tile": (1, 61, 60)}, "--tile 61"),
         ({"region": Box((0, 0, 0), (4, 141, 150))}, "not inside the volume"),
         ({"region": Box((0, -1, 0), (4, 100, 150))}, "not inside the volume"),
         ({"region": Box((2, 0, 0), (2, 140, 150))}, "empty"),
     ],
-    ids=["misaligned block", "unusable tile", "region too large", "region before the start", "empty region"],
+    ids=[
+        "misaligned block",
+        "misaligned shard",
+        "shards in Zarr 2",
+        "unknown format",
+        "unusable tile",
+        "region too large",
+        "region before the start",
+        "empty region",
+    ],
 )
 def test_a_plan_that_cannot_be_right_is_refused(changes: dict[str, object], named: str) -> None:
     with pytest.raises(UnetcliError, match=named):
@@ -169,7 +185,7 @@ def test_a_plan_that_cannot_be_right_is_refused(changes: dict[str, object], name
 
 def test_a_plan_of_another_version_is_refused() -> None:
     with pytest.raises(UnetcliError, match="version 99"):
-        Plan.from_json(PLAN.to_json().replace('"unetcli_plan": 1', '"unetcli_plan": 99'))
+        Plan.from_json(PLAN.to_json().replace('"unetcli_plan": 2', '"unetcli_plan": 99'))
 
 
 def test_voxels_of_picked_blocks_are_the_sum_of_their_boxes() -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers import CHOICES, SOURCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.architecture import Architecture
+from unetcli.errors import UnetcliError
 from unetcli.footprint import Footprint, Layer
 from unetcli.geometry import Box
 from unetcli.plan import Plan
@@ -19,6 +23,8 @@ from unetcli.planner import (
     largest_tile,
     make_plan,
     output_chunks,
+    output_files,
+    require_files,
     wasted_work,
     work,
 )
@@ -28,11 +34,20 @@ GIB = 2**30
 
 
 def plan_for(
-    *extent: int, tile: int = 572, chunks: tuple[int, ...] | None = None, region: Box | None = None, depth: int = 4
+    *extent: int,
+    tile: int = 572,
+    chunks: tuple[int, ...] | None = None,
+    region: Box | None = None,
+    depth: int = 4,
+    outputs: int = 1,
+    dtype: str = "uint8",
+    **options: int,
 ) -> Plan:
     chunks = chunks or (1,) * (len(extent) - 2) + (64, 64)
     source = Input(axes="tzyx"[-len(extent) :], extent=extent, chunks=chunks, bytes_per_voxel=1)
-    return make_plan(source, region or Box.of_shape(extent), Architecture(depth=depth), tile, CHOICES, SOURCES)
+    choices = replace(CHOICES, outputs=outputs, dtype=dtype)
+    region = region or Box.of_shape(extent)
+    return make_plan(source, region, Architecture(depth=depth), tile, choices, SOURCES, **options)
 
 
 def voxels_read(plan: Plan) -> int:
@@ -139,3 +154,88 @@ def test_memory_is_more_than_the_weights_and_the_widest_layer() -> None:
     weights, widest = 4 * 31_030_658, 4 * 64 * (568**2 + 570**2)
     assert forward_bytes(PAPER, 572) > max(weights, widest)
     assert math.isclose(forward_bytes(PAPER, 2236) / forward_bytes(PAPER, 1116), 4, rel_tol=0.15)
+
+
+VAST = (1_000, 200_000, 180_000)
+SIZES = {
+    "few": (20, 3000, 3000),
+    "many": (1000, 20_000, 20_000),
+    "vast": VAST,
+    "small sections": (1_000_000, 600, 700),
+    "long film": (300_000, 2, 300, 300),
+    "one plane": (3_000_000, 2_000_000),
+}
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("max_files", [300, 20_000, 250_000, 10**9])
+@pytest.mark.parametrize("extent", SIZES.values(), ids=SIZES)
+def test_shards_are_whole_chunks_and_blocks_whole_shards_that_fit_the_memory(
+    extent: tuple[int, ...], max_files: int, dtype: str, outputs: int
+) -> None:
+    plan = plan_for(*extent, max_files=max_files, dtype=dtype, outputs=outputs)
+    assert all(shard % chunk == 0 for shard, chunk in zip(plan.write_chunks, plan.chunks, strict=True))
+    assert all(block % shard == 0 for block, shard in zip(plan.block_shape, plan.write_chunks, strict=True))
+    assert plan.chunks == output_chunks(extent, 2)
+    voxel_bytes = outputs * np.dtype(dtype).itemsize
+    assert plan.window(plan.block(plan.blocks // 2)).size * voxel_bytes <= WINDOW_BYTES
+    assert math.prod(plan.block_shape) * voxel_bytes <= WINDOW_BYTES
+
+
+@pytest.mark.parametrize("extent", SIZES.values(), ids=SIZES)
+def test_shards_are_taken_only_where_chunks_would_be_too_many_and_then_are_enough(extent: tuple[int, ...]) -> None:
+    chunked = plan_for(*extent, max_files=10**15)
+    assert not chunked.sharded
+    assert output_files(chunked) == 2 + math.prod(math.ceil(n / c) for n, c in zip(extent, chunked.chunks, strict=True))
+    assert not plan_for(*extent, max_files=output_files(chunked)).sharded
+    fewer = plan_for(*extent, max_files=output_files(chunked) - 1)
+    assert fewer.sharded
+    require_files(fewer, output_files(chunked) - 1)
+
+
+def test_fewer_files_are_had_until_a_block_s_memory_is_full() -> None:
+    files = [output_files(plan_for(*VAST, max_files=limit)) for limit in (10**9, 10**8, 10**7, 10**6, 10**5, 10**4, 1)]
+    assert files == sorted(files, reverse=True)
+    assert files[-1] == files[-2] > 10**5
+    with pytest.raises(UnetcliError, match=f"would have {files[-1]} files, more than --max-files 100000: no larger"):
+        require_files(plan_for(*VAST, max_files=10**5), 10**5)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("max_files", [1, 5000, 250_000])
+@pytest.mark.parametrize("extent", SIZES.values(), ids=SIZES)
+def test_a_limit_of_the_files_there_are_gives_the_same_shards(
+    extent: tuple[int, ...], max_files: int, outputs: int
+) -> None:
+    """So that a rerun without the option takes what the frozen plan has."""
+    plan = plan_for(*extent, max_files=max_files, outputs=outputs)
+    assert plan_for(*extent, max_files=output_files(plan), outputs=outputs) == plan
+
+
+def test_zarr_2_has_no_shards_and_says_what_to_do_where_files_are_too_many() -> None:
+    plan = plan_for(*VAST, zarr_format=2)
+    assert not plan.sharded
+    with pytest.raises(UnetcliError, match=r"more than --max-files 250000: Zarr 2 has no shards; --zarr-format 3 .*"):
+        require_files(plan, 250_000)
+    require_files(plan, output_files(plan))
+
+
+def test_sections_stored_together_are_read_together_with_shards_too() -> None:
+    plan = plan_for(640, 700, 700, chunks=(16, 64, 64), max_files=400)
+    assert plan.sharded
+    assert plan.block_shape[0] == 16
+
+
+def test_ten_million_blocks_are_planned_and_counted_in_little_memory() -> None:
+    extent = (100_000, 30_720, 30_720)
+    picked = np.zeros(10_000_000, bool)
+    tracemalloc.start()
+    plan = plan_for(*extent, max_files=10**9)
+    assert plan.blocks == 10_000_000
+    picked[-1] = True
+    assert plan.voxels(picked) == plan.block(plan.blocks - 1).box.size
+    assert plan.voxels(~picked) == plan.region.size - plan.block(plan.blocks - 1).box.size
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * 2**20  # ~picked alone takes 10 million bytes

@@ -87,7 +87,7 @@ def test_the_tile_does_not_show(
 def test_the_block_does_not_show(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32], block: tuple[int, int]
 ) -> None:
-    plan = replace(plan_for(network, image, 572), write_chunks=(1, 1), block_shape=block)
+    plan = replace(plan_for(network, image, 572), chunks=(1, 1), write_chunks=(1, 1), block_shape=block)
     assert np.abs(predict(network, plan, image) - whole).max() < TOLERANCE
 
 
@@ -95,7 +95,9 @@ def test_an_odd_region_equals_the_crop_of_the_whole(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32]
 ) -> None:
     region = Box((33, 501), (400, 1031))
-    plan = replace(plan_for(network, image, 316), region=region, write_chunks=(64, 64), block_shape=(128, 192))
+    plan = replace(
+        plan_for(network, image, 316), region=region, chunks=(64, 64), write_chunks=(64, 64), block_shape=(128, 192)
+    )
     assert np.abs(predict(network, plan, image) - whole[region.slices]).max() < TOLERANCE
 
 
@@ -104,7 +106,7 @@ def test_the_paper_s_step_of_388_breaks_it(
 ) -> None:
     """Nobody is to "simplify" the step: neighbours would pool on different grids, and the seam is not small."""
     plan = plan_for(network, image, 572)
-    plan = replace(plan, write_chunks=(1, 1), block_shape=(388, 388))
+    plan = replace(plan, chunks=(1, 1), write_chunks=(1, 1), block_shape=(388, 388))
     pieces = np.empty(SHAPE, np.float32)
     for corner in itertools.product(range(0, SHAPE[0], 388), range(0, SHAPE[1], 388)):
         read = tuple(slice(a, a + 572) for a in corner)
@@ -145,7 +147,7 @@ def test_uint8_is_within_one_level_for_any_tile(network: UNet, image: NDArray[np
 
 
 def test_every_voxel_is_written_by_exactly_one_tile(network: UNet, image: NDArray[np.float32]) -> None:
-    plan = replace(plan_for(network, image, 316), write_chunks=(1, 1), block_shape=(210, 350))
+    plan = replace(plan_for(network, image, 316), chunks=(1, 1), write_chunks=(1, 1), block_shape=(210, 350))
     times = np.zeros(SHAPE, int)
     for number in range(plan.blocks):
         for tile in plan.tiles(plan.block(number)):

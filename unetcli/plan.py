@@ -17,7 +17,7 @@ from unetcli.errors import UnetcliError
 from unetcli.footprint import AxisFootprint, Footprint
 from unetcli.geometry import Box
 
-VERSION = 1
+VERSION = 2
 UNREADABLE = "-"
 """Stands in a fingerprint for a chunk that could not be read."""
 
@@ -99,14 +99,19 @@ class Plan:
     footprint: Footprint
     tile: tuple[int, ...]
     """Input shape of the largest forward pass; the last tiles of a block are smaller where less is left."""
+    chunks: tuple[int, ...]
+    """Of the output; where it has shards, the chunks inside them."""
     write_chunks: tuple[int, ...]
     """Smallest region of the output written as a unit: shards where it has them, else chunks."""
     block_shape: tuple[int, ...]
+    zarr_format: int
+    """Of the output: 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4, without shards)."""
     choices: Choices
     sources: Sources
 
     def __post_init__(self) -> None:
         self.footprint.require_usable(self.tile)
+        self._require_storable()
         if self.region.size == 0 or self.region.clipped(Box.of_shape(self.extent)) != self.region:
             raise UnetcliError(f"region {self.region} is empty or not inside the volume {self.extent}")
         for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
@@ -115,6 +120,19 @@ class Plan:
                     f"block of {block} along {axis} is no multiple of the output chunk {chunk}; "
                     f"{math.ceil(block / chunk) * chunk} would be"
                 )
+
+    def _require_storable(self) -> None:
+        if self.zarr_format not in (2, 3):
+            raise UnetcliError(f"--zarr-format {self.zarr_format}: expected 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)")
+        if self.sharded and self.zarr_format == 2:
+            raise UnetcliError("Zarr 2 has no shards; --zarr-format 3 has, a higher --max-files does without")
+        if any(shard % chunk for shard, chunk in zip(self.write_chunks, self.chunks, strict=True)):
+            raise UnetcliError(f"shards of {_show(self.write_chunks)} hold no whole chunks of {_show(self.chunks)}")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether several chunks share a file."""
+        return self.write_chunks != self.chunks
 
     @functools.cached_property
     def grid(self) -> tuple[int, ...]:
@@ -139,12 +157,19 @@ class Plan:
         return Block(number, box.clipped(self.region))
 
     def voxels(self, blocks: NDArray[np.bool_]) -> int:
-        """Voxels of the blocks that a mask over ``range(plan.blocks)`` picks."""
-        sides = [
-            np.diff([*range(0, extent, side), extent])
-            for extent, side in zip(self.region.shape, self.block_shape, strict=True)
+        """Voxels of the blocks that a mask over ``range(plan.blocks)`` picks.
+
+        Only the last block along an axis is cut, so that 2 parts an axis are counted, and no number a block is made.
+        """
+        parts = [
+            ((slice(0, -1), side), (slice(-1, None), extent - (count - 1) * side))
+            for extent, side, count in zip(self.region.shape, self.block_shape, self.grid, strict=True)
         ]
-        return int(functools.reduce(np.multiply.outer, sides).ravel()[blocks].sum())
+        picked, total = blocks.reshape(self.grid), 0
+        for part in itertools.product(*parts):
+            slices, sides = zip(*part, strict=True)
+            total += int(np.count_nonzero(picked[slices])) * math.prod(sides)
+        return total
 
     def output_box(self, block: Block) -> Box:
         """The block in coordinates of the output."""
@@ -183,11 +208,12 @@ class Plan:
             raise UnetcliError(f"plan of version {found}, this unetcli reads version {VERSION}")
         footprint = Footprint(tuple(AxisFootprint(**axis) for axis in values["footprint"]["axes"]))
         region = values["region"]
-        shapes = {name: tuple(values[name]) for name in ("extent", "tile", "write_chunks", "block_shape")}
+        shapes = {name: tuple(values[name]) for name in ("extent", "tile", "chunks", "write_chunks", "block_shape")}
         return cls(
             axes=values["axes"],
             region=Box(tuple(region["start"]), tuple(region["stop"])),
             footprint=footprint,
+            zarr_format=values["zarr_format"],
             choices=Choices(**values["choices"]),
             sources=Sources(**values["sources"]),
             **shapes,
@@ -215,8 +241,9 @@ def differences(old: Plan, new: Plan) -> list[str]:
     """What two plans do differently, one phrase each; paths do not count, only what they led to."""
     told = [
         f"{name} {_show(getattr(new, name))} (was {_show(getattr(old, name))})"
-        for name in ("extent", "region", "footprint", "write_chunks")
+        for name in ("extent", "region", "footprint", "zarr_format", "write_chunks", "chunks")
         if getattr(new, name) != getattr(old, name)
+        and (name != "chunks" or new.write_chunks == old.write_chunks)  # else the same is told twice
     ]
     if new.tile != old.tile:
         told.append(f"tile {new.tile[-1]} (was {old.tile[-1]})")
