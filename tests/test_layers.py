@@ -19,12 +19,12 @@ LAYERS = [
     "metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "executors executors.contract executors.local workbench canary rounds run shares",
-    "cli cli.evaluate cli.options cli.predict cli.talk cli.train",
+    "executors executors.contract executors.local workbench canary rounds run shares status",
+    "cli cli.evaluate cli.options cli.predict cli.talk cli.train cli.status",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
-WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), "architecture", "config", "plan", "planner", "lock", "receipts"]
+WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), "architecture", "config", "plan", "planner", "lock", "receipts", "status"]
 
 
 def name_of(path: Path) -> str:

@@ -70,6 +70,13 @@ NonfiniteOption = Annotated[
 ]
 TakeOverOption = Annotated[bool, typer.Option("--take-over", help="Ignore the lock of a launcher that is dead.")]
 
+# of status and verify
+PredictedArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="What predict writes, or wrote.")]
+RunFolderOption = Annotated[
+    Path | None, typer.Option("--run-folder", help="Of plan and receipts; by itself OUTPUT.run/predict.")
+]
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until all is done.")]
+
 # of evaluate
 PredictionArgument = Annotated[
     str, typer.Argument(metavar="PREDICTION", help="Probabilities of foreground, as predict writes them.")
