@@ -36,7 +36,8 @@ class PredictRequest:
     roi: Roi | None = None
     mask: str | None = None
     skip_below: float | None = None
-    levels: int = 1
+    levels: int | None = 1
+    """Resolution levels of the output; None: as many as are sensible."""
     max_files: int | None = None
     zarr_format: int = 3
     run_folder: Path | None = None
@@ -160,6 +161,19 @@ def parse_roi(text: str | None) -> Roi | None:
         return tuple(parse_sections(part.strip()) for part in text.split(","))
     except UnetcliError:
         raise UnetcliError(f"--roi {text}: expected z0:z1,y0:y1,x0:x1, as in 10:20,512:2048,0:1000") from None
+
+
+def parse_levels(text: str) -> int | None:
+    """A number of levels, or ``auto``: None.
+
+    >>> parse_levels("3")
+    3
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UnetcliError(f"--levels {text}: expected 1 (full resolution alone), 2, 3 .. or auto")
+    return int(text)
 
 
 def parse_share(text: str) -> tuple[int, int] | None:

@@ -68,6 +68,36 @@ NormaliseOption = Annotated[
 NonfiniteOption = Annotated[
     float | None, typer.Option(metavar="V", help="Put V for NaN and infinity; else their blocks are set aside.")
 ]
+RoiOption = Annotated[
+    str | None,
+    typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Only this region; what lies around it is used as context."),
+]
+MaskOption = Annotated[
+    str | None, typer.Option(metavar="ZARR", help="Skip 64 x 64 cells where this volume is 0; they become background.")
+]
+SkipBelowOption = Annotated[
+    float | None, typer.Option(metavar="V", help="Skip 64 x 64 cells without a grey value of at least V.")
+]
+LevelsOption = Annotated[
+    str, typer.Option(help="Resolution levels of the output, each half the one before; auto: until 512 wide.")
+]
+MaxFilesOption = Annotated[
+    int | None, typer.Option(help="Pack chunks into shards where there would be more files; by itself 1000000.")
+]
+ZarrFormatOption = Annotated[int, typer.Option(help="3 writes OME-Zarr 0.5, 2 writes OME-Zarr 0.4.")]
+RunFolderOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder for plan and receipts; by itself OUTPUT.run/predict. Needed for s3:// outputs."),
+]
+RetriesOption = Annotated[int, typer.Option(help="How often a failed block is tried again.", min=0)]
+ShareOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N", help="Only share I, from 0, of N; auto: as this SLURM array element says. The last closes."
+    ),
+]
+CloseOption = Annotated[bool, typer.Option("--close", help="Compute nothing; mark complete what all shares finished.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, as plan does, and stop.")]
 TakeOverOption = Annotated[bool, typer.Option("--take-over", help="Ignore the lock of a launcher that is dead.")]
 
 # of evaluate
