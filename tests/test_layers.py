@@ -19,7 +19,7 @@ LAYERS = [
     "metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "executors executors.contract executors.local workbench canary rounds run shares",
+    "executors executors.contract executors.local workbench canary rounds run shares lazy",
     "cli cli.evaluate cli.options cli.predict cli.talk cli.train",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

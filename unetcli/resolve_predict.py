@@ -12,7 +12,7 @@ from unetcli.fingerprint import file_fingerprint, fingerprint, sampled_statistic
 from unetcli.geometry import Box
 from unetcli.model import ModelHeader, read_header
 from unetcli.plan import Choices, Plan, Sources
-from unetcli.planner import CPU_TILE, Input, device_tile, largest_tile, make_plan
+from unetcli.planner import CPU_TILE, MAX_FILES, Input, device_tile, largest_tile, make_plan, require_files
 from unetcli.volume import Volume
 
 DTYPES = ("uint8", "float16", "float32")
@@ -33,7 +33,9 @@ def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: P
     require_match(request, source, header)
     choices = resolve_choices(request, source, header, frozen)
     channels = source.channels if request.channel is None else 1
-    return make_plan(
+    if request.zarr_format not in (2, 3):
+        raise UnetcliError(f"--zarr-format {request.zarr_format}: expected 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)")
+    plan = make_plan(
         Input(
             axes=source.axes,
             extent=source.extent,
@@ -50,7 +52,12 @@ def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: P
             model=absolute(str(model)),
             model_fingerprint=file_fingerprint(model),
         ),
+        max_files=request.max_files or MAX_FILES,
+        zarr_format=request.zarr_format,
     )
+    if request.max_files is not None:
+        require_files(plan, request.max_files)
+    return plan
 
 
 def absolute(place: str) -> str:
