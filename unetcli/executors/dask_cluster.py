@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -176,8 +177,9 @@ def _scheduler(tls: Path, host: str) -> Iterator[Client]:
         "allowed_failures": 1,  # a batch that was at work when two workers died is looked at block by block
         "security": security(tls),
     }
-    quietly = {"distributed.scheduler.http.routes": [], "distributed.scheduler.worker-saturation": 1.0}
-    with dask.config.set(settings() | quietly), ExitStack() as stack:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="unetcli-", ignore_cleanup_errors=True))
+        stack.enter_context(dask.config.set(settings() | _scheduler_settings(scratch)))
         cluster = SpecCluster(
             workers={},
             scheduler={"cls": Scheduler, "options": options},
@@ -190,6 +192,15 @@ def _scheduler(tls: Path, host: str) -> Iterator[Client]:
         stack.callback(client.close)
         stack.callback(client.shutdown)  # workers end by this alone: retiring them may silently do nothing
         yield client
+
+
+def _scheduler_settings(scratch: str) -> dict[str, Any]:
+    """Of Dask: no pages served, no batch given to a worker that has one, nothing left on disk."""
+    return {
+        "distributed.scheduler.http.routes": [],
+        "distributed.scheduler.worker-saturation": 1.0,
+        "temporary-directory": scratch,
+    }
 
 
 def own_address(chosen: str | None = None) -> str:
