@@ -112,6 +112,22 @@ MetricsOption = Annotated[
 ]
 AllowIncompleteOption = Annotated[bool, typer.Option("--allow-incomplete", help="Score what is there.")]
 
+# of worker
+SchedulerOption = Annotated[
+    str, typer.Option(envvar="UNETCLI_SCHEDULER", metavar="ADDRESS", help="Of the Dask scheduler: tls://.. or tcp://..")
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option("--tls", envvar="UNETCLI_TLS", metavar="FOLDER", help="With certificate.pem and key.pem, for tls://."),
+]
+WorkerMemoryOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="As 16GB: a worker beyond 95 % of it is restarted; else no limit.")
+]
+WorkerNameOption = Annotated[str | None, typer.Option(help="Of this worker in the scheduler's words.")]
+DeathTimeoutOption = Annotated[
+    float, typer.Option(metavar="SECONDS", min=1, help="Give up where no scheduler answers for so long.")
+]
+
 
 def print_json(values: Any) -> None:
     """Data for scripts, on stdout."""
