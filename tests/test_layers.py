@@ -19,7 +19,8 @@ LAYERS = [
     "metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "executors executors.contract",
+    "executors executors.contract executors.slurm executors.slurm_commands executors.slurm_element "
+    "executors.slurm_jobs executors.slurm_request executors.slurm_submit executors.slurm_watch",
     "cli cli.evaluate cli.options cli.predict cli.talk cli.train",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
