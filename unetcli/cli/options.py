@@ -103,7 +103,7 @@ ClusterOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option(metavar="N", help="Processes here (by itself one per GPU), or Dask worker jobs.")
 ]
-SchedulerOption = Annotated[
+OtherSchedulerOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="With dask: a scheduler that runs already, tls:// or tcp://.")
 ]
 DetachOption = Annotated[bool, typer.Option("--detach", help="With slurm: submit, print the array's id and return.")]
