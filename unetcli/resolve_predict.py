@@ -12,12 +12,14 @@ from unetcli.fingerprint import file_fingerprint, fingerprint, sampled_statistic
 from unetcli.geometry import Box
 from unetcli.model import ModelHeader, read_header
 from unetcli.plan import Choices, Plan, Sources
-from unetcli.planner import CPU_TILE, Input, device_tile, largest_tile, make_plan
+from unetcli.planner import CPU_TILE, MAX_FILES, Input, device_tile, largest_tile, make_plan, require_files
 from unetcli.volume import Volume
 
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
 NORMALISE = ("model", "volume")
+GPU_BYTES_ELSEWHERE = 8 * 2**30
+"""Of a GPU that cannot be asked, for the tile: half of a common smallest one. Workers with less take smaller tiles."""
 
 
 def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: Plan | None) -> Plan:
@@ -33,7 +35,9 @@ def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: P
     require_match(request, source, header)
     choices = resolve_choices(request, source, header, frozen)
     channels = source.channels if request.channel is None else 1
-    return make_plan(
+    if request.zarr_format not in (2, 3):
+        raise UnetcliError(f"--zarr-format {request.zarr_format}: expected 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)")
+    plan = make_plan(
         Input(
             axes=source.axes,
             extent=source.extent,
@@ -50,7 +54,12 @@ def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: P
             model=absolute(str(model)),
             model_fingerprint=file_fingerprint(model),
         ),
+        max_files=request.max_files or MAX_FILES,
+        zarr_format=request.zarr_format,
     )
+    if request.max_files is not None:
+        require_files(plan, request.max_files)
+    return plan
 
 
 def absolute(place: str) -> str:
@@ -120,6 +129,8 @@ def resolve_tile(request: PredictRequest, header: ModelHeader, frozen: Plan | No
         return frozen.tile[-1]
     if device == "cpu":
         return largest_tile(header.architecture.footprint(), CPU_TILE)
+    if request.elsewhere:
+        return device_tile(header.architecture, GPU_BYTES_ELSEWHERE)
     from unetcli.device import free_bytes, resolve_device
 
     return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
@@ -152,6 +163,18 @@ def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, 
     """Kind of device and number of threads; a rerun takes the frozen ones, and so gives the same bytes."""
     if frozen is not None and request.device is None:
         return frozen.choices.device, frozen.choices.threads
+    threads = frozen.choices.threads if frozen else request.threads
+    if request.elsewhere:
+        return kind_of(request.device or "cpu"), threads or 1
     from unetcli.device import cpu_threads, resolve_device
 
-    return resolve_device(request.device).type, frozen.choices.threads if frozen else cpu_threads()
+    return resolve_device(request.device).type, threads or cpu_threads()
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device by its name alone.
+
+    >>> kind_of("cuda:1"), kind_of("0"), kind_of("cpu")
+    ('cuda', 'cuda', 'cpu')
+    """
+    return "cuda" if device.isdigit() else device.partition(":")[0]
