@@ -20,7 +20,7 @@ from unetcli.executors.slurm import SlurmExecutor, still_live
 from unetcli.executors.slurm_commands import SlurmError, call, named
 from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.executors.slurm_submit import submit_jobs
+from unetcli.executors.slurm_submit import submit_jobs, test_only
 from unetcli.executors.slurm_watch import ENDED, JobWatch, squeue
 from unetcli.run import Run
 from unetcli.runfolder import RunFolder
@@ -185,11 +185,17 @@ def live_jobs(folder: RunFolder) -> list[str]:
     return [job for submission in still_live(book) for job in submission.open_jobs] if book.file.exists() else []
 
 
+def require_accepted(where: Where, run: Run) -> None:
+    """Raise, before anything is written, where SLURM would refuse the jobs."""
+    needs_jobs = where.cluster != "local" and not where.scheduler
+    if needs_jobs and (run.request.overwrite or not run.is_complete):
+        test_only(slurm_request(where))
+
+
 def require_no_jobs(where: Where, run: Run) -> None:
-    """Raise where SLURM jobs of an earlier launcher work on the output and this call would not attach to them."""
-    if where.cluster == "slurm" or run.request.take_over:
-        return
-    if jobs := live_jobs(run.folder):
+    """Raise where SLURM jobs of an earlier launcher work on the output, unless this call is to wait for them."""
+    attaches = where.cluster == "slurm" and not run.request.overwrite
+    if not attaches and (jobs := live_jobs(run.folder)):
         arrays = " ".join(sorted({job.partition("_")[0] for job in jobs}))
         raise UnetcliError(
             f"{run.request.output_path}: {len(jobs)} SLURM jobs work on it; --cluster slurm waits for them, "

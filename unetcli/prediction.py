@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.clusters import executor_for, live_jobs, require_no_jobs, with_machine
+from unetcli.clusters import executor_for, live_jobs, require_accepted, require_no_jobs, with_machine
 from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.slurm import SlurmExecutor
@@ -95,6 +95,7 @@ def predict_volume(
     started = time.perf_counter()
     where = where or Where()
     run = Run.settle(with_machine(request, where))
+    require_accepted(where, run)
     with run.folder.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
         require_no_jobs(where, run)

@@ -16,6 +16,7 @@ from unetcli.executors.slurm_commands import (
     SlurmError,
     array_limit,
     cancel,
+    named,
     one_line,
     outside_of_jobs,
     require_slurm,
@@ -70,7 +71,7 @@ def _undone_where_refused(logs: Path, folder: Path, jobs: list[str]) -> Iterator
         yield
     except BaseException:
         with suppress(SlurmError):
-            cancel(jobs)
+            cancel([*jobs, *named(folder.name)])  # by name too: an interrupt may come after sbatch has said yes
         shutil.rmtree(folder, ignore_errors=True)
         if made_logs:
             with suppress(OSError):
@@ -122,9 +123,9 @@ def tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def unfinished(folder: Path) -> bool:
-    """Whether a submission was interrupted before every job had its function."""
-    return any(len(path.stem) == 32 for path in folder.glob("*.pkl"))
+def complete(folder: Path, jobs: Sequence[str]) -> bool:
+    """Whether submitit got so far as to give every job its function."""
+    return all((folder / f"{job}_submitted.pkl").exists() for job in jobs)
 
 
 def test_only(request: SlurmRequest) -> str:
