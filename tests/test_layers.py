@@ -23,7 +23,7 @@ LAYERS = [
     "executors executors.contract executors.local executors.tls "
     "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
     "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "
-    "executors.slurm_submit executors.slurm_watch",
+    "executors.slurm_submit executors.slurm_watch executors.slurm_word",
     "cli cli.evaluate cli.options cli.predict cli.talk cli.train cli.worker cli.status cli.verify",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
