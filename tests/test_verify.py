@@ -314,6 +314,15 @@ def test_a_seam_at_one_tile_border_of_one_section_is_found_and_named() -> None:
     assert found.seams.largest_difference == pytest.approx(0.001, rel=0.1)
 
 
+def test_where_other_tiles_differ_because_the_input_changed_this_is_told() -> None:
+    predicted(2, 300, 310, tile=100)
+    zarr.open_array("big.zarr")[...] = grey(2, 300, 310, seed=1)
+    found = verified(seams=2)
+    assert found.seams is not None
+    assert found.seams.exceeded
+    assert [change.source for change in found.input_changes or []] == ["volume"] * 18
+
+
 def test_windows_cross_borders_of_tiles_and_blocks_in_tiles_that_the_plan_does_not_have() -> None:
     predicted(2, 1100, 1100, tile=212)
     plan = folder().plan()
@@ -400,7 +409,7 @@ def test_the_command_tells_all_and_exits_with_3_until_repaired(unetcli: CLI) -> 
     assert json.loads(done.stdout)["damaged"][0]["block"] == 1
     done = unetcli("verify", OUTPUT, "--repair", "--seams", "3")
     assert done.returncode == 0, done.stderr
-    assert "1 blocks repaired" in done.stdout
+    assert "1 blocks made anew" in done.stdout
     assert "3 windows" in done.stdout
     assert unetcli("verify", OUTPUT, "--repair", "--no-blocks").returncode == 1
 

@@ -43,6 +43,10 @@ COPIES = 3
 MISSING, OTHER = "no receipt", "other content than its receipt says"
 
 
+Drain = Callable[[], Callable[[], bool]]
+"""From now on a signal asks for an orderly end; the function returned says whether it came."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
     """A block that is not what was computed."""
@@ -90,10 +94,12 @@ class Findings:
 def verify_output(
     request: VerifyRequest,
     report: Report = lambda done, total: None,
-    stopping: Callable[[], bool] = bool,
+    drain: Drain = lambda: bool,
     where: Where | None = None,
 ) -> Verification:
     """Compare an output with its receipts, as far as asked also with its input and with other tiles.
+
+    ``drain`` is called before a repair computes; once what it returns is true, the blocks at work are the last ones.
 
     Raises
     ------
@@ -105,9 +111,11 @@ def verify_output(
     require_output(request.output, plan)
     found = Findings()
     if request.repair:
-        found = repair(request, adopted(request, folder, plan), report, stopping, where or Where())
+        found = repair(request, adopted(request, folder, plan), report, drain, where or Where())
     elif request.blocks:
         found = find_damage(Output(request.output, plan), folder.ledger(plan.blocks), report)
+    seams = check_seams(workbench_of(request, folder, plan), request.seams) if request.seams else None
+    changed = changes(plan, folder.places()) if request.input or (seams and seams.exceeded) else None
     return Verification(
         blocks=plan.blocks,
         checked=found.checked,
@@ -115,8 +123,8 @@ def verify_output(
         output=str(request.output),
         complete=bool((marker(request.output) or {}).get("complete")),
         repaired=named(plan, found.repaired),
-        seams=check_seams(workbench_of(request, folder, plan), request.seams) if request.seams else None,
-        input_changes=changes(plan, folder.places()) if request.input else None,
+        seams=seams,
+        input_changes=changed if changed or request.input else None,
     )
 
 
@@ -183,7 +191,7 @@ def damage(output: Output, ledger: Ledger, number: int) -> str | None:
     return None if checksum(voxels) == ledger.checksums[number].tobytes().hex() else OTHER
 
 
-def repair(request: VerifyRequest, run: Run, report: Report, stopping: Callable[[], bool], where: Where) -> Findings:
+def repair(request: VerifyRequest, run: Run, report: Report, drain: Drain, where: Where) -> Findings:
     """Compute anew what is damaged or missing, and nothing else; then look at it again.
 
     The receipts are void before anything is touched: wherever this is killed, predict or another repair goes on.
@@ -198,7 +206,7 @@ def repair(request: VerifyRequest, run: Run, report: Report, stopping: Callable[
             void(run, ledger, found.damaged)
             run.output.mark_incomplete()
             run.prepare()
-            compute(run, ledger.refresh(), where, report, stopping)
+            compute(run, ledger.refresh(), where, report, drain())
             found = look_again(run.output, ledger.refresh(), found)
         if not found.damaged:
             run.close(ledger)

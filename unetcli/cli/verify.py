@@ -50,9 +50,8 @@ def verify(
         device=device,
         take_over=take_over,
     )
-    stopping = o.stop_on_sigterm()
     with talk.progress("voxels") as report:
-        found = verify_output(request, report, stopping)
+        found = verify_output(request, report, o.stop_on_sigterm)
     o.print_json(found.to_dict()) if json else typer.echo("\n".join(lines(found)))
     if not found.sound:
         raise typer.Exit(o.INCOMPLETE)
@@ -62,7 +61,7 @@ def lines(found: Verification) -> list[str]:
     """What was found, for people."""
     told = []
     if found.repaired:
-        told += [f"{found.output}: {len(found.repaired)} blocks repaired", *listed(found.repaired)]
+        told += [f"{found.output}: {len(found.repaired)} blocks made anew", *listed(found.repaired)]
     if found.checked or found.damaged:
         told += block_lines(found)
     if found.seams:
