@@ -14,17 +14,27 @@ import unetcli
 
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
-    "errors files geometry footprint streams process ranges",
-    "architecture config plan planner targets augment lock receipts network loss device "
+    "errors files geometry footprint streams process ranges machine",
+    "architecture config plan planner estimate pace targets augment lock receipts network loss device "
     "metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "executors executors.contract",
-    "cli cli.evaluate cli.options cli.predict cli.talk cli.train",
+    "probe planning executors executors.contract",
+    "cli cli.evaluate cli.options cli.plan cli.predict cli.talk cli.train",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
-WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), "architecture", "config", "plan", "planner", "lock", "receipts"]
+WITHOUT_TORCH_AND_ZARR = [
+    *LAYERS[0].split(),
+    "architecture",
+    "config",
+    "plan",
+    "planner",
+    "estimate",
+    "pace",
+    "lock",
+    "receipts",
+]
 
 
 def name_of(path: Path) -> str:

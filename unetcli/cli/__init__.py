@@ -11,6 +11,7 @@ import typer
 from unetcli import __version__
 from unetcli.cli import talk
 from unetcli.cli.evaluate import evaluate
+from unetcli.cli.plan import plan
 from unetcli.cli.predict import predict
 from unetcli.cli.train import train
 from unetcli.errors import UnetcliError
@@ -27,7 +28,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 you can put it right, 2 usage, 3 incomplete (run the same command again), "
     "70 our bug, 130 interrupted.",
 )
-for command in (train, predict, evaluate):
+for command in (train, plan, predict, evaluate):
     app.command()(command)
 
 
