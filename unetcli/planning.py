@@ -9,6 +9,7 @@ from typing import Any
 
 from unetcli.architecture import Architecture
 from unetcli.config import PredictRequest
+from unetcli.errors import UnetcliError
 from unetcli.estimate import Estimate, StoredInput, estimate
 from unetcli.machine import Machine, cpu_name, cpu_threads, may_have_gpu
 from unetcli.model import find_model, read_header
@@ -25,6 +26,7 @@ ASSUMED_GPU_BYTES = 24 * GIB
 """Free memory of a GPU that is not at hand, when the tile is chosen."""
 MEMORY_MARGIN, TIME_MARGIN = 1.2, 1.5
 """What a SLURM request asks for beyond the estimate."""
+CLUSTERS = ("local", "slurm", "dask")
 GPU_JOB_CPUS = 4
 """To read, decode and encode beside a GPU."""
 
@@ -47,6 +49,10 @@ class Question:
     slurm: Mapping[str, str] | None = None
     """sbatch options that the user chose."""
 
+    def __post_init__(self) -> None:
+        if self.cluster not in (None, *CLUSTERS):
+            raise UnetcliError(f"--cluster {self.cluster}: expected {', '.join(CLUSTERS[:-1])} or {CLUSTERS[-1]}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReport:
@@ -64,6 +70,8 @@ class PlanReport:
     rates: Rates | None
     rates_reason: str | None
     """Why there are none."""
+    stored_bytes: int | None
+    """Of the output on disk, where a probe compressed a block of this volume."""
     timing: Timing
     traffic: Traffic | None
     slurm: dict[str, str] | None
@@ -106,6 +114,7 @@ class PlanReport:
             "blocks_per_share": self.blocks_per_share,
             "block_shape": list(plan.block_shape),
             "device": plan.choices.device,
+            "stored_bytes": self.stored_bytes,
             "multiply_adds": e.multiply_adds,
             "tile_multiply_adds": e.tile_multiply_adds,
             "input_bytes": e.input_bytes,
@@ -152,6 +161,7 @@ def plan_volume(
         estimate=numbers,
         rates=rates,
         rates_reason=None if rates else no_measurement(plan, machine),
+        stored_bytes=stored_bytes(numbers, probe, plan),
         timing=times,
         traffic=traffic(numbers, question.workers, times.worker_seconds) if question.workers else None,
         slurm=job,
@@ -235,6 +245,13 @@ def find_rates(question: Question, probe: Probe | None, plan: Plan) -> Rates | N
     if question.tile_seconds:
         return Rates(tile_seconds=question.tile_seconds, origin=f"by --tile-seconds {question.tile_seconds:g}")
     return probe.rates(plan.sources.volume) if probe else None
+
+
+def stored_bytes(numbers: Estimate, probe: Probe | None, plan: Plan) -> int | None:
+    """What the output takes on disk if all blocks compress like the one that a probe stored."""
+    if probe is None or probe.volume != plan.sources.volume:
+        return None
+    return int(probe.stored_fraction * numbers.output_bytes)
 
 
 def no_measurement(plan: Plan, machine: Machine) -> str:

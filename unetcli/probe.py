@@ -89,11 +89,12 @@ class Probe:
         """As they hold for a volume."""
         key = self.key
         threads = f", {key.threads} thread{'s' if key.threads > 1 else ''}" if key.threads else ""
+        scaled = f" with tile {self.extrapolated_from} and scaled" if self.extrapolated_from else ""
         return Rates(
             tile_seconds=self.tile_seconds,
             read_bytes_per_second=self.read_bytes_per_second if volume == self.volume else None,
             write_bytes_per_second=self.write_bytes_per_second,
-            origin=f"measured on {key.device}{threads}, {self.when[:10]}",
+            origin=f"measured on {key.device}{threads}{scaled}, {self.when[:10]}",
         )
 
     @classmethod

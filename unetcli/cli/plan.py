@@ -132,10 +132,14 @@ def _costs(report: PlanReport) -> Iterator[tuple[str, str]]:
     device = f"{size(e.device_bytes)} of it for the network" if choices.device == "cpu" else ""
     yield "memory", f"per worker {host}{', ' + device if device else f', {size(e.device_bytes)} on the device'}"
     yield "reads", f"{size(e.input_bytes)} decoded, in {_count(e.input_chunks)} chunks"
-    yield "writes", f"{size(e.output_bytes)} of {choices.dtype} before compression, in {_count(e.output_files)} files"
+    stored = f", about {size(report.stored_bytes)} after" if report.stored_bytes is not None else ""
+    before = f"{size(e.output_bytes)} of {choices.dtype} before compression{stored}"
+    yield "writes", f"{before}, in {_count(e.output_files)} files"
 
 
 def _time(report: PlanReport) -> str:
+    from unetcli.pace import STARTUP_SECONDS  # numpy
+
     if report.rates is None or report.gpu_hours is None:
         return f"unknown: {report.rates_reason}"
     on_cpu, hours = report.plan.choices.device == "cpu", report.gpu_hours
@@ -143,6 +147,7 @@ def _time(report: PlanReport) -> str:
         takes = f"{talk.duration(3600 * hours)} of one {'worker' if on_cpu else 'GPU'}"
     else:
         takes = f"{_figure(hours)} {'hours of one worker' if on_cpu else 'GPU-hours'}"
+    takes += f", {STARTUP_SECONDS:.0f} s for each share to start among them"
     return f"{takes}; {report.rates.tile_seconds:.3g} s a tile, {report.rates.origin}"
 
 
