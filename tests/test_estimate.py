@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import zarr
-from helpers import CHOICES, SOURCES, grey, plan_of, write_model, write_zarr
+from helpers import CHOICES, PEAK, SOURCES, grey, plan_of, write_model, write_zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,9 +22,10 @@ from unetcli.architecture import Architecture
 from unetcli.config import PredictRequest
 from unetcli.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
 from unetcli.geometry import Box, mirror_indices
+from unetcli.opening import open_volume
 from unetcli.plan import Plan
 from unetcli.planner import Input, make_plan
-from unetcli.planning import plan_volume
+from unetcli.planning import plan_volume, stored_input
 from unetcli.prediction import predict_volume
 
 TINY = Architecture(depth=2, base_channels=4)
@@ -145,8 +146,20 @@ def test_half_the_precision_needs_less_memory_but_not_half() -> None:
     assert sides == sorted(sides)
 
 
+@pytest.mark.parametrize(("channel", "files", "bytes_per_voxel"), [(None, 2, 6), (1, 1, 2)], ids=["all", "one"])
+def test_channels_stored_together_are_decoded_together(
+    tmp_path: Path, channel: int | None, files: int, bytes_per_voxel: int
+) -> None:
+    """Three channels of two bytes in chunks of two: the odd one's chunk is as large as the other."""
+    write_zarr(tmp_path / "c.zarr", np.zeros((3, 5, 40, 40), np.uint16), (2, 1, 16, 8), dimension_names=list("czyx"))
+    plan = plan_of(Box.of_shape((5, 40, 40)), choices=replace(CHOICES, channel=channel))
+    stored = stored_input(plan, open_volume(tmp_path / "c.zarr"))
+    assert (stored.chunks, stored.files_per_place, stored.bytes_per_voxel) == ((1, 16, 8), files, bytes_per_voxel)
+    assert stored.chunk_bytes == files * 2 * 16 * 8 * 2
+
+
 FORWARD = """
-import resource, sys
+import sys
 import numpy as np
 from unetcli.process import prepare
 prepare()
@@ -159,7 +172,6 @@ depth, base, tile, precision = *map(int, sys.argv[1:4]), sys.argv[4]
 torch.set_num_threads(1)
 choices = Choices(dtype="uint8", outputs=1, channel=None, normalise="model", mean=0.0, std=1.0, nonfinite=None,
                   device="cpu", precision=precision, threads=1)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 Predictor(UNet(Architecture(depth=depth, base_channels=base)), choices, torch.device("cpu"))(
     np.zeros((1, tile, tile), np.uint8))
@@ -173,7 +185,7 @@ print(peak() - before)
     ids=str,
 )
 def test_the_memory_of_a_forward_pass_is_foreseen(depth: int, base: int, tile: int, precision: str) -> None:
-    words = [sys.executable, "-c", FORWARD, *map(str, (depth, base, tile, precision))]
+    words = [sys.executable, "-c", PEAK + FORWARD, *map(str, (depth, base, tile, precision))]
     measured = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     foreseen = device_bytes(Architecture(depth=depth, base_channels=base), tile, "cpu", precision)
     print(f"{measured >> 20} MiB, {foreseen >> 20} foreseen")
@@ -181,14 +193,14 @@ def test_the_memory_of_a_forward_pass_is_foreseen(depth: int, base: int, tile: i
 
 
 PREDICT = """
-import resource, sys
+import sys
 from pathlib import Path
 from unetcli.process import prepare
 prepare()
 from unetcli.config import PredictRequest
 from unetcli.prediction import predict_volume
 assert predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu", dtype=sys.argv[2])).complete
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak())
 """
 
 
@@ -205,7 +217,7 @@ def test_the_memory_of_a_worker_is_foreseen(
     foreseen = plan_volume(
         PredictRequest(volume="big.zarr", model=Path("model"), device="cpu", dtype=dtype)
     ).estimate.host_bytes
-    words = [sys.executable, "-c", PREDICT, "big.zarr", dtype]
+    words = [sys.executable, "-c", PEAK + PREDICT, "big.zarr", dtype]
     measured = int(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
     print(f"{measured >> 20} MiB, {foreseen >> 20} foreseen")
     assert measured < foreseen < 1.5 * measured

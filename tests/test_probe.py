@@ -114,6 +114,13 @@ def test_a_damaged_memory_is_no_memory_and_is_replaced(text: str) -> None:
     assert json.loads(cache_file().read_text()) == [asdict(probe)]
 
 
+def test_a_probe_that_cannot_be_remembered_is_told_and_used(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (place / "cache").write_text("a file where the folder would be")
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), Question(probe=True))
+    assert report.gpu_hours is not None
+    assert "not remembered" in caplog.text
+
+
 def test_the_speed_of_reading_holds_for_the_volume_it_was_measured_on() -> None:
     probe = probed(plan_with()[0], seconds=0.2)
     assert probe.rates(probe.volume).read_bytes_per_second == probe.read_bytes_per_second

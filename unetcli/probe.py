@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
     from unetcli.inference import Predictor
+
+log = logging.getLogger(__name__)
 
 SECONDS = 60.0
 RUNS = 5
@@ -78,7 +81,7 @@ class Probe:
     stored_fraction: float
     """Bytes on disk per byte of the result."""
     device_bytes: int | None
-    """Peak memory of a GPU; None on a CPU, where it is part of the process."""
+    """Peak memory of a GPU with the plan's tile; None on a CPU, where it is part of the process."""
     extrapolated_from: int | None
     """Side of the smaller tile that was measured, where the plan's would have taken too long."""
     when: str
@@ -117,12 +120,15 @@ def remembered() -> list[Probe]:
 
 
 def remember(probe: Probe) -> None:
-    """Keep a probe in place of an older one of the same key."""
+    """Keep a probe in place of an older one of the same key; where nothing can be written it is told and forgotten."""
     others = [old for old in remembered() if old.key != probe.key]
     file = cache_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as draft:
-        draft.write_text(json.dumps([asdict(one) for one in [*others, probe]], indent=1))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as draft:
+            draft.write_text(json.dumps([asdict(one) for one in [*others, probe]], indent=1))
+    except OSError as error:
+        log.warning("%s: the probe is not remembered (%s); XDG_CACHE_HOME names another place", file, error.strerror)
 
 
 def recall(plan: Plan, architecture: Architecture, device: str | None) -> Probe | None:
@@ -173,7 +179,7 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
         read_bytes_per_second=read_rate,
         write_bytes_per_second=write_rate,
         stored_fraction=stored,
-        device_bytes=_device_peak(device),
+        device_bytes=_device_peak(device) if side == plan.tile[-1] else None,
         extrapolated_from=None if side == plan.tile[-1] else side,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 3),

@@ -54,11 +54,14 @@ def plan(
     Takes the options of predict. What 1 PB takes on 1,000 GPUs that need 50 ms for a tile:
 
     \b
-      unetcli plan big.zarr --tile 2236 --device cuda --tile-seconds 0.05 --workers 1000
+      unetcli plan big.zarr --tile 2236 --device cuda \\
+        --tile-seconds 0.2 --workers 1000
     """
     from unetcli.config import PredictRequest, parse_sections, parse_tile
     from unetcli.planning import Question, plan_volume
+    from unetcli.process import prepare
 
+    prepare()  # before torch is imported, if it is
     request = PredictRequest(
         volume=volume,
         output=output,
@@ -120,14 +123,16 @@ def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
     yield "network", f"{network}; {plan.choices.device}, {plan.choices.precision}"
     side, footprint = plan.tile[-1], plan.footprint
     step, context = footprint.step(plan.tile)[-1], footprint.context[-1]
-    yield "tile", f"{side} -> {footprint.output(plan.tile)[-1]}, step {step}, context {context}"
+    out, adds = footprint.output(plan.tile)[-1], talk.amount(e.tile_multiply_adds)
+    yield "tile", f"{side} -> {out}, step {step}, context {context}; {adds} multiply-adds"
     yield "blocks", f"{_count(e.blocks)} of {'x'.join(map(str, plan.block_shape))}, {_count(e.tiles)} tiles"
 
 
 def _costs(report: PlanReport) -> Iterator[tuple[str, str]]:
     e, choices = report.estimate, report.plan.choices
     yield "wasted work", f"{e.wasted_work:.0%} more is computed than comes out (context, alignment, edges)"
-    yield "shares", f"{_count(report.timing.shares)} of at most {_count(report.blocks_per_share)} blocks"
+    largest = f"{_count(report.blocks_per_share)} block{'s' if report.blocks_per_share > 1 else ''}"
+    yield "shares", f"{_count(report.timing.shares)} of {'at most ' if report.timing.shares > 1 else ''}{largest}"
     host = f"{size(e.host_bytes)} on the host"
     device = f"{size(e.device_bytes)} of it for the network" if choices.device == "cpu" else ""
     yield "memory", f"per worker {host}{', ' + device if device else f', {size(e.device_bytes)} on the device'}"
