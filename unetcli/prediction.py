@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.clusters import executor_for, live_jobs, require_accepted, require_no_jobs, with_machine
+from unetcli.clusters import executor_for, live_jobs, require_accepted, require_no_jobs
 from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.slurm import SlurmExecutor
 from unetcli.files import sweep
+from unetcli.machines import with_machine
 from unetcli.planner import wasted_work
 from unetcli.receipts import Ledger
 from unetcli.rounds import Progress, Report, Rounds, current_troubles
