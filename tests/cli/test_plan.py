@@ -13,9 +13,9 @@ import zarr
 from helpers import PEAK, grey, write_model, write_zarr
 
 from unetcli.cli.plan import show
-from unetcli.config import PredictRequest
+from unetcli.config import PredictRequest, Where
 from unetcli.machine import may_have_gpu
-from unetcli.planning import Question, plan_volume
+from unetcli.planning import plan_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 KEYS = (
@@ -157,15 +157,16 @@ def test_a_probe_gives_hours_and_later_plans_know_them(unetcli: Run) -> None:
 
 def test_a_slurm_request_holds_the_worker(unetcli: Run) -> None:
     words = ("plan", "big.zarr", "--json", "--cluster", "slurm", "--tile-seconds", 30, "--max-running", 2)
-    told = json.loads(unetcli(*words, "--tile", 60).stdout)
+    gpu = ("--tile", 60, "--gpus", 1)
+    told = json.loads(unetcli(*words, *gpu).stdout)
     asked = told["slurm"]
     assert asked["array"] == f"0-{told['shares'] - 1}%2"
     assert asked["gpus"] == "1"
     assert int(asked["mem"].removesuffix("G")) * 2**30 > 1.19 * told["host_bytes"]
     hours, minutes, _ = map(int, asked["time"].split(":"))
     assert 3600 * hours + 60 * minutes > told["blocks_per_share"] * told["seconds_per_block"]
-    assert any("GPUs" in guess for guess in told["assumed"])
-    assert "gpus" not in json.loads(unetcli(*words, "--tile", 60, "--device", "cpu").stdout)["slurm"]
+    assert told["device"] == "cuda"
+    assert "gpus" not in json.loads(unetcli(*words, "--tile", 60).stdout)["slurm"]
 
 
 def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,8 +176,8 @@ def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked(capsys: pyt
         asked.append(request)
         return "sbatch would start it on 2 nodes"
 
-    question = Question(cluster="slurm", blocks_per_job=1, slurm={"gres": "gpu:a100:1", "mem": "64G"})
-    report = plan_volume(PredictRequest(volume="big.zarr", tile=60), question, site=site)
+    where = Where(cluster="slurm", slurm={"gres": "gpu:a100:1", "mem": "64G", "blocks_per_job": 1})
+    report = plan_volume(PredictRequest(volume="big.zarr", tile=60), where, site=site)
     assert asked == [report.slurm]
     assert report.slurm is not None
     assert (report.slurm["gres"], report.slurm["mem"], "gpus" in report.slurm) == ("gpu:a100:1", "64G", False)
