@@ -10,7 +10,6 @@ import numpy as np
 
 from unetcli.errors import UnetcliError
 from unetcli.files import publish
-from unetcli.inference import predict_blocks
 from unetcli.plan import Choices
 from unetcli.workbench import Workbench
 
@@ -57,7 +56,7 @@ def block_of_another(bench: Workbench, host: str) -> int | None:
 
 def largest_difference(bench: Workbench, number: int) -> float | None:
     """Between what is stored of a block and what comes out here; None where it cannot be computed or read."""
-    block = next(predict_blocks(bench.plan, bench.predictor, bench.source, [number]))
+    block = next(bench.predict([number]))
     if block.values is None:
         return None
     stored = bench.output.read(bench.plan.output_box(block.block))

@@ -90,13 +90,12 @@ class Worker:
     def run(self, blocks: list[int]) -> int:
         """Compute, store and vouch for each block; those that fail are noted, the rest goes on."""
         from unetcli.canary import require_same_results  # torch
-        from unetcli.inference import predict_blocks
 
         bench = self.bench
         with Heartbeat(bench.folder.workers, len(blocks)) as beat:
             require_same_results(bench)
             with ReceiptBook(bench.folder.receipts, bench.output.path) as book:
-                for block in predict_blocks(bench.plan, bench.predictor, bench.source, blocks, self.stopping):
+                for block in bench.predict(blocks, self.stopping):
                     if self._keep(block, book):
                         beat.done(block.block.box.size)
         return self.finished
