@@ -19,8 +19,12 @@ LAYERS = [
     "metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "executors executors.contract executors.local workbench canary rounds run shares lazy",
-    "cli cli.evaluate cli.options cli.predict cli.talk cli.train",
+    "workbench canary rounds run shares lazy clusters "
+    "executors executors.contract executors.local executors.tls "
+    "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
+    "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "
+    "executors.slurm_submit executors.slurm_watch",
+    "cli cli.evaluate cli.options cli.predict cli.talk cli.train cli.worker",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from unetcli.architecture import Architecture
 from unetcli.errors import UnetcliError
 from unetcli.files import plain
 
+CLUSTERS = ("local", "slurm", "dask")
 Sections = tuple[int | None, int | None]
 """First and stop, as in a Python slice; None: from the start, to the end."""
 
@@ -29,6 +31,10 @@ class PredictRequest:
     sections: Sections = (None, None)
     dtype: str = "uint8"
     device: str | None = None
+    elsewhere: bool = False
+    """Whether the device is another machine's: its kind is taken as said, and workers check it."""
+    threads: int | None = None
+    """Of the network on a CPU; None: as many as this process may use."""
     precision: str = "float32"
     channel: int | None = None
     normalise: str = "model"
@@ -54,6 +60,36 @@ class PredictRequest:
     def output_path(self) -> Path:
         """``--output``, else ``<name of the store>.pred.zarr`` in the current directory."""
         return self.output or Path(f"{stem(self.volume)}.pred.zarr")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """On which machines a prediction runs."""
+
+    cluster: str = "local"
+    """``local``, ``slurm`` or ``dask``."""
+    workers: int | None = None
+    """Processes (local) or worker jobs (dask); None: one per GPU, one on a CPU, or one job."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler that runs already."""
+    tls: Path | None = None
+    """Folder of its certificate."""
+    profile: Path | None = None
+    """What to ask SLURM for, a TOML file."""
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    """The same by options, over the profile."""
+    detach: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cluster not in CLUSTERS:
+            raise UnetcliError(f"--cluster {self.cluster}: expected {', '.join(CLUSTERS[:-1])} or {CLUSTERS[-1]}")
+        for name, only in (("detach", "slurm"), ("scheduler", "dask"), ("tls", "dask")):
+            if getattr(self, name) and self.cluster != only:
+                raise UnetcliError(f"--{name}: only with --cluster {only}")
+        if self.workers is not None and self.workers < 1:
+            raise UnetcliError(f"--workers {self.workers}: at least 1 is needed")
+        if self.workers is not None and self.cluster == "slurm":
+            raise UnetcliError("--workers: not with --cluster slurm; --max-running limits the jobs at a time")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

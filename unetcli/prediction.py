@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
+from unetcli.clusters import executor_for, live_jobs, require_no_jobs, with_machine
+from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
-from unetcli.executors.local import InProcess
+from unetcli.executors.slurm import SlurmExecutor
 from unetcli.files import sweep
 from unetcli.planner import wasted_work
 from unetcli.receipts import Ledger
@@ -40,6 +41,8 @@ class PredictSummary:
     set_aside: list[dict[str, Any]]
     """Block, place and reason, of blocks that have no result."""
     failed_jobs: list[str]
+    jobs: list[str]
+    """SLURM jobs that were left at work, with ``--detach``."""
     voxels: int
     """Of the output, computed by this call."""
     seconds: float
@@ -53,6 +56,9 @@ class PredictSummary:
     @property
     def sentence(self) -> str:
         """The outcome in one line."""
+        if self.jobs:
+            arrays = " ".join(arrays_of(self.jobs))
+            return f"{self.output}: {len(self.jobs)} SLURM jobs ({arrays}); `unetcli status {self.output}` shows them"
         if self.found_done == self.blocks:
             return f"{self.output}: {self._end} already, {self.blocks} blocks found done"
         mega = self.voxels / 1e6
@@ -75,7 +81,7 @@ def predict_volume(
     request: PredictRequest,
     report: Report = lambda done, total: None,
     stopping: Callable[[], bool] = bool,
-    executor: Executor | None = None,
+    where: Where | None = None,
 ) -> PredictSummary:
     """Foreground probabilities of a volume, block by block; goes on where an earlier call stopped.
 
@@ -87,36 +93,73 @@ def predict_volume(
         Anything about the request that the user can put right; nothing has been written then.
     """
     started = time.perf_counter()
-    run = Run.settle(request)
+    where = where or Where()
+    run = Run.settle(with_machine(request, where))
     with run.folder.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
+        require_no_jobs(where, run)
         run.prepare()
         ledger = run.folder.ledger(run.plan.blocks)
         found = int(ledger.done.sum())
-        failures = [] if ledger.complete else compute(run, ledger, executor or InProcess(), report, stopping)
+        ends = Ends() if ledger.complete else compute(run, ledger, where, report, stopping)
         run.close(ledger)
-    return summarise(run, ledger, found, failures, time.perf_counter() - started)
+    return summarise(run, ledger, found, ends, time.perf_counter() - started)
 
 
-def compute(
-    run: Run, ledger: Ledger, executor: Executor, report: Report, stopping: Callable[[], bool]
-) -> list[JobFailure]:
-    """Have the missing blocks worked off; the jobs that failed."""
-    run.folder.forget_troubles()  # they are tried again
-    sweep(run.folder.path)
-    sweep(run.request.output_path)
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How the jobs of a call ended, or that they run on."""
+
+    failures: list[JobFailure] = field(default_factory=list)
+    left_running: list[str] = field(default_factory=list)
+
+
+def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Callable[[], bool]) -> Ends:
+    """Have the missing blocks worked off."""
+    if not live_jobs(run.folder):
+        run.folder.forget_troubles()  # they are tried again
+        sweep(run.folder.path)
+        sweep(run.request.output_path)
     announce(run, int(ledger.done.sum()))
     progress = Progress(run.plan, ledger, report)
     progress.tell()
-    return Rounds(
-        executor=executor,
-        task=run_blocks,
-        folder=run.folder,
-        ledger=ledger,
-        progress=progress,
-        stopping=stopping,
-        retries=run.request.retries,
-    ).run()
+    with executor_for(where, run) as executor:
+        rounds = Rounds(
+            executor=executor,
+            task=run_blocks,
+            folder=run.folder,
+            ledger=ledger,
+            progress=progress,
+            stopping=stopping,
+            retries=0 if where.detach else run.request.retries,
+        )
+        try:
+            failures = rounds.run()
+        except KeyboardInterrupt:
+            say_what_runs_on(run, executor)
+            raise
+        return Ends(failures, executor.jobs if where.detach and isinstance(executor, SlurmExecutor) else [])
+
+
+def say_what_runs_on(run: Run, executor: Executor) -> None:
+    """After Ctrl-C: jobs of an array go on without us."""
+    if isinstance(executor, SlurmExecutor) and executor.jobs:
+        arrays = " ".join(arrays_of(executor.jobs))
+        log.info(
+            "%d SLURM jobs run on; `unetcli status %s` shows them, the same command attaches, `scancel %s` ends them",
+            len(executor.jobs),
+            run.request.output_path,
+            arrays,
+        )
+
+
+def arrays_of(jobs: Iterable[str]) -> list[str]:
+    """Ids of whole arrays.
+
+    >>> arrays_of(["12_0", "12_1", "15"])
+    ['12', '15']
+    """
+    return list(dict.fromkeys(job.partition("_")[0] for job in jobs))
 
 
 def announce(run: Run, found: int, share: tuple[int, int] | None = None) -> None:
@@ -144,7 +187,7 @@ def summarise(
     run: Run,
     ledger: Ledger,
     found: int,
-    failures: list[JobFailure],
+    ends: Ends,
     seconds: float,
     blocks: NDArray[np.intp] | None = None,
 ) -> PredictSummary:
@@ -161,7 +204,8 @@ def summarise(
         found_done=found,
         computed=done - found,
         set_aside=[trouble.note() for trouble in current_troubles(run.folder, ledger)],
-        failed_jobs=[f"job {failure.job} on {failure.host}: {failure.reason}" for failure in failures],
+        failed_jobs=[f"job {failure.job} on {failure.host}: {failure.reason}" for failure in ends.failures],
+        jobs=ends.left_running,
         voxels=voxels,
         seconds=round(seconds, 3),
         voxels_per_second=round(voxels / seconds, 1),

@@ -19,6 +19,8 @@ from unetcli.volume import Volume
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
 NORMALISE = ("model", "volume")
+GPU_BYTES_ELSEWHERE = 8 * 2**30
+"""Of a GPU that cannot be asked, for the tile: half of a common smallest one. Workers with less take smaller tiles."""
 
 
 def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: Plan | None) -> Plan:
@@ -130,6 +132,8 @@ def resolve_tile(request: PredictRequest, header: ModelHeader, frozen: Plan | No
         return frozen.tile[-1]
     if device == "cpu":
         return largest_tile(header.architecture.footprint(), CPU_TILE)
+    if request.elsewhere:
+        return device_tile(header.architecture, GPU_BYTES_ELSEWHERE)
     from unetcli.device import free_bytes, resolve_device
 
     return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
@@ -165,6 +169,18 @@ def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, 
     """Kind of device and number of threads; a rerun takes the frozen ones, and so gives the same bytes."""
     if frozen is not None and request.device is None:
         return frozen.choices.device, frozen.choices.threads
+    threads = frozen.choices.threads if frozen else request.threads
+    if request.elsewhere:
+        return kind_of(request.device or "cpu"), threads or 1
     from unetcli.device import cpu_threads, resolve_device
 
-    return resolve_device(request.device).type, frozen.choices.threads if frozen else cpu_threads()
+    return resolve_device(request.device).type, threads or cpu_threads()
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device by its name alone.
+
+    >>> kind_of("cuda:1"), kind_of("0"), kind_of("cpu")
+    ('cuda', 'cuda', 'cpu')
+    """
+    return "cuda" if device.isdigit() else device.partition(":")[0]

@@ -112,11 +112,14 @@ def require_alone(request: PredictRequest) -> None:
 
 def settle_plan(request: PredictRequest, source: Volume, model: Path, folder: RunFolder) -> Plan:
     """The plan that the request means; refused where the output belongs to another one."""
+    made = marker(
+        request.output_path
+    )  # looked at first: another share may publish the plan, then the output, right now
     frozen = None if request.overwrite else folder.plan()
     plan = resolve_plan(request, source, model, frozen)
     if frozen:
         require_same(frozen, plan, request.output_path)
-    elif marker(request.output_path) and not request.overwrite:
+    elif made and not request.overwrite:
         raise UnetcliError(
             f"{request.output_path}: exists, but {folder.plan_file}, which says how it was made, is gone; "
             "--overwrite starts anew, --output names another place"

@@ -15,7 +15,7 @@ from unetcli.errors import UnetcliError
 from unetcli.executors.contract import JobFailure
 from unetcli.executors.local import InProcess
 from unetcli.lock import hold
-from unetcli.prediction import PredictSummary, announce, summarise
+from unetcli.prediction import Ends, PredictSummary, announce, summarise
 from unetcli.receipts import Ledger
 from unetcli.rounds import Progress, Report, Rounds
 from unetcli.run import Run
@@ -52,7 +52,7 @@ def predict_share(
         announce(run, found, share=(number, count))
         failures = compute_share(run, ledger, mine, report, stopping)
     close_if_last(run, ledger)
-    return summarise(run, ledger, found, failures, time.perf_counter() - started, mine)
+    return summarise(run, ledger, found, Ends(failures), time.perf_counter() - started, mine)
 
 
 def compute_share(
@@ -87,7 +87,7 @@ def close_run(request: PredictRequest) -> PredictSummary:
         run.prepare()
         ledger = run.folder.ledger(run.plan.blocks)
         run.close(ledger)
-    return summarise(run, ledger, int(ledger.done.sum()), [], time.perf_counter() - started)
+    return summarise(run, ledger, int(ledger.done.sum()), Ends(), time.perf_counter() - started)
 
 
 def resolve_share(folder: RunFolder, share: tuple[int, int] | None) -> tuple[int, int]:

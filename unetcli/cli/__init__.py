@@ -13,6 +13,7 @@ from unetcli.cli import talk
 from unetcli.cli.evaluate import evaluate
 from unetcli.cli.predict import predict
 from unetcli.cli.train import train
+from unetcli.cli.worker import worker
 from unetcli.errors import UnetcliError
 
 USER, BUG = 1, 70
@@ -27,7 +28,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 you can put it right, 2 usage, 3 incomplete (run the same command again), "
     "70 our bug, 130 interrupted.",
 )
-for command in (train, predict, evaluate):
+for command in (train, predict, evaluate, worker):
     app.command()(command)
 
 

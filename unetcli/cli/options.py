@@ -97,6 +97,40 @@ ShareOption = Annotated[
     ),
 ]
 CloseOption = Annotated[bool, typer.Option("--close", help="Compute nothing; mark complete what all shares finished.")]
+ClusterOption = Annotated[
+    str, typer.Option(envvar="UNETCLI_CLUSTER", help="local, slurm (a job array) or dask (workers as SLURM jobs).")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Processes here (by itself one per GPU), or Dask worker jobs.")
+]
+OtherSchedulerOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="With dask: a scheduler that runs already, tls:// or tcp://.")
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="With slurm: submit, print the array's id and return.")]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(envvar="UNETCLI_PROFILE", metavar="TOML", help="What to ask SLURM for, as slurm/gpu.toml shows."),
+]
+PartitionOption = Annotated[str | None, typer.Option("--partition", "-p", help="As sbatch; over the profile.")]
+AccountOption = Annotated[str | None, typer.Option(help="As sbatch.")]
+QosOption = Annotated[str | None, typer.Option(help="As sbatch.")]
+TimeOption = Annotated[str | None, typer.Option(help="As sbatch: 30 (minutes), 04:00:00, 1-00:00:00.")]
+GpusOption = Annotated[str | None, typer.Option(help="As sbatch: 1, a100:1.")]
+GresOption = Annotated[str | None, typer.Option(help="As sbatch: gpu:1, where the site wants it so.")]
+MemOption = Annotated[str | None, typer.Option(help="As sbatch: 16G; by itself what plan expects.")]
+CpusOption = Annotated[int | None, typer.Option("--cpus-per-task", help="As sbatch; also the network's CPU threads.")]
+ConstraintOption = Annotated[str | None, typer.Option(help="As sbatch.")]
+ExcludeOption = Annotated[str | None, typer.Option(help="As sbatch: hosts that get no jobs.")]
+SetupOption = Annotated[
+    list[str] | None, typer.Option(help="A line of shell before each job's work, as in 'module load cuda'. Repeatable.")
+]
+SlurmOption = Annotated[
+    list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Any other option of sbatch. Repeatable.")
+]
+MaxRunningOption = Annotated[int | None, typer.Option(help="Jobs of the array at a time.")]
+BlocksPerJobOption = Annotated[
+    int | None, typer.Option(help="Blocks of one job; by itself so that starting costs < 2 %.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, as plan does, and stop.")]
 TakeOverOption = Annotated[bool, typer.Option("--take-over", help="Ignore the lock of a launcher that is dead.")]
 
@@ -111,6 +145,22 @@ MetricsOption = Annotated[
     str | None, typer.Option(help="pixels, em, or both with a comma; by itself both, pixels beyond two classes.")
 ]
 AllowIncompleteOption = Annotated[bool, typer.Option("--allow-incomplete", help="Score what is there.")]
+
+# of worker
+SchedulerOption = Annotated[
+    str, typer.Option(envvar="UNETCLI_SCHEDULER", metavar="ADDRESS", help="Of the Dask scheduler: tls://.. or tcp://..")
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option("--tls", envvar="UNETCLI_TLS", metavar="FOLDER", help="With certificate.pem and key.pem, for tls://."),
+]
+WorkerMemoryOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="As 16GB: a worker beyond 95 % of it is restarted; else no limit.")
+]
+WorkerNameOption = Annotated[str | None, typer.Option(help="Of this worker in the scheduler's words.")]
+DeathTimeoutOption = Annotated[
+    float, typer.Option(metavar="SECONDS", min=1, help="Give up where no scheduler answers for so long.")
+]
 
 
 def print_json(values: Any) -> None:

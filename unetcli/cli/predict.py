@@ -10,7 +10,7 @@ from unetcli.cli import options as o
 from unetcli.cli import talk
 
 if TYPE_CHECKING:
-    from unetcli.config import PredictRequest
+    from unetcli.config import PredictRequest, Where
     from unetcli.prediction import PredictSummary
 
 
@@ -34,6 +34,26 @@ def predict(
     zarr_format: o.ZarrFormatOption = 3,
     run_folder: o.RunFolderOption = None,
     retries: o.RetriesOption = 1,
+    cluster: o.ClusterOption = "local",
+    workers: o.WorkersOption = None,
+    profile: o.ProfileOption = None,
+    detach: o.DetachOption = False,
+    partition: o.PartitionOption = None,
+    account: o.AccountOption = None,
+    qos: o.QosOption = None,
+    time: o.TimeOption = None,
+    gpus: o.GpusOption = None,
+    gres: o.GresOption = None,
+    mem: o.MemOption = None,
+    cpus_per_task: o.CpusOption = None,
+    constraint: o.ConstraintOption = None,
+    exclude: o.ExcludeOption = None,
+    setup: o.SetupOption = None,
+    slurm: o.SlurmOption = None,
+    max_running: o.MaxRunningOption = None,
+    blocks_per_job: o.BlocksPerJobOption = None,
+    scheduler: o.OtherSchedulerOption = None,
+    tls: o.CertificateOption = None,
     share: o.ShareOption = None,
     close: o.CloseOption = False,
     overwrite: o.OverwriteOption = False,
@@ -44,7 +64,8 @@ def predict(
 
     The same command again goes on where it stopped; the result is the same to the byte.
     """
-    from unetcli.config import PredictRequest, parse_levels, parse_roi, parse_sections, parse_tile
+    from unetcli.config import PredictRequest, Where, parse_levels, parse_roi, parse_sections, parse_tile
+    from unetcli.executors.slurm_request import parse_extra
 
     request = PredictRequest(
         volume=volume,
@@ -69,10 +90,34 @@ def predict(
         overwrite=overwrite,
         take_over=take_over,
     )
-    _tell(_run(request, share, close), json)
+    where = Where(
+        cluster=cluster,
+        workers=workers,
+        scheduler=scheduler,
+        tls=tls,
+        profile=profile,
+        detach=detach,
+        slurm={
+            "partition": partition,
+            "account": account,
+            "qos": qos,
+            "time": time,
+            "gpus": gpus,
+            "gres": gres,
+            "mem": mem,
+            "cpus_per_task": cpus_per_task,
+            "constraint": constraint,
+            "exclude": exclude,
+            "setup": setup,
+            "max_running": max_running,
+            "blocks_per_job": blocks_per_job,
+            "extra": parse_extra(slurm or []),
+        },
+    )
+    _tell(_run(request, where, share, close), json)
 
 
-def _run(request: PredictRequest, share: str | None, close: bool) -> PredictSummary:
+def _run(request: PredictRequest, where: Where, share: str | None, close: bool) -> PredictSummary:
     from unetcli.process import prepare
 
     prepare()  # before torch is imported
@@ -86,13 +131,16 @@ def _run(request: PredictRequest, share: str | None, close: bool) -> PredictSumm
     with talk.progress("voxels") as report:
         if share is not None:
             return predict_share(request, parse_share(share), report, stopping)
-        return predict_volume(request, report, stopping)
+        return predict_volume(request, report, stopping, where)
 
 
 def _tell(summary: PredictSummary, json: bool) -> None:
     from dataclasses import asdict
 
+    from unetcli.prediction import arrays_of
+
     talk.say(summary.sentence)
-    o.print_json(asdict(summary)) if json else typer.echo(summary.output)
-    if not summary.finished:
+    words = arrays_of(summary.jobs) or [summary.output]
+    o.print_json(asdict(summary)) if json else typer.echo(" ".join(words))
+    if not summary.finished and not summary.jobs:
         raise typer.Exit(o.INCOMPLETE)
