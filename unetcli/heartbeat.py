@@ -61,6 +61,7 @@ class Heartbeat:
             memory_limit_bytes=memory_limit(),
         )
         self._started = time.monotonic()
+        self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -76,24 +77,29 @@ class Heartbeat:
 
     def done(self, voxels: int) -> None:
         """One more block is finished."""
-        self._beat = replace(self._beat, blocks=self._beat.blocks + 1, voxels=self._beat.voxels + voxels)
+        with self._changing:
+            self._beat = replace(self._beat, blocks=self._beat.blocks + 1, voxels=self._beat.voxels + voxels)
 
     def _run(self) -> None:
         while not self._ended.wait(SECONDS):
             self._write(WORKING)
 
     def _write(self, state: str) -> None:
-        self._beat = replace(
-            self._beat,
-            counter=self._beat.counter + 1,
-            state=state,
-            seconds=time.monotonic() - self._started,
-            memory_bytes=memory_bytes(),
-        )
+        with self._changing:
+            beat = self._beat = replace(
+                self._beat,
+                counter=self._beat.counter + 1,
+                state=state,
+                seconds=time.monotonic() - self._started,
+                memory_bytes=memory_bytes(),
+            )
         draft = draft_of(self.path)
-        with suppress(OSError):  # a full disk must not end the work; no sync: a beat is worth little
-            draft.write_text(json.dumps(asdict(self._beat)))
-            os.replace(draft, self.path)
+        try:
+            draft.write_text(json.dumps(asdict(beat)))
+            os.replace(draft, self.path)  # no sync: a beat is worth little
+        except OSError:  # a full disk must not end the work
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 def read_beats(folder: Path) -> dict[str, Beat]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,7 +126,7 @@ def predict_blocks(
     blocks: Iterable[int],
     stopping: Callable[[], bool] = bool,
     mask: Mask | None = None,
-) -> Iterator[FinishedBlock]:
+) -> Generator[FinishedBlock]:
     """Blocks one after the other, while the next are read and computed; ends early once ``stopping()`` is true."""
     if (mask is None) != (plan.choices.mask is None):
         raise ValueError("a plan is computed with the mask that it was made for, and no other")

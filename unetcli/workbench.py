@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ class Workbench:
     ledger: Ledger
     """To be refreshed before it is believed."""
 
-    def predict(self, blocks: Iterable[int], stopping: Callable[[], bool] = bool) -> Iterator[FinishedBlock]:
+    def predict(self, blocks: Iterable[int], stopping: Callable[[], bool] = bool) -> Generator[FinishedBlock]:
         """Blocks one after the other; see :func:`unetcli.inference.predict_blocks`."""
         from unetcli.inference import predict_blocks  # torch
 
