@@ -14,6 +14,7 @@ from unetcli.machine import Machine
 from unetcli.model import ModelHeader, read_header
 from unetcli.plan import Choices, Plan, Sources
 from unetcli.planner import CPU_TILE, MAX_FILES, Input, device_tile, largest_tile, make_plan, require_files
+from unetcli.skipping import open_mask
 from unetcli.volume import Volume
 
 DTYPES = ("uint8", "float16", "float32")
@@ -78,6 +79,8 @@ def require_known(request: PredictRequest) -> None:
     for option, known in (("dtype", DTYPES), ("precision", PRECISIONS), ("normalise", NORMALISE)):
         if (value := getattr(request, option)) not in known:
             raise UnetcliError(f"--{option} {value}: expected {', '.join(known[:-1])} or {known[-1]}")
+    if request.skip_below is not None and not np.isfinite(request.skip_below):
+        raise UnetcliError(f"--skip-below {request.skip_below}: expected a grey value, as in 12")
 
 
 def require_match(request: PredictRequest, source: Volume, header: ModelHeader) -> None:
@@ -157,6 +160,7 @@ def resolve_choices(
         mean, std = sampled_statistics(source, request.channel)
     device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
     classes = header.architecture.classes
+    mask = open_mask(request.mask, source, header.architecture.footprint().lifted(len(source.axes)))
     return Choices(
         dtype=request.dtype,
         outputs=1 if classes == 2 else classes,
@@ -168,6 +172,8 @@ def resolve_choices(
         device=device,
         precision=request.precision,
         threads=threads,
+        mask=None if mask is None else mask.fingerprint(resolve_region(request, source)),
+        skip_below=request.skip_below,
     )
 
 
