@@ -19,12 +19,12 @@ LAYERS = [
     "network loss device metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "workbench canary rounds run shares lazy machines clusters status probe planning "
+    "workbench canary rounds run shares lazy machines clusters status verify seams changes probe planning "
     "executors executors.contract executors.local executors.tls "
     "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
     "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "
-    "executors.slurm_submit executors.slurm_watch",
-    "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.worker",
+    "executors.slurm_submit executors.slurm_watch executors.slurm_word",
+    "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.verify cli.worker",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}

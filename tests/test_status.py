@@ -20,6 +20,7 @@ from helpers import grey, write_zarr
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
+from unetcli.executors.slurm_word import OVER, RUNNING, WAITING, JobWord
 from unetcli.heartbeat import read_beats
 from unetcli.prediction import predict_volume
 from unetcli.receipts import DONE, Receipt
@@ -223,11 +224,13 @@ def test_the_scheduler_s_word_comes_first(start: Callable[..., subprocess.Popen[
     start("-c", REMOTE, str(folder.workers), SLURM_JOB_ID="12")
     wait_for(lambda: any(beat.holder.host == "node7" for beat in read_beats(folder.workers).values()))
     asked: list[set[str]] = []
-    found = Watcher(OUTPUT, scheduler=lambda jobs: asked.append(set(jobs)) or {"12": "cancelled"}).look()  # type: ignore[func-returns-value]
+    found = Watcher(OUTPUT, scheduler=lambda jobs: asked.append(set(jobs)) or {"12": JobWord(OVER, "cancelled")}).look()  # type: ignore[func-returns-value]
     assert asked == [{"12"}]
     assert [failure.reason for failure in found.failures] == ["cancelled"]
-    found = Watcher(OUTPUT, scheduler=lambda jobs: {"12": None}).look()
+    found = Watcher(OUTPUT, scheduler=lambda jobs: {"12": JobWord(RUNNING)}).look()
     assert (found.workers, found.failures) == (1, [])
+    found = Watcher(OUTPUT, scheduler=lambda jobs: {"12": JobWord(WAITING, "Priority")}).look()
+    assert (found.workers, found.queued, found.queued_for, found.failures) == (0, 1, "Priority", [])
 
 
 def test_a_job_that_was_requeued_has_not_failed(start: Callable[..., subprocess.Popen[bytes]]) -> None:

@@ -93,6 +93,29 @@ class Where:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRequest:
+    """One call of verify."""
+
+    output: Path
+    run_folder: Path | None = None
+    blocks: bool = True
+    """Read every block back."""
+    repair: bool = False
+    seams: int = 0
+    """Windows to compute anew in other tiles."""
+    input: bool = False
+    """Compare volume and model with what they were."""
+    device: str | None = None
+    """For what is computed anew; None: as the run."""
+    retries: int = 1
+    take_over: bool = False
+
+    def __post_init__(self) -> None:
+        if self.repair and not self.blocks:
+            raise UnetcliError("--repair reads every block back; without --no-blocks it can")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
     """One call of train."""
 

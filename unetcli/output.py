@@ -101,8 +101,15 @@ class Output:
 
     def mark_complete(self) -> None:
         """Say in the group's metadata that every block is there."""
+        self._mark(complete=True)
+
+    def mark_incomplete(self) -> None:
+        """Say in the group's metadata that blocks are missing, or made anew."""
+        self._mark(complete=False)
+
+    def _mark(self, *, complete: bool) -> None:
         document = json.loads((self.path / "zarr.json").read_text())
-        document["attributes"][MARKER]["complete"] = True
+        document["attributes"][MARKER]["complete"] = complete
         with replacing(self.path / "zarr.json") as draft:
             draft.write_text(json.dumps(document, indent=2))
 

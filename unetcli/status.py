@@ -8,6 +8,7 @@ import logging
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from unetcli.errors import UnetcliError
+from unetcli.executors.slurm_jobs import JobBook
+from unetcli.executors.slurm_word import OVER, RUNNING, WAITING, JobWord, SlurmWord
 from unetcli.files import plain
-from unetcli.heartbeat import FAILED, SECONDS, WORKING, Beat, read_beats
+from unetcli.heartbeat import FAILED, WORKING, Beat, read_beats
 from unetcli.lock import Holder
 from unetcli.plan import Plan
 from unetcli.receipts import DONE, Ledger, Receipt
@@ -26,8 +29,9 @@ from unetcli.troubles import Trouble, read_troubles
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 2 * SECONDS + 2
-"""A worker whose counter did not change for so long, seen from here, gives no sign of life."""
+PATIENCE_SECONDS = 35.0
+"""A worker whose counter did not change for so long, seen from here, gives no sign of life. Heartbeats come every
+5 s, but a client of NFS may show a folder as it was up to 30 s ago (acdirmin)."""
 LOOK_SECONDS = 0.5
 """Between two looks at workers that are not decided yet."""
 TAIL_BYTES, FILES_PER_HOST = 4096, 2
@@ -37,8 +41,8 @@ STATES = ("done", "running", "failed", "missing")
 SLOWEST = 5
 """Hosts told of."""
 
-Scheduler = Callable[[Collection[str]], Mapping[str, str | None]]
-"""Of some jobs, those that a scheduler can speak for: why each ended, None where it still runs."""
+Scheduler = Callable[[Collection[str]], Mapping[str, JobWord]]
+"""Says how some jobs are, of those that it can speak for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,10 @@ class Status:
     """Workers of other hosts that gave no sign of life."""
     hosts: int
     """With living workers."""
+    queued: int
+    """Jobs that wait in SLURM's queue."""
+    queued_for: str
+    """What most of them wait for, in SLURM's words."""
     voxels_done: int
     voxels: int
     stopped: str | None
@@ -127,15 +135,15 @@ class Worker:
         """Seconds without a sign of life, by the reader's clock."""
         return time.monotonic() - self.since
 
-    def lives(self, ended_jobs: Mapping[str, str | None], patience: float) -> bool | None:
+    def lives(self, word: JobWord | None, patience: float) -> bool | None:
         """Whether it works; None: not known.
 
-        The scheduler's word comes first, then that of this machine, then the counter.
+        The scheduler's word on its job comes first, then that of this machine, then the counter.
         """
         holder = self.beat.holder
-        if self.beat.state != WORKING or ended_jobs.get(holder.job) is not None or holder.is_gone():
+        if self.beat.state != WORKING or (word and word.state != RUNNING) or holder.is_gone():
             return False
-        if holder.job in ended_jobs or is_here(holder) or (self.changed and self.silence < patience):
+        if is_here(holder) or ((word or self.changed) and self.silence < patience):
             return True
         return None
 
@@ -147,16 +155,15 @@ class Watcher:
         self,
         output: str,
         run_folder: Path | None = None,
-        scheduler: Scheduler = lambda jobs: {},
+        scheduler: Scheduler | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.output, self.folder = output, run_folder_of(output, run_folder)
-        self.scheduler, self.patience = scheduler, patience
+        self.scheduler, self.patience = scheduler or SlurmWord(), patience
         self.plan = planned(self.folder, output)
         self.ledger = Ledger(self.folder.receipts, self.plan.blocks)
         self._workers: dict[str, Worker] = {}
-        self._ended: Mapping[str, str | None] = {}
-        """The scheduler's word on their jobs."""
+        self._words: Mapping[str, JobWord] = {}
 
     def look(self, wait: bool = True) -> Status:
         """The state of the run.
@@ -178,6 +185,7 @@ class Watcher:
             silent=self._undecided(),
             hosts=len({beat.holder.host for beat in living}),
             stopped=_first_line(self.folder.stop),
+            **self._queue(),
             **self._counts(living, len(troubles)),
             **self._pace(living),
             **self._hosts(),
@@ -189,9 +197,13 @@ class Watcher:
             self._workers.setdefault(name, Worker(beat)).look(beat)
         for name in self._workers.keys() - beats.keys():  # of an earlier launch
             del self._workers[name]
-        working = (worker.beat for worker in self._workers.values() if worker.beat.state == WORKING)
-        jobs = {beat.holder.job for beat in working} - {"-"}
-        self._ended = self.scheduler(jobs) if jobs else {}
+        self._words = self.scheduler(self._jobs())
+
+    def _jobs(self) -> set[str]:
+        """Those of workers that are not known to have ended, and those that were submitted."""
+        working = {worker.beat.holder.job for worker in self._workers.values() if worker.beat.state == WORKING}
+        submitted = (job for submission in JobBook(self.folder.path).on_record() for job in submission.open_jobs)
+        return working.union(submitted) - {"-"}
 
     def _await_signs(self) -> None:
         if count := self._undecided():
@@ -202,10 +214,14 @@ class Watcher:
             self._look_at_workers()
 
     def _lives(self, worker: Worker) -> bool | None:
-        return worker.lives(self._ended, self.patience)
+        return worker.lives(self._words.get(worker.beat.holder.job), self.patience)
 
     def _undecided(self) -> int:
         return sum(self._lives(worker) is None for worker in self._workers.values())
+
+    def _queue(self) -> dict[str, Any]:
+        reasons = Counter(word.reason for word in self._words.values() if word.state == WAITING)
+        return {"queued": reasons.total(), "queued_for": reasons.most_common(1)[0][0] if reasons else ""}
 
     def _counts(self, living: Sequence[Beat], failed: int) -> dict[str, Any]:
         done = int(np.count_nonzero(self.ledger.done))
@@ -248,8 +264,11 @@ class Watcher:
             return beat.reason
         if beat.state != WORKING or lives:
             return None
-        if told := self._ended.get(beat.holder.job):
-            return f"{told} ({memory_of(beat)})" if beat.near_limit else told
+        if word := self._words.get(beat.holder.job):
+            if word.state == WAITING:  # to be started again
+                return None
+            if word.state == OVER:
+                return f"{word.reason} ({memory_of(beat)})" if beat.near_limit else word.reason
         if lives is False:
             return f"killed, {memory_of(beat)}"
         if worker.silence < self.patience:

@@ -137,6 +137,12 @@ TakeOverOption = Annotated[bool, typer.Option("--take-over", help="Ignore the lo
 # of status and verify
 PredictedArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="What predict writes, or wrote.")]
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until all is done.")]
+BlocksOption = Annotated[bool, typer.Option("--blocks/--no-blocks", help="Read every block back.")]
+RepairOption = Annotated[bool, typer.Option("--repair", help="Compute damaged and missing blocks anew.")]
+SeamsOption = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Compute N windows across borders anew in other tiles; compare.")
+]
+InputOption = Annotated[bool, typer.Option("--input", help="Say whether volume or model changed since.")]
 
 # of evaluate
 PredictionArgument = Annotated[

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 2.0
 """On a terminal; a log gets a line a minute."""
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "missing": "bright_black"}
+WIDEST = 100
+"""Of the bar."""
 SLOW = 1.5
 """A host that takes so many times as long as the middle one is told of."""
 SHOWN = 5
@@ -106,7 +108,7 @@ def pace(found: Status) -> str:
     if found.complete:
         return "complete"
     if not found.workers:
-        return "nobody works on it"
+        return f"{count(found.queued, 'job')} waiting" if found.queued else "nobody works on it"
     left = "not known yet" if found.seconds_left is None else talk.duration(found.seconds_left) + " left"
     speed = talk.speed(found.voxels_per_second, "voxels") if found.voxels_per_second else "not known yet"
     return f"{speed}, {left}"
@@ -115,9 +117,10 @@ def pace(found: Status) -> str:
 def picture(found: Status) -> RenderableType:
     """A look for people: a bar, the counts, the pace, what failed and what helps."""
     from rich.console import Group
+    from rich.constrain import Constrain
     from rich.text import Text
 
-    parts: list[RenderableType] = [_head(found), _bar(found), Text(), _facts(found)]
+    parts: list[RenderableType] = [_head(found), Constrain(_bar(found), WIDEST), Text(), _facts(found)]
     workers = [failure for failure in found.failures if failure.block is None]
     blocks = [failure for failure in found.failures if failure.block is not None]
     for title, failures in (("failed workers", workers), ("failed blocks", blocks)):
@@ -138,6 +141,8 @@ def _head(found: Status) -> RenderableType:
         if found.workers
         else ("all done, not closed", "yellow")
         if found.done == found.blocks
+        else ("waiting", "cyan")
+        if found.queued
         else ("not running", "yellow")
     )
     return Text.assemble((found.output, "bold"), "  ", (word, f"bold {style}"))
@@ -198,6 +203,8 @@ def _facts(found: Status) -> Table:
         rate, left = pace(found).split(", ")
         crowd = f"{count(found.workers, 'worker')} on {count(found.hosts, 'host')}"
         rows += [("speed", Text(f"{rate} by {crowd}")), ("time left", Text(left.removesuffix(" left")))]
+    if found.queued:
+        rows.append(("queue", Text(f"{count(found.queued, 'job')} waiting ({found.queued_for or 'no reason told'})")))
     if found.silent:
         rows.append(("silent", Text(f"{count(found.silent, 'worker')} of other hosts, so far", style="yellow")))
     slow = slow_hosts(found)
@@ -262,6 +269,6 @@ def advice(found: Status) -> str | None:
         return f"stopped: {found.stopped}"
     if found.done == found.blocks:
         return "every block is there; the same predict command with --close marks the output complete"
-    if not found.workers and not found.silent:
-        return "nobody works on it here; if no job waits in a queue, the same predict command continues"
+    if not found.workers and not found.silent and not found.queued:
+        return "nobody works on it; the same predict command continues"
     return None

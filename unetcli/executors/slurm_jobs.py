@@ -74,6 +74,10 @@ class JobBook:
             if not submission.open_jobs:
                 tidy(self.logs / submission.name)
 
+    def on_record(self) -> list[Submission]:
+        """All, as they are written down; nothing is looked up or changed."""
+        return self._read()
+
     def submissions(self) -> list[Submission]:
         """All that have jobs which may not have ended, once those of a killed launcher are looked up.
 
