@@ -64,6 +64,8 @@ async def _serve(
             scheduler,
             nthreads=1,
             name=name,
+            host=_address_towards(scheduler),
+            dashboard_address="127.0.0.1:0",
             memory_limit=memory or 0,
             death_timeout=death_timeout,
             local_directory=own,
@@ -75,6 +77,17 @@ async def _serve(
         if asked.is_set():
             await _finish_block(nanny, Path(own))
         await _close(nanny, own)
+
+
+def _address_towards(scheduler: str) -> str:
+    """The address of this host on the network of the scheduler; by itself a worker would listen on all networks."""
+    from distributed.comm.addressing import get_address_host, unparse_host_port
+    from distributed.utils import get_ip
+
+    try:
+        return str(unparse_host_port(get_ip(get_address_host(scheduler))))
+    except (OSError, ValueError) as error:
+        raise UnetcliError(f"--scheduler {scheduler}: no such host or address ({error}); tls://HOST:PORT") from error
 
 
 def _signals() -> asyncio.Event:
