@@ -114,6 +114,7 @@ class Own:
         except UnetcliError as error:  # the site refuses more jobs: those that run go on
             log.warning("no worker job in place of those that ended: %s", error)
             self.last = JobFailure(job="-", host="-", reason=str(error))
+            self.expected = max(self.alive, 1)
 
     def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
         return self.last if self.alive <= 0 and self.spare <= 0 else None
