@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -43,7 +44,7 @@ def serve(
     scratch : folder
         Where its own folder is made, and removed at the end; by itself the system's place for temporary files.
     """
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read when distributed is first imported, here
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read when dask is first imported, as in children
     spin_briefly()
     own = tempfile.mkdtemp(prefix="unetcli-worker-", dir=scratch)
     try:
@@ -58,6 +59,8 @@ async def _serve(
     import dask.config
     from distributed import Nanny
 
+    if os.environ["DASK_LOGGING__DISTRIBUTED"] == "warning":  # dask may have been imported before
+        logging.getLogger("distributed").setLevel(logging.WARNING)
     asked = _signals()
     with dask.config.set(settings()):
         nanny = Nanny(
