@@ -72,7 +72,12 @@ def workbench(folder: str) -> Workbench:
 
 @functools.lru_cache(maxsize=1)
 def _workbench(folder: RunFolder, plan_text: str, places: Places) -> Workbench:
-    plan, source = Plan.from_json(plan_text), open_volume(places.volume)
+    return open_workbench(folder, Plan.from_json(plan_text), places)
+
+
+def open_workbench(folder: RunFolder, plan: Plan, places: Places) -> Workbench:
+    """The plan with all that it works on."""
+    source = open_volume(places.volume)
     return Workbench(
         folder=folder,
         plan=plan,
