@@ -14,8 +14,8 @@ from pathlib import Path
 
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.dask import DaskExecutor
-from unetcli.executors.dask_cluster import existing_scheduler, own_scheduler
-from unetcli.executors.dask_local import local_workers, processes
+from unetcli.executors.dask_cluster import existing_scheduler
+from unetcli.executors.dask_local import local_workers
 from unetcli.executors.local import InProcess
 from unetcli.executors.tls import write_certificate
 from unetcli.ranges import Ranges
@@ -35,18 +35,8 @@ def in_process(folder: Path) -> Iterator[Executor]:
 
 @contextmanager
 def local(folder: Path) -> Iterator[Executor]:
-    """Two workers of this host."""
+    """A scheduler here, two workers of this host."""
     with local_workers(folder, 2) as cluster:
-        yield DaskExecutor(cluster)
-
-
-@contextmanager
-def own(folder: Path) -> Iterator[Executor]:
-    """A scheduler here, workers as jobs of some launcher."""
-    with (
-        processes(folder / "logs") as jobs,
-        own_scheduler(folder, jobs.launch, jobs.ended, 2, host="127.0.0.1") as cluster,
-    ):
         yield DaskExecutor(cluster)
 
 
@@ -101,7 +91,7 @@ def site(folder: Path, workers: int) -> Iterator[Site]:
             process.wait(SECONDS)
 
 
-PLACES: dict[str, Place] = {"in-process": in_process, "local": local, "own": own, "existing": existing}
+PLACES: dict[str, Place] = {"in-process": in_process, "local": local, "existing": existing}
 
 
 def wait_until(found: Callable[[], object], seconds: float = SECONDS) -> None:

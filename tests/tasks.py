@@ -6,6 +6,7 @@ have the block raise, end its process, or kill it; ``slow`` holds the seconds th
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -45,3 +46,15 @@ def _work(place: Path, block: int) -> None:
 def nothing(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
     """No work: what is left is the cost of the executor."""
     return sum(not stopping() for _ in numbers(blocks))
+
+
+def show_surroundings(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
+    """Writes what the worker process finds around it, one file per block."""
+    from unetcli.device import cpu_threads
+
+    time.sleep(0.2)  # so that each worker gets some
+    for block in numbers(blocks):
+        names = ("CUDA_VISIBLE_DEVICES", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS")
+        found = {name: os.environ.get(name) for name in names} | {"threads": cpu_threads()}
+        (Path(folder) / f"seen-{block}").write_text(json.dumps(found))
+    return 1

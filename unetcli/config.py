@@ -54,6 +54,7 @@ class PredictRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume", plain(self.volume))
+        object.__setattr__(self, "mask", plain(self.mask) if self.mask else None)
 
     @property
     def output_path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -14,6 +15,25 @@ from unetcli.errors import UnetcliError
 
 PARTIAL = ".partial"
 """Ending of everything unfinished; safe to delete when its writer is gone. Zarr's own drafts end so too."""
+
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Errors of writing that the next file would meet too."""
+
+
+@contextmanager
+def telling_unwritable(output: Path | str) -> Iterator[None]:
+    """Within, a full or read-only disk, or a lack of permission, is a :class:`UnetcliError` that names the output."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        raise UnetcliError(
+            f"{output}: cannot write{place}: {os.strerror(error.errno or 0)}; "
+            "put right, the same command continues where it stopped"
+        ) from error
 
 
 def plain(place: str) -> str:

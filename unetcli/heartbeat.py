@@ -122,9 +122,12 @@ class Heartbeat:
             self._beat = replace(beat, memory_bytes=memory_bytes(), memory_limit_bytes=memory_limit())
             self._told = self._beat
         draft = draft_of(self.path)
-        with suppress(OSError):  # a full disk must not end the work; no sync: a beat is worth little
+        try:
             draft.write_text(json.dumps(asdict(self._told)))
-            os.replace(draft, self.path)
+            os.replace(draft, self.path)  # no sync: a beat is worth little
+        except OSError:  # a full disk must not end the work
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 class _Idle:

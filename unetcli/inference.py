@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from unetcli.device import on_device
 from unetcli.errors import UnreadableBlock
-from unetcli.geometry import Box
+from unetcli.geometry import Box, hull
 from unetcli.network import UNet
 from unetcli.plan import Block, Choices, Plan, Tile
+from unetcli.skipping import Kept, Mask, all_kept, background, bright, cell_sides, voxels_of
 from unetcli.streams import prefetch
 from unetcli.volume import Volume, describe
 
@@ -36,7 +37,9 @@ class Window:
     block: Block
     box: Box
     voxels: NDArray[Any] | None
-    """(c, *box.shape), the volume's dtype."""
+    """(c, *box.shape), the volume's dtype; None where nothing of the block is computed."""
+    kept: Kept | None
+    """Which cells are computed; None: all."""
     error: Exception | None
     seconds: float
 
@@ -117,38 +120,73 @@ class Predictor:
 
 
 def predict_blocks(
-    plan: Plan, predictor: Predictor, source: Volume, blocks: Iterable[int], stopping: Callable[[], bool] = bool
-) -> Iterator[FinishedBlock]:
+    plan: Plan,
+    predictor: Predictor,
+    source: Volume,
+    blocks: Iterable[int],
+    stopping: Callable[[], bool] = bool,
+    mask: Mask | None = None,
+) -> Generator[FinishedBlock]:
     """Blocks one after the other, while the next are read and computed; ends early once ``stopping()`` is true."""
-    windows = prefetch(read_windows(plan, source, blocks), ahead=WINDOWS_AHEAD)
+    if (mask is None) != (plan.choices.mask is None):
+        raise ValueError("a plan is computed with the mask that it was made for, and no other")
+    windows = prefetch(read_windows(plan, source, mask, blocks), ahead=WINDOWS_AHEAD)
     with closing(prefetch(compute(plan, predictor, windows, stopping), ahead=PIECES_AHEAD)) as pieces:
         yield from assemble(plan, pieces)
 
 
-def read_windows(plan: Plan, source: Volume, blocks: Iterable[int]) -> Iterator[Window]:
+def read_windows(plan: Plan, source: Volume, mask: Mask | None, blocks: Iterable[int]) -> Iterator[Window]:
     """The input of each block."""
     for block in map(plan.block, blocks):
-        box, started = plan.window(block), time.perf_counter()
-        voxels, error = None, None
+        started = time.perf_counter()
         try:
-            voxels = read_finite(source, box, plan.choices)
+            window = read_window(plan, source, mask, block)
         except Exception as reason:  # one block's trouble; the rest goes on
-            error = reason
-        yield Window(block, box, voxels, error, time.perf_counter() - started)
+            window = Window(block, block.box, None, None, reason, 0.0)
+        yield replace(window, seconds=time.perf_counter() - started)
 
 
-def read_finite(source: Volume, box: Box, choices: Choices) -> NDArray[Any]:
-    """The voxels of a box; NaN and infinity replaced where the user said by what, else refused with their place."""
+def read_window(plan: Plan, source: Volume, mask: Mask | None, block: Block) -> Window:
+    """What the computed tiles of a block need, and which of its cells are computed: without the others, or less."""
+    kept = None if mask is None else mask.kept(block.box)
+    boxes = [tile.read for tile in kept_tiles(plan, block, kept)]
+    if not boxes:
+        return Window(block, block.box, None, kept, None, 0.0)
+    if plan.choices.skip_below is None:
+        box = hull(boxes)
+        return Window(block, box, read_finite(source, box, plan.choices, mask), kept, None, 0.0)
+    kept = all_kept(block.box, cell_sides(plan.footprint)) if kept is None else kept
+    cells = voxels_of(kept.box, kept.sides, plan.extent)  # all of each cell decides, not just the block's part
+    box = hull([*boxes, cells])
+    voxels = read_finite(source, box, plan.choices, mask)
+    inside = voxels[(slice(None), *cells.relative_to(box).slices)]
+    kept = kept.but(bright(inside, cells, kept.sides, plan.choices.skip_below))
+    return Window(block, box, voxels if kept else None, kept, None, 0.0)
+
+
+def kept_tiles(plan: Plan, block: Block, kept: Kept | None) -> list[Tile]:
+    """The tiles of a block that give anything that is not skipped."""
+    return [tile for tile in plan.tiles(block) if kept is None or kept.meets(tile.write)]
+
+
+def read_finite(source: Volume, box: Box, choices: Choices, mask: Mask | None = None) -> NDArray[Any]:
+    """The voxels of a box; NaN and infinity replaced where the user said by what, else refused with their place.
+
+    Where a mask rules them out they are no error, and the mean stands in for them.
+    """
     voxels = source.read(box, choices.channel)
     if voxels.dtype.kind != "f" or (finite := np.isfinite(voxels)).all():
         return voxels
     if choices.nonfinite is not None:
         return np.where(finite, voxels, voxels.dtype.type(choices.nonfinite))
-    first = np.argwhere(~finite)[0][1:]
+    wrong = ~finite if mask is None else ~(finite | mask.rules_out(box))
+    if not wrong.any():
+        return np.where(finite, voxels, voxels.dtype.type(choices.mean))
+    first = np.argwhere(wrong)[0][1:]
     place = source.inside(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
     voxel = Box(place, tuple(p + 1 for p in place))
     raise UnreadableBlock(
-        f"{source.path}: {int((~finite).sum())} values that are not finite, first at {describe(voxel, source.axes)}; "
+        f"{source.path}: {int(wrong.sum())} values that are not finite, first at {describe(voxel, source.axes)}; "
         "--nonfinite 0 would put 0 there"
     )
 
@@ -164,7 +202,10 @@ def compute(
         try:
             if window.error is not None:
                 raise window.error
-            yield from fitting_pieces(plan, predictor, window)
+            if window.voxels is None:  # nothing of it is computed
+                yield Piece(window, None, None, 0.0)
+            else:
+                yield from fitting_pieces(plan, predictor, window)
         except Exception as reason:
             yield Piece(window, None, None, 0.0, reason)
 
@@ -184,10 +225,11 @@ def fitting_pieces(plan: Plan, predictor: Predictor, window: Window) -> Iterator
 
 
 def pieces(plan: Plan, predictor: Predictor, window: Window) -> Iterator[Piece]:
-    """Every tile of a block."""
-    box = plan.window(window.block)
+    """Every tile of a block that is computed."""
+    tiles = kept_tiles(plan, window.block, window.kept)
+    box = hull([tile.read for tile in tiles])
     voxels = widened(window, box)
-    for tile in plan.tiles(window.block):
+    for tile in tiles:
         started = time.perf_counter()
         values = forward(plan, predictor, tile, voxels, box)
         yield Piece(window, tile, values, time.perf_counter() - started, side=plan.tile[-1])
@@ -228,13 +270,21 @@ def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], 
 
 
 def assemble(plan: Plan, pieces: Iterable[Piece]) -> Iterator[FinishedBlock]:
-    """Pieces put together, a block at a time; a later piece of the same place counts."""
+    """Pieces put together, a block at a time, background where nothing is computed.
+
+    A later piece of the same place counts.
+    """
+    blank = background(plan.choices).reshape(-1, *(1,) * len(plan.axes))
     for window, group in itertools.groupby(pieces, key=lambda piece: piece.window):
         box, seconds, error, side = window.block.box, 0.0, window.error, 0
         values = np.empty((plan.choices.outputs, *box.shape), plan.choices.dtype)
+        if window.kept is not None:
+            values[...] = blank
         for piece in group:
             seconds, error = seconds + piece.seconds, piece.error
-            if piece.tile is not None:
-                side = piece.side
-                values[(slice(None), *piece.tile.write.relative_to(box).slices)] = piece.values
+            if piece.tile is not None and piece.values is not None:
+                side, computed = piece.side, piece.values
+                if window.kept is not None:
+                    computed = np.where(window.kept.voxels(piece.tile.write), computed, blank)
+                values[(slice(None), *piece.tile.write.relative_to(box).slices)] = computed
         yield FinishedBlock(window.block, None if error else values, error, side, window.seconds, seconds)

@@ -47,7 +47,8 @@ def hold(path: Path, *, take_over: bool = False, wait: float = 0) -> Iterator[No
     try:
         yield
     finally:
-        with _guard(path):
+        # Where the disk became read-only the lock stays; its holder is gone by then, which the next one sees.
+        with suppress(OSError), _guard(path):
             if _holder(path) == mine:
                 path.unlink()
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.clusters import executor_for, live_jobs, require_accepted, require_no_jobs, with_machine
+from unetcli.clusters import executor_for, live_jobs, require_accepted, require_no_jobs
 from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.slurm import SlurmExecutor
-from unetcli.files import sweep
+from unetcli.files import sweep, telling_unwritable
+from unetcli.machines import with_machine
 from unetcli.planner import wasted_work
 from unetcli.receipts import Ledger
 from unetcli.rounds import Progress, Report, Rounds, current_troubles
@@ -96,7 +97,7 @@ def predict_volume(
     where = where or Where()
     run = Run.settle(with_machine(request, where))
     require_accepted(where, run)
-    with run.folder.launcher(take_over=request.take_over):
+    with telling_unwritable(request.output_path), run.folder.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
         require_no_jobs(where, run)
         run.prepare()
@@ -195,7 +196,7 @@ def summarise(
     """The summary of a call over some blocks (None: all) that found so many of them done."""
     plan = run.plan
     wanted = np.arange(plan.blocks) if blocks is None else blocks
-    done = int(ledger.done[wanted].sum())
+    done, missing = int(ledger.done[wanted].sum()), set(wanted[~ledger.done[wanted]].tolist())
     voxels = round(plan.region.size * (done - found) / plan.blocks)
     return PredictSummary(
         output=str(run.request.output_path),
@@ -204,7 +205,7 @@ def summarise(
         blocks=len(wanted),
         found_done=found,
         computed=done - found,
-        set_aside=[trouble.note() for trouble in current_troubles(run.folder, ledger)],
+        set_aside=[trouble.note() for trouble in current_troubles(run.folder, ledger) if trouble.block in missing],
         failed_jobs=[f"job {failure.job} on {failure.host}: {failure.reason}" for failure in ends.failures],
         jobs=ends.left_running,
         voxels=voxels,

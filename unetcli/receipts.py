@@ -110,14 +110,16 @@ class Ledger:
     def refresh(self) -> Self:
         """Take in what was appended since the last look."""
         with os.scandir(self.folder) as entries:
-            grown = [
-                entry.path
-                for entry in entries
-                if entry.name.endswith(".txt") and entry.stat().st_size > self._offsets.get(entry.path, 0)
-            ]
-        for path in sorted(grown):
+            sizes = {entry.path: entry.stat().st_size for entry in entries if entry.name.endswith(".txt")}
+        if not self._offsets.keys() <= sizes.keys():
+            self._forget()  # the run was begun anew
+        for path in sorted(path for path, size in sizes.items() if size > self._offsets.get(path, 0)):
             self._read(path)
         return self
+
+    def _forget(self) -> None:
+        self.attempts[:], self.done[:], self.checksums[:], self.host[:] = 0, False, np.zeros((), "V16"), -1
+        self._offsets.clear()
 
     def _read(self, path: str) -> None:
         with open(path, "rb") as file:  # noqa: PTH123 - a path for each of many files is slow
@@ -141,6 +143,16 @@ class Ledger:
         self.done[numbers] = (np.array(states) == b"done")[newer]
         self.checksums[numbers] = np.frombuffer(b"".join(map(_bytes, sums)), "V16")[newer]
         self.host[numbers] = np.array([self._numbers.setdefault(host, len(self._numbers)) for host in hosts])[newer]
+
+    def finished_by(self, host: str) -> bool:
+        """Whether a block that counts was made on that host."""
+        number = self._numbers.get(host.replace(" ", "_").encode(), -2)
+        return bool((self.done & (self.host == number)).any())
+
+    def made_by(self, host: str) -> NDArray[np.bool_]:
+        """The blocks whose receipt that counts is of that host."""
+        made: NDArray[np.bool_] = self.host == self._numbers.get(host.replace(" ", "_").encode(), -2)
+        return made
 
     @property
     def hosts(self) -> list[str]:

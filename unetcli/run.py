@@ -40,7 +40,8 @@ class Run:
             Anything about the request that the user can put right.
         """
         model, source = find_model(request.model), open_volume(request.volume)
-        require_place(request.output_path, [Path(request.volume), model])
+        inputs = [request.volume, *([request.mask] if request.mask else [])]
+        require_place(request.output_path, [*map(Path, inputs), model])
         require_alone(request)
         folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(request.output_path)
         return cls(

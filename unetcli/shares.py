@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,14 @@ from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.executors.contract import JobFailure
 from unetcli.executors.local import InProcess
+from unetcli.files import telling_unwritable
 from unetcli.lock import hold
 from unetcli.prediction import Ends, PredictSummary, announce, summarise
 from unetcli.receipts import Ledger
 from unetcli.rounds import Progress, Report, Rounds
 from unetcli.run import Run
 from unetcli.runfolder import Division, RunFolder
+from unetcli.troubles import read_troubles
 from unetcli.worker import run_blocks
 
 WAIT_SECONDS = 300.0
@@ -41,9 +43,10 @@ def predict_share(
     """
     started = time.perf_counter()
     run = Run.settle(request)
-    with ExitStack() as held:
+    with telling_unwritable(request.output_path), ExitStack() as held:
         with run.folder.launcher(wait=WAIT_SECONDS):
             run.prepare()
+            lift_stop(run.folder)
             number, count = resolve_share(run.folder, share)
             held.enter_context(hold(run.folder.share_lock(number), take_over=request.take_over))
         ledger = run.folder.ledger(run.plan.blocks)
@@ -70,10 +73,22 @@ def compute_share(
     ).run(blocks)
 
 
+def lift_stop(folder: RunFolder) -> None:
+    """Have a stop of earlier shares forgotten: by the first one after them, but not by others of the same array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if not folder.stop.exists() or any(
+        trouble.job.split("_")[0] == array for trouble in read_troubles(folder.troubles)
+    ):
+        return
+    with suppress(UnetcliError):  # others are at work: they are to see it
+        folder.require_no_shares()
+        folder.forget_troubles()
+
+
 def close_if_last(run: Run, ledger: Ledger) -> None:
     """Close the run if nothing is missing; of several that find so, one does it."""
     if ledger.refresh().complete and not run.is_complete:
-        with run.folder.launcher(wait=WAIT_SECONDS):
+        with telling_unwritable(run.request.output_path), run.folder.launcher(wait=WAIT_SECONDS):
             run.close(ledger)
 
 
@@ -83,7 +98,7 @@ def close_run(request: PredictRequest) -> PredictSummary:
     run = Run.settle(request)
     if run.folder.plan() is None:
         raise UnetcliError(f"{request.output_path}: nothing to close, no share has begun it")
-    with run.folder.launcher(wait=WAIT_SECONDS):
+    with telling_unwritable(request.output_path), run.folder.launcher(wait=WAIT_SECONDS):
         run.prepare()
         ledger = run.folder.ledger(run.plan.blocks)
         run.close(ledger)

@@ -43,8 +43,8 @@ class TroubleBook:
 
 
 def read_troubles(folder: Path) -> Iterator[Trouble]:
-    """Every trouble that is on record; a torn line is left out."""
-    for path in sorted(folder.glob("*.jsonl")):
+    """Every trouble that is on record, workers by when they last met one; torn lines are left out."""
+    for path in sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
         for line in path.read_text(errors="replace").splitlines():
             try:
                 yield Trouble(**json.loads(line))

@@ -32,7 +32,7 @@ from unetcli.runfolder import RunFolder
 from unetcli.seams import Seams, check_seams
 from unetcli.status import planned, run_folder_of
 from unetcli.volume import describe
-from unetcli.workbench import Workbench
+from unetcli.workbench import Workbench, open_workbench
 
 log = logging.getLogger(__name__)
 
@@ -281,14 +281,9 @@ def workbench_of(request: VerifyRequest, folder: RunFolder, plan: Plan) -> Workb
     """What it takes to compute windows of an output anew."""
     places = folder.places()
     places = replace(places, output=absolute(str(request.output)), device=request.device or places.device)
-    return Workbench(
-        folder=folder,
-        plan=plan,
-        places=places,
-        source=open_volume(places.volume),
-        output=Output(request.output, plan),
-        ledger=folder.ledger(plan.blocks),
-    )
+    bench = open_workbench(folder, plan, places)
+    bench.ledger.refresh()
+    return bench
 
 
 def named(plan: Plan, damaged: dict[int, str]) -> list[Damage]:

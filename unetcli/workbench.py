@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,11 @@ from unetcli.output import Output
 from unetcli.plan import Plan
 from unetcli.receipts import Ledger
 from unetcli.runfolder import Places, RunFolder
+from unetcli.skipping import Mask, open_mask
 from unetcli.volume import Volume
 
 if TYPE_CHECKING:
-    from unetcli.inference import Predictor
+    from unetcli.inference import FinishedBlock, Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,16 @@ class Workbench:
     plan: Plan
     places: Places
     source: Volume
+    mask: Mask | None
     output: Output
     ledger: Ledger
     """To be refreshed before it is believed."""
+
+    def predict(self, blocks: Iterable[int], stopping: Callable[[], bool] = bool) -> Generator[FinishedBlock]:
+        """Blocks one after the other; see :func:`unetcli.inference.predict_blocks`."""
+        from unetcli.inference import predict_blocks  # torch
+
+        return predict_blocks(self.plan, self.predictor, self.source, blocks, stopping, self.mask)
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -63,12 +72,18 @@ def workbench(folder: str) -> Workbench:
 
 @functools.lru_cache(maxsize=1)
 def _workbench(folder: RunFolder, plan_text: str, places: Places) -> Workbench:
-    plan = Plan.from_json(plan_text)
+    return open_workbench(folder, Plan.from_json(plan_text), places)
+
+
+def open_workbench(folder: RunFolder, plan: Plan, places: Places) -> Workbench:
+    """The plan with all that it works on."""
+    source = open_volume(places.volume)
     return Workbench(
         folder=folder,
         plan=plan,
         places=places,
-        source=open_volume(places.volume),
+        source=source,
+        mask=open_mask(places.mask if plan.choices.mask else None, source, plan.footprint),
         output=Output(Path(places.output), plan),
         ledger=Ledger(folder.receipts, plan.blocks),
     )

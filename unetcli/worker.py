@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
-import os
 import re
 import socket
 import time
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unetcli.errors import UnetcliError, UnreadableBlock
-from unetcli.files import publish
+from unetcli.files import UNWRITABLE, publish, telling_unwritable
 from unetcli.heartbeat import Heartbeat
 from unetcli.lock import job_id
 from unetcli.process import prepare
@@ -34,8 +32,6 @@ log = logging.getLogger(__name__)
 ALIKE = 3
 """A worker whose first so many blocks fail alike ends: the fault is not the blocks'."""
 STOP_LOOK_SECONDS = 1.0
-STOPS_THE_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-"""Write errors that the next block would meet too."""
 
 
 class AllAlike(UnetcliError):
@@ -90,13 +86,12 @@ class Worker:
     def run(self, blocks: list[int]) -> int:
         """Compute, store and vouch for each block; those that fail are noted, the rest goes on."""
         from unetcli.canary import require_same_results  # torch
-        from unetcli.inference import predict_blocks
 
         bench = self.bench
-        with Heartbeat(bench.folder.workers, len(blocks)) as beat:
+        with telling_unwritable(bench.output.path), Heartbeat(bench.folder.workers, len(blocks)) as beat:
             require_same_results(bench)
             with ReceiptBook(bench.folder.receipts, bench.output.path) as book:
-                for block in predict_blocks(bench.plan, bench.predictor, bench.source, blocks, self.stopping):
+                for block in bench.predict(blocks, self.stopping):
                     if self._keep(block, book):
                         beat.done(block.block.box.size)
                     else:
@@ -136,14 +131,13 @@ class Worker:
 
     def _note(self, block: FinishedBlock, error: Exception) -> None:
         """Put a block's failure on record; raise where going on is useless."""
-        if isinstance(error, OSError) and error.errno in STOPS_THE_RUN and block.error is None:
-            place = error.filename or self.bench.output.path
-            raise UnetcliError(f"{place}: cannot write: {os.strerror(error.errno or 0)}") from error
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and block.error is None:
+            raise error
         trouble = Trouble(
             block=block.block.number,
             place=describe(block.block.box, self.bench.plan.axes),
             kind=UNUSABLE if is_unusable(error) else FAILED,
-            reason=str(error) if isinstance(error, UnetcliError) else f"{type(error).__name__}: {error}",
+            reason=one_line(error),
             traceback="".join(traceback.format_exception(error)),
             host=socket.gethostname(),
             job=job_id(),
@@ -154,13 +148,24 @@ class Worker:
             self._count(trouble)
 
     def _count(self, trouble: Trouble) -> None:
+        """Raise once the first blocks all failed alike, unless this host finished others before."""
         self.alike.append(re.sub(r"\d+", "#", trouble.reason))
-        if len(self.alike) < ALIKE or len(set(self.alike)) > 1:
+        ledger = self.bench.ledger
+        if (
+            len(self.alike) != ALIKE
+            or len(set(self.alike)) > 1
+            or (ledger.refresh().done & ledger.made_by(trouble.host)).any()
+        ):
             return
         message = f"the first {ALIKE} blocks all failed alike on {trouble.host}: {trouble.reason}"
-        if not self.bench.ledger.refresh().done.any():
+        if not ledger.done.any():
             publish(self.bench.folder.stop, f"{message}\n{trouble.traceback}")
         raise AllAlike(message)
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong; for what is not the user's to put right, with its kind."""
+    return " ".join((str(error) if isinstance(error, UnetcliError) else f"{type(error).__name__}: {error}").split())
 
 
 def is_unusable(error: Exception) -> bool:

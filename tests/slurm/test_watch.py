@@ -12,8 +12,7 @@ from slurm.conftest import enter, require_slurm
 
 from unetcli.errors import UnetcliError
 from unetcli.executors.slurm_commands import outside_of_jobs
-from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.executors.slurm_submit import test_only
+from unetcli.executors.slurm_submit import would_start
 from unetcli.executors.slurm_watch import GONE, JobEnd, JobWatch
 
 
@@ -114,9 +113,9 @@ def test_rarer_ends_have_words_too(end: JobEnd, words: str) -> None:
 
 def test_a_request_can_be_tried_without_a_job(forgetful: SlurmCluster) -> None:
     before = forgetful.jobs()
-    assert "to start at" in test_only(SlurmRequest(mem="100M", extra=(("exclusive", "true"),)))
-    with pytest.raises(UnetcliError, match="SLURM would refuse the jobs: .*not available"):
-        test_only(SlurmRequest(mem="900G"))
+    assert "to start at" in would_start({"mem": "100M", "exclusive": "true"})
+    with pytest.raises(UnetcliError, match=r"SLURM would refuse the jobs: .*not available"):
+        would_start({"mem": "900G"})
     assert forgetful.jobs() == before
 
 

@@ -32,12 +32,12 @@ def _bytes(size: str | None) -> int | None:
     >>> _bytes("16GB"), _bytes("1.5 GiB"), _bytes(None)
     (16000000000, 1610612736, None)
     """
+    if size is None:
+        return None
     from dask.utils import parse_bytes
 
     from unetcli.errors import UnetcliError
 
-    if size is None:
-        return None
     try:
         return int(parse_bytes(size))
     except ValueError as error:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SECONDS_PER_TICK = 1.0
 SECONDS_PER_RESULT = 10.0
+SECONDS_PER_ANSWER = 3.0
 AHEAD = 2
 """Batches per worker at the scheduler: one at work, one that waits, so that no worker does."""
 ALIKE = 8
@@ -117,6 +118,11 @@ class _Run:
         while (batch := self._next()) is not None:
             self._send(batch)
         return not self._ending() and bool(self.fresh.left or self.again or self.alone or self.later)
+
+    def _work_waits(self) -> bool:
+        """Whether one more worker would have something to do."""
+        waiting = self.fresh.left or self.again or self.alone or self.later
+        return bool(waiting) or len(self.at_work) > len(self.workers)
 
     def _next(self) -> Batch | None:
         """The next batch, where one may be submitted now."""
@@ -218,8 +224,8 @@ class _Run:
         self.again.extend(self.later)
         self.later.clear()
         if self.stopping():
-            self.cluster.client.run(request_stop, self.name, on_error="ignore")  # again: workers come and go
-        elif self.fresh.left or self.again or self.alone or len(self.at_work) > len(self.workers):
+            self._ask(request_stop, self.name)  # again and again: workers come and go
+        elif self._work_waits():
             self.cluster.tend(self.done)
         self._notice_absence()
 
@@ -229,7 +235,18 @@ class _Run:
         except (OSError, TimeoutError) as error:
             raise self._gone() from error
         if new := [address for address in self.workers if address not in self.hosts]:
-            self.hosts |= self.cluster.client.run(socket.gethostname, workers=new, on_error="ignore")
+            self.hosts |= {address: _place(address) for address in new} | self._ask(socket.gethostname, workers=new)
+
+    def _ask(self, function: Callable[..., Any], *words: Any, workers: list[str] | None = None) -> dict[str, Any]:
+        """What a function returns in each worker process; not waiting for long, as one may hang."""
+        client = self.cluster.client
+        try:
+            found: dict[str, Any] = client.sync(
+                client._run, function, *words, workers=workers, on_error="ignore", callback_timeout=SECONDS_PER_ANSWER
+            )
+        except (OSError, TimeoutError):
+            return {}
+        return found
 
     def _notice_absence(self) -> None:
         if self.workers:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from unetcli.errors import UnetcliError
 from unetcli.executors.contract import Task
 from unetcli.ranges import Ranges
 
@@ -114,12 +115,13 @@ def _is_wanted(worker: Worker, key: object) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Kind and message of an exception, as one line for people.
+    """What was raised, as one line for people; what they can put right speaks for itself.
 
-    >>> one_line(ValueError("two\\nlines"))
-    'ValueError: two lines'
+    >>> one_line(ValueError("two\\nlines")), one_line(UnetcliError("no model"))
+    ('ValueError: two lines', 'no model')
     """
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    kind = "" if isinstance(error, UnetcliError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())
 
 
 def leaving() -> bool:

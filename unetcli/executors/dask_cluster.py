@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -114,6 +114,7 @@ class Own:
         except UnetcliError as error:  # the site refuses more jobs: those that run go on
             log.warning("no worker job in place of those that ended: %s", error)
             self.last = JobFailure(job="-", host="-", reason=str(error))
+            self.expected = max(self.alive, 1)
 
     def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
         return self.last if self.alive <= 0 and self.spare <= 0 else None
@@ -154,7 +155,8 @@ def own_scheduler(
     worker : ``memory``, ``death_timeout``, ``scratch``
         As :func:`unetcli.executors.dask_worker.serve` takes them.
     """
-    with quiet(folder), run_certificate(folder / "tls") as tls, _scheduler(tls, host or own_address()) as client:
+    host = own_address(host)
+    with quiet(folder), run_certificate(folder / "tls") as tls, _scheduler(tls, host) as client:
         address = str(client.scheduler_info(n_workers=0)["address"])
         values = {"memory": None, "name": None, "death_timeout": 60.0, "scratch": None, **worker}
         arguments = [address, str(tls), *(values[k] for k in ("memory", "name", "death_timeout", "scratch"))]
@@ -206,21 +208,32 @@ def _scheduler_settings(scratch: str) -> dict[str, Any]:
 def own_address(chosen: str | None = None) -> str:
     """The address at which other nodes reach this host.
 
-    ``$UNETCLI_HOST`` where it is set; else that of the host's name; else, as some distributions give the name a
+    That chosen here or by ``$UNETCLI_HOST``; else that of the host's name; else, as some distributions give the name a
     loopback address, that of the default route.
     """
     chosen = chosen or os.environ.get("UNETCLI_HOST")
     if chosen:
+        _require_ours(chosen)
         return chosen
-    try:
+    with suppress(OSError):
         address = socket.gethostbyname(socket.gethostname())
         if not ipaddress.ip_address(address).is_loopback:
             return address
-    except OSError:
-        pass
     from distributed.utils import get_ip
 
     return str(get_ip())
+
+
+def _require_ours(host: str) -> None:
+    try:
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as attempt:
+            attempt.bind(place)
+    except OSError as error:
+        raise UnetcliError(
+            f"{host}: no address of this host ({error.strerror}), so no scheduler can listen there; UNETCLI_HOST names "
+            f"one that the workers' nodes reach"
+        ) from error
 
 
 @contextmanager

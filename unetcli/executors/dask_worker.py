@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -43,7 +44,7 @@ def serve(
     scratch : folder
         Where its own folder is made, and removed at the end; by itself the system's place for temporary files.
     """
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read when distributed is first imported, here
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read when dask is first imported, as in children
     spin_briefly()
     own = tempfile.mkdtemp(prefix="unetcli-worker-", dir=scratch)
     try:
@@ -58,12 +59,16 @@ async def _serve(
     import dask.config
     from distributed import Nanny
 
+    if os.environ["DASK_LOGGING__DISTRIBUTED"] == "warning":  # dask may have been imported before
+        logging.getLogger("distributed").setLevel(logging.WARNING)
     asked = _signals()
     with dask.config.set(settings()):
         nanny = Nanny(
             scheduler,
             nthreads=1,
             name=name,
+            host=_address_towards(scheduler),
+            dashboard_address="127.0.0.1:0",
             memory_limit=memory or 0,
             death_timeout=death_timeout,
             local_directory=own,
@@ -75,6 +80,17 @@ async def _serve(
         if asked.is_set():
             await _finish_block(nanny, Path(own))
         await _close(nanny, own)
+
+
+def _address_towards(scheduler: str) -> str:
+    """The address of this host on the network of the scheduler; by itself a worker would listen on all networks."""
+    from distributed.comm.addressing import get_address_host, unparse_host_port
+    from distributed.utils import get_ip
+
+    try:
+        return str(unparse_host_port(get_ip(get_address_host(scheduler))))
+    except (OSError, ValueError) as error:
+        raise UnetcliError(f"--scheduler {scheduler}: no such host or address ({error}); tls://HOST:PORT") from error
 
 
 def _signals() -> asyncio.Event:

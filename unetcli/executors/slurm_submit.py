@@ -6,7 +6,7 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,8 @@ def complete(folder: Path, jobs: Sequence[str]) -> bool:
     return all((folder / f"{job}_submitted.pkl").exists() for job in jobs)
 
 
-def test_only(request: SlurmRequest) -> str:
-    """When and where SLURM would start such a job.
+def would_start(options: Mapping[str, str]) -> str:
+    """When and where SLURM would start a job with these options of sbatch.
 
     Raises
     ------
@@ -137,12 +137,9 @@ def test_only(request: SlurmRequest) -> str:
         No SLURM here, or it would refuse.
     """
     require_slurm()
-    flags = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in request.options().items()]
-    with outside_of_jobs(request.options()):
+    flags = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
+    with outside_of_jobs(options):
         try:
             return one_line(run("sbatch", "--test-only", *flags, "--wrap=true").stderr)
         except SlurmError as error:
             raise UnetcliError(f"SLURM would refuse the jobs: {error}") from None
-
-
-test_only.__test__ = False  # type: ignore[attr-defined]  # or pytest takes it for a test
