@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from unetcli.opening import open_volume
 from unetcli.output import marker
 from unetcli.prediction import PredictSummary, predict_volume
 from unetcli.receipts import checksum, read_receipts
+from unetcli.troubles import read_troubles
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_a_stopped_run_is_incomplete_and_goes_on_to_the_same_bytes(request_: Pre
 
 def test_receipts_vouch_for_the_stored_voxels(request_: PredictRequest) -> None:
     predict_volume(request_)
-    receipts = read_receipts(Path("big.pred.zarr.run/predict/receipts"))
+    receipts = {receipt.block: receipt for receipt in read_receipts(Path("big.pred.zarr.run/predict/receipts"))}
     assert sorted(receipts) == [0, 1, 2]
     for number, receipt in receipts.items():
         assert receipt.checksum == checksum(stored()[number][None, None])
@@ -214,8 +214,9 @@ def test_a_block_with_nan_is_set_aside_with_its_place_and_the_rest_is_done(tmp_p
     assert (summary.computed, len(summary.set_aside)) == (2, 1)
     assert summary.set_aside[0]["block"] == 1
     assert "z 1:2, y 5:6, x 7:8" in summary.set_aside[0]["reason"]
-    noted = Path("nan.pred.zarr.run/predict/logs/set-aside.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in noted] == summary.set_aside
+    noted = list(read_troubles(Path("nan.pred.zarr.run/predict/troubles")))
+    assert [trouble.note() for trouble in noted] == summary.set_aside
+    assert noted[0].kind == "unusable"
     filled = predict_volume(replace(request, nonfinite=0.0, output=Path("filled.zarr")))
     assert filled.complete
     assert np.array_equal(stored("filled.zarr")[::2], stored("nan.pred.zarr")[::2])

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetcli import receipts
-from unetcli.receipts import DONE, VOID, Receipt, ReceiptBook, checksum, read_receipts
+from unetcli.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook, checksum, read_receipts
 
 RECEIPT = Receipt(
     block=3,
     attempt=1,
     state=DONE,
-    checksum="a1",
+    checksum="a1" * 16,
+    tile=572,
     read_seconds=0.125,
     forward_seconds=2.0,
     write_seconds=0.5,
@@ -28,6 +29,11 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min
 SECONDS = st.integers(0, 10**9).map(lambda ms: ms / 1000)
 
 
+def counted(folder: Path) -> set[int]:
+    """Blocks that count as done."""
+    return set(np.flatnonzero(Ledger(folder, 20).refresh().done).tolist())
+
+
 @given(
     st.builds(
         Receipt,
@@ -35,6 +41,7 @@ SECONDS = st.integers(0, 10**9).map(lambda ms: ms / 1000)
         attempt=st.integers(1, 10**6),
         state=st.sampled_from([DONE, VOID]),
         checksum=WORDS,
+        tile=st.integers(0, 4096),
         read_seconds=SECONDS,
         forward_seconds=SECONDS,
         write_seconds=SECONDS,
@@ -52,11 +59,37 @@ def test_a_receipt_survives_its_line(receipt: Receipt) -> None:
 
 def test_a_line_torn_anywhere_vouches_for_nothing(tmp_path: Path) -> None:
     whole, line = RECEIPT.to_line(), replace(RECEIPT, block=4).to_line()
-    for cut in range(len(line) - 1):  # without its line end alone, it still says all
+    for cut in range(len(line)):
         (tmp_path / "a.txt").write_text(whole + line[:cut])
-        assert set(read_receipts(tmp_path)) == {3}, cut
-    (tmp_path / "a.txt").write_text(whole + line[:-1])
-    assert set(read_receipts(tmp_path)) == {3, 4}
+        assert counted(tmp_path) == {3}, cut
+        assert list(read_receipts(tmp_path)) == [RECEIPT], cut
+    (tmp_path / "a.txt").write_text(whole + line)
+    assert counted(tmp_path) == {3, 4}
+
+
+def test_a_ledger_reads_on_where_a_line_was_half_written(tmp_path: Path) -> None:
+    line, ledger = RECEIPT.to_line(), Ledger(tmp_path, 20)
+    with (tmp_path / "a.txt").open("w") as file:
+        for cut in (0, 10, len(line)):
+            file.write(line[file.tell() : cut])
+            file.flush()
+            assert bool(ledger.refresh().done[3]) == (cut == len(line))
+    assert ledger.refresh().lines == 1
+
+
+def test_a_ledger_knows_attempt_checksum_and_host(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(RECEIPT.to_line() + replace(RECEIPT, block=5, host="node2").to_line())
+    ledger = Ledger(tmp_path, 6).refresh()
+    assert ledger.attempts.tolist() == [0, 0, 0, 1, 0, 1]
+    assert ledger.checksums[5].tobytes().hex() == RECEIPT.checksum
+    assert [ledger.hosts[k] if k >= 0 else "" for k in ledger.host] == ["", "", "", "node1", "", "node2"]
+    assert ledger.missing.tolist() == [0, 1, 2, 4]
+    assert not ledger.complete
+
+
+def test_receipts_of_blocks_that_the_plan_does_not_have_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(replace(RECEIPT, block=6).to_line())
+    assert not Ledger(tmp_path, 6).refresh().done.any()
 
 
 def test_a_changed_character_anywhere_vouches_for_nothing() -> None:
@@ -68,7 +101,8 @@ def test_a_changed_character_anywhere_vouches_for_nothing() -> None:
 @pytest.mark.parametrize("junk", [b"", b"\n\n", b"\xff\x00\xfe\n", b"3 1 done\n", b"0 00000000\n"], ids=repr)
 def test_junk_between_lines_is_passed_over(tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(b"\n".join([RECEIPT.to_line().encode() + junk, RECEIPT.to_line().encode()]))
-    assert read_receipts(tmp_path) == {3: RECEIPT}
+    assert list(read_receipts(tmp_path)) == [RECEIPT, RECEIPT]
+    assert counted(tmp_path) == {3}
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 1)], ids=str)
@@ -76,11 +110,12 @@ def test_the_highest_attempt_wins_in_whatever_order_and_file(tmp_path: Path, ord
     for name, attempt in zip("abc", order, strict=True):
         state = VOID if attempt == 3 else DONE
         (tmp_path / f"{name}.txt").write_text(replace(RECEIPT, attempt=attempt, state=state).to_line())
-    assert read_receipts(tmp_path) == {3: replace(RECEIPT, attempt=3, state=VOID)}
+    ledger = Ledger(tmp_path, 20).refresh()
+    assert (ledger.attempts[3], ledger.done[3]) == (3, False)
 
 
 def test_a_folder_without_receipts_has_none(tmp_path: Path) -> None:
-    assert read_receipts(tmp_path) == {}
+    assert counted(tmp_path) == set()
 
 
 def test_the_data_reach_the_disk_before_the_receipt_that_vouches(
@@ -94,12 +129,12 @@ def test_the_data_reach_the_disk_before_the_receipt_that_vouches(
 
     def watched(handle: int) -> None:
         real(handle)
-        synced.append((os.readlink(f"/proc/self/fd/{handle}"), len(read_receipts(tmp_path))))  # noqa: PTH115
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), len(counted(tmp_path))))  # noqa: PTH115
 
     monkeypatch.setattr(os, "fsync", watched)
     with ReceiptBook(tmp_path, data.parent) as book:
         book.add(RECEIPT, [data, data.with_name("all zero, so never stored")])
-        assert read_receipts(tmp_path) == {}
+        assert counted(tmp_path) == set()
         own = str(book.path)
     assert synced[:3] == [(str(data), 0), (str(data.parent), 0), (own, 1)]
 
@@ -111,16 +146,16 @@ def test_receipts_are_written_in_groups(tmp_path: Path, monkeypatch: pytest.Monk
         counts = []
         for number in range(10):
             book.add(replace(RECEIPT, block=number), [])
-            counts.append(len(read_receipts(tmp_path)))
+            counts.append(len(counted(tmp_path)))
     assert counts == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8]
-    assert set(read_receipts(tmp_path)) == set(range(10))
+    assert counted(tmp_path) == set(range(10))
 
 
 def test_a_receipt_does_not_wait_longer_than_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receipts, "GROUP_SECONDS", 0.0)
     with ReceiptBook(tmp_path, tmp_path) as book:
         book.add(RECEIPT, [])
-        assert set(read_receipts(tmp_path)) == {3}
+        assert counted(tmp_path) == {3}
 
 
 def test_what_is_done_is_vouched_for_when_the_rest_fails(tmp_path: Path) -> None:
@@ -130,7 +165,7 @@ def test_what_is_done_is_vouched_for_when_the_rest_fails(tmp_path: Path) -> None
 
     with pytest.raises(ZeroDivisionError), ReceiptBook(tmp_path, tmp_path) as book:
         one_and_fail(book)
-    assert set(read_receipts(tmp_path)) == {3}
+    assert counted(tmp_path) == {3}
 
 
 def test_every_book_has_a_file_of_its_own_and_an_unused_one_leaves_none(tmp_path: Path) -> None:

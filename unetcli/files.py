@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -16,6 +17,29 @@ PARTIAL = ".partial"
 """Ending of everything unfinished; safe to delete when its writer is gone. Zarr's own drafts end so too."""
 
 
+Place = Path | str
+"""A path, or a URL as text."""
+
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Errors of writing that the next file would meet too."""
+
+
+@contextmanager
+def telling_unwritable(output: Place) -> Iterator[None]:
+    """Within, a full or read-only disk, or a lack of permission, is a :class:`UnetcliError` that names the output."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        raise UnetcliError(
+            f"{output}: cannot write{place}: {os.strerror(error.errno or 0)}; "
+            "put right, the same command continues where it stopped"
+        ) from error
+
+
 def plain(place: str) -> str:
     """A place without ``file://``, which says nothing.
 
@@ -25,16 +49,26 @@ def plain(place: str) -> str:
     return place.removeprefix("file://")
 
 
-def is_remote(place: str | Path) -> bool:
+def place_of(text: Place) -> Place:
+    """A path, unless it is a URL.
+
+    >>> place_of("s3://bucket/big.zarr"), place_of("file:///data/big.zarr").name
+    ('s3://bucket/big.zarr', 'big.zarr')
+    """
+    name = plain(str(text))
+    return name.rstrip("/") if is_remote(name) else Path(name)
+
+
+def is_remote(place: Place) -> bool:
     """Whether a place is a URL, as in ``s3://bucket/big.zarr``, not a path."""
     return isinstance(place, str) and "://" in place
 
 
-def parent_of(place: str | Path) -> str | Path:
+def parent_of(place: Place) -> Place:
     """What a file, folder or object lies in.
 
-    >>> parent_of("s3://bucket/big.zarr/0")
-    's3://bucket/big.zarr'
+    >>> parent_of("s3://bucket/big.zarr/0"), parent_of("big.zarr/0").name
+    ('s3://bucket/big.zarr', 'big.zarr')
     """
     return str(place).rstrip("/").rpartition("/")[0] if is_remote(place) else Path(place).parent
 
@@ -120,14 +154,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def require_apart(output: Path | str, inputs: Iterable[Path | str]) -> None:
+def require_apart(output: Place, inputs: Iterable[Place]) -> None:
     """Refuse an output that is equal to, inside or around an input."""
     for place in inputs:
         if overlaps(output, place):
             raise UnetcliError(f"{output}: equal to, inside or around the input {place}; --output names another place")
 
 
-def overlaps(one: Path | str, other: Path | str) -> bool:
+def overlaps(one: Place, other: Place) -> bool:
     """Whether two places are the same, or one lies inside the other, links resolved.
 
     >>> overlaps("s3://bucket/big.zarr", "s3://bucket/big.zarr/0"), overlaps("s3://bucket/big.zarr", "big.zarr")

@@ -82,6 +82,16 @@ class Box:
             yield Box(first + self.start[-2:], tuple(a + 1 for a in first) + self.stop[-2:])
 
 
+def hull(boxes: Sequence[Box]) -> Box:
+    """The smallest box around others, of which there is one at least.
+
+    >>> hull([Box((0, 4), (2, 6)), Box((1, 1), (3, 2))])
+    Box(start=(0, 1), stop=(3, 6))
+    """
+    start = tuple(map(min, zip(*(box.start for box in boxes), strict=True)))
+    return Box(start, tuple(map(max, zip(*(box.stop for box in boxes), strict=True))))
+
+
 def mirror_indices(start: int, stop: int, extent: int) -> NDArray[np.intp]:
     """Indices into ``range(extent)`` for ``start..stop``, mirrored at both edges as often as needed.
 

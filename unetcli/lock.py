@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -17,25 +18,45 @@ from typing import Any
 from unetcli.errors import UnetcliError
 from unetcli.files import publish
 
+WAIT_SECONDS = 0.1
+"""Between two looks at a lock that is waited for."""
+
 
 @contextmanager
-def hold(path: Path, *, take_over: bool = False) -> Iterator[None]:
+def hold(path: Path, *, take_over: bool = False, wait: float = 0) -> Iterator[None]:
     """Hold the lock at ``path``; its folder exists.
+
+    Parameters
+    ----------
+    wait : seconds
+        How long another holder that may be alive is waited for.
 
     Raises
     ------
     UnetcliError
         Another process holds it and is not provably gone.
     """
-    mine = Holder.myself()
+    mine, deadline = Holder.myself(), time.monotonic() + wait
     while not publish(path, json.dumps(asdict(mine))):
-        _break(path, take_over)
+        try:
+            _break(path, take_over)
+        except UnetcliError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(WAIT_SECONDS)
     try:
         yield
     finally:
-        with _guard(path):
+        # Where the disk became read-only the lock stays; its holder is gone by then, which the next one sees.
+        with suppress(OSError), _guard(path):
             if _holder(path) == mine:
                 path.unlink()
+
+
+def require_free(path: Path, *, take_over: bool = False) -> None:
+    """Raise as :func:`hold` would where another process holds the lock at ``path``; a dead one's is removed."""
+    if path.exists():
+        _break(path, take_over)
 
 
 def _break(path: Path, take_over: bool) -> None:

@@ -12,12 +12,11 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli import ngff
-from unetcli.errors import UnetcliError, UnreadableBlock
+from unetcli.errors import UnetcliError
 from unetcli.files import parent_of
 from unetcli.geometry import Box
 from unetcli.level import Level
 from unetcli.plan import Plan
-from unetcli.receipts import checksum
 from unetcli.store import Store, store_at
 from unetcli.volume import Volume
 
@@ -80,22 +79,21 @@ class Output:
         """``(outputs, *box.shape)`` of a box; raises :class:`UnreadableBlock`, with the place, where damaged."""
         return self.level.read(self._readable, box)
 
-    def damage(self, box: Box, expected: str) -> str | None:
-        """Why the voxels of a box are not those of that checksum; None where they are."""
-        try:
-            found = checksum(self.read(box))
-        except UnreadableBlock as error:
-            return str(error)
-        return None if found == expected else f"{self.path}: {box}: other voxels than were written (checksum {found})"
-
     def files(self, box: Box) -> Iterator[Path]:
         """The files of a box that have to be synced; those of chunks that are all zero do not exist."""
         return self.level.files(box)
 
     def mark_complete(self) -> None:
         """Say in the group's metadata that every block is there."""
+        self._mark(complete=True)
+
+    def mark_incomplete(self) -> None:
+        """Say in the group's metadata that blocks are missing, or made anew."""
+        self._mark(complete=False)
+
+    def _mark(self, *, complete: bool) -> None:
         found = self.attributes()
-        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": True}})
+        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete}})
 
     def attributes(self) -> dict[str, Any]:
         """Of the group; it has to be ours."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
 from unetcli.footprint import AxisFootprint, Footprint
-from unetcli.geometry import Box
+from unetcli.geometry import Box, hull
 
 VERSION = 2
 UNREADABLE = "-"
@@ -72,6 +72,10 @@ class Choices:
     """Kind of device: cpu, cuda, mps."""
     precision: str
     threads: int
+    mask: str | None = None
+    """Fingerprint of what a mask leaves to be computed, or None: everything."""
+    skip_below: float | None = None
+    """Cells in which every value is below it are not computed; None: all are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,9 +193,7 @@ class Plan:
 
     def window(self, block: Block) -> Box:
         """All that the tiles of a block read."""
-        tiles = [tile.read for tile in self.tiles(block)]
-        start = tuple(map(min, zip(*(box.start for box in tiles), strict=True)))
-        return Box(start, tuple(map(max, zip(*(box.stop for box in tiles), strict=True))))
+        return hull([tile.read for tile in self.tiles(block)])
 
     def share(self, number: int, count: int) -> Share:
         """Share ``number`` of ``count``: consecutive blocks, sizes differing by one at most."""

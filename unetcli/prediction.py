@@ -1,36 +1,30 @@
-"""predict on one machine: make or adopt a plan, run the blocks that are missing, close."""
+"""predict: make or adopt a plan, have the blocks that are missing computed, close."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
-from unetcli.errors import UnetcliError
-from unetcli.files import remove_aside, require_apart, sweep
-from unetcli.model import find_model
-from unetcli.opening import open_volume
-from unetcli.output import Output, marker, require_ours
-from unetcli.plan import Plan, differences
+from unetcli.clusters import end_earlier_launch, executor_for, live_jobs, require_accepted, require_no_jobs
+from unetcli.config import PredictRequest, Where
+from unetcli.executors.contract import Executor, JobFailure
+from unetcli.executors.slurm import SlurmExecutor
+from unetcli.files import sweep, telling_unwritable
+from unetcli.machines import with_machine
 from unetcli.planner import wasted_work
-from unetcli.receipts import DONE, Receipt
-from unetcli.resolve_predict import resolve_plan
-from unetcli.runfolder import RunFolder
-from unetcli.volume import Volume, describe
-from unetcli.worker import Tally, Worker
+from unetcli.receipts import Ledger
+from unetcli.rounds import Progress, Report, Rounds, current_troubles
+from unetcli.run import Run
+from unetcli.volume import describe
+from unetcli.worker import run_blocks
 
 log = logging.getLogger(__name__)
-
-Report = Callable[[int, int], None]
-"""Told of progress: voxels done by now, and in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +33,17 @@ class PredictSummary:
 
     output: str
     complete: bool
+    """Whether the whole output is."""
+    finished: bool
+    """Whether the blocks of this call are: all, or those of a share."""
     blocks: int
     found_done: int
     computed: int
     set_aside: list[dict[str, Any]]
-    """Block, place and reason, of blocks whose input cannot be used."""
+    """Block, place and reason, of blocks that have no result."""
+    failed_jobs: list[str]
+    jobs: list[str]
+    """SLURM jobs that were left at work, with ``--detach``."""
     voxels: int
     """Of the output, computed by this call."""
     seconds: float
@@ -57,18 +57,32 @@ class PredictSummary:
     @property
     def sentence(self) -> str:
         """The outcome in one line."""
+        if self.jobs:
+            arrays = " ".join(arrays_of(self.jobs))
+            return f"{self.output}: {len(self.jobs)} SLURM jobs ({arrays}); `unetcli status {self.output}` shows them"
         if self.found_done == self.blocks:
-            return f"{self.output}: complete already, {self.blocks} blocks found done"
+            return f"{self.output}: {self._end} already, {self.blocks} blocks found done"
         mega = self.voxels / 1e6
         done = f"{self.computed} of {self.blocks} blocks computed, {self.found_done} found done"
         pace = f"{mega:.1f} Mvoxels in {self.seconds:.1f} s ({self.voxels_per_second / 1e6:.2f} Mvoxels/s)"
-        aside = f"; {len(self.set_aside)} set aside (see above)" if self.set_aside else ""
-        end = "complete" if self.complete else f"INCOMPLETE{aside}; the same command continues"
-        return f"{self.output}: {done}; {pace}; {end}"
+        return f"{self.output}: {done}; {pace}; {self._end}"
+
+    @property
+    def _end(self) -> str:
+        if self.complete:
+            return "complete"
+        if self.finished:
+            return "this share is complete, others are missing"
+        aside = f"{len(self.set_aside)} set aside (see above); " if self.set_aside else ""
+        jobs = f"{len(self.failed_jobs)} jobs failed; " if self.failed_jobs else ""
+        return f"INCOMPLETE; {aside}{jobs}the same command continues"
 
 
 def predict_volume(
-    request: PredictRequest, report: Report = lambda done, total: None, stopping: Callable[[], bool] = bool
+    request: PredictRequest,
+    report: Report = lambda done, total: None,
+    stopping: Callable[[], bool] = bool,
+    where: Where | None = None,
 ) -> PredictSummary:
     """Foreground probabilities of a volume, block by block; goes on where an earlier call stopped.
 
@@ -80,125 +94,89 @@ def predict_volume(
         Anything about the request that the user can put right; nothing has been written then.
     """
     started = time.perf_counter()
-    model, source = find_model(request.model), open_volume(request.volume)
-    output = request.output_path
-    require_place(output, [Path(request.volume), model])
-    require_alone(request)
-    folder = RunFolder.of(output)
-    plan = settle_plan(request, source, model, folder)
-    with folder.launcher(take_over=request.take_over):
-        receipts = prepare(request, plan, folder, source)
-        done = done_blocks(plan, receipts)
-        sweep(folder.path)
-        if not is_complete(output):
-            sweep(output)
-        tally = None
-        if not done.all():
-            announce(plan, source, output, int(done.sum()))
-            worker = Worker(
-                plan=plan,
-                output=Output(output, plan),
-                folder=folder,
-                source=source,
-                model=model,
-                device=request.device,
-            )
-            tally = compute(worker, receipts, report, stopping)
-        complete = int(done.sum()) + (tally.computed if tally else 0) == plan.blocks
-        if complete and not is_complete(output):
-            Output(output, plan).mark_complete()
-    return summarise(plan, output, int(done.sum()), complete, tally, time.perf_counter() - started)
+    where = where or Where()
+    run = Run.settle(with_machine(request, where))
+    require_accepted(where, run)
+    with telling_unwritable(request.output_path), run.folder.launcher(take_over=request.take_over):
+        run.folder.require_no_shares(take_over=request.take_over)
+        require_no_jobs(where, run)
+        run.prepare()
+        ledger = run.folder.ledger(run.plan.blocks)
+        found = int(ledger.done.sum())
+        ends = Ends() if ledger.complete else compute(run, ledger, where, report, stopping)
+        run.close(ledger)
+    return summarise(run, ledger, found, ends, time.perf_counter() - started)
 
 
-def require_place(output: Path, inputs: Sequence[Path]) -> None:
-    """Refuse an output that would touch an input, or anything that is not ours."""
-    require_apart(output, inputs)
-    if not output.absolute().parent.is_dir():
-        raise UnetcliError(f"{output}: the folder {output.absolute().parent} does not exist")
-    require_ours(output)
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How the jobs of a call ended, or that they run on."""
+
+    failures: list[JobFailure] = field(default_factory=list)
+    left_running: list[str] = field(default_factory=list)
 
 
-def require_alone(request: PredictRequest) -> None:
-    """Refuse to replace an output from one of many jobs that share it."""
-    if request.overwrite and (task := os.environ.get("SLURM_ARRAY_TASK_ID")):
-        raise UnetcliError(
-            f"--overwrite: refused in array element {task}, which shares {request.output_path} with others"
+def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Callable[[], bool]) -> Ends:
+    """Have the missing blocks worked off."""
+    attached = live_jobs(run.folder)
+    end_earlier_launch(run, attached)
+    if not attached:
+        run.folder.forget_troubles()  # they are tried again
+        sweep(run.folder.path)
+        run.output.store.sweep()
+    announce(run, int(ledger.done.sum()))
+    progress = Progress(run.plan, ledger, report)
+    progress.tell()
+    with executor_for(where, run) as executor:
+        rounds = Rounds(
+            executor=executor,
+            task=run_blocks,
+            folder=run.folder,
+            ledger=ledger,
+            progress=progress,
+            stopping=stopping,
+            retries=0 if where.detach else run.request.retries,
+        )
+        try:
+            failures = rounds.run()
+        except KeyboardInterrupt:
+            say_what_runs_on(run, executor)
+            raise
+        return Ends(failures, executor.jobs if where.detach and isinstance(executor, SlurmExecutor) else [])
+
+
+def say_what_runs_on(run: Run, executor: Executor) -> None:
+    """After Ctrl-C: jobs of an array go on without us."""
+    if isinstance(executor, SlurmExecutor) and executor.jobs:
+        arrays = " ".join(arrays_of(executor.jobs))
+        log.info(
+            "%d SLURM jobs run on; `unetcli status %s` shows them, the same command attaches, `scancel %s` ends them",
+            len(executor.jobs),
+            run.request.output_path,
+            arrays,
         )
 
 
-def settle_plan(request: PredictRequest, source: Volume, model: Path, folder: RunFolder) -> Plan:
-    """The plan that the request means; refused where the output belongs to another one."""
-    frozen = None if request.overwrite else folder.plan()
-    plan = resolve_plan(request, source, model, frozen)
-    if frozen:
-        require_same(frozen, plan, request.output_path)
-    elif marker(request.output_path) and not request.overwrite:
-        raise UnetcliError(
-            f"{request.output_path}: exists, but {folder.plan_file}, which says how it was made, is gone; "
-            "--overwrite starts anew, --output names another place"
-        )
-    return plan
+def arrays_of(jobs: Iterable[str]) -> list[str]:
+    """Ids of whole arrays.
+
+    >>> arrays_of(["12_0", "12_1", "15"])
+    ['12', '15']
+    """
+    return list(dict.fromkeys(job.partition("_")[0] for job in jobs))
 
 
-def require_same(frozen: Plan, plan: Plan, output: Path) -> None:
-    """Refuse to go on with other settings than the output was begun with."""
-    if told := differences(frozen, plan):
-        raise UnetcliError(
-            f"{output}: begun with other settings: {'; '.join(told)}; "
-            "use those again, --overwrite starts anew, --output names another place"
-        )
-
-
-def prepare(request: PredictRequest, plan: Plan, folder: RunFolder, source: Volume) -> dict[int, Receipt]:
-    """Freeze the plan and make the output where they are not there yet; the receipts that hold."""
-    output = request.output_path
-    if request.overwrite:
-        folder.forget_run()
-        if marker(output):
-            remove_aside(output)
-    require_same(folder.publish_plan(plan), plan, output)
-    if marker(output) is None:
-        folder.forget_receipts()  # of an output that was deleted
-        Output(output, plan).create(source)
-    folder.set_aside.unlink(missing_ok=True)  # they are tried again
-    return folder.latest_receipts()
-
-
-def done_blocks(plan: Plan, receipts: dict[int, Receipt]) -> NDArray[np.bool_]:
-    """Which blocks have a receipt that counts."""
-    done = np.zeros(plan.blocks, np.bool_)
-    done[[receipt.block for receipt in receipts.values() if receipt.state == DONE]] = True
-    return done
-
-
-def compute(worker: Worker, receipts: dict[int, Receipt], report: Report, stopping: Callable[[], bool]) -> Tally:
-    """Work off the blocks without a receipt, in this process."""
-    done = done_blocks(worker.plan, receipts)
-    total, progress = worker.plan.region.size, worker.plan.voxels(done)
-    report(progress, total)
-
-    def block_done(voxels: int) -> None:
-        nonlocal progress
-        progress += voxels
-        report(progress, total)
-
-    attempts = {number: receipt.attempt for number, receipt in receipts.items()}
-    return worker.run(map(int, np.flatnonzero(~done)), attempts, block_done, stopping)
-
-
-def is_complete(output: Path) -> bool:
-    """Whether every block of a prediction of ours is there, by its own word."""
-    return bool((marker(output) or {}).get("complete"))
-
-
-def announce(plan: Plan, source: Volume, output: Path, found: int) -> None:
+def announce(run: Run, found: int, share: tuple[int, int] | None = None) -> None:
     """What is about to be done: where, and how."""
+    plan = run.plan
     tile, inner = plan.tile[-1], plan.footprint.output(plan.tile)[-1]
     blocks = f"{plan.blocks} blocks of {'x'.join(map(str, plan.block_shape))}"
+    part = f"share {share[0]} of {share[1]} (0-{share[1] - 1}) of " if share else ""
     before = f" ({found} found done)" if found else ""
-    log.info("%s (%s) -> %s", source.path, describe(plan.region, plan.axes), output)
+    log.info("%s (%s) -> %s", run.source.path, describe(plan.region, plan.axes), run.request.output_path)
     log.info(
-        "%s%s; tile %d -> %d, %.0f%% extra for context; %s %s",
+        "%s%s%s; tile %d -> %d, %.0f%% extra for context; %s %s",
+        part,
         blocks,
         before,
         tile,
@@ -210,17 +188,28 @@ def announce(plan: Plan, source: Volume, output: Path, found: int) -> None:
 
 
 def summarise(
-    plan: Plan, output: Path, found: int, complete: bool, tally: Tally | None, seconds: float
+    run: Run,
+    ledger: Ledger,
+    found: int,
+    ends: Ends,
+    seconds: float,
+    blocks: NDArray[np.intp] | None = None,
 ) -> PredictSummary:
-    """The summary of a call; ``tally`` is None where nothing was left to do."""
-    voxels = tally.voxels if tally else 0
+    """The summary of a call over some blocks (None: all) that found so many of them done."""
+    plan = run.plan
+    wanted = np.arange(plan.blocks) if blocks is None else blocks
+    done, missing = int(ledger.done[wanted].sum()), set(wanted[~ledger.done[wanted]].tolist())
+    voxels = round(plan.region.size * (done - found) / plan.blocks)
     return PredictSummary(
-        output=str(output),
-        complete=complete,
-        blocks=plan.blocks,
+        output=str(run.request.output_path),
+        complete=run.is_complete,
+        finished=done == len(wanted),
+        blocks=len(wanted),
         found_done=found,
-        computed=tally.computed if tally else 0,
-        set_aside=tally.set_aside if tally else [],
+        computed=done - found,
+        set_aside=[trouble.note() for trouble in current_troubles(run.folder, ledger) if trouble.block in missing],
+        failed_jobs=[f"job {failure.job} on {failure.host}: {failure.reason}" for failure in ends.failures],
+        jobs=ends.left_running,
         voxels=voxels,
         seconds=round(seconds, 3),
         voxels_per_second=round(voxels / seconds, 1),

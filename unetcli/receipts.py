@@ -8,7 +8,7 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -16,11 +16,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.files import sync, sync_all
+from unetcli.files import Place, sync, sync_all
 
 GROUP_SECONDS, GROUP_BLOCKS = 1.0, 64
 """Receipts wait at most this long for others, so that one sync serves many blocks."""
 DONE, VOID = "done", "void"
+BYTES_AT_ONCE = 2**22
+"""Of a receipts file, parsed together: memory stays flat for any number of lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class Receipt:
     """``done``, or ``void``: what earlier attempts wrote is to be redone."""
     checksum: str
     """BLAKE2b (128 bit, hex) of the decoded voxels, clipped to the volume, C order; ``-`` when void."""
+    tile: int
+    """Side of the tile used: the plan's, or a smaller one that memory allowed; 0 where all was skipped."""
     read_seconds: float
     forward_seconds: float
     write_seconds: float
@@ -43,10 +47,10 @@ class Receipt:
     def to_line(self) -> str:
         """Fields separated by blanks, the CRC-32 of all before it last.
 
-        >>> receipt = Receipt(block=3, attempt=1, state="done", checksum="a1", read_seconds=0.1, forward_seconds=2.0,
-        ...     write_seconds=0.03, device="cpu", host="node1", job="-")
+        >>> receipt = Receipt(block=3, attempt=1, state="done", checksum="a1", tile=572, read_seconds=0.1,
+        ...     forward_seconds=2.0, write_seconds=0.03, device="cpu", host="node1", job="-")
         >>> receipt.to_line()
-        '3 1 done a1 0.100 2.000 0.030 cpu node1 - 3099674e\\n'
+        '3 1 done a1 572 0.100 2.000 0.030 cpu node1 - 6dc11a58\\n'
         >>> Receipt.from_line(receipt.to_line()) == receipt
         True
         """
@@ -67,24 +71,116 @@ class Receipt:
 _TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(Receipt)}
 
 
-def read_receipts(folder: Path) -> dict[int, Receipt]:
-    """The receipt of the highest attempt of each block."""
-    latest: dict[int, Receipt] = {}
-    for receipt in _all_receipts(folder):
-        if receipt.block not in latest or latest[receipt.block].attempt <= receipt.attempt:
-            latest[receipt.block] = receipt
-    return latest
-
-
-def _all_receipts(folder: Path) -> Iterator[Receipt]:
+def read_receipts(folder: Path) -> Iterator[Receipt]:
+    """Every receipt of a run, in no order, with all its fields; :class:`Ledger` is faster and knows which count."""
     for path in sorted(folder.glob("*.txt")):
         with path.open(errors="replace") as lines:
-            yield from filter(None, map(Receipt.from_line, lines))
+            whole = (line for line in lines if line.endswith("\n"))
+            yield from filter(None, map(Receipt.from_line, whole))
+
+
+class Ledger:
+    """What the receipts of a run say of each block, as arrays; a refresh reads only what was appended.
+
+    The highest attempt of a block counts, whether it says done or void. Made for runs of 10^6 blocks and more.
+    """
+
+    def __init__(self, folder: Path, blocks: int) -> None:
+        self.folder = folder
+        self.attempts = np.zeros(blocks, np.int32)
+        self.done = np.zeros(blocks, np.bool_)
+        self.checksums = np.zeros(blocks, "V16")
+        """16 bytes of BLAKE2b each."""
+        self.host = np.full(blocks, -1, np.int32)
+        """Which of ``hosts`` made the block; -1: none."""
+        self.lines = 0
+        """Receipts read so far; more than there are blocks where some were made again."""
+        self._numbers: dict[bytes, int] = {}
+        self._offsets: dict[str, int] = {}
+
+    @property
+    def missing(self) -> NDArray[np.intp]:
+        """Blocks without a receipt that counts, rising."""
+        return np.flatnonzero(~self.done)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.done.all())
+
+    def refresh(self) -> Self:
+        """Take in what was appended since the last look."""
+        with os.scandir(self.folder) as entries:
+            sizes = {entry.path: entry.stat().st_size for entry in entries if entry.name.endswith(".txt")}
+        if not self._offsets.keys() <= sizes.keys():
+            self._forget()  # the run was begun anew
+        for path in sorted(path for path, size in sizes.items() if size > self._offsets.get(path, 0)):
+            self._read(path)
+        return self
+
+    def _forget(self) -> None:
+        self.attempts[:], self.done[:], self.checksums[:], self.host[:] = 0, False, np.zeros((), "V16"), -1
+        self._offsets.clear()
+
+    def _read(self, path: str) -> None:
+        with open(path, "rb") as file:  # noqa: PTH123 - a path for each of many files is slow
+            file.seek(self._offsets.get(path, 0))
+            while lines := [line for line in file.readlines(BYTES_AT_ONCE) if line.endswith(b"\n")]:
+                self._offsets[path] = self._offsets.get(path, 0) + sum(map(len, lines))
+                self._take(lines)
+
+    def _take(self, lines: Iterable[bytes]) -> None:
+        rows = [row for row in map(_words, lines) if row is not None and row[0] < len(self.done)]
+        if not rows:
+            return
+        self.lines += len(rows)
+        # Of equal attempts the last one counts, a void last of all: sorted so, what comes later overwrites.
+        rows.sort(key=lambda row: (row[1], row[2] == b"void"))
+        blocks, attempts, states, sums, hosts = zip(*rows, strict=True)
+        numbers, tried = np.array(blocks), np.array(attempts, np.int32)
+        newer = tried >= self.attempts[numbers]
+        numbers = numbers[newer]
+        self.attempts[numbers] = tried[newer]
+        self.done[numbers] = (np.array(states) == b"done")[newer]
+        self.checksums[numbers] = np.frombuffer(b"".join(map(_bytes, sums)), "V16")[newer]
+        self.host[numbers] = np.array([self._numbers.setdefault(host, len(self._numbers)) for host in hosts])[newer]
+
+    def finished_by(self, host: str) -> bool:
+        """Whether a block that counts was made on that host."""
+        number = self._numbers.get(host.replace(" ", "_").encode(), -2)
+        return bool((self.done & (self.host == number)).any())
+
+    def made_by(self, host: str) -> NDArray[np.bool_]:
+        """The blocks whose receipt that counts is of that host."""
+        made: NDArray[np.bool_] = self.host == self._numbers.get(host.replace(" ", "_").encode(), -2)
+        return made
+
+    @property
+    def hosts(self) -> list[str]:
+        """Names of the hosts that ``host`` counts."""
+        return [name.decode(errors="replace") for name in self._numbers]
+
+
+def _words(line: bytes) -> tuple[int, int, bytes, bytes, bytes] | None:
+    """Block, attempt, state, checksum and host of a line; None where it is torn."""
+    body, _, crc = line.rstrip(b"\n").rpartition(b" ")
+    words = body.split(b" ")
+    if len(words) != len(_TYPES) or crc != b"%08x" % zlib.crc32(body):
+        return None
+    return int(words[0]), int(words[1]), words[2], words[3], words[9]
+
+
+def _bytes(checksum: bytes) -> bytes:
+    return bytes.fromhex(checksum.decode()) if len(checksum) == 32 else bytes(16)
 
 
 def checksum(voxels: NDArray[np.generic]) -> str:
     """As :attr:`Receipt.checksum` says."""
     return hashlib.blake2b(np.ascontiguousarray(voxels).data, digest_size=16).hexdigest()
+
+
+def worker_name() -> str:
+    """A name for this process's own files in a run folder, never used before."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class ReceiptBook:
@@ -93,9 +189,9 @@ class ReceiptBook:
     Data, all below ``data``, reach the disk before the receipt that vouches for them.
     """
 
-    def __init__(self, folder: Path, data: Path) -> None:
-        self.data = data
-        self.path = folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.txt"
+    def __init__(self, folder: Path, data: Place) -> None:
+        self.data = Path(data)  # of a remote place nothing is ever synced
+        self.path = folder / f"{worker_name()}.txt"
         self._waiting: list[Receipt] = []
         self._unsynced: list[Path] = []
         self._last_commit = time.monotonic()
@@ -106,7 +202,7 @@ class ReceiptBook:
     def __exit__(self, *_: object) -> None:
         self.commit()
 
-    def add(self, receipt: Receipt, written: list[Path]) -> None:
+    def add(self, receipt: Receipt, written: Iterable[Path] = ()) -> None:
         """Note a block whose data are in ``written``; the receipt is stored with the next group."""
         self._waiting.append(receipt)
         self._unsynced += written

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from unetcli.files import publish, remove_aside
-from unetcli.lock import hold
+from unetcli.errors import UnetcliError
+from unetcli.files import Place, is_remote, publish, remove_aside, replacing
+from unetcli.lock import hold, require_free
 from unetcli.plan import Plan
-from unetcli.receipts import Receipt, read_receipts
+from unetcli.receipts import Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a run's data lie: what a worker needs beside the plan."""
+
+    volume: str
+    model: str
+    output: str
+    mask: str | None = None
+    device: str | None = None
+    """Which one of the plan's kind, where the user said so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """The blocks' division into shares, and which elements of a job array they are."""
+
+    count: int
+    first: int = 0
+    """Array index of share 0."""
+    step: int = 1
+    """Between the array indices of neighbouring shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +46,10 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, store: Path, step: str = "predict") -> RunFolder:
+    def of(cls, store: Place, step: str = "predict") -> RunFolder:
+        """Beside the store; a remote one has to have it elsewhere."""
+        if is_remote(store):
+            raise UnetcliError(f"{store}: --run-folder FOLDER names a place on this file system for plan and receipts")
         return cls(Path(f"{os.path.abspath(store)}.run") / step)  # noqa: PTH100 - resolves no links
 
     @property
@@ -37,9 +65,28 @@ class RunFolder:
         return self.path / "logs"
 
     @property
-    def set_aside(self) -> Path:
-        """Blocks that the last call set aside, a JSON line each."""
-        return self.logs / "set-aside.jsonl"
+    def troubles(self) -> Path:
+        """Blocks that failed or were set aside, a JSON line each; see :mod:`unetcli.troubles`."""
+        return self.path / "troubles"
+
+    @property
+    def workers(self) -> Path:
+        """Heartbeats."""
+        return self.path / "workers"
+
+    @property
+    def canaries(self) -> Path:
+        """One file per host whose results were compared with another's."""
+        return self.path / "canaries"
+
+    @property
+    def stop(self) -> Path:
+        """Exists when no worker shall begin another block; says why."""
+        return self.path / "stop"
+
+    @property
+    def places_file(self) -> Path:
+        return self.path / "places.json"
 
     @property
     def lock(self) -> Path:
@@ -47,8 +94,8 @@ class RunFolder:
 
     def make(self) -> None:
         """Create the folders; existing ones stay."""
-        self.receipts.mkdir(parents=True, exist_ok=True)
-        self.logs.mkdir(exist_ok=True)
+        for folder in (self.receipts, self.logs, self.troubles, self.workers, self.canaries):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def plan(self) -> Plan | None:
         """The frozen plan, or None where none was published."""
@@ -64,23 +111,63 @@ class RunFolder:
         assert frozen is not None
         return frozen
 
-    def latest_receipts(self) -> dict[int, Receipt]:
-        return read_receipts(self.receipts)
+    def places(self) -> Places:
+        """Where the run's data are now."""
+        return Places(**json.loads(self.places_file.read_text()))
+
+    def tell_places(self, places: Places) -> None:
+        """Note where the data are, for workers; paths may change between two launches, the plan does not."""
+        with replacing(self.places_file) as draft:
+            draft.write_text(json.dumps(asdict(places), indent=1))
+
+    def ledger(self, blocks: int) -> Ledger:
+        """What the receipts say by now."""
+        return Ledger(self.receipts, blocks).refresh()
 
     def forget_receipts(self) -> None:
         """Drop all receipts: nothing they vouch for exists any more."""
         remove_aside(self.receipts)
+        self.forget_troubles()
+
+    def forget_troubles(self) -> None:
+        """Drop what went wrong before: it is tried again."""
+        self.stop.unlink(missing_ok=True)
+        for folder in (self.troubles, self.workers):
+            remove_aside(folder)
         self.make()
 
     def forget_run(self) -> None:
         """Drop plan, receipts and logs. The plan goes first: without it nothing else is ever trusted."""
         self.plan_file.unlink(missing_ok=True)
-        remove_aside(self.logs)
+        (self.path / "shares.json").unlink(missing_ok=True)
+        for folder in (self.logs, self.canaries):
+            remove_aside(folder)
         self.forget_receipts()
 
     @contextmanager
-    def launcher(self, *, take_over: bool = False) -> Iterator[None]:
+    def launcher(self, *, take_over: bool = False, wait: float = 0) -> Iterator[None]:
         """Hold the launcher's lock: one launcher per output; see :func:`unetcli.lock.hold`."""
         self.make()
-        with hold(self.lock, take_over=take_over):
+        with hold(self.lock, take_over=take_over, wait=wait):
             yield
+
+    def share_lock(self, number: int) -> Path:
+        """Held by the process that works on that share."""
+        return self.path / f"share-{number}.lock"
+
+    def require_no_shares(self, *, take_over: bool = False) -> None:
+        """Raise where a process with ``--share`` works on this output and is not provably gone."""
+        for path in sorted(self.path.glob("share-*.lock")):
+            require_free(path, take_over=take_over)
+
+    def division(self) -> Division | None:
+        """Into how many shares the blocks were divided, or None where nobody asked for shares yet."""
+        try:
+            return Division(**json.loads((self.path / "shares.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def publish_division(self, division: Division) -> Division:
+        """Freeze the number of shares; returns the one that holds."""
+        publish(self.path / "shares.json", json.dumps(asdict(division)))
+        return self.division() or division

@@ -175,10 +175,17 @@ def reaching(place: str) -> Iterator[None]:
     except UnetcliError:
         raise
     except ImportError as error:
-        missing = 'pip install "unetcli[s3]"' if place.startswith(("s3:", "s3a:")) else one_line(error)
-        raise UnetcliError(f"{place}: a package that reaches it is missing: {missing}") from error
+        raise missing_package(place, error) from error
+    except FileNotFoundError as error:  # a bucket, or an array that was there before
+        raise UnetcliError(f"{place}: not found: {one_line(error)}") from error
     except Exception as error:  # every protocol has classes of its own: botocore's, aiohttp's, OSError..
         raise UnetcliError(f"{place}: cannot be reached: {one_line(error)}") from error
+
+
+def missing_package(place: str, error: ImportError) -> UnetcliError:
+    """For a place whose protocol needs a package that is not installed."""
+    way = 'pip install "unetcli[s3]" brings it' if place.startswith(("s3:", "s3a:")) else one_line(error)
+    return UnetcliError(f"{place}: a package that reaches it is missing; {way}")
 
 
 def one_line(error: BaseException) -> str:

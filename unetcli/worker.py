@@ -2,101 +2,182 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
+import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unetcli.errors import UnetcliError, UnreadableBlock
+from unetcli.files import UNWRITABLE, publish, telling_unwritable
+from unetcli.heartbeat import Heartbeat
 from unetcli.lock import job_id
-from unetcli.model import load_network
-from unetcli.output import Output
-from unetcli.plan import Plan
+from unetcli.process import prepare
+from unetcli.ranges import Ranges, numbers
 from unetcli.receipts import DONE, Receipt, ReceiptBook, checksum
 from unetcli.runfolder import RunFolder
-from unetcli.volume import Volume, describe
+from unetcli.troubles import FAILED, UNUSABLE, Trouble, TroubleBook
+from unetcli.volume import describe
+from unetcli.workbench import Workbench, workbench
 
 if TYPE_CHECKING:
     from unetcli.inference import FinishedBlock
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[int], None]
-"""Told of each block: voxels of the output that are done now."""
+ALIKE = 3
+"""A worker whose first so many blocks fail alike ends: the fault is not the blocks'."""
+STOP_LOOK_SECONDS = 1.0
 
 
-@dataclass(slots=True)
-class Tally:
-    """What a worker has done."""
-
-    computed: int = 0
-    voxels: int = 0
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
-    """Block, place and reason, of blocks whose input cannot be used."""
+class AllAlike(UnetcliError):
+    """The first blocks of a worker all failed in the same way."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """Computes blocks of one plan, here and now."""
+def run_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
+    """Work off the blocks of a run folder that have no receipt; how many were finished.
 
-    plan: Plan
-    output: Output
+    The task of every executor (see :class:`unetcli.executors.contract.Task`).
+    """
+    prepare()
+    bench = workbench(folder)
+    bench.ledger.refresh()  # what another worker finished meanwhile is not done again
+    todo = [number for number in numbers(blocks) if not bench.ledger.done[number]]
+    return Worker(bench, StopFile(bench.folder, stopping)).run(todo) if todo else 0
+
+
+@dataclass
+class StopFile:
+    """Asks whether to stop: the caller, and at most once a second the run folder."""
+
     folder: RunFolder
-    source: Volume
-    model: Path
-    device: str | None = None
-    """Which one of the plan's kind."""
+    stopping: Callable[[], bool]
+    looked: float = 0.0
+    found: bool = False
 
-    def run(
-        self, blocks: Iterable[int], attempts: Mapping[int, int], report: Report, stopping: Callable[[], bool]
-    ) -> Tally:
-        """Compute, store and vouch for each block; those with unusable input are set aside.
+    def __call__(self) -> bool:
+        if not self.found and time.monotonic() - self.looked > STOP_LOOK_SECONDS:
+            self.found, self.looked = self.folder.stop.exists(), time.monotonic()
+        return self.found or self.stopping()
 
-        ``attempts`` holds how often a block was vouched for before; a redone block's receipt counts one more.
-        """
-        from unetcli.device import exact_float32, resolve_device  # torch: not needed where everything is done
-        from unetcli.inference import Predictor, predict_blocks
 
-        exact_float32()
-        choices, tally = self.plan.choices, Tally()
-        predictor = Predictor(load_network(self.model), choices, resolve_device(self.device or choices.device))
-        array = self.output.open()
-        with ReceiptBook(self.folder.receipts, Path(self.output.path)) as book:
-            for finished in predict_blocks(self.plan, predictor, self.source, blocks, stopping):
-                if finished.error is not None:
-                    self._set_aside(finished, tally)
-                    continue
-                self._store(finished, array, book, attempts.get(finished.block.number, 0) + 1)
-                tally.computed += 1
-                tally.voxels += finished.block.box.size
-                report(finished.block.box.size)
-        return tally
+@dataclass
+class Worker:
+    """Computes blocks of one run, here and now."""
 
-    def _store(self, finished: FinishedBlock, array: Any, book: ReceiptBook, attempt: int) -> None:
-        assert finished.values is not None
-        started, box = time.perf_counter(), self.plan.output_box(finished.block)
-        self.output.write(array, box, finished.values)
+    bench: Workbench
+    stopping: Callable[[], bool]
+    finished: int = 0
+    alike: list[str] = field(default_factory=list)
+    """Signatures of the failures before the first success."""
+
+    @functools.cached_property
+    def array(self) -> Any:
+        return self.bench.output.open()
+
+    @functools.cached_property
+    def troubles(self) -> TroubleBook:
+        return TroubleBook(self.bench.folder.troubles)
+
+    def run(self, blocks: list[int]) -> int:
+        """Compute, store and vouch for each block; those that fail are noted, the rest goes on."""
+        from unetcli.canary import require_same_results  # torch
+
+        bench = self.bench
+        with telling_unwritable(bench.output.path), Heartbeat(bench.folder.workers, len(blocks)) as beat:
+            require_same_results(bench)
+            with ReceiptBook(bench.folder.receipts, bench.output.path) as book:
+                for block in bench.predict(blocks, self.stopping):
+                    if self._keep(block, book):
+                        beat.done(block.block.box.size)
+                    else:
+                        beat.set_aside()
+        return self.finished
+
+    def _keep(self, block: FinishedBlock, book: ReceiptBook) -> bool:
+        try:
+            if block.error is not None:
+                raise block.error
+            self._store(block, book)
+        except Exception as error:
+            self._note(block, error)
+            return False
+        self.finished += 1
+        return True
+
+    def _store(self, block: FinishedBlock, book: ReceiptBook) -> None:
+        assert block.values is not None
+        output, number = self.bench.output, block.block.number
+        started, box = time.perf_counter(), self.bench.plan.output_box(block.block)
+        output.write(self.array, box, block.values)
         receipt = Receipt(
-            block=finished.block.number,
-            attempt=attempt,
+            block=number,
+            attempt=int(self.bench.ledger.attempts[number]) + 1,
             state=DONE,
-            checksum=checksum(finished.values),
-            read_seconds=finished.read_seconds,
-            forward_seconds=finished.forward_seconds,
+            checksum=checksum(block.values),
+            tile=block.tile,
+            read_seconds=block.read_seconds,
+            forward_seconds=block.forward_seconds,
             write_seconds=time.perf_counter() - started,
-            device=self.plan.choices.device,
+            device=self.bench.plan.choices.device,
             host=socket.gethostname(),
             job=job_id(),
         )
-        book.add(receipt, list(self.output.files(box)))
+        book.add(receipt, output.files(box))
 
-    def _set_aside(self, finished: FinishedBlock, tally: Tally) -> None:
-        place = describe(finished.block.box, self.plan.axes)
-        log.warning("block %d (%s) set aside: %s", finished.block.number, place, finished.error)
-        note = {"block": finished.block.number, "place": place, "reason": str(finished.error)}
-        tally.set_aside.append(note)
-        with self.folder.set_aside.open("a") as file:
-            file.write(json.dumps(note) + "\n")
+    def _note(self, block: FinishedBlock, error: Exception) -> None:
+        """Put a block's failure on record; raise where going on is useless."""
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and block.error is None:
+            raise error
+        trouble = Trouble(
+            block=block.block.number,
+            place=describe(block.block.box, self.bench.plan.axes),
+            kind=UNUSABLE if is_unusable(error) else FAILED,
+            reason=one_line(error),
+            traceback="".join(traceback.format_exception(error)),
+            host=socket.gethostname(),
+            job=job_id(),
+        )
+        self.troubles.add(trouble)
+        log.warning("block %d (%s) set aside: %s", trouble.block, trouble.place, trouble.reason)
+        if trouble.kind == FAILED and not self.finished:
+            self._count(trouble)
+
+    def _count(self, trouble: Trouble) -> None:
+        """Raise once the first blocks all failed alike, unless this host finished others before."""
+        self.alike.append(re.sub(r"\d+", "#", trouble.reason))
+        ledger = self.bench.ledger
+        if (
+            len(self.alike) != ALIKE
+            or len(set(self.alike)) > 1
+            or (ledger.refresh().done & ledger.made_by(trouble.host)).any()
+        ):
+            return
+        message = f"the first {ALIKE} blocks all failed alike on {trouble.host}: {trouble.reason}"
+        if not ledger.done.any():
+            publish(self.bench.folder.stop, f"{message}\n{trouble.traceback}")
+        raise AllAlike(message)
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong; for what is not the user's to put right, with its kind."""
+    return " ".join((str(error) if isinstance(error, UnetcliError) else f"{type(error).__name__}: {error}").split())
+
+
+def is_unusable(error: Exception) -> bool:
+    """Whether the input itself is at fault, and not the way to it: trying again would not help."""
+    cause = error.__cause__
+    unreachable = isinstance(cause, OSError) and cause.errno is not None
+    return isinstance(error, UnreadableBlock) and not unreachable
+
+
+def why_stopped(folder: RunFolder) -> str | None:
+    """What the stop file of a run says, with the traceback that led to it."""
+    try:
+        return folder.stop.read_text()
+    except FileNotFoundError:
+        return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -10,7 +12,14 @@ from unetcli.cli import options as o
 from unetcli.cli import talk
 
 if TYPE_CHECKING:
-    from unetcli.config import PredictRequest
+    from unetcli.config import PredictRequest, Where
+    from unetcli.prediction import PredictSummary
+
+WHERE = ("cluster", "workers", "scheduler", "tls", "profile", "detach")
+SLURM = (
+    *("partition", "account", "qos", "time", "gpus", "gres", "mem", "cpus_per_task", "constraint", "exclude", "setup"),
+    *("max_running", "blocks_per_job"),
+)
 
 
 def predict(
@@ -19,12 +28,43 @@ def predict(
     model: o.ModelOption = None,
     tile: o.TileOption = "auto",
     sections: o.SectionsOption = None,
+    roi: o.RoiOption = None,
+    mask: o.MaskOption = None,
+    skip_below: o.SkipBelowOption = None,
     dtype: o.DtypeOption = "uint8",
     device: o.DeviceOption = None,
     precision: o.PrecisionOption = "float32",
     channel: o.ChannelOption = None,
     normalise: o.NormaliseOption = "model",
     nonfinite: o.NonfiniteOption = None,
+    levels: o.LevelsOption = "1",
+    max_files: o.MaxFilesOption = None,
+    zarr_format: o.ZarrFormatOption = 3,
+    run_folder: o.RunFolderOption = None,
+    retries: o.RetriesOption = 1,
+    cluster: o.ClusterOption = "local",
+    workers: o.WorkersOption = None,
+    profile: o.ProfileOption = None,
+    detach: o.DetachOption = False,
+    partition: o.PartitionOption = None,
+    account: o.AccountOption = None,
+    qos: o.QosOption = None,
+    time: o.TimeOption = None,
+    gpus: o.GpusOption = None,
+    gres: o.GresOption = None,
+    mem: o.MemOption = None,
+    cpus_per_task: o.CpusOption = None,
+    constraint: o.ConstraintOption = None,
+    exclude: o.ExcludeOption = None,
+    setup: o.SetupOption = None,
+    slurm: o.SlurmOption = None,
+    max_running: o.MaxRunningOption = None,
+    blocks_per_job: o.BlocksPerJobOption = None,
+    scheduler: o.OtherSchedulerOption = None,
+    tls: o.CertificateOption = None,
+    share: o.ShareOption = None,
+    close: o.CloseOption = False,
+    dry_run: o.DryRunOption = False,
     overwrite: o.OverwriteOption = False,
     take_over: o.TakeOverOption = False,
     json: o.JsonOption = False,
@@ -33,38 +73,58 @@ def predict(
 
     The same command again goes on where it stopped; the result is the same to the byte.
     """
-    from unetcli.config import PredictRequest, parse_sections, parse_tile
+    options = dict(locals())
+    if dry_run:
+        from unetcli.cli.plan import show_plan
 
-    request = PredictRequest(
-        volume=volume,
-        output=output,
-        model=model,
-        tile=parse_tile(tile),
-        sections=parse_sections(sections),
-        dtype=dtype,
-        device=device,
-        precision=precision,
-        channel=channel,
-        normalise=normalise,
-        nonfinite=nonfinite,
-        overwrite=overwrite,
-        take_over=take_over,
+        show_plan(options)
+        return
+    _tell(_run(*asked(options), share, close), json)
+
+
+def asked(options: Mapping[str, Any]) -> tuple[PredictRequest, Where]:
+    """What the options of predict, or of plan, mean; those that a command does not have are left out."""
+    from unetcli.config import PredictRequest, Where, parse_levels, parse_roi, parse_sections, parse_tile
+    from unetcli.executors.slurm_request import parse_extra
+
+    read: dict[str, Callable[[Any], Any]] = {
+        "tile": parse_tile,
+        "sections": parse_sections,
+        "roi": parse_roi,
+        "levels": parse_levels,
+    }
+    values: dict[str, Any] = {name: read[name](value) if name in read else value for name, value in options.items()}
+    slurm = {name: values.get(name) for name in SLURM} | {"extra": parse_extra(values.get("slurm") or [])}
+    return (
+        PredictRequest(**{field.name: values[field.name] for field in fields(PredictRequest) if field.name in values}),
+        Where(**{name: values[name] for name in WHERE if name in values}, slurm=slurm),
     )
-    _run(request, json)
 
 
-def _run(request: PredictRequest, json: bool) -> None:
+def _run(request: PredictRequest, where: Where, share: str | None, close: bool) -> PredictSummary:
     from unetcli.process import prepare
 
     prepare()  # before torch is imported
-    from dataclasses import asdict
-
+    from unetcli.config import parse_share
     from unetcli.prediction import predict_volume
+    from unetcli.shares import close_run, predict_share
 
+    if close:
+        return close_run(request)
     stopping = o.stop_on_sigterm()
     with talk.progress("voxels") as report:
-        summary = predict_volume(request, report, stopping)
+        if share is not None:
+            return predict_share(request, parse_share(share), report, stopping)
+        return predict_volume(request, report, stopping, where)
+
+
+def _tell(summary: PredictSummary, json: bool) -> None:
+    from dataclasses import asdict
+
+    from unetcli.prediction import arrays_of
+
     talk.say(summary.sentence)
-    o.print_json(asdict(summary)) if json else typer.echo(summary.output)
-    if not summary.complete:
+    words = arrays_of(summary.jobs) or [summary.output]
+    o.print_json(asdict(summary)) if json else typer.echo(" ".join(words))
+    if not summary.finished and not summary.jobs:
         raise typer.Exit(o.INCOMPLETE)

@@ -29,6 +29,8 @@ class JobFailure:
     host: str
     reason: str
     """One line for people, as in ``killed, probably out of memory: raise --mem``."""
+    final: bool = False
+    """Whether trying again is not wanted: a person cancelled it, or it would end the same."""
 
 
 class Executor(Protocol):

@@ -1,0 +1,132 @@
+"""What every executor promises."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from places import PLACES, Place, begun, done, run, wait_until
+
+OTHERS_GO_ON = [name for name in PLACES if name != "in-process"]
+"""Where a worker that dies is not the launcher itself."""
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Place:
+    return PLACES[request.param]
+
+
+@pytest.fixture(params=OTHERS_GO_ON)
+def several(request: pytest.FixtureRequest) -> Place:
+    return PLACES[request.param]
+
+
+@pytest.fixture
+def meanwhile() -> Callable[[Callable[[], None]], None]:
+    """Runs something beside the test."""
+
+    def start(work: Callable[[], None]) -> None:
+        threading.Thread(target=work, daemon=True).start()
+
+    return start
+
+
+def test_every_block_is_done_once(place: Place, folder: Path) -> None:
+    with place(folder) as executor:
+        assert run(executor, folder, ((3, 90), (100, 131), (500, 501))) == []
+    assert done(folder) == dict.fromkeys([*range(3, 90), *range(100, 131), 500], 1)
+
+
+def test_no_blocks_are_no_work(place: Place, folder: Path) -> None:
+    with place(folder) as executor:
+        assert run(executor, folder, ()) == []
+
+
+def test_finished_blocks_are_left_alone_by_a_second_run(place: Place, folder: Path) -> None:
+    with place(folder) as executor:
+        run(executor, folder, ((0, 20),))
+        assert run(executor, folder, ((0, 40),)) == []
+    assert done(folder) == dict.fromkeys(range(40), 1)
+
+
+def test_progress_is_shown_while_a_block_takes_long(place: Place, folder: Path) -> None:
+    (folder / "slow").write_text("4")
+    told: list[float] = []
+    with place(folder) as executor:
+        run(executor, folder, ((0, 1),), tick=lambda: told.append(time.monotonic()))
+    gaps = [later - earlier for earlier, later in pairwise(told)]
+    assert len(told) >= 3
+    assert max(gaps) < 4
+
+
+def test_what_is_at_work_is_finished_when_asked_to_stop(place: Place, folder: Path) -> None:
+    (folder / "slow").write_text("0.2")
+    with place(folder) as executor:
+        assert run(executor, folder, ((0, 1000),), stopping=lambda: len(done(folder)) >= 4) == []
+        first = done(folder)
+        assert set(begun(folder)) == set(first)
+        assert 4 <= len(first) < 100
+        (folder / "slow").unlink()
+        assert run(executor, folder, ((0, 100),)) == []
+    assert done(folder) == dict.fromkeys(set(range(100)) | set(first), 1)
+
+
+def test_hosts_to_avoid_are_used_where_there_is_no_other(place: Place, folder: Path) -> None:
+    with place(folder) as executor:
+        assert run(executor, folder, ((0, 10),), avoid=(socket.gethostname(), "elsewhere")) == []
+    assert done(folder) == dict.fromkeys(range(10), 1)
+
+
+def test_a_block_that_fails_is_reported_and_the_others_are_done(several: Place, folder: Path) -> None:
+    for block in (17, 150):
+        (folder / f"raise-{block}").touch()
+    with several(folder) as executor:
+        failures = run(executor, folder, ((0, 200),))
+    assert done(folder) == dict.fromkeys(set(range(200)) - {17, 150}, 1)
+    assert sorted(failure.reason for failure in failures) == [
+        "ValueError: block 150 is told to fail",
+        "ValueError: block 17 is told to fail",
+    ]
+    assert {failure.job for failure in failures} == {"block 17", "block 150"}
+    assert {failure.host for failure in failures} == {socket.gethostname()}
+
+
+@pytest.mark.parametrize("way", ["exit", "kill"])
+def test_a_block_that_kills_its_worker_is_the_only_one_lost(several: Place, folder: Path, way: str) -> None:
+    (folder / f"{way}-17").touch()
+    with several(folder) as executor:
+        failures = run(executor, folder, ((0, 100),))
+    assert done(folder) == dict.fromkeys(set(range(100)) - {17}, 1)
+    assert [failure.job for failure in failures] == ["block 17"]
+    assert "its worker" in failures[0].reason
+
+
+def test_all_blocks_are_done_though_workers_are_killed(
+    several: Place, folder: Path, meanwhile: Callable[[Callable[[], None]], None]
+) -> None:
+    (folder / "slow").write_text("0.05")
+
+    def kill_some() -> None:
+        for blocks in (5, 40, 80):
+            wait_until(lambda blocks=blocks: len(done(folder)) >= blocks)  # type: ignore[misc]
+            newest = max(folder.glob("begun-*"), key=lambda path: path.stat().st_mtime)
+            os.kill(int(newest.read_text().split()[-1]), signal.SIGKILL)
+
+    with several(folder) as executor:
+        meanwhile(kill_some)
+        assert run(executor, folder, ((0, 120),)) == []
+    assert done(folder) == dict.fromkeys(range(120), 1)
+    assert sum(map(len, begun(folder).values())) <= 120 + 3  # at most the blocks that were at work
+
+
+def test_an_error_of_the_only_worker_is_raised(folder: Path) -> None:
+    (folder / "raise-1").touch()
+    with PLACES["in-process"](folder) as executor, pytest.raises(ValueError, match="told to"):
+        run(executor, folder, ((0, 3),))

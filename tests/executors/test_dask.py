@@ -1,0 +1,309 @@
+"""What the Dask executor promises beyond the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tasks
+from hypothesis import given
+from hypothesis import strategies as st
+from places import ENVIRONMENT, begun, done, run, site, wait_until
+
+from unetcli.errors import UnetcliError
+from unetcli.executors import dask_cluster
+from unetcli.executors.contract import JobFailure
+from unetcli.executors.dask import DaskExecutor
+from unetcli.executors.dask_batches import LARGEST, Cutter, batch_size
+from unetcli.executors.dask_cluster import existing_scheduler, own_address, own_scheduler
+from unetcli.executors.dask_local import local_workers, processes
+from unetcli.ranges import numbers, to_ranges
+
+
+def beside(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+# -- batches
+
+
+@given(st.sets(st.integers(0, 3000)), st.integers(1, 50))
+def test_batches_are_the_blocks_in_order_each_once(blocks: set[int], workers: int) -> None:
+    cutter, sizes, found = Cutter(to_ranges(sorted(blocks))), [], []
+    while cutter.left:
+        batch = list(numbers(cutter.cut(batch_size(cutter.left, workers))))
+        sizes.append(len(batch))
+        found += batch
+    assert found == sorted(blocks)
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes, default=1) <= LARGEST
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16, 1000])
+def test_every_worker_gets_several_batches(workers: int) -> None:
+    blocks = 10 * workers
+    assert workers * batch_size(blocks, workers) <= blocks / 2
+
+
+# -- failures
+
+
+def test_blocks_that_all_fail_alike_end_the_run_early(folder: Path) -> None:
+    for block in range(500):
+        (folder / f"raise-{block}").touch()
+    with local_workers(folder, 2) as cluster:
+        failures = run(DaskExecutor(cluster), folder, ((0, 500),))
+    assert failures
+    assert len(begun(folder)) < 200
+    assert "Traceback" in (folder / "logs" / "dask.log").read_text()
+
+
+def test_a_lost_scheduler_is_one_clear_error_and_the_same_run_continues(folder: Path) -> None:
+    (folder / "slow").write_text("0.05")
+    with site(folder, workers=2) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
+
+        def kill_scheduler() -> None:
+            wait_until(lambda: len(done(folder)) >= 10)
+            there.scheduler.kill()
+
+        beside(kill_scheduler)
+        with pytest.raises(UnetcliError, match=rf"scheduler at {there.address} is gone; the same command continues"):
+            run(DaskExecutor(cluster), folder, ((0, 100),))
+        for worker in there.workers:
+            assert worker.wait(60) == 0  # they end by themselves, after the block at work
+    assert set(begun(folder)) == set(done(folder))
+    with local_workers(folder, 2) as own:
+        assert run(DaskExecutor(own), folder, ((0, 100),)) == []
+    assert done(folder) == dict.fromkeys(range(100), 1)
+
+
+def test_no_scheduler_is_one_clear_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1.0)
+    with (
+        pytest.raises(UnetcliError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler let us in"),
+        existing_scheduler("tcp://127.0.0.1:9", folder),
+    ):
+        pass
+
+
+def test_a_scheduler_without_workers_is_given_up_with_the_command_that_starts_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dask_cluster, "PATIENCE", 2.0)
+    with site(folder, workers=0) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
+        (failure,) = run(DaskExecutor(cluster), folder, ((0, 5),))
+    assert f"unetcli worker --scheduler {there.address}" in failure.reason
+
+
+# -- workers that come and go
+
+
+def test_late_workers_join(folder: Path) -> None:
+    (folder / "slow").write_text("0.1")
+    with site(folder, workers=0) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
+
+        def bring_two() -> None:
+            there.start_worker("--name", "early")
+            wait_until(lambda: len(done(folder)) >= 3)
+            there.start_worker("--name", "late")
+
+        thread = beside(bring_two)
+        assert run(DaskExecutor(cluster), folder, ((0, 150),)) == []
+        thread.join()
+    assert done(folder) == dict.fromkeys(range(150), 1)
+    assert len({pid for pids in begun(folder).values() for pid in pids}) == 2
+
+
+def test_a_worker_asked_to_leave_finishes_its_block_first(folder: Path) -> None:
+    (folder / "slow").write_text("1")
+    with site(folder, workers=1) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
+
+        def replace_worker() -> None:
+            wait_until(lambda: len(begun(folder)) >= 2)
+            there.workers[0].terminate()
+            assert there.workers[0].wait(60) == 0
+            there.start_worker()
+
+        thread = beside(replace_worker)
+        assert run(DaskExecutor(cluster), folder, ((0, 6),)) == []
+        thread.join()
+    assert {block: len(pids) for block, pids in begun(folder).items()} == dict.fromkeys(range(6), 1)
+
+
+def test_a_worker_job_that_ends_is_replaced(folder: Path) -> None:
+    (folder / "slow").write_text("0.1")
+    with local_workers(folder, 1) as cluster:
+
+        def kill_jobs() -> None:
+            for blocks in (3, 15):
+                wait_until(lambda blocks=blocks: len(done(folder)) >= blocks)  # type: ignore[misc]
+                worker = psutil.Process(max(begun(folder).items())[1][-1])
+                worker.parent().kill()  # the process that watches over it, and is the job
+
+        beside(kill_jobs)
+        assert run(DaskExecutor(cluster), folder, ((0, 30),)) == []
+    assert done(folder) == dict.fromkeys(range(30), 1)
+
+
+class Doomed:
+    """Launches jobs that end at once."""
+
+    def __init__(self) -> None:
+        self.launched, self.told = 0, 0
+
+    def launch(self, function: Callable[..., None], arguments: Sequence[Any], count: int) -> list[str]:
+        self.launched += count
+        return [f"job {self.launched}"] * count
+
+    def ended(self) -> list[JobFailure]:
+        new, self.told = self.launched - self.told, self.launched
+        return [JobFailure(job=f"job {k}", host="node7", reason="no such partition") for k in range(new)]
+
+
+def test_jobs_that_all_end_at_once_are_reported_not_replaced_for_ever(folder: Path) -> None:
+    jobs = Doomed()
+    with own_scheduler(folder, jobs.launch, jobs.ended, 4, host="127.0.0.1") as cluster:
+        (failure,) = run(DaskExecutor(cluster), folder, ((0, 100),))
+    assert (failure.host, failure.reason) == ("node7", "no such partition")
+    assert jobs.launched <= 12
+
+
+def test_a_refused_launch_is_the_user_s_to_hear(folder: Path) -> None:
+    def refuse(function: Callable[..., None], arguments: Sequence[Any], count: int) -> list[str]:
+        raise UnetcliError("sbatch: invalid partition")
+
+    with (
+        pytest.raises(UnetcliError, match="invalid partition"),
+        own_scheduler(folder, refuse, list, 2, host="127.0.0.1"),
+    ):
+        pass
+
+
+def test_an_address_that_is_not_of_this_host_is_refused(folder: Path) -> None:
+    refused = pytest.raises(UnetcliError, match=r"192\.0\.2\.1: no address of this host .*UNETCLI_HOST")
+    with refused, own_scheduler(folder, Doomed().launch, list, 2, host="192.0.2.1"):
+        pass
+
+
+# -- who may talk to it
+
+
+def test_nobody_without_the_certificate_gets_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unetcli.executors.tls import write_certificate
+
+    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 3.0)
+    write_certificate(tmp_path / "other")
+    with processes(folder / "logs") as jobs, own_scheduler(folder, jobs.launch, jobs.ended, 1, host="127.0.0.1") as own:
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (folder / "tls").iterdir()}
+        assert modes == {"certificate.pem": 0o600, "key.pem": 0o600}
+        assert (folder / "tls").stat().st_mode & 0o777 == 0o700
+        assert own.address.startswith("tls://")
+        plain = own.address.replace("tls://", "tcp://")
+        for address, tls in ((plain, None), (own.address, tmp_path / "other"), (own.address, None)):
+            with pytest.raises(UnetcliError), existing_scheduler(address, tmp_path / "intruder", tls):
+                pass
+        with existing_scheduler(own.address, tmp_path / "friend", folder / "tls") as friend:
+            assert run(DaskExecutor(friend), folder, ((0, 3),)) == []
+
+
+def test_a_worker_without_the_certificate_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    from unetcli.executors.tls import write_certificate
+
+    write_certificate(tmp_path / "other")
+    with site(folder, workers=0) as there:
+        there.tls = tmp_path / "other"
+        worker = there.start_worker("--death-timeout", "3")
+        assert worker.wait(60) == 1
+    last = (folder / "site-worker-0.log").read_text().splitlines()[-1]
+    assert last.startswith("unetcli: no Dask scheduler let this worker in at tls://127.0.0.1")
+
+
+def test_nothing_listens_beyond_the_chosen_address(folder: Path) -> None:
+    with local_workers(folder, 1) as cluster:
+        run(DaskExecutor(cluster), folder, ((0, 1),))
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("chosen", ["127.0.0.1", "localhost"])
+def test_the_user_may_choose_the_address(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNETCLI_HOST", chosen)
+    assert own_address() == chosen
+
+
+# -- surroundings of the task
+
+
+def test_workers_get_their_own_gpu_and_are_not_held_to_one_thread(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with local_workers(folder, 2, gpus=("2", "5")) as cluster:
+        wait_until(lambda: len(cluster.client.nthreads()) == 2)
+        assert run(DaskExecutor(cluster), folder, ((0, 12),), tasks.show_surroundings) == []
+    seen = [json.loads(path.read_text()) for path in folder.glob("seen-*")]
+    assert {found["CUDA_VISIBLE_DEVICES"] for found in seen} == {"2", "5"}
+    assert {found["threads"] for found in seen} == {len(os.sched_getaffinity(0))}
+    assert {found["OMP_NUM_THREADS"] for found in seen} == {None}
+    assert {found["MALLOC_ARENA_MAX"] for found in seen} == {"1"}
+    assert {found["MALLOC_TRIM_THRESHOLD_"] for found in seen} == {str(2**31 - 1)}
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import tasks
+from unetcli.executors.dask import DaskExecutor
+from unetcli.executors.dask_local import local_workers
+folder = Path(sys.argv[1])
+with local_workers(folder, 2) as cluster:
+    failures = DaskExecutor(cluster).run(tasks.write_files, folder, ((0, 60),), tick=lambda: None, stopping=bool)
+"""
+
+
+def test_nothing_of_dask_s_talk_reaches_the_terminal(folder: Path) -> None:
+    (folder / "kill-7").touch()
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=True)
+    assert (ended.stdout, ended.stderr) == ("", "")
+    assert len(done(folder)) == 59
+
+
+def test_workers_end_when_their_launcher_is_killed(folder: Path, tmp_path: Path) -> None:
+    (folder / "slow").write_text("0.1")
+    launcher = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], env=ENVIRONMENT)
+    wait_until(lambda: len(done(folder)) >= 4)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    assert family
+    wait_until(lambda: not any(process.is_running() for process in family))
+    left = list((tmp_path / "tmp").iterdir())
+    assert len(left) <= 2  # of the launcher itself, which could not clean up
+    for path in [*left, folder / "tls"]:
+        subprocess.run(["rm", "-r", str(path)], check=True)
+
+
+# -- at scale
+
+
+def test_memory_of_the_launcher_does_not_grow_with_the_blocks(folder: Path) -> None:
+    with local_workers(folder, 2) as cluster:
+        executor, me = DaskExecutor(cluster), psutil.Process()
+        run(executor, folder, ((0, 20_000),), tasks.nothing)
+        before = me.memory_info().rss
+        run(executor, folder, ((0, 200_000),), tasks.nothing)
+        grown = me.memory_info().rss - before
+    assert grown < 16 * 2**20

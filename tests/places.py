@@ -1,0 +1,131 @@
+"""Places to run blocks at, each as a user would have it, and what tests ask about the blocks afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unetcli.executors.contract import Executor, JobFailure
+from unetcli.executors.dask import DaskExecutor
+from unetcli.executors.dask_cluster import existing_scheduler
+from unetcli.executors.dask_local import local_workers
+from unetcli.executors.local import InProcess
+from unetcli.executors.tls import write_certificate
+from unetcli.ranges import Ranges
+
+SECONDS = 60.0
+"""Deadline of whatever a test waits for; it is long, as the machine may be busy."""
+TESTS = str(Path(__file__).parent)
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [TESTS, *sys.path]))}
+
+Place = Callable[[Path], AbstractContextManager[Executor]]
+
+
+@contextmanager
+def in_process(folder: Path) -> Iterator[Executor]:
+    yield InProcess()
+
+
+@contextmanager
+def local(folder: Path) -> Iterator[Executor]:
+    """A scheduler here, two workers of this host."""
+    with local_workers(folder, 2) as cluster:
+        yield DaskExecutor(cluster)
+
+
+@contextmanager
+def existing(folder: Path) -> Iterator[Executor]:
+    """A scheduler of others with workers that a user started by hand."""
+    with site(folder, workers=2) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
+        yield DaskExecutor(cluster)
+
+
+@dataclass
+class Site:
+    """A Dask scheduler as a process, and ``unetcli worker`` processes."""
+
+    folder: Path
+    tls: Path
+    scheduler: subprocess.Popen[bytes]
+    address: str
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start_worker(self, *words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "unetcli", "worker", "--scheduler", self.address, "--tls", str(self.tls)]
+        with (self.folder / f"site-worker-{len(self.workers)}.log").open("wb") as log:
+            worker = subprocess.Popen([*command, *words], env=ENVIRONMENT, stdout=log, stderr=log)
+        self.workers.append(worker)
+        return worker
+
+
+@contextmanager
+def site(folder: Path, workers: int) -> Iterator[Site]:
+    tls, told = folder / "certificate", folder / "scheduler.json"
+    if not tls.exists():
+        write_certificate(tls)
+    told.unlink(missing_ok=True)
+    words = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+    words += ["--protocol", "tls", "--tls-ca-file", str(tls / "certificate.pem")]
+    words += ["--tls-cert", str(tls / "certificate.pem"), "--tls-key", str(tls / "key.pem")]
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", *words, "--scheduler-file", str(told)]
+    with (folder / "site-scheduler.log").open("wb") as log:
+        environment = ENVIRONMENT | {"DASK_TEMPORARY_DIRECTORY": str(folder / "site")}
+        scheduler = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    there = None
+    try:
+        wait_until(lambda: scheduler.poll() is not None or (told.exists() and told.read_text()))
+        there = Site(folder, tls, scheduler, json.loads(told.read_text())["address"])
+        for _ in range(workers):
+            there.start_worker()
+        yield there
+    finally:
+        for process in [*(there.workers if there else []), scheduler]:
+            process.terminate()
+            process.wait(SECONDS)
+
+
+PLACES: dict[str, Place] = {"in-process": in_process, "local": local, "existing": existing}
+
+
+def wait_until(found: Callable[[], object], seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def run(
+    executor: Executor,
+    folder: Path,
+    blocks: Ranges,
+    task: Callable[..., int] | None = None,
+    *,
+    tick: Callable[[], None] = lambda: None,
+    stopping: Callable[[], bool] = bool,
+    avoid: tuple[str, ...] = (),
+) -> list[JobFailure]:
+    import tasks
+
+    return executor.run(task or tasks.write_files, folder, blocks, tick=tick, stopping=stopping, avoid=avoid)
+
+
+def done(folder: Path) -> dict[int, int]:
+    """How often each block was worked off."""
+    return {
+        int(path.stem.partition("-")[2]): len(path.read_text().splitlines()) for path in folder.glob("block-*.done")
+    }
+
+
+def begun(folder: Path) -> dict[int, list[int]]:
+    """Processes that began each block."""
+    found = {}
+    for path in folder.glob("begun-*"):
+        found[int(path.name.partition("-")[2])] = [int(line) for line in path.read_text().splitlines()]
+    return found

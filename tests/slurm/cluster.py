@@ -1,0 +1,363 @@
+"""A private SLURM cluster for tests: thrown away afterwards, on ports of its own, nothing in /etc, no systemd, no root.
+
+Needs the programs of Debian's packages slurm-wlm and munge. The machine poses as several nodes, with GPUs that are
+links to /dev/null. There is no accounting: the product has to do without ``sacct``.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel", "munged")
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"])
+OWN_VARIABLES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
+
+
+class ClusterError(Exception):
+    """The cluster did not do what the tests build on."""
+
+
+def lacking() -> list[str]:
+    """Programs that are not installed."""
+    return [program for program in PROGRAMS if shutil.which(program, path=SEARCH_PATH) is None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a test may want different; the rest of slurm.conf is below."""
+
+    nodes: int = 2
+    cpus: int = 4
+    memory_mb: int = 16000
+    gpus: int = 2
+    max_array: int = 1001
+    """MaxArraySize bounds the index, so an array has at most that many elements."""
+    remember_seconds: int = 300
+    """MinJobAge: how long squeue still lists a job that has ended. 2 is the least."""
+    kill_wait: int = 2
+    """Seconds from SIGTERM to SIGKILL."""
+    partitions: tuple[str, ...] = (
+        "main Default=YES PriorityTier=1 PreemptMode=OFF",
+        "low PriorityTier=1 PreemptMode=REQUEUE GraceTime=10",
+        "cancel PriorityTier=1 PreemptMode=CANCEL GraceTime=10",
+        "drop PriorityTier=1 PreemptMode=CANCEL",
+        "high PriorityTier=10 PreemptMode=OFF",
+    )
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Lines of slurm.conf that replace those below."""
+
+
+def configuration(place: Path, settings: Settings) -> dict[str, str]:
+    """slurm.conf without nodes and partitions."""
+    host, user = socket.gethostname().split(".")[0], getpass.getuser()
+    control_port = free_ports(1)[0]
+    return {
+        "ClusterName": "unetcli",
+        "SlurmctldHost": f"{host}(127.0.0.1)",
+        "SlurmctldPort": str(control_port),
+        "SlurmUser": user,
+        "SlurmdUser": user,
+        "AuthType": "auth/munge",
+        "CredType": "cred/munge",
+        # a requeued job waits until its credential has expired: 120 s by default, and 5 is the least
+        "AuthInfo": f"socket={place}/munge/socket,cred_expire=5",
+        "StateSaveLocation": f"{place}/state",
+        "SlurmdSpoolDir": f"{place}/spool/%n",
+        "SlurmctldPidFile": f"{place}/slurmctld.pid",
+        "SlurmdPidFile": f"{place}/slurmd.%n.pid",
+        "SlurmctldLogFile": f"{place}/log/slurmctld.log",
+        "SlurmdLogFile": f"{place}/log/slurmd.%n.log",
+        "MailProg": "/bin/true",
+        "SwitchType": "switch/none",
+        "MpiDefault": "none",
+        "ProctrackType": "proctrack/pgid",
+        "TaskPlugin": "task/none",
+        # without cgroups the step daemon itself looks once a second and ends a step that is over its memory
+        "JobAcctGatherType": "jobacct_gather/linux",
+        "JobAcctGatherFrequency": "task=1",
+        "JobAcctGatherParams": "OverMemoryKill",
+        "AccountingStorageType": "accounting_storage/none",
+        "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_Core_Memory",
+        "DefMemPerCPU": "500",  # a job that names none would get a whole node's memory and run alone
+        "SlurmdParameters": "config_overrides",  # nodes may claim more than this machine has
+        "SchedulerType": "sched/backfill",
+        "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=1",
+        "PriorityType": "priority/basic",
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",
+        "SlurmctldParameters": "preempt_send_user_signal",
+        "JobRequeue": "1",
+        "ReturnToService": "2",
+        "SlurmdTimeout": "300",
+        "KillWait": str(settings.kill_wait),
+        "MinJobAge": str(settings.remember_seconds),
+        "MaxArraySize": str(settings.max_array),
+        "GresTypes": "gpu",
+        **settings.more,
+    }
+
+
+class SlurmCluster:
+    """Starts on entering, and leaves no process behind."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        # munge and slurm make sockets below it, whose paths may have 107 characters: hence not pytest's folder
+        self.place = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.user = getpass.getuser()
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
+        packages = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+        self.environment |= {
+            "SLURM_CONF": str(self.place / "slurm.conf"),
+            "PATH": SEARCH_PATH,
+            "PYTHONPATH": os.pathsep.join(filter(None, packages)),  # jobs import modules of the tests
+        }
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> SlurmCluster:
+        for attempt in range(3):  # another cluster may take one of our ports before we do
+            try:
+                self._start()
+                return self
+            except ClusterError:
+                self._end_daemons()
+                if attempt == 2:
+                    raise
+        raise AssertionError
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.cancel_all()
+        finally:
+            self._end_daemons()
+            self._sweep()
+            shutil.rmtree(self.place, ignore_errors=True)
+
+    # as a user and as an administrator
+    def call(self, *words: str) -> str:
+        """What a SLURM command prints; raises where it fails."""
+        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            raise ClusterError(f"{' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def state(self, job: str) -> str:
+        """Of one job or array element; empty once SLURM has forgotten it."""
+        try:
+            return self.call("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", job)
+        except ClusterError as error:
+            if "Invalid job id" in str(error):
+                return ""
+            raise
+
+    def await_state(self, job: str, *states: str, seconds: float = 60) -> None:
+        until(lambda: self.state(job) in states, f"{job} to be {' or '.join(states)}", seconds)
+
+    def jobs(self) -> list[str]:
+        """Jobs that wait or run; SLURM takes some seconds more to be done with one that has ended."""
+        return self.call("squeue", "-h", "-r", "-t", "PENDING,CONFIGURING,RUNNING,SUSPENDED", "-o", "%i").split()
+
+    def cancel_all(self) -> None:
+        """End every job, and wait until none is left."""
+        with suppress(ClusterError, subprocess.TimeoutExpired, TimeoutError):
+            self.call("scancel", "--full", "-u", self.user)
+            until(lambda: not self.jobs(), "the queue to be empty", self.settings.kill_wait + 20)
+
+    def kill_node(self, number: int, *, notice: bool = True) -> None:
+        """The machine is gone: daemon, step daemons and tasks. SLURM is told, unless it shall notice by itself."""
+        daemon = self._daemons.pop(f"slurmd{number}")
+        daemon.kill()
+        daemon.wait()
+        for pid in self._processes(f"node{number}"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if notice:
+            self.call("scontrol", "update", f"nodename=node{number}", "state=down", "reason=test")
+
+    def start_node(self, number: int) -> None:
+        """Also one that was killed; it is back in service when SLURM says so."""
+        self._spawn(f"slurmd{number}", "slurmd", "-D", "-N", f"node{number}", "-f", self._file("slurm.conf"))
+
+    def await_nodes(self) -> None:
+        """Until every node is in service."""
+        self._await(lambda: len(self._healthy_nodes()) == self.settings.nodes, "the nodes")
+
+    def stop_controller(self) -> None:
+        """From now on SLURM's commands fail; jobs run on."""
+        self._end("slurmctld")
+
+    def start_controller(self) -> None:
+        """Again, with the state it saved."""
+        self._spawn("slurmctld", "slurmctld", "-D", "-f", self._file("slurm.conf"))
+        self._await(lambda: bool(self._healthy_nodes()), "slurmctld")
+
+    # files
+    def _file(self, name: str) -> str:
+        return str(self.place / name)
+
+    def _write_files(self) -> None:
+        for folder in ("state", "log", "munge", "devices", *(f"spool/node{i}" for i in range(self.settings.nodes))):
+            (self.place / folder).mkdir(parents=True, exist_ok=True)
+        (self.place / "munge").chmod(0o755)
+        key = self.place / "munge/key"
+        key.touch(0o600)
+        key.write_bytes(os.urandom(128))
+        self._write_gpus()
+        lines = [f"{name}={value}" for name, value in configuration(self.place, self.settings).items()]
+        lines += [*self._node_lines(), *self._partition_lines()]
+        (self.place / "slurm.conf").write_text("\n".join(lines) + "\n")
+
+    def _write_gpus(self) -> None:
+        """File= has to be a device; a link to one passes."""
+        lines = ["AutoDetect=off"]
+        for number in range(self.settings.gpus):
+            device = self.place / f"devices/gpu{number}"
+            device.unlink(missing_ok=True)
+            device.symlink_to("/dev/null")
+            nodes = f"node[0-{self.settings.nodes - 1}]"
+            lines.append(f"NodeName={nodes} Name=gpu File={device} Flags=nvidia_gpu_env")
+        (self.place / "gres.conf").write_text("\n".join(lines) + "\n")
+
+    def _node_lines(self) -> Iterator[str]:
+        host, settings = socket.gethostname().split(".")[0], self.settings
+        gpus = f" Gres=gpu:{settings.gpus}" if settings.gpus else ""
+        for number, port in enumerate(free_ports(settings.nodes)):
+            yield (
+                f"NodeName=node{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={settings.cpus} "
+                f"RealMemory={settings.memory_mb}{gpus} State=UNKNOWN"
+            )
+
+    def _partition_lines(self) -> Iterator[str]:
+        for line in self.settings.partitions:
+            yield f"PartitionName={line} Nodes=ALL DefaultTime=10 MaxTime=INFINITE State=UP"
+
+    # processes
+    def _start(self) -> None:
+        self._write_files()
+        munge = self.place / "munge"
+        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        # the force flag: munged would not have a socket below a folder that others may write to, as /tmp
+        self._spawn("munged", "munged", "-F", "-f", *(f"--{word}={munge / name}" for word, name in files.items()))
+        self._await((munge / "socket").exists, "munged")
+        self._spawn("slurmctld", "slurmctld", "-D", "-c", "-f", self._file("slurm.conf"))
+        for number in range(self.settings.nodes):
+            self.start_node(number)
+        self.await_nodes()
+
+    def _spawn(self, name: str, *command: str) -> None:
+        program = str(shutil.which(command[0], path=SEARCH_PATH))
+        words = [program, *command[1:]]
+        if guard := shutil.which("setpriv"):  # ends with us, however we end
+            words = [guard, "--pdeathsig", "TERM", *words]
+        with (self.place / f"log/{name}.out").open("ab") as output:
+            self._daemons[name] = subprocess.Popen(
+                words,
+                env=self.environment,
+                cwd=self.place,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C ends the tests, which end the daemons
+            )
+
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
+        def holds() -> bool:
+            for name, daemon in self._daemons.items():
+                if daemon.poll() is not None:
+                    said = (self.place / f"log/{name}.out").read_text(errors="replace")[-2000:]
+                    raise ClusterError(f"{name} ended with {daemon.returncode}: {said}")
+            return condition()
+
+        try:
+            until(holds, what, 60)
+        except TimeoutError as error:
+            raise ClusterError(str(error)) from None
+
+    def _healthy_nodes(self) -> list[str]:
+        with suppress(ClusterError, subprocess.TimeoutExpired):
+            states = dict(line.split() for line in self.call("sinfo", "-h", "-N", "-o", "%N %T").splitlines())
+            return [node for node, state in states.items() if state in ("idle", "mixed", "allocated", "completing")]
+        return []
+
+    def _end_daemons(self) -> None:
+        for name in sorted(self._daemons, key=_last_munged):
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        daemon = self._daemons.pop(name)
+        daemon.terminate()
+        try:
+            daemon.wait(10)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def _sweep(self) -> None:
+        """Step daemons outlive slurmd, and tasks outlive them."""
+        for pid in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _processes(self, node: str | None = None) -> list[int]:
+        """Step daemons and tasks of this cluster, or of one node."""
+        return [pid for pid in all_pids() if self._is_step_daemon(pid, node) or self._is_task(pid, node)]
+
+    def _is_step_daemon(self, pid: int, node: str | None) -> bool:
+        """They blank their environment, but keep the log of their node open."""
+        logs = [self._file(f"log/slurmd.{node}.log")] if node else self._logs()
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmstepd":
+                return any(str(link.readlink()) in logs for link in Path(f"/proc/{pid}/fd").iterdir())
+        return False
+
+    def _logs(self) -> list[str]:
+        return [self._file(f"log/slurmd.node{number}.log") for number in range(self.settings.nodes)]
+
+    def _is_task(self, pid: int, node: str | None) -> bool:
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return False
+        in_a_job = any(variable.startswith("SLURM_JOB_ID=") for variable in variables)
+        ours = f"SLURM_CONF={self._file('slurm.conf')}" in variables and in_a_job
+        return ours and (node is None or f"SLURMD_NODENAME={node}" in variables)
+
+
+def _last_munged(name: str) -> int:
+    """Everything needs munge to say goodbye, and nodes say it to the controller."""
+    return {"munged": 2, "slurmctld": 1}.get(name, 0)
+
+
+def all_pids() -> Iterable[int]:
+    return [int(folder.name) for folder in Path("/proc").iterdir() if re.fullmatch("[0-9]+", folder.name)]
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Wait for it; TimeoutError where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.05)

@@ -1,0 +1,63 @@
+"""When a job stops before its next block, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from unetcli.executors.slurm_element import Brakes
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("block_seconds", [0.5, 20, 100])
+def test_blocks_are_begun_as_long_as_they_surely_fit(block_seconds: float) -> None:
+    clock = Clock()
+    brakes = Brakes(seconds_left=600, clock=clock)
+    while not brakes.stopping():
+        clock.now += block_seconds
+    assert 0 < clock.now <= 600 - 2 * block_seconds
+    assert clock.now >= 600 - 4 * block_seconds - 15
+    assert brakes.stopped
+
+
+def test_the_first_block_is_begun_however_little_time_is_left() -> None:
+    assert not Brakes(seconds_left=1).stopping()
+
+
+def test_without_a_limit_only_a_signal_stops(restored: None) -> None:
+    clock = Clock()
+    brakes = Brakes(seconds_left=None, clock=clock)
+    brakes.listen()
+    for _ in range(1000):
+        assert not brakes.stopping()
+        clock.now += 3600
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert brakes.stopping()
+    assert brakes.stopping()
+
+
+def test_the_warning_of_preemption_stops_and_that_of_the_limit_leaves_it_to_the_measured_times(restored: None) -> None:
+    clock = Clock()
+    early, late = Brakes(seconds_left=3600, clock=clock), Brakes(seconds_left=120, clock=clock)
+    for brakes, stops in ((early, True), (late, False)):
+        brakes.listen()
+        assert not brakes.stopping()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert brakes.stopping() is stops

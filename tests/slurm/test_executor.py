@@ -1,0 +1,328 @@
+"""Blocks worked off by jobs of a real SLURM, and what becomes of them when things go wrong."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm.cluster import Settings, SlurmCluster, until
+from slurm.conftest import enter
+from slurm.work import REQUEST, begun, done, order, release, work
+
+from unetcli.errors import UnetcliError
+from unetcli.executors.contract import JobFailure
+from unetcli.executors.slurm import SlurmExecutor
+from unetcli.executors.slurm_jobs import JobBook
+from unetcli.executors.slurm_submit import submit_jobs
+from unetcli.ranges import Ranges, numbers
+
+Tick = Callable[[], None]
+
+
+def executor(blocks_per_job: int = 1, **changes: Any) -> SlurmExecutor:
+    options = {name: changes.pop(name) for name in ("detach", "every") if name in changes}
+    return SlurmExecutor(request=replace(REQUEST, **changes), blocks_per_job=blocks_per_job, **{"every": 1, **options})
+
+
+def run(launcher: SlurmExecutor, folder: Path, blocks: Ranges, *ticks: Tick) -> list[JobFailure]:
+    def tick() -> None:
+        for each in ticks:
+            each()
+
+    return launcher.run(work, folder, blocks, tick=tick, stopping=bool)
+
+
+def once(condition: Callable[[], bool], action: Callable[[], object]) -> Tick:
+    """Does it the first time that the condition holds."""
+    did: list[object] = []
+
+    def tick() -> None:
+        if not did and condition():
+            did.append(action() or True)
+
+    return tick
+
+
+def job_of(folder: Path, block: int) -> str:
+    """Which job owns a block, by the book."""
+    owners = [
+        job
+        for submission in JobBook(folder).submissions()
+        for job, share in submission.open_jobs.items()
+        if block in set(numbers(share))
+    ]
+    return owners[-1]
+
+
+def test_every_block_is_done_once_and_nothing_that_carried_it_stays(slurm: SlurmCluster, tmp_path: Path) -> None:
+    launcher = executor(blocks_per_job=3, gpus="1", setup=("export GREETING=hello",))
+    assert run(launcher, tmp_path, ((0, 7), (9, 12))) == []
+    assert sorted(done(tmp_path)) == [*range(7), *range(9, 12)]
+    assert len(launcher.jobs) == 4
+    assert launcher.live(tmp_path) == ()
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".pkl" or path.name.startswith(".")]
+    before = set(tmp_path.rglob("*"))
+    assert run(executor(), tmp_path, ()) == []
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_each_way_to_fail_is_told_apart_and_stops_no_other(slurm: SlurmCluster, tmp_path: Path) -> None:
+    orders = ["signal 9", "exit 3", "signal 11", "raise", "memory", "hold", "nothing"]
+    said = ["killed", "exit code 3", "SIGSEGV", "ValueError: as ordered", "out of memory: raise --mem", "cancelled"]
+    for block, what in enumerate(orders):
+        order(tmp_path, block, what)
+    cancel = once(lambda: begun(tmp_path, 5), lambda: slurm.call("scancel", job_of(tmp_path, 5)))
+    failures = run(executor(), tmp_path, ((0, 7),), cancel)
+    by_element = {int(failure.job.partition("_")[2]): failure for failure in failures}
+    assert sorted(by_element) == list(range(6))
+    for index, words in enumerate(said):
+        assert words in by_element[index].reason, by_element[index]
+    assert all(failure.host.startswith("node") for failure in failures)
+    assert done(tmp_path) == [6]
+
+
+def test_jobs_cancelled_while_they_wait_are_told_element_by_element_and_all_at_once(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    """Of one element, SLURM keeps no trace; of the whole array it does."""
+    launcher = executor(extra=(("begin", "now+1hour"),))
+    cancel_one = once(lambda: len(slurm.jobs()) == 3, lambda: slurm.call("scancel", launcher.jobs[1]))
+    cancel_all = once(lambda: len(launcher.states) == 2, lambda: slurm.call("scancel", *array_of(launcher.jobs)))
+    failures = run(launcher, tmp_path, ((0, 3),), cancel_one, cancel_all)
+    assert sorted(failure.job for failure in failures) == launcher.jobs
+    assert {failure.reason for failure in failures} == {"cancelled"}
+
+
+def array_of(jobs: list[str]) -> set[str]:
+    return {job.partition("_")[0] for job in jobs}
+
+
+def test_a_job_at_its_time_limit_comes_back_and_finishes_and_one_without_progress_fails(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    for block in range(8):
+        order(tmp_path, block, "sleep 6")
+    order(tmp_path, 8, "sleep 1000")
+    launcher = executor(blocks_per_job=8, time="1")
+    failures = run(launcher, tmp_path, ((0, 16),))
+    assert [(failure.job, failure.reason) for failure in failures] == [
+        (launcher.jobs[1], "stopped at its time limit: raise --time")
+    ]
+    assert done(tmp_path) == list(range(8))
+    assert restarts(slurm, launcher.jobs[0]) == 1
+    assert restarts(slurm, launcher.jobs[1]) == 0
+
+
+def restarts(cluster: SlurmCluster, job: str) -> int:
+    told = cluster.call("scontrol", "-o", "show", "job", job)
+    return int(told.partition("Restarts=")[2].split()[0])
+
+
+def preemptor(cluster: SlurmCluster) -> None:
+    """A job that needs both nodes whole."""
+    words = ["--partition=high", "--nodes=2", "--cpus-per-task=4", "--mem=100M", "--output=/dev/null"]
+    cluster.call("sbatch", *words, "--wrap=sleep 1")
+
+
+def test_preempted_jobs_finish_their_blocks_and_come_back_whatever_the_partition_does_with_them(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    launchers, folders = [], [tmp_path / "low", tmp_path / "cancel"]
+    for folder in folders:
+        folder.mkdir()
+        for block in range(8):
+            order(folder, block, "sleep 1")
+        launchers.append(executor(8, time="60", cpus_per_task=4, partition=folder.name, detach=True))
+        run(launchers[-1], folder, ((0, 8),))
+    preempt = once(lambda: all(begun(folder, 1) for folder in folders), lambda: preemptor(slurm))
+    for folder in folders:
+        assert run(executor(), folder, ((0, 8),), preempt) == []
+        assert done(folder) == list(range(8))
+    assert [restarts(slurm, launcher.jobs[0]) for launcher in launchers] == [1, 1]
+
+
+def test_a_job_that_preemption_ends_for_good_is_told(slurm: SlurmCluster, tmp_path: Path) -> None:
+    order(tmp_path, 0, "hold")
+    launcher = executor(time="60", cpus_per_task=4, partition="drop")
+    (failure,) = run(launcher, tmp_path, ((0, 1),), once(lambda: begun(tmp_path, 0), lambda: preemptor(slurm)))
+    assert failure.reason == "preempted by another job, and not put back into the queue"
+
+
+def test_cancelling_stays_a_cancel_though_the_job_stops_in_order(slurm: SlurmCluster, tmp_path: Path) -> None:
+    for block in range(200):
+        order(tmp_path, block, "sleep 0.2")
+    launcher = executor(blocks_per_job=200, time="60")
+    cancel = once(lambda: begun(tmp_path, 3), lambda: slurm.call("scancel", job_of(tmp_path, 0)))
+    (failure,) = run(launcher, tmp_path, ((0, 200),), cancel)
+    assert failure.reason == "cancelled"
+    assert slurm.state(failure.job) == "CANCELLED"
+    assert done(tmp_path) == list(range(len(done(tmp_path))))  # the block at work was finished, none begun after it
+    assert not begun(tmp_path, len(done(tmp_path)))
+
+
+def test_a_lost_node_costs_no_block(slurm: SlurmCluster, tmp_path: Path) -> None:
+    for block in range(8):
+        order(tmp_path, block, "sleep 0.5")
+    launcher = executor(blocks_per_job=4, cpus_per_task=4)
+    lose = once(lambda: begun(tmp_path, 1) and begun(tmp_path, 5), lambda: slurm.kill_node(1))
+    try:
+        assert run(launcher, tmp_path, ((0, 8),), lose) == []
+    finally:
+        slurm.start_node(1)
+        slurm.await_nodes()
+    assert sorted(set(done(tmp_path))) == list(range(8))
+    assert sorted(restarts(slurm, job) for job in launcher.jobs) == [0, 1]
+
+
+def test_hosts_to_avoid_are_avoided_while_there_are_others(slurm: SlurmCluster, tmp_path: Path) -> None:
+    launcher = executor()
+    assert launcher.run(work, tmp_path, ((0, 1),), tick=lambda: None, stopping=bool, avoid=["node0"]) == []
+    told = slurm.call("scontrol", "-o", "show", "job", launcher.jobs[0])
+    assert "ExcNodeList=node0 " in told
+    again = executor()
+    both = ["node0", "node1.example.org"]
+    assert again.run(work, tmp_path, ((1, 2),), tick=lambda: None, stopping=bool, avoid=both) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"partition": "nope"}, "SLURM refuses the jobs: invalid partition specified: nope"),
+        ({"mem": "900G"}, "SLURM refuses the jobs: .*Requested node configuration is not available"),
+        ({"gpus": "h100:1"}, "SLURM refuses the jobs: .*Requested node configuration is not available"),
+        ({"extra": (("nonsense", "1"),)}, "SLURM refuses the jobs: .*nonsense"),
+    ],
+)
+def test_a_refused_submission_is_one_line_and_leaves_nothing(
+    slurm: SlurmCluster, tmp_path: Path, changes: dict[str, Any], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnetcliError, match=said) as caught:
+        run(executor(**changes), tmp_path, ((0, 30),))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["jobs.jsonl"]
+    assert slurm.jobs() == []
+    assert executor().live(tmp_path) == ()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_cluster_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnetcliError, match=r"sbatch, .* not on PATH"):
+        run(executor(), tmp_path, ((0, 1),))
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_CONF")
+    with pytest.raises(UnetcliError, match="no cluster answers") as caught:
+        run(executor(), tmp_path, ((0, 1),))
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_are_split_where_the_site_wants_and_jobs_are_forgotten_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: SlurmCluster
+) -> None:
+    order(tmp_path, 9, "exit 3")
+    with SlurmCluster(Settings(max_array=4, remember_seconds=2)) as small:
+        enter(small, monkeypatch)
+        launcher = executor(max_running=2)
+        failures = run(launcher, tmp_path, ((0, 10),))
+    assert len(array_of(launcher.jobs)) == 3
+    assert sorted(done(tmp_path)) == list(range(9))
+    assert [(failure.job, failure.reason) for failure in failures] == [(launcher.jobs[9], "crashed with exit code 3")]
+
+
+def test_a_launcher_may_be_a_job_itself(slurm: SlurmCluster, tmp_path: Path) -> None:
+    script = tmp_path / "launcher.sh"
+    program = "from pathlib import Path; from slurm.work import launch; launch(Path.cwd(), ((0, 2),))"
+    script.write_text(f"#!/bin/bash\ncd {tmp_path}\nexec {sys.executable} -c '{program}'\n")
+    words = ["--array=7", "--mem-per-cpu=200M", "--ntasks=2", "--gpus=1", f"--output={tmp_path}/launcher.txt"]
+    array = slurm.call("sbatch", "--parsable", *words, str(script))
+    slurm.await_state(f"{array}_7", "COMPLETED", "FAILED")
+    assert sorted(done(tmp_path)) == [0, 1], (tmp_path / "launcher.txt").read_text()
+    assert slurm.state(f"{array}_7") == "COMPLETED"
+
+
+def test_jobs_of_a_killed_launcher_are_found_again(slurm: SlurmCluster, tmp_path: Path) -> None:
+    order(tmp_path, 0, "hold")
+    order(tmp_path, 1, "hold")
+    program = f"from pathlib import Path; from slurm.work import launch; launch(Path('{tmp_path}'), ((0, 2),))"
+    first = subprocess.Popen([sys.executable, "-c", program])
+    until(lambda: begun(tmp_path, 0) and begun(tmp_path, 1), "both blocks")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = executor()
+    assert second.live(tmp_path) == ((0, 2),)
+    assert run(second, tmp_path, ((0, 3),), lambda: release(tmp_path)) == []
+    assert len(second.attached) == 2
+    assert sorted(done(tmp_path)) == [0, 1, 2]
+
+
+def test_jobs_are_found_though_their_launcher_died_before_it_noted_them(slurm: SlurmCluster, tmp_path: Path) -> None:
+    from unetcli.executors.slurm_element import run_element
+
+    order(tmp_path, 0, "hold")
+    book = JobBook(tmp_path)
+    shares: list[Ranges] = [((0, 1),), ((1, 2),)]
+    submission = book.intend(shares)
+    place = str(book.logs / submission.name)
+    elements = [(work, str(tmp_path), place, index, share) for index, share in enumerate(shares)]
+    submit_jobs(REQUEST, book.logs, run_element, elements, name=submission.name)
+    book.intend([((2, 3),)])  # and one that was announced only
+    with book.file.open("a") as file:
+        file.write('\n{"submit": "unetcli-to')  # and a torn line
+    launcher = executor()
+    assert run(launcher, tmp_path, ((0, 3),), lambda: release(tmp_path)) == []
+    assert len(launcher.attached) in (1, 2)  # the second may have ended
+    assert sorted(done(tmp_path)) == [0, 1, 2]
+
+
+def test_detached_jobs_run_on_and_the_next_call_waits_for_them(slurm: SlurmCluster, tmp_path: Path) -> None:
+    order(tmp_path, 0, "hold")
+    launcher = executor(blocks_per_job=2, detach=True)
+    assert run(launcher, tmp_path, ((0, 2),)) == []
+    assert launcher.jobs == slurm.jobs()
+    assert launcher.live(tmp_path) == ((0, 2),)
+    again = executor()
+    assert run(again, tmp_path, ((0, 2),), lambda: release(tmp_path)) == []
+    assert again.jobs == again.attached == launcher.jobs
+    assert done(tmp_path) == [0, 1]
+
+
+def test_an_interrupt_leaves_the_jobs_at_work(slurm: SlurmCluster, tmp_path: Path) -> None:
+    order(tmp_path, 0, "hold")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    launcher = executor()
+    with pytest.raises(KeyboardInterrupt):
+        run(launcher, tmp_path, ((0, 1),), once(lambda: begun(tmp_path, 0), interrupt))
+    assert slurm.state(launcher.jobs[0]) == "RUNNING"
+    assert run(executor(), tmp_path, ((0, 1),), lambda: release(tmp_path)) == []
+    assert done(tmp_path) == [0]
+
+
+def test_a_silent_controller_is_waited_for(slurm: SlurmCluster, tmp_path: Path) -> None:
+    order(tmp_path, 0, "hold")
+    order(tmp_path, 1, "exit 3")
+    launcher = executor()
+    stop = once(lambda: begun(tmp_path, 0) and begun(tmp_path, 1), slurm.stop_controller)
+    problems: list[str] = []
+
+    def go_on() -> None:
+        problems.append(launcher.problem)
+        slurm.start_controller()
+        release(tmp_path)
+
+    failures = run(launcher, tmp_path, ((0, 2),), stop, once(lambda: bool(launcher.problem), go_on))
+    assert [(failure.job, failure.reason) for failure in failures] == [(launcher.jobs[1], "crashed with exit code 3")]
+    assert "squeue" in problems[0]
+    assert done(tmp_path) == [0]

@@ -1,0 +1,85 @@
+"""What a job asks for: profile and options, in SLURM's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import unetcli
+from unetcli.errors import UnetcliError
+from unetcli.executors.slurm_request import SlurmRequest
+
+PROFILES = Path(unetcli.__file__).parents[1] / "slurm"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "profile.toml"
+    path.write_text(text)
+    return path
+
+
+def test_options_go_before_the_profile(tmp_path: Path) -> None:
+    profile = written(tmp_path, 'time = "1:00:00"\ngpus = 2\nsetup = ["module load cuda"]\n[extra]\nnice = 10\n')
+    request = SlurmRequest.load(profile, time="30", partition="gpu", mem=None, setup=(), extra={"exclusive": "true"})
+    assert request.options() == {
+        "partition": "gpu",
+        "time": "30",
+        "gpus": "2",
+        "nice": "10",
+        "exclusive": "true",
+    }
+    assert request.setup == ("module load cuda",)
+    assert request.limit_minutes == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("gpus = 2", {"gpus": "2"}),
+        ('gpus = "a100:2"', {"gpus": "a100:2"}),
+        ('gres = "gpu:1"', {"gres": "gpu:1"}),
+        ('[extra]\n"gpus-per-node" = "v100:1"', {"gpus-per-node": "v100:1"}),
+        ("[extra]\ngpus_per_task = 1", {"gpus-per-task": "1"}),
+        ("[extra]\nexclusive = true", {"exclusive": "true"}),
+    ],
+)
+def test_gpus_are_asked_for_in_each_site_s_way(tmp_path: Path, text: str, options: dict[str, str]) -> None:
+    assert SlurmRequest.load(written(tmp_path, text)).options() == options
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('partion = "gpu"', r"profile.toml: unknown key 'partion'; known are partition, account, .*\[extra\]"),
+        ("time = soon", r"profile.toml: cannot be read as TOML"),
+        ('time = "soon"', r"time: 'soon' .* 04:00:00"),
+        ('mem = "much"', r"mem: 'much' .* 16G"),
+        ('cpus-per-task = "four"', r"cpus_per_task is 'four'"),
+        ("cpus-per-task = 0", r"cpus_per_task: 0 is too few"),
+        ("gpus = 1.5", r"gpus is 1.5"),
+        ("setup = 3", r"setup is 3"),
+        ("[extra]\narray = '0-3'", r"slurm option array: set by unetcli"),
+        ("[extra]\npartition = 'x'", r"slurm option partition: has an option of its own"),
+        ("extra = 3", r"extra is 3; a table"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UnetcliError, match=said) as caught:
+        SlurmRequest.load(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_profile_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnetcliError, match=r"none\.toml: no such profile"):
+        SlurmRequest.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("name", ["gpu.toml", "cpu.toml"])
+def test_the_profiles_we_ship_are_right_with_every_line_that_is_commented_out(tmp_path: Path, name: str) -> None:
+    text = (PROFILES / name).read_text()
+    assert SlurmRequest.load(PROFILES / name).limit_minutes
+    uncommented = [line.removeprefix("# ") if " = " in line else line for line in text.splitlines()]
+    full = SlurmRequest.load(written(tmp_path, "\n".join(uncommented)))
+    assert full.partition
+    assert full.account

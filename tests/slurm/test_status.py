@@ -1,0 +1,49 @@
+"""status beside a real SLURM: what waits, what runs, what was cancelled; and without one that answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import grey, write_model, write_zarr
+from slurm.cluster import SlurmCluster, until
+
+from unetcli.executors.slurm_word import SlurmWord
+from unetcli.status import Watcher
+
+DETACHED = "predict big.zarr --tile 204 --cluster slurm --mem 1G --blocks-per-job 500 --max-running 1 --detach"
+
+
+def test_jobs_that_wait_run_and_are_cancelled_are_told(
+    tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "model")
+    write_zarr(tmp_path / "big.zarr", grey(1500, 150, 150), chunks=(1, 150, 150))
+    done = subprocess.run(
+        [sys.executable, "-m", "unetcli", *DETACHED.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    watcher = Watcher("big.pred.zarr", scheduler=SlurmWord(every=0))
+    until(lambda: watcher.look().workers == 1, "a worker at work")
+    found = watcher.look()
+    assert (found.queued, found.queued_for, found.failures) == (2, "JobArrayTaskLimit", [])
+    subprocess.run(["scancel", done.stdout.strip()], check=True)
+    until(lambda: watcher.look(wait=False).workers == 0, "no worker")
+    after = watcher.look()
+    assert after.queued == 0
+    assert after.missing + after.done == 1500
+    until(lambda: not slurm.jobs(), "an empty queue")
+
+
+def test_a_slurm_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexec sleep 5\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    started = time.monotonic()
+    assert SlurmWord(patience=0.2)({"1"}) == {}
+    assert time.monotonic() - started < 4

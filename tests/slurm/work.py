@@ -1,0 +1,83 @@
+"""A task for SLURM jobs, as small as can be: a file per block, and orders in files for what shall go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from unetcli.executors.slurm import SlurmExecutor
+from unetcli.executors.slurm_request import SlurmRequest
+from unetcli.ranges import Ranges, numbers
+
+REQUEST = SlurmRequest(time="10", mem="300M")
+RESERVE = 600 << 20
+
+
+def work(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
+    """As a real task: finished blocks are skipped, and each finished one is told in a file."""
+    finished = 0
+    for number in numbers(blocks):
+        if number in done(Path(folder)):
+            continue
+        if stopping():
+            break
+        obey(Path(folder), number)
+        with (Path(folder) / "done.txt").open("a") as file:
+            file.write(f"{number}\n")
+        finished += 1
+    return finished
+
+
+def done(folder: Path) -> list[int]:
+    """Blocks in the order they were finished, as often as they were."""
+    file = folder / "done.txt"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def order(folder: Path, number: int, *words: object) -> None:
+    """What shall happen when that block's turn has come."""
+    (folder / f"order.{number}").write_text(" ".join(map(str, words)))
+
+
+def begun(folder: Path, number: int) -> bool:
+    """Whether that block's turn has come at least once."""
+    return (folder / f"begun.{number}").exists()
+
+
+def release(folder: Path) -> None:
+    """Let go on what holds."""
+    (folder / "released").touch()
+
+
+def obey(folder: Path, number: int) -> None:
+    """Crashes the process in one way or another, or takes time."""
+    file = folder / f"order.{number}"
+    what, *more = file.read_text().split() if file.exists() else ["nothing"]
+    (folder / f"begun.{number}").touch()
+    match what:
+        case "signal":
+            os.kill(os.getpid(), int(more[0]))
+            signal.pause()
+        case "exit":
+            os._exit(int(more[0]))
+        case "raise":
+            raise ValueError("as ordered")
+        case "sleep":
+            time.sleep(float(more[0]))
+        case "memory":
+            held = bytearray(RESERVE)
+            held[::4096] = bytes([1]) * len(held[::4096])  # every page touched
+            time.sleep(60)
+        case "hold":
+            while not (folder / "released").exists():
+                time.sleep(0.05)
+
+
+def launch(folder: Path, blocks: Ranges, blocks_per_job: int = 1) -> None:
+    """A launcher, for tests that kill it or run it as a job."""
+    executor = SlurmExecutor(request=REQUEST, blocks_per_job=blocks_per_job, every=1)
+    failures = executor.run(work, folder, blocks, tick=lambda: None, stopping=bool)
+    assert not failures, failures

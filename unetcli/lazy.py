@@ -1,0 +1,165 @@
+"""predict as a Dask array: the same blocks, computed when they are looked at. For notebooks and viewers."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from unetcli.config import PredictRequest
+from unetcli.errors import UnetcliError
+from unetcli.model import find_model, load_network
+from unetcli.opening import open_volume
+from unetcli.plan import Plan
+from unetcli.resolve_predict import resolve_plan
+from unetcli.volume import Volume, axes_from_names
+
+if TYPE_CHECKING:
+    from unetcli.inference import Predictor
+
+CHUNK_BYTES = 64 * 2**20
+"""About the largest chunk of the result; neighbouring blocks share one, so that the graph stays small."""
+_one_at_a_time = threading.Lock()
+
+
+def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None, **options: Any) -> da.Array:
+    """Probabilities of a volume as a Dask array; nothing is computed or written yet.
+
+    Parameters
+    ----------
+    x : path, zarr array, NumPy array or Dask array
+        With the axes that :func:`unetcli.opening.open_volume` finds, or those named.
+    model : file or folder
+        As ``--model``; None looks in ``$UNETCLI_MODEL``, then in ``./model``.
+    axes : letters of t, c, z, y, x
+        Of an array without names; (z,) y, x by itself.
+    options
+        As of ``unetcli predict``: tile, dtype, device, precision, channel, normalise, nonfinite, sections, roi.
+
+    Returns
+    -------
+    (t,) (c,) (z,) y, x, uint8 unless ``dtype`` says otherwise
+        Equal to what ``unetcli predict`` with the same options writes, to the byte. Indices count from the start of
+        the region; c exists beyond two classes.
+
+    Raises
+    ------
+    UnetcliError
+        As ``unetcli predict`` would end with exit code 1.
+    """
+    source, file = as_volume(x, axes), find_model(None if model is None else Path(model))
+    plan = resolve_plan(PredictRequest(volume=source.path, **options), source, file, None)
+    lead = 1 if "t" in plan.axes else 0
+    several = plan.choices.outputs > 1
+    groups = group_shape(plan)
+    numbers = da.from_array(np.arange(plan.blocks).reshape(plan.grid), chunks=groups)  # type: ignore[no-untyped-call]
+    sides = [merged(sides, n) for sides, n in zip(block_sides(plan), groups, strict=True)]
+    if several:
+        sides.insert(lead, (plan.choices.outputs,))
+    result: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
+        Group(plan, source, str(file.absolute()), lead if several else None),
+        numbers,
+        dtype=plan.choices.dtype,
+        chunks=tuple(sides),
+        new_axis=[lead] if several else None,
+        meta=np.empty((0,) * len(sides), plan.choices.dtype),
+    )
+    return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Block numbers in, their voxels out; travels to Dask workers."""
+
+    plan: Plan
+    source: Volume
+    model: str
+    channel_axis: int | None
+
+    def __call__(self, numbers: NDArray[np.intp]) -> NDArray[Any]:
+        from unetcli.inference import predict_blocks
+
+        plan = self.plan
+        first, last = plan.block(int(numbers.flat[0])).box, plan.block(int(numbers.flat[-1])).box
+        shape = tuple(b - a for a, b in zip(first.start, last.stop, strict=True))
+        values = np.empty((plan.choices.outputs, *shape), plan.choices.dtype)
+        with _one_at_a_time:  # the network uses all its threads, or the GPU, by itself
+            for block in predict_blocks(plan, _predictor(self.model, plan), self.source, map(int, numbers.flat)):
+                if block.error is not None:
+                    raise block.error
+                place = block.block.box.shifted(tuple(-a for a in first.start))
+                values[(slice(None), *place.slices)] = block.values
+        return values[0] if self.channel_axis is None else np.moveaxis(values, 0, self.channel_axis)
+
+
+def as_volume(x: Any, axes: str | None) -> Volume:
+    """A path or an array as a volume."""
+    if isinstance(x, str | Path):
+        return open_volume(x)
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        raise UnetcliError(f"predict: {type(x).__name__}; expected a path, or a Zarr, NumPy or Dask array")
+    names = list(axes) if axes else list(getattr(getattr(x, "metadata", None), "dimension_names", None) or []) or None
+    name = str(getattr(x, "store_path", type(x).__name__))
+    array = _Computed(x) if isinstance(x, da.Array) else x if isinstance(x, zarr.Array) else np.asarray(x)
+    return Volume(path=name, array=array, stored_axes=axes_from_names(name, names, x.ndim))
+
+
+class _Computed:
+    """A Dask array that is read like a stored one, in the thread that asks."""
+
+    def __init__(self, array: da.Array) -> None:
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.chunks = array.chunksize
+
+    def __getitem__(self, picks: tuple[slice, ...]) -> NDArray[Any]:
+        return np.asarray(self._array[picks].compute(scheduler="synchronous"))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model: str, device: str | None, choices: Any) -> Predictor:
+    from unetcli.device import exact_float32, resolve_device
+    from unetcli.inference import Predictor
+
+    exact_float32()
+    return Predictor(load_network(Path(model)), choices, resolve_device(device))
+
+
+def _predictor(model: str, plan: Plan) -> Predictor:
+    return _loaded(model, plan.choices.device, plan.choices)
+
+
+def block_sides(plan: Plan) -> list[tuple[int, ...]]:
+    """Extents of the blocks along each axis.
+
+    The last ones are cut to the region.
+    """
+    pairs = zip(plan.region.shape, plan.block_shape, strict=True)
+    return [tuple(min(side, extent - at) for at in range(0, extent, side)) for extent, side in pairs]
+
+
+def group_shape(plan: Plan) -> tuple[int, ...]:
+    """Blocks along each axis that share a chunk: as many as ``CHUNK_BYTES`` hold, the last axes first."""
+    held = math.prod(plan.block_shape) * plan.choices.outputs * np.dtype(plan.choices.dtype).itemsize
+    shape = [1] * len(plan.grid)
+    for axis in reversed(range(len(shape))):
+        shape[axis] = min(plan.grid[axis], max(1, CHUNK_BYTES // held))
+        held *= shape[axis]
+    return tuple(shape)
+
+
+def merged(sides: Sequence[int], count: int) -> tuple[int, ...]:
+    """Every ``count`` neighbouring extents as one.
+
+    >>> merged((4, 4, 4, 1), 3)
+    (12, 1)
+    """
+    return tuple(sum(sides[at : at + count]) for at in range(0, len(sides), count))
