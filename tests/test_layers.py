@@ -15,10 +15,10 @@ import unetcli
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
     "errors files geometry footprint streams process ranges machine",
-    "architecture config plan planner estimate pace targets augment lock receipts troubles heartbeat "
+    "architecture config plan planner pyramid_plan estimate pace targets augment lock receipts troubles heartbeat "
     "network loss device metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures "
-    "store ngff level",
+    "store ngff level pyramid",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
     "workbench canary rounds run shares lazy machines clusters status verify seams changes probe planning "
     "executors executors.contract executors.local executors.tls "
@@ -29,7 +29,7 @@ LAYERS = [
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
-LIGHT = "architecture config plan planner estimate pace lock receipts status"
+LIGHT = "architecture config plan planner pyramid_plan estimate pace lock receipts status"
 WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), *LIGHT.split()]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,22 @@ class Level:
     @property
     def metadata_key(self) -> str:
         return f"{self.name}/{'zarr.json' if self.zarr_format == 3 else '.zarray'}"
+
+    def like(self, name: str, **sizes: tuple[int, ...]) -> Level:
+        """Another array of the same store and kind."""
+        return replace(self, name=name, **sizes)  # type: ignore[arg-type]
+
+    def exists(self) -> bool:
+        """Whether an array of just this kind is there."""
+        if self.store.read_text(self.metadata_key) is None:
+            return False
+        found = self.open_to_read()
+        return (found.shape, found.chunks, found.shards or found.chunks, found.dtype) == (
+            self._with_channels(self.shape, self.outputs),
+            self._with_channels(self.chunks, 1),
+            self._with_channels(self.write_chunks, 1),
+            np.dtype(self.dtype),
+        )
 
     def create(self, store: Store) -> None:
         """Make the empty array, in a store that may be the draft of ours."""

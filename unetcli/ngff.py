@@ -19,6 +19,16 @@ class Grid:
     scale: Mapping[str, float]
     translation: Mapping[str, float]
 
+    @classmethod
+    def of(cls, image: Mapping[str, Any]) -> Grid:
+        """The finest grid of an image that :func:`image` made."""
+        axes = [axis["name"] for axis in image["axes"]]
+        scale, translation = image["datasets"][0]["coordinateTransformations"]
+        return cls(
+            scale=dict(zip(axes, scale["scale"], strict=True)),
+            translation=dict(zip(axes, translation["translation"], strict=True)),
+        )
+
     def downsampled(self, factors: Mapping[str, int]) -> Grid:
         """The grid of means over ``factors`` voxels: its first voxel's centre lies half a step further on.
 
@@ -45,10 +55,20 @@ def image(name: str, axes: str, units: Mapping[str, str], grids: Sequence[Grid])
     return {
         "name": name,
         "axes": [_axis(axis, units.get(axis)) for axis in axes],
-        "datasets": [
-            {"path": str(level), "coordinateTransformations": grid.transforms()} for level, grid in enumerate(grids)
-        ],
+        "datasets": datasets(grids),
     }
+
+
+def datasets(grids: Sequence[Grid]) -> list[dict[str, Any]]:
+    """The levels of an image, the finest first."""
+    return [{"path": str(level), "coordinateTransformations": grid.transforms()} for level, grid in enumerate(grids)]
+
+
+def with_image(attributes: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """A group's attributes with another multiscales entry."""
+    if "ome" in attributes:
+        return {**attributes, "ome": {**attributes["ome"], "multiscales": [entry]}}
+    return {**attributes, "multiscales": [entry]}
 
 
 def attributes(entry: dict[str, Any], zarr_format: int) -> dict[str, Any]:
