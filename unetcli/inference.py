@@ -26,6 +26,8 @@ from unetcli.volume import Volume, describe
 
 log = logging.getLogger(__name__)
 
+WANT_OF_MEMORY = ("allocate memory", "could not create a primitive", "could not create a memory object")
+"""What torch and oneDNN say on a CPU that has too little."""
 WINDOWS_AHEAD, PIECES_AHEAD = 1, 4
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
@@ -252,7 +254,8 @@ def widened(window: Window, box: Box) -> NDArray[Any]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a forward pass failed for want of memory, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    said = any(words in str(error) for words in WANT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
 
 
 def first_line(error: BaseException) -> str:
