@@ -132,7 +132,7 @@ def test_failures_alike_stop_no_host_that_has_finished_blocks(request_: PredictR
 
 def test_finished_blocks_are_not_done_again_and_a_run_begun_anew_is_seen(request_: PredictRequest) -> None:
     predict_volume(request_)
-    folder = str(FOLDER)
+    folder = str(FOLDER.absolute())  # as launchers call it
     assert run_blocks(folder, ((0, SECTIONS),)) == 0
     predict_volume(replace(request_, overwrite=True), stopping=lambda: True)
     assert run_blocks(folder, ((1, 2), (3, 5))) == 3  # in the process that had seen the earlier receipts

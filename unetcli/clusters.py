@@ -9,7 +9,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,17 +25,20 @@ from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.executors.slurm_submit import submit_jobs, would_start
 from unetcli.executors.slurm_watch import ENDED, JobEnd, JobWatch, squeue
-from unetcli.files import replacing
+from unetcli.files import remove_aside, replacing
 from unetcli.machines import slurm_request
 from unetcli.planning import GIB, MEMORY_MARGIN, sizes
 from unetcli.run import Run
 from unetcli.runfolder import RunFolder
+from unetcli.status import await_workers
 
 log = logging.getLogger(__name__)
 
 DASK_WORKERS = 8
 """Worker jobs that a Dask cluster on SLURM has where nobody says how many."""
 PROBE_TIME = "00:10:00"
+SECONDS_TO_FINISH = 120.0
+"""For workers of a killed launcher, at most, to finish the block at hand."""
 SECONDS_TO_LEAVE = 20.0
 """Worker jobs leave by themselves when their scheduler ends; after that long they are cancelled."""
 
@@ -98,7 +101,6 @@ def dask_on_slurm(where: Where, run: Run) -> Iterator[Executor]:
     request, _ = sized_request(where, run)
     count = min(where.workers or request.max_running or DASK_WORKERS, run.plan.blocks)
     jobs = WorkerJobs(request, run.folder)
-    jobs.sweep()
     log.info("a Dask scheduler here, %d worker jobs on SLURM", count)
     try:
         with own_scheduler(run.folder.path, jobs.launch, jobs.ended, count) as cluster:
@@ -163,6 +165,14 @@ def live_jobs(folder: RunFolder) -> list[str]:
     """SLURM jobs of an earlier launcher that wait or run."""
     book = JobBook(folder.path)
     return [job for submission in still_live(book) for job in submission.open_jobs] if book.file.exists() else []
+
+
+def end_earlier_launch(run: Run, attached: Collection[str]) -> None:
+    """See to it that nothing of a killed launcher is at work any more, but for the jobs that are attached to."""
+    WorkerJobs(SlurmRequest(), run.folder).sweep()
+    remove_aside(run.folder.path / "tls")
+    if left := await_workers(run.folder, attached, SECONDS_TO_FINISH):
+        log.warning("%d workers of an earlier launch do not end; what they are at may be computed twice", left)
 
 
 def require_accepted(where: Where, run: Run) -> None:

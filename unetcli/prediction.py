@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.clusters import executor_for, live_jobs, require_accepted, require_no_jobs
+from unetcli.clusters import end_earlier_launch, executor_for, live_jobs, require_accepted, require_no_jobs
 from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.slurm import SlurmExecutor
@@ -118,7 +118,9 @@ class Ends:
 
 def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Callable[[], bool]) -> Ends:
     """Have the missing blocks worked off."""
-    if not live_jobs(run.folder):
+    attached = live_jobs(run.folder)
+    end_earlier_launch(run, attached)
+    if not attached:
         run.folder.forget_troubles()  # they are tried again
         sweep(run.folder.path)
         sweep(run.request.output_path)

@@ -266,6 +266,31 @@ class Watcher:
         return {"slowest_hosts": paces[:SLOWEST], "median_seconds_per_block": middle}
 
 
+def await_workers(folder: RunFolder, attached: Collection[str], seconds: float) -> int:
+    """Wait until workers of an earlier launch have ended, but for those in jobs that are attached to.
+
+    Returns how many may still be at work after so long. A launcher that was killed leaves workers that notice only
+    after their block; to begin at once would have that block computed twice.
+    """
+    seen: dict[str, Worker] = {}
+    deadline = time.monotonic() + seconds
+    while True:
+        for name, beat in read_beats(folder.workers).items():
+            seen.setdefault(name, Worker(beat)).look(beat)
+        left = sum(
+            worker.beat.holder.job not in attached and may_work(worker, PATIENCE_SECONDS) for worker in seen.values()
+        )
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(LOOK_SECONDS)
+
+
+def may_work(worker: Worker, patience: float) -> bool:
+    """Whether a worker is at work, for all that can be known here."""
+    lives = worker.lives(None, patience)
+    return worker.silence < patience if lives is None else lives
+
+
 def run_folder_of(output: str, named: Path | None = None) -> RunFolder:
     """The run folder of an output, or the one that the user names."""
     return RunFolder(named) if named else RunFolder.of(Path(plain(output)))
