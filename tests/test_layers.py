@@ -15,7 +15,7 @@ import unetcli
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
     "errors files geometry footprint streams process ranges machine",
-    "architecture config plan planner estimate pace targets augment lock receipts troubles heartbeat "
+    "architecture config plan planner estimate pace targets augment lock receipts paces troubles heartbeat "
     "network loss device metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
