@@ -17,7 +17,8 @@ LAYERS = [
     "errors files geometry footprint streams process ranges machine",
     "architecture config plan planner estimate pace targets augment lock receipts paces troubles heartbeat "
     "network loss device metrics metrics.em metrics.pixels",
-    "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures",
+    "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures "
+    "store ngff level",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
     "workbench canary rounds run shares lazy machines clusters status verify seams changes probe planning "
     "executors executors.contract executors.local executors.tls "

@@ -9,7 +9,7 @@ from typing import Any
 
 from unetcli.architecture import Architecture
 from unetcli.errors import UnetcliError
-from unetcli.files import plain
+from unetcli.files import Place, place_of, plain
 
 CLUSTERS = ("local", "slurm", "dask")
 Sections = tuple[int | None, int | None]
@@ -25,7 +25,7 @@ class PredictRequest:
     """One call of predict."""
 
     volume: str
-    output: Path | None = None
+    output: Place | None = None
     model: Path | None = None
     tile: int | None = None
     sections: Sections = (None, None)
@@ -54,10 +54,11 @@ class PredictRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume", plain(self.volume))
+        object.__setattr__(self, "output", None if self.output is None else place_of(self.output))
         object.__setattr__(self, "mask", plain(self.mask) if self.mask else None)
 
     @property
-    def output_path(self) -> Path:
+    def output_path(self) -> Place:
         """``--output``, else ``<name of the store>.pred.zarr`` in the current directory."""
         return self.output or Path(f"{stem(self.volume)}.pred.zarr")
 
@@ -96,7 +97,7 @@ class Where:
 class VerifyRequest:
     """One call of verify."""
 
-    output: Path
+    output: Place
     run_folder: Path | None = None
     blocks: bool = True
     """Read every block back."""
@@ -111,6 +112,7 @@ class VerifyRequest:
     take_over: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", place_of(self.output))
         if self.repair and not self.blocks:
             raise UnetcliError("--repair reads every block back; without --no-blocks it can")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from unetcli.config import Sections, resolve_sections
 from unetcli.errors import UnetcliError
+from unetcli.files import Place, place_of
 from unetcli.geometry import Box
 from unetcli.metrics import em
 from unetcli.metrics.pixels import Confusion
@@ -63,7 +63,7 @@ def evaluate_volume(
     """
     require_known(metrics)
     require_complete(prediction, allow_incomplete)
-    pair = pair_up(open_volume(prediction), open_volume(truth), Path(prediction))
+    pair = pair_up(open_volume(prediction), open_volume(truth), place_of(prediction))
     region = select(pair, sections)
     chosen = choose_metrics(metrics, pair)
     confusions, counts, count, highest = [], [], int(np.prod(region.shape[:-2])), 0.0
@@ -106,12 +106,12 @@ def require_known(metrics: Sequence[str] | None) -> None:
 
 def require_complete(prediction: str, allow_incomplete: bool) -> None:
     """Refuse a prediction of ours that is not finished."""
-    ours = marker_around(Path(prediction))
+    ours = marker_around(prediction)
     if ours and not ours.get("complete") and not allow_incomplete:
         raise UnetcliError(f"{prediction}: not complete; run its predict command again, or --allow-incomplete")
 
 
-def pair_up(prediction: Volume, truth: Volume, store: Path) -> Pair:
+def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
     """Lay a prediction over its truth: same shape, or a part of a volume of the truth's shape."""
     if truth.channels != 1 or truth.dtype.kind not in "bui":
         raise UnetcliError(

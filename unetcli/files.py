@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from unetcli.errors import UnetcliError
 
@@ -17,12 +17,16 @@ PARTIAL = ".partial"
 """Ending of everything unfinished; safe to delete when its writer is gone. Zarr's own drafts end so too."""
 
 
+Place = Path | str
+"""A path, or a URL as text."""
+
+
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """Errors of writing that the next file would meet too."""
 
 
 @contextmanager
-def telling_unwritable(output: Path | str) -> Iterator[None]:
+def telling_unwritable(output: Place) -> Iterator[None]:
     """Within, a full or read-only disk, or a lack of permission, is a :class:`UnetcliError` that names the output."""
     try:
         yield
@@ -43,6 +47,30 @@ def plain(place: str) -> str:
     ('/data/big.zarr', 's3://bucket/big.zarr')
     """
     return place.removeprefix("file://")
+
+
+def place_of(text: Place) -> Place:
+    """A path, unless it is a URL.
+
+    >>> place_of("s3://bucket/big.zarr"), place_of("file:///data/big.zarr").name
+    ('s3://bucket/big.zarr', 'big.zarr')
+    """
+    name = plain(str(text))
+    return name.rstrip("/") if is_remote(name) else Path(name)
+
+
+def is_remote(place: Place) -> bool:
+    """Whether a place is a URL, as in ``s3://bucket/big.zarr``, not a path."""
+    return isinstance(place, str) and "://" in place
+
+
+def parent_of(place: Place) -> Place:
+    """What a file, folder or object lies in.
+
+    >>> parent_of("s3://bucket/big.zarr/0"), parent_of("big.zarr/0").name
+    ('s3://bucket/big.zarr', 'big.zarr')
+    """
+    return str(place).rstrip("/").rpartition("/")[0] if is_remote(place) else Path(place).parent
 
 
 def draft_of(path: Path) -> Path:
@@ -126,14 +154,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def require_apart(output: Path, inputs: Iterable[Path]) -> None:
+def require_apart(output: Place, inputs: Iterable[Place]) -> None:
     """Refuse an output that is equal to, inside or around an input."""
     for place in inputs:
         if overlaps(output, place):
             raise UnetcliError(f"{output}: equal to, inside or around the input {place}; --output names another place")
 
 
-def overlaps(one: Path, other: Path) -> bool:
-    """Whether two paths are the same, or one lies inside the other, links resolved."""
-    a, b = one.resolve(), other.resolve()
+def overlaps(one: Place, other: Place) -> bool:
+    """Whether two places are the same, or one lies inside the other, links resolved.
+
+    >>> overlaps("s3://bucket/big.zarr", "s3://bucket/big.zarr/0"), overlaps("s3://bucket/big.zarr", "big.zarr")
+    (True, False)
+    """
+    if is_remote(one) != is_remote(other):
+        return False
+    a, b = (PurePosixPath(place) if is_remote(place) else Path(place).resolve() for place in (one, other))
     return a == b or a in b.parents or b in a.parents

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import zarr
 from zarr.errors import ZarrUserWarning
 
 from unetcli.errors import UnetcliError
+from unetcli.ngff import images
+from unetcli.store import missing_package, one_line
 from unetcli.volume import Volume, axes_from_names
 
 
@@ -23,17 +24,19 @@ def open_zarr(path: str) -> Volume:
 
 def multiscale(group: zarr.Group) -> dict[str, Any] | None:
     """The group's first multiscales entry, from where 0.5 or 0.4 keeps it."""
-    attributes: Mapping[str, Any] = group.attrs
-    found = attributes.get("ome", attributes).get("multiscales")
+    found = images(group.attrs)
     return dict(found[0]) if found else None
 
 
 def _open(path: str) -> zarr.Array[Any] | zarr.Group:
     try:
         return zarr.open(path, mode="r")
+    except FileNotFoundError as error:
+        raise UnetcliError(f"{path}: no Zarr array or group there") from error
+    except ImportError as error:
+        raise missing_package(path, error) from error
     except Exception as error:  # many classes: not found, bad JSON, unknown codec or data type
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnetcliError(f"{path}: no Zarr array or group that can be opened ({reason})") from error
+        raise UnetcliError(f"{path}: no Zarr array or group that can be opened ({one_line(error)})") from error
 
 
 def _from_array(path: str, array: zarr.Array[Any]) -> Volume:

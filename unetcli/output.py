@@ -1,103 +1,87 @@
-"""The volume that predict writes: an OME-Zarr 0.5 image whose chunks appear whole, marked until it is complete."""
+"""The volume that predict writes: an OME-Zarr image whose chunks appear whole, marked until it is complete."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
+from unetcli import ngff
 from unetcli.errors import UnetcliError
-from unetcli.files import draft_of, remove_aside, replacing, sync, sync_all
+from unetcli.files import parent_of
 from unetcli.geometry import Box
+from unetcli.level import Level
 from unetcli.plan import Plan
+from unetcli.store import Store, store_at
 from unetcli.volume import Volume
 
 MARKER = "unetcli"
-SPATIAL = "zyx"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Output:
-    """The image group at ``path`` of one plan; level 0 is the array ``0``."""
+    """The image group at ``path``, a folder or a URL, of one plan; level 0 is the array ``0``."""
 
-    path: Path
+    path: Path | str
     plan: Plan
 
-    @property
-    def level(self) -> Path:
-        return self.path / "0"
+    @cached_property
+    def store(self) -> Store:
+        return store_at(self.path)
 
-    @property
-    def stored_axes(self) -> str:
-        """The volume's axes, and c before the spatial ones where there are several probabilities a voxel."""
-        lead = "t" if "t" in self.plan.axes else ""
-        channels = "c" if self.plan.choices.outputs > 1 else ""
-        return lead + channels + self.plan.axes.removeprefix("t")
+    @cached_property
+    def level(self) -> Level:
+        """Full resolution; boxes in coordinates of the output."""
+        return Level(
+            store=self.store,
+            name="0",
+            axes=self.plan.axes,
+            shape=self.plan.region.shape,
+            chunks=self.plan.chunks,
+            write_chunks=self.plan.write_chunks,
+            outputs=self.plan.choices.outputs,
+            dtype=self.plan.choices.dtype,
+            zarr_format=self.plan.zarr_format,
+        )
 
     def create(self, source: Volume) -> None:
-        """Make the empty image; it appears complete or not at all.
+        """Make the empty image; in a folder it appears complete or not at all.
 
         An output made meanwhile by another launcher stays as it is.
         """
-        draft = draft_of(self.path)
-        zarr.create_array(
-            draft / "0",
-            shape=self._with_channels(self.plan.region.shape, self.plan.choices.outputs),
-            chunks=self._with_channels(self.plan.write_chunks, 1),
-            dtype=self.plan.choices.dtype,
-            compressors=ZstdCodec(level=3, checksum=True),
-            dimension_names=list(self.stored_axes),
-            zarr_format=3,
-        )
-        zarr.open_group(draft, mode="a", zarr_format=3, attributes=self._attributes(source))
-        sync_all([draft / "0" / "zarr.json", draft / "zarr.json"], draft)
+        attributes = self._attributes(source)
+
+        def make(store: Store) -> None:
+            for name, text in ngff.documents(attributes, self.plan.zarr_format).items():
+                store.replace_text(name, text)  # first says whose it is, so that what is half made can be made again
+            self.level.create(store)
+
         try:
-            os.rename(draft, self.path)  # fails on a folder that holds something
-            sync(self.path.absolute().parent)
+            self.store.publish(make)
         except OSError:
-            remove_aside(draft)
             if marker(self.path) is None:
                 raise
 
     def open(self) -> zarr.Array[Any]:
-        """The array, for writing."""
-        return zarr.open_array(self.level, mode="r+")
+        """The array, for writing blocks and nothing else."""
+        return self.level.open()
 
     def write(self, array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> None:
-        """Store ``(outputs, *box.shape)`` at a box (output coordinates) that covers whole chunks."""
-        lead = 1 if "t" in self.plan.axes else 0
-        if self.plan.choices.outputs == 1:
-            array[box.slices] = values[0]
-        else:
-            array[(*box.slices[:lead], slice(None), *box.slices[lead:])] = np.moveaxis(values, 0, lead)
+        """Store ``(outputs, *box.shape)`` at a box (output coordinates) of whole blocks, whatever was there before."""
+        self.level.write(array, box, values)
 
     def read(self, box: Box) -> NDArray[Any]:
-        """What is stored at a box (output coordinates), ``(outputs, *box.shape)``."""
-        lead = 1 if "t" in self.plan.axes else 0
-        array = zarr.open_array(self.level, mode="r")
-        if self.plan.choices.outputs == 1:
-            return np.asarray(array[box.slices])[np.newaxis]
-        return np.moveaxis(np.asarray(array[(*box.slices[:lead], slice(None), *box.slices[lead:])]), lead, 0)
+        """``(outputs, *box.shape)`` of a box; raises :class:`UnreadableBlock`, with the place, where damaged."""
+        return self.level.read(self._readable, box)
 
     def files(self, box: Box) -> Iterator[Path]:
-        """The chunk files of a box, in output coordinates; those of chunks that are all zero do not exist."""
-        ranges = [
-            range(a // chunk, -(-b // chunk))
-            for a, b, chunk in zip(box.start, box.stop, self.plan.write_chunks, strict=True)
-        ]
-        channels = range(self.plan.choices.outputs)
-        for place in itertools.product(*ranges):
-            for channel in channels:
-                yield self.level.joinpath("c", *map(str, self._with_channels(place, channel)))
+        """The files of a box that have to be synced; those of chunks that are all zero do not exist."""
+        return self.level.files(box)
 
     def mark_complete(self) -> None:
         """Say in the group's metadata that every block is there."""
@@ -108,32 +92,35 @@ class Output:
         self._mark(complete=False)
 
     def _mark(self, *, complete: bool) -> None:
-        document = json.loads((self.path / "zarr.json").read_text())
-        document["attributes"][MARKER]["complete"] = complete
-        with replacing(self.path / "zarr.json") as draft:
-            draft.write_text(json.dumps(document, indent=2))
+        found = self.attributes()
+        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete}})
 
-    def _with_channels(self, values: tuple[int, ...], channels: int) -> tuple[int, ...]:
-        """Per-axis values in stored order, with that of the channel axis where there is one."""
-        picks = dict(zip(self.plan.axes, values, strict=True)) | {"c": channels}
-        return tuple(picks[axis] for axis in self.stored_axes)
+    def attributes(self) -> dict[str, Any]:
+        """Of the group; it has to be ours."""
+        found = _attributes(self.store)
+        if found is None or MARKER not in found:
+            raise UnetcliError(f"{self.path}: no output of unetcli (any more)")
+        return found
+
+    def replace_attributes(self, attributes: dict[str, Any]) -> None:
+        name, text = next(iter(ngff.documents(attributes, self.plan.zarr_format).items()))
+        self.store.replace_text(name, text)
+
+    @cached_property
+    def _readable(self) -> zarr.Array[Any]:
+        return self.level.open_to_read()
 
     def _attributes(self, source: Volume) -> dict[str, Any]:
-        sizes = {axis: source.voxel_size.get(axis, 1.0) for axis in self.plan.axes} | {"c": 1.0}
-        starts = {
-            axis: source.translation.get(axis, 0.0) + first * sizes[axis]
-            for axis, first in zip(self.plan.axes, self.plan.region.start, strict=True)
-        } | {"c": 0.0}
-        transforms = [
-            {"type": "scale", "scale": [sizes[axis] for axis in self.stored_axes]},
-            {"type": "translation", "translation": [starts[axis] for axis in self.stored_axes]},
-        ]
-        image = {
-            "name": self.path.name.removesuffix(".zarr"),
-            "axes": [_axis(axis, source.units.get(axis)) for axis in self.stored_axes],
-            "datasets": [{"path": "0", "coordinateTransformations": transforms}],
-        }
-        return {"ome": {"version": "0.5", "multiscales": [image]}, MARKER: self._marker()}
+        axes = self.level.stored_axes
+        name = str(self.path).rpartition("/")[2].removesuffix(".zarr")
+        image = ngff.image(name, axes, source.units, [self._grid(source)])
+        return {**ngff.attributes(image, self.plan.zarr_format), MARKER: self._marker()}
+
+    def _grid(self, source: Volume) -> ngff.Grid:
+        region = dict(zip(self.plan.axes, self.plan.region.start, strict=True))
+        sizes = {axis: source.voxel_size.get(axis, 1.0) if axis != "c" else 1.0 for axis in self.level.stored_axes}
+        starts = {axis: source.translation.get(axis, 0.0) + first * sizes[axis] for axis, first in region.items()}
+        return ngff.Grid(scale=sizes, translation={axis: starts.get(axis, 0.0) for axis in sizes})
 
     def _marker(self) -> dict[str, Any]:
         return {
@@ -146,26 +133,50 @@ class Output:
         }
 
 
-def marker(path: Path) -> dict[str, Any] | None:
-    """What a group says of itself if unetcli wrote it, else None."""
-    try:
-        found: dict[str, Any] | None = json.loads((path / "zarr.json").read_text())["attributes"][MARKER]
-    except (OSError, KeyError, ValueError):
-        return None
-    return found
+def marker(place: Path | str) -> dict[str, Any] | None:
+    """What an output says of itself if unetcli wrote it, else None; None for one that is not wholly made, too."""
+    store = store_at(place)
+    found = _marker(store)
+    made = found is not None and any(store.read_text(f"0/{name}") for name in ("zarr.json", ".zarray"))
+    return found if made else None
 
 
-def marker_around(path: Path) -> dict[str, Any] | None:
+def marker_around(place: Path | str) -> dict[str, Any] | None:
     """The marker of a group, or of the group that an array lies in."""
-    return marker(path) or marker(path.parent)
+    return marker(place) or marker(parent_of(place))
 
 
-def require_ours(path: Path) -> None:
-    """Raise :class:`UnetcliError` unless ``path`` is free or a prediction of ours: nothing else is ever replaced."""
-    if path.exists() and marker(path) is None and not (path.is_dir() and not any(path.iterdir())):
-        raise UnetcliError(f"{path}: exists and was not written by unetcli predict; --output names another place")
+def require_ours(place: Path | str) -> None:
+    """Raise :class:`UnetcliError` unless ``place`` is free or a prediction of ours: nothing else is ever replaced."""
+    store = store_at(place)
+    if _marker(store) is None and not store.is_free():
+        raise UnetcliError(f"{place}: exists and was not written by unetcli predict; --output names another place")
 
 
-def _axis(name: str, unit: str | None) -> dict[str, str]:
-    kind = "space" if name in SPATIAL else {"t": "time", "c": "channel"}[name]
-    return {"name": name, "type": kind} | ({"unit": unit} if unit else {})
+def remove_output(place: Path | str) -> None:
+    """Delete a prediction of ours; anything else stays."""
+    store = store_at(place)
+    if (found := _found(store)) and MARKER in found[1]:
+        store.remove(last=found[0])
+
+
+def _marker(store: Store) -> dict[str, Any] | None:
+    found = (_attributes(store) or {}).get(MARKER)
+    return found if isinstance(found, dict) else None
+
+
+def _attributes(store: Store) -> dict[str, Any] | None:
+    found = _found(store)
+    return found[1] if found else None
+
+
+def _found(store: Store) -> tuple[str, dict[str, Any]] | None:
+    """The file that holds a group's attributes, and those."""
+    for name in ngff.ATTRIBUTES.values():
+        text = store.read_text(name)
+        if text is not None:
+            try:
+                return name, ngff.parse(name, text)
+            except ValueError:
+                return None
+    return None

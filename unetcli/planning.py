@@ -20,7 +20,7 @@ from unetcli.pace import STARTUP_SECONDS, Rates, Timing, Traffic, timing, traffi
 from unetcli.plan import Plan, differences
 from unetcli.probe import Probe, measure_plan, recall, remember, run_in_job
 from unetcli.resolve_predict import GPU_BYTES_ELSEWHERE, resolve_plan
-from unetcli.runfolder import RunFolder
+from unetcli.run import folder_of
 from unetcli.volume import Volume
 
 GIB = 2**30
@@ -134,7 +134,7 @@ def plan_volume(
     request, asked = with_machine(request, where), slurm_request(where)
     model, source = find_model(request.model), open_volume(request.volume)
     architecture = read_header(model).architecture
-    frozen = None if request.overwrite else RunFolder.of(request.output_path).plan()
+    frozen = None if request.overwrite else folder_of(request).plan()
     machine, assumed = find_machine(request, frozen)
     plan = resolve_plan(request, source, model, frozen, machine)
     numbers = estimate(plan, architecture, stored_input(plan, source))

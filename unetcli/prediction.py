@@ -123,7 +123,7 @@ def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Ca
     if not attached:
         run.folder.forget_troubles()  # they are tried again
         sweep(run.folder.path)
-        sweep(run.request.output_path)
+        run.output.store.sweep()
     announce(run, int(ledger.done.sum()))
     progress = Progress(run.plan, ledger, report)
     progress.tell()

@@ -17,7 +17,7 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.files import sync, sync_all
+from unetcli.files import Place, sync, sync_all
 
 GROUP_SECONDS, GROUP_BLOCKS = 1.0, 64
 """Receipts wait at most this long for others, so that one sync serves many blocks."""
@@ -203,8 +203,8 @@ class ReceiptBook:
     Data, all below ``data``, reach the disk before the receipt that vouches for them.
     """
 
-    def __init__(self, folder: Path, data: Path) -> None:
-        self.data = data
+    def __init__(self, folder: Path, data: Place) -> None:
+        self.data = Path(data)  # of a remote place nothing is ever synced
         self.path = folder / f"{worker_name()}.txt"
         self._waiting: list[Receipt] = []
         self._unsynced: list[Path] = []

@@ -13,7 +13,16 @@ from unetcli.geometry import Box
 from unetcli.machine import Machine
 from unetcli.model import ModelHeader, read_header
 from unetcli.plan import Choices, Plan, Sources
-from unetcli.planner import CPU_TILE, MAX_FILES, Input, device_tile, largest_tile, make_plan, require_files
+from unetcli.planner import (
+    CPU_TILE,
+    MAX_FILES,
+    Input,
+    device_tile,
+    largest_tile,
+    make_plan,
+    output_files,
+    require_files,
+)
 from unetcli.skipping import open_mask
 from unetcli.volume import Volume
 
@@ -61,11 +70,11 @@ def resolve_plan(
             model=absolute(str(model)),
             model_fingerprint="" if machine else file_fingerprint(model),
         ),
-        max_files=request.max_files or MAX_FILES,
+        max_files=request.max_files or (output_files(frozen) if frozen else MAX_FILES),
         zarr_format=request.zarr_format,
     )
-    if request.max_files is not None:
-        require_files(plan, request.max_files)
+    if request.max_files is not None or (request.zarr_format == 2 and frozen is None):
+        require_files(plan, request.max_files or MAX_FILES)
     return plan
 
 

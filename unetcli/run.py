@@ -9,10 +9,10 @@ from pathlib import Path
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
-from unetcli.files import remove_aside, require_apart, sweep
+from unetcli.files import Place, is_remote, require_apart
 from unetcli.model import find_model
 from unetcli.opening import open_volume
-from unetcli.output import Output, marker, require_ours
+from unetcli.output import Output, marker, remove_output, require_ours
 from unetcli.plan import Plan, differences
 from unetcli.receipts import Ledger
 from unetcli.resolve_predict import absolute, resolve_plan
@@ -41,9 +41,9 @@ class Run:
         """
         model, source = find_model(request.model), open_volume(request.volume)
         inputs = [request.volume, *([request.mask] if request.mask else [])]
-        require_place(request.output_path, [*map(Path, inputs), model])
+        require_place(request.output_path, [*inputs, model])
         require_alone(request)
-        folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(request.output_path)
+        folder = folder_of(request)
         return cls(
             request=request,
             source=source,
@@ -66,8 +66,7 @@ class Run:
         output = self.request.output_path
         if self.request.overwrite:
             self.folder.forget_run()
-            if marker(output):
-                remove_aside(output)
+            remove_output(output)
         require_same(self.folder.publish_plan(self.plan), self.plan, output)
         if marker(output) is None:
             self.folder.forget_receipts()  # of an output that was deleted
@@ -79,7 +78,7 @@ class Run:
         if not ledger.refresh().complete:
             return False
         if not self.is_complete:
-            sweep(self.request.output_path)
+            self.output.store.sweep()
             self.output.mark_complete()
         return True
 
@@ -94,11 +93,16 @@ class Run:
         )
 
 
-def require_place(output: Path, inputs: Sequence[Path]) -> None:
+def folder_of(request: PredictRequest) -> RunFolder:
+    """The run folder of a request: the one it names, else the one beside the output."""
+    return RunFolder(request.run_folder) if request.run_folder else RunFolder.of(request.output_path)
+
+
+def require_place(output: Place, inputs: Sequence[Place]) -> None:
     """Refuse an output that would touch an input, or anything that is not ours."""
     require_apart(output, inputs)
-    if not output.absolute().parent.is_dir():
-        raise UnetcliError(f"{output}: the folder {output.absolute().parent} does not exist")
+    if not is_remote(output) and not (folder := Path(output).absolute().parent).is_dir():
+        raise UnetcliError(f"{output}: the folder {folder} does not exist")
     require_ours(output)
 
 
@@ -127,7 +131,7 @@ def settle_plan(request: PredictRequest, source: Volume, model: Path, folder: Ru
     return plan
 
 
-def require_same(frozen: Plan, plan: Plan, output: Path) -> None:
+def require_same(frozen: Plan, plan: Plan, output: Place) -> None:
     """Refuse to go on with other settings than the output was begun with."""
     if told := differences(frozen, plan):
         raise UnetcliError(

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from unetcli.files import publish, remove_aside, replacing
+from unetcli.errors import UnetcliError
+from unetcli.files import Place, is_remote, publish, remove_aside, replacing
 from unetcli.lock import hold, require_free
 from unetcli.plan import Plan
 from unetcli.receipts import Ledger
@@ -45,7 +46,10 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, store: Path, step: str = "predict") -> RunFolder:
+    def of(cls, store: Place, step: str = "predict") -> RunFolder:
+        """Beside the store; a remote one has to have it elsewhere."""
+        if is_remote(store):
+            raise UnetcliError(f"{store}: --run-folder FOLDER names a place on this file system for plan and receipts")
         return cls(Path(f"{os.path.abspath(store)}.run") / step)  # noqa: PTH100 - resolves no links
 
     @property

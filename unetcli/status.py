@@ -17,7 +17,7 @@ import numpy as np
 from unetcli.errors import UnetcliError
 from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_word import OVER, RUNNING, WAITING, JobWord, SlurmWord
-from unetcli.files import plain
+from unetcli.files import place_of
 from unetcli.heartbeat import FAILED, WORKING, Beat, read_beats
 from unetcli.lock import Holder
 from unetcli.paces import HostPace, host_paces
@@ -293,7 +293,7 @@ def may_work(worker: Worker, patience: float) -> bool:
 
 def run_folder_of(output: str, named: Path | None = None) -> RunFolder:
     """The run folder of an output, or the one that the user names."""
-    return RunFolder(named) if named else RunFolder.of(Path(plain(output)))
+    return RunFolder(named) if named else RunFolder.of(place_of(output))
 
 
 def planned(folder: RunFolder, output: str) -> Plan:
@@ -314,7 +314,7 @@ def is_marked_complete(output: str) -> bool:
     """Whether the output says so itself."""
     from unetcli.output import marker  # zarr
 
-    return bool((marker(Path(plain(output))) or {}).get("complete"))
+    return bool((marker(output) or {}).get("complete"))
 
 
 def is_here(holder: Holder) -> bool:

@@ -18,6 +18,7 @@ from unetcli.changes import Change, changes
 from unetcli.clusters import require_no_jobs
 from unetcli.config import PredictRequest, VerifyRequest, Where
 from unetcli.errors import UnetcliError
+from unetcli.files import Place
 from unetcli.lock import job_id
 from unetcli.opening import open_volume
 from unetcli.output import Output, marker
@@ -128,7 +129,7 @@ def verify_output(
     )
 
 
-def require_output(output: Path, plan: Plan) -> None:
+def require_output(output: Place, plan: Plan) -> None:
     """Raise where there is no output of ours that can be opened."""
     if marker(output) is None:
         raise UnetcliError(f"{output}: no output of unetcli predict; the same predict command makes it")

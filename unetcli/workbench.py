@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetcli.errors import UnetcliError
+from unetcli.files import place_of
 from unetcli.model import load_network
 from unetcli.opening import open_volume
 from unetcli.output import Output
@@ -84,6 +85,6 @@ def open_workbench(folder: RunFolder, plan: Plan, places: Places) -> Workbench:
         places=places,
         source=source,
         mask=open_mask(places.mask if plan.choices.mask else None, source, plan.footprint),
-        output=Output(Path(places.output), plan),
+        output=Output(place_of(places.output), plan),
         ledger=Ledger(folder.receipts, plan.blocks),
     )

@@ -52,7 +52,7 @@ VolumeArgument = Annotated[
     str, typer.Argument(metavar="VOLUME", help="Zarr, OME-Zarr, store.zarr/path/inside or TIFF stack.")
 ]
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="OME-Zarr to write; by itself NAME.pred.zarr here.")
+    str | None, typer.Option("--output", "-o", help="OME-Zarr to write; by itself NAME.pred.zarr here.")
 ]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="Model file or folder; else $UNETCLI_MODEL, else ./model.")

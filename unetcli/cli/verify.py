@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -41,7 +40,7 @@ def verify(
     from unetcli.verify import verify_output
 
     request = VerifyRequest(
-        output=Path(output),
+        output=output,
         run_folder=run_folder,
         blocks=blocks,
         repair=repair,

@@ -1,0 +1,40 @@
+"""A real S3 protocol server on loopback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket's URL; the environment names the server, for this process and those it starts."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    forget_connections()
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("bucket")
+    try:
+        yield "s3://bucket"
+    finally:
+        forget_connections()
+        server.stop()
+
+
+def forget_connections() -> None:
+    """fsspec keeps one connection for the same options, whatever the environment says now."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()

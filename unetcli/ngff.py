@@ -1,0 +1,90 @@
+"""OME-Zarr metadata of an image group: 0.5 in ``zarr.json``, 0.4 in ``.zattrs``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SPATIAL = "zyx"
+ATTRIBUTES = {3: "zarr.json", 2: ".zattrs"}
+"""By Zarr format: the file that holds a group's attributes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Where the voxels of an array lie in the world; both by axis, in array order."""
+
+    scale: Mapping[str, float]
+    translation: Mapping[str, float]
+
+    def downsampled(self, factors: Mapping[str, int]) -> Grid:
+        """The grid of means over ``factors`` voxels: its first voxel's centre lies half a step further on.
+
+        >>> Grid(scale={"x": 4.0}, translation={"x": 1.0}).downsampled({"x": 2})
+        Grid(scale={'x': 8.0}, translation={'x': 3.0})
+        """
+        return Grid(
+            scale={axis: step * factors.get(axis, 1) for axis, step in self.scale.items()},
+            translation={
+                axis: first + (factors.get(axis, 1) - 1) / 2 * self.scale[axis]
+                for axis, first in self.translation.items()
+            },
+        )
+
+    def transforms(self) -> list[dict[str, Any]]:
+        return [
+            {"type": "scale", "scale": list(self.scale.values())},
+            {"type": "translation", "translation": list(self.translation.values())},
+        ]
+
+
+def image(name: str, axes: str, units: Mapping[str, str], grids: Sequence[Grid]) -> dict[str, Any]:
+    """A multiscales entry; level ``n`` is the array named ``n``."""
+    return {
+        "name": name,
+        "axes": [_axis(axis, units.get(axis)) for axis in axes],
+        "datasets": [
+            {"path": str(level), "coordinateTransformations": grid.transforms()} for level, grid in enumerate(grids)
+        ],
+    }
+
+
+def attributes(entry: dict[str, Any], zarr_format: int) -> dict[str, Any]:
+    """Attributes of the group of an image."""
+    if zarr_format == 2:
+        return {"multiscales": [{"version": "0.4", **entry}]}
+    return {"ome": {"version": "0.5", "multiscales": [entry]}}
+
+
+def images(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The multiscales entries of a group, from where 0.5 or 0.4 keeps them."""
+    found: list[dict[str, Any]] = attributes.get("ome", attributes).get("multiscales") or []
+    return found
+
+
+def documents(attributes: Mapping[str, Any], zarr_format: int) -> dict[str, str]:
+    """The files of a group with these attributes, by name; the one with the attributes first."""
+    if zarr_format == 2:
+        return {".zattrs": _json(attributes), ".zgroup": _json({"zarr_format": 2})}
+    return {"zarr.json": _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})}
+
+
+def parse(name: str, text: str) -> dict[str, Any]:
+    """The attributes in a group's file of that name; ValueError where there are none."""
+    found = json.loads(text)
+    if name == "zarr.json" and isinstance(found, dict):
+        found = found.get("attributes")
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} holds no attributes")
+    return found
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2)
+
+
+def _axis(name: str, unit: str | None) -> dict[str, str]:
+    kind = "space" if name in SPATIAL else {"t": "time", "c": "channel"}[name]
+    return {"name": name, "type": kind} | ({"unit": unit} if unit else {})
