@@ -1,4 +1,4 @@
-"""Signs of life: readable at any moment, growing while a worker lives, saying how it ended."""
+"""Signs of life: one small file per process, as often as it is called; the last one says how it ended."""
 
 from __future__ import annotations
 
@@ -7,78 +7,135 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from unetcli import heartbeat
-from unetcli.heartbeat import ENDED, WORKING, Heartbeat, memory_bytes, memory_limit, read_beats
-from unetcli.lock import Holder
+from unetcli.errors import UnetcliError
+from unetcli.heartbeat import ENDED, FAILED, WORKING, Beat, Heartbeat, memory_bytes, memory_limit, read_beats
 
 
-def only(folder: Path) -> heartbeat.Beat:
-    beats = list(read_beats(folder).values())
-    assert len(beats) == 1
-    return beats[0]
-
-
-def wait_for_counter(folder: Path, counter: int) -> heartbeat.Beat:
-    deadline = time.monotonic() + 60
-    while (beat := only(folder)).counter < counter:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def only(folder: Path) -> Beat:
+    (beat,) = read_beats(folder).values()
     return beat
 
 
-def test_a_beat_tells_who_what_and_how_much(tmp_path: Path) -> None:
-    with Heartbeat(tmp_path, 7) as beat:
-        assert only(tmp_path).state == WORKING
-        beat.done(100)
-        beat.done(50)
-    last = only(tmp_path)
-    assert (last.state, last.assigned, last.blocks, last.voxels) == (ENDED, 7, 2, 150)
-    assert last.holder.pid == Holder.myself().pid
-    assert last.memory_bytes > 2**20
-    assert last.voxels_per_second > 0
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
-def test_a_worker_that_raised_has_ended_too(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Heartbeat(tmp_path, 1):
-        raise ZeroDivisionError
-    assert only(tmp_path).state == ENDED
-
-
-def test_the_counter_grows_while_a_block_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_counter_grows_while_the_worker_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.01)
+    with Heartbeat(tmp_path, 3):
+        first = only(tmp_path)
+        assert first.state == WORKING
+        wait_for(lambda: only(tmp_path).counter > first.counter + 2)
+    assert only(tmp_path).state == ENDED
+    assert not only(tmp_path).holder.is_gone()
+
+
+def test_a_process_keeps_one_file_however_often_it_is_called(tmp_path: Path) -> None:
+    counters = []
+    for call in range(3):
+        with Heartbeat(tmp_path, 5) as beat:
+            assert only(tmp_path).in_hand == 5
+            beat.done(100)
+            beat.set_aside()
+        counters.append(only(tmp_path).counter)
+        assert only(tmp_path).blocks == call + 1
+    assert counters == sorted(set(counters))
+    assert (only(tmp_path).voxels, only(tmp_path).set_aside, only(tmp_path).in_hand) == (300, 3, 0)
+    with Heartbeat(tmp_path, 4):
+        assert only(tmp_path).in_hand == 4  # what an earlier call left is not in hand any more
+
+
+def test_calls_at_the_same_time_have_a_file_each(tmp_path: Path) -> None:
+    with Heartbeat(tmp_path, 1), Heartbeat(tmp_path, 1):
+        assert len(read_beats(tmp_path)) == 2
+    with Heartbeat(tmp_path, 1), Heartbeat(tmp_path, 1):
+        assert len(read_beats(tmp_path)) == 2
+
+
+def test_no_block_is_lost_in_counting_while_beats_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.0)
+    with Heartbeat(tmp_path, 4000) as beat:
+        threads = [threading.Thread(target=lambda: [beat.done(2) for _ in range(1000)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (only(tmp_path).blocks, only(tmp_path).voxels) == (4000, 8000)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (UnetcliError("host a: no GPU"), FAILED, "host a: no GPU"),
+        (ValueError("two\nlines"), FAILED, "ValueError: two lines"),
+        (KeyboardInterrupt(), ENDED, ""),
+    ],
+    ids=["user", "bug", "interrupt"],
+)
+def test_the_last_beat_says_how_it_ended(tmp_path: Path, error: BaseException, state: str, reason: str) -> None:
+    def fail() -> None:
+        with Heartbeat(tmp_path, 1):
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert (only(tmp_path).state, only(tmp_path).reason) == (state, reason)
+
+
+def test_the_first_block_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 1e9)
+    with Heartbeat(tmp_path, 2) as beat:
+        beat.done(7)
+        wait_for(lambda: only(tmp_path).voxels == 7)
+        assert only(tmp_path).voxels_per_second > 0
+
+
+def test_memory_that_comes_near_the_limit_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 1e9)
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", str(memory_bytes() // 2**20 + 400))
     with Heartbeat(tmp_path, 1):
-        first = only(tmp_path).counter
-        assert wait_for_counter(tmp_path, first + 3).seconds > 0
+        assert not only(tmp_path).near_limit
+        ballast = b"x" * (400 * 2**20)
+        wait_for(lambda: only(tmp_path).near_limit)
+        assert memory_bytes() > len(ballast)
+
+
+@pytest.mark.parametrize(
+    ("environment", "limit"),
+    [
+        ({"SLURM_MEM_PER_NODE": "2048"}, 2**31),
+        ({"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "4"}, 2**32),
+    ],
+    ids=["node", "cpu"],
+)
+def test_the_limit_is_the_scheduler_s(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], limit: int) -> None:
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert memory_limit() == limit
 
 
 def test_beats_are_whole_whenever_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.0)
     with Heartbeat(tmp_path, 1):
         for _ in range(500):
             for path in tmp_path.glob("*.json"):
                 json.loads(path.read_text())
             assert len(read_beats(tmp_path)) == 1
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
-
-
-def test_no_finished_block_is_lost_between_two_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with Heartbeat(tmp_path, 1) as beat:
-            workers = [threading.Thread(target=lambda: [beat.done(2) for _ in range(2000)]) for _ in range(2)]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert (only(tmp_path).blocks, only(tmp_path).voxels) == (4000, 8000)
 
 
 def test_a_killed_worker_leaves_its_last_words(tmp_path: Path) -> None:
@@ -114,26 +171,6 @@ def test_what_is_no_beat_is_passed_over(tmp_path: Path, junk: str) -> None:
     with Heartbeat(tmp_path, 1):
         (tmp_path / "other.json").write_text(junk)
         assert len(read_beats(tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("environment", "limit"),
-    [
-        ({"SLURM_MEM_PER_NODE": "4000"}, 4000 * 2**20),
-        ({"SLURM_MEM_PER_CPU": "500", "SLURM_CPUS_ON_NODE": "8"}, 4000 * 2**20),
-        ({"SLURM_MEM_PER_CPU": "500"}, 500 * 2**20),
-        ({"SLURM_MEM_PER_NODE": "4000", "SLURM_MEM_PER_CPU": "1"}, 4000 * 2**20),
-    ],
-    ids=str,
-)
-def test_the_scheduler_s_word_is_the_limit(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], limit: int
-) -> None:
-    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert memory_limit() == limit
 
 
 def test_without_a_scheduler_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

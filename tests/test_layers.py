@@ -14,21 +14,22 @@ import unetcli
 
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
-    "errors files geometry footprint streams process ranges",
-    "architecture config plan planner targets augment lock receipts troubles heartbeat network loss device "
-    "metrics metrics.em metrics.pixels",
+    "errors files geometry footprint streams process ranges machine",
+    "architecture config plan planner estimate pace targets augment lock receipts troubles heartbeat "
+    "network loss device metrics metrics.em metrics.pixels",
     "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "workbench canary rounds run shares lazy clusters "
+    "workbench canary rounds run shares lazy machines clusters status probe planning "
     "executors executors.contract executors.local executors.tls "
     "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
     "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "
     "executors.slurm_submit executors.slurm_watch",
-    "cli cli.evaluate cli.options cli.predict cli.talk cli.train cli.worker",
+    "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.worker",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
-WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), "architecture", "config", "plan", "planner", "lock", "receipts"]
+LIGHT = "architecture config plan planner estimate pace lock receipts status"
+WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), *LIGHT.split()]
 
 
 def name_of(path: Path) -> str:

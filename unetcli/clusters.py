@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import secrets
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.config import PredictRequest, Where
+from unetcli.config import Where
 from unetcli.errors import UnetcliError
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.local import InProcess
@@ -20,52 +23,29 @@ from unetcli.executors.slurm import SlurmExecutor, still_live
 from unetcli.executors.slurm_commands import SlurmError, call, named
 from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.executors.slurm_submit import submit_jobs
-from unetcli.executors.slurm_watch import ENDED, JobWatch, squeue
+from unetcli.executors.slurm_submit import submit_jobs, would_start
+from unetcli.executors.slurm_watch import ENDED, JobEnd, JobWatch, squeue
+from unetcli.files import replacing
+from unetcli.machines import slurm_request
+from unetcli.planning import GIB, MEMORY_MARGIN, sizes
 from unetcli.run import Run
 from unetcli.runfolder import RunFolder
 
 log = logging.getLogger(__name__)
 
-PROFILE = "UNETCLI_PROFILE"
 DASK_WORKERS = 8
 """Worker jobs that a Dask cluster on SLURM has where nobody says how many."""
+PROBE_TIME = "00:10:00"
 SECONDS_TO_LEAVE = 20.0
 """Worker jobs leave by themselves when their scheduler ends; after that long they are cancelled."""
-
-
-def slurm_request(where: Where) -> SlurmRequest:
-    """What is asked of SLURM: the profile of ``--profile`` or ``$UNETCLI_PROFILE``, and options over it."""
-    named_profile = where.profile or (Path(os.environ[PROFILE]) if os.environ.get(PROFILE) else None)
-    return SlurmRequest.load(named_profile, **where.slurm)
-
-
-def with_machine(request: PredictRequest, where: Where) -> PredictRequest:
-    """The request, planned for the machines that will run it, which may not be this one."""
-    if where.cluster == "local":
-        return replace(request, threads=threads_each(where.workers)) if where.workers else request
-    if where.scheduler:
-        return replace(request, elsewhere=True, threads=request.threads or 1)
-    asked = slurm_request(where)
-    device = request.device or ("cuda" if asked.wants_gpu else "cpu")
-    return replace(request, elsewhere=True, device=device, threads=request.threads or asked.cpus_per_task or 1)
-
-
-def threads_each(workers: int) -> int:
-    """CPU threads for each of several processes here."""
-    from unetcli.device import cpu_threads
-
-    return max(1, cpu_threads() // workers)
 
 
 @contextmanager
 def executor_for(where: Where, run: Run) -> Iterator[Executor]:
     """The executor that was asked for; what it started ends with the block, except a SLURM array."""
     if where.cluster == "slurm":
-        request = slurm_request(where)
-        yield SlurmExecutor(
-            request=request, blocks_per_job=request.blocks_per_job or blocks_per_job(run), detach=where.detach
-        )
+        request, blocks = sized_request(where, run)
+        yield SlurmExecutor(request=request, blocks_per_job=blocks, detach=where.detach)
     elif where.cluster == "dask":
         with dask_on_scheduler(where, run) if where.scheduler else dask_on_slurm(where, run) as executor:
             yield executor
@@ -115,7 +95,7 @@ def dask_on_slurm(where: Where, run: Run) -> Iterator[Executor]:
     from unetcli.executors.dask import DaskExecutor
     from unetcli.executors.dask_cluster import own_scheduler
 
-    request = slurm_request(where)
+    request, _ = sized_request(where, run)
     count = min(where.workers or request.max_running or DASK_WORKERS, run.plan.blocks)
     jobs = WorkerJobs(request, run.folder)
     jobs.sweep()
@@ -185,11 +165,17 @@ def live_jobs(folder: RunFolder) -> list[str]:
     return [job for submission in still_live(book) for job in submission.open_jobs] if book.file.exists() else []
 
 
+def require_accepted(where: Where, run: Run) -> None:
+    """Raise, before anything is written, where SLURM would refuse the jobs."""
+    needs_jobs = where.cluster != "local" and not where.scheduler
+    if needs_jobs and (run.request.overwrite or not run.is_complete):
+        would_start(slurm_request(where).options())
+
+
 def require_no_jobs(where: Where, run: Run) -> None:
-    """Raise where SLURM jobs of an earlier launcher work on the output and this call would not attach to them."""
-    if where.cluster == "slurm" or run.request.take_over:
-        return
-    if jobs := live_jobs(run.folder):
+    """Raise where SLURM jobs of an earlier launcher work on the output, unless this call is to wait for them."""
+    attaches = where.cluster == "slurm" and not run.request.overwrite
+    if not attaches and (jobs := live_jobs(run.folder)):
         arrays = " ".join(sorted({job.partition("_")[0] for job in jobs}))
         raise UnetcliError(
             f"{run.request.output_path}: {len(jobs)} SLURM jobs work on it; --cluster slurm waits for them, "
@@ -197,6 +183,58 @@ def require_no_jobs(where: Where, run: Run) -> None:
         )
 
 
-def blocks_per_job(run: Run) -> int:
-    """So many blocks that starting a job costs little, yet all jobs have work."""
-    return max(1, -(-run.plan.blocks // 100))
+def request_accepted(where: Where) -> Callable[[Mapping[str, str]], str]:
+    """A function that tells what SLURM says of a request; also where it would refuse, or is not here."""
+
+    def ask(options: Mapping[str, str]) -> str:
+        try:
+            return would_start(options)
+        except UnetcliError as error:
+            return str(error)
+
+    return ask
+
+
+def probe_in_job(where: Where) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
+    """A function that has ``task(text)`` done by a short SLURM job and gives back what that returned."""
+
+    def submit(task: Callable[[str], dict[str, Any]], text: str) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix=".unetcli-probe-", dir=Path.cwd()) as place:  # nodes have to see it
+            result = Path(place) / "result.json"
+            request = replace(slurm_request(where), time=PROBE_TIME)
+            arguments = [(task, text, str(result))]
+            jobs = submit_jobs(request, Path(place), write_result, arguments, name=f"unetcli-{secrets.token_hex(6)}")
+            log.info("probe: SLURM job %s", jobs[0])
+            try:
+                end = await_end(jobs)
+            finally:
+                cancel_jobs(jobs)
+            if not result.exists():
+                raise UnetcliError(f"the probe's job {end.job} on {end.host}: {end.reason}")
+            return dict(json.loads(result.read_text()))
+
+    return submit
+
+
+def write_result(task: Callable[[str], dict[str, Any]], text: str, path: str) -> None:
+    """Store what a task returns, as a job does."""
+    with replacing(Path(path)) as draft:
+        draft.write_text(json.dumps(task(text)))
+
+
+def await_end(jobs: Sequence[str]) -> JobEnd:
+    """How a single job ended."""
+    watch = JobWatch(jobs, every=2)
+    while True:
+        if ends := watch.poll():
+            return ends[0]
+        time.sleep(0.5)
+
+
+def sized_request(where: Where, run: Run) -> tuple[SlurmRequest, int]:
+    """What each job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
+    asked = slurm_request(where)
+    numbers, times = sizes(run.plan, run.source, run.model, asked)
+    memory = f"{math.ceil(MEMORY_MARGIN * numbers.host_bytes / GIB)}G"
+    says = asked.mem or any(name.startswith("mem-per-") for name, _ in asked.extra)
+    return asked if says else replace(asked, mem=memory), math.ceil(run.plan.blocks / times.shares)

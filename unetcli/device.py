@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import nn
 
 from unetcli.errors import UnetcliError
+from unetcli.machine import cpu_threads as cpu_threads
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -32,12 +31,6 @@ def require_precision(device: torch.device, precision: str) -> None:
 def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU."""
     return int(torch.cuda.mem_get_info(device)[0])
-
-
-def cpu_threads() -> int:
-    """Threads for the network on a CPU: ``OMP_NUM_THREADS``, else the cores this process may use."""
-    chosen = os.environ.get("OMP_NUM_THREADS", "")
-    return int(chosen) if chosen.isdigit() and int(chosen) > 0 else len(os.sched_getaffinity(0))
 
 
 def exact_float32() -> None:

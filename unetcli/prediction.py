@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.clusters import executor_for, live_jobs, require_no_jobs, with_machine
+from unetcli.clusters import executor_for, live_jobs, require_accepted, require_no_jobs
 from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.slurm import SlurmExecutor
 from unetcli.files import sweep, telling_unwritable
+from unetcli.machines import with_machine
 from unetcli.planner import wasted_work
 from unetcli.receipts import Ledger
 from unetcli.rounds import Progress, Report, Rounds, current_troubles
@@ -95,6 +96,7 @@ def predict_volume(
     started = time.perf_counter()
     where = where or Where()
     run = Run.settle(with_machine(request, where))
+    require_accepted(where, run)
     with telling_unwritable(request.output_path), run.folder.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
         require_no_jobs(where, run)

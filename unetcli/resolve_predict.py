@@ -10,6 +10,7 @@ from unetcli.config import PredictRequest, resolve_sections
 from unetcli.errors import UnetcliError
 from unetcli.fingerprint import file_fingerprint, fingerprint, sampled_statistics
 from unetcli.geometry import Box
+from unetcli.machine import Machine
 from unetcli.model import ModelHeader, read_header
 from unetcli.plan import Choices, Plan, Sources
 from unetcli.planner import CPU_TILE, MAX_FILES, Input, device_tile, largest_tile, make_plan, require_files
@@ -19,12 +20,17 @@ from unetcli.volume import Volume
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
 NORMALISE = ("model", "volume")
-GPU_BYTES_ELSEWHERE = 8 * 2**30
-"""Of a GPU that cannot be asked, for the tile: half of a common smallest one. Workers with less take smaller tiles."""
+GPU_BYTES_ELSEWHERE = 16 * 2**30
+"""Memory of a GPU that cannot be asked, when the tile is chosen. Workers with less take smaller tiles."""
 
 
-def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: Plan | None) -> Plan:
+def resolve_plan(
+    request: PredictRequest, source: Volume, model: Path, frozen: Plan | None, machine: Machine | None = None
+) -> Plan:
     """The plan that a request means for a volume and a model file.
+
+    ``machine`` asks for a sketch: the plan as it would be there. No voxel is read for one and torch is not needed; it
+    has neither fingerprints nor the volume's statistics, so it is only to be looked at.
 
     Raises
     ------
@@ -34,7 +40,7 @@ def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: P
     require_known(request)
     header = read_header(model)
     require_match(request, source, header)
-    choices = resolve_choices(request, source, header, frozen)
+    choices = resolve_choices(request, source, header, frozen, machine)
     channels = source.channels if request.channel is None else 1
     if request.zarr_format not in (2, 3):
         raise UnetcliError(f"--zarr-format {request.zarr_format}: expected 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)")
@@ -47,13 +53,13 @@ def resolve_plan(request: PredictRequest, source: Volume, model: Path, frozen: P
         ),
         resolve_region(request, source),
         header.architecture,
-        resolve_tile(request, header, frozen, choices.device),
+        resolve_tile(request, header, frozen, choices.device, machine),
         choices,
         Sources(
             volume=absolute(request.volume),
-            volume_fingerprint=fingerprint(source),
+            volume_fingerprint="" if machine else fingerprint(source),
             model=absolute(str(model)),
-            model_fingerprint=file_fingerprint(model),
+            model_fingerprint="" if machine else file_fingerprint(model),
         ),
         max_files=request.max_files or MAX_FILES,
         zarr_format=request.zarr_format,
@@ -124,7 +130,9 @@ def resolve_roi(request: PredictRequest, source: Volume) -> Box:
     return Box(tuple(start), tuple(stop))
 
 
-def resolve_tile(request: PredictRequest, header: ModelHeader, frozen: Plan | None, device: str) -> int:
+def resolve_tile(
+    request: PredictRequest, header: ModelHeader, frozen: Plan | None, device: str, machine: Machine | None = None
+) -> int:
     """The tile side asked for, else the frozen one, else the largest that is sensible on the device."""
     if request.tile is not None:
         return request.tile
@@ -132,21 +140,25 @@ def resolve_tile(request: PredictRequest, header: ModelHeader, frozen: Plan | No
         return frozen.tile[-1]
     if device == "cpu":
         return largest_tile(header.architecture.footprint(), CPU_TILE)
+    if machine is not None and machine.free_bytes is not None:
+        return device_tile(header.architecture, machine.free_bytes // 2)
     if request.elsewhere:
-        return device_tile(header.architecture, GPU_BYTES_ELSEWHERE)
+        return device_tile(header.architecture, GPU_BYTES_ELSEWHERE // 2)
     from unetcli.device import free_bytes, resolve_device
 
     return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
 
 
-def resolve_choices(request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None) -> Choices:
+def resolve_choices(
+    request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None, machine: Machine | None = None
+) -> Choices:
     """All other settings that show in the bytes of the result."""
     mean, std = header.intensity.mean, header.intensity.std
     if frozen is not None and frozen.choices.normalise == request.normalise == "volume":
         mean, std = frozen.choices.mean, frozen.choices.std
-    elif request.normalise == "volume":
+    elif request.normalise == "volume" and machine is None:
         mean, std = sampled_statistics(source, request.channel)
-    device, threads = resolve_machine(request, frozen)
+    device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
     classes = header.architecture.classes
     mask = open_mask(request.mask, source, header.architecture.footprint().lifted(len(source.axes)))
     return Choices(

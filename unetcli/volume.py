@@ -58,6 +58,12 @@ class Volume:
         return int(self.array.shape[self.stored_axes.index("c")]) if "c" in self.stored_axes else 1
 
     @property
+    def chunk_channels(self) -> int:
+        """Channels stored together in one chunk."""
+        chunks = getattr(self.array, "chunks", self.array.shape)
+        return int(chunks[self.stored_axes.index("c")]) if "c" in self.stored_axes else 1
+
+    @property
     def section_axis(self) -> int | None:
         """Place in ``axes`` of the axis that counts sections: z, else t, else None (a single image)."""
         return next((self.axes.index(axis) for axis in "zt" if axis in self.axes), None)

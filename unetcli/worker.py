@@ -94,6 +94,8 @@ class Worker:
                 for block in bench.predict(blocks, self.stopping):
                     if self._keep(block, book):
                         beat.done(block.block.box.size)
+                    else:
+                        beat.set_aside()
         return self.finished
 
     def _keep(self, block: FinishedBlock, book: ReceiptBook) -> bool:

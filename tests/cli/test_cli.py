@@ -29,7 +29,15 @@ print("LOADED", *(name for name in {heavy} if name in sys.modules))
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["train", "--help"], ["predict", "--help"], ["evaluate", "--help"], ["predict"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["plan", "--help"],
+        ["predict", "--help"],
+        ["evaluate", "--help"],
+        ["predict"],
+    ],
     ids=" ".join,
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:

@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+TESTS = Path(__file__).parents[1]
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel", "munged")
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"])
 OWN_VARIABLES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
@@ -52,6 +53,7 @@ class Settings:
         "main Default=YES PriorityTier=1 PreemptMode=OFF",
         "low PriorityTier=1 PreemptMode=REQUEUE GraceTime=10",
         "cancel PriorityTier=1 PreemptMode=CANCEL GraceTime=10",
+        "drop PriorityTier=1 PreemptMode=CANCEL",
         "high PriorityTier=10 PreemptMode=OFF",
     )
     more: Mapping[str, str] = field(default_factory=dict)
@@ -118,7 +120,12 @@ class SlurmCluster:
         self.place = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.user = getpass.getuser()
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
-        self.environment |= {"SLURM_CONF": str(self.place / "slurm.conf"), "PATH": SEARCH_PATH}
+        packages = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+        self.environment |= {
+            "SLURM_CONF": str(self.place / "slurm.conf"),
+            "PATH": SEARCH_PATH,
+            "PYTHONPATH": os.pathsep.join(filter(None, packages)),  # jobs import modules of the tests
+        }
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> SlurmCluster:
@@ -161,8 +168,8 @@ class SlurmCluster:
         until(lambda: self.state(job) in states, f"{job} to be {' or '.join(states)}", seconds)
 
     def jobs(self) -> list[str]:
-        """Jobs that have not ended."""
-        return self.call("squeue", "-h", "-r", "-o", "%i").split()
+        """Jobs that wait or run; SLURM takes some seconds more to be done with one that has ended."""
+        return self.call("squeue", "-h", "-r", "-t", "PENDING,CONFIGURING,RUNNING,SUSPENDED", "-o", "%i").split()
 
     def cancel_all(self) -> None:
         """End every job, and wait until none is left."""
@@ -172,7 +179,9 @@ class SlurmCluster:
 
     def kill_node(self, number: int, *, notice: bool = True) -> None:
         """The machine is gone: daemon, step daemons and tasks. SLURM is told, unless it shall notice by itself."""
-        self._daemons.pop(f"slurmd{number}").kill()
+        daemon = self._daemons.pop(f"slurmd{number}")
+        daemon.kill()
+        daemon.wait()
         for pid in self._processes(f"node{number}"):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

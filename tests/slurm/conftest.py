@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from slurm.cluster import SlurmCluster, lacking
-
-TESTS = Path(__file__).parents[1]
+from slurm.cluster import OWN_VARIABLES, SlurmCluster, lacking
 
 
 def require_slurm() -> None:
@@ -37,10 +34,9 @@ def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def enter(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this process be one on a submit host of the cluster; its jobs can import the tests' modules."""
-    for name in set(os.environ) - set(cluster.environment):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    monkeypatch.setenv("PATH", cluster.environment["PATH"])
-    packages = [str(TESTS.parent), str(TESTS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, packages)))
+    """Have this process be one on a submit host of the cluster."""
+    for name in os.environ:
+        if name.startswith(OWN_VARIABLES):
+            monkeypatch.delenv(name)
+    for name in ("SLURM_CONF", "PATH", "PYTHONPATH"):
+        monkeypatch.setenv(name, cluster.environment[name])

@@ -49,10 +49,6 @@ def once(condition: Callable[[], bool], action: Callable[[], object]) -> Tick:
     return tick
 
 
-def element(launcher: SlurmExecutor, index: int) -> str:
-    return launcher.jobs[index]
-
-
 def job_of(folder: Path, block: int) -> str:
     """Which job owns a block, by the book."""
     owners = [
@@ -91,12 +87,20 @@ def test_each_way_to_fail_is_told_apart_and_stops_no_other(slurm: SlurmCluster, 
     assert done(tmp_path) == [6]
 
 
-def test_a_job_cancelled_while_it_waits_is_told_and_one_that_was_never_started_too(
+def test_jobs_cancelled_while_they_wait_are_told_element_by_element_and_all_at_once(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
+    """Of one element, SLURM keeps no trace; of the whole array it does."""
     launcher = executor(extra=(("begin", "now+1hour"),))
-    failures = run(launcher, tmp_path, ((0, 2),), once(lambda: len(slurm.jobs()) == 2, slurm.cancel_all))
-    assert [failure.reason for failure in failures] == ["cancelled", "cancelled"]
+    cancel_one = once(lambda: len(slurm.jobs()) == 3, lambda: slurm.call("scancel", launcher.jobs[1]))
+    cancel_all = once(lambda: len(launcher.states) == 2, lambda: slurm.call("scancel", *array_of(launcher.jobs)))
+    failures = run(launcher, tmp_path, ((0, 3),), cancel_one, cancel_all)
+    assert sorted(failure.job for failure in failures) == launcher.jobs
+    assert {failure.reason for failure in failures} == {"cancelled"}
+
+
+def array_of(jobs: list[str]) -> set[str]:
+    return {job.partition("_")[0] for job in jobs}
 
 
 def test_a_job_at_its_time_limit_comes_back_and_finishes_and_one_without_progress_fails(
@@ -120,16 +124,34 @@ def restarts(cluster: SlurmCluster, job: str) -> int:
     return int(told.partition("Restarts=")[2].split()[0])
 
 
-@pytest.mark.parametrize("partition", ["low", "cancel"])
-def test_a_preempted_job_finishes_its_block_and_comes_back(slurm: SlurmCluster, tmp_path: Path, partition: str) -> None:
-    for block in range(12):
-        order(tmp_path, block, "sleep 1")
-    launcher = executor(blocks_per_job=6, time="60", cpus_per_task=4, partition=partition)
-    script = ["sbatch", "--partition=high", "--cpus-per-task=4", "--mem=100M", "--output=/dev/null", "--wrap=true"]
-    preempt = once(lambda: begun(tmp_path, 1) and begun(tmp_path, 7), lambda: slurm.call(*script))
-    assert run(launcher, tmp_path, ((0, 12),), preempt) == []
-    assert sorted(done(tmp_path)) == list(range(12))
-    assert sorted(restarts(slurm, job) for job in launcher.jobs) == [0, 1]
+def preemptor(cluster: SlurmCluster) -> None:
+    """A job that needs both nodes whole."""
+    words = ["--partition=high", "--nodes=2", "--cpus-per-task=4", "--mem=100M", "--output=/dev/null"]
+    cluster.call("sbatch", *words, "--wrap=sleep 1")
+
+
+def test_preempted_jobs_finish_their_blocks_and_come_back_whatever_the_partition_does_with_them(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    launchers, folders = [], [tmp_path / "low", tmp_path / "cancel"]
+    for folder in folders:
+        folder.mkdir()
+        for block in range(8):
+            order(folder, block, "sleep 1")
+        launchers.append(executor(8, time="60", cpus_per_task=4, partition=folder.name, detach=True))
+        run(launchers[-1], folder, ((0, 8),))
+    preempt = once(lambda: all(begun(folder, 1) for folder in folders), lambda: preemptor(slurm))
+    for folder in folders:
+        assert run(executor(), folder, ((0, 8),), preempt) == []
+        assert done(folder) == list(range(8))
+    assert [restarts(slurm, launcher.jobs[0]) for launcher in launchers] == [1, 1]
+
+
+def test_a_job_that_preemption_ends_for_good_is_told(slurm: SlurmCluster, tmp_path: Path) -> None:
+    order(tmp_path, 0, "hold")
+    launcher = executor(time="60", cpus_per_task=4, partition="drop")
+    (failure,) = run(launcher, tmp_path, ((0, 1),), once(lambda: begun(tmp_path, 0), lambda: preemptor(slurm)))
+    assert failure.reason == "preempted by another job, and not put back into the queue"
 
 
 def test_cancelling_stays_a_cancel_though_the_job_stops_in_order(slurm: SlurmCluster, tmp_path: Path) -> None:
@@ -198,7 +220,7 @@ def test_without_a_cluster_there_is_one_line(tmp_path: Path, monkeypatch: pytest
 def test_a_cluster_that_does_not_answer_is_one_line(
     slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none"))
+    monkeypatch.delenv("SLURM_CONF")
     with pytest.raises(UnetcliError, match="no cluster answers") as caught:
         run(executor(), tmp_path, ((0, 1),))
     assert "\n" not in str(caught.value)
@@ -212,7 +234,7 @@ def test_arrays_are_split_where_the_site_wants_and_jobs_are_forgotten_soon(
         enter(small, monkeypatch)
         launcher = executor(max_running=2)
         failures = run(launcher, tmp_path, ((0, 10),))
-    assert len({job.partition("_")[0] for job in launcher.jobs}) == 3
+    assert len(array_of(launcher.jobs)) == 3
     assert sorted(done(tmp_path)) == list(range(9))
     assert [(failure.job, failure.reason) for failure in failures] == [(launcher.jobs[9], "crashed with exit code 3")]
 

@@ -11,7 +11,9 @@ import typer
 from unetcli import __version__
 from unetcli.cli import talk
 from unetcli.cli.evaluate import evaluate
+from unetcli.cli.plan import plan
 from unetcli.cli.predict import predict
+from unetcli.cli.status import status
 from unetcli.cli.train import train
 from unetcli.cli.worker import worker
 from unetcli.errors import UnetcliError
@@ -28,7 +30,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 you can put it right, 2 usage, 3 incomplete (run the same command again), "
     "70 our bug, 130 interrupted.",
 )
-for command in (train, predict, evaluate, worker):
+for command in (train, plan, predict, status, evaluate, worker):
     app.command()(command)
 
 

@@ -134,6 +134,10 @@ BlocksPerJobOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, as plan does, and stop.")]
 TakeOverOption = Annotated[bool, typer.Option("--take-over", help="Ignore the lock of a launcher that is dead.")]
 
+# of status and verify
+PredictedArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="What predict writes, or wrote.")]
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until all is done.")]
+
 # of evaluate
 PredictionArgument = Annotated[
     str, typer.Argument(metavar="PREDICTION", help="Probabilities of foreground, as predict writes them.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,6 +14,12 @@ from unetcli.cli import talk
 if TYPE_CHECKING:
     from unetcli.config import PredictRequest, Where
     from unetcli.prediction import PredictSummary
+
+WHERE = ("cluster", "workers", "scheduler", "tls", "profile", "detach")
+SLURM = (
+    *("partition", "account", "qos", "time", "gpus", "gres", "mem", "cpus_per_task", "constraint", "exclude", "setup"),
+    *("max_running", "blocks_per_job"),
+)
 
 
 def predict(
@@ -56,6 +64,7 @@ def predict(
     tls: o.CertificateOption = None,
     share: o.ShareOption = None,
     close: o.CloseOption = False,
+    dry_run: o.DryRunOption = False,
     overwrite: o.OverwriteOption = False,
     take_over: o.TakeOverOption = False,
     json: o.JsonOption = False,
@@ -64,57 +73,32 @@ def predict(
 
     The same command again goes on where it stopped; the result is the same to the byte.
     """
+    options = dict(locals())
+    if dry_run:
+        from unetcli.cli.plan import show_plan
+
+        show_plan(options)
+        return
+    _tell(_run(*asked(options), share, close), json)
+
+
+def asked(options: Mapping[str, Any]) -> tuple[PredictRequest, Where]:
+    """What the options of predict, or of plan, mean; those that a command does not have are left out."""
     from unetcli.config import PredictRequest, Where, parse_levels, parse_roi, parse_sections, parse_tile
     from unetcli.executors.slurm_request import parse_extra
 
-    request = PredictRequest(
-        volume=volume,
-        output=output,
-        model=model,
-        tile=parse_tile(tile),
-        sections=parse_sections(sections),
-        roi=parse_roi(roi),
-        mask=mask,
-        skip_below=skip_below,
-        dtype=dtype,
-        device=device,
-        precision=precision,
-        channel=channel,
-        normalise=normalise,
-        nonfinite=nonfinite,
-        levels=parse_levels(levels),
-        max_files=max_files,
-        zarr_format=zarr_format,
-        run_folder=run_folder,
-        retries=retries,
-        overwrite=overwrite,
-        take_over=take_over,
+    read: dict[str, Callable[[Any], Any]] = {
+        "tile": parse_tile,
+        "sections": parse_sections,
+        "roi": parse_roi,
+        "levels": parse_levels,
+    }
+    values: dict[str, Any] = {name: read[name](value) if name in read else value for name, value in options.items()}
+    slurm = {name: values.get(name) for name in SLURM} | {"extra": parse_extra(values.get("slurm") or [])}
+    return (
+        PredictRequest(**{field.name: values[field.name] for field in fields(PredictRequest) if field.name in values}),
+        Where(**{name: values[name] for name in WHERE if name in values}, slurm=slurm),
     )
-    where = Where(
-        cluster=cluster,
-        workers=workers,
-        scheduler=scheduler,
-        tls=tls,
-        profile=profile,
-        detach=detach,
-        slurm={
-            "partition": partition,
-            "account": account,
-            "qos": qos,
-            "time": time,
-            "gpus": gpus,
-            "gres": gres,
-            "mem": mem,
-            "cpus_per_task": cpus_per_task,
-            "constraint": constraint,
-            "exclude": exclude,
-            "setup": setup,
-            "max_running": max_running,
-            "blocks_per_job": blocks_per_job,
-            "extra": parse_extra(slurm or []),
-        },
-    )
-    _tell(_run(request, where, share, close), json)
 
 
 def _run(request: PredictRequest, where: Where, share: str | None, close: bool) -> PredictSummary:

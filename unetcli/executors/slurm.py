@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -38,6 +39,8 @@ class SlurmExecutor:
     """Those of them that an earlier launcher had submitted."""
     states: dict[str, str] = field(init=False, default_factory=dict)
     """Of jobs that have not ended, in SLURM's words."""
+    waiting_for: Counter[str] = field(init=False, default_factory=Counter)
+    """How many jobs wait for what, in SLURM's words."""
     problem: str = field(init=False, default="")
     """Why SLURM does not answer at the moment."""
 
@@ -108,6 +111,7 @@ class SlurmExecutor:
         while waiting.watch.states or waiting.late:
             waiting.look()
             self.states, self.problem = waiting.watch.states, waiting.watch.problem
+            self.waiting_for = waiting.watch.waiting_for
             tick()
             if stopping():
                 break

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unetcli.executors.slurm_commands import cancel, named
-from unetcli.executors.slurm_submit import tidy, unfinished
+from unetcli.executors.slurm_submit import complete, tidy
 from unetcli.ranges import Ranges
 
 
@@ -91,7 +91,7 @@ class JobBook:
     def _settle(self, submission: Submission) -> None:
         """The launcher died between asking SLURM and noting its answer: SLURM knows the jobs by name."""
         jobs = sorted(named(submission.name), key=_element)
-        if len(jobs) == len(submission.shares) and not unfinished(self.logs / submission.name):
+        if len(jobs) == len(submission.shares) and complete(self.logs / submission.name, jobs):
             self.confirm(submission, jobs)
             return
         cancel(jobs)  # they would wait in vain for what to do

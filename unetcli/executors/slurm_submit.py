@@ -6,7 +6,7 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from unetcli.executors.slurm_commands import (
     SlurmError,
     array_limit,
     cancel,
+    named,
     one_line,
     outside_of_jobs,
     require_slurm,
@@ -70,7 +71,7 @@ def _undone_where_refused(logs: Path, folder: Path, jobs: list[str]) -> Iterator
         yield
     except BaseException:
         with suppress(SlurmError):
-            cancel(jobs)
+            cancel([*jobs, *named(folder.name)])  # by name too: an interrupt may come after sbatch has said yes
         shutil.rmtree(folder, ignore_errors=True)
         if made_logs:
             with suppress(OSError):
@@ -122,13 +123,13 @@ def tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def unfinished(folder: Path) -> bool:
-    """Whether a submission was interrupted before every job had its function."""
-    return any(len(path.stem) == 32 for path in folder.glob("*.pkl"))
+def complete(folder: Path, jobs: Sequence[str]) -> bool:
+    """Whether submitit got so far as to give every job its function."""
+    return all((folder / f"{job}_submitted.pkl").exists() for job in jobs)
 
 
-def test_only(request: SlurmRequest) -> str:
-    """When and where SLURM would start such a job.
+def would_start(options: Mapping[str, str]) -> str:
+    """When and where SLURM would start a job with these options of sbatch.
 
     Raises
     ------
@@ -136,12 +137,9 @@ def test_only(request: SlurmRequest) -> str:
         No SLURM here, or it would refuse.
     """
     require_slurm()
-    flags = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in request.options().items()]
-    with outside_of_jobs(request.options()):
+    flags = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
+    with outside_of_jobs(options):
         try:
             return one_line(run("sbatch", "--test-only", *flags, "--wrap=true").stderr)
         except SlurmError as error:
             raise UnetcliError(f"SLURM would refuse the jobs: {error}") from None
-
-
-test_only.__test__ = False  # type: ignore[attr-defined]  # or pytest takes it for a test

@@ -13,9 +13,13 @@ from pathlib import Path
 from unetcli.executors.slurm_commands import SlurmError, call
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
-"""States that a job does not leave. PREEMPTED is none: until SLURM forgets the job, it may come back."""
+"""States that a job does not leave."""
+PREEMPTED_SECONDS = 15.0
+"""After which a preempted job counts as ended: it would be back in the queue by then."""
 GONE = "GONE"
 """Our word where SLURM has forgotten a job and keeps no accounts."""
+VANISHED_FROM = {"PENDING": "CANCELLED", "PREEMPTED": "PREEMPTED"}
+"""What became of a job that SLURM forgot at once: of an array element cancelled while it waits, nothing is kept."""
 FORGOTTEN = "Invalid job id"
 LOOKS_UNTIL_GONE = 2
 IDS_PER_CALL = 500
@@ -98,6 +102,8 @@ class JobWatch:
     problem: str = field(init=False, default="")
     """Why SLURM did not answer the last time it was asked; empty where it did."""
     _missed: dict[str, int] = field(init=False, default_factory=dict)
+    _preempted: dict[str, float] = field(init=False, default_factory=dict)
+    """Since when."""
     _asked: float = field(init=False, default=-float("inf"))
     _accounts: bool | None = field(init=False, default=None)
 
@@ -125,19 +131,27 @@ class JobWatch:
             return []  # no answer says nothing about the jobs
         self.problem = ""
         self.waiting_for = Counter(end.note for end in known.values() if end.state == "PENDING")
-        ends = [self._explained(end) for end in known.values() if end.state in ENDED]
+        ends = [self._explained(end) for end in known.values() if self._has_ended(end)]
         ends += self._vanished(set(self.states) - set(known))
         self.states |= {job: end.state for job, end in known.items()}
         self.forget(end.job for end in ends)
         return ends
+
+    def _has_ended(self, end: JobEnd) -> bool:
+        if end.state != "PREEMPTED":
+            self._preempted.pop(end.job, None)
+            return end.state in ENDED
+        return self._asked - self._preempted.setdefault(end.job, self._asked) >= PREEMPTED_SECONDS
 
     def _vanished(self, missing: set[str]) -> list[JobEnd]:
         """Those that SLURM twice in a row knew nothing of."""
         self._missed = {job: self._missed.get(job, 0) + 1 for job in missing}
         gone = {job for job, times in self._missed.items() if times >= LOOKS_UNTIL_GONE}
         accounts = self._from_accounts(gone)
-        last = {job: "PREEMPTED" if self.states[job] == "PREEMPTED" else GONE for job in gone}
-        return [self._explained(accounts.get(job) or JobEnd(job=job, state=last[job])) for job in sorted(gone)]
+        return [
+            self._explained(accounts.get(job) or JobEnd(job=job, state=VANISHED_FROM.get(self.states[job], GONE)))
+            for job in sorted(gone)
+        ]
 
     def _from_accounts(self, jobs: set[str]) -> dict[str, JobEnd]:
         if not jobs or self._accounts is False:

@@ -1,0 +1,208 @@
+"""The crash test: everything that can be killed is killed at random moments, disks fill and turn read-only, stored data
+are damaged; after the last rerun the output equals that of a single undisturbed run, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from helpers import grey, write_model, write_zarr
+from slurm.cluster import SlurmCluster, until
+
+from unetcli.lock import Holder
+from unetcli.receipts import DONE, VOID, read_receipts
+
+SECTIONS, SIDE = 64, 300
+TILE = ["--tile", "204"]
+WAYS = {
+    "local": ["--workers", "2"],
+    "slurm": ["--cluster", "slurm", "--blocks-per-job", "16", "--mem", "1G"],
+    "dask": ["--cluster", "dask", "--workers", "2", "--mem", "1G"],
+}
+
+
+@dataclass
+class Scene:
+    """One output on a small disk of its own, and what happens to it."""
+
+    place: Path
+    slurm: SlurmCluster
+    chance: random.Random
+    told: list[str] = field(default_factory=list)
+
+    @property
+    def disk(self) -> Path:
+        return self.place / "disk"
+
+    @property
+    def output(self) -> Path:
+        return self.disk / "big.pred.zarr"
+
+    @property
+    def folder(self) -> Path:
+        return self.disk / "big.pred.zarr.run" / "predict"
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "unetcli", *words]
+        with (self.place / "talk.txt").open("ab") as talk:
+            return subprocess.Popen(command, cwd=self.place, stdout=talk, stderr=talk)
+
+    def predict(self, way: str) -> subprocess.Popen[bytes]:
+        self.told.append(way)
+        return self.start("predict", "big.zarr", "--output", str(self.output), "--dtype", "float32", *TILE, *WAYS[way])
+
+    def talk(self) -> str:
+        return " > ".join(self.told) + "\n" + (self.place / "talk.txt").read_text()[-6000:]
+
+    # -- what happens
+
+    def kill_worker(self) -> None:
+        if pids := self.workers():
+            with suppress(ProcessLookupError):
+                os.kill(self.chance.choice(pids), signal.SIGKILL)
+
+    def requeue(self) -> None:
+        if running := [job for job in self.slurm.jobs() if self.slurm.state(job) == "RUNNING"]:
+            with suppress(subprocess.CalledProcessError):
+                self.slurm.call("scontrol", "requeue", self.chance.choice(running))
+
+    def fill_disk(self) -> None:
+        with suppress(OSError), (self.disk / "filler").open("wb") as file:
+            while True:
+                file.write(bytes(2**16))
+
+    def read_only(self) -> None:
+        remount(self.disk, "ro")
+
+    def damage(self) -> None:
+        """Cut a stored chunk short, or turn one of its bits."""
+        if chunks := sorted(path for path in (self.output / "0" / "c").rglob("*") if path.is_file()):
+            victim = self.chance.choice(chunks)
+            content = bytearray(victim.read_bytes())
+            if self.chance.random() < 0.5:
+                del content[len(content) // 2 :]
+            else:
+                content[self.chance.randrange(len(content))] ^= 1 << self.chance.randrange(8)
+            victim.write_bytes(content)
+
+    def mend(self) -> None:
+        """What an administrator does: the disk is writable and has room again."""
+        remount(self.disk, "rw")
+        (self.disk / "filler").unlink(missing_ok=True)
+
+    def workers(self) -> list[int]:
+        """Processes that work on the output, by their own word."""
+        found = []
+        for path in sorted((self.folder / "workers").glob("*.json")):
+            with suppress(OSError, ValueError):
+                import json
+
+                beat = json.loads(path.read_text())
+                if beat["state"] == "working" and not Holder(**beat["holder"]).is_gone():
+                    found.append(beat["holder"]["pid"])
+        return found
+
+
+def remount(disk: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[None]:
+    """A disk of 40 MB at ``place/disk``."""
+    disk = place / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"needs to mount a small disk: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_model(tmp_path / "model", depth=3, base_channels=8)
+    write_zarr(tmp_path / "big.zarr", grey(SECTIONS, SIDE, SIDE), chunks=(1, 128, 128))
+    with small_disk(tmp_path):
+        yield Scene(tmp_path, slurm, random.Random(2015))
+        until(lambda: not slurm.jobs(), "an empty queue")
+
+
+def array_files(store: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(store)): f.read_bytes() for f in sorted((store / "0").rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_whatever_happens_the_last_rerun_ends_in_the_same_bytes(scene: Scene, rounds: int) -> None:
+    whole = scene.start("predict", "big.zarr", "--output", "whole.zarr", "--dtype", "float32", *TILE)
+    assert whole.wait(timeout=300) == 0, scene.talk()
+    events = [scene.kill_worker, scene.requeue, scene.fill_disk, scene.read_only, scene.damage]
+    for number in range(rounds):
+        launcher = scene.predict(list(WAYS)[number % len(WAYS)])
+        disturb(scene, launcher, scene.chance.sample(events, 2))
+        scene.mend()
+    finish(scene)
+    assert array_files(scene.output) == array_files(scene.place / "whole.zarr"), scene.talk()
+    check_receipts(scene)
+    check_nothing_is_left(scene)
+
+
+def disturb(scene: Scene, launcher: subprocess.Popen[bytes], events: list[Callable[[], None]]) -> None:
+    """Let things happen while the launcher works; then kill it, or let it end."""
+    for event in events:
+        with suppress(subprocess.TimeoutExpired):
+            launcher.wait(timeout=scene.chance.uniform(1, 5))
+        scene.told.append(event.__name__)
+        event()
+    if scene.chance.random() < 0.5:
+        scene.told.append("kill launcher")
+        launcher.kill()
+    code = launcher.wait(timeout=300)
+    assert code in (0, 1, 3, -signal.SIGKILL), scene.talk()
+
+
+def finish(scene: Scene) -> None:
+    """Run again until done; then have what was damaged found and repaired."""
+    until(lambda: not scene.workers() or bool(scene.slurm.jobs()), "the end of killed launchers' workers", seconds=120)
+    for _ in range(4):
+        launcher = scene.predict("slurm")
+        if launcher.wait(timeout=300) == 0:
+            break
+    else:
+        pytest.fail(scene.talk())
+    assert scene.start("verify", str(scene.output), "--repair").wait(timeout=300) == 0, scene.talk()
+    assert scene.start("verify", str(scene.output)).wait(timeout=300) == 0, scene.talk()
+
+
+def check_receipts(scene: Scene) -> None:
+    """Each block once for each time that its data were void, and no more."""
+    receipts = list(read_receipts(scene.folder / "receipts"))
+    done = Counter(receipt.block for receipt in receipts if receipt.state == DONE)
+    void = Counter(receipt.block for receipt in receipts if receipt.state == VOID)
+    assert set(done) == set(range(SECTIONS))
+    assert {block: count - void[block] for block, count in done.items()} == dict.fromkeys(range(SECTIONS), 1)
+
+
+def check_nothing_is_left(scene: Scene) -> None:
+    until(lambda: not scene.slurm.jobs(), "an empty queue")
+    deadline = time.monotonic() + 60
+    while (left := scene.workers()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+    assert not list(scene.disk.rglob("*.partial"))
+    assert not list(scene.disk.rglob("key.pem"))

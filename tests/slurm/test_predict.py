@@ -1,0 +1,190 @@
+"""predict on a real SLURM: as an array, as Dask workers, through the scripts of ``slurm/``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import grey, write_model, write_zarr
+from slurm.cluster import SlurmCluster, until
+
+from unetcli.receipts import read_receipts
+
+SECTIONS = 24
+ROOT = Path(__file__).parents[2]
+SLURM = ["--cluster", "slurm", "--blocks-per-job", "6", "--mem", "1G", "--tile", "204"]
+DASK = ["--cluster", "dask", "--workers", "2", "--mem", "1G", "--tile", "204"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "model")
+    write_zarr(tmp_path / "big.zarr", grey(SECTIONS, 70, 90), chunks=(1, 32, 32))
+    return tmp_path
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "unetcli", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def predict(*words: object) -> subprocess.CompletedProcess[str]:
+    with start("predict", "big.zarr", *words) as process:
+        out, talk = process.communicate(timeout=300)
+    return subprocess.CompletedProcess([], process.returncode, out, talk)
+
+
+def array_files(store: str) -> dict[str, bytes]:
+    return {str(f.relative_to(store)): f.read_bytes() for f in Path(store, "0").rglob("*") if f.is_file()}
+
+
+def computed(store: str = "big.pred.zarr") -> list[int]:
+    return sorted(receipt.block for receipt in read_receipts(Path(f"{store}.run/predict/receipts")))
+
+
+def slow_sections(sections: int = 200) -> None:
+    """An input that takes a while."""
+    shutil.rmtree("big.zarr")
+    write_zarr(Path("big.zarr"), grey(sections, 300, 300), chunks=(1, 128, 128))
+
+
+def jobs_are_gone(slurm: SlurmCluster) -> bool:
+    return not slurm.jobs()
+
+
+@pytest.mark.parametrize("how", [SLURM, DASK], ids=["slurm", "dask"])
+def test_a_cluster_gives_the_bytes_of_one_process(place: Path, slurm: SlurmCluster, how: list[str]) -> None:
+    assert predict("--tile", "204", "-o", "whole.zarr").returncode == 0
+    done = predict(*how, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["computed"] == SECTIONS
+    assert array_files("big.pred.zarr") == array_files("whole.zarr")
+    assert computed() == list(range(SECTIONS))
+    until(lambda: jobs_are_gone(slurm), "an empty queue")
+    again = predict(*how)
+    assert again.returncode == 0
+    assert "complete already" in again.stderr
+    assert not list(place.rglob("*.partial"))
+    assert not list(place.rglob("key.pem"))
+
+
+def test_detach_returns_the_id_and_the_same_command_attaches(place: Path, slurm: SlurmCluster) -> None:
+    slow_sections()
+    words = ["--cluster", "slurm", "--blocks-per-job", "50", "--mem", "1G", "--tile", "204"]
+    detached = predict(*words, "--detach")
+    assert detached.returncode == 0, detached.stderr
+    array = detached.stdout.strip()
+    assert {job.partition("_")[0] for job in slurm.jobs()} == {array}
+    refused = predict("--tile", "204")
+    assert refused.returncode == 1
+    assert f"`scancel {array}`" in refused.stderr
+    assert predict(*words, "--overwrite").returncode == 1
+    attached = predict(*words)
+    assert attached.returncode == 0, attached.stderr
+    assert computed() == list(range(200))  # nothing twice
+    assert Path("big.pred.zarr.run/predict/jobs.jsonl").read_text().count('"submit"') == 1
+
+
+def test_ctrl_c_leaves_the_jobs_at_work_and_says_how_to_go_on(place: Path, slurm: SlurmCluster) -> None:
+    slow_sections()
+    with start("predict", "big.zarr", *SLURM, "--blocks-per-job", "50") as process:
+        until(lambda: bool(slurm.jobs()), "jobs in the queue")
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, talk = process.communicate(timeout=60)
+    assert process.returncode == 130, talk
+    assert "the same command attaches" in talk
+    assert "Traceback" not in talk
+    assert slurm.jobs()
+    assert predict(*SLURM, "--blocks-per-job", "50").returncode == 0
+    assert computed() == list(range(200))
+
+
+@pytest.mark.parametrize("how", ["slurm", "dask"])
+def test_a_refused_submission_is_one_line_and_leaves_nothing(place: Path, slurm: SlurmCluster, how: str) -> None:
+    before = sorted(place.rglob("*"))
+    refused = predict("--cluster", how, "--partition", "nope")
+    assert refused.returncode == 1
+    assert "nope" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert sorted(place.rglob("*")) == before
+    assert predict("--tile", "204").returncode == 0
+    files = array_files("big.pred.zarr")
+    assert predict("--cluster", how, "--partition", "nope", "--overwrite").returncode == 1
+    assert array_files("big.pred.zarr") == files  # nothing lost
+
+
+def test_of_two_launchers_at_once_one_is_told_about_the_other(place: Path, slurm: SlurmCluster) -> None:
+    slow_sections()
+    both = [start("predict", "big.zarr", *SLURM, "--blocks-per-job", "100") for _ in range(2)]
+    talks = [process.communicate(timeout=300)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], talks
+    assert any("in use by another unetcli" in talk for talk in talks)
+    assert computed() == list(range(200))
+
+
+def test_a_launcher_inside_a_job_submits_others(place: Path, slurm: SlurmCluster) -> None:
+    script = (
+        f"#!/bin/sh\n#SBATCH --mem=500M\n#SBATCH --output=outer.log\n{sys.executable} -m unetcli predict big.zarr "
+        + " ".join(SLURM)
+    )
+    Path("outer.sh").write_text(script + "\n")
+    job = slurm.call("sbatch", "--parsable", "outer.sh").strip()
+    until(lambda: job not in slurm.jobs(), "the end of the outer job", seconds=120)
+    assert '"complete": true' in Path("big.pred.zarr/zarr.json").read_text(), Path("outer.log").read_text()
+
+
+def on_path(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``unetcli`` as a command, for scripts."""
+    command = place / "bin" / "unetcli"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m unetcli "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def sbatch(slurm: SlurmCluster, *words: str) -> str:
+    """Submit with less than the scripts ask for, as these nodes are small; the job's id."""
+    return slurm.call("sbatch", "--parsable", "--cpus-per-task=1", "--mem=500M", *words).strip()
+
+
+def test_the_array_script_runs_as_it_lies_there_and_some_elements_again(
+    place: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_path(place, monkeypatch)
+    script = str(ROOT / "slurm" / "predict_array.sbatch")
+    job = sbatch(slurm, script, "big.zarr", "--tile", "204")
+    until(lambda: jobs_are_gone(slurm), "the end of the array", seconds=180)
+    log = Path(f"unetcli-predict-{job}_0.log").read_text()
+    assert '"complete": true' in Path("big.pred.zarr/zarr.json").read_text(), log
+    assert computed() == list(range(SECTIONS))
+    assert len(list(Path("big.pred.zarr.run/predict").glob("receipts/*.txt"))) == 8
+    gone = [9, 10, 11, 21, 22, 23]  # of shares 3 and 7
+    for path in Path("big.pred.zarr.run/predict/receipts").glob("*.txt"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if int(line.split()[0]) not in gone))
+    job = sbatch(slurm, "--array=3,7", script, "big.zarr", "--tile", "204")
+    until(lambda: jobs_are_gone(slurm), "the end of the two elements", seconds=180)
+    assert "share 3 of 8" in Path(f"unetcli-predict-{job}_3.log").read_text()
+    assert computed() == list(range(SECTIONS))
+    assert not Path(f"unetcli-predict-{job}_0.log").exists()
+
+
+def test_an_afterany_job_closes_what_the_shares_left(
+    place: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_path(place, monkeypatch)
+    array = sbatch(slurm, "--array=0-1", str(ROOT / "slurm" / "predict_array.sbatch"), "big.zarr", "--tile", "204")
+    closing = [str(ROOT / "slurm" / "unetcli.sbatch"), "predict", "big.zarr", "--tile", "204", "--close"]
+    job = sbatch(slurm, f"--dependency=afterany:{array}", *closing)
+    until(lambda: jobs_are_gone(slurm), "the end of all jobs", seconds=180)
+    assert "complete already, 24 blocks found done" in Path(f"unetcli-{job}.log").read_text()
