@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from unetcli.errors import UnetcliError
-from unetcli.files import plain
+from unetcli.files import is_remote, plain
 from unetcli.omezarr import open_zarr
+from unetcli.store import store_at
 from unetcli.tiff import open_tiff
 from unetcli.volume import Volume
 
@@ -20,7 +21,9 @@ def open_volume(path: str | Path) -> Volume:
         Path missing, no array there, empty array, or a dtype or axes that are no image.
     """
     name = plain(str(path))
-    if "://" not in name and not Path(name).exists():
+    if is_remote(name):
+        store_at(name).read_text("zarr.json")  # whether it can be reached; Zarr would leave requests behind that hang
+    elif not Path(name).exists():
         raise UnetcliError(f"{name}: no such file or folder")
     if Path(name).is_file():
         return _checked(open_tiff(name))
