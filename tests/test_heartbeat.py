@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -122,3 +125,56 @@ def test_the_limit_is_the_scheduler_s(monkeypatch: pytest.MonkeyPatch, environme
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert memory_limit() == limit
+
+
+def test_beats_are_whole_whenever_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.0)
+    with Heartbeat(tmp_path, 1):
+        for _ in range(500):
+            for path in tmp_path.glob("*.json"):
+                json.loads(path.read_text())
+            assert len(read_beats(tmp_path)) == 1
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_a_killed_worker_leaves_its_last_words(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom unetcli.heartbeat import Heartbeat\n"
+        "with Heartbeat(Path(sys.argv[1]), 3) as beat:\n"
+        "    print('working', flush=True)\n    time.sleep(600)\n"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    with worker.stdout:
+        assert worker.stdout.readline() == "working\n"
+    assert not only(tmp_path).holder.is_gone()
+    worker.kill()
+    worker.wait()
+    assert only(tmp_path).state == WORKING
+    assert only(tmp_path).holder.is_gone()
+
+
+def test_a_folder_that_is_gone_ends_no_work(tmp_path: Path) -> None:
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    with Heartbeat(folder, 1) as beat:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+        beat.done(1)
+    assert read_beats(folder) == {}
+
+
+@pytest.mark.parametrize("junk", ["", "{", "[]", "{}", '{"holder": {}}', '{"holder": null}'], ids=repr)
+def test_what_is_no_beat_is_passed_over(tmp_path: Path, junk: str) -> None:
+    with Heartbeat(tmp_path, 1):
+        (tmp_path / "other.json").write_text(junk)
+        assert len(read_beats(tmp_path)) == 1
+
+
+def test_without_a_scheduler_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    limit = memory_limit()
+    assert limit is None or limit > memory_bytes()

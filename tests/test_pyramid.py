@@ -94,6 +94,7 @@ def values_of(outputs: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small volume has several stages of several blocks."""
     monkeypatch.setattr(sizes, "BLOCK_VOXELS", 100)
+    monkeypatch.setattr(sizes, "BLOCK_CHUNKS", 1)
     monkeypatch.setattr(sizes, "SMALL_VOXELS", 100)
 
 

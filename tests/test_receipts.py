@@ -168,10 +168,26 @@ def test_what_is_done_is_vouched_for_when_the_rest_fails(tmp_path: Path) -> None
     assert counted(tmp_path) == {3}
 
 
-def test_every_book_has_a_file_of_its_own_and_an_unused_one_leaves_none(tmp_path: Path) -> None:
+def test_a_process_has_one_file_and_none_where_it_vouched_for_nothing(tmp_path: Path) -> None:
     with ReceiptBook(tmp_path, tmp_path) as one, ReceiptBook(tmp_path, tmp_path) as other:
-        assert one.path != other.path
+        assert one.path == other.path
     assert list(tmp_path.iterdir()) == []
+    if not (child := os.fork()):
+        with ReceiptBook(tmp_path, tmp_path) as theirs:
+            theirs.add(replace(RECEIPT, block=5), [])
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    with one:
+        one.add(RECEIPT, [])
+    assert len(list(tmp_path.iterdir())) == 2
+    assert counted(tmp_path) == {3, 5}
+
+
+def test_a_book_goes_on_after_a_line_that_a_full_disk_tore(tmp_path: Path) -> None:
+    with ReceiptBook(tmp_path, tmp_path) as book:
+        book.path.write_text(RECEIPT.to_line()[:20])
+        book.add(replace(RECEIPT, block=4), [])
+    assert counted(tmp_path) == {4}
 
 
 def test_the_checksum_is_of_the_voxels_not_of_their_layout() -> None:

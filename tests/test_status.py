@@ -22,10 +22,11 @@ from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.executors.slurm_word import OVER, RUNNING, WAITING, JobWord
 from unetcli.heartbeat import read_beats
+from unetcli.paces import host_paces
 from unetcli.prediction import predict_volume
 from unetcli.receipts import DONE, Receipt
 from unetcli.runfolder import RunFolder
-from unetcli.status import STATES, Watcher, host_paces
+from unetcli.status import STATES, Watcher
 from unetcli.worker import run_blocks
 
 OUTPUT = "big.pred.zarr"

@@ -222,8 +222,9 @@ def test_a_server_that_is_gone_is_told_in_one_line(
 ) -> None:
     write_zarr(tmp_path / "b.zarr", grey(4, 4))
     keys = dict.fromkeys(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], "test")
-    options = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}
-    done = unetcli(*words, AWS_ENDPOINT_URL="http://127.0.0.1:9", **options, **keys)
+    done = unetcli(
+        *words, AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_DEFAULT_REGION="us-east-1", AWS_MAX_ATTEMPTS="1", **keys
+    )
     assert done.returncode == 1, done.stderr
     assert "s3://bucket/a.zarr" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

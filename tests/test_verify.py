@@ -286,6 +286,23 @@ def test_windows_in_other_tiles_equal_what_is_stored(dtype: str, precision: str)
     assert seams.largest_difference > 0 or (dtype, precision) != ("float32", "float32")  # other arithmetic it was
 
 
+def test_parts_that_are_skipped_are_skipped_in_other_tiles_too() -> None:
+    mask = np.zeros((2, 300, 310), np.uint8)
+    mask[0, 100:200, 20:170] = 1
+    write_zarr(Path("mask.zarr"), mask)
+    predicted(2, 300, 310, tile=100, dtype="float32", mask="mask.zarr", skip_below=255.0)
+    assert 0 < np.count_nonzero(stored()) < 0.2 * stored().size
+    seams = verified(seams=20, input=True, repair=True).seams
+    assert seams is not None
+    assert (seams.windows, seams.exceeded) == (20, [])
+    zarr.open_array("mask.zarr")[1, 250, 250] = 1
+    (found,) = verified(input=True, blocks=False).input_changes or []
+    assert (found.source, found.what) == ("mask", "leaves other parts to be computed")
+    flip_a_bit(chunk(0))
+    with pytest.raises(UnetcliError, match="cannot be repaired, the mask "):
+        verified(repair=True)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_data_shifted_by_a_pixel_are_found(dtype: str) -> None:
     predicted(2, 300, 310, tile=100, dtype=dtype)

@@ -10,6 +10,7 @@ from unetcli.fingerprint import file_fingerprint, fingerprint, sampled_boxes
 from unetcli.opening import open_volume
 from unetcli.plan import UNREADABLE, Plan
 from unetcli.runfolder import Places
+from unetcli.skipping import open_mask
 from unetcli.volume import Volume, describe
 
 
@@ -18,7 +19,7 @@ class Change:
     """Something that is not as it was when the run was planned."""
 
     source: str
-    """``volume`` or ``model``."""
+    """``volume``, ``model`` or ``mask``."""
     path: str
     what: str
 
@@ -27,6 +28,8 @@ def changes(plan: Plan, places: Places) -> list[Change]:
     """What differs now; of a volume, shape, axes, type and up to 64 sampled chunks are looked at."""
     told = [("volume", places.volume, what) for what in volume_changes(plan, places.volume)]
     told += [("model", places.model, what) for what in model_changes(plan, Path(places.model))]
+    if places.mask and plan.choices.mask:
+        told += [("mask", places.mask, what) for what in mask_changes(plan, places.volume, places.mask)]
     return [Change(source=source, path=path, what=what) for source, path, what in told]
 
 
@@ -55,6 +58,16 @@ def model_changes(plan: Plan, file: Path) -> list[str]:
     if not file.is_file():
         return ["is not there any more"]
     return [] if file_fingerprint(file) == plan.sources.model_fingerprint else ["holds other bytes"]
+
+
+def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:
+    """Whether a mask rules out other cells now."""
+    try:
+        opened = open_mask(mask, open_volume(volume), plan.footprint)
+        now = opened and opened.fingerprint(plan.region)
+    except UnetcliError as error:
+        return [f"cannot be opened: {error}"]
+    return [] if now == plan.choices.mask else ["leaves other parts to be computed"]
 
 
 def shape_of(volume: Volume) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 import time
 from contextlib import suppress
@@ -141,7 +142,7 @@ class _Idle:
         try:
             return self._files[os.getpid(), folder].pop()
         except (KeyError, IndexError):
-            return folder / f"{worker_name()}.json", first_beat()
+            return folder / f"{worker_name()}-{secrets.token_hex(2)}.json", first_beat()
 
     def give_back(self, path: Path, beat: Beat) -> None:
         self._files.setdefault((os.getpid(), path.parent), []).append((path, beat))

@@ -20,6 +20,7 @@ from unetcli.errors import UnreadableBlock
 from unetcli.geometry import Box, hull
 from unetcli.network import UNet
 from unetcli.plan import Block, Choices, Plan, Tile
+from unetcli.process import give_back_freed_memory
 from unetcli.skipping import Kept, Mask, all_kept, background, bright, cell_sides, voxels_of
 from unetcli.streams import prefetch
 from unetcli.volume import Volume, describe
@@ -27,6 +28,8 @@ from unetcli.volume import Volume, describe
 log = logging.getLogger(__name__)
 
 WINDOWS_AHEAD, PIECES_AHEAD = 1, 4
+OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
+"""How torch and oneDNN tell that there is none left."""
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -219,6 +222,7 @@ def fitting_pieces(plan: Plan, predictor: Predictor, window: Window) -> Iterator
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not predictor.shrink(plan):
                 raise
+            give_back_freed_memory()
             log.warning(
                 "out of memory (%s): tiles of %d from here on", first_line(error), predictor.fitting(plan).tile[-1]
             )
@@ -252,7 +256,8 @@ def widened(window: Window, box: Box) -> NDArray[Any]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a forward pass failed for want of memory, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    told = any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
 SPINS = 10_000
@@ -46,3 +47,9 @@ def keep_freed_memory() -> bool:
     if not mallopt(M_MMAP_THRESHOLD, 1 << 30):  # refused by older releases
         mallopt(M_MMAP_MAX, 0)
     return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_freed_memory() -> None:
+    """Return to the kernel what malloc holds: where memory is short, others of this process need it."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -38,6 +38,11 @@ class Pyramid:
     output: Output
     plan: PyramidPlan
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the arrays of all levels are there, empty or not."""
+        return all(level.exists() for level in self._levels[1:])
+
     def create(self) -> None:
         """Make the empty arrays of the levels that are not there yet, or are of another plan.
 
@@ -45,7 +50,7 @@ class Pyramid:
         """
         missing = [level for level in self._levels[1:] if not level.exists()]
         if missing:
-            self._show(1)
+            self.hide()
         for level in missing:
             level.create(self.output.store)
         made = [file for level in missing for file in self.output.store.files(level.metadata_key)]
@@ -70,6 +75,10 @@ class Pyramid:
     def publish(self) -> None:
         """Name all levels in the image's metadata."""
         self._show(self.plan.levels)
+
+    def hide(self) -> None:
+        """Name level 0 alone."""
+        self._show(1)
 
     def _checksum(self, number: int, values: Callable[[int, Box], NDArray[Any]]) -> str:
         digest = hashlib.blake2b(digest_size=16)

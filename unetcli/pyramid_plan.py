@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box, ceil_to
 from unetcli.plan import Plan
@@ -20,6 +23,8 @@ PLANE = "yx"
 """The axes that are halved."""
 BLOCK_VOXELS = 2**30
 """About the most that a block reads: what a killed worker loses."""
+BLOCK_CHUNKS = 16
+"""Chunks (shards) that a block may read whatever their size: two levels at least are made at a time."""
 SMALL_VOXELS = 2**27
 """Below this, sections are put together in a block."""
 
@@ -120,6 +125,13 @@ class PyramidPlan:
         )
         return self.outputs * sum(pieces)
 
+    def voxels(self, blocks: NDArray[np.bool_]) -> int:
+        """Voxels that the blocks of a mask over ``range(self.blocks)`` read, if none were cut at an edge."""
+        return sum(
+            int(np.count_nonzero(blocks[stage.blocks.start : stage.blocks.stop])) * math.prod(stage.block_shape)
+            for stage in self.stages
+        )
+
     def block(self, number: int) -> PyramidBlock:
         """Block ``number`` of ``range(blocks)``."""
         stage = next((stage for stage in self.stages if number in stage.blocks), None)
@@ -193,7 +205,7 @@ class PyramidPlan:
 
     @property
     def _limit(self) -> int:
-        return max(BLOCK_VOXELS, 16 * self._voxels(self.write_chunks))
+        return max(BLOCK_VOXELS, BLOCK_CHUNKS * self._voxels(self.write_chunks))
 
     def _voxels(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape) * self.outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import secrets
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,12 +180,25 @@ def checksum(voxels: NDArray[np.generic]) -> str:
 
 
 def worker_name() -> str:
-    """A name for this process's own files in a run folder, never used before."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    """The name of this process's own files in run folders: a worker called 10,000 times leaves as many as one."""
+    return _worker_name(os.getpid())
+
+
+@functools.cache
+def _worker_name(pid: int) -> str:
+    return f"{socket.gethostname()}-{pid}-{secrets.token_hex(4)}"
+
+
+def _ends_whole(file: BinaryIO) -> bool:
+    """Whether the last line of a file is not torn, as a full disk leaves it."""
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 class ReceiptBook:
-    """A worker's own receipts file, in ``folder``.
+    """A worker's own receipts file, in ``folder``; all books of a process share one.
 
     Data, all below ``data``, reach the disk before the receipt that vouches for them.
     """
@@ -214,7 +228,8 @@ class ReceiptBook:
         if not self._waiting:
             return
         sync_all(self._unsynced, self.data)
-        with self.path.open("a") as file:
-            file.writelines(receipt.to_line() for receipt in self._waiting)
+        with self.path.open("a+b") as file:
+            lines = "".join(receipt.to_line() for receipt in self._waiting).encode()
+            file.write(lines if _ends_whole(file) else b"\n" + lines)
         sync(self.path)
         self._waiting, self._unsynced, self._last_commit = [], [], time.monotonic()

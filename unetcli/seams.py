@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -111,7 +112,9 @@ def blocks_of(plan: Plan, box: Box) -> NDArray[np.intp]:
 def difference(bench: Workbench, box: Box) -> Seam:
     """The largest difference between what is stored in a window and what comes out now."""
     plan, reason = bench.plan, ""
-    block = next(predict_blocks(plan_of_window(plan, box), bench.predictor, bench.source, [0]))
+    alone = plan_of_window(plan, box)
+    with closing(predict_blocks(alone, bench.predictor, bench.source, [0], mask=bench.mask)) as blocks:
+        block = next(blocks)
     try:
         if block.values is None:
             raise block.error or ValueError("no result")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unetcli.status import Failure, HostPace, Status, Watcher
+    from unetcli.paces import HostPace
+    from unetcli.status import Failure, Status, Watcher
 
 REFRESH_SECONDS = 2.0
 """On a terminal; a log gets a line a minute."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.executors.slurm_submit import log_of, submit_jobs
 from unetcli.executors.slurm_watch import ENDED, JobEnd, JobWatch, squeue, tail
 from unetcli.ranges import Ranges, count
+
+log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.5
 LATE_SECONDS = 30.0
@@ -142,14 +145,19 @@ class Waiting:
         """Note what has ended since the last look."""
         ends = self.watch.poll()  # asked first: an outcome is written before its job ends
         told = self._told()
-        self.failures += [failure for failure in map(failure_told, told.values()) if failure]
+        self._tell(failure for failure in map(failure_told, told.values()) if failure)
         self.watch.forget(told)
         lost = [end for end in ends if end.job not in told]
         self.late |= {end.job: (end, time.monotonic()) for end in lost if end.state == "COMPLETED"}
         self.late = {job: late for job, late in self.late.items() if job not in told}
         lost = [end for end in lost if end.state != "COMPLETED"] + self._too_late()
-        self.failures += [self._failure(end) for end in lost]
+        self._tell(map(self._failure, lost))
         self._note({*told, *(end.job for end in lost)})
+
+    def _tell(self, failures: Iterable[JobFailure]) -> None:
+        for failure in failures:
+            log.warning("job %s on %s: %s", failure.job, failure.host or "no host", failure.reason)
+            self.failures.append(failure)
 
     def _told(self) -> dict[str, Outcome]:
         """Outcomes of jobs that count as open so far."""
@@ -172,7 +180,7 @@ class Waiting:
         reason = f"ended without telling how; {log} may say" if end.state == "COMPLETED" else end.reason
         if end.state == "FAILED" and end.exit_code and (last := last_words(tail(log))):
             reason = f"{reason}: {last}"
-        return JobFailure(job=end.job, host=end.host, reason=reason)
+        return JobFailure(job=end.job, host=end.host, reason=reason, final=end.state == "CANCELLED")
 
     def _note(self, jobs: set[str]) -> None:
         for submission in self.submissions:
