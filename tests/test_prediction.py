@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
+from unetcli.evaluation import evaluate_volume
 from unetcli.opening import open_volume
 from unetcli.output import marker
 from unetcli.prediction import PredictSummary, predict_volume
 from unetcli.receipts import checksum, read_receipts
+from unetcli.run import Run
 from unetcli.troubles import read_troubles
 
 
@@ -291,3 +294,50 @@ def test_bfloat16_is_close_and_float16_is_rounded_float32(request_: PredictReque
     predict_volume(replace(exact, precision="bfloat16", output=Path("brain.zarr")))
     assert np.array_equal(stored("half.zarr"), stored().astype(np.float16))
     assert 0 < np.abs(stored("brain.zarr").astype(float) - stored()).max() < 0.1
+
+
+@pytest.mark.parametrize("thickness", [1, 4, 8])
+def test_chunks_thick_in_z_are_read_once_per_slab(model: Path, monkeypatch: pytest.MonkeyPatch, thickness: int) -> None:
+    write_zarr(Path("thick.zarr"), grey(24, 100, 130), chunks=(thickness, 64, 64))
+    reads: Counter[str] = Counter()
+    real = zarr.storage.LocalStore.get
+
+    async def counting(self: zarr.storage.LocalStore, key: str, *rest: object, **options: object) -> object:
+        if self.root.name == "thick.zarr" and key.startswith("c/"):
+            reads[key] += 1
+        return await real(self, key, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counting)
+    request = PredictRequest(volume="thick.zarr", model=model, tile=68, device="cpu")
+    Run.settle(request)  # takes a fingerprint, as every call does
+    settling = reads.copy()
+    reads.clear()
+    assert predict_volume(request).complete
+    computing = reads - settling
+    assert len(computing) == 24 // thickness * 2 * 3
+    assert set(computing.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", [{"max_files": 4}, {"zarr_format": 2}], ids=["shards", "zarr 2"])
+def test_however_it_is_stored_the_voxels_are_the_same_and_a_rerun_goes_on(
+    request_: PredictRequest, kind: dict[str, int]
+) -> None:
+    predict_volume(replace(request_, output=Path("plain.zarr")))
+    _, stopping = stop_after(1)
+    stored_so = replace(request_, **kind)  # type: ignore[arg-type]
+    assert not predict_volume(stored_so, stopping=stopping).complete  # type: ignore[arg-type]
+    with pytest.raises(UnetcliError, match="not complete"):
+        evaluate_volume("big.pred.zarr", "plain.zarr")
+    rerun = replace(stored_so, max_files=None)  # shards are kept as they were begun
+    assert predict_volume(rerun).complete
+    assert predict_volume(rerun).computed == 0
+    assert np.array_equal(stored(), stored("plain.zarr"))
+    assert sum(path.is_file() for path in Path("big.pred.zarr").rglob("*")) == (4 if "max_files" in kind else 7)
+
+
+def test_files_that_cannot_be_so_few_are_refused(request_: PredictRequest) -> None:
+    with pytest.raises(UnetcliError, match="7 files, more than --max-files 4: Zarr 2 has no shards; --zarr-format 3"):
+        predict_volume(replace(request_, max_files=4, zarr_format=2))
+    with pytest.raises(UnetcliError, match="3 files, more than --max-files 2: no larger shard"):
+        predict_volume(replace(request_, max_files=2))
+    assert not list(Path().glob("big.pred*"))
