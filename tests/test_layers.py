@@ -20,7 +20,8 @@ LAYERS = [
     "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures "
     "store ngff level pyramid",
     "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "workbench pyramid_run canary rounds run shares lazy machines clusters status verify seams changes probe planning "
+    "workbench pyramid_run canary rounds run closing shares lazy machines clusters "
+    "status verify seams changes probe planning "
     "executors executors.contract executors.local executors.tls "
     "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
     "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -21,6 +22,7 @@ from unetcli.output import marker
 from unetcli.prediction import PredictSummary, predict_volume
 from unetcli.receipts import checksum, read_receipts
 from unetcli.run import Run
+from unetcli.shares import close_run, predict_share
 from unetcli.troubles import read_troubles
 
 
@@ -341,3 +343,43 @@ def test_files_that_cannot_be_so_few_are_refused(request_: PredictRequest) -> No
     with pytest.raises(UnetcliError, match="3 files, more than --max-files 2: no larger shard"):
         predict_volume(replace(request_, max_files=2))
     assert not list(Path().glob("big.pred*"))
+
+
+def halved(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Means of 2 x 2 in plane, rounded half up, of an even plane."""
+    four = values.astype(int).reshape(len(values), values.shape[1] // 2, 2, values.shape[2] // 2, 2)
+    return ((four.sum((2, 4)) + 2) // 4).astype(np.uint8)
+
+
+def levels(path: str = "big.pred.zarr") -> list[str]:
+    image = json.loads(Path(path, "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    return [dataset["path"] for dataset in image["datasets"]]
+
+
+def test_levels_are_halves_and_can_be_asked_for_later(tmp_path: Path, model: Path) -> None:
+    write_zarr(Path("big.zarr"), grey(3, 64, 96), chunks=(1, 32, 32))
+    request = PredictRequest(volume="big.zarr", device="cpu", levels=3)
+    assert predict_volume(request).complete
+    assert levels() == ["0", "1", "2"]
+    one = np.asarray(zarr.open_array("big.pred.zarr/1", mode="r")[...])
+    assert np.array_equal(one, halved(stored()))
+    assert np.array_equal(zarr.open_array("big.pred.zarr/2", mode="r")[...], halved(one))
+    before = array_bytes("big.pred.zarr")
+    assert predict_volume(request).computed == 0
+    assert array_bytes("big.pred.zarr") == before
+    predict_volume(replace(request, levels=1, output=Path("other.zarr")))
+    assert levels("other.zarr") == ["0"]
+    predict_volume(replace(request, output=Path("other.zarr")))
+    assert array_bytes("other.zarr/2") == array_bytes("big.pred.zarr/2")
+    assert predict_volume(replace(request, overwrite=True)).computed == 3
+    assert array_bytes("big.pred.zarr/1") == array_bytes("other.zarr/1")
+
+
+def test_the_last_share_makes_the_levels_too(tmp_path: Path, model: Path) -> None:
+    write_zarr(Path("big.zarr"), grey(4, 64, 96), chunks=(1, 32, 32))
+    request = PredictRequest(volume="big.zarr", device="cpu", levels=2)
+    assert not predict_share(request, (1, 2)).complete
+    assert levels() == ["0"]
+    assert predict_share(request, (0, 2)).complete
+    assert levels() == ["0", "1"]
+    assert close_run(request).complete

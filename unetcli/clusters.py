@@ -185,7 +185,7 @@ def require_accepted(where: Where, run: Run) -> None:
 def require_no_jobs(where: Where, run: Run) -> None:
     """Raise where SLURM jobs of an earlier launcher work on the output, unless this call is to wait for them."""
     attaches = where.cluster == "slurm" and not run.request.overwrite
-    if not attaches and (jobs := live_jobs(run.folder)):
+    if not attaches and (jobs := [*live_jobs(run.folder), *live_jobs(run.pyramid_folder)]):
         arrays = " ".join(sorted({job.partition("_")[0] for job in jobs}))
         raise UnetcliError(
             f"{run.request.output_path}: {len(jobs)} SLURM jobs work on it; --cluster slurm waits for them, "

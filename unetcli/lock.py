@@ -22,6 +22,10 @@ WAIT_SECONDS = 0.1
 """Between two looks at a lock that is waited for."""
 
 
+class InUse(UnetcliError):
+    """Another process holds the lock and is not provably gone."""
+
+
 @contextmanager
 def hold(path: Path, *, take_over: bool = False, wait: float = 0) -> Iterator[None]:
     """Hold the lock at ``path``; its folder exists.
@@ -33,14 +37,14 @@ def hold(path: Path, *, take_over: bool = False, wait: float = 0) -> Iterator[No
 
     Raises
     ------
-    UnetcliError
+    InUse
         Another process holds it and is not provably gone.
     """
     mine, deadline = Holder.myself(), time.monotonic() + wait
     while not publish(path, json.dumps(asdict(mine))):
         try:
             _break(path, take_over)
-        except UnetcliError:
+        except InUse:
             if time.monotonic() > deadline:
                 raise
             time.sleep(WAIT_SECONDS)
@@ -66,7 +70,7 @@ def _break(path: Path, take_over: bool) -> None:
             return  # given back meanwhile; from here on it may be another's, so nothing is removed
         holder = _holder(path)
         if holder and not take_over and not holder.is_gone():
-            raise UnetcliError(
+            raise InUse(
                 f"{path.parent}: in use by another unetcli (host {holder.host}, pid {holder.pid}, job {holder.job}); "
                 f"wait for it; if it is surely dead, --take-over"
             )

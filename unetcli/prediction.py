@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.closing import close
 from unetcli.clusters import end_earlier_launch, executor_for, live_jobs, require_accepted, require_no_jobs
 from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
@@ -104,7 +105,8 @@ def predict_volume(
         ledger = run.folder.ledger(run.plan.blocks)
         found = int(ledger.done.sum())
         ends = Ends() if ledger.complete else compute(run, ledger, where, report, stopping)
-        run.close(ledger)
+        if not ends.left_running:
+            close(run, ledger, lambda: executor_for(where, run), report, stopping)
     return summarise(run, ledger, found, ends, time.perf_counter() - started)
 
 

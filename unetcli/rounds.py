@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
 from unetcli.executors.contract import Executor, JobFailure, Task
-from unetcli.plan import Plan
 from unetcli.ranges import to_ranges
 from unetcli.receipts import Ledger
 from unetcli.runfolder import RunFolder
@@ -28,11 +28,20 @@ LOOK_SECONDS = 0.5
 """Between two looks at the receipts."""
 
 
+class Counted(Protocol):
+    """A plan, as far as progress needs it."""
+
+    @property
+    def blocks(self) -> int: ...
+
+    def voxels(self, blocks: NDArray[np.bool_]) -> int: ...
+
+
 @dataclass
 class Progress:
     """Tells how far a run is, from its receipts."""
 
-    plan: Plan
+    plan: Counted
     ledger: Ledger
     report: Report
     blocks: NDArray[np.intp] | None = None

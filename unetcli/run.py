@@ -57,6 +57,11 @@ class Run:
         return Output(self.request.output_path, self.plan)
 
     @property
+    def pyramid_folder(self) -> RunFolder:
+        """The run folder of the step that makes coarser levels."""
+        return self.folder.of_step("pyramid")
+
+    @property
     def is_complete(self) -> bool:
         """Whether every block is there, by the output's own word."""
         return bool((marker(self.request.output_path) or {}).get("complete"))
@@ -71,7 +76,7 @@ class Run:
         if marker(output) is None:
             self.folder.forget_receipts()  # of an output that was deleted
             self.output.create(self.source)
-        self.folder.tell_places(self._places())
+        self.folder.tell_places(self.places())
 
     def close(self, ledger: Ledger) -> bool:
         """Mark the output complete if nothing is missing; whether it is. For who holds the launcher's lock."""
@@ -82,7 +87,8 @@ class Run:
             self.output.mark_complete()
         return True
 
-    def _places(self) -> Places:
+    def places(self) -> Places:
+        """Where its data lie now."""
         request = self.request
         return Places(
             volume=absolute(request.volume),

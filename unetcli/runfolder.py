@@ -52,6 +52,10 @@ class RunFolder:
             raise UnetcliError(f"{store}: --run-folder FOLDER names a place on this file system for plan and receipts")
         return cls(Path(f"{os.path.abspath(store)}.run") / step)  # noqa: PTH100 - resolves no links
 
+    def of_step(self, step: str) -> RunFolder:
+        """The folder of another step of the same output: beside ``predict``, else inside a folder that a user named."""
+        return RunFolder((self.path.parent if self.path.name == "predict" else self.path) / step)
+
     @property
     def plan_file(self) -> Path:
         return self.path / "plan.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from contextlib import ExitStack, suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.closing import close
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.executors.contract import JobFailure
 from unetcli.executors.local import InProcess
 from unetcli.files import telling_unwritable
-from unetcli.lock import hold
+from unetcli.lock import InUse, hold
 from unetcli.prediction import Ends, PredictSummary, announce, summarise
 from unetcli.receipts import Ledger
 from unetcli.rounds import Progress, Report, Rounds
@@ -23,6 +25,8 @@ from unetcli.run import Run
 from unetcli.runfolder import Division, RunFolder
 from unetcli.troubles import read_troubles
 from unetcli.worker import run_blocks
+
+log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 300.0
 """How long a share waits for another one that sets up the run or closes it."""
@@ -54,7 +58,7 @@ def predict_share(
         found = int(ledger.done[mine].sum())
         announce(run, found, share=(number, count))
         failures = compute_share(run, ledger, mine, report, stopping)
-    close_if_last(run, ledger)
+    close_if_last(run, ledger, stopping)
     return summarise(run, ledger, found, Ends(failures), time.perf_counter() - started, mine)
 
 
@@ -85,11 +89,16 @@ def lift_stop(folder: RunFolder) -> None:
         folder.forget_troubles()
 
 
-def close_if_last(run: Run, ledger: Ledger) -> None:
+def close_if_last(run: Run, ledger: Ledger, stopping: Callable[[], bool]) -> None:
     """Close the run if nothing is missing; of several that find so, one does it."""
-    if ledger.refresh().complete and not run.is_complete:
-        with telling_unwritable(run.request.output_path), run.folder.launcher(wait=WAIT_SECONDS):
-            run.close(ledger)
+    if not ledger.refresh().complete or run.is_complete:
+        return
+    with telling_unwritable(run.request.output_path):
+        try:
+            with run.folder.launcher(wait=WAIT_SECONDS):
+                close(run, ledger, stopping=stopping)
+        except InUse as error:  # setting up takes no time: who holds the lock for so long is closing
+            log.info("left to another: %s", error)
 
 
 def close_run(request: PredictRequest) -> PredictSummary:
@@ -101,7 +110,7 @@ def close_run(request: PredictRequest) -> PredictSummary:
     with telling_unwritable(request.output_path), run.folder.launcher(wait=WAIT_SECONDS):
         run.prepare()
         ledger = run.folder.ledger(run.plan.blocks)
-        run.close(ledger)
+        close(run, ledger)
     return summarise(run, ledger, int(ledger.done.sum()), Ends(), time.perf_counter() - started)
 
 

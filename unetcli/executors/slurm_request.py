@@ -77,8 +77,8 @@ class SlurmRequest:
         """
         values = read_profile(profile) if profile else {}
         given = {name: value for name, value in options.items() if value not in (None, (), [], {})}
-        extra = {**values.pop("extra", {}), **given.pop("extra", {})}
-        return cls(**_typed({**values, **given}, profile), extra=_pairs(extra, profile))
+        extra = _pairs(values.pop("extra", {}), profile) + _pairs(given.pop("extra", {}), profile)
+        return cls(**_typed({**values, **given}, profile), extra=tuple(dict(extra).items()))
 
     @property
     def limit_minutes(self) -> int | None:
