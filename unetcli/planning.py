@@ -19,6 +19,7 @@ from unetcli.opening import open_volume
 from unetcli.pace import STARTUP_SECONDS, Rates, Timing, Traffic, timing, traffic
 from unetcli.plan import Plan, differences
 from unetcli.probe import Probe, measure_plan, recall, remember, run_in_job
+from unetcli.pyramid_plan import PyramidPlan
 from unetcli.resolve_predict import GPU_BYTES_ELSEWHERE, resolve_plan
 from unetcli.run import folder_of
 from unetcli.volume import Volume
@@ -137,7 +138,7 @@ def plan_volume(
     frozen = None if request.overwrite else folder_of(request).plan()
     machine, assumed = find_machine(request, frozen)
     plan = resolve_plan(request, source, model, frozen, machine)
-    numbers = estimate(plan, architecture, stored_input(plan, source))
+    numbers = with_levels(estimate(plan, architecture, stored_input(plan, source)), plan, request.levels)
     probe = None if question.tile_seconds else find_probe(plan, architecture, question, machine, submit)
     if probe is not None and probe.device_bytes is not None:
         numbers = replace(numbers, device_bytes=probe.device_bytes)
@@ -162,6 +163,11 @@ def plan_volume(
         slurm_check=site(job) if site and job else None,
         assumed=assumed,
     )
+
+
+def with_levels(numbers: Estimate, plan: Plan, levels: int | None) -> Estimate:
+    """The same with the files of the coarser levels."""
+    return replace(numbers, output_files=numbers.output_files + PyramidPlan.of(plan, levels).files)
 
 
 def conflicts(frozen: Plan, plan: Plan) -> tuple[str, ...]:

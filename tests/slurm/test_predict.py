@@ -44,7 +44,8 @@ def predict(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def array_files(store: str) -> dict[str, bytes]:
-    return {str(f.relative_to(store)): f.read_bytes() for f in Path(store, "0").rglob("*") if f.is_file()}
+    files = (f for level in "01" for f in Path(store, level).rglob("*") if f.is_file())
+    return {str(f.relative_to(store)): f.read_bytes() for f in files}
 
 
 def computed(store: str = "big.pred.zarr") -> list[int]:
@@ -63,14 +64,14 @@ def jobs_are_gone(slurm: SlurmCluster) -> bool:
 
 @pytest.mark.parametrize("how", [SLURM, DASK], ids=["slurm", "dask"])
 def test_a_cluster_gives_the_bytes_of_one_process(place: Path, slurm: SlurmCluster, how: list[str]) -> None:
-    assert predict("--tile", "204", "-o", "whole.zarr").returncode == 0
-    done = predict(*how, "--json")
+    assert predict("--tile", "204", "--levels", "2", "-o", "whole.zarr").returncode == 0
+    done = predict(*how, "--levels", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["computed"] == SECTIONS
     assert array_files("big.pred.zarr") == array_files("whole.zarr")
     assert computed() == list(range(SECTIONS))
     until(lambda: jobs_are_gone(slurm), "an empty queue")
-    again = predict(*how)
+    again = predict(*how, "--levels", "2")
     assert again.returncode == 0
     assert "complete already" in again.stderr
     assert not list(place.rglob("*.partial"))

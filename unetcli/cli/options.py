@@ -82,7 +82,7 @@ LevelsOption = Annotated[
     str, typer.Option(help="Resolution levels of the output, each half the one before; auto: until 512 wide.")
 ]
 MaxFilesOption = Annotated[
-    int | None, typer.Option(help="Pack chunks into shards where there would be more files; by itself 1000000.")
+    int | None, typer.Option(help="Pack chunks into shards where there would be more files; by itself 250000.")
 ]
 ZarrFormatOption = Annotated[int, typer.Option(help="3 writes OME-Zarr 0.5, 2 writes OME-Zarr 0.4.")]
 RunFolderOption = Annotated[
