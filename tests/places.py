@@ -12,11 +12,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.dask import DaskExecutor
 from unetcli.executors.dask_cluster import existing_scheduler
 from unetcli.executors.dask_local import local_workers
 from unetcli.executors.local import InProcess
+from unetcli.executors.slurm import SlurmExecutor
+from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.executors.tls import write_certificate
 from unetcli.ranges import Ranges
 
@@ -45,6 +49,18 @@ def existing(folder: Path) -> Iterator[Executor]:
     """A scheduler of others with workers that a user started by hand."""
     with site(folder, workers=2) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
         yield DaskExecutor(cluster)
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[Executor]:
+    """A job array on a cluster of its own."""
+    from slurm.cluster import SlurmCluster
+    from slurm.conftest import enter, require_slurm
+
+    require_slurm()
+    with SlurmCluster() as cluster, pytest.MonkeyPatch.context() as patch:
+        enter(cluster, patch)
+        yield SlurmExecutor(request=SlurmRequest(mem="200M"), blocks_per_job=40, every=0.5)
 
 
 @dataclass
@@ -91,7 +107,7 @@ def site(folder: Path, workers: int) -> Iterator[Site]:
             process.wait(SECONDS)
 
 
-PLACES: dict[str, Place] = {"in-process": in_process, "local": local, "existing": existing}
+PLACES: dict[str, Place] = {"in-process": in_process, "local": local, "existing": existing, "slurm": slurm}
 
 
 def wait_until(found: Callable[[], object], seconds: float = SECONDS) -> None:

@@ -14,12 +14,19 @@ from pathlib import Path
 import pytest
 from places import PLACES, Place, begun, done, run, wait_until
 
-OTHERS_GO_ON = [name for name in PLACES if name != "in-process"]
-"""Where a worker that dies is not the launcher itself."""
+OTHERS_GO_ON = ["local", "existing"]
+"""Where a worker that dies is not the launcher itself; of SLURM's jobs, tests/slurm tells how each way to die reads."""
+HERE = [name for name in PLACES if name != "slurm"]
+"""Where workers end with their launcher; jobs of an array go on, and the next call attaches to them."""
 
 
 @pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest) -> Place:
+    return PLACES[request.param]
+
+
+@pytest.fixture(params=HERE)
+def bound(request: pytest.FixtureRequest) -> Place:
     return PLACES[request.param]
 
 
@@ -66,9 +73,9 @@ def test_progress_is_shown_while_a_block_takes_long(place: Place, folder: Path) 
     assert max(gaps) < 4
 
 
-def test_what_is_at_work_is_finished_when_asked_to_stop(place: Place, folder: Path) -> None:
+def test_what_is_at_work_is_finished_when_asked_to_stop(bound: Place, folder: Path) -> None:
     (folder / "slow").write_text("0.2")
-    with place(folder) as executor:
+    with bound(folder) as executor:
         assert run(executor, folder, ((0, 1000),), stopping=lambda: len(done(folder)) >= 4) == []
         first = done(folder)
         assert set(begun(folder)) == set(first)
