@@ -23,7 +23,7 @@ from slurm.cluster import SlurmCluster, until
 from unetcli.lock import Holder
 from unetcli.receipts import DONE, VOID, read_receipts
 
-SECTIONS_PER_ROUND, SIDE = 30, 300
+SECTIONS_PER_ROUND, SIDE = 30, 400
 TILE = ["--tile", "204"]
 WAYS = {
     "local": ["--workers", "2"],
@@ -60,7 +60,7 @@ class Scene:
             return subprocess.Popen(command, cwd=self.place, stdout=talk, stderr=talk)
 
     def predict(self, way: str) -> subprocess.Popen[bytes]:
-        self.told.append(way)
+        self.told.append(f"{way} ({len(list(read_receipts(self.folder / 'receipts')))} receipts)")
         words = ["--output", str(self.output), "--run-folder", str(self.folder), "--dtype", "float32"]
         return self.start("predict", "big.zarr", *words, *TILE, *WAYS[way])
 
@@ -143,7 +143,7 @@ def small_disk(place: Path) -> Iterator[None]:
 @pytest.fixture
 def scene(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    write_model(tmp_path / "model", depth=3, base_channels=8)
+    write_model(tmp_path / "model", depth=3, base_channels=16)
     with small_disk(tmp_path):
         yield Scene(tmp_path, slurm, random.Random(2015))
         until(lambda: not slurm.jobs(), "an empty queue")
@@ -164,6 +164,7 @@ def test_whatever_happens_the_last_rerun_ends_in_the_same_bytes(scene: Scene, ro
         launcher = scene.predict(list(WAYS)[number % len(WAYS)])
         disturb(scene, launcher, scene.chance.sample(events, 2))
         scene.mend()
+    print(" > ".join(scene.told))
     finish(scene)
     assert array_files(scene.output) == array_files(scene.place / "whole.zarr"), scene.talk()
     check_receipts(scene, sections)
@@ -174,7 +175,7 @@ def disturb(scene: Scene, launcher: subprocess.Popen[bytes], events: list[Callab
     """Let things happen while the launcher works; then kill it, or let it end."""
     for event in events:
         with suppress(subprocess.TimeoutExpired):
-            launcher.wait(timeout=scene.chance.uniform(1, 5))
+            launcher.wait(timeout=scene.chance.uniform(3, 9))
         scene.told.append(event.__name__)
         event()
     if scene.chance.random() < 0.5:
