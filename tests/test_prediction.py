@@ -383,3 +383,14 @@ def test_the_last_share_makes_the_levels_too(tmp_path: Path, model: Path) -> Non
     assert predict_share(request, (0, 2)).complete
     assert levels() == ["0", "1"]
     assert close_run(request).complete
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    with pytest.raises(UnetcliError, match="expected 1 to 8"):
+        predict_volume(replace(request_, levels=99))
+    with pytest.raises(UnetcliError, match="--share I/N names one"):
+        predict_share(request_, None)
+    assert not list(Path().glob("big.pred*"))

@@ -14,6 +14,7 @@ from unetcli.model import find_model
 from unetcli.opening import open_volume
 from unetcli.output import Output, marker, remove_output, require_ours
 from unetcli.plan import Plan, differences
+from unetcli.pyramid_plan import PyramidPlan
 from unetcli.receipts import Ledger
 from unetcli.resolve_predict import absolute, resolve_plan
 from unetcli.runfolder import Places, RunFolder
@@ -44,13 +45,9 @@ class Run:
         require_place(request.output_path, [*inputs, model])
         require_alone(request)
         folder = folder_of(request)
-        return cls(
-            request=request,
-            source=source,
-            model=model,
-            folder=folder,
-            plan=settle_plan(request, source, model, folder),
-        )
+        plan = settle_plan(request, source, model, folder)
+        PyramidPlan.of(plan, request.levels)  # refuses a number of levels that cannot be, before any work
+        return cls(request=request, source=source, model=model, folder=folder, plan=plan)
 
     @property
     def output(self) -> Output:

@@ -46,6 +46,8 @@ def predict_share(
         The share is at work elsewhere, or the run was divided otherwise.
     """
     started = time.perf_counter()
+    if share is None:
+        array_index()  # before anything is written
     run = Run.settle(request)
     with telling_unwritable(request.output_path), ExitStack() as held:
         with run.folder.launcher(wait=WAIT_SECONDS):
@@ -129,11 +131,9 @@ def resolve_share(folder: RunFolder, share: tuple[int, int] | None) -> tuple[int
 
 def share_of_array(folder: RunFolder) -> tuple[int, int]:
     """The share that this element of a SLURM array stands for; a later array may name just some of the elements."""
-    index = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    if not index.isdecimal():
-        raise UnetcliError("--share auto: no SLURM array element here ($SLURM_ARRAY_TASK_ID); --share I/N names one")
+    index = array_index()
     frozen = folder.division() or folder.publish_division(division_of_array())
-    number, rest = divmod(int(index) - frozen.first, frozen.step)
+    number, rest = divmod(index - frozen.first, frozen.step)
     if rest or not 0 <= number < frozen.count:
         last = frozen.first + (frozen.count - 1) * frozen.step
         raise UnetcliError(
@@ -141,6 +141,14 @@ def share_of_array(folder: RunFolder) -> tuple[int, int]:
             + (f":{frozen.step}" if frozen.step > 1 else "")
         )
     return number, frozen.count
+
+
+def array_index() -> int:
+    """Number of this element of a SLURM array."""
+    index = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    if not index.isdecimal():
+        raise UnetcliError("--share auto: no SLURM array element here ($SLURM_ARRAY_TASK_ID); --share I/N names one")
+    return int(index)
 
 
 def division_of_array() -> Division:
