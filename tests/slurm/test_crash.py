@@ -23,7 +23,7 @@ from slurm.cluster import SlurmCluster, until
 from unetcli.lock import Holder
 from unetcli.receipts import DONE, VOID, read_receipts
 
-SECTIONS_PER_ROUND, SIDE = 30, 400
+SECTIONS_PER_ROUND, SIDE = 20, 400
 TILE = ["--tile", "204"]
 WAYS = {
     "local": ["--workers", "2"],
@@ -103,7 +103,8 @@ class Scene:
                 victim.write_bytes(content)
 
     def mend(self) -> None:
-        """What an administrator does: the disk is writable and has room again."""
+        """What an administrator does: jobs that run on are cancelled, the disk is writable and has room again."""
+        self.slurm.cancel_all()
         remount(self.disk, "rw")
         (self.disk / "filler").unlink(missing_ok=True)
 
@@ -172,15 +173,15 @@ def test_whatever_happens_the_last_rerun_ends_in_the_same_bytes(scene: Scene, ro
 
 
 def disturb(scene: Scene, launcher: subprocess.Popen[bytes], events: list[Callable[[], None]]) -> None:
-    """Let things happen while the launcher works; then kill it, or let it end."""
+    """Let things happen while the launcher works; then kill it, or have it drain."""
     for event in events:
         with suppress(subprocess.TimeoutExpired):
             launcher.wait(timeout=scene.chance.uniform(3, 9))
         scene.told.append(event.__name__)
         event()
-    if scene.chance.random() < 0.5:
-        scene.told.append("kill launcher")
-        launcher.kill()
+    how = scene.chance.choice(["kill", "terminate"])  # so that the next launch finds work left
+    scene.told.append(f"{how} launcher")
+    getattr(launcher, how)()
     code = launcher.wait(timeout=300)
     assert code in (0, 1, 3, -signal.SIGKILL), scene.talk()
 
