@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from unetcli.evaluation import pair_up, probabilities
-from unetcli.opening import open_volume
 from unetcli.pictures import draw_sections
+from unetcli.volumes.opening import open_volume
 
 SECTIONS = 2
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unetcli.architecture import Architecture
 from unetcli.geometry import Box
 from unetcli.model import Intensity, ModelHeader, save_model
-from unetcli.plan import Choices, Plan, Sources
+from unetcli.planning.plan import Choices, Plan, Sources
 
 CHOICES = Choices(
     dtype="uint8",

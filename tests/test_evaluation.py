@@ -14,8 +14,8 @@ from unetcli.errors import UnetcliError
 from unetcli.evaluation import evaluate_volume
 from unetcli.geometry import Box
 from unetcli.metrics.em import scores, section_counts
-from unetcli.output import Output
-from unetcli.volume import Volume
+from unetcli.volumes.output import Output
+from unetcli.volumes.volume import Volume
 
 SHAPE = (6, 13, 22)
 TRUTH = (grey(*SHAPE, seed=1) > 120).astype(np.uint8) * 255

@@ -15,22 +15,27 @@ import unetcli
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
     "errors files geometry footprint streams process ranges machine",
-    "architecture config plan planner pyramid_plan estimate pace targets augment lock receipts paces troubles "
-    "heartbeat network loss device metrics metrics.em metrics.pixels",
-    "volume tiff omezarr opening skipping fingerprint output model checkpoint runfolder trainingfolder pictures "
-    "store ngff level pyramid",
-    "sampling survey inference worker resolve_predict resolve_train prediction validation learning training evaluation "
-    "workbench pyramid_run canary rounds run closing shares lazy machines clusters "
-    "status verify seams changes probe planning "
-    "executors executors.contract executors.local executors.tls "
-    "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
-    "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "
-    "executors.slurm_submit executors.slurm_watch executors.slurm_word",
+    "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
+    "training.targets training.augment lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
+    "training.loss device metrics metrics.em metrics.pixels planning runs training volumes",
+    "volumes.volume volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
+    "model training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
+    "runs.pyramid",
+    "training.sampling training.survey inference runs.worker planning.resolve training.resolve runs.prediction "
+    "training.validation training.learning training.train evaluation runs.workbench runs.pyramid_run runs.canary "
+    "runs.rounds runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify "
+    "runs.seams runs.changes planning.probe planning.preview executors executors.contract executors.local "
+    "executors.tls executors.dask executors.dask_batches executors.dask_cluster executors.dask_local "
+    "executors.dask_worker executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs "
+    "executors.slurm_request executors.slurm_submit executors.slurm_watch executors.slurm_word",
     "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.verify cli.worker",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
-LIGHT = "architecture config plan planner pyramid_plan estimate pace lock receipts status"
+LIGHT = (
+    "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace lock "
+    "runs.receipts runs.status"
+)
 WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), *LIGHT.split()]
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unetcli import lazy
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
-from unetcli.prediction import predict_volume
+from unetcli.runs.prediction import predict_volume
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from unetcli.config import PredictRequest
-from unetcli.prediction import predict_volume
+from unetcli.runs.prediction import predict_volume
 summary = predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu"))
 assert summary.complete
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

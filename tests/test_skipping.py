@@ -15,18 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unetcli import planner
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.inference import predict_blocks
-from unetcli.opening import open_volume
-from unetcli.output import Output, marker
-from unetcli.prediction import PredictSummary, predict_volume
-from unetcli.receipts import read_receipts
-from unetcli.run import Run
-from unetcli.shares import predict_share
+from unetcli.planning.preview import planner
+from unetcli.runs.prediction import PredictSummary, predict_volume
+from unetcli.runs.receipts import read_receipts
+from unetcli.runs.run import Run
+from unetcli.runs.shares import predict_share
+from unetcli.runs.workbench import workbench
 from unetcli.skipping import Mask, factor
-from unetcli.workbench import workbench
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.output import Output, marker
 
 SHAPE = (3, 150, 200)
 SIDES = (1, 64, 64)

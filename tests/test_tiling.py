@@ -16,9 +16,9 @@ from unetcli.architecture import Architecture
 from unetcli.geometry import Box
 from unetcli.inference import Predictor, predict_blocks
 from unetcli.network import UNet
-from unetcli.plan import Plan
-from unetcli.planner import Input, make_plan
-from unetcli.volume import UNNAMED, Volume
+from unetcli.planning.plan import Plan
+from unetcli.planning.planner import Input, make_plan
+from unetcli.volumes.volume import UNNAMED, Volume
 
 TOLERANCE = 2e-5
 SHAPE = (777, 1031)

@@ -15,9 +15,9 @@ from unetcli.files import Place, place_of
 from unetcli.geometry import Box
 from unetcli.metrics import em
 from unetcli.metrics.pixels import Confusion
-from unetcli.opening import open_volume
-from unetcli.output import marker_around
-from unetcli.volume import Volume
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.output import marker_around
+from unetcli.volumes.volume import Volume
 
 METRICS = ("pixels", "em")
 THRESHOLD = 0.5

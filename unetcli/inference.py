@@ -19,11 +19,11 @@ from unetcli.device import on_device
 from unetcli.errors import UnreadableBlock
 from unetcli.geometry import Box, hull
 from unetcli.network import UNet
-from unetcli.plan import Block, Choices, Plan, Tile
+from unetcli.planning.plan import Block, Choices, Plan, Tile
 from unetcli.process import give_back_freed_memory
 from unetcli.skipping import Kept, Mask, all_kept, background, bright, cell_sides, voxels_of
 from unetcli.streams import prefetch
-from unetcli.volume import Volume, describe
+from unetcli.volumes.volume import Volume, describe
 
 log = logging.getLogger(__name__)
 

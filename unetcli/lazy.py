@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.model import find_model, load_network
-from unetcli.opening import open_volume
-from unetcli.plan import Plan
-from unetcli.resolve_predict import resolve_plan
-from unetcli.volume import Volume, axes_from_names
+from unetcli.planning.plan import Plan
+from unetcli.planning.resolve import resolve_plan
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import Volume, axes_from_names
 
 if TYPE_CHECKING:
     from unetcli.inference import Predictor
@@ -37,7 +37,7 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
     Parameters
     ----------
     x : path, zarr array, NumPy array or Dask array
-        With the axes that :func:`unetcli.opening.open_volume` finds, or those named.
+        With the axes that :func:`unetcli.volumes.opening.open_volume` finds, or those named.
     model : file or folder
         As ``--model``; None looks in ``$UNETCLI_MODEL``, then in ``./model``.
     axes : letters of t, c, z, y, x

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from unetcli.errors import UnetcliError
 from unetcli.footprint import AxisFootprint, Footprint
 from unetcli.geometry import Box, ceil_to, mirror_indices
-from unetcli.opening import open_volume
-from unetcli.plan import Choices
-from unetcli.volume import Volume
+from unetcli.planning.plan import Choices
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import Volume
 
 CELL = 64
 """Side of a cell along the axes that the network sees; 1 along the others."""

@@ -15,7 +15,7 @@ from helpers import PEAK, grey, write_model, write_zarr
 from unetcli.cli.plan import show
 from unetcli.config import PredictRequest, Where
 from unetcli.machine import may_have_gpu
-from unetcli.planning import plan_volume
+from unetcli.planning.preview import plan_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 KEYS = (

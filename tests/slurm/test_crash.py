@@ -21,7 +21,7 @@ from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
 from unetcli.lock import Holder
-from unetcli.receipts import DONE, VOID, read_receipts
+from unetcli.runs.receipts import DONE, VOID, read_receipts
 
 SECTIONS_PER_ROUND, SIDE = 20, 400
 TILE = ["--tile", "204"]

@@ -15,7 +15,7 @@ import pytest
 from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
-from unetcli.receipts import read_receipts
+from unetcli.runs.receipts import read_receipts
 
 SECTIONS = 24
 ROOT = Path(__file__).parents[2]

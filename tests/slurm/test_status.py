@@ -12,7 +12,7 @@ from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
 from unetcli.executors.slurm_word import SlurmWord
-from unetcli.status import Watcher
+from unetcli.runs.status import Watcher
 
 DETACHED = "predict big.zarr --tile 204 --cluster slurm --mem 1G --blocks-per-job 500 --max-running 1 --detach"
 

@@ -14,8 +14,8 @@ from unetcli.cli import talk
 from unetcli.cli.predict import asked, predict
 
 if TYPE_CHECKING:
-    from unetcli.pace import Link, Traffic
-    from unetcli.planning import PlanReport
+    from unetcli.planning.pace import Link, Traffic
+    from unetcli.planning.preview import PlanReport
 
 WIDTH, LABEL = 80, 12
 
@@ -70,9 +70,9 @@ plan.__signature__ = _signature()  # type: ignore[attr-defined]  # typer reads i
 
 def show_plan(options: Mapping[str, Any], **question: Any) -> None:
     """Plan as the options say, and print it."""
-    from unetcli.clusters import probe_in_job, request_accepted
-    from unetcli.planning import Question, plan_volume
+    from unetcli.planning.preview import Question, plan_volume
     from unetcli.process import prepare
+    from unetcli.runs.clusters import probe_in_job, request_accepted
 
     prepare()  # before torch is imported, if it is
     request, where = asked({name: value for name, value in options.items() if name not in NOT_OF_PLAN})
@@ -144,7 +144,7 @@ def _costs(report: PlanReport) -> Iterator[tuple[str, str]]:
 
 
 def _time(report: PlanReport) -> str:
-    from unetcli.pace import STARTUP_SECONDS  # numpy
+    from unetcli.planning.pace import STARTUP_SECONDS  # numpy
 
     if report.rates is None or report.gpu_hours is None:
         return f"unknown: {report.rates_reason}"

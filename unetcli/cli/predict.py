@@ -13,7 +13,7 @@ from unetcli.cli import talk
 
 if TYPE_CHECKING:
     from unetcli.config import PredictRequest, Where
-    from unetcli.prediction import PredictSummary
+    from unetcli.runs.prediction import PredictSummary
 
 WHERE = ("cluster", "workers", "scheduler", "tls", "profile", "detach")
 SLURM = (
@@ -106,8 +106,8 @@ def _run(request: PredictRequest, where: Where, share: str | None, close: bool) 
 
     prepare()  # before torch is imported
     from unetcli.config import parse_share
-    from unetcli.prediction import predict_volume
-    from unetcli.shares import close_run, predict_share
+    from unetcli.runs.prediction import predict_volume
+    from unetcli.runs.shares import close_run, predict_share
 
     if close:
         return close_run(request)
@@ -121,7 +121,7 @@ def _run(request: PredictRequest, where: Where, share: str | None, close: bool) 
 def _tell(summary: PredictSummary, json: bool) -> None:
     from dataclasses import asdict
 
-    from unetcli.prediction import arrays_of
+    from unetcli.runs.prediction import arrays_of
 
     talk.say(summary.sentence)
     words = arrays_of(summary.jobs) or [summary.output]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unetcli.paces import HostPace
-    from unetcli.status import Failure, Status, Watcher
+    from unetcli.runs.paces import HostPace
+    from unetcli.runs.status import Failure, Status, Watcher
 
 REFRESH_SECONDS = 2.0
 """On a terminal; a log gets a line a minute."""
@@ -42,7 +42,7 @@ def status(
 
     Reads files only, so it works wherever they are seen. Exits 0 whenever they can be read; scripts take --json.
     """
-    from unetcli.status import Watcher
+    from unetcli.runs.status import Watcher
 
     watcher = Watcher(output, run_folder)
     if not watch:

@@ -68,7 +68,7 @@ def _run(request: TrainRequest, json: bool) -> None:
     prepare()  # before torch is imported
     from dataclasses import asdict
 
-    from unetcli.training import train_model
+    from unetcli.training.train import train_model
 
     stopping = o.stop_on_sigterm()
     with talk.progress("steps") as report:

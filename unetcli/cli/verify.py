@@ -10,8 +10,8 @@ from unetcli.cli import options as o
 from unetcli.cli import talk
 
 if TYPE_CHECKING:
-    from unetcli.seams import Seams
-    from unetcli.verify import Damage, Verification
+    from unetcli.runs.seams import Seams
+    from unetcli.runs.verify import Damage, Verification
 
 SHOWN = 20
 """Damaged blocks listed; ``--json`` has them all."""
@@ -37,7 +37,7 @@ def verify(
 
     prepare()  # before torch is imported
     from unetcli.config import VerifyRequest
-    from unetcli.verify import verify_output
+    from unetcli.runs.verify import verify_output
 
     request = VerifyRequest(
         output=output,

@@ -1,0 +1,167 @@
+"""A probe measures the real thing, is remembered for the plans that it holds for, and can be made in a job."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import grey, write_model, write_zarr
+
+from unetcli.architecture import Architecture
+from unetcli.config import PredictRequest
+from unetcli.model import find_model
+from unetcli.planning.pace import STARTUP_SECONDS
+from unetcli.planning.plan import Plan
+from unetcli.planning.preview import Question, plan_volume
+from unetcli.planning.probe import Probe, cache_file, measure, recall, remember, remembered, run_in_job
+from unetcli.volumes.opening import open_volume
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and a volume, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_model(tmp_path / "model")
+    write_zarr(tmp_path / "big.zarr", grey(3, 200, 170), chunks=(2, 64, 64))
+    return tmp_path
+
+
+def plan_with(**changes: Any) -> tuple[Plan, Architecture]:
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", **{"tile": 100, **changes}))
+    return report.plan, report.architecture
+
+
+def probed(plan: Plan, seconds: float = 2.0) -> Probe:
+    return measure(plan, find_model(), open_volume("big.zarr"), seconds)
+
+
+def test_a_probe_measures_forward_pass_reading_and_writing() -> None:
+    plan, _ = plan_with()
+    probe = probed(plan)
+    assert probe.extrapolated_from is None
+    assert 0 < probe.tile_seconds < probe.seconds
+    assert probe.read_bytes_per_second > 0
+    assert probe.write_bytes_per_second > 0
+    assert 0 < probe.stored_fraction < 1.5
+    assert probe.key.tile == 100
+    assert probe.key.threads == plan.choices.threads
+
+
+def test_a_probe_without_time_measures_the_smallest_tile_and_scales_it() -> None:
+    plan, architecture = plan_with()
+    probe = probed(plan, seconds=0.0)
+    assert probe.extrapolated_from == architecture.footprint().axes[0].side_for(1)
+    assert probe.tile_seconds > 0
+
+
+@pytest.mark.parametrize("outputs", [2, 5])
+@pytest.mark.parametrize("shape", [(90, 70), (3, 30, 300), (2, 3, 90, 70)])
+def test_a_probe_works_on_any_number_of_axes_and_classes(place: Path, outputs: int, shape: tuple[int, ...]) -> None:
+    write_model(place / "model", classes=outputs)
+    write_zarr(place / "big.zarr", grey(*shape), chunks=(1,) * (len(shape) - 2) + (32, 32), overwrite=True,
+               dimension_names="tzyx"[-len(shape):])  # fmt: skip
+    assert probed(plan_with()[0], seconds=0.2).tile_seconds > 0
+
+
+def test_a_probe_leaves_nothing_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "drafts").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place / "drafts"))
+    before = sorted(place.rglob("*"))
+    probed(plan_with()[0], seconds=0.2)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_probe_is_remembered_for_its_own_network_tile_precision_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, architecture = plan_with()
+    probe = probed(plan, seconds=0.2)
+    remember(probe)
+    assert remembered() == [probe]
+    assert recall(plan, architecture, probe.key.device) == recall(plan, architecture, None) == probe
+    assert recall(plan, architecture, "another processor") is None
+    assert recall(plan, replace(architecture, classes=3), None) is None
+    assert recall(plan_with(tile=104)[0], architecture, None) is None
+    assert recall(plan_with(precision="bfloat16")[0], architecture, None) is None
+    monkeypatch.setenv("OMP_NUM_THREADS", str(plan.choices.threads + 1))
+    assert recall(plan_with()[0], architecture, None) is None
+
+
+def test_a_newer_probe_takes_the_place_of_an_older_one() -> None:
+    plan, architecture = plan_with()
+    probe = probed(plan, seconds=0.2)
+    elsewhere = replace(probe, key=replace(probe.key, device="another processor"), when="2001-01-01T00:00:00+00:00")
+    newer = replace(probe, tile_seconds=7.0, when="2999-01-01T00:00:00+00:00")
+    for one in (elsewhere, probe, newer):
+        remember(one)
+    assert remembered() == [elsewhere, newer]
+    assert recall(plan, architecture, None) == newer
+
+
+@pytest.mark.parametrize("text", ["", "{", "[{}]", "[1]", '{"a": 1}', "null"])
+def test_a_damaged_memory_is_no_memory_and_is_replaced(text: str) -> None:
+    cache_file().parent.mkdir(parents=True)
+    cache_file().write_text(text)
+    assert remembered() == []
+    probe = probed(plan_with()[0], seconds=0.1)
+    remember(probe)
+    assert json.loads(cache_file().read_text()) == [asdict(probe)]
+
+
+def test_a_probe_that_cannot_be_remembered_is_told_and_used(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (place / "cache").write_text("a file where the folder would be")
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=Question(probe=True))
+    assert report.gpu_hours is not None
+    assert "not remembered" in caplog.text
+
+
+def test_the_speed_of_reading_holds_for_the_volume_it_was_measured_on() -> None:
+    probe = probed(plan_with()[0], seconds=0.2)
+    assert probe.rates(probe.volume).read_bytes_per_second == probe.read_bytes_per_second
+    assert probe.rates("/elsewhere.zarr").read_bytes_per_second is None
+    assert probe.rates("/elsewhere.zarr").tile_seconds == probe.tile_seconds
+
+
+def in_another_process(task: Callable[[str], dict[str, Any]], text: str) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(task, text).result()
+
+
+def test_a_probe_can_be_made_in_a_job_and_is_remembered_here() -> None:
+    """The task and what it returns go through pickle to another process, as to a job of a cluster."""
+    plan, architecture = plan_with()
+    pids: list[int] = []
+
+    def submit(task: Callable[[str], dict[str, Any]], text: str) -> dict[str, Any]:
+        pids.append(os.getpid())
+        return in_another_process(task, text)
+
+    assert run_in_job(plan, submit).key.tile == 100
+    request = PredictRequest(volume="big.zarr", device="cpu", tile=100)
+    report = plan_volume(request, question=Question(probe=True), submit=submit)
+    assert len(pids) == 2
+    assert report.gpu_hours is not None
+    assert plan_volume(request).rates == report.rates
+    assert recall(plan, architecture, None) is not None
+
+
+def test_hours_follow_from_what_was_measured_and_the_work_of_all_tiles() -> None:
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=Question(probe=True))
+    e, rates = report.estimate, report.rates
+    assert rates is not None
+    assert rates.read_bytes_per_second is not None
+    assert rates.write_bytes_per_second is not None
+    tiles = e.multiply_adds / e.tile_multiply_adds
+    assert 0 < tiles < e.tiles  # the last ones of a block are smaller
+    stages = tiles * rates.tile_seconds + e.input_bytes / rates.read_bytes_per_second
+    stages += e.output_bytes / rates.write_bytes_per_second
+    assert report.timing.seconds_per_block == pytest.approx(stages / e.blocks)
+    assert report.gpu_hours == pytest.approx((stages + report.timing.shares * STARTUP_SECONDS) / 3600)
+    assert report.stored_bytes is not None
+    assert 0 < report.stored_bytes < 1.5 * e.output_bytes

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from helpers import grey, write_zarr
+
+from unetcli.errors import UnetcliError
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import Volume
+
+
+def contents(volume: Volume) -> np.ndarray:
+    return volume.read(volume.whole())
+
+
+def write_image(path: Path, version: str, values: np.ndarray, letters: str = "zyx", **entries: Any) -> Path:
+    """An OME-Zarr image, its metadata written by hand as the specification shows it."""
+    zarr_format = 3 if version == "0.5" else 2
+    units = {"z": "nanometer", "y": "nanometer", "x": "nanometer", "t": "second"}
+    kinds = {"c": "channel", "t": "time"}
+    named = [{"name": a, "type": kinds.get(a, "space")} | ({"unit": units[a]} if a in units else {}) for a in letters]
+    transforms = entries.pop("transforms", [{"type": "scale", "scale": [1.0] * len(letters)}])
+    dataset = {"path": "s0", "coordinateTransformations": transforms}
+    image = {"axes": named, "datasets": [dataset], **entries}
+    path.mkdir()
+    write_zarr(path / "s0", values, zarr_format=zarr_format)
+    if version == "0.5":
+        attributes = {"ome": {"version": "0.5", "multiscales": [image]}}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        (path / "zarr.json").write_text(json.dumps(group))
+    else:
+        (path / ".zgroup").write_text(json.dumps({"zarr_format": 2}))
+        (path / ".zattrs").write_text(json.dumps({"multiscales": [{"version": "0.4", **image}]}))
+    return path
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("shape", [(13, 22), (3, 13, 22), (1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", ">u2", "float32", "float64", "bool"])
+def test_a_plain_array_is_y_x_or_z_y_x(tmp_path: Path, zarr_format: int, shape: tuple[int, ...], dtype: str) -> None:
+    values = grey(*shape).astype(dtype)
+    volume = open_volume(write_zarr(tmp_path / "a.zarr", values, zarr_format=zarr_format))
+    assert volume.axes == "zyx"[-len(shape) :]
+    assert np.array_equal(contents(volume)[0], values)
+
+
+def test_names_stored_the_way_of_xarray_are_read(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "a.zarr", grey(2, 13, 22), zarr_format=2)
+    (path / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": ["time", "y", "x"]}))
+    assert open_volume(path).axes == "tyx"
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_an_ome_zarr_image_brings_its_axes_sizes_and_units(tmp_path: Path, version: str) -> None:
+    values = grey(2, 3, 13, 22)
+    scale = {"type": "scale", "scale": [1, 50, 4, 4.5]}
+    shift = {"type": "translation", "translation": [0, 100, -8, 0.5]}
+    volume = open_volume(write_image(tmp_path / "a.zarr", version, values, "czyx", transforms=[scale, shift]))
+    assert (volume.axes, volume.channels) == ("zyx", 2)
+    assert {axis: volume.voxel_size[axis] for axis in "zyx"} == {"z": 50, "y": 4, "x": 4.5}
+    assert {axis: volume.translation[axis] for axis in "zyx"} == {"z": 100, "y": -8, "x": 0.5}
+    assert volume.units == dict.fromkeys("zyx", "nanometer")
+    assert np.array_equal(contents(volume), values)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_transforms_of_the_whole_image_come_after_those_of_the_level(tmp_path: Path, version: str) -> None:
+    level = [{"type": "scale", "scale": [1, 2, 2]}, {"type": "translation", "translation": [0, 3, 1]}]
+    whole = [{"type": "scale", "scale": [10, 4, 5]}]
+    path = write_image(tmp_path / "a.zarr", version, grey(2, 13, 22), transforms=level, coordinateTransformations=whole)
+    volume = open_volume(path)
+    assert volume.voxel_size == {"z": 10, "y": 8, "x": 10}
+    assert volume.translation == {"z": 0, "y": 12, "x": 5}
+
+
+def test_an_array_inside_a_store_is_opened_by_its_path(tmp_path: Path) -> None:
+    store, values = zarr.open_group(tmp_path / "a.zarr", mode="w"), grey(13, 22)
+    store.create_array("raw/s0", data=values)
+    store.create_array("labels", data=values[:5])
+    assert np.array_equal(contents(open_volume(tmp_path / "a.zarr/raw/s0"))[0], values)
+    assert np.array_equal(contents(open_volume(tmp_path / "a.zarr/raw"))[0], values)
+    with pytest.raises(UnetcliError, match=r"name one: \S+a\.zarr/labels, \S+a\.zarr/raw/s0$"):
+        open_volume(tmp_path / "a.zarr")
+
+
+def test_an_image_is_preferred_to_other_arrays_of_a_store(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "a.zarr", mode="w").create_array("table", data=np.zeros((3, 4)))
+    write_image(tmp_path / "a.zarr/image", "0.5", values := grey(2, 13, 22))
+    assert np.array_equal(contents(open_volume(tmp_path / "a.zarr"))[0], values)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "axes", "channels"),
+    [
+        ((13, 22), {}, "yx", 1),
+        ((3, 13, 22), {}, "zyx", 1),
+        ((3, 64, 70), {"compression": "zlib", "predictor": True}, "zyx", 1),
+        ((3, 64, 70), {"compression": "lzw"}, "zyx", 1),
+        ((3, 64, 70), {"tile": (16, 32)}, "zyx", 1),
+        ((3, 13, 22), {"imagej": True, "metadata": {"axes": "ZYX"}}, "zyx", 1),
+        ((3, 13, 22), {"imagej": True, "metadata": {"axes": "TYX"}}, "tyx", 1),
+        ((2, 3, 13, 22), {"imagej": True, "metadata": {"axes": "ZCYX"}}, "zyx", 3),
+        ((3, 2, 13, 22), {"ome": True, "metadata": {"axes": "CZYX"}}, "zyx", 3),
+        ((2, 3, 4, 13, 22), {"ome": True, "metadata": {"axes": "TCZYX"}}, "tzyx", 3),
+        ((13, 22, 3), {"photometric": "rgb"}, "yx", 3),
+        ((2, 3, 13, 22), {}, "tzyx", 1),
+    ],
+    ids=str,
+)
+def test_a_tiff_stack_reads_as_tifffile_reads_it(
+    tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], axes: str, channels: int
+) -> None:
+    path, values = tmp_path / "stack.tif", grey(*shape)
+    tifffile.imwrite(path, values, **{"photometric": "minisblack", **options})
+    volume = open_volume(path)
+    assert (volume.axes, volume.channels) == (axes, channels)
+    assert volume.extent == tuple(n for n, axis in zip(shape, volume.stored_axes, strict=True) if axis != "c")
+    ordered = values.transpose([volume.stored_axes.index(a) for a in f"c{axes}" if a in volume.stored_axes])
+    assert np.array_equal(contents(volume).reshape(ordered.shape), ordered)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_the_byte_order_of_an_array_is_no_other_dtype(tmp_path: Path, zarr_format: int) -> None:
+    values = grey(3, 13, 22).astype(">u2") * 200
+    volume = open_volume(write_zarr(tmp_path / "a.zarr", values, zarr_format=zarr_format))
+    assert volume.dtype == contents(volume).dtype == np.dtype("uint16")
+    assert np.array_equal(contents(volume)[0], values)
+
+
+def test_the_byte_order_of_a_tiff_is_no_other_dtype(tmp_path: Path) -> None:
+    values = grey(3, 13, 22).astype("uint16") * 200
+    tifffile.imwrite(tmp_path / "a.tif", values, byteorder=">", photometric="minisblack")
+    volume = open_volume(tmp_path / "a.tif")
+    assert volume.dtype == contents(volume).dtype == np.dtype("uint16")
+    assert np.array_equal(contents(volume)[0], values)
+
+
+def refused(tmp_path: Path, name: str) -> Path:
+    """One thing of each kind that is no volume."""
+    path = tmp_path / name
+    if name == "text.tif":
+        path.write_text("no tiff")
+    elif name == "two.tif":
+        with tifffile.TiffWriter(path) as tif:
+            tif.write(grey(83, 92), metadata=None)
+            tif.write(grey(75, 97), metadata=None)
+    elif name == "group":
+        zarr.open_group(path, mode="w")
+    elif name == "folder":
+        path.mkdir()
+    elif name == "broken":
+        path.mkdir()
+        (path / "zarr.json").write_text("{")
+    elif name == "level":
+        write_image(path, "0.5", grey(2, 3, 4))
+        (path / "s0" / "zarr.json").unlink()
+    elif name == "string":
+        zarr.create_array(path, data=np.array([["a", "bc"]], dtype="U2"), zarr_format=2)
+    elif name == "object":
+        (path / "x").mkdir(parents=True)
+        entry = {"id": "vlen-utf8"}
+        shape = {"shape": [2, 2], "chunks": [2, 2], "dtype": "|O", "order": "C", "fill_value": None}
+        document = {"zarr_format": 2, "compressor": None, "filters": [entry], **shape}
+        (path / ".zarray").write_text(json.dumps(document))
+    elif name != "missing":
+        values = {"complex": np.zeros((3, 4), complex), "empty": np.zeros((0, 4)), "5-D": np.zeros((1,) * 5)}[name]
+        zarr.create_array(path, shape=values.shape, dtype=values.dtype, chunks=(1,) * values.ndim)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", "no such file"),
+        ("text.tif", "not a TIFF file"),
+        ("two.tif", "2 images of different kind"),
+        ("group", "no array in it"),
+        ("folder", "no Zarr array or group"),
+        ("broken", "no Zarr array or group"),
+        ("level", "no array is there"),
+        ("string", "expected integers, floats"),
+        ("object", "expected integers, floats"),
+        ("complex", "dtype complex128"),
+        ("empty", "empty array"),
+        ("5-D", "5 axes without names"),
+    ],
+)
+def test_what_is_no_volume_is_refused_in_one_line(tmp_path: Path, name: str, said: str) -> None:
+    path = refused(tmp_path, name)
+    with pytest.raises(UnetcliError, match=said) as caught:
+        open_volume(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"datasets": []},
+        {"datasets": [{"coordinateTransformations": []}]},
+        {"axes": [{"type": "space"}]},
+        {"axes": 3},
+        {"transforms": [{"type": "scale", "scale": [1.0, 1.0]}]},
+        {"transforms": [{"type": "scale"}]},
+    ],
+    ids=str,
+)
+def test_ome_metadata_that_miss_something_are_refused_in_one_line(tmp_path: Path, broken: dict[str, Any]) -> None:
+    path = write_image(tmp_path / "a.zarr", "0.5", grey(2, 13, 22), **broken)
+    with pytest.raises(UnetcliError, match=r"a\.zarr: .*multiscales"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "axes", "extent"),
+    [
+        ("isbi2012/train-volume.tif", "zyx", (25, 512, 512)),
+        ("dic_hela/01-images.tif", "tyx", (84, 512, 512)),
+        ("phc_psc/01-labels.tif", "tyx", (30, 576, 720)),
+        ("flyem/bodies.tif", "zyx", (170, 250, 250)),
+        ("dsb2018/images.tif", "zyx", (250, 256, 256)),
+    ],
+)
+def test_real_stacks_open_with_their_axes(data: Path, file: str, axes: str, extent: tuple[int, ...]) -> None:
+    import tifffile
+
+    volume = open_volume(data / file)
+    assert (volume.axes, volume.extent) == (axes, extent)
+    section = volume.read(volume.sections(extent[0] - 1, extent[0]))
+    assert np.array_equal(section[0, 0], tifffile.imread(data / file, key=extent[0] - 1))

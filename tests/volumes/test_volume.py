@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from helpers import grey, write_zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from unetcli.errors import UnetcliError, UnreadableBlock
+from unetcli.geometry import Box
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import UNNAMED, Volume, axes_from_names, describe
+
+
+def padded(values: NDArray[Any], box: Box) -> NDArray[Any]:
+    """The box out of the whole array padded by numpy, axis by axis."""
+    for axis, (a, b) in enumerate(zip(box.start, box.stop, strict=True)):
+        width = [(0, 0)] * values.ndim
+        width[axis] = (max(0, -a), max(0, b - values.shape[axis]))
+        values = np.pad(values, width, mode="reflect")
+        keep = [slice(None)] * values.ndim
+        keep[axis] = slice(max(0, a), max(0, a) + b - a)
+        values = values[tuple(keep)]
+    return values
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        Box((0, 0, 0), (3, 13, 22)),
+        Box((1, 4, 5), (2, 9, 21)),
+        Box((-1, -5, -8), (4, 20, 30)),
+        Box((0, -70, 0), (3, 100, 22)),
+        Box((2, 10, 20), (7, 15, 90)),
+        Box((2, 13, 22), (3, 14, 23)),
+        Box((0, -9, -9), (1, -2, -2)),
+    ],
+    ids=["whole", "inside", "around", "many bounces", "over one corner", "just outside", "before the start"],
+)
+@pytest.mark.parametrize("chunks", [(1, 5, 7), (3, 13, 22)], ids=str)
+def test_a_box_is_read_as_numpy_would_pad_the_whole(tmp_path: Path, box: Box, chunks: tuple[int, ...]) -> None:
+    values = grey(3, 13, 22)
+    volume = open_volume(write_zarr(tmp_path / "a.zarr", values, chunks=chunks))
+    assert np.array_equal(volume.read(box), padded(values, box)[np.newaxis])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (5, 1), (2, 3)], ids=str)
+def test_thin_images_are_mirrored_too(shape: tuple[int, int]) -> None:
+    values, box = grey(*shape), Box((-9, -11), (17, 30))
+    volume = Volume(path="a", array=values, stored_axes="yx")
+    assert np.array_equal(volume.read(box)[0], padded(values, box))
+
+
+@pytest.mark.parametrize("stored", ["yxc", "czyx", "zcyx", "xyzct", "ctzyx", "xcy"])
+def test_data_come_channels_first_whatever_the_stored_order(tmp_path: Path, stored: str) -> None:
+    sizes = {"t": 2, "c": 3, "z": 4, "y": 13, "x": 22}
+    ordered = "c" + "".join(axis for axis in "tzyx" if axis in stored)
+    wanted = grey(*(sizes[axis] for axis in ordered))
+    array = wanted.transpose([ordered.index(axis) for axis in stored])
+    volume = open_volume(write_zarr(tmp_path / "a.zarr", array, dimension_names=list(stored)))
+    assert (volume.axes, volume.channels) == (ordered[1:], 3)
+    assert volume.extent == wanted.shape[1:]
+    assert np.array_equal(volume.read(volume.whole()), wanted)
+    box = Box(tuple(n - 1 for n in volume.extent), tuple(n + 4 for n in volume.extent))
+    assert np.array_equal(volume.read(box, channel=1)[0], padded(wanted[1], box))
+
+
+def test_chunks_have_the_order_of_the_extent(tmp_path: Path) -> None:
+    path = write_zarr(
+        tmp_path / "a.zarr", grey(22, 13, 2, 5), chunks=(11, 7, 1, 5), dimension_names=["x", "y", "c", "z"]
+    )
+    volume = open_volume(path)
+    assert (volume.extent, volume.chunks) == ((5, 13, 22), (5, 7, 11))
+
+
+@pytest.mark.parametrize(
+    ("axes", "place", "shape"),
+    [("yx", None, (13, 22)), ("zyx", 0, (2, 13, 22)), ("tyx", 0, (2, 13, 22)), ("tzyx", 1, (3, 2, 13, 22))],
+)
+def test_sections_are_counted_along_z_else_t(axes: str, place: int | None, shape: tuple[int, ...]) -> None:
+    full = tuple({"t": 3 if "z" in axes else 5, "z": 5, "y": 13, "x": 22}[axis] for axis in axes)
+    volume = Volume(path="a", array=np.zeros(full), stored_axes=axes)
+    assert volume.section_axis == place
+    assert volume.sections(2, 4).shape == shape
+
+
+def test_leading_axes_of_one_can_be_left_out(tmp_path: Path) -> None:
+    values = grey(1, 2, 1, 13, 22)
+    volume = open_volume(write_zarr(tmp_path / "a.zarr", values, dimension_names=list("tczyx"))).without_single_axes()
+    assert (volume.axes, volume.extent, volume.channels) == ("yx", (13, 22), 2)
+    assert np.array_equal(volume.read(Box((3, 4), (30, 9))), padded(values[0, :, 0], Box((0, 3, 4), (2, 30, 9))))
+
+
+def test_a_plane_of_one_row_keeps_its_axes() -> None:
+    volume = Volume(path="a", array=grey(1, 1), stored_axes="yx")
+    assert volume.without_single_axes().extent == (1, 1)
+
+
+def test_a_volume_in_memory_reads_the_same(tmp_path: Path) -> None:
+    volume = open_volume(write_zarr(tmp_path / "a.zarr", grey(13, 22), chunks=(5, 5)))
+    box = Box((-3, 2), (15, 40))
+    assert isinstance(volume.in_memory().array, np.ndarray)
+    assert np.array_equal(volume.in_memory().read(box), volume.read(box))
+
+
+def test_the_stored_voxel_of_a_mirrored_place_is_named() -> None:
+    values = np.arange(13 * 22).reshape(13, 22)
+    volume = Volume(path="a", array=values, stored_axes="yx")
+    for place in [(-1, 0), (13, 22), (40, -100), (5, 6)]:
+        assert volume.read(Box(place, tuple(p + 1 for p in place))).item() == values[volume.inside(place)]
+
+
+def test_a_damaged_chunk_is_unreadable_and_names_its_place(tmp_path: Path) -> None:
+    codec = ZstdCodec(checksum=True)
+    path = write_zarr(tmp_path / "a.zarr", grey(3, 16, 24), chunks=(1, 8, 8), compressors=codec)
+    chunk = path / "c" / "1" / "0" / "2"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[len(damaged) // 2] ^= 0x10
+    chunk.write_bytes(damaged)
+    volume = open_volume(path)
+    with pytest.raises(UnreadableBlock, match=r"a\.zarr: cannot read z 1:2, y 3:8, x 20:24") as caught:
+        volume.read(Box((1, 3, 20), (2, 8, 24)))
+    assert "\n" not in str(caught.value)
+    assert volume.read(Box((0, 0, 0), (1, 16, 24))).shape == (1, 1, 16, 24)
+
+
+def test_a_truncated_chunk_is_unreadable(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "a.zarr", grey(16, 24), chunks=(8, 8))
+    chunk = path / "c" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(UnreadableBlock, match="y 0:16, x 0:24"):
+        open_volume(path).read(Box((0, 0), (16, 24)))
+
+
+def test_chunks_that_were_never_stored_read_as_the_fill_value(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", shape=(13, 22), chunks=(5, 5), dtype="uint8", fill_value=3)
+    assert (open_volume(tmp_path / "a.zarr").read(Box((0, 0), (13, 22))) == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "dimensions", "letters"),
+    [
+        (None, 2, UNNAMED[2]),
+        (["", "", ""], 3, UNNAMED[3]),
+        (["Time", "Channel", "Z", "Y", "X"], 5, "tczyx"),
+        (["y", "x", "c"], 3, "yxc"),
+    ],
+)
+def test_axis_names_become_letters(names: list[str] | None, dimensions: int, letters: str) -> None:
+    assert axes_from_names("a", names, dimensions) == letters
+
+
+@pytest.mark.parametrize(
+    ("names", "dimensions"),
+    [
+        (None, 4),
+        (None, 1),
+        (["z", "x"], 2),
+        (["x", "x"], 2),
+        (["y", "x"], 3),
+        (["a", "y", "x"], 3),
+        (["", "y", "x"], 3),
+    ],
+)
+def test_axes_that_are_no_image_are_refused(names: list[str] | None, dimensions: int) -> None:
+    with pytest.raises(UnetcliError, match=r"^in\.zarr: .*(expected y, x|axes without names)"):
+        axes_from_names("in.zarr", names, dimensions)
+
+
+def test_a_place_is_described_axis_by_axis() -> None:
+    assert describe(Box((0, 3, -1), (1, 4, 9)), "tyx") == "t 0:1, y 3:4, x -1:9"

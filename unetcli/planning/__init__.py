@@ -1,0 +1,1 @@
+"""What will run, as integers and frozen choices, before anything does."""

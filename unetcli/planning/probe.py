@@ -1,0 +1,286 @@
+"""Measures one worker here, for a minute at most, and remembers what came out for later plans."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.architecture import Architecture
+from unetcli.files import replacing
+from unetcli.geometry import Box
+from unetcli.machine import cpu_name
+from unetcli.model import load_network, read_header
+from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
+from unetcli.planning.pace import Rates
+from unetcli.planning.plan import Plan, Tile
+from unetcli.runs.receipts import checksum
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.output import Output
+from unetcli.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+
+    from unetcli.inference import Predictor
+
+log = logging.getLogger(__name__)
+
+SECONDS = 60.0
+RUNS = 5
+"""Forward passes timed, where time allows; their median counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What the speed of a network depends on."""
+
+    kind: str
+    device: str
+    network: str
+    """Architecture and classes, as JSON."""
+    tile: int
+    precision: str
+    threads: int
+    """Of a CPU; 0 on a GPU, which they do not matter to."""
+
+    @classmethod
+    def of(cls, plan: Plan, architecture: Architecture, device: str) -> Key:
+        choices = plan.choices
+        return cls(
+            kind=choices.device,
+            device=device,
+            network=json.dumps(architecture.to_dict(), sort_keys=True),
+            tile=plan.tile[-1],
+            precision=choices.precision,
+            threads=choices.threads if choices.device == "cpu" else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What was measured, and where."""
+
+    key: Key
+    tile_seconds: float
+    volume: str
+    read_bytes_per_second: float
+    """Of decoded input chunks; holds for that volume."""
+    write_bytes_per_second: float
+    """Of results before compression, encoded and stored in the folder for temporary files."""
+    stored_fraction: float
+    """Bytes on disk per byte of the result."""
+    device_bytes: int | None
+    """Peak memory of a GPU with the plan's tile; None on a CPU, where it is part of the process."""
+    extrapolated_from: int | None
+    """Side of the smaller tile that was measured, where the plan's would have taken too long."""
+    when: str
+    seconds: float
+    """That the probe took."""
+
+    def rates(self, volume: str) -> Rates:
+        """As they hold for a volume."""
+        key = self.key
+        threads = f", {key.threads} thread{'s' if key.threads > 1 else ''}" if key.threads else ""
+        scaled = f" with tile {self.extrapolated_from} and scaled" if self.extrapolated_from else ""
+        return Rates(
+            tile_seconds=self.tile_seconds,
+            read_bytes_per_second=self.read_bytes_per_second if volume == self.volume else None,
+            write_bytes_per_second=self.write_bytes_per_second,
+            origin=f"measured on {key.device}{threads}{scaled}, {self.when[:10]}",
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Probe:
+        return cls(**{**values, "key": Key(**values["key"])})
+
+
+def cache_file() -> Path:
+    """Where probes are remembered: ``$XDG_CACHE_HOME/unetcli/probes.json``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "unetcli" / "probes.json"
+
+
+def remembered() -> list[Probe]:
+    """All probes that were remembered; none where the file is missing or not ours."""
+    try:
+        return [Probe.from_dict(values) for values in json.loads(cache_file().read_text())]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def remember(probe: Probe) -> None:
+    """Keep a probe in place of an older one of the same key; where nothing can be written it is told and forgotten."""
+    others = [old for old in remembered() if old.key != probe.key]
+    file = cache_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as draft:
+            draft.write_text(json.dumps([asdict(one) for one in [*others, probe]], indent=1))
+    except OSError as error:
+        log.warning("%s: the probe is not remembered (%s); XDG_CACHE_HOME names another place", file, error.strerror)
+
+
+def recall(plan: Plan, architecture: Architecture, device: str | None) -> Probe | None:
+    """The probe of this plan's network, tile and precision on a device; without a name the latest of its kind."""
+    wanted = Key.of(plan, architecture, device or "")
+    names = [field.name for field in fields(Key) if field.name != "device" or device]
+    fitting = [p for p in remembered() if all(getattr(p.key, n) == getattr(wanted, n) for n in names)]
+    return max(fitting, key=lambda probe: probe.when, default=None)
+
+
+def run_in_job(plan: Plan, submit: Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]) -> Probe:
+    """The probe of a plan made elsewhere: ``submit(task, text)`` returns what ``task(text)`` returned in a job."""
+    return Probe.from_dict(submit(measure_plan, plan.to_json()))
+
+
+def measure_plan(text: str) -> dict[str, Any]:
+    """The probe of a plan in JSON, as plain values: what a job runs."""
+    from unetcli.process import prepare
+
+    prepare()  # before torch is imported
+    plan = Plan.from_json(text)
+    return asdict(measure(plan, Path(plan.sources.model), open_volume(plan.sources.volume)))
+
+
+def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -> Probe:
+    """What one worker does here: forward passes, one window read, one block encoded and stored."""
+    import torch
+
+    from unetcli.device import exact_float32, resolve_device
+    from unetcli.inference import Predictor
+
+    started = time.perf_counter()
+    exact_float32()
+    torch.set_num_threads(plan.choices.threads)
+    device = resolve_device(plan.choices.device)
+    architecture = read_header(model).architecture
+    predictor = Predictor(load_network(model), plan.choices, device)
+    block = plan.block(plan.blocks // 2)
+    tile = next(plan.tiles(block))
+    read_rate, voxels = _time_reading(plan, source, tile, seconds / 6)
+    side, tile_seconds = _time_forward(plan, predictor, architecture, seconds / 2)
+    values = predictor(voxels[:, : plan.tile[-2], : plan.tile[-1]])
+    write_rate, stored = _time_writing(plan, source, values)
+    return Probe(
+        key=Key.of(plan, architecture, device_name(device)),
+        tile_seconds=tile_seconds,
+        volume=plan.sources.volume,
+        read_bytes_per_second=read_rate,
+        write_bytes_per_second=write_rate,
+        stored_fraction=stored,
+        device_bytes=_device_peak(device) if side == plan.tile[-1] else None,
+        extrapolated_from=None if side == plan.tile[-1] else side,
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its maker calls it."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def _time_forward(plan: Plan, predictor: Predictor, architecture: Architecture, seconds: float) -> tuple[int, float]:
+    """Side measured and seconds of one pass of the plan's tile; a smaller side where its own would take too long.
+
+    The smallest tile goes first: it warms up, and tells about what a larger one will take.
+    """
+    axis, whole = plan.footprint.axes[-1], plan.tile[-1]
+    smallest = axis.side_for(1)
+    needed = multiply_adds(architecture, (whole, whole))
+
+    def passes(side: int) -> float:
+        return multiply_adds(architecture, (side, side)) / needed
+
+    _time_pass(predictor, architecture, smallest)
+    expected = _time_pass(predictor, architecture, smallest) / passes(smallest)
+    sides = range(whole, smallest - 1, -axis.alignment)
+    side = next((s for s in sides if 2 * expected * passes(s) < seconds), smallest)
+    times: list[float] = []
+    ends = time.perf_counter() + seconds
+    _time_pass(predictor, architecture, side)  # the first of a size prepares kernels
+    while len(times) < RUNS and (not times or time.perf_counter() + times[-1] < ends):
+        times.append(_time_pass(predictor, architecture, side))
+    return side, float(np.median(times)) / passes(side)
+
+
+def _time_pass(predictor: Predictor, architecture: Architecture, side: int) -> float:
+    voxels = np.zeros((architecture.in_channels, side, side), np.float32)
+    started = time.perf_counter()
+    predictor(voxels)  # returns an array on the host, so the device has ended
+    return time.perf_counter() - started
+
+
+def _time_reading(plan: Plan, source: Volume, tile: Tile, seconds: float) -> tuple[float, NDArray[Any]]:
+    """Bytes of decoded chunks per second, and a tile's voxels (c, y, x); of a whole window where that is quick."""
+    block = plan.block(plan.blocks // 2)
+    window = plan.window(block)
+    started = time.perf_counter()
+    voxels = source.read(tile.read, plan.choices.channel)
+    box, took = tile.read, time.perf_counter() - started
+    if took * window.size / tile.read.size < seconds:
+        started = time.perf_counter()
+        source.read(window, plan.choices.channel)
+        box, took = window, time.perf_counter() - started
+    plane = voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
+    return _chunk_bytes(plan, source, box) / max(took, 1e-6), plane
+
+
+def _chunk_bytes(plan: Plan, source: Volume, box: Box) -> int:
+    """Bytes of the chunks under a box, decoded."""
+    inner = box.clipped(source.whole())
+    places = [
+        -(-stop // chunk) - start // chunk
+        for start, stop, chunk in zip(inner.start, inner.stop, source.chunks, strict=True)
+    ]
+    channels = source.channels if plan.choices.channel is None else 1
+    return int(np.prod(places) * np.prod(source.chunks)) * source.dtype.itemsize * channels
+
+
+def _time_writing(plan: Plan, source: Volume, values: NDArray[Any]) -> tuple[float, float]:
+    """Bytes of results per second through checksum, codec and file system, and bytes on disk per byte.
+
+    The block is made of a tile's real values, repeated: noise would compress otherwise.
+    """
+    block = plan.block(plan.blocks // 2)
+    box = plan.output_box(block)
+    filled = _repeated(values, block.box.shape)
+    with tempfile.TemporaryDirectory(prefix="unetcli-probe-") as folder:
+        output = Output(Path(folder) / "probe.zarr", plan)
+        output.create(source)
+        array = output.open()
+        started = time.perf_counter()
+        checksum(filled)
+        output.write(array, box, filled)
+        took = time.perf_counter() - started
+        stored = sum(file.stat().st_size for file in output.files(box) if file.exists())
+    return filled.nbytes / max(took, 1e-6), stored / filled.nbytes
+
+
+def _repeated(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """(outputs, y, x) repeated over (outputs, \\*shape)."""
+    times = [-(-n // have) for n, have in zip(shape[-2:], values.shape[-2:], strict=True)]
+    plane = np.tile(values, (1, *times))[:, : shape[-2], : shape[-1]]
+    lead = (1,) * (len(shape) - 2)
+    return np.ascontiguousarray(
+        np.broadcast_to(plane.reshape(plane.shape[0], *lead, *shape[-2:]), (len(values), *shape))
+    )
+
+
+def _device_peak(device: torch.device) -> int | None:
+    import torch
+
+    return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT if device.type == "cuda" else None

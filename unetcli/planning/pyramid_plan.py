@@ -1,0 +1,240 @@
+"""Which voxels of which coarser level are made by whom: integers, from a plan and a number of levels."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.errors import UnetcliError
+from unetcli.geometry import Box, ceil_to
+from unetcli.planning.plan import Plan
+from unetcli.planning.planner import CHUNK
+
+VERSION = 1
+PLANE = "yx"
+"""The axes that are halved."""
+BLOCK_VOXELS = 2**30
+"""About the most that a block reads: what a killed worker loses."""
+BLOCK_CHUNKS = 16
+"""Chunks (shards) that a block may read whatever their size: two levels at least are made at a time."""
+SMALL_VOXELS = 2**27
+"""Below this, sections are put together in a block."""
+
+
+def largest_levels(shape: tuple[int, ...], axes: str) -> int:
+    """Levels until the plane fits one chunk, full resolution included.
+
+    >>> largest_levels((9, 2000, 1025), "zyx"), largest_levels((9, 512, 1), "zyx")
+    (3, 1)
+    """
+    largest = max(n for n, axis in zip(shape, axes, strict=True) if axis in PLANE)
+    return 1 + max(0, math.ceil(math.log2(largest / CHUNK)))
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidBlock:
+    """Whole chunks of the levels ``base + 1`` to ``top``, made from level ``base``."""
+
+    number: int
+    base: int
+    top: int
+    box: Box
+    """What is read, in voxels of level ``base``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Blocks that need nothing of each other, only the stages before."""
+
+    base: int
+    top: int
+    block_shape: tuple[int, ...]
+    """In voxels of level ``base``."""
+    grid: tuple[int, ...]
+    blocks: range
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidPlan:
+    """Coarser levels of an output, each half as wide and high as the one before; block edges lie on chunk edges.
+
+    Sizes are without the channel axis, in the order of ``axes``. Level 0 is the output itself.
+    """
+
+    axes: str
+    shape: tuple[int, ...]
+    """Of level 0."""
+    chunks: tuple[int, ...]
+    write_chunks: tuple[int, ...]
+    outputs: int
+    levels: int
+    """Full resolution included."""
+
+    def __post_init__(self) -> None:
+        most = 1 + max(n - 1 for n, axis in zip(self.shape, self.axes, strict=True) if axis in PLANE).bit_length()
+        if not 1 <= self.levels <= most:
+            raise UnetcliError(f"--levels {self.levels}: expected 1 to {most}, where one voxel is left, or auto")
+
+    @classmethod
+    def of(cls, plan: Plan, levels: int | None) -> PyramidPlan:
+        """The pyramid of a plan's output; None: levels until the plane fits one chunk."""
+        shape = plan.region.shape
+        return cls(
+            axes=plan.axes,
+            shape=shape,
+            chunks=plan.chunks,
+            write_chunks=plan.write_chunks,
+            outputs=plan.choices.outputs,
+            levels=largest_levels(shape, plan.axes) if levels is None else levels,
+        )
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """To be run one after the other; the blocks of each in any order, by anyone."""
+        stages: list[Stage] = []
+        base, first = 0, 0
+        while base < self.levels - 1:
+            top = base + 1
+            while top < self.levels - 1 and self._voxels(self._block_shape(base, top + 1)) <= self._limit:
+                top += 1
+            shape = self._thickened(base, self._block_shape(base, top))
+            grid = tuple(math.ceil(n / side) for n, side in zip(self.shape_of(base), shape, strict=True))
+            stages.append(Stage(base, top, shape, grid, range(first, first + math.prod(grid))))
+            base, first = top, stages[-1].blocks.stop
+        return tuple(stages)
+
+    @property
+    def blocks(self) -> int:
+        """Of all stages; numbers go on from stage to stage."""
+        return self.stages[-1].blocks.stop if self.stages else 0
+
+    @property
+    def files(self) -> int:
+        """Chunk files (shards) of all coarser levels, where none is all zero."""
+        pieces = (
+            math.prod(math.ceil(n / w) for n, w in zip(self.shape_of(level), self.write_chunks_of(level), strict=True))
+            for level in range(1, self.levels)
+        )
+        return self.outputs * sum(pieces)
+
+    def voxels(self, blocks: NDArray[np.bool_]) -> int:
+        """Voxels that the blocks of a mask over ``range(self.blocks)`` read, if none were cut at an edge."""
+        return sum(
+            int(np.count_nonzero(blocks[stage.blocks.start : stage.blocks.stop])) * math.prod(stage.block_shape)
+            for stage in self.stages
+        )
+
+    def block(self, number: int) -> PyramidBlock:
+        """Block ``number`` of ``range(blocks)``."""
+        stage = next((stage for stage in self.stages if number in stage.blocks), None)
+        if stage is None:
+            raise IndexError(f"block {number} of {self.blocks}")
+        place, rest = [], number - stage.blocks.start
+        for n in reversed(stage.grid):
+            rest, index = divmod(rest, n)
+            place.append(index)
+        corner = tuple(i * side for i, side in zip(reversed(place), stage.block_shape, strict=True))
+        box = Box(corner, tuple(a + side for a, side in zip(corner, stage.block_shape, strict=True)))
+        return PyramidBlock(number, stage.base, stage.top, box.clipped(Box.of_shape(self.shape_of(stage.base))))
+
+    def pieces(self, block: PyramidBlock) -> Iterator[tuple[int, Box]]:
+        """What a block writes, level by level: level, and a box that is one chunk (shard) of it."""
+        for level in range(block.base + 1, block.top + 1):
+            region = self.coarser(block.box, level - block.base)
+            for box in split(region, self.write_chunks_of(level)):
+                yield level, box
+
+    def parts(self, level: int, piece: Box) -> Iterator[tuple[Box, Box]]:
+        """A piece of a level cut so that each part's input is about a chunk (shard): part, and input a level below."""
+        sides = tuple(
+            math.ceil(side / 2) if axis in PLANE else side
+            for side, axis in zip(self.write_chunks_of(level - 1), self.axes, strict=True)
+        )
+        whole = Box.of_shape(self.shape_of(level - 1))
+        for part in split(piece, sides):
+            yield part, Box(self._times(part.start, 2), self._times(part.stop, 2)).clipped(whole)
+
+    def coarser(self, box: Box, steps: int) -> Box:
+        """A box so many levels up; rounded outwards."""
+        stop = tuple(
+            math.ceil(b / 2**steps) if axis in PLANE else b for b, axis in zip(box.stop, self.axes, strict=True)
+        )
+        start = tuple(a // 2**steps if axis in PLANE else a for a, axis in zip(box.start, self.axes, strict=True))
+        return Box(start, stop)
+
+    def shape_of(self, level: int) -> tuple[int, ...]:
+        """Shape of a level."""
+        return self.coarser(Box.of_shape(self.shape), level).stop
+
+    def chunks_of(self, level: int) -> tuple[int, ...]:
+        """Chunks of a level; never larger than the level."""
+        return tuple(map(min, self.chunks, self.shape_of(level)))
+
+    def write_chunks_of(self, level: int) -> tuple[int, ...]:
+        """Shards of a level, or its chunks."""
+        triples = zip(self.write_chunks, self.shape_of(level), self.chunks_of(level), strict=True)
+        return tuple(min(side, ceil_to(n, chunk)) for side, n, chunk in triples)
+
+    def factors(self, level: int) -> dict[str, int]:
+        """Voxels of level 0 to one of a level, by axis; an axis of one voxel stays."""
+        return {
+            axis: 2 ** min(level, (n - 1).bit_length())
+            for axis, n in zip(self.axes, self.shape, strict=True)
+            if axis in PLANE
+        }
+
+    def to_json(self) -> str:
+        return json.dumps({"unetcli_pyramid": VERSION, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> PyramidPlan:
+        values: dict[str, Any] = json.loads(text)
+        if (found := values.pop("unetcli_pyramid", None)) != VERSION:
+            raise UnetcliError(f"pyramid of version {found}, this unetcli reads version {VERSION}")
+        for name in ("shape", "chunks", "write_chunks"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+    @property
+    def _limit(self) -> int:
+        return max(BLOCK_VOXELS, BLOCK_CHUNKS * self._voxels(self.write_chunks))
+
+    def _voxels(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * self.outputs
+
+    def _block_shape(self, base: int, top: int) -> tuple[int, ...]:
+        """What lies under one chunk (shard) of level ``top``; all of an axis that is one chunk there."""
+        quads = zip(self.axes, self.shape_of(base), self.shape_of(top), self.write_chunks_of(top), strict=True)
+        return tuple(
+            side if axis not in PLANE else n if side >= up else side * 2 ** (top - base) for axis, n, up, side in quads
+        )
+
+    def _thickened(self, base: int, block: tuple[int, ...]) -> tuple[int, ...]:
+        """Small sections together: more of them, as long as the block stays small."""
+        shape, grown = self.shape_of(base), list(block)
+        for place in reversed([i for i, axis in enumerate(self.axes) if axis not in PLANE]):
+            while grown[place] < shape[place] and 2 * self._voxels(tuple(grown)) <= SMALL_VOXELS:
+                grown[place] *= 2
+        return tuple(grown)
+
+    def _times(self, place: tuple[int, ...], factor: int) -> tuple[int, ...]:
+        return tuple(v * factor if axis in PLANE else v for v, axis in zip(place, self.axes, strict=True))
+
+
+def split(box: Box, sides: tuple[int, ...]) -> Iterator[Box]:
+    """A box cut into pieces of at most these sides, from its start, in C order.
+
+    >>> [piece.stop for piece in split(Box((0, 4), (1, 10)), (1, 4))]
+    [(1, 8), (1, 10)]
+    """
+    starts = [range(a, b, side) for a, b, side in zip(box.start, box.stop, sides, strict=True)]
+    for start in itertools.product(*starts):
+        yield Box(start, tuple(a + side for a, side in zip(start, sides, strict=True))).clipped(box)

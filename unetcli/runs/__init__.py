@@ -1,0 +1,1 @@
+"""Predictions under way: launched, worked at, recorded, looked at, mended and closed."""

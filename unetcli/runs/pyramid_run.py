@@ -1,0 +1,161 @@
+"""The step ``pyramid`` of a run: its folder, its receipts, and the task that any executor can be given."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.errors import UnetcliError, UnreadableBlock
+from unetcli.files import UNWRITABLE, place_of, replacing, telling_unwritable
+from unetcli.lock import job_id
+from unetcli.planning.pyramid_plan import PyramidBlock, PyramidPlan
+from unetcli.process import prepare
+from unetcli.ranges import Ranges, numbers
+from unetcli.runs.pyramid import Pyramid
+from unetcli.runs.receipts import DONE, Ledger, Receipt, ReceiptBook
+from unetcli.runs.runfolder import Places, RunFolder
+from unetcli.runs.troubles import FAILED, UNUSABLE, Trouble, TroubleBook
+from unetcli.volumes.output import Output
+from unetcli.volumes.store import one_line
+from unetcli.volumes.volume import describe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PyramidRun:
+    """A pyramid that is being made, in a run folder of its own."""
+
+    folder: RunFolder
+    pyramid: Pyramid
+
+    @classmethod
+    def begin(cls, folder: RunFolder, output: Output, places: Places, levels: int | None, finest: Ledger) -> PyramidRun:
+        """Freeze what is to be made, and make the empty levels; goes on where the same was begun before.
+
+        For who holds the output's lock, once ``finest``, the ledger of level 0, is complete. What was made from other
+        voxels, or of another plan, is forgotten and hidden.
+        """
+        run = cls(folder=folder, pyramid=Pyramid(output, PyramidPlan.of(output.plan, levels)))
+        frozen = run._frozen(finest)
+        if not _says(folder, frozen):
+            run.pyramid.hide()
+            folder.make()
+            folder.forget_run()
+        if not run.pyramid.is_made:
+            folder.make()
+            folder.forget_receipts()  # of levels that are gone
+            run.pyramid.create()
+        folder.publish_plan(output.plan)
+        folder.tell_places(places)
+        with replacing(_frozen_file(folder)) as draft:
+            draft.write_text(frozen)
+        return run
+
+    def ledger(self) -> Ledger:
+        """The receipts of its blocks."""
+        return self.folder.ledger(self.pyramid.plan.blocks)
+
+    def pending(self, ledger: Ledger) -> NDArray[np.intp]:
+        """What can be made now: the missing blocks of the first stage that has some. None at all: it is complete."""
+        missing = ledger.refresh().missing
+        stages = (stage.blocks for stage in self.pyramid.plan.stages)
+        parts = (missing[(missing >= blocks.start) & (missing < blocks.stop)] for blocks in stages)
+        return next((part for part in parts if len(part)), missing[:0])
+
+    def close(self, ledger: Ledger) -> bool:
+        """Have the levels show if nothing is missing; whether it is. For who holds the output's lock."""
+        if not ledger.refresh().complete:
+            return False
+        self.pyramid.publish()
+        return True
+
+    def _frozen(self, finest: Ledger) -> str:
+        digest = hashlib.blake2b(finest.checksums.tobytes(), digest_size=16).hexdigest()
+        output, pyramid = self.pyramid.output.plan, self.pyramid.plan
+        return json.dumps({"finest": digest, "output": output.to_json(), "pyramid": pyramid.to_json()})
+
+
+def build_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
+    """Make the blocks of a pyramid's run folder that have no receipt; how many were finished.
+
+    A task (see :class:`unetcli.executors.contract.Task`). Blocks of one stage at a time: :meth:`PyramidRun.pending`.
+    """
+    prepare()
+    run = RunFolder(Path(folder))
+    pyramid = _pyramid(run, _frozen_file(run).read_text(), run.places())
+    ledger, output, finished = run.ledger(pyramid.plan.blocks).refresh(), pyramid.output, 0
+    with telling_unwritable(output.path), ReceiptBook(run.receipts, output.path) as book:
+        for number in numbers(blocks):
+            if stopping():
+                break
+            if not ledger.done[number]:
+                finished += _build(run, pyramid, number, int(ledger.attempts[number]) + 1, book)
+    return finished
+
+
+def _build(run: RunFolder, pyramid: Pyramid, number: int, attempt: int, book: ReceiptBook) -> bool:
+    """Make one block; a failure is put on record, and others go on unless they would fail too."""
+    started = time.perf_counter()
+    try:
+        built = pyramid.build(number)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise
+        TroubleBook(run.troubles).add(_trouble(pyramid.plan.block(number), pyramid.plan.axes, error))
+        return False
+    receipt = Receipt(
+        block=number,
+        attempt=attempt,
+        state=DONE,
+        checksum=built.checksum,
+        tile=0,
+        read_seconds=0.0,
+        forward_seconds=0.0,
+        write_seconds=time.perf_counter() - started,
+        device="cpu",
+        host=socket.gethostname(),
+        job=job_id(),
+    )
+    book.add(receipt, built.files)
+    return True
+
+
+def _trouble(block: PyramidBlock, axes: str, error: Exception) -> Trouble:
+    kind = f"{type(error).__name__}: " if not isinstance(error, UnetcliError) else ""
+    return Trouble(
+        block=block.number,
+        place=f"level {block.base}, {describe(block.box, axes)}",
+        kind=UNUSABLE if isinstance(error, UnreadableBlock) else FAILED,
+        reason=f"{kind}{one_line(error)}",
+        traceback="".join(traceback.format_exception(error)),
+        host=socket.gethostname(),
+        job=job_id(),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _pyramid(run: RunFolder, frozen: str, places: Places) -> Pyramid:
+    """Opened once for all calls of a process."""
+    plan = run.plan()
+    assert plan is not None
+    return Pyramid(Output(place_of(places.output), plan), PyramidPlan.from_json(json.loads(frozen)["pyramid"]))
+
+
+def _frozen_file(folder: RunFolder) -> Path:
+    return folder.path / "pyramid.json"
+
+
+def _says(folder: RunFolder, text: str) -> bool:
+    try:
+        return _frozen_file(folder).read_text() == text
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,1 @@
+"""Volumes on disk: found, opened, read, and written as OME-Zarr."""

@@ -1,0 +1,86 @@
+"""Recognises input by what it holds, not by path or time stamp."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.errors import UnreadableBlock
+from unetcli.geometry import Box
+from unetcli.planning.plan import UNREADABLE
+from unetcli.volumes.volume import Volume
+
+SAMPLES = 64
+SAMPLED_BYTES = 256 * 2**20
+"""At most about this much is read, so that huge chunks do not make every start slow."""
+SAMPLED_VOXELS = 2**24
+"""At most this many voxels of a chunk are looked at."""
+
+
+def sampled_boxes(volume: Volume) -> list[Box]:
+    """Up to ``SAMPLES`` chunks, evenly spread over the volume in C order; always the same ones."""
+    grid = [-(-n // chunk) for n, chunk in zip(volume.extent, volume.chunks, strict=True)]
+    total = int(np.prod(grid, dtype=np.int64))
+    chunk_bytes = int(np.prod(volume.chunks, dtype=np.int64)) * volume.dtype.itemsize * volume.channels
+    count = min(SAMPLES, total, max(1, SAMPLED_BYTES // chunk_bytes))
+    places = np.unique(np.linspace(0, total - 1, count, dtype=np.int64))
+    return [_chunk(volume, np.unravel_index(place, grid)) for place in places]
+
+
+def sampled_voxels(volume: Volume) -> Iterator[NDArray[Any] | None]:
+    """Voxels of the sampled chunks, (c, *box.shape) each; None where one cannot be read."""
+    for box in sampled_boxes(volume):
+        try:
+            yield volume.read(box)
+        except UnreadableBlock:
+            yield None
+
+
+def fingerprint(volume: Volume) -> str:
+    """Words: a digest of shape, axes and dtype, then one of each sampled chunk's voxels, ``-`` where unreadable.
+
+    Compared by :func:`unetcli.planning.plan.same_data`: a chunk that is mended later makes no other volume of it.
+    """
+    words = [digest(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())]
+    for voxels in sampled_voxels(volume):
+        words.append(UNREADABLE if voxels is None else digest(np.ascontiguousarray(voxels).data))
+    return " ".join(words)
+
+
+def digest(data: bytes | memoryview) -> str:
+    """64 bits of BLAKE2b, hex."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hex digest over a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def sampled_statistics(volume: Volume, channel: int | None) -> tuple[float, float]:
+    """Mean and standard deviation over the sampled chunks, leaving out what is not finite."""
+    count, total, squares = 0, 0.0, 0.0
+    for voxels in sampled_voxels(volume):
+        if voxels is not None:
+            picked = voxels if channel is None else voxels[channel : channel + 1]
+            values = picked[np.isfinite(picked)].astype(np.float64)
+            count, total, squares = count + values.size, total + values.sum(), squares + (values**2).sum()
+    mean = total / max(count, 1)
+    return mean, max(squares / max(count, 1) - mean**2, 0.0) ** 0.5
+
+
+def _chunk(volume: Volume, place: tuple[Any, ...]) -> Box:
+    corner = tuple(int(p) * c for p, c in zip(place, volume.chunks, strict=True))
+    shape = list(volume.chunks)
+    while math.prod(shape) * volume.channels > SAMPLED_VOXELS:
+        longest = shape.index(max(shape))
+        shape[longest] = -(-shape[longest] // 2)
+    return Box(corner, tuple(a + n for a, n in zip(corner, shape, strict=True))).clipped(volume.whole())
