@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.inference import predict_blocks
-from unetcli.planning.preview import planner
+from unetcli.planning import planner
 from unetcli.runs.prediction import PredictSummary, predict_volume
 from unetcli.runs.receipts import read_receipts
 from unetcli.runs.run import Run

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from unetcli.architecture import Architecture
 from unetcli.config import PredictRequest
 from unetcli.geometry import Box, mirror_indices
+from unetcli.planning import estimate as module
 from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
 from unetcli.planning.plan import Plan
-from unetcli.planning.preview import estimate as module
 from unetcli.planning.preview import plan_volume, stored_input
 from unetcli.runs.prediction import predict_volume
 from unetcli.volumes.opening import open_volume
