@@ -15,13 +15,13 @@ import unetcli
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
     "errors files geometry footprint streams process ranges machine",
-    "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
-    "training.targets training.augment lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
+    "architecture batchnorm config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
+    "training.request training.recipes training.targets training.border training.augment lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
     "training.loss device metrics metrics.em metrics.pixels planning runs training volumes",
-    "volumes.volume volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
-    "model training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
+    "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
+    "model training.settings training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
     "runs.pyramid",
-    "training.sampling training.survey inference runs.worker planning.resolve training.resolve runs.prediction "
+    "training.lessons training.corpus training.sampling training.survey training.world training.learner training.album inference runs.worker planning.resolve training.resolve runs.prediction "
     "training.validation training.learning training.train evaluation runs.workbench runs.pyramid_run runs.canary "
     "runs.rounds runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify "
     "runs.seams runs.changes planning.probe planning.preview executors executors.contract executors.local "

@@ -22,6 +22,8 @@ class Architecture:
     classes: int = 2
     dropout: float = 0.5
     """Probability at the end of the contracting path; the paper states the place, not the number."""
+    batch_norm: bool = False
+    """Whether the network trains with batch normalisation; a saved model has it folded into its convolutions."""
 
     def __post_init__(self) -> None:
         for name, low in (("depth", 0), ("base_channels", 1), ("in_channels", 1), ("classes", 2)):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetcli.architecture import Architecture
 from unetcli.errors import UnetcliError
 from unetcli.files import Place, place_of, plain
 
@@ -115,70 +114,6 @@ class VerifyRequest:
         object.__setattr__(self, "output", place_of(self.output))
         if self.repair and not self.blocks:
             raise UnetcliError("--repair reads every block back; without --no-blocks it can")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainRequest:
-    """One call of train."""
-
-    raw: str
-    labels: str
-    output: Path = Path("model")
-    steps: int | None = None
-    depth: int | None = None
-    base_channels: int | None = None
-    tile: int | None = None
-    seed: int = 0
-    truth: str = "auto"
-    sections: Sections = (None, None)
-    validation_fraction: float = 0.1
-    optimizer: str = "sgd"
-    learning_rate: float | None = None
-    device: str | None = None
-    channel: int | None = None
-    overwrite: bool = False
-    take_over: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "raw", plain(self.raw))
-        object.__setattr__(self, "labels", plain(self.labels))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingConfig:
-    """Everything that the course of a training depends on, resolved. The number of steps is not part of it."""
-
-    architecture: Architecture
-    tile: int
-    seed: int
-    truth: str
-    sections: tuple[int, int]
-    """Training sections, first and stop."""
-    validation: tuple[int, int]
-    """Sections held out, the ones after; empty where there are too few."""
-    optimizer: str
-    learning_rate: float
-    channel: int | None
-    device: str
-    data: str
-    """Fingerprint of images and labels."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        pairs = {name: tuple(values[name]) for name in ("sections", "validation")}
-        return cls(**{**values, **pairs, "architecture": Architecture.from_dict(values["architecture"])})
-
-    def differences(self, new: TrainingConfig) -> list[str]:
-        """What another configuration does differently, one phrase each."""
-        before, after = ({**c.to_dict(), **c.architecture.to_dict()} for c in (self, new))
-        return [
-            "images or labels are others" if name == "data" else f"{name} {after[name]} (was {value})"
-            for name, value in before.items()
-            if name != "architecture" and value != after[name]
-        ]
 
 
 def parse_tile(text: str) -> int | None:

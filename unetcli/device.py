@@ -9,10 +9,15 @@ from unetcli.errors import UnetcliError
 from unetcli.machine import cpu_threads as cpu_threads
 
 
-def resolve_device(name: str | None) -> torch.device:
-    """The device named (cpu, cuda, cuda:1, 1, mps), or the first GPU there is, else the CPU."""
+def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """The device named (cpu, cuda, cuda:1, 1, mps), or the first GPU there is, else the CPU.
+
+    Of several processes on a host each takes the GPU of its number, where ``cuda`` is named or found.
+    """
     if name in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank:
+        name = str(local_rank)
     try:
         device = torch.device(f"cuda:{name}" if str(name).isdigit() else str(name))
         torch.empty(1, device=device)
@@ -26,6 +31,13 @@ def require_precision(device: torch.device, precision: str) -> None:
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         name = torch.cuda.get_device_name(device)
         raise UnetcliError(f"--precision bfloat16: {name} has none; float32 works on it, bfloat16 on Ampere or later")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16, and faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(False))
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def free_bytes(device: torch.device) -> int:

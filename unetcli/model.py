@@ -82,11 +82,12 @@ def read_header(file: Path) -> ModelHeader:
 
 def save_model(file: Path, network: UNet, header: ModelHeader) -> None:
     """Write weights and header; the file appears whole."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    content = save(tensors, metadata={HEADER_KEY: header.to_json()})
     with replacing(file) as draft:
-        save_file(tensors, draft, metadata={HEADER_KEY: header.to_json()})
+        draft.write_bytes(content)  # save_file would hide a full disk behind an error of its own
 
 
 def load_network(file: Path) -> UNet:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from unetcli.architecture import Architecture
+from unetcli.batchnorm import BatchNorm, fold
 from unetcli.footprint import Layer
 
 
 class DoubleConv(nn.Sequential):
-    """Two valid 3x3 convolutions, each followed by a ReLU."""
+    """Two valid 3x3 convolutions, each followed by a ReLU; batch normalisation between the two, where asked for."""
 
-    def __init__(self, channels_in: int, channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels, kernel_size=3),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, kernel_size=3),
-            nn.ReLU(inplace=True),
-        )
+    def __init__(self, channels_in: int, channels: int, *, batch_norm: bool = False) -> None:
+        steps: list[nn.Module] = []
+        for width in (channels_in, channels):
+            steps.append(nn.Conv2d(width, channels, kernel_size=3))
+            steps += [BatchNorm(channels)] if batch_norm else []
+            steps.append(nn.ReLU(inplace=True))
+        super().__init__(*steps)
 
 
 class UNet(nn.Module):
@@ -31,20 +34,24 @@ class UNet(nn.Module):
         super().__init__()
         a = self.architecture = architecture
         widths = [a.channels(level) for level in range(a.depth + 1)]
-        self.down = nn.ModuleList(DoubleConv(i, o) for i, o in zip([a.in_channels, *widths], widths, strict=False))
+        double = partial(DoubleConv, batch_norm=a.batch_norm)
+        self.down = nn.ModuleList(double(i, o) for i, o in zip([a.in_channels, *widths], widths, strict=False))
         self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
-        self.dropout = nn.Dropout2d(a.dropout)
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, kernel_size=2, stride=2) for w in reversed(widths[:-1]))
-        self.merge = nn.ModuleList(DoubleConv(2 * w, w) for w in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(double(2 * w, w) for w in reversed(widths[:-1]))
         self.head = nn.Conv2d(widths[0], a.classes, kernel_size=1)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits of ``x``; ``keep`` (batch, channels, 1, 1) is dropout at the end of the contracting path.
+
+        It is given, not drawn here, so that a sample's does not depend on the batch or process that it is in.
+        """
         skips = []
         for level, double in enumerate(self.down):
             x = double(x if level == 0 else self.pool(x))  # (batch, base * 2^level, y, x), 4 px less a side
             skips.append(x)
-        x = self.dropout(skips.pop())
+        x = skips.pop() if keep is None else skips.pop() * keep
         for up, double in zip(self.up, self.merge, strict=True):
             x = up(x)  # (batch, c/2, 2y, 2x)
             skip = crop_to(skips.pop(), x)  # (batch, c/2, 2y, 2x): context lost on the way down
@@ -61,6 +68,24 @@ class UNet(nn.Module):
             yield _layer(up)
             yield from _convolutions(double)
         yield _layer(self.head)
+
+
+@torch.no_grad()
+def folded(network: UNet) -> UNet:
+    """The same function without batch normalisation, at inference: what is kept as a model."""
+    if not network.architecture.batch_norm:
+        return network
+    plain = UNet(replace(network.architecture, batch_norm=False))
+    pairs = zip([*plain.down, *plain.merge], [*network.down, *network.merge], strict=True)
+    for simple, double in pairs:
+        steps = list(double.children())
+        for number, place in enumerate(range(0, len(steps), 3)):
+            weight, bias = fold(steps[place], steps[place + 1])
+            target = list(simple.children())[2 * number]
+            target.load_state_dict({"weight": weight, "bias": bias})
+    plain.up.load_state_dict(network.up.state_dict())
+    plain.head.load_state_dict(network.head.state_dict())
+    return plain
 
 
 def crop_to(skip: Tensor, target: Tensor) -> Tensor:

@@ -22,13 +22,13 @@ def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
     left, right = figure.subplots(1, 2)
     steps = [row["step"] for row in rows]
     left.plot(steps, [row["loss"] for row in rows], label="training", color="tab:blue")
-    looked = [row for row in rows if "error" in row]
+    looked = [row for row in rows if "pixel_disagreement" in row]
     if looked:
         at = [row["step"] for row in looked]
         left.plot(at, [row["validation_loss"] for row in looked], label="held out", color="tab:orange")
-        right.plot(at, [row["error"] for row in looked], color="tab:orange", marker=".")
-        best = min(looked, key=lambda row: row["error"])
-        right.plot(best["step"], best["error"], "o", color="tab:red", label=f"kept: {best['error']:.4f}")
+        right.plot(at, [row["pixel_disagreement"] for row in looked], color="tab:orange", marker=".")
+        best = min(looked, key=lambda row: row["pixel_disagreement"])
+        right.plot(best["step"], best["pixel_disagreement"], "o", color="tab:red", label=f"best: {best['pixel_disagreement']:.4f}")
         right.legend(frameon=False)
         right.set_ylim(bottom=0)
     left.set(xlabel="step", ylabel="weighted cross-entropy", title="loss")

@@ -13,10 +13,10 @@ import pytest
 import torch
 from helpers import grey, write_zarr
 
-from unetcli.config import TrainRequest
 from unetcli.errors import UnetcliError
 from unetcli.model import load_network, read_header
 from unetcli.training.checkpoint import Checkpoint
+from unetcli.training.request import TrainRequest
 from unetcli.training.train import train_model
 
 
@@ -29,8 +29,8 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
     write_zarr(Path("labels.zarr"), labels)
     write_zarr(Path("raw.zarr"), labels * 90 + grey(*labels.shape) // 4)
     return TrainRequest(
-        raw="raw.zarr",
-        labels="labels.zarr",
+        pairs=(("raw.zarr", "labels.zarr"),),
+        recipe="paper",
         steps=30,
         depth=1,
         base_channels=8,
@@ -39,6 +39,20 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
         learning_rate=0.01,
         device="cpu",
     )
+
+
+class Stop:
+    """Asks for an end after some steps."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def stop(self) -> int | None:
+        self.left -= 1
+        return 15 if self.left < 0 else None
+
+    def checkpoint(self) -> bool:
+        return False
 
 
 def weights(folder: str = "model") -> dict[str, torch.Tensor]:
@@ -61,8 +75,8 @@ def test_it_learns_and_says_how_well_on_the_last_sections(request_: TrainRequest
     header = read_header(Path(summary.model))
     assert header.architecture.base_channels == 8
     assert header.intensity.dtype == "uint8"
-    assert header.provenance["config"]["sections"] == [0, 7]
-    assert header.provenance["config"]["validation"] == [7, 8]
+    assert header.provenance["config"]["sections"] == [[0, 7]]
+    assert header.provenance["config"]["validation"] == [[7, 8]]
     rows = [json.loads(line) for line in Path("model/log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [150]
     assert Path("model/curves.png").read_bytes().startswith(b"\x89PNG")
@@ -86,8 +100,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(request_: T
 
 
 def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> None:
-    calls = iter(range(1000))
-    stopped = train_model(request_, stopping=lambda: next(calls) > 12)
+    stopped = train_model(request_, wishes=Stop(after=12))
     assert not stopped.finished
     assert 0 < stopped.steps < 30
     assert train_model(request_).finished
@@ -100,6 +113,7 @@ def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> 
 
 def test_killed_training_goes_on_to_the_same_weights(request_: TrainRequest) -> None:
     command = [sys.executable, "-m", "unetcli", "train", "raw.zarr", "labels.zarr", "--steps", "400", "--depth", "1"]
+    command += ["--recipe", "paper"]
     command += ["--base-channels", "8", "--tile", "44", "--device", "cpu"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not Path("model/checkpoint.pt").exists():
@@ -123,10 +137,10 @@ def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> 
 
 def test_a_finished_training_says_so_and_changes_nothing(request_: TrainRequest) -> None:
     train_model(request_)
-    before = {f.name: f.read_bytes() for f in Path("model").iterdir()}
+    before = {f.name: f.read_bytes() for f in Path("model").rglob("*") if f.is_file()}
     again = train_model(replace(request_, steps=None, depth=None, base_channels=None, tile=None, device=None))
     assert again.found_finished
-    assert {f.name: f.read_bytes() for f in Path("model").iterdir()} == before
+    assert {f.name: f.read_bytes() for f in Path("model").rglob("*") if f.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -156,7 +170,7 @@ def test_another_configuration_is_refused_by_name(
 def test_other_images_are_refused_and_overwrite_starts_anew(request_: TrainRequest) -> None:
     train_model(replace(request_, steps=2))
     write_zarr(Path("other.zarr"), grey(8, 64, 72))
-    other = replace(request_, raw="other.zarr", steps=2)
+    other = replace(request_, pairs=(("other.zarr", "labels.zarr"),), steps=2)
     with pytest.raises(UnetcliError, match="images or labels are others"):
         train_model(other)
     before = state()
@@ -180,11 +194,11 @@ def test_a_foreign_folder_is_not_touched(request_: TrainRequest) -> None:
     [
         ({"tile": 45}, "nearest"),
         ({"steps": 0}, "at least 1"),
-        ({"optimizer": "lbfgs"}, "sgd or adam"),
+        ({"optimizer": "lbfgs"}, "sgd, adam or adamw"),
         ({"truth": "maybe"}, "auto, binary, instances or classes"),
         ({"validation_fraction": 1.0}, "validation-fraction"),
         ({"sections": (5, 20)}, "0:8"),
-        ({"raw": "labels.tif"}, "no such file"),
+        ({"pairs": (("labels.tif", "labels.zarr"),)}, "no such file"),
         ({"depth": -1}, "depth"),
         ({"learning_rate": -1.0}, "above 0"),
         ({"channel": 1}, "channels 0 to 0"),
@@ -199,10 +213,10 @@ def test_bad_requests_write_nothing(request_: TrainRequest, change: dict[str, ob
 def test_labels_of_another_shape_or_many_values_are_refused(request_: TrainRequest) -> None:
     write_zarr(Path("small.zarr"), grey(8, 64, 71) // 128)
     with pytest.raises(UnetcliError, match=r"8x64x72.*8x64x71"):
-        train_model(replace(request_, labels="small.zarr"))
+        train_model(replace(request_, pairs=(("raw.zarr", "small.zarr"),)))
     write_zarr(Path("many.zarr"), grey(8, 64, 72) // 16)
     with pytest.raises(UnetcliError, match=r"16 different values.*instances.*classes.*binary"):
-        train_model(replace(request_, labels="many.zarr"))
+        train_model(replace(request_, pairs=(("raw.zarr", "many.zarr"),)))
 
 
 def test_a_loss_that_diverges_ends_with_one_line_and_keeps_no_model(request_: TrainRequest) -> None:
@@ -214,7 +228,7 @@ def test_a_loss_that_diverges_ends_with_one_line_and_keeps_no_model(request_: Tr
 def test_labels_with_another_number_of_axes_or_damaged_data_get_one_line(request_: TrainRequest) -> None:
     write_zarr(Path("flat.zarr"), grey(64, 72) // 128)
     with pytest.raises(UnetcliError, match="same voxels"):
-        train_model(replace(request_, labels="flat.zarr"))
+        train_model(replace(request_, pairs=(("raw.zarr", "flat.zarr"),)))
     for chunk in Path("raw.zarr/c").rglob("0"):
         if chunk.is_file():
             chunk.write_bytes(b"damaged")
@@ -243,7 +257,7 @@ def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:
     labels = zarr.open_array("labels.zarr", mode="r")[...].copy()
     labels[:, 50:] = 2
     write_zarr(Path("classes.zarr"), labels)
-    summary = train_model(replace(request_, labels="classes.zarr", truth="classes", steps=3))
+    summary = train_model(replace(request_, pairs=(("raw.zarr", "classes.zarr"),), truth="classes", steps=3))
     assert read_header(Path(summary.model)).architecture.classes == 3
 
 
@@ -252,7 +266,7 @@ def test_a_single_image_trains_without_held_out_sections(request_: TrainRequest)
 
     for name in ("raw", "labels"):
         write_zarr(Path(f"one-{name}.zarr"), zarr.open_array(f"{name}.zarr", mode="r")[0])
-    summary = train_model(replace(request_, raw="one-raw.zarr", labels="one-labels.zarr", steps=3))
+    summary = train_model(replace(request_, pairs=(("one-raw.zarr", "one-labels.zarr"),), steps=3))
     assert (summary.finished, summary.best_error) == (True, None)
     assert len(weights()) > 0
 

@@ -14,7 +14,7 @@ from unetcli.cli.evaluate import evaluate
 from unetcli.cli.plan import plan
 from unetcli.cli.predict import predict
 from unetcli.cli.status import status
-from unetcli.cli.train import train
+from unetcli.cli.train import TrainCommand, train
 from unetcli.cli.verify import verify
 from unetcli.cli.worker import worker
 from unetcli.errors import UnetcliError
@@ -31,7 +31,8 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 you can put it right, 2 usage, 3 incomplete (run the same command again), "
     "70 our bug, 130 interrupted.",
 )
-for command in (train, plan, predict, status, verify, evaluate, worker):
+app.command(cls=TrainCommand)(train)
+for command in (plan, predict, status, verify, evaluate, worker):
     app.command()(command)
 
 

@@ -14,9 +14,9 @@ _logger = logging.getLogger("unetcli")
 
 
 class Report(Protocol):
-    """Told how much is done, and of how much."""
+    """Told how much is done, and of how much; and, in a few words, how it goes."""
 
-    def __call__(self, done: int, total: int) -> None: ...
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 def set_up(*, verbose: bool, quiet: bool) -> None:
@@ -40,7 +40,7 @@ def say(text: str) -> None:
 def progress(unit: str) -> Iterator[Report]:
     """A report function that shows amount, rate and time left; units other than voxels are counted singly."""
     if not _logger.isEnabledFor(logging.INFO):
-        yield lambda done, total: None
+        yield lambda done, total, note="": None
     elif sys.stderr.isatty():
         with _bar(unit) as report:
             yield report
@@ -56,14 +56,15 @@ class Lines:
         self.first: int | None = None
         self.started = self.told = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         self.first = done if self.first is None else self.first
         if now - self.told >= self.every:
             self.told = now
             rate = (done - self.first) / (now - self.started)
             left = duration((total - done) / rate) if rate else "unknown"
-            say(f"{amount(done)} of {amount(total)} {self.unit}, {speed(rate, self.unit)}, {left} left")
+            how = f"; {note}" if note else ""
+            say(f"{amount(done)} of {amount(total)} {self.unit}, {speed(rate, self.unit)}, {left} left{how}")
 
 
 @contextmanager
@@ -77,14 +78,18 @@ def _bar(unit: str) -> Iterator[Report]:
             rate = task.finished_speed or task.speed
             return Text(f"{amount(task.completed)}/{amount(task.total or 0)} {speed(rate or 0, unit)}")
 
-    columns = (BarColumn(bar_width=None), TaskProgressColumn(), Speed(), TimeRemainingColumn())
+    class Note(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields.get("note", ""))
+
+    columns = (BarColumn(bar_width=None), TaskProgressColumn(), Speed(), TimeRemainingColumn(), Note())
     with Progress(*columns, console=Console(stderr=True), transient=False, expand=True) as bar:
         task = bar.add_task(unit, total=None)
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, note: str = "") -> None:
             if bar.tasks[0].total is None:
                 bar.reset(task, total=total, completed=done)
-            bar.update(task, completed=done)
+            bar.update(task, completed=done, note=note)
 
         _Handler.console = bar.console
         try:

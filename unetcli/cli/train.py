@@ -3,31 +3,79 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand
 
 from unetcli.cli import options as o
 from unetcli.cli import talk
 
 if TYPE_CHECKING:
-    from unetcli.config import TrainRequest
+    from unetcli.training.request import TrainRequest
+
+
+class TrainCommand(TyperCommand):
+    """A command whose ``--pair`` takes two words."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for parameter in self.params:
+            if parameter.name == "pair":
+                parameter.nargs = 2
 
 
 def train(
-    raw: o.RawArgument,
-    labels: o.LabelsArgument,
+    raw: o.RawArgument = None,
+    labels: o.LabelsArgument = None,
+    pair: o.PairOption = None,
     output: o.TrainingOption = Path("model"),
+    recipe: o.RecipeOption = None,
     steps: o.StepsOption = None,
+    minutes: o.MinutesOption = None,
     depth: o.DepthOption = None,
     base_channels: o.BaseChannelsOption = None,
+    dropout: o.DropoutOption = None,
+    batch_norm: o.BatchNormOption = None,
     tile: o.TrainingTileOption = None,
-    seed: o.SeedOption = 0,
     truth: o.TruthOption = "auto",
+    ignore: o.IgnoreOption = None,
+    partial: o.PartialOption = None,
+    keep_empty: o.KeepEmptyOption = None,
+    w0: o.W0Option = None,
+    sigma: o.SigmaOption = None,
+    weights_everywhere: o.EverywhereOption = None,
+    balance: o.BalanceOption = None,
     sections: o.SectionsOption = None,
-    validation_fraction: o.ValidationOption = 0.1,
-    optimizer: o.OptimizerOption = "sgd",
+    validation: o.ValidationSectionsOption = None,
+    validation_fraction: o.ValidationOption = None,
+    augment: o.AugmentOption = True,
+    elastic: o.ElasticOption = None,
+    rotation: o.RotationOption = None,
+    flip: o.FlipOption = None,
+    scale: o.ScaleOption = None,
+    gamma: o.GammaOption = None,
+    contrast: o.ContrastOption = None,
+    brightness: o.BrightnessOption = None,
+    noise: o.NoiseOption = None,
+    blur: o.BlurOption = None,
+    batch_size: o.BatchSizeOption = None,
+    optimizer: o.OptimizerOption = None,
     lr: o.LearningRateOption = None,
+    momentum: o.MomentumOption = None,
+    weight_decay: o.WeightDecayOption = None,
+    schedule: o.ScheduleOption = None,
+    warm_up: o.WarmUpOption = None,
+    clip: o.ClipOption = None,
+    ema: o.EmaOption = None,
+    precision: o.TrainingPrecisionOption = None,
+    compile: o.CompileOption = False,
+    select: o.SelectOption = None,
+    patience: o.PatienceOption = None,
+    validate_every: o.ValidateEveryOption = None,
+    checkpoint_minutes: o.CheckpointOption = 10.0,
+    tensorboard: o.TensorboardOption = False,
+    seed: o.SeedOption = 0,
     device: o.DeviceOption = None,
     channel: o.ChannelOption = None,
     overwrite: o.OverwriteOption = False,
@@ -38,28 +86,35 @@ def train(
 
     The same command again goes on where it stopped, or says that it is finished.
     """
-    from unetcli.config import TrainRequest, parse_sections
+    _run(request_of(locals()), json)
 
-    request = TrainRequest(
-        raw=raw,
-        labels=labels,
-        output=output,
-        steps=steps,
-        depth=depth,
-        base_channels=base_channels,
-        tile=tile,
-        seed=seed,
-        truth=truth,
-        sections=parse_sections(sections),
-        validation_fraction=validation_fraction,
-        optimizer=optimizer,
-        learning_rate=lr,
-        device=device,
-        channel=channel,
-        overwrite=overwrite,
-        take_over=take_over,
-    )
-    _run(request, json)
+
+def request_of(given: dict[str, Any]) -> TrainRequest:
+    """What the options mean; those named as in the request are taken over by name."""
+    from dataclasses import fields
+
+    from unetcli.config import parse_sections
+    from unetcli.training.request import TrainRequest
+
+    same = {field.name: given[field.name] for field in fields(TrainRequest) if field.name in given}
+    translated = {
+        "pairs": pairs_of(given["raw"], given["labels"], given["pair"] or []),
+        "learning_rate": given["lr"],
+        "everywhere": given["weights_everywhere"],
+        "sections": parse_sections(given["sections"]),
+        "validation": parse_sections(given["validation"]) if given["validation"] else None,
+    }
+    return TrainRequest(**{**same, **translated})
+
+
+def pairs_of(raw: str | None, labels: str | None, more: list[Any]) -> tuple[tuple[str, str], ...]:
+    """RAW and LABELS, and those of ``--pair``."""
+    from unetcli.errors import UnetcliError
+
+    if raw is not None and labels is None:
+        raise UnetcliError(f"{raw}: LABELS are missing; unetcli train RAW LABELS")
+    first = [(raw, labels)] if raw is not None and labels is not None else []
+    return tuple([*first, *((str(one), str(two)) for one, two in more)])
 
 
 def _run(request: TrainRequest, json: bool) -> None:
@@ -70,10 +125,12 @@ def _run(request: TrainRequest, json: bool) -> None:
 
     from unetcli.training.train import train_model
 
-    stopping = o.stop_on_sigterm()
-    with talk.progress("steps") as report:
-        summary = train_model(request, report, stopping)
+    wishes = o.Wishes()
+    with talk.progress("tiles") as report:
+        summary = train_model(request, report, wishes)
     talk.say(summary.sentence)
+    if summary.finished:
+        talk.say(summary.advice)
     o.print_json(asdict(summary)) if json else typer.echo(summary.model)
     if not summary.finished:
         raise typer.Exit(o.INCOMPLETE)

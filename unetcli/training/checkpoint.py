@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,32 +11,46 @@ from typing import Any
 import torch
 
 from unetcli.errors import UnetcliError
-from unetcli.files import replacing
+from unetcli.files import draft_of, sync
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Tensors and plain values only. Random streams need no state: they are keyed by seed and step."""
+    """Tensors and plain values only. Random streams need no state: they are keyed by seed and number."""
 
     config: dict[str, Any]
     step: int
     """Steps done."""
     network: dict[str, Any]
     optimizer: dict[str, Any]
+    averaged: dict[str, Any] | None
+    """The moving average of the weights, where one is kept."""
     best: float | None
-    """Best validation measure so far: what ``model.safetensors`` reached."""
+    """Best value of the measure selected by so far: what ``model.safetensors`` reached."""
+    looks_since_best: int
+    """Looks at the held-out sections since then."""
     pending: list[float]
-    """Losses since the last look at the held-out sections."""
+    """Losses since the last look."""
     seconds: float
     """Time spent training."""
 
-    def save(self, file: Path) -> None:
-        """Write whole or not at all."""
+    def save(self, file: Path, previous: Path) -> None:
+        """Write whole or not at all; what was there is kept as ``previous``."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        with replacing(file) as draft:
-            torch.save({"version": VERSION, **values}, draft)
+        content = io.BytesIO()  # torch's own file writer hides a full disk behind an error of its own
+        torch.save({"version": VERSION, **values}, content)
+        draft = draft_of(file)
+        try:
+            draft.write_bytes(content.getbuffer())
+            sync(draft)
+            if file.exists():
+                os.replace(file, previous)
+            os.replace(draft, file)
+            sync(file.parent)
+        finally:
+            draft.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, file: Path) -> Checkpoint:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
+import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetcli.config import TrainingConfig
+from unetcli import __version__
 from unetcli.errors import UnetcliError
-from unetcli.files import PARTIAL, replacing, sweep, sync
+from unetcli.files import PARTIAL, remove_aside, replacing, sweep, sync
 from unetcli.lock import hold
 from unetcli.model import FILE_NAME
 
 if TYPE_CHECKING:
     from unetcli.training.checkpoint import Checkpoint
+    from unetcli.training.settings import TrainingConfig
 
-VERSION = 1
+VERSION = 2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +46,34 @@ class TrainingFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one."""
+        return self.path / "checkpoint.previous.pt"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.jsonl"
 
     @property
     def curves(self) -> Path:
         return self.path / "curves.png"
+
+    @property
+    def samples(self) -> Path:
+        """A picture of what the network sees."""
+        return self.path / "samples.png"
+
+    @property
+    def predictions(self) -> Path:
+        """Pictures of held-out sections, one for each look."""
+        return self.path / "predictions"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def prediction(self, step: int) -> Path:
+        return self.predictions / f"step-{step:07d}.jpg"
 
     @contextmanager
     def launcher(self, *, take_over: bool = False) -> Iterator[None]:
@@ -68,6 +96,8 @@ class TrainingFolder:
             return None
         if values["version"] != VERSION:
             raise UnetcliError(f"{self.config}: version {values['version']}; --overwrite starts anew")
+        from unetcli.training.settings import TrainingConfig
+
         return TrainingConfig.from_dict(values["config"]), values["steps"]
 
     def require_same(self, config: TrainingConfig) -> None:
@@ -80,20 +110,33 @@ class TrainingFolder:
             )
 
     def freeze(self, config: TrainingConfig, steps: int) -> None:
-        """Record configuration and goal."""
+        """Record configuration and goal, and with what they are pursued."""
+        values = {"version": VERSION, "steps": steps, "made_with": versions(), "config": config.to_dict()}
         with replacing(self.config) as draft:
-            draft.write_text(json.dumps({"version": VERSION, "steps": steps, "config": config.to_dict()}, indent=1))
+            draft.write_text(json.dumps(values, indent=1))
 
     def forget(self) -> None:
-        """Delete what a training made. The checkpoint goes first: a rest without it starts anew."""
-        for path in (self.checkpoint, self.log, self.model, self.curves, self.config):
+        """Delete what a training made. The checkpoints go first: a rest without them starts anew."""
+        files = (self.checkpoint, self.previous, self.log, self.model, self.curves, self.samples)
+        for path in files:
             path.unlink(missing_ok=True)
+        for folder in (self.predictions, self.tensorboard):
+            remove_aside(folder)
+        self.config.unlink(missing_ok=True)
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint, or None."""
+        """The last checkpoint, or None; the one before where the last is damaged or was not renamed in time."""
         from unetcli.training.checkpoint import Checkpoint
 
-        return Checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
+        last, before = self.checkpoint, self.previous
+        try:
+            if last.exists():
+                return Checkpoint.load(last)
+        except UnetcliError as error:
+            if not before.exists():
+                raise
+            log.warning("%s; going on from %s", error, before.name)
+        return Checkpoint.load(before) if before.exists() else None
 
     def rows(self) -> list[dict[str, Any]]:
         """The log; a last line torn by a crash is left out."""
@@ -117,3 +160,21 @@ class TrainingFolder:
     def _foreign(self) -> Iterator[Path]:
         begun = ("lock", "lock.guard")  # all that is here when a call was killed early
         return (path for path in self.path.iterdir() if path.name not in begun and path.suffix != PARTIAL)
+
+
+def versions() -> dict[str, str | None]:
+    """What a training is made with."""
+    import numpy as np
+    import torch
+
+    told = {"unetcli": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    return {**told, "torch": str(torch.__version__), "revision": revision()}
+
+
+def revision() -> str | None:
+    """The commit of the checkout that unetcli runs from, with ``+`` where files were changed; None elsewhere."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,88 +1,77 @@
-"""The training loop: one large tile a step, straight through, from where the last checkpoint stands."""
+"""The course of a training: step after step, from where the last checkpoint stands, with looks at held-out sections."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unetcli import __version__
-from unetcli.config import TrainingConfig
-from unetcli.device import on_device
 from unetcli.errors import UnetcliError
-from unetcli.geometry import Box
 from unetcli.model import Intensity, ModelHeader, save_model
-from unetcli.network import UNet
+from unetcli.network import folded
 from unetcli.streams import prefetch
+from unetcli.training.album import draw_look, draw_seen, forget_looks, tell_tensorboard
 from unetcli.training.checkpoint import Checkpoint
+from unetcli.training.corpus import Corpus
 from unetcli.training.folder import TrainingFolder
-from unetcli.training.loss import weighted_cross_entropy
-from unetcli.training.sampling import Annotated, Sample, sample
+from unetcli.training.learner import Learner, batches
+from unetcli.training.sampling import Sampler
+from unetcli.training.settings import TrainingConfig
 from unetcli.training.survey import Survey
-from unetcli.training.targets import class_weights
-from unetcli.training.validation import Validation, validate
+from unetcli.training.validation import Validation, Validator, better
+from unetcli.training.world import World
 
 log = logging.getLogger(__name__)
 
-VALIDATE_EVERY = 200
-"""Steps between looks at the validation sections, with a checkpoint each."""
-SAMPLES_AHEAD = 4
-MOMENTUM = 0.99
+BATCHES_AHEAD = 3
 PROBE_STEPS, PROBE_WARM_UP = 5, 3
-
-Report = Callable[[int, int], None]
-
-
-class Learner:
-    """Network and optimiser, and one step of both."""
-
-    def __init__(self, config: TrainingConfig, found: Survey, device: torch.device) -> None:
-        torch.manual_seed(config.seed)
-        self.config, self.found, self.device = config, found, device
-        self.network: UNet = UNet(config.architecture)
-        on_device(self.network, device)
-        self.optimizer = create_optimizer(config, self.network)
-        self.weights = torch.from_numpy(class_weights(found.class_counts)).to(device)
-
-    def step(self, item: Sample, number: int) -> float:
-        """One step of gradient descent; its loss. Random choices depend on seed and number alone."""
-        torch.manual_seed(step_seed(self.config.seed, number))  # dropout
-        self.network.train()
-        image = torch.from_numpy(item.image.astype(np.float32)).to(self.device)[None]  # (1, c, y, x)
-        image = ((image - self.found.mean) / self.found.std).to(memory_format=torch.channels_last)
-        truth = torch.from_numpy(np.ascontiguousarray(item.target)).to(self.device)[None]  # (1, y, x)
-        loss = weighted_cross_entropy(self.network(image), truth, self.weights)
-        if not math.isfinite(value := float(loss.detach())):
-            rate = self.config.learning_rate
-            raise UnetcliError(f"step {number + 1}: the loss is {value}; a smaller --lr than {rate:g} may help")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return value
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint."""
-        self.network.load_state_dict(checkpoint.network)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+TELL_SECONDS = 0.5
+"""Between two looks at the loss for the progress bar, each of which waits for the device."""
 
 
-def step_seed(seed: int, number: int) -> int:
-    """32 bits for one step's random choices; torch's CPU generator takes no more, so seed and number are mixed."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+class Report(Protocol):
+    """Told how many tiles are done, of how many, and how it goes."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
-def create_optimizer(config: TrainingConfig, network: UNet) -> torch.optim.Optimizer:
-    """SGD with the paper's momentum of 0.99, or Adam."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), lr=config.learning_rate, momentum=MOMENTUM)
-    return torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+class Wishes(Protocol):
+    """What the outside world asks of a training."""
+
+    def stop(self) -> int | None:
+        """A true value once an orderly end is wanted."""
+
+    def checkpoint(self) -> bool:
+        """Whether a checkpoint was asked for since the last call."""
+
+
+class NoWishes:
+    """Nobody asks for anything."""
+
+    def stop(self) -> int | None:
+        return None
+
+    def checkpoint(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a training is run, which does not show in what it learns."""
+
+    checkpoint_minutes: float = 10.0
+    patience: int | None = None
+    """Looks without a better one after which it ends."""
+    compiled: bool = False
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,111 +79,226 @@ class Training:
     """One training: what is learned, from what, and where it is kept."""
 
     config: TrainingConfig
-    data: Annotated
-    region: Box
-    held_out: Box | None
+    corpus: Corpus
     found: Survey
     folder: TrainingFolder
     device: torch.device
+    world: World = field(default_factory=World)
+    manner: Manner = field(default_factory=Manner)
 
-    def run(self, steps: int, report: Report, stopping: Callable[[], bool]) -> Checkpoint:
-        """Go on from the last checkpoint to ``steps`` steps, or until ``stopping()``."""
-        learner = Learner(self.config, self.found, self.device)
-        state = self._begin(learner)
-        losses, started = list(state.pending), time.perf_counter()
-        report(state.step, steps)
-        with closing(prefetch(self._samples(state.step, steps), SAMPLES_AHEAD)) as items:
-            for done, item in enumerate(items, start=state.step + 1):
-                losses.append(learner.step(item, done - 1))
-                report(done, steps)
-                stop = stopping()
-                if done % VALIDATE_EVERY == 0 or done == steps:
-                    state = self._look(learner, state, done, losses, time.perf_counter() - started)
-                    losses, started = [], time.perf_counter()
-                elif stop:
-                    seconds = state.seconds + time.perf_counter() - started
-                    state = self._checkpoint(learner, done, state.best, seconds, losses)
-                if stop:
+    def learner(self) -> Learner:
+        return Learner(self.config, self.found, self.device, self.world, compiled=self.manner.compiled)
+
+    def sampler(self) -> Sampler:
+        output = self.config.tile - 2 * self.config.architecture.footprint().context[-1]
+        return Sampler(self.corpus, self.config.tile, output, self.config.augmentation, self.config.seed)
+
+    def is_over(self, state: Checkpoint, steps: int) -> bool:
+        """Whether all steps are done, or patience is at its end."""
+        return state.step >= steps or (self.manner.patience is not None and state.looks_since_best >= self.manner.patience)
+
+    def run(self, steps: int, report: Report, wishes: Wishes) -> Checkpoint:
+        """Go on from the last checkpoint to ``steps`` steps, or until an end is wished for."""
+        course = Course(self, steps, report)
+        state = course.begin()
+        if self.is_over(state, steps):
+            return state
+        course.start_clock()
+        numbers = range(state.step, steps)
+        with closing(prefetch(batches(course.learner, course.sampler, numbers), BATCHES_AHEAD)) as stream:
+            for number, batch in zip(numbers, stream, strict=True):
+                course.losses.append(course.learner.step(batch, number))
+                done, stop = number + 1, self.world.any(bool(wishes.stop()))
+                course.tell(done)
+                if done % self.config.validate_every == 0 or done == steps:
+                    course.look(done)
+                elif stop or wishes.checkpoint() or course.checkpoint_is_due():
+                    course.keep(done)
+                if stop or self.is_over(course.state, steps):
                     break
-        return state
+        return course.state
 
-    def _samples(self, first: int, stop: int) -> Iterator[Sample]:
-        context = self.config.architecture.footprint().context[-1]
-        for number in range(first, stop):
-            yield sample(self.data, self.region, self.config.tile, context, self.config.seed, number)
 
-    def _begin(self, learner: Learner) -> Checkpoint:
-        state = self.folder.load_checkpoint()
-        self.folder.trim_log(state.step if state else 0)
-        if state is None:
-            return self._checkpoint(learner, 0, None, 0.0, [])
-        learner.restore(state)
-        return state
+class Course:
+    """Where a training is, between its steps."""
 
-    def _look(self, learner: Learner, before: Checkpoint, step: int, losses: list[float], seconds: float) -> Checkpoint:
-        """Validate, keep the model if it is the best so far, and write log and checkpoint."""
-        result = validate(learner.network, self.config, self.data, self.held_out, self.found, self.device)
-        better = result is None or before.best is None or result.error < before.best
-        best = (result.error if better else before.best) if result else None
-        if better:
-            save_model(self.folder.model, learner.network, self._header(step, result))
-        row: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 6), "best": better}
-        self.folder.append_log(row | (result.to_dict() if result else {}) | {"seconds": round(seconds, 2)})
+    def __init__(self, training: Training, steps: int, report: Report) -> None:
+        self.training, self.steps, self.report = training, steps, report
+        self.learner, self.sampler = training.learner(), training.sampler()
+        self.validator = Validator(training.config, training.corpus, training.found, training.device)
+        self.losses: list[Tensor | float] = []
+        self.state: Checkpoint
+        self.note = ""
+
+    def begin(self) -> Checkpoint:
+        """The last checkpoint, or a first one."""
+        folder, world = self.training.folder, self.training.world
+        found = folder.load_checkpoint()
+        if found is not None:
+            self.learner.restore(found)
+            self.state = found
+        else:
+            self.state = self._state(0, None, 0, 0.0)
+        self.losses = list(self.state.pending)
+        if world.is_first:
+            folder.trim_log(self.state.step)
+            if found is None:
+                self._save()
+            forget_looks(folder, self.state.step)
+            draw_seen(folder, self.learner, self.sampler)
+        return self.state
+
+    def start_clock(self) -> None:
+        self._started = self._saved = self._told = time.monotonic()
+        self.report(self._tiles(self.state.step), self._tiles(self.steps), self.note)
+
+    def tell(self, done: int) -> None:
+        """Show where it is."""
+        now = time.monotonic()
+        if now - self._told >= TELL_SECONDS or done == self.steps:
+            self._told = now
+            self.report(self._tiles(done), self._tiles(self.steps), f"loss {self._loss():.3f}{self.note}")
+
+    def checkpoint_is_due(self) -> bool:
+        return time.monotonic() - self._saved >= 60 * self.training.manner.checkpoint_minutes
+
+    def keep(self, done: int) -> None:
+        """A checkpoint between two looks."""
+        self.state = self._state(done, self.state.best, self.state.looks_since_best, self._seconds())
+        self._save()
+
+    def look(self, done: int) -> None:
+        """Validate, keep the model if it is the best so far, and write log, pictures and checkpoint."""
+        self._loss()
+        best, since = self.training.world.first(lambda: self._judge(done))
+        self.losses = []
+        self.state = self._state(done, best, since, self._seconds())
+        self._save()
+
+    def _judge(self, done: int) -> tuple[float | None, int]:
+        """Best value so far, and how many looks ago it was found."""
+        training, before = self.training, self.state
+        result, shown = self.validator(self.learner.kept)
+        value = result.selected if result else None
+        wins = value is None if before.best is None else False
+        wins = wins or (value is not None and (before.best is None or better(training.config.select, value, before.best)))
+        if wins:
+            save_model(training.folder.model, folded(self.learner.kept), header(training, done, result))
+        row: dict[str, Any] = {"step": done, "loss": round(float(np.mean(self._floats())), 6), "best": wins}
+        row |= result.to_dict() if result else {}
+        row |= {"learning_rate": training.config.optimisation.rate(done - 1), "seconds": round(self._seconds(), 2)}
+        training.folder.append_log(row)
         log.info("%s", describe_row(row, result))
-        return self._checkpoint(learner, step, best, before.seconds + seconds, [])
+        draw_look(training.folder, done, shown)
+        if training.manner.tensorboard:
+            tell_tensorboard(training.folder, row)
+        best = value if wins and value is not None else before.best
+        since = 0 if wins else before.looks_since_best + 1
+        self.note = f", {note_of(training.config.select, value, best)}" if value is not None else ""
+        return best, since
 
-    def _checkpoint(
-        self, learner: Learner, step: int, best: float | None, seconds: float, pending: list[float]
-    ) -> Checkpoint:
-        state = Checkpoint(
-            config=self.config.to_dict(),
+    def _loss(self) -> float:
+        """Mean over the last steps; waits for the device, and refuses a loss that is no number."""
+        recent = self._floats()[-50:]
+        return float(np.mean(recent))
+
+    def _floats(self) -> list[float]:
+        """All losses since the last look as numbers."""
+        for place in range(len(self.losses) - 1, -1, -1):
+            loss = self.losses[place]
+            if isinstance(loss, float):
+                break
+            self.losses[place] = value = float(loss)
+            if not math.isfinite(value):
+                rate = self.training.config.optimisation.learning_rate
+                raise UnetcliError(f"the loss is {value}; a smaller --lr than {rate:g} may help")
+        return [float(loss) for loss in self.losses]
+
+    def _seconds(self) -> float:
+        return self.state.seconds + time.monotonic() - self._started
+
+    def _tiles(self, steps: int) -> int:
+        return steps * self.training.config.optimisation.batch_size
+
+    def _state(self, step: int, best: float | None, since: int, seconds: float) -> Checkpoint:
+        learner = self.learner
+        self._started = time.monotonic()
+        return Checkpoint(
+            config=self.training.config.to_dict(),
             step=step,
             network=learner.network.state_dict(),
             optimizer=learner.optimizer.state_dict(),
+            averaged=None if learner.averaged is None else learner.averaged.state_dict(),
             best=best,
-            pending=pending,
+            looks_since_best=since,
+            pending=self._floats(),
             seconds=seconds,
         )
-        state.save(self.folder.checkpoint)
-        return state
 
-    def _header(self, step: int, result: Validation | None) -> ModelHeader:
-        classes = self.config.architecture.classes
-        names = ("background", "foreground") if classes == 2 else tuple(f"class {k}" for k in range(classes))
-        return ModelHeader(
-            architecture=self.config.architecture,
-            class_names=names,
-            intensity=Intensity(dtype=str(self.data.raw.dtype), mean=self.found.mean, std=self.found.std),
-            provenance={
-                "unetcli": __version__,
-                "torch": torch.__version__,
-                "step": step,
-                "validation": result.to_dict() if result else None,
-                "class_counts": self.found.class_counts.tolist(),
-                "config": self.config.to_dict(),
-                "raw": self.data.raw.path,
-                "labels": self.data.labels.path,
-            },
-        )
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        if self.training.world.is_first:
+            folder = self.training.folder
+            self.state.save(folder.checkpoint, folder.previous)
 
 
-def seconds_per_step(
-    config: TrainingConfig, data: Annotated, region: Box, found: Survey, device: torch.device
-) -> float:
-    """Time of a training step here, measured on a network that is thrown away."""
-    learner = Learner(config, found, device)
-    item = sample(data, region, config.tile, config.architecture.footprint().context[-1], config.seed, 0)
-    for number in range(PROBE_WARM_UP):
-        learner.step(item, number)
+def header(training: Training, step: int, result: Validation | None) -> ModelHeader:
+    """What a kept model says of itself."""
+    config, found, raw = training.config, training.found, training.corpus.raw
+    classes = config.architecture.classes
+    names = ("background", "foreground") if classes == 2 else tuple(f"class {k}" for k in range(classes))
+    return ModelHeader(
+        architecture=replace(config.architecture, batch_norm=False),
+        class_names=names,
+        intensity=Intensity(dtype=str(raw.dtype), mean=found.mean, std=found.std),
+        provenance={
+            "unetcli": __version__,
+            "torch": torch.__version__,
+            "step": step,
+            "validation": result.to_dict() if result else None,
+            "class_counts": found.class_counts.tolist(),
+            "config": config.to_dict(),
+            "pairs": [[pair.raw.path, pair.labels.path] for pair in training.corpus.pairs],
+        },
+    )
+
+
+def seconds_per_step(training: Training, at_most: float = math.inf) -> float:
+    """Time of a training step here, measured on a network that is thrown away; about ``at_most`` seconds long."""
+    alone = replace(training, world=World(), config=own_share(training))
+    learner, sampler = alone.learner(), alone.sampler()
     started = time.perf_counter()
-    for number in range(PROBE_STEPS):
-        learner.step(item, number)
-    return (time.perf_counter() - started) / PROBE_STEPS
+    stream = batches(learner, sampler, range(PROBE_WARM_UP + PROBE_STEPS if at_most == math.inf else 10**9))
+    took: list[float] = []
+    with closing(prefetch(stream, BATCHES_AHEAD)) as items:
+        before = started
+        for number, batch in enumerate(items):
+            float(learner.step(batch, number))
+            now = time.perf_counter()
+            took, before = [*took, now - before], now
+            if now - started > at_most and len(took) > 1:
+                break
+    counted = took[PROBE_WARM_UP:] or took[1:] or took
+    return float(np.mean(counted))
+
+
+def own_share(training: Training) -> TrainingConfig:
+    """The configuration with the part of a batch that each process has."""
+    optimisation = training.config.optimisation
+    own = replace(optimisation, batch_size=optimisation.batch_size // training.world.size)
+    return replace(training.config, optimisation=own)
 
 
 def describe_row(row: dict[str, Any], result: Validation | None) -> str:
-    """One line about a look at the validation sections."""
+    """One line about a look at the held-out sections."""
     text = f"step {row['step']}: loss {row['loss']:.4f}"
     if result:
-        text += f", held-out sections: loss {result.loss:.4f}, pixel disagreement {result.error:.4f}"
+        text += f"; held out: loss {result.loss:.4f}, pixel disagreement {result.pixel_disagreement:.4f}"
+        if result.measure != "pixel_disagreement" and result.selected is not None:
+            text += f", {result.measure.replace('_', ' ')} {result.selected:.4f}"
     return text + (" (best so far, kept)" if row["best"] else "")
+
+
+def note_of(measure: str, value: float, best: float | None) -> str:
+    """The held-out measure for the progress bar."""
+    return f"held out {value:.4f}" + (f", best {best:.4f}" if best is not None else "")

@@ -2,89 +2,206 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch
 
 from unetcli.architecture import Architecture
-from unetcli.config import TrainingConfig, TrainRequest, resolve_sections
-from unetcli.device import resolve_device
+from unetcli.config import Sections, resolve_sections
+from unetcli.device import has_bfloat16, resolve_device
 from unetcli.errors import UnetcliError
 from unetcli.planning.planner import largest_tile
+from unetcli.training.augmentation import Augmentation
+from unetcli.training.corpus import Annotated, Corpus, require_alike, require_pair
 from unetcli.training.folder import TrainingFolder
-from unetcli.training.learning import Training, seconds_per_step
-from unetcli.training.sampling import Annotated, require_pair
+from unetcli.training.learning import Manner, Training, seconds_per_step
+from unetcli.training.recipes import RATES, RECIPES, Optimisation
+from unetcli.training.request import TrainRequest
+from unetcli.training.settings import Ranges, TrainingConfig
 from unetcli.training.survey import Survey, require_usable, resolve_truth, survey
+from unetcli.training.targets import TruthRules
+from unetcli.training.world import World, require_divisible
 from unetcli.volumes.fingerprint import fingerprint
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
+T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}
 SMALL = {"depth": 3, "base_channels": 16}
 PAPER_TILE, SMALL_TILE = 572, 316
 MINUTES = 20
-"""How long a training on a CPU takes where no number of steps is given."""
+"""How long a training on a CPU takes where nothing is said."""
 GPU_STEPS = 20_000
-LEARNING_RATES = {"sgd": 3e-4, "adam": 1e-3}
-"""The paper states none. Tried on ISBI sections, small network, 1200 steps: 1e-4, 3e-4, 1e-3 and 3e-3 with SGD."""
+DEFAULT_RECIPE = "fast"
+VALIDATION_FRACTION = 0.1
+LOOKS = 200
+"""Steps between two looks at the held-out sections."""
 
 
-def resolve_training(request: TrainRequest, folder: TrainingFolder, frozen: TrainingConfig | None) -> Training:
-    """Configuration and data of a request; what it leaves open is as in the frozen configuration, if there is one."""
-    raw, labels = open_volume(request.raw), open_volume(request.labels)
-    data_print = f"{fingerprint(raw)} {fingerprint(labels)}"
-    require_pair(raw, labels, request.channel)
-    device = resolve_device(request.device or (frozen.device if frozen else None))
-    train, validation = split(request, raw)
-    region = raw.sections(*train)
-    truth = resolve_truth(request.truth, labels, raw.sections(train[0], validation[1]))
-    data = Annotated.lay(raw, labels, truth, request.channel)
-    found = survey(data, region)
-    architecture = resolve_architecture(request, frozen, device, data, found)
+def resolve_training(
+    request: TrainRequest, folder: TrainingFolder, frozen: TrainingConfig | None, world: World = World()  # noqa: B008
+) -> Training:
+    """Configuration and data of a request; what it leaves open is as in the frozen configuration, if there is one.
+
+    A decaying learning rate needs the number of steps: it is 0 in the configuration until :func:`with_steps`.
+    """
+    volumes = [(open_volume(raw), open_volume(labels)) for raw, labels in request.pairs]
+    for raw, labels in volumes:
+        require_pair(raw, labels, request.channel)
+    require_alike([raw for raw, _ in volumes])
+    prints = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
+    device = resolve_device(request.device or (frozen.device if frozen else None), world.local_rank)
+    sections, validation = split(request, [raw for raw, _ in volumes])
+    rules = resolve_rules(request, frozen, volumes, sections, validation)
+    keep_empty = chosen(request.keep_empty, frozen.keep_empty if frozen else None, False)
+    pairs = [Annotated.lay(raw, labels, rules, request.channel) for raw, labels in volumes]
+    corpus = Corpus.lay(pairs, sections, validation, keep_empty=keep_empty)
+    found = survey(corpus)
+    require_usable(corpus, found)
+    recipe = request.recipe or (frozen.recipe if frozen else DEFAULT_RECIPE)
+    architecture = resolve_architecture(request, frozen, recipe, device, corpus, found)
+    optimisation = resolve_optimisation(request, frozen, recipe, world)
+    require_divisible(optimisation.batch_size, world)
     config = TrainingConfig(
+        recipe=recipe,
         architecture=architecture,
         tile=resolve_tile(request, frozen, architecture, device),
-        seed=request.seed,
-        truth=truth,
-        sections=train,
+        rules=rules,
+        keep_empty=keep_empty,
+        balance=chosen(request.balance, frozen.balance if frozen else None, True),
+        sections=sections,
         validation=validation,
-        optimizer=request.optimizer,
-        learning_rate=resolve_learning_rate(request, frozen),
+        augmentation=resolve_augmentation(request, frozen),
+        optimisation=optimisation,
+        precision=resolve_precision(request, frozen, device),
+        select=require_measure(chosen(request.select, frozen.select if frozen else None, "pixel_disagreement"), architecture),
+        validate_every=chosen(request.validate_every, frozen.validate_every if frozen else None, LOOKS),
+        seed=request.seed,
         channel=request.channel,
         device=device.type,
-        data=data_print,
+        data=prints,
     )
-    held_out = raw.sections(*validation) if validation[0] < validation[1] else None
-    if held_out is not None:
-        require_usable(data, held_out, found)
+    manner = Manner(
+        checkpoint_minutes=request.checkpoint_minutes,
+        patience=request.patience,
+        compiled=request.compile,
+        tensorboard=request.tensorboard,
+    )
     return Training(
-        config=config, data=data, region=region, held_out=held_out, found=found, folder=folder, device=device
+        config=config, corpus=corpus, found=found, folder=folder, device=device, world=world, manner=manner
     )
 
 
-def split(request: TrainRequest, raw: Volume) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Training sections and, after them, those held out: never random neighbours, which look alike."""
-    if not 0 <= request.validation_fraction < 1:
-        raise UnetcliError(f"--validation-fraction {request.validation_fraction}: expected 0 up to, not with, 1")
-    count = 1 if raw.section_axis is None else raw.extent[raw.section_axis]
-    first, stop = resolve_sections(request.sections, count, raw.path)
-    held_out = min(max(1, round((stop - first) * request.validation_fraction)), stop - first - 1)
-    if request.validation_fraction == 0:
-        held_out = 0
-    return (first, stop - held_out), (stop - held_out, stop)
+def chosen(asked: T | None, frozen: T | None, otherwise: T) -> T:
+    """What was asked for, else what is frozen, else the default."""
+    return asked if asked is not None else frozen if frozen is not None else otherwise
+
+
+def settled(kind: type[T], request: TrainRequest, frozen: T | None, defaults: Mapping[str, Any]) -> T:
+    """Settings whose fields are, each, what was asked for, else what is frozen, else the default."""
+    values = dict(defaults)
+    for field in fields(kind):  # type: ignore[arg-type]
+        asked = getattr(request, field.name, None)
+        kept = getattr(frozen, field.name) if frozen is not None else None
+        if asked is not None or kept is not None:
+            values[field.name] = asked if asked is not None else kept
+    return kind(**values)
+
+
+def split(request: TrainRequest, images: Sequence[Volume]) -> tuple[Ranges, Ranges]:
+    """Training sections of each pair and those held out: the last of each, never random neighbours, which look alike.
+
+    Sections are counted through all pairs in their order.
+    """
+    counts = [1 if raw.section_axis is None else raw.extent[raw.section_axis] for raw in images]
+    named = images[0].path if len(images) == 1 else f"all {len(images)} pairs together"
+    used = resolve_sections(request.sections, sum(counts), named)
+    if request.validation is not None:
+        held_out = resolve_validation(request.validation, sum(counts), named)
+        if request.sections == (None, None):
+            used = (0, held_out[0]) if held_out[0] > 0 else (held_out[1], sum(counts))
+        if held_out[0] < used[1] and used[0] < held_out[1]:
+            if held_out[1] != used[1]:
+                raise UnetcliError(
+                    f"--validation {held_out[0]}:{held_out[1]}: inside the training sections {used[0]}:{used[1]}; "
+                    "give --sections that do not overlap it"
+                )
+            used = (used[0], held_out[0])
+        return by_pair(used, counts), by_pair(held_out, counts)
+    fraction = VALIDATION_FRACTION if request.validation_fraction is None else request.validation_fraction
+    if not 0 <= fraction < 1:
+        raise UnetcliError(f"--validation-fraction {fraction}: expected 0 up to, not with, 1")
+    ranges = by_pair(used, counts)
+    held = tuple(held_out_of(b - a, fraction) for a, b in ranges)
+    training = tuple((a, b - n) for (a, b), n in zip(ranges, held, strict=True))
+    return training, tuple((b - n, b) for (_, b), n in zip(ranges, held, strict=True))
+
+
+def held_out_of(count: int, fraction: float) -> int:
+    """How many of ``count`` sections are held out: one at least, where there are two and any are wanted.
+
+    >>> [held_out_of(n, 0.1) for n in (0, 1, 2, 25)]
+    [0, 0, 1, 2]
+    """
+    return 0 if fraction == 0 else max(0, min(max(1, round(count * fraction)), count - 1))
+
+
+def resolve_validation(asked: Sections, count: int, named: str) -> tuple[int, int]:
+    try:
+        return resolve_sections(asked, count, named)
+    except UnetcliError as error:
+        raise UnetcliError(str(error).replace("--sections", "--validation")) from None
+
+
+def by_pair(used: tuple[int, int], counts: Sequence[int]) -> Ranges:
+    """A range of sections counted through all pairs, as one range of each.
+
+    >>> by_pair((2, 7), [4, 5])
+    ((2, 4), (0, 3))
+    """
+    ranges, before = [], 0
+    for count in counts:
+        first, stop = (min(max(end - before, 0), count) for end in used)
+        ranges.append((first, stop))
+        before += count
+    return tuple(ranges)
+
+
+def resolve_rules(
+    request: TrainRequest,
+    frozen: TrainingConfig | None,
+    volumes: Sequence[tuple[Volume, Volume]],
+    sections: Ranges,
+    validation: Ranges,
+) -> TruthRules:
+    """How labels become classes and weights."""
+    if request.truth == "auto" and frozen is not None:
+        truth = frozen.rules.truth
+    else:
+        ranges = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(sections, validation, strict=True)]
+        regions = [(labels, labels.sections(*ends)) for (_, labels), ends in zip(volumes, ranges, strict=True)]
+        truth = resolve_truth(request.truth, [(v, box) for v, box in regions if box.size], request.ignore)
+    asked = replace(request, truth=truth)
+    return settled(TruthRules, asked, frozen.rules if frozen else None, {})
 
 
 def resolve_architecture(
-    request: TrainRequest, frozen: TrainingConfig | None, device: torch.device, data: Annotated, found: Survey
+    request: TrainRequest,
+    frozen: TrainingConfig | None,
+    recipe: str,
+    device: torch.device,
+    corpus: Corpus,
+    found: Survey,
 ) -> Architecture:
     """The network asked for, else the frozen one's, else the paper's on a GPU and a small one on a CPU."""
-    chosen: dict[str, Any] = SMALL if device.type == "cpu" else PAPER
-    if frozen:
-        chosen = {name: getattr(frozen.architecture, name) for name in PAPER}
-    asked = {name: value for name in PAPER if (value := getattr(request, name)) is not None}
-    channels = data.raw.channels if request.channel is None else 1
-    return Architecture(**{**chosen, **asked}, in_channels=channels, classes=len(found.class_counts))
+    size = SMALL if device.type == "cpu" else PAPER
+    ours = {name: RECIPES[recipe][name] for name in ("dropout", "batch_norm")}
+    kept = {} if frozen is None else {name: getattr(frozen.architecture, name) for name in (*PAPER, *ours)}
+    asked = {name: value for name in (*PAPER, *ours) if (value := getattr(request, name)) is not None}
+    values: dict[str, Any] = {**size, **ours, **kept, **asked}
+    return Architecture(**values, in_channels=corpus.channels, classes=len(found.class_counts))
 
 
 def resolve_tile(
@@ -100,33 +217,67 @@ def resolve_tile(
     return request.tile
 
 
-def resolve_learning_rate(request: TrainRequest, frozen: TrainingConfig | None) -> float:
-    """The rate asked for, else the frozen one, else the optimiser's default."""
-    if request.optimizer not in LEARNING_RATES:
-        raise UnetcliError(f"--optimizer {request.optimizer}: expected {' or '.join(LEARNING_RATES)}")
-    if request.learning_rate is not None:
-        if not 0 < request.learning_rate < math.inf:
-            raise UnetcliError(f"--lr {request.learning_rate}: a number above 0 is needed")
-        return request.learning_rate
-    return frozen.learning_rate if frozen else LEARNING_RATES[request.optimizer]
+def resolve_augmentation(request: TrainRequest, frozen: TrainingConfig | None) -> Augmentation:
+    """The changes asked for; ``--no-augment`` switches off all that are not."""
+    base = Augmentation() if request.augment else Augmentation.none()
+    if request.augment and frozen is not None:
+        base = frozen.augmentation
+    return settled(Augmentation, request, base, {})
+
+
+def resolve_optimisation(
+    request: TrainRequest, frozen: TrainingConfig | None, recipe: str, world: World
+) -> Optimisation:
+    """The recipe's choices with what was asked for over them; a batch grows with the processes."""
+    ours = RECIPES[recipe]
+    names = [field.name for field in fields(Optimisation)]
+    defaults = {name: ours[name] for name in names if name in ours}
+    defaults["batch_size"] *= world.size
+    if request.optimizer is not None and request.optimizer != ours["optimizer"]:
+        defaults["momentum"] = 0.99 if request.optimizer == "sgd" else 0.9
+    optimizer = chosen(request.optimizer, frozen.optimisation.optimizer if frozen else None, ours["optimizer"])
+    if optimizer not in RATES:
+        raise UnetcliError(f"--optimizer {optimizer}: expected {', '.join(list(RATES)[:-1])} or {list(RATES)[-1]}")
+    defaults |= {"learning_rate": RATES[optimizer], "steps": None}
+    schedule = chosen(request.schedule, frozen.optimisation.schedule if frozen else None, ours["schedule"])
+    kept = frozen.optimisation if frozen else None
+    asked = replace(request, steps=None) if schedule == "constant" else request
+    return settled(Optimisation, asked, kept, defaults)
+
+
+def resolve_precision(request: TrainRequest, frozen: TrainingConfig | None, device: torch.device) -> str:
+    """bfloat16 where the device computes in it, else float32."""
+    asked = chosen(request.precision, frozen.precision if frozen else None, "auto")
+    if asked not in ("auto", "float32", "bfloat16"):
+        raise UnetcliError(f"--precision {asked}: expected auto, float32 or bfloat16")
+    if asked != "auto":
+        return asked
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def require_measure(measure: str, architecture: Architecture) -> str:
+    """Refuse a measure of two classes for more."""
+    if architecture.classes > 2 and measure not in ("pixel_disagreement", "iou"):
+        raise UnetcliError(
+            f"--select {measure}: of two classes only; with {architecture.classes}, pixel_disagreement or iou"
+        )
+    return measure
 
 
 def resolve_steps(request: TrainRequest, training: Training, frozen: int | None) -> int:
     """The number of steps asked for, else the frozen one, else what takes about ``MINUTES`` here.
 
-    The number is a goal, not part of the configuration: asking for more goes on, through the same weights as asking
-    for them at once. The last step of each goal is looked at too, so the model kept is the best of one look more.
+    With a constant learning rate the number is a goal, not part of the configuration: asking for more goes on, through
+    the same weights as asking for them at once. The last step of each goal is looked at too, so the model kept is the
+    best of one look more.
     """
     if request.steps is not None:
-        if request.steps < 1:
-            raise UnetcliError(f"--steps {request.steps}: at least 1")
-        return max(request.steps, frozen or 0)
+        return max(request.steps, frozen or 0) if not training.config.optimisation.decays else request.steps
     if frozen is not None:
         return frozen
-    if training.device.type != "cpu":
+    if training.device.type != "cpu" and request.minutes is None:
         return GPU_STEPS
-    seconds = seconds_per_step(training.config, training.data, training.region, training.found, training.device)
-    return two_digits(60 * MINUTES / seconds)
+    return two_digits(60 * (request.minutes or MINUTES) / seconds_per_step(training))
 
 
 def two_digits(value: float) -> int:

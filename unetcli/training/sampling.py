@@ -1,8 +1,14 @@
-"""Training samples: random windows of the annotated volume, read and mirrored as prediction reads them."""
+"""Training samples: random windows of the annotated volumes, read and mirrored as prediction reads them.
+
+A sample depends on the seed and its number alone: not on the batch, the process or the order it is drawn in, so that
+training can stop anywhere, and be shared by any number of processes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,79 +16,103 @@ from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box
-from unetcli.training.augment import dihedral
-from unetcli.training.targets import MARGIN, target
-from unetcli.volumes.volume import Volume, describe
+from unetcli.training.augment import Draw, draw
+from unetcli.training.augmentation import Augmentation
+from unetcli.training.corpus import Annotated, Corpus, Part
+from unetcli.training.targets import IGNORED
 
-IN_MEMORY_BYTES = 2**30
-"""Volumes up to this size are held in memory while they are sampled."""
+ROUND = 64
+"""Samples that share ``ROUND_PLACES`` chunks of a volume that is read from disk: each is decoded once a round."""
+ROUND_PLACES = 16
+TRIES = 1000
+"""Places looked at for a sample with any truth in it."""
+PLACE, SAMPLE, DROPOUT = 0, 1, 2
+"""Keys of random streams, beside seed and number."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One training tile."""
+    """One training tile and the random choices that go with it."""
 
+    number: int
     image: NDArray[Any]
-    """(c, tile, tile), the volume's dtype."""
-    target: NDArray[np.int64]
-    """(tile - 2*context, tile - 2*context), class of each pixel."""
+    """(c, side, side), the volume's dtype; the window that the draw needs of the tile."""
+    classes: NDArray[np.uint8]
+    """(side, side); the window that it needs of the output."""
+    raised: NDArray[np.float32]
+    """The same place: what the border raises the weight by."""
+    draw: Draw
 
 
-@dataclass(frozen=True, slots=True)
-class Annotated:
-    """Images and labels of the same place."""
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """The endless stream of samples of a training."""
 
-    raw: Volume
-    labels: Volume
-    truth: str
-    channel: int | None = None
+    corpus: Corpus
+    tile: int
+    output: int
+    augmentation: Augmentation
+    seed: int
 
-    @classmethod
-    def lay(cls, raw: Volume, labels: Volume, truth: str, channel: int | None) -> Annotated:
-        """Both together; small ones are read into memory."""
-        require_pair(raw, labels, channel)
-        held = [v.in_memory() if v.array.size * v.dtype.itemsize <= IN_MEMORY_BYTES else v for v in (raw, labels)]
-        return cls(held[0], held[1], truth, channel)
+    def sample(self, number: int) -> Sample:
+        """Sample ``number``.
 
-    def image(self, box: Box) -> NDArray[Any]:
-        """Grey values of one section's window, (c, y, x); refused where they are not finite."""
-        voxels = self.raw.read(box, self.channel)
-        if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-            raise UnetcliError(f"{self.raw.path}: NaN or infinity at {describe(box, self.raw.axes)}; --sections A:B")
-        return voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
+        The centre is anywhere in the training sections, so the edge of an image is seen as often as its middle; what
+        lies outside is mirrored, labels too. Places without any truth are passed over.
+        """
+        for attempt in range(TRIES):
+            random = np.random.default_rng([self.seed, SAMPLE, number, attempt])
+            pair, centre = self._centre(random, number)
+            if not self.corpus.is_used(pair, Box(centre, tuple(n + 1 for n in centre))):
+                continue
+            drawn = draw(self.augmentation, random, self.tile)
+            classes, raised = pair.lesson(window(centre, drawn.side(self.output)))
+            if (classes != IGNORED).any():
+                image = pair.image(window(centre, drawn.side(self.tile)))
+                return Sample(number, image, classes, raised, drawn)
+        raise UnetcliError(f"{pair.labels.path}: {TRIES} places tried, none with any truth; --sections, --keep-empty")
 
-    def target(self, box: Box) -> NDArray[np.int64]:
-        """Class of each pixel of one section's window, (y, x)."""
-        margin = (0,) * (len(box.shape) - 2) + (MARGIN, MARGIN)
-        labels = self.labels.read(box.grown(margin))
-        return target(labels.reshape(labels.shape[-2:]), self.truth)
+    def keep(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
+        """Dropout of a sample: (channels,), 0 or 1 / (1 - p)."""
+        random = np.random.default_rng([self.seed, DROPOUT, number])
+        return (random.random(channels) >= probability).astype(np.float32) / np.float32(1 - probability)
+
+    def _centre(self, random: np.random.Generator, number: int) -> tuple[Annotated, tuple[int, ...]]:
+        """A pixel, every one of the training sections as likely as any other."""
+        places = self._places(number // ROUND)
+        part = places[int(random.integers(len(places)))]
+        box = part.region
+        centre = tuple(int(random.integers(a, b)) for a, b in zip(box.start, box.stop, strict=True))
+        return self.corpus.pairs[part.pair], centre
+
+    @lru_cache(maxsize=4)  # noqa: B019 - a sampler lives as long as its training
+    def _places(self, number: int) -> list[Part]:
+        """Where the samples of a round lie: chunks of volumes read from disk, all of what is held in memory."""
+        random = np.random.default_rng([self.seed, PLACE, number])
+        return [surrounding(self.corpus, place(self.corpus.train, random)) for _ in range(ROUND_PLACES)]
 
 
-def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
-    """Refuse labels that are not of the images' voxels, or are no labels."""
-    if raw.extent != labels.extent:
-        raise UnetcliError(
-            f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
-            f"but {labels.path} is {'x'.join(map(str, labels.extent))}: labels must cover the same voxels"
-        )
-    if labels.channels != 1 or labels.dtype.kind not in "bui":
-        raise UnetcliError(f"{labels.path}: {labels.channels} channels of {labels.dtype}; expected one of integers")
-    if channel is not None and not 0 <= channel < raw.channels:
-        raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
+def place(parts: Sequence[Part], random: np.random.Generator) -> tuple[Part, tuple[int, ...]]:
+    """A voxel of the parts, every one as likely as any other."""
+    ends = np.cumsum([part.region.size for part in parts])
+    part = parts[int(np.searchsorted(ends, random.integers(ends[-1]), side="right"))]
+    box = part.region
+    return part, tuple(int(random.integers(a, b)) for a, b in zip(box.start, box.stop, strict=True))
 
 
-def sample(data: Annotated, region: Box, tile: int, context: int, seed: int, number: int) -> Sample:
-    """Sample ``number`` of a stream: it depends on nothing but the seed and its number.
+def surrounding(corpus: Corpus, found: tuple[Part, tuple[int, ...]]) -> Part:
+    """The stored chunk that a voxel lies in, as far as it belongs to the part; the part itself if it is in memory."""
+    part, voxel = found
+    raw = corpus.pairs[part.pair].raw
+    if isinstance(raw.array, np.ndarray):
+        return part
+    corner = tuple(v // c * c for v, c in zip(voxel, raw.chunks, strict=True))
+    chunk = Box(corner, tuple(a + c for a, c in zip(corner, raw.chunks, strict=True)))
+    return Part(part.pair, chunk.clipped(part.region))
 
-    The centre is anywhere in the region, so the edge of an image is seen as often as its middle; what lies outside
-    is mirrored, labels too.
-    """
-    random = np.random.default_rng([seed, number])
-    output = tile - 2 * context
-    centre = [int(random.integers(a, b)) for a, b in zip(region.start, region.stop, strict=True)]
-    corner = tuple(c - output // 2 for c in centre[-2:])
-    lead = tuple(centre[:-2])
-    box = Box(lead + corner, tuple(n + 1 for n in lead) + tuple(c + output for c in corner))
-    turn = int(random.integers(8))
-    image = data.image(box.grown((0,) * len(lead) + (context, context)))
-    return Sample(dihedral(image, turn), dihedral(data.target(box), turn))
+
+def window(centre: tuple[int, ...], side: int) -> Box:
+    """The square of one section around a pixel; it may reach outside."""
+    lead, corner = centre[:-2], tuple(c - side // 2 for c in centre[-2:])
+    return Box(lead + corner, tuple(n + 1 for n in lead) + tuple(c + side for c in corner))
+

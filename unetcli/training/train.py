@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unetcli.architecture import Architecture
-from unetcli.config import TrainingConfig, TrainRequest
 from unetcli.device import cpu_threads
-from unetcli.files import require_apart
+from unetcli.files import require_apart, telling_unwritable
 from unetcli.network import UNet
 from unetcli.training.folder import TrainingFolder
-from unetcli.training.learning import Report, Training
+from unetcli.training.learning import NoWishes, Report, Training, Wishes
+from unetcli.training.request import TrainRequest
 from unetcli.training.resolve import MINUTES, PAPER, resolve_steps, resolve_training
+from unetcli.training.settings import TrainingConfig
+from unetcli.training.survey import Survey
+from unetcli.training.world import World
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,13 @@ class TrainSummary:
     goal: int
     finished: bool
     found_finished: bool
+    stopped_early: bool
+    """Whether patience ended it before the goal."""
     best_step: int | None
+    measure: str
+    """What the kept model is the best by."""
+    best_value: float | None
+    """That measure of the kept model on the held-out sections."""
     best_error: float | None
     """Pixel disagreement of the kept model on the held-out sections, at its best threshold."""
     best_threshold: float | None
@@ -46,15 +54,24 @@ class TrainSummary:
         if not self.finished:
             return f"{self.model}: stopped at step {self.steps} of {self.goal}; the same command continues"
         begin = "finished already" if self.found_finished else "finished"
+        early = " (no better one for long enough)" if self.stopped_early else ""
         best = f"; kept: step {self.best_step}"
-        if self.best_error is not None:
-            best += f", pixel disagreement {self.best_error:.4f} on the held-out sections"
+        if self.best_value is not None:
+            best += f", {self.measure.replace('_', ' ')} {self.best_value:.4f} on the held-out sections"
         more = " (a larger --steps goes on, --overwrite starts anew)" if self.found_finished else ""
-        return f"{begin}, {self.steps} steps{best}{more}"
+        return f"{begin}, {self.steps} steps{early}{best}{more}"
+
+    @property
+    def advice(self) -> str:
+        """How to use the model."""
+        threshold = f" (best threshold there: {self.best_threshold:.1f})" if self.best_threshold is not None else ""
+        folder = Path(self.model).parent
+        named = "" if folder == Path("model") else f" --model {folder}"
+        return f"to use it{threshold}: unetcli predict VOLUME{named}"
 
 
 def train_model(
-    request: TrainRequest, report: Report = lambda done, total: None, stopping: Callable[[], bool] = bool
+    request: TrainRequest, report: Report = lambda done, total, note="": None, wishes: Wishes = NoWishes()  # noqa: B008
 ) -> TrainSummary:
     """Train a network on annotated images; goes on where an earlier call stopped.
 
@@ -63,70 +80,128 @@ def train_model(
     UnetcliError
         Anything about the request that the user can put right; nothing has been written then.
     """
+    world = World.from_environment()
+    torch.set_num_threads(cpu_threads())
+    with world.joined(), ExitStack() as stack, telling_unwritable(request.output):
+        training, goal = resolve(request, world)
+        world.first(lambda: claim(request, training, goal, stack))
+        return finish(training, goal, report if world.is_first else lambda done, total, note="": None, wishes)
+
+
+def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
+    """What is to be trained, and for how many steps; nothing is written."""
     folder = TrainingFolder(request.output)
     folder.require_ours()
-    require_apart(request.output, [Path(request.raw), Path(request.labels)])
-    torch.set_num_threads(cpu_threads())
+    require_apart(request.output, [Path(path) for pair in request.pairs for path in pair])
     frozen = None if request.overwrite else folder.frozen()
-    training = resolve_training(request, folder, frozen[0] if frozen else None)
+    training = resolve_training(request, folder, frozen[0] if frozen else None, world)
     if frozen:
-        folder.require_same(training.config)
-    goal = resolve_steps(request, training, frozen[1] if frozen else None)
-    announce(training.config, goal)
-    if request.depth is None and request.base_channels is None:
-        announce_choice(training.config, timed=request.steps is None and frozen is None)
-    with folder.launcher(take_over=request.take_over):
-        if request.overwrite:
-            folder.forget()
-        folder.require_same(training.config)  # again: another call may have been faster
-        folder.freeze(training.config, goal)
-        return finish(training, goal, report, stopping)
+        folder.require_same(with_steps(training, frozen[1] if request.steps is None else request.steps).config)
+    goal = world.first(lambda: resolve_steps(request, training, frozen[1] if frozen else None))
+    if world.is_first:
+        announce(training, goal)
+        if request.depth is None and request.base_channels is None:
+            announce_choice(training.config, timed=request.steps is None and frozen is None, minutes=request.minutes)
+    return with_steps(training, goal), goal
 
 
-def finish(training: Training, goal: int, report: Report, stopping: Callable[[], bool]) -> TrainSummary:
+def with_steps(training: Training, steps: int) -> Training:
+    """A decaying learning rate ends with the last step."""
+    optimisation = training.config.optimisation
+    if not optimisation.decays:
+        return training
+    return replace(training, config=replace(training.config, optimisation=replace(optimisation, steps=steps)))
+
+
+def claim(request: TrainRequest, training: Training, goal: int, stack: ExitStack) -> None:
+    """Take the folder, until the end of ``stack``, and freeze the configuration in it."""
+    folder = training.folder
+    stack.enter_context(folder.launcher(take_over=request.take_over))
+    if request.overwrite:
+        folder.forget()
+    folder.require_same(training.config)  # again: another call may have been faster
+    folder.freeze(training.config, goal)
+
+
+def finish(training: Training, goal: int, report: Report, wishes: Wishes) -> TrainSummary:
     """Train what is left to train, draw the curves, sum up."""
     from unetcli.pictures import draw_curves
 
     before = training.folder.load_checkpoint()
-    found_finished = before is not None and before.step >= goal
-    state = before if before and found_finished else training.run(goal, report, stopping)
+    found_finished = before is not None and training.is_over(before, goal)
+    state = before if before and found_finished else training.run(goal, report, wishes)
     rows = training.folder.rows()
-    if not found_finished or not training.folder.curves.exists():
+    if training.world.is_first and (not found_finished or not training.folder.curves.exists()):
         draw_curves(rows, training.folder.curves)
     best: dict[str, Any] = next((row for row in reversed(rows) if row["best"]), {})
     return TrainSummary(
         model=str(training.folder.model),
         steps=state.step,
         goal=goal,
-        finished=state.step >= goal,
+        finished=training.is_over(state, goal),
         found_finished=found_finished,
+        stopped_early=state.step < goal and training.is_over(state, goal),
         best_step=best.get("step"),
-        best_error=best.get("error"),
+        measure=training.config.select,
+        best_value=best.get(training.config.select),
+        best_error=best.get("pixel_disagreement"),
         best_threshold=best.get("threshold"),
         seconds=round(state.seconds, 1),
-        parameters=parameters(training.config.architecture),
+        parameters=parameters(training.config),
         tile=training.config.tile,
     )
 
 
-def announce(config: TrainingConfig, goal: int) -> None:
+def announce(training: Training, goal: int) -> None:
     """What is about to be trained, and on what."""
-    a = config.architecture
-    first, stop = config.validation
-    held_out = f"held out {first}:{stop}" if first < stop else "none held out"
-    size = f"depth {a.depth}, {a.base_channels} channels ({parameters(a):,} parameters)"
-    log.info("%s: U-Net of %s, tile %d", config.device, size, config.tile)
-    log.info("sections %d:%d, %s; %d steps", *config.sections, held_out, goal)
+    config, found = training.config, training.found
+    a, o = config.architecture, config.optimisation
+    norm = ", batch norm" if a.batch_norm else ""
+    size = f"depth {a.depth}, {a.base_channels} channels{norm} ({parameters(config):,} parameters)"
+    log.info("%s, %s: U-Net of %s, tile %d", config.device, config.precision, size, config.tile)
+    batch = f", batch of {o.batch_size}" if o.batch_size > 1 else ""
+    log.info(
+        "recipe %s: %s, learning rate %g (%s)%s; %d steps", config.recipe, o.optimizer, o.learning_rate, o.schedule, batch, goal
+    )  # fmt: skip
+    log.info("sections %s, %s", ranges_text(config.sections), held_out_text(config))
+    if found.left_out:
+        log.info("%d of them left out: nothing is drawn there (--keep-empty keeps them)", found.left_out)
+    log.info("%s", balance_text(config, found))
 
 
-def announce_choice(config: TrainingConfig, *, timed: bool) -> None:
+def balance_text(config: TrainingConfig, found: Survey) -> str:
+    """Class frequencies and weights in one line."""
+    counts = found.class_counts
+    shares = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
+    weights = ", ".join(f"{w:.2f}" for w in found.class_weights(balance=config.balance))
+    return f"classes {shares}; weights {weights}"
+
+
+def ranges_text(ranges: tuple[tuple[int, int], ...]) -> str:
+    """Sections of each pair.
+
+    >>> ranges_text(((0, 20), (0, 5)))
+    '0:20 and 0:5'
+    """
+    return " and ".join(f"{a}:{b}" for a, b in ranges)
+
+
+def held_out_text(config: TrainingConfig) -> str:
+    return f"held out {ranges_text(config.validation)}" if any(a < b for a, b in config.validation) else "none held out"
+
+
+def announce_choice(config: TrainingConfig, *, timed: bool, minutes: float | None) -> None:
     """What was chosen on a CPU, and how to have the paper's network instead."""
-    if config.architecture != replace(config.architecture, **PAPER):
-        course = f" for about {MINUTES} minutes" if timed else ""
-        log.info("chosen for a CPU: a small network%s; the paper's: --depth 4 --base-channels 64 --tile 572", course)
+    a = config.architecture
+    if PAPER != {"depth": a.depth, "base_channels": a.base_channels}:
+        course = f" for about {minutes or MINUTES:g} minutes" if timed else ""
+        log.info(
+            "chosen for a CPU: a small network%s; the paper's: --recipe paper --depth 4 --base-channels 64 --tile 572",
+            course,
+        )
 
 
-def parameters(architecture: Architecture) -> int:
+def parameters(config: TrainingConfig) -> int:
     """Number of trained values."""
     with torch.device("meta"):
-        return sum(values.numel() for values in UNet(architecture).parameters())
+        return sum(values.numel() for values in UNet(config.architecture).parameters())

@@ -1,0 +1,50 @@
+"""Batch normalisation over all processes that train together, and without a trace in the network that is kept."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Statistics of the whole batch, shared out or not (torch's own shared one exists for GPUs only)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        values, pixels = x.float(), x.numel() // x.shape[1] * dist.get_world_size()
+        mean = _total(values.sum((0, 2, 3))) / pixels  # (c,)
+        centred = values - mean[:, None, None]
+        variance = _total(centred.square().sum((0, 2, 3))) / pixels
+        self._remember(mean.detach(), variance.detach() * pixels / max(pixels - 1, 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        """What inference will use; as torch's own."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def _total(values: Tensor) -> Tensor:
+    """Sum over the processes, through which gradients flow."""
+    return all_reduce(values)  # type: ignore[no-any-return,no-untyped-call]
+
+
+@torch.no_grad()
+def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that does what both do at inference."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert convolution.bias is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (c,)
+    bias = (convolution.bias - norm.running_mean) * scale + norm.bias
+    return convolution.weight * scale[:, None, None, None], bias

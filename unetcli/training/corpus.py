@@ -1,0 +1,170 @@
+"""What is learned from: pairs of images and labels, and the sections of each that serve training or judging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from unetcli.errors import UnetcliError
+from unetcli.geometry import Box
+from unetcli.training.lessons import Lessons
+from unetcli.training.settings import Ranges
+from unetcli.training.targets import IGNORED, TruthRules, is_empty
+from unetcli.volumes.cached import cached
+from unetcli.volumes.volume import Volume, describe
+
+IN_MEMORY_BYTES = 2**30
+"""Volumes up to this size are held in memory while they are sampled; chunks of larger ones are read when needed."""
+SAME_SIZE = 0.01
+"""Voxel sizes that differ by less than this share are the same."""
+LARGEST_LOOKED_THROUGH = 2**27
+"""Sections of more pixels than this are not looked through for whether anything is drawn in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Sections of one pair: a place to draw samples from, or to judge by."""
+
+    pair: int
+    region: Box
+
+
+@dataclass(frozen=True, eq=False)
+class Annotated:
+    """Images and labels of the same place."""
+
+    raw: Volume
+    labels: Volume
+    rules: TruthRules
+    channel: int | None = None
+    _empty: dict[tuple[int, ...], bool] = field(default_factory=dict)
+
+    @classmethod
+    def lay(cls, raw: Volume, labels: Volume, rules: TruthRules, channel: int | None) -> Annotated:
+        """Both together; small ones are read into memory, larger ones by chunk."""
+        held = [v.in_memory() if v.array.size * v.dtype.itemsize <= IN_MEMORY_BYTES else cached(v) for v in (raw, labels)]
+        return cls(held[0], held[1], rules, channel)
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        return Lessons(self.labels, self.rules)
+
+    def image(self, box: Box) -> NDArray[Any]:
+        """Grey values of one section's window, (c, y, x); refused where they are not finite."""
+        voxels = self.raw.read(box, self.channel)
+        if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+            raise UnetcliError(f"{self.raw.path}: NaN or infinity at {describe(box, self.raw.axes)}; --sections A:B")
+        return voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
+
+    def classes(self, box: Box) -> NDArray[np.uint8]:
+        """Class of each pixel of one section's window, (y, x)."""
+        return self.lessons.classes(box)
+
+    def lesson(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Class and raised weight of each pixel of one section's window, (y, x) each."""
+        return self.lessons.window(box)
+
+    def instances(self, box: Box) -> NDArray[Any]:
+        """Objects of a part of one section, (y, x) integers: as labelled, or the connected parts of the foreground."""
+        if self.rules.truth != "instances":
+            return np.asarray(ndimage.label((classes := self.classes(box)) * (classes != IGNORED))[0])
+        labels = self.labels.read(box).reshape(box.shape[-2:])
+        return labels if self.rules.ignore is None else np.where(labels == self.rules.ignore, 0, labels)
+
+    def is_empty(self, plane: Box) -> bool:
+        """Whether nothing is drawn in the section that a plane is of; huge sections are taken not to be."""
+        lead = plane.start[:-2]
+        if lead not in self._empty:
+            whole = Box(lead + (0, 0), tuple(n + 1 for n in lead) + self.labels.extent[-2:])
+            small = whole.size <= LARGEST_LOOKED_THROUGH
+            self._empty[lead] = small and is_empty(self.labels.read(whole).reshape(whole.shape[-2:]), self.rules)
+        return self._empty[lead]
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """All pairs of a training, and what is drawn from them."""
+
+    pairs: tuple[Annotated, ...]
+    train: tuple[Part, ...]
+    held_out: tuple[Part, ...]
+    keep_empty: bool
+
+    @classmethod
+    def lay(cls, pairs: Sequence[Annotated], sections: Ranges, validation: Ranges, *, keep_empty: bool) -> Corpus:
+        parts = [
+            tuple(Part(n, pair.raw.sections(*ends)) for n, (pair, ends) in enumerate(zip(pairs, ranges, strict=True)) if ends[0] < ends[1])
+            for ranges in (sections, validation)
+        ]  # fmt: skip
+        return cls(tuple(pairs), parts[0], parts[1], keep_empty)
+
+    def planes(self, parts: Sequence[Part]) -> Iterator[tuple[Annotated, Box]]:
+        """Every section of parts in which there is truth, with its pair."""
+        for part in parts:
+            pair = self.pairs[part.pair]
+            yield from ((pair, box) for box in part.region.planes() if self.is_used(pair, box))
+
+    def is_used(self, pair: Annotated, plane: Box) -> bool:
+        """Whether a section has truth to learn from or to judge by."""
+        return self.keep_empty or not pair.is_empty(plane)
+
+    @property
+    def raw(self) -> Volume:
+        """The first pair's images: all have the same kind of values and channels."""
+        return self.pairs[0].raw
+
+    @property
+    def channels(self) -> int:
+        """Channels that the network sees."""
+        return self.raw.channels if self.pairs[0].channel is None else 1
+
+
+def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
+    """Refuse labels that are not of the images' voxels, or are no labels."""
+    if raw.extent != labels.extent:
+        raise UnetcliError(
+            f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
+            f"but {labels.path} is {'x'.join(map(str, labels.extent))}: labels must cover the same voxels"
+        )
+    if labels.channels != 1 or labels.dtype.kind not in "bui":
+        raise UnetcliError(f"{labels.path}: {labels.channels} channels of {labels.dtype}; expected one of integers")
+    if channel is not None and not 0 <= channel < raw.channels:
+        raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
+    require_same_size(raw, labels)
+
+
+def require_same_size(raw: Volume, other: Volume) -> None:
+    """Refuse volumes of stated voxel sizes that differ, in the same unit."""
+    for axis in set(raw.voxel_size) & set(other.voxel_size) & set("zyx"):
+        one, two = raw.voxel_size[axis], other.voxel_size[axis]
+        units = [volume.units.get(axis, "") for volume in (raw, other)]
+        if units[0] == units[1] and abs(one - two) > SAME_SIZE * max(one, two):
+            raise UnetcliError(
+                f"{raw.path} has voxels of {describe_size(raw)}, but {other.path} of {describe_size(other)}: "
+                "one must be resampled to the other's"
+            )
+
+
+def require_alike(pairs: Sequence[Volume]) -> None:
+    """Refuse images of several pairs that one network cannot read alike."""
+    first = pairs[0]
+    for other in pairs[1:]:
+        if (other.channels, other.dtype) != (first.channels, first.dtype):
+            raise UnetcliError(
+                f"{first.path} has {first.channels} channels of {first.dtype}, but {other.path} has {other.channels} "
+                f"of {other.dtype}: pairs must be alike"
+            )
+        require_same_size(first, other)
+
+
+def describe_size(volume: Volume) -> str:
+    """Voxel size for people, in the order of the axes."""
+    named = [f"{volume.voxel_size[axis]:g}" for axis in "zyx" if axis in volume.voxel_size]
+    units = sorted({volume.units.get(axis, "") for axis in "zyx" if axis in volume.voxel_size} - {""})
+    return " x ".join(named) + (f" {'/'.join(units)}" if units else "")
