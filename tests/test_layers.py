@@ -16,7 +16,8 @@ PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
     "errors files geometry footprint streams process ranges machine",
     "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
-    "training.targets training.augment lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
+    "training.targets training.augmentation training.augment training.deformation training.greyvalues "
+    "lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
     "training.loss device metrics metrics.em metrics.pixels planning runs training volumes",
     "volumes.volume volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
     "model training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
@@ -33,8 +34,8 @@ LAYERS = [
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
 LIGHT = (
-    "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace lock "
-    "runs.receipts runs.status"
+    "architecture training.augmentation config planning.plan planning.planner planning.pyramid_plan planning.estimate "
+    "planning.pace lock runs.receipts runs.status"
 )
 WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), *LIGHT.split()]
 
