@@ -15,26 +15,28 @@ import unetcli
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
     "errors files geometry footprint streams process ranges machine",
-    "architecture batchnorm config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
-    "training.request training.recipes training.targets training.border training.augment lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
-    "training.loss device metrics metrics.em metrics.pixels planning runs training volumes",
-    "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
-    "model training.settings training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
-    "runs.pyramid",
-    "training.lessons training.corpus training.sampling training.survey training.world training.learner training.album inference runs.worker planning.resolve training.resolve runs.prediction "
-    "training.validation training.learning training.train evaluation runs.workbench runs.pyramid_run runs.canary "
-    "runs.rounds runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify "
-    "runs.seams runs.changes planning.probe planning.preview executors executors.contract executors.local "
-    "executors.tls executors.dask executors.dask_batches executors.dask_cluster executors.dask_local "
-    "executors.dask_worker executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs "
-    "executors.slurm_request executors.slurm_submit executors.slurm_watch executors.slurm_word",
+    "architecture batchnorm config planning.plan planning.planner planning.pyramid_plan planning.estimate "
+    "planning.pace training.request training.recipes training.targets training.border training.augment lock "
+    "runs.receipts runs.paces runs.troubles runs.heartbeat network training.loss device metrics metrics.em "
+    "metrics.pixels planning runs training volumes training.augmentation training.deformation training.greyvalues",
+    "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
+    "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures "
+    "volumes.store volumes.ngff volumes.level runs.pyramid",
+    "training.lessons training.corpus training.sampling training.survey training.world training.learner "
+    "training.album inference runs.worker planning.resolve training.resolve runs.prediction training.validation "
+    "training.learning training.train evaluation runs.workbench runs.pyramid_run runs.canary runs.rounds runs.run "
+    "runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify runs.seams runs.changes "
+    "planning.probe planning.preview executors executors.contract executors.local executors.tls executors.dask "
+    "executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker executors.slurm "
+    "executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "
+    "executors.slurm_submit executors.slurm_watch executors.slurm_word",
     "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.verify cli.worker",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
 LIGHT = (
-    "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace lock "
-    "runs.receipts runs.status"
+    "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
+    "lock runs.receipts runs.status training.augmentation"
 )
 WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), *LIGHT.split()]
 
