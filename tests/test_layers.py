@@ -17,7 +17,8 @@ LAYERS = [
     "errors files geometry footprint streams process ranges machine",
     "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
     "training.targets training.augment lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
-    "training.loss device metrics metrics.em metrics.pixels planning runs training volumes",
+    "training.loss device metrics metrics.em metrics.pixels planning runs training volumes "
+    "training.line training.border",
     "volumes.volume volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
     "model training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
     "runs.pyramid",
@@ -27,7 +28,8 @@ LAYERS = [
     "runs.seams runs.changes planning.probe planning.preview executors executors.contract executors.local "
     "executors.tls executors.dask executors.dask_batches executors.dask_cluster executors.dask_local "
     "executors.dask_worker executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs "
-    "executors.slurm_request executors.slurm_submit executors.slurm_watch executors.slurm_word",
+    "executors.slurm_request executors.slurm_submit executors.slurm_watch executors.slurm_word "
+    "training.lessons",
     "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.verify cli.worker",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
