@@ -18,7 +18,8 @@ LAYERS = [
     "architecture batchnorm config planning.plan planning.planner planning.pyramid_plan planning.estimate "
     "planning.pace training.request training.recipes training.targets training.border training.augment lock "
     "runs.receipts runs.paces runs.troubles runs.heartbeat network training.loss device metrics metrics.em "
-    "metrics.pixels planning runs training volumes training.augmentation training.deformation training.greyvalues",
+    "metrics.pixels planning runs training volumes training.augmentation training.deformation training.greyvalues "
+    "training.line",
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures "
     "volumes.store volumes.ngff volumes.level runs.pyramid",
