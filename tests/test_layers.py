@@ -18,7 +18,7 @@ LAYERS = [
     "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
     "training.targets training.augment lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
     "training.loss device metrics metrics.bootstrap metrics.cells metrics.contingency metrics.em metrics.objects "
-    "metrics.pixels metrics.sums metrics.voi planning runs training volumes",
+    "metrics.pixels metrics.probabilities metrics.sums metrics.voi planning runs training volumes",
     "volumes.volume volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
     "model training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
     "runs.pyramid",
