@@ -21,7 +21,7 @@ LAYERS = [
     "metrics.pixels metrics.probabilities metrics.sums metrics.voi planning runs training volumes",
     "volumes.volume volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
     "model training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
-    "runs.pyramid",
+    "runs.pyramid volumes.ctc",
     "training.sampling training.survey inference runs.worker planning.resolve training.resolve runs.prediction "
     "training.validation training.learning training.train evaluation runs.workbench runs.pyramid_run runs.canary "
     "runs.rounds runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify "

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -14,6 +14,8 @@ from unetcli.metrics.probabilities import SCORES, STEPS, ProbabilitySums, curve,
 
 Pixels = list[tuple[int, int]]
 PIXELS = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2)), min_size=1, max_size=40)
+FEW = settings(max_examples=40, deadline=None)
+"""Each example sums up histograms of 65536 steps."""
 
 
 def arrays(pixels: Pixels) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
@@ -41,6 +43,7 @@ def calibration_error(probability: NDArray[Any], right: NDArray[np.bool_], bins:
     return float(sum(abs(right[i].mean() - probability[i].mean()) * i.sum() for i in inside) / right.size)
 
 
+@FEW
 @given(PIXELS)
 def test_average_precision_is_that_of_every_threshold_in_turn(pixels: Pixels) -> None:
     values, truth = arrays(pixels)
@@ -53,6 +56,7 @@ def test_average_precision_is_that_of_every_threshold_in_turn(pixels: Pixels) ->
         assert "no foreground" in found["dice_best_reason"]
 
 
+@FEW
 @given(PIXELS)
 def test_the_calibration_error_is_the_gap_between_said_and_true_bin_by_bin(pixels: Pixels) -> None:
     values, truth = arrays(pixels)
@@ -62,6 +66,7 @@ def test_the_calibration_error_is_the_gap_between_said_and_true_bin_by_bin(pixel
     assert len(found["calibration"]["right"]) == 15
 
 
+@FEW
 @given(PIXELS)
 def test_the_curve_is_that_of_cutting_above_each_grey_value(pixels: Pixels) -> None:
     values, truth = arrays(pixels)
@@ -76,6 +81,7 @@ def test_the_curve_is_that_of_cutting_above_each_grey_value(pixels: Pixels) -> N
         assert told["dice"][grey] == (pytest.approx(2 * both / either) if either else None)
 
 
+@FEW
 @given(PIXELS)
 def test_uint8_and_the_same_probabilities_as_floats_score_the_same(pixels: Pixels) -> None:
     values, truth = arrays(pixels)
@@ -84,6 +90,7 @@ def test_uint8_and_the_same_probabilities_as_floats_score_the_same(pixels: Pixel
         assert scores(ProbabilitySums.of(floats, truth)) == expected
 
 
+@FEW
 @given(PIXELS)
 def test_grey_values_are_enough_for_uint8(pixels: Pixels) -> None:
     sums = ProbabilitySums.of(*arrays(pixels)).in_grey_values()
@@ -98,7 +105,7 @@ def test_grey_values_are_enough_for_uint8(pixels: Pixels) -> None:
 
 def test_floats_are_scored_to_a_step() -> None:
     generator = np.random.default_rng(1)
-    truth = generator.random(20_000) < 0.3
+    truth = generator.random(5_000) < 0.3
     logits = 3 * generator.normal(size=truth.size) + 6 * truth - 3
     values = (1 / (1 + np.exp(-logits))).astype(np.float32)
     sums = ProbabilitySums.of(values[None], truth)
@@ -113,6 +120,7 @@ def test_a_threshold_far_from_any_grey_value_cuts_floats_to_a_step() -> None:
     assert told["recall"] == [1, 0.5, 0]
 
 
+@FEW
 @given(PIXELS, st.integers(0, 40))
 def test_blocks_add_up(pixels: Pixels, cut: int) -> None:
     values, truth = arrays(pixels)
@@ -120,6 +128,7 @@ def test_blocks_add_up(pixels: Pixels, cut: int) -> None:
     assert scores(blocks[0] + blocks[1]) == of(pixels)
 
 
+@FEW
 @given(PIXELS, st.integers(0, 2))
 def test_ignored_pixels_count_nowhere(pixels: Pixels, ignore: int) -> None:
     kept = [pixel for pixel in pixels if pixel[1] != ignore]
