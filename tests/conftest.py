@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 from helpers import grey, write_model, write_zarr
+from hypothesis import settings
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 __all__ = ["grey", "write_model", "write_zarr"]
 

@@ -19,10 +19,11 @@ LAYERS = [
     "planning.pace training.request training.recipes training.targets training.border training.augment lock "
     "runs.receipts runs.paces runs.troubles runs.heartbeat network training.loss device metrics metrics.em "
     "metrics.pixels planning runs training volumes training.augmentation training.deformation training.greyvalues "
-    "training.line",
+    "training.line metrics.bootstrap metrics.cells metrics.contingency metrics.objects metrics.probabilities "
+    "metrics.sums metrics.voi",
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures "
-    "volumes.store volumes.ngff volumes.level runs.pyramid",
+    "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc",
     "training.lessons training.corpus training.sampling training.survey training.world training.learner "
     "training.album inference runs.worker planning.resolve training.resolve runs.prediction training.validation "
     "training.learning training.train evaluation runs.workbench runs.pyramid_run runs.canary runs.rounds runs.run "

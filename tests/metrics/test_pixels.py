@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetcli.metrics.pixels import Confusion
+from unetcli.metrics.pixels import SCORES, Confusion, without_ignored
 
 BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
 
@@ -25,6 +25,8 @@ def test_scores_are_those_of_sets_of_pixels(pairs: list[tuple[int, int]]) -> Non
     if truth | found:
         assert scores["iou"] == pytest.approx(len(truth & found) / len(truth | found))
         assert scores["dice"] == pytest.approx(2 * len(truth & found) / (len(truth) + len(found)))
+    assert scores["precision"] == (pytest.approx(len(truth & found) / len(found)) if found else None)
+    assert scores["recall"] == (pytest.approx(len(truth & found) / len(truth)) if truth else None)
 
 
 @given(BINARY, BINARY)
@@ -36,7 +38,28 @@ def test_without_foreground_there_is_no_overlap_and_it_says_why() -> None:
     scores = of([(0, 0)] * 5).scores()
     assert (scores["iou"], scores["dice"], scores["accuracy"]) == (None, None, 1)
     assert "no foreground" in scores["iou_reason"]
-    assert "no foreground" in scores["dice_reason"]
+    assert all("no foreground" in scores[f"{name}_reason"] for name in ("dice", "precision", "recall"))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_without_a_pixel_there_is_no_score_and_it_says_why(classes: int) -> None:
+    scores = Confusion(np.zeros((classes, classes), np.int64)).scores()
+    assert (scores["accuracy"], scores["accuracy_reason"], scores["iou"]) == (None, "no pixel to judge", None)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_many_resamples_are_scored_at_once(classes: int) -> None:
+    counts = np.random.default_rng(3).integers(0, 50, (6, classes, classes))
+    each = [Confusion(section).scores() for section in counts]
+    for name, score in SCORES.items():
+        assert score(Confusion(counts)) == pytest.approx([scores[name] for scores in each])
+
+
+def test_ignored_pixels_are_taken_from_both() -> None:
+    probability, reference = np.arange(12).reshape(2, 2, 3), np.array([[0, 9, 1], [9, 2, 0]])
+    values, truth = without_ignored(probability, reference, 9)
+    assert (values.tolist(), truth.tolist()) == ([[0, 2, 4, 5], [6, 8, 10, 11]], [0, 1, 2, 0])
+    assert without_ignored(probability, reference, None)[0].shape == (2, 6)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64"])
@@ -50,6 +73,8 @@ def test_means_are_over_the_classes_that_occur() -> None:
     iou = {"0": 2 / 4, "1": 1 / 2, "3": 0}
     assert scores["iou_per_class"] == pytest.approx(iou)
     assert scores["iou"] == pytest.approx(np.mean(list(iou.values())))
-    assert scores["dice"] == pytest.approx(np.mean([4 / 6, 2 / 3, 0]))
+    dice = {"0": 4 / 6, "1": 2 / 3, "3": 0}
+    assert scores["dice_per_class"] == pytest.approx(dice)
+    assert scores["dice"] == pytest.approx(np.mean(list(dice.values())))
     assert scores["accuracy"] == pytest.approx(3 / 5)
     assert scores["confusion"][0] == [2, 1, 0, 0, 0]

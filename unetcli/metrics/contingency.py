@@ -1,0 +1,144 @@
+"""How many pixels bear each pair of labels: a sparse table that adds up over blocks, whatever their size or order.
+
+Cells, variation of information and the Rand error all follow from it, so a volume is read once and in any pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.errors import UnetcliError
+
+Labels = NDArray[np.uint64]
+Counts = NDArray[np.int64]
+NOTHING: Labels = np.zeros(0, np.uint64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contingency:
+    """Pixels of each (reference label, result label) that occurs, sorted by the pair; background is label 0.
+
+    Labels mean the same object in all tables that are added: add the blocks of one frame or of one volume, not tables
+    of frames whose labels start anew.
+    """
+
+    reference: Labels
+    result: Labels
+    counts: Counts
+    """Pixels of each pair, all positive."""
+
+    @classmethod
+    def of(
+        cls, reference: NDArray[np.integer], result: NDArray[np.integer], *, ignore: int | None = None
+    ) -> Contingency:
+        """Table of one block of any shape; pixels whose reference is ``ignore`` count nowhere.
+
+        Neighbours mostly bear the same pair, so runs are counted first and only runs are sorted.
+
+        Raises
+        ------
+        UnetcliError
+            Labels that are no integers, or negative.
+        """
+        if reference.shape != result.shape:
+            raise ValueError(f"reference of {reference.shape}, result of {result.shape}")
+        a, b = reference.ravel(), result.ravel()
+        if ignore is not None:
+            counted = a != ignore
+            a, b = a[counted], b[counted]
+        starts = run_starts(a, b)
+        return cls.summed(as_labels(a[starts]), as_labels(b[starts]), np.diff(starts, append=a.size))
+
+    @classmethod
+    def summed(cls, reference: Labels, result: Labels, counts: Counts) -> Contingency:
+        """Table of pairs that may occur more than once, in any order."""
+        order = pair_order(reference, result)
+        reference, result, counts = reference[order], result[order], counts[order]
+        starts = run_starts(reference, result)
+        sums = np.add.reduceat(counts, starts) if starts.size else counts
+        return cls(reference[starts], result[starts], sums.astype(np.int64))
+
+    @classmethod
+    def total(cls, tables: Sequence[Contingency]) -> Contingency:
+        """Sum of many tables, sorted once."""
+        tables = [cls.of(NOTHING, NOTHING), *tables]
+        return cls.summed(
+            np.concatenate([table.reference for table in tables]),
+            np.concatenate([table.result for table in tables]),
+            np.concatenate([table.counts for table in tables]),
+        )
+
+    def __add__(self, other: Contingency) -> Contingency:
+        return Contingency.total([self, other])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlaps:
+    """The objects of a table, and the pairs of them that share pixels."""
+
+    reference: Labels
+    reference_sizes: Counts
+    result: Labels
+    result_sizes: Counts
+    pairs: tuple[NDArray[np.intp], NDArray[np.intp]]
+    """Places in ``reference`` and in ``result`` of each pair; in the order of both labels."""
+    shared: Counts
+    """Pixels of each pair."""
+
+    @classmethod
+    def of(cls, table: Contingency) -> Overlaps:
+        """Objects are the labels that are not 0; their sizes count all their pixels, over background too."""
+        reference, rows, reference_sizes = sizes(table.reference, table.counts)
+        result, columns, result_sizes = sizes(table.result, table.counts)
+        objects = (table.reference > 0) & (table.result > 0)
+        pairs = rows[objects], columns[objects]
+        return cls(reference, reference_sizes, result, result_sizes, pairs, table.counts[objects])
+
+    @property
+    def unions(self) -> Counts:
+        """Pixels of either object of each pair."""
+        rows, columns = self.pairs
+        unions: Counts = self.reference_sizes[rows] + self.result_sizes[columns] - self.shared
+        return unions
+
+
+def sizes(labels: Labels, counts: Counts) -> tuple[Labels, NDArray[np.intp], Counts]:
+    """Labels that are not 0, sorted; the place of each entry among them (-1: background); pixels of each."""
+    found, places = np.unique(labels, return_inverse=True)
+    pixels = np.bincount(places, weights=counts, minlength=found.size).astype(np.int64)  # exact below 2^53 pixels
+    background = int(found.size > 0 and found[0] == 0)
+    return found[background:], places - background, pixels[background:]
+
+
+def run_starts(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.intp]:
+    """Where a pair of values differs from the one before it.
+
+    >>> run_starts(np.array([4, 4, 4, 7]), np.array([1, 1, 2, 2])).tolist()
+    [0, 2, 3]
+    """
+    changes = np.ones(a.size, np.bool_)
+    np.not_equal(a[1:], a[:-1], out=changes[1:])
+    changes[1:] |= b[1:] != b[:-1]
+    return np.flatnonzero(changes)
+
+
+def pair_order(a: Labels, b: Labels) -> NDArray[np.intp]:
+    """Order that sorts pairs; packed into one word where both labels fit, which sorts several times faster."""
+    bits = [int(labels.max(initial=0)).bit_length() for labels in (a, b)]
+    if sum(bits) > 64 or bits[1] > 63:  # a shift by 64 is not defined
+        return np.lexsort((b, a))
+    return np.argsort(a << np.uint64(bits[1]) | b)
+
+
+def as_labels(values: NDArray[Any]) -> Labels:
+    """Integers as uint64, refused where one has no place there."""
+    if values.dtype.kind not in "bui":
+        raise UnetcliError(f"labels of {values.dtype}: expected integers, 0 for background")
+    if values.dtype.kind == "i" and values.size and values.min() < 0:
+        raise UnetcliError(f"label {values.min()}: expected 0 for background and positive labels")
+    return values.astype(np.uint64)
