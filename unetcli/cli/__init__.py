@@ -10,8 +10,9 @@ import typer
 
 from unetcli import __version__
 from unetcli.cli import talk
+from unetcli.cli.configfile import configurable
 from unetcli.cli.evaluate import evaluate
-from unetcli.cli.plan import plan
+from unetcli.cli.plan import NOT_OF_PLAN, plan
 from unetcli.cli.predict import predict
 from unetcli.cli.status import status
 from unetcli.cli.train import TrainCommand, train
@@ -31,9 +32,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 you can put it right, 2 usage, 3 incomplete (run the same command again), "
     "70 our bug, 130 interrupted.",
 )
-app.command(cls=TrainCommand)(train)
+app.command(cls=TrainCommand)(configurable(train))
 for command in (plan, predict, status, verify, evaluate, worker):
-    app.command()(command)
+    app.command()(configurable(command, passed_over=NOT_OF_PLAN if command is plan else ()))
 
 
 def _version(asked: bool) -> None:

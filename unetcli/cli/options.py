@@ -121,7 +121,7 @@ OutputOption = Annotated[
     str | None, typer.Option("--output", "-o", help="OME-Zarr to write; by itself NAME.pred.zarr here.")
 ]
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", "-m", help="Model file or folder; else $UNETCLI_MODEL, else ./model.")
+    Path | None, typer.Option("--model", "-m", envvar="UNETCLI_MODEL", help="Model file or folder; else ./model.")
 ]
 TileOption = Annotated[
     str, typer.Option(envvar="UNETCLI_TILE", help="Input side of a forward pass; auto: 700 on a CPU, or what fits.")

@@ -1,0 +1,185 @@
+"""``--config FILE.toml`` and ``--print-config``, for any command.
+
+A key is an option or argument of the command, with dashes or underscores. Its value counts as if it were typed, where
+neither the command line nor an environment variable says otherwise. Only what describes a machine or a site rather than
+a run (device, tile, model, cluster, profile, scheduler) has an environment variable, ``UNETCLI_<OPTION>``. If every
+option had one, a forgotten ``UNETCLI_OVERWRITE`` would delete, and ``UNETCLI_OUTPUT`` would be a model to one command
+and a volume to another.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from unetcli.errors import UnetcliError
+from unetcli.toml import read_toml, to_toml, toml_value
+
+Command = Callable[..., None]
+Options = Mapping[str, Any]
+CONFIG, PRINT_CONFIG = "config", "print_config"
+
+
+def configurable(
+    command: Command, *, in_force: Callable[[Options], Options] = dict, passed_over: Collection[str] = ()
+) -> Command:
+    """The command with ``--config`` and ``--print-config``.
+
+    Parameters
+    ----------
+    in_force
+        From the options as they came in to those that ``--print-config`` prints, for a command that chooses some by
+        itself. Names are those of the command's parameters, so that the file can be read back.
+    passed_over
+        Keys that are allowed and mean nothing here, so that commands can share a file.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+    def read(context: typer.Context, config: Path | None) -> Path | None:
+        if config is not None and not context.resilient_parsing:  # resilient: only completing in a shell
+            context.default_map = dict(_defaults(context, config, kinds, passed_over))
+        return config
+
+    @functools.wraps(command)
+    def configured(*, config: Path | None, print_config: bool, **options: Any) -> None:
+        if print_config:
+            typer.echo(to_toml(in_force(options)), nl=False)
+        else:
+            command(**options)
+
+    own = [
+        _parameter(CONFIG, None, Annotated[Path | None, _config_option(read)]),
+        _parameter(PRINT_CONFIG, False, Annotated[bool, _PRINT]),
+    ]
+    configured.__signature__ = signature.replace(  # type: ignore[attr-defined]  # typer reads it
+        parameters=[*signature.parameters.values(), *own]
+    )
+    return configured
+
+
+_PRINT = typer.Option("--print-config", help="Print the options in force as such a file and stop.")
+
+
+def _config_option(read: Callable[[typer.Context, Path | None], Path | None]) -> Any:
+    told = "Take options from this file, each a key; the command line goes first, then $UNETCLI_.., then the file."
+    return typer.Option("--config", metavar="TOML", callback=read, is_eager=True, help=told)
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _defaults(
+    context: typer.Context, file: Path, kinds: Mapping[str, Any], passed_over: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+    """Parameters and their values in the file, as Typer wants them in place of defaults."""
+    known, seen = keys(context), set[str]()
+    for key, value in read_toml(file).items():
+        name = known.get(_plain(key))
+        if name is None and _plain(key) in passed_over:
+            continue
+        if name is None:
+            raise UnetcliError(f"{file}: unknown key {key!r}; {_advice(key, known, context)}")
+        if name in seen:
+            raise UnetcliError(f"{file}: {key} is there twice, written in two ways; once would do")
+        seen.add(name)
+        where = f"{file}: {key} is {_shown(value)}"
+        if not fits(value, kinds[name]):
+            raise UnetcliError(f"{where}; {expected(kinds[name])} would do")
+        _require_accepted(context, name, _typed(value), where)
+        yield name, _typed(value)
+
+
+def keys(context: typer.Context) -> dict[str, str]:
+    """By each key of a file, with underscores, the parameter it is for."""
+    names: dict[str, str] = {}
+    for parameter in context.command.params:
+        if parameter.name not in (CONFIG, PRINT_CONFIG):
+            words = [word for word in parameter.opts if word.startswith("--")]
+            names |= {_plain(word): str(parameter.name) for word in (str(parameter.name), *words)}
+    return names
+
+
+def _plain(key: str) -> str:
+    return key.removeprefix("--").replace("-", "_")
+
+
+def _advice(key: str, known: Collection[str], context: typer.Context) -> str:
+    if near := get_close_matches(_plain(key), known, n=1):
+        return f"did you mean {near[0].replace('_', '-')!r}?"
+    return f"`unetcli {context.info_name} --help` lists the options, each is a key"
+
+
+def _require_accepted(context: typer.Context, name: str, value: Any, where: str) -> None:
+    """Have Typer judge ranges and choices now, where the file can still be named."""
+    parameter = next(parameter for parameter in context.command.params if parameter.name == name)
+    try:
+        parameter.process_value(context, value)
+    except typer.BadParameter as error:
+        raise UnetcliError(f"{where}; {error.message.removesuffix('.')}") from None
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of TOML can be what a parameter with this annotation takes.
+
+    A whole number passes for text, as ``tile = 572`` is what one writes for an option that takes ``auto`` too.
+
+    >>> fits(3, float), fits(True, int), fits("3", int), fits(["a"], list[str] | None), fits(572, str)
+    (True, False, False, True, True)
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return fits(value, parts[0])
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts if part is not NoneType)
+    if origin is Literal:
+        return value in parts
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
+    if origin is tuple:
+        return isinstance(value, list) and len(value) == len(parts) and all(map(fits, value, parts))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, {int: int, float: int | float, Path: str}.get(kind, str | int))
+
+
+def expected(kind: Any) -> str:
+    """What would fit, in words.
+
+    >>> expected(int | None), expected(list[str] | None), expected(tuple[int, int])
+    ('a whole number', 'a list of text', 'a list [a whole number, a whole number]')
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return expected(parts[0])
+    if origin in (Union, UnionType):
+        return " or ".join(expected(part) for part in parts if part is not NoneType)
+    if origin is Literal:
+        return " or ".join(map(toml_value, parts))
+    if origin is list:
+        return f"a list of {expected(parts[0]).removeprefix('a ')}"
+    if origin is tuple:
+        return f"a list [{', '.join(map(expected, parts))}]"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+
+
+def _typed(value: Any) -> Any:
+    """As it would be typed; Typer turns that into what the parameter takes."""
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return value if isinstance(value, bool) else str(value)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return toml_value(value)
+    except TypeError:
+        return "a table" if isinstance(value, dict) else str(value)
