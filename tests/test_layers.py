@@ -17,7 +17,8 @@ LAYERS = [
     "errors files geometry footprint streams process ranges machine",
     "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
     "training.targets training.augment lock runs.receipts runs.paces runs.troubles runs.heartbeat network "
-    "training.loss device metrics metrics.em metrics.pixels planning runs training volumes",
+    "training.loss device metrics metrics.compiled metrics.em metrics.em_counts metrics.kernels metrics.partitions "
+    "metrics.pixels metrics.thinning metrics.warping planning runs training volumes",
     "volumes.volume volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint volumes.output "
     "model training.checkpoint runs.runfolder training.folder pictures volumes.store volumes.ngff volumes.level "
     "runs.pyramid",
