@@ -56,7 +56,19 @@ def test_scores_are_those_of_the_measures_section_by_section(tmp_path: Path, tru
     assert pixel_scores(VALUES, TRUTH).items() <= found["pixels"].items()
     probability = (VALUES / 255).astype(np.float32)
     expected = scores([section_counts(p, t > 0) for p, t in zip(probability, TRUTH, strict=True)])
-    assert found["em"] == pytest.approx(expected)
+    assert found["em"] == expected | {"looks_inverted": False}
+
+
+def test_membrane_given_as_interior_is_said_and_scored_as_it_is(
+    tmp_path: Path, truth: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = stored(tmp_path, 255 - TRUTH)
+    found = evaluate_volume(path, truth, ["em"])["em"]
+    assert found["looks_inverted"]
+    assert found["pixel_disagreement"] > 0.4
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: looks like the probability of membrane; em takes it for that of interior"
+    ]
 
 
 def test_uint8_and_the_same_probabilities_as_floats_score_the_same(tmp_path: Path, truth: str) -> None:

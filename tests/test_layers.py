@@ -20,7 +20,8 @@ LAYERS = [
     "runs.receipts runs.paces runs.troubles runs.heartbeat network training.loss device metrics metrics.em "
     "metrics.pixels planning runs training volumes training.augmentation training.deformation training.greyvalues "
     "training.line metrics.bootstrap metrics.cells metrics.contingency metrics.objects metrics.probabilities "
-    "metrics.sums metrics.voi",
+    "metrics.sums metrics.voi metrics.compiled metrics.em_counts metrics.kernels metrics.partitions "
+    "metrics.thinning metrics.warping",
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures "
     "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc",

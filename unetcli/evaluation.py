@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker_around
 from unetcli.volumes.volume import Volume
 
+log = logging.getLogger(__name__)
 METRICS = ("pixels", "em")
 THRESHOLD = 0.5
 
@@ -75,8 +77,16 @@ def evaluate_volume(
             counts.append(em.section_counts(probability[0], reference != 0))
         report(number, count)
     require_probabilities(pair.prediction, highest)
-    results = {"pixels": lambda: sum_up(confusions).scores(), "em": lambda: em.scores(counts)}
+    results = {"pixels": lambda: sum_up(confusions).scores(), "em": lambda: em_scores(counts, prediction)}
     return {name: results[name]() for name in METRICS if name in chosen}
+
+
+def em_scores(sections: Sequence[em.SectionCounts], path: str) -> dict[str, Any]:
+    """Scores of em, and whether membrane seems to be given as interior; that is said, and nothing turned round."""
+    inverted = em.looks_inverted(sections)
+    if inverted:
+        log.warning("%s: looks like the probability of membrane; em takes it for that of interior", path)
+    return em.scores(sections) | {"looks_inverted": inverted}
 
 
 def choose_metrics(metrics: Sequence[str] | None, pair: Pair) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import typer
@@ -34,17 +35,18 @@ def evaluate(
 
 
 def table(name: str, scores: dict[str, Any]) -> list[str]:
-    """Scores of one metric as aligned lines: name, value, threshold or reason.
+    """Scores of one metric as aligned lines: name, value, threshold or reason; notes below them.
 
     >>> table("em", {"pixel_error": 0.0612, "pixel_error_threshold": 0.5, "tp": 7})
-    ['em', '  pixel_error           0.061200  at threshold 0.5', '  tp                    7']
+    ['em', '  pixel_error             0.061200  at threshold 0.5', '  tp                      7']
     """
     lines = [name]
     for key, value in scores.items():
-        if key.endswith(("_threshold", "_reason")) or isinstance(value, dict | list):
+        if key.endswith(("_threshold", "_reason", "_note")) or isinstance(value, dict | list | bool):
             continue
         text = "undefined" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
-        level, reason = scores.get(f"{key}_threshold"), scores.get(f"{key}_reason")
-        note = f"  at threshold {level:.1f}" if level is not None else f"  ({reason})" if reason else ""
-        lines.append(f"  {key:<20}  {text}{note}")
+        level = scores.get(f"{key}_threshold")
+        lines.append(f"  {key:<22}  {text}" + (f"  at threshold {level:.1f}" if level is not None else ""))
+        said = scores.get(f"{key}_reason") or scores.get(f"{key}_note") or ""
+        lines += textwrap.wrap(said, 80, initial_indent=" " * 26, subsequent_indent=" " * 26)
     return lines

@@ -1,129 +1,225 @@
-"""Measures of the ISBI 2012 EM segmentation challenge, as its official program computes them.
+"""Measures of the ISBI 2012 EM segmentation challenge, from the counts of its sections.
 
-Reference: cell interior against membrane, section by section. Proposal: probability of interior, cut at 11 levels.
-Each measure takes its own best level for the whole stack, after the sections' counts have been pooled.
-Definitions: Arganda-Carreras et al. 2015, and the classes of Fiji's Trainable Segmentation that scored the entries.
+Each measure takes its own best level for the whole stack, after the sections came together: pixel and Rand errors pool
+their counts, V_Rand, V_Info and the shares of wrong pixels are means over the sections. Definitions: Arganda-Carreras
+et al. 2015 and the classes of Fiji's Trainable Segmentation that scored the entries, to whose numbers these are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage, sparse
+from unetcli.metrics.em_counts import (
+    LEVELS,
+    WARPING_LEVELS,
+    LevelCounts,
+    PixelCounts,
+    SectionCounts,
+    above,
+    combine,
+    errors_at,
+    section_counts,
+)
+from unetcli.metrics.partitions import PairCounts
 
-LEVELS = tuple(float(level) for level in np.cumsum([0.0] + [0.1] * 10))
-"""0.0 to 1.0 in steps of 0.1 added up in doubles, as the official loop does: the last is 0.9999999999999999."""
+__all__ = [
+    "LEVELS",
+    "MEASURES",
+    "WARPING_LEVELS",
+    "SectionCounts",
+    "above",
+    "combine",
+    "curves",
+    "errors_at",
+    "looks_inverted",
+    "pixels_at",
+    "ranking",
+    "scores",
+    "section_counts",
+]
+
+Level = Sequence[LevelCounts]
+"""The counts of all sections at one level."""
+Curve = list[float | None]
+"""A score per level of ``LEVELS``; None where it is not defined."""
 
 
 @dataclass(frozen=True, slots=True)
-class PairCounts:
-    """Agreements and disagreements, of pixels or of pairs of pixels; exact integers."""
+class Measure:
+    """A score of a stack at one level."""
 
-    tp: int
-    fp: int
-    fn: int
-
-    def __add__(self, other: PairCounts) -> PairCounts:
-        return PairCounts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
+    at: Callable[[Level], float | None]
+    undefined: str
+    """Why there can be no score at all."""
+    best: Callable[[Iterable[float]], float] = min
 
 
-@dataclass(frozen=True, slots=True)
-class LevelCounts:
-    """What one section adds to the measures at one level."""
+def scores(sections: Collection[SectionCounts]) -> dict[str, Any]:
+    """Scores of a stack, or of one section, each with its level under ``<name>_threshold``.
 
-    pixels: PairCounts
-    disagreement: float
-    """Share of the section's pixels that differ."""
-    rand: PairCounts
-    """Pairs normalised by N^2: a pixel pairs with itself too."""
-    rand_pairs: PairCounts
-    """Pairs of two different pixels."""
-
-
-def section_counts(probability: NDArray[np.float32], interior: NDArray[np.bool_]) -> list[LevelCounts]:
-    """Counts of one section, (y, x) each, at every level of ``LEVELS``."""
-    cells, _ = ndimage.label(interior)  # scipy's default is 4-connected
-    return [level_counts(above(probability, level), interior, cells) for level in LEVELS]
-
-
-def above(probability: NDArray[np.float32], level: float) -> NDArray[np.bool_]:
-    """float32 probability > float64 level, compared in float32: against the largest float32 not above the level."""
-    single = np.float32(level)
-    return probability > (single if float(single) <= level else np.nextafter(single, np.float32(-1)))
-
-
-def level_counts(proposal: NDArray[np.bool_], interior: NDArray[np.bool_], cells: NDArray[np.integer]) -> LevelCounts:
-    """Counts of one binary proposal against the reference and its labelled cells."""
-    tp = int(np.count_nonzero(proposal & interior))
-    fp, fn = int(np.count_nonzero(proposal)) - tp, int(np.count_nonzero(interior)) - tp
-    rand, rand_pairs = rand_counts(cells, ndimage.label(proposal)[0])
-    return LevelCounts(PairCounts(tp, fp, fn), (fp + fn) / proposal.size, rand, rand_pairs)
-
-
-def rand_counts(cells: NDArray[np.integer], segments: NDArray[np.integer]) -> tuple[PairCounts, PairCounts]:
-    """Foreground-restricted pair counts, normalised by N^2 and by pairs of different pixels.
-
-    Only pixels inside reference cells count; those that the proposal calls membrane are each a segment of their own.
+    Undefined: None, with the reason under ``<name>_reason``. Where a number is the official one but says less than
+    one would think, ``<name>_note`` tells.
     """
-    inside = cells > 0
-    a, b = cells[inside], segments[inside]
-    singles = int(np.count_nonzero(b == 0))
-    table = sparse.coo_array((np.ones(a.size, np.int64), (a, b))).tocsr() if a.size else sparse.csr_array((1, 1))
-    joint, a_sizes = table[:, 1:].data if a.size else np.zeros(0, np.int64), np.bincount(a)
-    b_sizes = np.bincount(b)[1:]
-    squares = [int((sizes.astype(np.int64) ** 2).sum()) for sizes in (joint, a_sizes, b_sizes)]
-    together, in_a, in_b = squares[0] + singles, squares[1], squares[2] + singles
-    every = PairCounts(together, in_b - together, in_a - together)
-    n = a.size  # each pixel's pair with itself is together, in both
-    return every, PairCounts((together - n) // 2, every.fp // 2, every.fn // 2)
-
-
-def scores(sections: Sequence[list[LevelCounts]]) -> dict[str, Any]:
-    """Scores of a stack from its sections' counts, each with its level under ``<name>_threshold``.
-
-    ``pixel_error``, ``rand_error`` (N^2), ``rand_error_pairs``: 1 - the best F-score; ``pixel_disagreement``: the
-    smallest mean share of differing pixels. Undefined: None, with the reason under ``<name>_reason``.
-    """
-    stacks = list(zip(*sections, strict=True))  # per level, over the sections
-    curves: dict[str, list[float]] = {
-        "pixel_error": [1 - f_score(total(level, lambda c: c.pixels)) for level in stacks],
-        "pixel_disagreement": [float(np.mean([c.disagreement for c in level])) for level in stacks],
-        "rand_error": [1 - pair_f_score(total(level, lambda c: c.rand)) for level in stacks],
-        "rand_error_pairs": [1 - pair_f_score(total(level, lambda c: c.rand_pairs)) for level in stacks],
-    }
     result: dict[str, Any] = {}
-    for name, curve in curves.items():
+    for name, curve in curves(sections).items():
         result |= _best(name, curve)
+    if result["warping_error"] is not None and not pixels_at(sections, 0.0).proposed:
+        result |= _undefined("warping_error", EMPTY)
+    if not pixels_at(sections, 0.0).interior:
+        result |= {f"{name}_reason": NO_INTERIOR for name in MEASURES if result[name] is None}
+    for name, note in _notes(sections, result).items():
+        result[f"{name}_note"] = note
     return result
 
 
-def total(level: Sequence[LevelCounts], pick: Callable[[LevelCounts], PairCounts]) -> PairCounts:
-    """Counts pooled over the sections."""
-    return sum((pick(counts) for counts in level), PairCounts(0, 0, 0))
+def curves(sections: Collection[SectionCounts]) -> dict[str, Curve]:
+    """Every measure at every level, for a stack or for one section.
+
+    The warping errors have no score at the last level, which the challenge does not use for them.
+    """
+    levels = list(zip(*(section.levels for section in sections), strict=True))
+    return {name: [measure.at(level) for level in levels] for name, measure in MEASURES.items()}
 
 
-def f_score(counts: PairCounts) -> float:
-    """F of pixels; precision is 1 without false positives, recall 1 without false negatives; NaN without interior."""
-    if counts.tp + counts.fn == 0:
-        return float("nan")
-    precision = counts.tp / (counts.tp + counts.fp) if counts.fp else 1.0
-    recall = counts.tp / (counts.tp + counts.fn) if counts.fn else 1.0
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+def pixels_at(sections: Iterable[SectionCounts], level: float) -> PixelCounts:
+    """The confusion of a stack, or of one section, at a level of ``LEVELS``."""
+    place = LEVELS.index(level)
+    return sum((section.levels[place].pixels for section in sections), PixelCounts(0, 0, 0, 0))
 
 
-def pair_f_score(counts: PairCounts) -> float:
-    """F of pairs, 2 tp / (2 tp + fp + fn); NaN where there is no pair."""
-    weight = 2 * counts.tp + counts.fp + counts.fn
-    return 2 * counts.tp / weight if weight else float("nan")
+def ranking(sections: Collection[SectionCounts]) -> float | None:
+    """How often a pixel of interior has a higher probability than one of membrane; ties count half.
+
+    The area under the receiver operating characteristic, from its points at ``LEVELS``: 1 for a perfect map, 0.5
+    without any relation, 0 for a perfect map of the membrane. None if the reference has one of the two only.
+    """
+    stack = [pixels_at(sections, level) for level in LEVELS]
+    interior = stack[0].interior
+    membrane = stack[0].all - interior
+    if not interior or not membrane:
+        return None
+    points = [(1.0, 1.0), *((at.fp / membrane, at.tp / interior) for at in stack), (0.0, 0.0)]
+    return sum((x - u) * (y + v) / 2 for (x, y), (u, v) in itertools.pairwise(points))
 
 
-def _best(name: str, curve: list[float]) -> dict[str, Any]:
-    if np.isnan(curve).all():
-        reason = f"the reference has no {'two pixels of ' if name == 'rand_error_pairs' else ''}interior"
-        return {name: None, f"{name}_threshold": None, f"{name}_reason": reason}
-    place = int(np.nanargmin(curve))
-    return {name: curve[place], f"{name}_threshold": LEVELS[place]}
+def looks_inverted(sections: Collection[SectionCounts]) -> bool:
+    """Was probability of membrane given as that of interior? True if the inverted map is right twice as often.
+
+    Right means: of one pixel of interior and one of membrane, the first has the higher probability.
+    """
+    rank = ranking(sections)
+    return rank is not None and rank < 1 / 3
+
+
+def _pooled(pick: Callable[[LevelCounts], PairCounts]) -> Callable[[Level], float | None]:
+    return lambda level: _error(sum((pick(counts) for counts in level), PairCounts(0, 0, 0)).f_score)
+
+
+def _mean(pick: Callable[[LevelCounts], float | None]) -> Callable[[Level], float | None]:
+    """Over the sections that have a score."""
+
+    def at(level: Level) -> float | None:
+        defined = [score for counts in level if (score := pick(counts)) is not None]
+        return math.fsum(defined) / len(defined) if defined else None
+
+    return at
+
+
+def _error(f_score: float | None) -> float | None:
+    return None if f_score is None else 1 - f_score
+
+
+def _pixel_error(level: Level) -> float | None:
+    return _error(sum((counts.pixels for counts in level), PixelCounts(0, 0, 0, 0)).f_score)
+
+
+def _warping_error(level: Level) -> float | None:
+    """Pixels of splits and mergers, as a share of all."""
+    pixels = sum((counts.pixels for counts in level), PixelCounts(0, 0, 0, 0))
+    errors = [counts.warping for counts in level if counts.warping]
+    if not errors or not pixels.interior:
+        return None
+    return sum(counts.split + counts.merge for counts in errors) / pixels.all
+
+
+def _classic_warping_error(counts: LevelCounts) -> float | None:
+    return counts.warping.total / counts.pixels.all if counts.warping and counts.pixels.all else None
+
+
+def _information(level: Level) -> float | None:
+    """A section without anything to tell counts as 0 among others, as in the official program."""
+    with_interior = [counts.information.f_score for counts in level if counts.pixels.interior]
+    defined = [score for score in with_interior if score is not None]
+    return math.fsum(defined) / len(with_interior) if defined else None
+
+
+NO_INTERIOR = "the reference has no interior"
+EMPTY = "the prediction has no interior at any level, which has no split and no merge"
+MEASURES = {
+    "pixel_error": Measure(_pixel_error, NO_INTERIOR),
+    "pixel_disagreement": Measure(_mean(lambda counts: counts.pixels.disagreement), "there is no pixel to judge"),
+    "rand_error": Measure(_pooled(lambda counts: counts.rand), NO_INTERIOR),
+    "rand_error_pairs": Measure(
+        _pooled(lambda counts: counts.rand_pairs), "no two pixels of reference interior belong together"
+    ),
+    "warping_error": Measure(_warping_error, NO_INTERIOR),
+    "warping_error_classic": Measure(_mean(_classic_warping_error), "there is no pixel to judge"),
+    "v_rand": Measure(_mean(lambda counts: counts.thinned.f_score), NO_INTERIOR, max),
+    "v_info": Measure(_information, "there is nothing to tell apart: reference and prediction are one cell", max),
+}
+"""The challenge's measures. Errors are best at 0, V_Rand and V_Info at 1."""
+
+
+def _best(name: str, curve: Curve) -> dict[str, Any]:
+    """The best of a curve, at the first level that reaches it."""
+    defined = [score for score in curve if score is not None]
+    if not defined:
+        return _undefined(name, MEASURES[name].undefined)
+    best = MEASURES[name].best(defined)
+    return {name: best, f"{name}_threshold": LEVELS[curve.index(best)]}
+
+
+def _undefined(name: str, reason: str) -> dict[str, Any]:
+    return {name: None, f"{name}_threshold": None, f"{name}_reason": reason}
+
+
+def _empty_at(sections: Iterable[SectionCounts], level: float) -> int:
+    """Sections with interior of which the proposal has none."""
+    stack = [pixels_at([section], level) for section in sections]
+    return sum(at.interior > 0 and at.proposed == 0 for at in stack)
+
+
+def _notes(sections: Collection[SectionCounts], found: dict[str, Any]) -> dict[str, str]:
+    """What has to be said beside an official number, by measure."""
+    notes = {name: _note_on_empty(name, sections, found) for name in ("warping_error", "v_rand", "v_info")}
+    bare = sum(not pixels_at([section], 0.0).interior for section in sections)
+    single = sum(section.cells == 1 for section in sections)
+    if bare:
+        for name in ("v_rand", "v_info"):
+            notes[name] += [f"left out: {bare} of {len(sections)} sections, without interior in the reference"]
+    if single:
+        notes["v_info"] += [f"{single} of {len(sections)} sections are one cell, which scores 0 whatever is predicted"]
+    return {name: "; ".join(said) for name, said in notes.items() if said and found[name] is not None}
+
+
+def _note_on_empty(name: str, sections: Collection[SectionCounts], found: dict[str, Any]) -> list[str]:
+    """An empty prediction has no split and no merge, and thinning makes it one cell."""
+    level = found[f"{name}_threshold"]
+    empty = 0 if level is None else _empty_at(sections, level)
+    if not empty:
+        return []
+    said = f"at this level the prediction is empty in {empty} of {len(sections)} sections"
+    if name != "warping_error":
+        return [f"{said}: taken as one cell"]
+    return [f"{said}: no split and no merge there{_best_without_empty(sections)}"]
+
+
+def _best_without_empty(sections: Collection[SectionCounts]) -> str:
+    curve = curves(sections)["warping_error"]
+    full = [(score, level) for score, level in zip(curve, LEVELS, strict=True) if not _empty_at(sections, level)]
+    ranked = sorted((score, level) for score, level in full if score is not None)
+    return "; best of the other levels: {:.6f} at {:.1f}".format(*ranked[0]) if ranked else ""
