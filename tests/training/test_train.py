@@ -15,6 +15,7 @@ from helpers import grey, write_zarr
 
 from unetcli.errors import UnetcliError
 from unetcli.model import load_network, read_header
+from unetcli.signals import Signals
 from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.request import TrainRequest
 from unetcli.training.train import train_model
@@ -41,18 +42,16 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
     )
 
 
-class Stop:
+class Stop(Signals):
     """Asks for an end after some steps."""
 
     def __init__(self, after: int) -> None:
+        super().__init__()
         self.left = after
 
-    def stop(self) -> int | None:
+    def stopping(self) -> bool:
         self.left -= 1
-        return 15 if self.left < 0 else None
-
-    def checkpoint(self) -> bool:
-        return False
+        return self.left < 0
 
 
 def weights(folder: str = "model") -> dict[str, torch.Tensor]:
@@ -100,7 +99,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(request_: T
 
 
 def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> None:
-    stopped = train_model(request_, wishes=Stop(after=12))
+    stopped = train_model(request_, signals=Stop(after=12))
     assert not stopped.finished
     assert 0 < stopped.steps < 30
     assert train_model(request_).finished

@@ -118,19 +118,21 @@ def pairs_of(raw: str | None, labels: str | None, more: list[Any]) -> tuple[tupl
 
 
 def _run(request: TrainRequest, json: bool) -> None:
+    from unetcli.cli.signals import leave
     from unetcli.process import prepare
+    from unetcli.signals import Signals
 
+    signals = Signals().listen()
     prepare()  # before torch is imported
     from dataclasses import asdict
 
     from unetcli.training.train import train_model
 
-    wishes = o.Wishes()
     with talk.progress("tiles") as report:
-        summary = train_model(request, report, wishes)
+        summary = train_model(request, report, signals)
     talk.say(summary.sentence)
     if summary.finished:
         talk.say(summary.advice)
     o.print_json(asdict(summary)) if json else typer.echo(summary.model)
     if not summary.finished:
-        raise typer.Exit(o.INCOMPLETE)
+        leave(signals)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from unetcli.files import remove_aside, replacing
 from unetcli.pictures import draw_samples
+from unetcli.training.figures import Judged
 from unetcli.training.folder import TrainingFolder
-from unetcli.training.validation import Judged
 
 if TYPE_CHECKING:
     from unetcli.training.learner import Learner

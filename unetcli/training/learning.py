@@ -17,16 +17,18 @@ from unetcli import __version__
 from unetcli.errors import UnetcliError
 from unetcli.model import Intensity, ModelHeader, save_model
 from unetcli.network import folded
+from unetcli.signals import Signals
 from unetcli.streams import prefetch
 from unetcli.training.album import draw_look, draw_seen, forget_looks, tell_tensorboard
 from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.corpus import Corpus
+from unetcli.training.figures import Validation, better
 from unetcli.training.folder import TrainingFolder
 from unetcli.training.learner import Learner, batches
 from unetcli.training.sampling import Sampler
 from unetcli.training.settings import TrainingConfig
 from unetcli.training.survey import Survey
-from unetcli.training.validation import Validation, Validator, better
+from unetcli.training.validation import Validator
 from unetcli.training.world import World
 
 log = logging.getLogger(__name__)
@@ -41,26 +43,6 @@ class Report(Protocol):
     """Told how many tiles are done, of how many, and how it goes."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
-
-
-class Wishes(Protocol):
-    """What the outside world asks of a training."""
-
-    def stop(self) -> int | None:
-        """A true value once an orderly end is wanted."""
-
-    def checkpoint(self) -> bool:
-        """Whether a checkpoint was asked for since the last call."""
-
-
-class NoWishes:
-    """Nobody asks for anything."""
-
-    def stop(self) -> int | None:
-        return None
-
-    def checkpoint(self) -> bool:
-        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +79,8 @@ class Training:
         """Whether all steps are done, or patience is at its end."""
         return state.step >= steps or (self.manner.patience is not None and state.looks_since_best >= self.manner.patience)
 
-    def run(self, steps: int, report: Report, wishes: Wishes) -> Checkpoint:
-        """Go on from the last checkpoint to ``steps`` steps, or until an end is wished for."""
+    def run(self, steps: int, report: Report, signals: Signals) -> Checkpoint:
+        """Go on from the last checkpoint to ``steps`` steps, or until a signal asks for an end."""
         course = Course(self, steps, report)
         state = course.begin()
         if self.is_over(state, steps):
@@ -108,11 +90,11 @@ class Training:
         with closing(prefetch(batches(course.learner, course.sampler, numbers), BATCHES_AHEAD)) as stream:
             for number, batch in zip(numbers, stream, strict=True):
                 course.losses.append(course.learner.step(batch, number))
-                done, stop = number + 1, self.world.any(bool(wishes.stop()))
+                done, stop = number + 1, self.world.any(signals.stopping())
                 course.tell(done)
                 if done % self.config.validate_every == 0 or done == steps:
                     course.look(done)
-                elif stop or wishes.checkpoint() or course.checkpoint_is_due():
+                elif stop or signals.checkpoint() or course.checkpoint_is_due():
                     course.keep(done)
                 if stop or self.is_over(course.state, steps):
                     break

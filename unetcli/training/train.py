@@ -13,8 +13,9 @@ import torch
 from unetcli.device import cpu_threads
 from unetcli.files import require_apart, telling_unwritable
 from unetcli.network import UNet
+from unetcli.signals import Signals
 from unetcli.training.folder import TrainingFolder
-from unetcli.training.learning import NoWishes, Report, Training, Wishes
+from unetcli.training.learning import Report, Training
 from unetcli.training.request import TrainRequest
 from unetcli.training.resolve import MINUTES, PAPER, resolve_steps, resolve_training
 from unetcli.training.settings import TrainingConfig
@@ -70,8 +71,12 @@ class TrainSummary:
         return f"to use it{threshold}: unetcli predict VOLUME{named}"
 
 
+def silent(done: int, total: int, note: str = "") -> None:
+    """Nobody looks."""
+
+
 def train_model(
-    request: TrainRequest, report: Report = lambda done, total, note="": None, wishes: Wishes = NoWishes()  # noqa: B008
+    request: TrainRequest, report: Report = silent, signals: Signals | None = None
 ) -> TrainSummary:
     """Train a network on annotated images; goes on where an earlier call stopped.
 
@@ -85,7 +90,7 @@ def train_model(
     with world.joined(), ExitStack() as stack, telling_unwritable(request.output):
         training, goal = resolve(request, world)
         world.first(lambda: claim(request, training, goal, stack))
-        return finish(training, goal, report if world.is_first else lambda done, total, note="": None, wishes)
+        return finish(training, goal, report if world.is_first else silent, signals or Signals())
 
 
 def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
@@ -123,13 +128,13 @@ def claim(request: TrainRequest, training: Training, goal: int, stack: ExitStack
     folder.freeze(training.config, goal)
 
 
-def finish(training: Training, goal: int, report: Report, wishes: Wishes) -> TrainSummary:
+def finish(training: Training, goal: int, report: Report, signals: Signals) -> TrainSummary:
     """Train what is left to train, draw the curves, sum up."""
     from unetcli.pictures import draw_curves
 
     before = training.folder.load_checkpoint()
     found_finished = before is not None and training.is_over(before, goal)
-    state = before if before and found_finished else training.run(goal, report, wishes)
+    state = before if before and found_finished else training.run(goal, report, signals)
     rows = training.folder.rows()
     if training.world.is_first and (not found_finished or not training.folder.curves.exists()):
         draw_curves(rows, training.folder.curves)
