@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from unetcli.files import replacing
 
 DOTS_PER_INCH = 100
+SAMPLES_PER_ROW = 4
+IGNORED = 255
+"""Class of pixels without truth."""
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
@@ -51,6 +54,55 @@ def draw_sections(columns: dict[str, Sequence[NDArray[Any]]], file: Path) -> Non
             axes[row, place].imshow(section, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
             axes[row, place].set_axis_off()
     _save(figure, file)
+
+
+def draw_samples(
+    images: NDArray[np.floating], classes: NDArray[np.integer], weights: NDArray[np.floating], file: Path
+) -> None:
+    """What the network sees: tiles with the outlines of the classes, and below each the weights of the loss.
+
+    Parameters
+    ----------
+    images : (sample, c, tile, tile)
+        Normalised; all are shown with the same black and white, so that changes of grey values show.
+    classes, weights : (sample, output, output)
+        Of the centre of each tile, which is framed; the rest is context. Class 255 is ignored.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    columns = min(len(images), SAMPLES_PER_ROW)
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.8, 7.2 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for place in axes.flat:
+        place.set_axis_off()
+    grey, heaviest = np.percentile(images, (0.5, 99.5)), float(np.percentile(weights, 99.9))
+    colours = colormaps["inferno"].with_extremes(bad="0.6")
+    for number, (image, truth, weight) in enumerate(zip(images, classes, weights, strict=True)):
+        row, column = divmod(number, columns)
+        _draw_tile(axes[2 * row, column], image, truth, grey)
+        below, known = axes[2 * row + 1, column], np.where(truth == IGNORED, np.nan, weight)
+        shown = below.imshow(known, cmap=colours, vmin=0, vmax=heaviest)
+    figure.colorbar(shown, ax=axes, shrink=0.4, pad=0.01, extend="max", label="weight in the loss (grey: ignored)")
+    figure.suptitle("training samples: tile, its output framed and the classes outlined; below, weights of the output")
+    _save(figure, file)
+
+
+def _draw_tile(axes: Any, image: NDArray[Any], truth: NDArray[Any], grey: NDArray[Any]) -> None:
+    """One tile (c, y, x), up to three channels as colours, with the outlines of each class of its centre."""
+    from matplotlib.patches import Rectangle
+
+    low, high = grey
+    shown = np.clip((image[:3] - low) / max(high - low, 1e-6), 0, 1)
+    colours = np.moveaxis(np.pad(shown, [(0, 3 - len(shown)), (0, 0), (0, 0)]), 0, -1) if len(shown) > 1 else shown[0]
+    axes.imshow(colours, cmap="gray", vmin=0, vmax=1)
+    edge = (image.shape[-1] - truth.shape[-1]) // 2
+    inside = edge + np.arange(truth.shape[-1])
+    for number in set(np.unique(truth).tolist()) - {0, IGNORED}:
+        axes.contour(inside, inside, truth == number, [0.5], colors=[f"C{number % 10}"], linewidths=1.1)
+    corner = (edge - 0.5, edge - 0.5)
+    axes.add_patch(Rectangle(corner, len(inside), len(inside), facecolor="none", edgecolor="white", linewidth=1))
 
 
 def _save(figure: Any, file: Path) -> None:
