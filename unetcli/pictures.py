@@ -31,7 +31,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
         left.plot(at, [row["validation_loss"] for row in looked], label="held out", color="tab:orange")
         right.plot(at, [row["pixel_disagreement"] for row in looked], color="tab:orange", marker=".")
         best = min(looked, key=lambda row: row["pixel_disagreement"])
-        right.plot(best["step"], best["pixel_disagreement"], "o", color="tab:red", label=f"best: {best['pixel_disagreement']:.4f}")
+        error = best["pixel_disagreement"]
+        right.plot(best["step"], error, "o", color="tab:red", label=f"best: {error:.4f}")
         right.legend(frameon=False)
         right.set_ylim(bottom=0)
     left.set(xlabel="step", ylabel="weighted cross-entropy", title="loss")

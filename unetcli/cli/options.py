@@ -30,12 +30,12 @@ RawArgument = Annotated[str | None, typer.Argument(metavar="RAW", help="Images: 
 LabelsArgument = Annotated[str | None, typer.Argument(metavar="LABELS", help="Annotation of the same voxels.")]
 PairOption = Annotated[
     list[Any] | None,
-    typer.Option(parser=lambda words: words, metavar="RAW LABELS", help="One more pair of images and labels; repeatable."),
-]  # fmt: skip
+    typer.Option(parser=lambda words: words, metavar="RAW LABELS", help="One more pair of both; repeatable."),
+]
 TrainingOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of model, checkpoint, log and pictures.")]
 RecipeOption = Annotated[
-    str | None, typer.Option(help="paper: SGD with momentum 0.99, as published; fast (by itself): sooner at a good result.")
-]  # fmt: skip
+    str | None, typer.Option(help="paper: SGD with momentum 0.99, as published; fast: sooner at a good result.")
+]
 StepsOption = Annotated[
     int | None, typer.Option(help="Training steps; by itself what takes 20 minutes on a CPU, 20000 on a GPU.")
 ]
@@ -60,13 +60,13 @@ PartialOption = Annotated[
     int | None, typer.Option(metavar="M", help="Not all is annotated: background counts within M px of what is drawn.")
 ]
 KeepEmptyOption = Annotated[
-    bool | None, typer.Option("--keep-empty/--leave-empty", help="Sections with nothing drawn are background; else left out.")
-]  # fmt: skip
+    bool | None, typer.Option("--keep-empty/--leave-empty", help="Sections with nothing drawn count as background.")
+]
 W0Option = Annotated[float | None, typer.Option("--w0", help="Extra weight between close objects: 10; 0 is off.")]
 SigmaOption = Annotated[float | None, typer.Option(help="Its reach in pixels: 5.")]
 EverywhereOption = Annotated[
-    bool | None, typer.Option("--weights-everywhere/--weights-background", help="On objects too, not only on background.")
-]  # fmt: skip
+    bool | None, typer.Option("--weights-everywhere/--weights-background", help="On objects too, not only around.")
+]
 BalanceOption = Annotated[
     bool | None, typer.Option("--balance/--no-balance", help="Classes weigh the same in all; else pixels do.")
 ]
@@ -79,7 +79,7 @@ ValidationOption = Annotated[
 AugmentOption = Annotated[
     bool, typer.Option("--augment/--no-augment", help="Deform, turn and change tiles; the options below say how much.")
 ]
-ElasticOption = Annotated[float | None, typer.Option(help="Displacements on a 3 x 3 grid, standard deviation in px: 10.")]
+ElasticOption = Annotated[float | None, typer.Option(help="Displacements on a 3 x 3 grid, in px: 10.")]
 RotationOption = Annotated[float | None, typer.Option(help="Largest angle either way, in degrees: 180.")]
 FlipOption = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the tiles.")]
 ScaleOption = Annotated[float | None, typer.Option(help="Largest change of size: 0.1 is up to 10 % either way.")]
@@ -100,13 +100,13 @@ EmaOption = Annotated[float | None, typer.Option(help="Decay of the average of t
 TrainingPrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="float32 or bfloat16; by itself bfloat16 where the device has it.")
 ]
-CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the network first (minutes; needs a compiler).")]
+CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the network first; needs a C++ compiler.")]
 SelectOption = Annotated[
     str | None,
     typer.Option(help="Keep the model best by pixel_disagreement, pixel_error, rand_error, iou or seg."),
 ]
-PatienceOption = Annotated[int | None, typer.Option(metavar="LOOKS", help="End after so many looks without a better one.")]
-ValidateEveryOption = Annotated[int | None, typer.Option(metavar="STEPS", help="Between looks at what is held out: 200.")]
+PatienceOption = Annotated[int | None, typer.Option(metavar="LOOKS", help="End after so many without a better one.")]
+ValidateEveryOption = Annotated[int | None, typer.Option(metavar="STEPS", help="Between two looks: 200.")]
 CheckpointOption = Annotated[float, typer.Option(metavar="MINUTES", help="Between checkpoints, at most.")]
 TensorboardOption = Annotated[bool, typer.Option("--tensorboard", help="Also for TensorBoard, in OUTPUT/tensorboard.")]
 TrainingDryRunOption = Annotated[

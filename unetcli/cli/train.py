@@ -114,7 +114,7 @@ def pairs_of(raw: str | None, labels: str | None, more: list[Any]) -> tuple[tupl
     if raw is not None and labels is None:
         raise UnetcliError(f"{raw}: LABELS are missing; unetcli train RAW LABELS")
     first = [(raw, labels)] if raw is not None and labels is not None else []
-    return tuple([*first, *((str(one), str(two)) for one, two in more)])
+    return (*first, *((str(one), str(two)) for one, two in more))
 
 
 def _run(request: TrainRequest, json: bool) -> None:

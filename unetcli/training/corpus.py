@@ -48,8 +48,7 @@ class Annotated:
     @classmethod
     def lay(cls, raw: Volume, labels: Volume, rules: TruthRules, channel: int | None) -> Annotated:
         """Both together; small ones are read into memory, larger ones by chunk."""
-        held = [v.in_memory() if v.array.size * v.dtype.itemsize <= IN_MEMORY_BYTES else cached(v) for v in (raw, labels)]
-        return cls(held[0], held[1], rules, channel)
+        return cls(near(raw), near(labels), rules, channel)
 
     @cached_property
     def lessons(self) -> Lessons:
@@ -81,7 +80,7 @@ class Annotated:
         """Whether nothing is drawn in the section that a plane is of; huge sections are taken not to be."""
         lead = plane.start[:-2]
         if lead not in self._empty:
-            whole = Box(lead + (0, 0), tuple(n + 1 for n in lead) + self.labels.extent[-2:])
+            whole = Box((*lead, 0, 0), tuple(n + 1 for n in lead) + self.labels.extent[-2:])
             small = whole.size <= LARGEST_LOOKED_THROUGH
             self._empty[lead] = small and is_empty(self.labels.read(whole).reshape(whole.shape[-2:]), self.rules)
         return self._empty[lead]
@@ -98,11 +97,7 @@ class Corpus:
 
     @classmethod
     def lay(cls, pairs: Sequence[Annotated], sections: Ranges, validation: Ranges, *, keep_empty: bool) -> Corpus:
-        parts = [
-            tuple(Part(n, pair.raw.sections(*ends)) for n, (pair, ends) in enumerate(zip(pairs, ranges, strict=True)) if ends[0] < ends[1])
-            for ranges in (sections, validation)
-        ]  # fmt: skip
-        return cls(tuple(pairs), parts[0], parts[1], keep_empty)
+        return cls(tuple(pairs), parts_of(pairs, sections), parts_of(pairs, validation), keep_empty)
 
     def planes(self, parts: Sequence[Part]) -> Iterator[tuple[Annotated, Box]]:
         """Every section of parts in which there is truth, with its pair."""
@@ -123,6 +118,18 @@ class Corpus:
     def channels(self) -> int:
         """Channels that the network sees."""
         return self.raw.channels if self.pairs[0].channel is None else 1
+
+
+def near(volume: Volume) -> Volume:
+    """The volume in memory, or the chunks of it used last where it is too large."""
+    small = volume.array.size * volume.dtype.itemsize <= IN_MEMORY_BYTES
+    return volume.in_memory() if small else cached(volume)
+
+
+def parts_of(pairs: Sequence[Annotated], ranges: Ranges) -> tuple[Part, ...]:
+    """The sections named, of the pairs that have any."""
+    both = enumerate(zip(pairs, ranges, strict=True))
+    return tuple(Part(n, pair.raw.sections(*ends)) for n, (pair, ends) in both if ends[0] < ends[1])
 
 
 def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:

@@ -173,7 +173,8 @@ def versions() -> dict[str, str | None]:
 
 def revision() -> str | None:
     """The commit of the checkout that unetcli runs from, with ``+`` where files were changed; None elsewhere."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    here = str(Path(__file__).parent)
+    command = ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):

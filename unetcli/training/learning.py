@@ -77,7 +77,8 @@ class Training:
 
     def is_over(self, state: Checkpoint, steps: int) -> bool:
         """Whether all steps are done, or patience is at its end."""
-        return state.step >= steps or (self.manner.patience is not None and state.looks_since_best >= self.manner.patience)
+        patience = self.manner.patience
+        return state.step >= steps or (patience is not None and state.looks_since_best >= patience)
 
     def run(self, steps: int, report: Report, signals: Signals) -> Checkpoint:
         """Go on from the last checkpoint to ``steps`` steps, or until a signal asks for an end."""
@@ -162,8 +163,7 @@ class Course:
         training, before = self.training, self.state
         result, shown = self.validator(self.learner.kept)
         value = result.selected if result else None
-        wins = value is None if before.best is None else False
-        wins = wins or (value is not None and (before.best is None or better(training.config.select, value, before.best)))
+        wins = before.best is None or (value is not None and better(training.config.select, value, before.best))
         if wins:
             save_model(training.folder.model, folded(self.learner.kept), header(training, done, result))
         row: dict[str, Any] = {"step": done, "loss": round(float(np.mean(self._floats())), 6), "best": wins}

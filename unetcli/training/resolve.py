@@ -41,7 +41,10 @@ LOOKS = 200
 
 
 def resolve_training(
-    request: TrainRequest, folder: TrainingFolder, frozen: TrainingConfig | None, world: World = World()  # noqa: B008
+    request: TrainRequest,
+    folder: TrainingFolder,
+    frozen: TrainingConfig | None,
+    world: World = World(),  # noqa: B008
 ) -> Training:
     """Configuration and data of a request; what it leaves open is as in the frozen configuration, if there is one.
 
@@ -76,7 +79,7 @@ def resolve_training(
         augmentation=resolve_augmentation(request, frozen),
         optimisation=optimisation,
         precision=resolve_precision(request, frozen, device),
-        select=require_measure(chosen(request.select, frozen.select if frozen else None, "pixel_disagreement"), architecture),
+        select=resolve_measure(request, frozen, architecture),
         validate_every=chosen(request.validate_every, frozen.validate_every if frozen else None, LOOKS),
         seed=request.seed,
         channel=request.channel,
@@ -89,9 +92,7 @@ def resolve_training(
         compiled=request.compile,
         tensorboard=request.tensorboard,
     )
-    return Training(
-        config=config, corpus=corpus, found=found, folder=folder, device=device, world=world, manner=manner
-    )
+    return Training(config=config, corpus=corpus, found=found, folder=folder, device=device, world=world, manner=manner)
 
 
 def chosen(asked: T | None, frozen: T | None, otherwise: T) -> T:
@@ -255,8 +256,9 @@ def resolve_precision(request: TrainRequest, frozen: TrainingConfig | None, devi
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
-def require_measure(measure: str, architecture: Architecture) -> str:
-    """Refuse a measure of two classes for more."""
+def resolve_measure(request: TrainRequest, frozen: TrainingConfig | None, architecture: Architecture) -> str:
+    """What the model is chosen by; a measure of two classes is refused for more."""
+    measure = chosen(request.select, frozen.select if frozen else None, "pixel_disagreement")
     if architecture.classes > 2 and measure not in ("pixel_disagreement", "iou"):
         raise UnetcliError(
             f"--select {measure}: of two classes only; with {architecture.classes}, pixel_disagreement or iou"

@@ -115,4 +115,3 @@ def window(centre: tuple[int, ...], side: int) -> Box:
     """The square of one section around a pixel; it may reach outside."""
     lead, corner = centre[:-2], tuple(c - side // 2 for c in centre[-2:])
     return Box(lead + corner, tuple(n + 1 for n in lead) + tuple(c + side for c in corner))
-

@@ -75,9 +75,7 @@ def silent(done: int, total: int, note: str = "") -> None:
     """Nobody looks."""
 
 
-def train_model(
-    request: TrainRequest, report: Report = silent, signals: Signals | None = None
-) -> TrainSummary:
+def train_model(request: TrainRequest, report: Report = silent, signals: Signals | None = None) -> TrainSummary:
     """Train a network on annotated images; goes on where an earlier call stopped.
 
     Raises
@@ -165,9 +163,8 @@ def announce(training: Training, goal: int) -> None:
     size = f"depth {a.depth}, {a.base_channels} channels{norm} ({parameters(config):,} parameters)"
     log.info("%s, %s: U-Net of %s, tile %d", config.device, config.precision, size, config.tile)
     batch = f", batch of {o.batch_size}" if o.batch_size > 1 else ""
-    log.info(
-        "recipe %s: %s, learning rate %g (%s)%s; %d steps", config.recipe, o.optimizer, o.learning_rate, o.schedule, batch, goal
-    )  # fmt: skip
+    course = f"{o.optimizer}, learning rate {o.learning_rate:g} ({o.schedule}){batch}"
+    log.info("recipe %s: %s; %d steps", config.recipe, course, goal)
     log.info("sections %s, %s", ranges_text(config.sections), held_out_text(config))
     if found.left_out:
         log.info("%d of them left out: nothing is drawn there (--keep-empty keeps them)", found.left_out)
@@ -198,7 +195,7 @@ def held_out_text(config: TrainingConfig) -> str:
 def announce_choice(config: TrainingConfig, *, timed: bool, minutes: float | None) -> None:
     """What was chosen on a CPU, and how to have the paper's network instead."""
     a = config.architecture
-    if PAPER != {"depth": a.depth, "base_channels": a.base_channels}:
+    if (a.depth, a.base_channels) != tuple(PAPER.values()):
         course = f" for about {minutes or MINUTES:g} minutes" if timed else ""
         log.info(
             "chosen for a CPU: a small network%s; the paper's: --recipe paper --depth 4 --base-channels 64 --tile 572",

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from unetcli.device import cpu_threads
+from unetcli.geometry import Box
 from unetcli.inference import Predictor, predict_blocks
 from unetcli.network import UNet
 from unetcli.planning.plan import Choices, Plan, Sources
 from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan
-from unetcli.geometry import Box
 from unetcli.training.corpus import Corpus
 from unetcli.training.figures import Judged, Sums, Validation
 from unetcli.training.settings import TrainingConfig
