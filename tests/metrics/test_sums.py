@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -32,6 +33,17 @@ def test_the_total_of_a_stack_is_the_sum_of_its_units() -> None:
     stack = CellSums.stacked([one, other, third])
     assert stack.total().to_dict() == (one + other + third).to_dict()
     assert stack.taken([0, 2]).total().to_dict() == (one + third).to_dict()
+
+
+def test_stacks_are_joined_in_order() -> None:
+    one, other, third = frames(3)
+    joined = CellSums.joined([CellSums.stacked([one, other]), CellSums.stacked([third])])
+    assert joined.to_dict() == CellSums.stacked([one, other, third]).to_dict()
+
+
+def test_sums_travel_to_other_processes() -> None:
+    (one,) = frames(1)
+    assert pickle.loads(pickle.dumps(one)).to_dict() == one.to_dict()
 
 
 def test_resampling_weighs_the_units() -> None:

@@ -28,7 +28,7 @@ Labels = NDArray[np.integer]
 
 def scored(challenge: Challenge) -> dict[str, Any]:
     frames, markers = (
-        [CellSums.of(pair.table) for pair in pairs] for pairs in (challenge.pairs(), challenge.marker_pairs())
+        [CellSums.of(pair.table()) for pair in pairs] for pairs in (challenge.pairs(), challenge.marker_pairs())
     )
     return scores(frames, markers=markers, partial=challenge.is_partial())
 
@@ -83,6 +83,12 @@ def test_a_whole_truth_gives_every_score(sequence: Path) -> None:
     found = scored(challenge)
     assert (found["seg"], found["precision"], found["recall"]) == (pytest.approx(5 / 6), 1, pytest.approx(5 / 6))
     assert found["det"] == pytest.approx(1 - 10 / 60)
+
+
+def test_ignored_values_of_the_truth_count_nowhere(sequence: Path) -> None:
+    pair, _ = open_challenge(sequence / "01_RES", sequence / "01_GT").pairs()
+    assert scores([CellSums.of(pair.table())])["seg"] == pytest.approx(2 / 3)
+    assert scores([CellSums.of(pair.table(ignore=2))])["seg"] == 1
 
 
 def test_only_frames_with_drawn_objects_count_for_seg_and_all_marked_ones_for_det(sequence: Path) -> None:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from unetcli.metrics.contingency import NOTHING, Contingency, Overlaps
 from unetcli.metrics.sums import Sums, listed, quotient, stated
 
-TWENTIETHS = np.arange(10, 20)
-THRESHOLDS = tuple((TWENTIETHS / 20).tolist())
+TWENTIETHS = range(10, 20)
+THRESHOLDS = tuple(k / 20 for k in TWENTIETHS)
 """0.5 to 0.95 in steps of 0.05; as twentieths they compare exactly with an overlap, which is a ratio of integers."""
 MISSED, MERGED, SPURIOUS = 10, 5, 1
 """What it costs to put a detection right: add a missed object, part a merged one, delete a spurious one."""
@@ -100,7 +100,7 @@ class CellSums(Sums):
         covered = np.bincount(rows[covering], minlength=references.size)
         covers = np.bincount(columns[covering], minlength=results.size)
         iou = overlaps.shared / overlaps.unions
-        matched = 20 * overlaps.shared[:, None] > TWENTIETHS * overlaps.unions[:, None]
+        matched = [20 * overlaps.shared > k * overlaps.unions for k in TWENTIETHS]
         units = references[rows]
         return cls(
             references=by_unit(references, np.ones(references.size)),
@@ -109,8 +109,8 @@ class CellSums(Sums):
             missed=by_unit(references, covered == 0),
             merged=by_unit(results, np.maximum(covers - 1, 0)),
             spurious=by_unit(results, covers == 0),
-            matches=np.stack([by_unit(units, at) for at in matched.T], axis=-1),
-            matched_iou=by_unit(units, iou * matched[:, 0]),
+            matches=np.stack([by_unit(units, at) for at in matched], axis=-1),
+            matched_iou=by_unit(units, iou * matched[0]),
         )
 
 

@@ -60,8 +60,7 @@ class Contingency:
         order = pair_order(reference, result)
         reference, result, counts = reference[order], result[order], counts[order]
         starts = run_starts(reference, result)
-        sums = np.add.reduceat(counts, starts) if starts.size else counts
-        return cls(reference[starts], result[starts], sums.astype(np.int64))
+        return cls(reference[starts], result[starts], summed_runs(counts, starts))
 
     @classmethod
     def total(cls, tables: Sequence[Contingency]) -> Contingency:
@@ -109,22 +108,38 @@ class Overlaps:
 
 def sizes(labels: Labels, counts: Counts) -> tuple[Labels, NDArray[np.intp], Counts]:
     """Labels that are not 0, sorted; the place of each entry among them (-1: background); pixels of each."""
-    found, places = np.unique(labels, return_inverse=True)
-    pixels = np.bincount(places, weights=counts, minlength=found.size).astype(np.int64)  # exact below 2^53 pixels
-    background = int(found.size > 0 and found[0] == 0)
-    return found[background:], places - background, pixels[background:]
+    order = np.argsort(labels, kind="stable")  # of the reference, in order already, as fast as a copy
+    ordered = labels[order]
+    starts = run_starts(ordered)
+    found, background = ordered[starts], int(labels.size > 0 and ordered[0] == 0)
+    places = np.empty(labels.size, np.intp)
+    places[order] = np.repeat(np.arange(starts.size) - background, np.diff(starts, append=labels.size))
+    return found[background:], places, summed_runs(counts[order], starts)[background:]
 
 
-def run_starts(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.intp]:
-    """Where a pair of values differs from the one before it.
+def run_starts(*columns: NDArray[Any]) -> NDArray[np.intp]:
+    """Where a row of one or more columns of values differs from the one before it.
 
     >>> run_starts(np.array([4, 4, 4, 7]), np.array([1, 1, 2, 2])).tolist()
     [0, 2, 3]
     """
-    changes = np.ones(a.size, np.bool_)
-    np.not_equal(a[1:], a[:-1], out=changes[1:])
-    changes[1:] |= b[1:] != b[:-1]
+    changes = np.ones(columns[0].size, np.bool_)
+    changes[1:] = False
+    for column in columns:
+        changes[1:] |= column[1:] != column[:-1]
     return np.flatnonzero(changes)
+
+
+def marginal(labels: Labels, counts: Counts) -> Counts:
+    """Pixels of each label that occurs, background included, in the order of labels."""
+    order = np.argsort(labels, kind="stable")
+    return summed_runs(counts[order], run_starts(labels[order]))
+
+
+def summed_runs(counts: Counts, starts: NDArray[np.intp]) -> Counts:
+    """Sum of each run; there may be none, which ``reduceat`` does not take."""
+    sums: Counts = np.add.reduceat(counts, starts) if starts.size else counts
+    return sums
 
 
 def pair_order(a: Labels, b: Labels) -> NDArray[np.intp]:

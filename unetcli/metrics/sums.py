@@ -27,6 +27,11 @@ class Sums:
         """Sums of n units, of which there is one at least, as one value whose fields are (n, ...)."""
         return cls(*(np.stack([getattr(unit, field.name) for unit in units]) for field in fields(cls)))
 
+    @classmethod
+    def joined(cls, stacks: Sequence[Self]) -> Self:
+        """Stacks, of which there is one at least, one after the other: the objects of all frames."""
+        return cls(*(np.concatenate([getattr(stack, field.name) for stack in stacks]) for field in fields(cls)))
+
     def total(self) -> Self:
         """Sum over the units of a stack."""
         return self._made(lambda name: getattr(self, name).sum(axis=0))

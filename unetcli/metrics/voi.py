@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.metrics.contingency import NOTHING, Contingency, Labels
+from unetcli.metrics.contingency import NOTHING, Contingency, marginal
 from unetcli.metrics.sums import Sums, quotient, stated
 
 Numbers = NDArray[Any]
@@ -70,12 +70,6 @@ class VoiSums(Sums):
             pairs(background.sum(keepdims=True)),
         )
         return cls(*map(np.asarray, sums))
-
-
-def marginal(labels: Labels, counts: Numbers) -> Numbers:
-    """Pixels of each label."""
-    _, places = np.unique(labels, return_inverse=True)
-    return np.bincount(places, counts) if labels.size else counts
 
 
 def n_ln_n(counts: Numbers) -> float:

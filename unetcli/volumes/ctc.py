@@ -56,9 +56,9 @@ class FramePair:
     reference: Labels
     result: Labels
 
-    @property
-    def table(self) -> Contingency:
-        return Contingency.of(self.reference, self.result)
+    def table(self, ignore: int | None = None) -> Contingency:
+        """Pixels of each pair of labels; pixels whose reference is ``ignore`` count nowhere."""
+        return Contingency.of(self.reference, self.result, ignore=ignore)
 
 
 class Frames(Protocol):
