@@ -14,7 +14,7 @@ import unetcli
 
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
-    "errors files geometry footprint streams process ranges machine toml",
+    "errors files geometry footprint streams process ranges machine toml signals",
     "architecture batchnorm config planning.plan planning.planner planning.pyramid_plan planning.estimate "
     "planning.pace training.request training.recipes training.targets training.border training.augment lock "
     "runs.receipts runs.paces runs.troubles runs.heartbeat network training.loss device metrics metrics.em "
@@ -32,9 +32,9 @@ LAYERS = [
     "planning.probe planning.preview executors executors.contract executors.local executors.tls executors.dask "
     "executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker executors.slurm "
     "executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "
-    "executors.slurm_submit executors.slurm_watch executors.slurm_word",
+    "executors.slurm_requeue executors.slurm_submit executors.slurm_watch executors.slurm_word",
     "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.verify cli.worker "
-    "cli.configfile",
+    "cli.configfile cli.signals",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}

@@ -1,0 +1,208 @@
+"""A command that is a SLURM job of its own goes back into the queue at its time limit, and continues there.
+
+All that these tests know of the command is in ``command``, ``AT_WORK`` and ``Job.steps``: a stand-in that takes steps.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from slurm.cluster import SlurmCluster, until
+
+ROOT = Path(__file__).parents[2]
+AT_WORK = "at work"
+"""What the command says once it listens to signals."""
+NAME = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+BIRTH = f'echo "${{SLURM_RESTART_COUNT:-0}}" >> "lives.{NAME}"'
+ENOUGH = 100_000
+"""Steps that no test waits for."""
+QUEUE_SECONDS = 7
+"""A requeued job is PENDING for as long before it runs again; one that shall not come back is watched for less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job whose every life begins with a line in a file."""
+
+    cluster: SlurmCluster
+    place: Path
+    id: str
+
+    @property
+    def lives(self) -> list[str]:
+        """``SLURM_RESTART_COUNT`` of each."""
+        file = self.place / f"lives.{self.id}"
+        return file.read_text().split() if file.exists() else []
+
+    @property
+    def log(self) -> str:
+        return "".join(file.read_text() for file in self.place.glob(f"*-{self.id}[._]*log"))
+
+    @property
+    def state(self) -> str:
+        return self.cluster.state(self.id)
+
+    @property
+    def restarts(self) -> int:
+        """As SLURM counts them, from the moment one is asked for."""
+        told = self.cluster.call("scontrol", "show", "job", "-o", self.id)
+        return int(told.partition("Restarts=")[2].split()[0])
+
+    def steps(self, task: int = 0) -> int:
+        """In the last checkpoint."""
+        return int((self.place / f"checkpoint.{task}").read_text())
+
+    def is_at_work(self, life: int = 0, tasks: int = 1) -> None:
+        """Wait until it is, for so many times."""
+        times = tasks * (life + 1)
+        until(lambda: self.log.count(AT_WORK) == times, f"life {life} of {self.id} to begin: {self.state} {self.log}")
+
+    def signal(self, name: str, *how: str) -> None:
+        self.cluster.call("scancel", f"--signal={name}", *how, self.id)
+
+    def stays(self, *states: str) -> None:
+        """It ends, and does not come back."""
+        until(lambda: self.state in states, f"{self.id} to end ({self.state}), {self.log}")
+        deadline = time.monotonic() + QUEUE_SECONDS
+        while time.monotonic() < deadline:
+            assert self.state in states
+            time.sleep(0.2)
+        assert self.lives == ["0"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(place: Path, steps: int) -> str:
+    return f"{sys.executable} -m slurm.steps {place} {steps}"
+
+
+def submit(slurm: SlurmCluster, place: Path, line: str, *options: str) -> Job:
+    """A batch script of one line."""
+    script = place / "job.sh"
+    script.write_text(f"#!/bin/bash\n{BIRTH}\n{line}\n")
+    words = ["--mem=300M", "--output=job-%A_%a.log", "--open-mode=append", *options]
+    return Job(cluster=slurm, place=place, id=slurm.call("sbatch", "--parsable", *words, str(script)))
+
+
+def submit_ours(slurm: SlurmCluster, place: Path, script: str, *options: str) -> Job:
+    """A script of ``slurm/`` as it lies there, with a stand-in for ``unetcli`` on its PATH."""
+    stand_in = place / "bin" / "unetcli"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/bash\n{BIRTH}\nexec {command(place, ENOUGH)}\n")
+    stand_in.chmod(0o755)
+    path = f"--export=ALL,PATH={stand_in.parent}{os.pathsep}{slurm.environment['PATH']}"
+    words = ["--mem=300M", "--cpus-per-task=1", path, *options, str(ROOT / "slurm" / script), "train"]
+    return Job(cluster=slurm, place=place, id=slurm.call("sbatch", "--parsable", *words))
+
+
+def test_a_job_near_its_time_limit_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None:
+    """SLURM looks at time limits, a minute at least, every 30 s: the warning comes within as much from the start."""
+    steps = 350  # of 0.1 s
+    job = submit(slurm, place, f"exec {command(place, steps)}", "--time=1", "--signal=B:USR2@45")
+    until(lambda: job.state == "COMPLETED", f"the end of {job.id}: {job.log}", seconds=180)
+    assert job.lives == [str(life) for life in range(len(job.lives))]
+    assert 2 <= len(job.lives) <= 3
+    assert job.steps() == steps
+    assert "goes back into the queue, to continue there" in job.log
+
+
+def test_tasks_of_a_step_ask_once(place: Path, slurm: SlurmCluster) -> None:
+    """``--signal=USR2@N`` without B: reaches each task that srun started, and not the script."""
+    job = submit(slurm, place, f"srun {command(place, ENOUGH)}", "--ntasks=2")
+    job.is_at_work(tasks=2)
+    job.signal("USR2")
+    job.is_at_work(life=1, tasks=2)
+    assert job.lives == ["0", "1"]
+    assert job.log.count("goes back into the queue") == 1
+    assert min(job.steps(task) for task in (0, 1)) > 0
+
+
+def test_of_an_array_the_element_alone_comes_back(place: Path, slurm: SlurmCluster) -> None:
+    """Of all elements one has the array's number as its own, and requeueing that would requeue all."""
+    array = submit(slurm, place, f"exec {command(place, ENOUGH)}", "--array=0-1")
+    elements = [Job(cluster=slurm, place=place, id=f"{array.id}_{index}") for index in (0, 1)]
+    for element in elements:
+        element.is_at_work()
+    elements[1].signal("USR2", "--batch")
+    elements[1].is_at_work(life=1)
+    assert [element.restarts for element in elements] == [0, 1]
+    assert slurm.call("squeue", "-h", "-j", elements[1].id, "-o", "%A") == array.id
+
+
+def test_sigterm_ends_a_job_with_exit_code_3(place: Path, slurm: SlurmCluster) -> None:
+    job = submit(slurm, place, f"exec {command(place, ENOUGH)}")
+    job.is_at_work()
+    job.signal("TERM", "--batch")
+    job.stays("FAILED")
+    assert job.steps() > 0
+    assert "ExitCode=3:0" in slurm.call("scontrol", "show", "job", job.id)
+
+
+@pytest.mark.parametrize("warned", [False, True], ids=["at work", "while it stops for its time limit"])
+def test_a_job_that_is_cancelled_does_not_come_back(place: Path, slurm: SlurmCluster, warned: bool) -> None:
+    job = submit(slurm, place, f"exec {command(place, ENOUGH)}")
+    job.is_at_work()
+    if warned:
+        job.signal("USR2", "--batch")
+        time.sleep(0.3)
+    slurm.call("scancel", job.id)
+    job.stays("CANCELLED", "COMPLETING")
+    assert job.steps() > 0
+
+
+def test_a_job_that_must_not_be_requeued_says_so(place: Path, slurm: SlurmCluster) -> None:
+    job = submit(slurm, place, f"exec {command(place, ENOUGH)}", "--no-requeue")
+    job.is_at_work()
+    job.signal("USR2", "--batch")
+    job.stays("FAILED")
+    assert f"job {job.id} does not go back into the queue (" in job.log
+    assert "the same command continues" in job.log
+
+
+def test_sigusr1_writes_a_checkpoint_and_the_job_goes_on(place: Path, slurm: SlurmCluster) -> None:
+    job = submit_ours(slurm, place, "unetcli.sbatch")
+    job.is_at_work()
+    job.signal("USR1", "--batch")
+    until((place / "checkpoint.0").exists, "a checkpoint")
+    time.sleep(1)
+    assert (job.state, job.lives) == ("RUNNING", ["0"])
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [("TERM", "--batch"), ("USR2", "--batch"), ("USR2", "--full")],
+    ids=["TERM to the script", "USR2 to the script", "USR2 to script and command"],
+)
+def test_our_script_brings_its_job_back_once(place: Path, slurm: SlurmCluster, signal: tuple[str, str]) -> None:
+    job = submit_ours(slurm, place, "unetcli.sbatch")
+    job.is_at_work()
+    job.signal(*signal)
+    job.is_at_work(life=1)
+    assert job.lives == ["0", "1"]
+    assert "to continue there" not in job.log  # the command left it to the script
+
+
+def test_our_script_stays_cancelled(place: Path, slurm: SlurmCluster) -> None:
+    job = submit_ours(slurm, place, "unetcli.sbatch")
+    job.is_at_work()
+    slurm.call("scancel", job.id)
+    job.stays("CANCELLED", "COMPLETING")
+
+
+def test_our_array_script_brings_one_element_back(place: Path, slurm: SlurmCluster) -> None:
+    array = submit_ours(slurm, place, "predict_array.sbatch", "--array=0-1")
+    elements = [Job(cluster=slurm, place=place, id=f"{array.id}_{index}") for index in (0, 1)]
+    for element in elements:
+        element.is_at_work()
+    elements[1].signal("TERM", "--batch")
+    elements[1].is_at_work(life=1)
+    assert [element.restarts for element in elements] == [0, 1]
