@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -25,7 +26,10 @@ from unetcli.toml import to_toml
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = {str(info.callback.__name__): info.callback for info in app.registered_commands if info.callback}
+README = (Path(__file__).parents[2] / "README.md").read_text()
 HEAVY = ("numpy", "torch", "zarr", "scipy", "matplotlib")
+EXAMPLES = {"pair": [["a.tif", "b.tif"], ["c.zarr", "d.zarr"]]}
+"""Of what an annotation cannot tell."""
 PAIR = ("raw.tif", "labels.tif")
 
 
@@ -78,7 +82,7 @@ def example(kind: Any) -> Any:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_and_argument_of_every_command_is_a_key_and_is_printed(command: str) -> None:
-    values = {name: example(kind) for name, kind in taken(command).items()}
+    values = {name: EXAMPLES.get(name) or example(kind) for name, kind in taken(command).items()}
     assert len(values) > 3
     assert printed(command, "--config", write(**values)) == values
 
@@ -91,13 +95,14 @@ def test_keys_are_what_options_are_called(command: str) -> None:
 
 
 def test_what_is_printed_is_read_back_to_the_same(place: Path) -> None:
-    words = ("--steps", "7", "--lr", "1e-5", "-o", "x y/m", "--sections", "0:3", "--overwrite")
+    words = ("--steps", "7", "--lr", "1e-5", "-o", "x y/m", "--pair", "a", "b", "--pair", "c", "d", "--overwrite")
     done = CliRunner().invoke(app, ["train", *PAIR, *words, "--print-config"])
     (place / "train.toml").write_text(done.stdout)
     again = CliRunner().invoke(app, ["train", "--config", "train.toml", "--print-config"])
     assert again.stdout == done.stdout
     assert "# depth = (not set)\n" in done.stdout
     values = tomllib.loads(done.stdout)
+    assert values["pair"] == [["a", "b"], ["c", "d"]]
     assert (values["raw"], values["steps"], values["lr"], values["overwrite"]) == ("raw.tif", 7, 1e-5, True)
 
 
@@ -164,6 +169,8 @@ def test_lists_are_checked_item_by_item() -> None:
     assert 'setup is "module load cuda"; a list of text would do' in refusal("predict", "v", "--config", "a.toml")
     Path("a.toml").write_text("setup = ['a', true]\n")
     assert "a list of text would do" in refusal("predict", "v", "--config", "a.toml")
+    Path("a.toml").write_text("pair = ['raw', 'labels']\n")
+    assert "a list of lists [text, text] would do" in refusal("train", "--config", "a.toml")
 
 
 def test_plan_takes_the_file_of_predict_and_passes_over_what_it_does_not_need() -> None:
@@ -229,8 +236,9 @@ def test_completion_reads_no_file() -> None:
     assert done.stderr == ""
 
 
-def test_environment_variables_are_named_as_their_options() -> None:
+def test_environment_variables_are_named_as_their_options_and_the_readme_has_them_all() -> None:
     group: Any = typer.main.get_command(app)
-    for command in group.commands.values():
-        for parameter in command.params:
-            assert parameter.envvar in (None, f"UNETCLI_{parameter.name.upper()}")
+    found = {p.envvar: p.name for command in group.commands.values() for p in command.params if p.envvar}
+    assert found.keys() == {f"UNETCLI_{name.upper()}" for name in found.values()}
+    (told,) = re.findall(r"The command line goes before `UNETCLI(.+?), these before the file", README, re.DOTALL)
+    assert set(re.findall("_[A-Z]+", told)) == {name.removeprefix("UNETCLI") for name in found}

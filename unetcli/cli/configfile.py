@@ -81,21 +81,30 @@ def _defaults(
     context: typer.Context, file: Path, kinds: Mapping[str, Any], passed_over: Collection[str]
 ) -> Iterator[tuple[str, Any]]:
     """Parameters and their values in the file, as Typer wants them in place of defaults."""
+    parameters = {str(parameter.name): parameter for parameter in context.command.params}
+    for key, name, value in _named(context, file, passed_over):
+        where = f"{file}: {key} is {_shown(value)}"
+        kind = _of_words(parameters[name], kinds[name])
+        if not fits(value, kind):
+            raise UnetcliError(f"{where}; {expected(kind)} would do")
+        try:  # Typer judges ranges and choices now, where the file can still be named
+            parameters[name].process_value(context, _typed(value))
+        except typer.BadParameter as error:
+            raise UnetcliError(f"{where}; {error.message.removesuffix('.')}") from None
+        yield name, _typed(value)
+
+
+def _named(context: typer.Context, file: Path, passed_over: Collection[str]) -> Iterator[tuple[str, str, Any]]:
+    """Key, parameter and value of each line that counts."""
     known, seen = keys(context), set[str]()
     for key, value in read_toml(file).items():
-        name = known.get(_plain(key))
-        if name is None and _plain(key) in passed_over:
-            continue
-        if name is None:
+        if name := known.get(_plain(key)):
+            if name in seen:
+                raise UnetcliError(f"{file}: {key} is there twice, written in two ways; once would do")
+            seen.add(name)
+            yield key, name, value
+        elif _plain(key) not in passed_over:
             raise UnetcliError(f"{file}: unknown key {key!r}; {_advice(key, known, context)}")
-        if name in seen:
-            raise UnetcliError(f"{file}: {key} is there twice, written in two ways; once would do")
-        seen.add(name)
-        where = f"{file}: {key} is {_shown(value)}"
-        if not fits(value, kinds[name]):
-            raise UnetcliError(f"{where}; {expected(kinds[name])} would do")
-        _require_accepted(context, name, _typed(value), where)
-        yield name, _typed(value)
 
 
 def keys(context: typer.Context) -> dict[str, str]:
@@ -118,13 +127,11 @@ def _advice(key: str, known: Collection[str], context: typer.Context) -> str:
     return f"`unetcli {context.info_name} --help` lists the options, each is a key"
 
 
-def _require_accepted(context: typer.Context, name: str, value: Any, where: str) -> None:
-    """Have Typer judge ranges and choices now, where the file can still be named."""
-    parameter = next(parameter for parameter in context.command.params if parameter.name == name)
-    try:
-        parameter.process_value(context, value)
-    except typer.BadParameter as error:
-        raise UnetcliError(f"{where}; {error.message.removesuffix('.')}") from None
+def _of_words(parameter: Any, kind: Any) -> Any:
+    """What a parameter takes: an annotation, as of Typer, cannot say that an option of several words is repeatable."""
+    if parameter.multiple and parameter.nargs > 1:
+        return list[tuple[(str,) * parameter.nargs]]  # type: ignore[misc]
+    return kind
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -154,8 +161,8 @@ def fits(value: Any, kind: Any) -> bool:
 def expected(kind: Any) -> str:
     """What would fit, in words.
 
-    >>> expected(int | None), expected(list[str] | None), expected(tuple[int, int])
-    ('a whole number', 'a list of text', 'a list [a whole number, a whole number]')
+    >>> expected(int | None), expected(list[str] | None), expected(list[tuple[str, float]])
+    ('a whole number', 'a list of text', 'a list of lists [text, a number]')
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -165,7 +172,7 @@ def expected(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(map(toml_value, parts))
     if origin is list:
-        return f"a list of {expected(parts[0]).removeprefix('a ')}"
+        return f"a list of {expected(parts[0]).replace('a list', 'lists', 1).removeprefix('a ')}"
     if origin is tuple:
         return f"a list [{', '.join(map(expected, parts))}]"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
