@@ -74,11 +74,10 @@ def test_a_second_ctrl_c_interrupts_at_once(process: subprocess.Popen[str]) -> N
     assert "KeyboardInterrupt" in talk
 
 
-def test_a_process_started_deaf_to_ctrl_c_stays_so() -> None:
+def test_work_that_a_script_started_in_the_background_hears_ctrl_c_too() -> None:
     with start("signal.SIG_IGN") as process:
         process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGUSR1)
-        assert said(process) == "checkpoint"
+        assert said(process) == f"stop {signal.SIGINT.value} True"
         process.kill()
 
 

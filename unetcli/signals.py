@@ -22,11 +22,10 @@ class Signals:
     def listen(self) -> Signals:
         """Take the signals of this process from now on; in the main thread, and before anything slow begins.
 
-        A signal that was ignored stays so: a shell starts ``command &`` deaf to the Ctrl-C that is meant for others.
+        SIGINT too where a shell script has started this with ``&``, deaf to it: whoever sends it to such work means it.
         """
         for number in (*STOPPING, signal.SIGUSR1):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self.note)
+            signal.signal(number, self.note)
         return self
 
     def note(self, number: int, frame: FrameType | None = None) -> None:

@@ -1,6 +1,6 @@
 """A command that is a SLURM job of its own goes back into the queue at its time limit, and continues there.
 
-All that these tests know of the command is in ``command``, ``AT_WORK`` and ``Job.steps``: a stand-in that takes steps.
+With ``train`` once, and in all its ways with a stand-in that takes steps (``command``, ``AT_WORK``, ``Job.steps``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers import grey, write_zarr
 from slurm.cluster import SlurmCluster, until
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +114,20 @@ def test_a_job_near_its_time_limit_comes_back_and_finishes(place: Path, slurm: S
     assert 2 <= len(job.lives) <= 3
     assert job.steps() == steps
     assert "goes back into the queue, to continue there" in job.log
+
+
+def test_train_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None:
+    write_zarr(place / "raw.zarr", grey(3, 90, 90))
+    write_zarr(place / "labels.zarr", grey(3, 90, 90, seed=1) // 128)
+    words = "raw.zarr labels.zarr --truth binary --depth 2 --base-channels 4 --tile 60 --steps 1500 --device cpu"
+    job = submit(slurm, place, f"exec {sys.executable} -m unetcli train {words}", "--mem=1G")
+    until(lambda: "step 200: " in job.log, f"steps: {job.log}", seconds=120)
+    job.signal("USR2", "--batch")
+    until(lambda: job.state == "COMPLETED", f"the end of {job.id}: {job.log}", seconds=180)
+    assert job.lives == ["0", "1"]
+    assert "of 1500; the same command continues" in job.log
+    assert "goes back into the queue, to continue there" in job.log
+    assert "finished, 1500 steps" in job.log
 
 
 def test_tasks_of_a_step_ask_once(place: Path, slurm: SlurmCluster) -> None:
