@@ -186,18 +186,22 @@ def test_smaller_windows_of_labels_are_enough_and_larger_ones_give_the_same() ->
     assert same(found[0], found[2])
 
 
-@pytest.mark.parametrize("side", [TILE - 2, TILE + 1])
-def test_windows_that_cannot_be_are_refused(side: int) -> None:
-    one = drawn(Augmentation.none(), 0)
-    with pytest.raises(ValueError, match=r"see Draw\.side"):
-        augment(
-            [window(IMAGE, side, 0)],
-            [window(CLASSES, TILE, 0)],
-            [window(RAISED, TILE, 0)],
-            [one],
-            tile=TILE,
-            output=OUTPUT,
-        )
+@pytest.mark.parametrize(
+    ("sides", "tile", "said"),
+    [
+        ((TILE - 2, TILE, TILE), TILE, r"window of 42 x 42 for 44 x 44 pixels: see Draw\.side"),
+        ((TILE + 1, TILE, TILE), TILE, r"window of 45 x 45"),
+        ((TILE, OUTPUT - 2, OUTPUT - 2), TILE, r"window of 18 x 18 for 20 x 20"),
+        ((TILE, TILE, OUTPUT), TILE, r"weights \(20, 20\) of other pixels than the classes \(44, 44\)"),
+        ((TILE, TILE, TILE), TILE + 4, r"drawn for a tile of 48, not 44"),
+    ],
+    ids=["small", "not concentric", "few classes", "other weights", "other tile"],
+)
+def test_windows_that_cannot_be_are_refused(sides: tuple[int, int, int], tile: int, said: str) -> None:
+    one = drawn(Augmentation.none(), 0, tile)
+    image, classes, raised = (window(part, n, 0) for part, n in zip((IMAGE, CLASSES, RAISED), sides, strict=True))
+    with pytest.raises(ValueError, match=said):
+        augment([image], [classes], [raised], [one], tile=TILE, output=OUTPUT)
 
 
 def test_a_draw_depends_on_its_generator_alone() -> None:

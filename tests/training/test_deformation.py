@@ -99,6 +99,13 @@ def test_interpolation_goes_where_quarter_turns_go(quarter: int, flips: tuple[bo
     )
 
 
+def test_a_sheared_or_enlarged_map_does_interpolate() -> None:
+    assert not Deformation(13, (1.0, 1.0, 0.0, 1.0)).whole
+    assert not Deformation(13, (1.0, 0.0, 0.0, 0.0)).whole
+    assert not Deformation.of(13, scale=1.1).whole
+    assert not Deformation(13, displacements=(0.0,) * 17 + (0.1,)).whole
+
+
 def test_larger_images_show_less_of_the_source() -> None:
     corner = Deformation.of(101, scale=1.25).places()[:, 0, 0]
     assert np.allclose(corner, -40)

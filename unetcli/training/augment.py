@@ -91,7 +91,7 @@ def augment(
     ----------
     images : (c, side, side) each, any real dtype
         Windows of ``draw.side(tile)`` pixels around the sample's centre, mirrored where they reach beyond the image.
-        Larger concentric ones give the same.
+        Larger concentric ones give the same to rounding.
     classes : (side, side) each, uint8
         The same place; 255 is ignored. A window of ``draw.side(output)`` is enough, and less to read.
     raised : (side, side) each, float32
@@ -99,8 +99,8 @@ def augment(
     tile, output
         Sides of the network's input and of what it says something about, its centre.
     mean, std
-        Of the images' grey values, numbers or (c, 1, 1): (v - mean) / std is what is changed and returned. The defaults
-        take the images as normalised already.
+        Of the images' grey values, numbers or (c, 1, 1) beside the images: (v - mean) / std is what is changed and
+        returned. The defaults take the images as normalised already.
 
     Returns
     -------
@@ -130,11 +130,16 @@ class _Sample(NamedTuple):
         return self.draw.deformation
 
     def checked(self, tile: int, output: int) -> _Sample:
-        """Itself; refused where a window is too small for any draw, or not concentric with the tile."""
-        for window, extent in ((self.image, tile), (self.classes, output), (self.raised, output)):
-            side = window.shape[-1]
-            if side < extent or (side - extent) % 2 or window.shape[-2] != side:
-                raise ValueError(f"window of {tuple(window.shape)} for {extent} pixels: see Draw.side")
+        """Itself; refused where it was drawn for another tile, or a window is too small or not concentric with it."""
+        if self.deformation.tile != tile or self.raised.shape != self.classes.shape:
+            raise ValueError(
+                f"drawn for a tile of {self.deformation.tile}, not {tile}; or weights {tuple(self.raised.shape)} "
+                f"of other pixels than the classes {tuple(self.classes.shape)}"
+            )
+        for window, extent in ((self.image, tile), (self.classes, output)):
+            height, width = window.shape[-2:]
+            if width < extent or (width - extent) % 2 or height != width:
+                raise ValueError(f"window of {height} x {width} for {extent} x {extent} pixels: see Draw.side")
         return self
 
 

@@ -56,7 +56,8 @@ class Deformation:
     @property
     def whole(self) -> bool:
         """Whether pixels come from pixels: quarter turns and flips, nothing to interpolate."""
-        return set(map(abs, self.matrix)) == {0.0, 1.0} and not any(self.displacements)
+        yy, yx, xy, xx = map(abs, self.matrix)
+        return (yy, yx) in ((1, 0), (0, 1)) and (xx, xy) == (yy, yx) and not any(self.displacements)
 
     def points(self) -> NDArray[np.float64]:
         """Sources of the grid points, (2, 3, 3): y, then x.
