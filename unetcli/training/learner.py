@@ -109,14 +109,18 @@ class Learner:
         if self.averaged is None:
             return
         decay = min(self.config.optimisation.ema, (1 + number) / (10 + number))
-        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
-        for mine, theirs in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
-            mine.copy_(theirs)
+        mine, theirs = (_floating(network) for network in (self.averaged, self.network))
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
 
     def _grey(self, image: NDArray[Any]) -> Tensor:
         """Grey values on the device, bytes as bytes: the rest is made of them there."""
         grey = image if image.dtype == np.uint8 else image.astype(np.float32)
         return torch.from_numpy(np.ascontiguousarray(grey)).to(self.device)
+
+
+def _floating(network: nn.Module) -> list[Tensor]:
+    """Weights and, of batch normalisation, running statistics, which one tile alone makes jump."""
+    return [*network.parameters(), *(values for values in network.buffers() if values.is_floating_point())]
 
 
 def autocast(device: torch.device, precision: str) -> Any:
