@@ -121,7 +121,7 @@ class Ends:
 def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Callable[[], bool]) -> Ends:
     """Have the missing blocks worked off."""
     attached = live_jobs(run.folder)
-    end_earlier_launch(run, attached)
+    end_earlier_launch(run.folder, attached)
     if not attached:
         run.folder.forget_troubles()  # they are tried again
         sweep(run.folder.path)
