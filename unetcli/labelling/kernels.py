@@ -1,21 +1,20 @@
 """Compiled inner loops of the watershed: flow down to the minima, then join basins pass by pass.
 
-Import this inside functions only: numba takes a third of a second.
+Importing this module imports numba: do it inside functions.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from unetcli.metrics.compiled import compiled
 
 BACKGROUND = np.uint32(2**32 - 1)
 """Rank of what is no foreground."""
 
 
-@numba.njit(cache=True)
+@compiled("void(uint32[::1], int64[::1], int64[::1])")
 def descend(rank: NDArray[np.uint32], steps: NDArray[np.int64], below: NDArray[np.int64]) -> None:
     """Each voxel's lowest neighbour, or itself where none is lower; -1 for background. All flat.
 
@@ -31,7 +30,7 @@ def descend(rank: NDArray[np.uint32], steps: NDArray[np.int64], below: NDArray[n
                 lowest, below[here] = rank[here + step], here + step
 
 
-@numba.njit(cache=True)
+@compiled("void(int64[::1])")
 def follow(below: NDArray[np.int64]) -> None:
     """Where each voxel's way down ends, in place of its first step."""
     for start in range(len(below)):
@@ -45,7 +44,7 @@ def follow(below: NDArray[np.int64]) -> None:
             below[here], here = end, below[here]
 
 
-@numba.njit(cache=True)
+@compiled("int64(int64[::1], int64)")
 def find(parent: NDArray[np.int64], node: int) -> int:
     """The representative of a node's set; ways are halved on the way."""
     while parent[node] != node:
@@ -54,7 +53,7 @@ def find(parent: NDArray[np.int64], node: int) -> int:
     return node
 
 
-@numba.njit(cache=True)
+@compiled("void(int64[:, ::1], int64[::1], int64[::1], boolean[::1], float64, int64[::1], boolean[::1])")
 def join_basins(
     ends: NDArray[np.int64],
     height: NDArray[np.int64],
@@ -87,7 +86,7 @@ def join_basins(
             region[shallow] = deep
 
 
-@numba.njit(cache=True)
+@compiled("void(int64[::1])")
 def representatives(parent: NDArray[np.int64]) -> None:
     """The representative of every node, in place of its parent."""
     for node in range(len(parent)):
@@ -103,7 +102,7 @@ def joined(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Region of each basin, and which passes were deferred; see :func:`join_basins`."""
     region, deferred = np.arange(len(lowest)), np.zeros(len(height), np.bool_)
-    arguments: tuple[Any, ...] = (ends, height, lowest, is_open, float(depth), region, deferred)
-    join_basins(*arguments)
+    is_open = is_open.copy()
+    join_basins(np.ascontiguousarray(ends), height, lowest, is_open, depth, region, deferred)
     representatives(region)
     return region, deferred

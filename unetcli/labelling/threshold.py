@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,42 +20,12 @@ from unetcli.labelling.components import connected, in_order, is_foreground, nei
 from unetcli.labelling.inputs import Probabilities
 from unetcli.labelling.landscape import Landscape
 from unetcli.labelling.plan import Settings
+from unetcli.metrics.cells import seg_sums
 from unetcli.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 
 CANDIDATES = tuple(round(0.05 * k, 2) for k in range(1, 20))
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """SEG of some true objects, as a sum that adds up."""
-
-    total: float = 0.0
-    objects: int = 0
-
-    def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(self.total + other.total, self.objects + other.objects)
-
-    @property
-    def seg(self) -> float:
-        return self.total / self.objects if self.objects else 0.0
-
-
-def overlap(truth: NDArray[Any], labels: NDArray[Any]) -> Overlap:
-    """Of each true object, intersection over union with the object that covers more than half of it; 0 without one.
-
-    >>> overlap(np.array([1, 1, 1, 2]), np.array([5, 5, 0, 0])).total
-    0.6666666666666666
-    """
-    true, t = np.unique(truth, return_inverse=True)
-    found, f = np.unique(labels, return_inverse=True)
-    shared = np.bincount(t.ravel() * len(found) + f.ravel(), minlength=len(true) * len(found)).reshape(len(true), -1)
-    sizes, areas = shared.sum(axis=1), shared.sum(axis=0)
-    ratios = shared / (sizes[:, None] + areas[None, :] - shared)
-    ratios[(2 * shared <= sizes[:, None]) | (found == 0)[None, :]] = 0
-    objects = true != 0
-    return Overlap(float(ratios[objects].max(axis=1).sum()), int(objects.sum()))
 
 
 def choose_threshold(
@@ -73,20 +43,26 @@ def choose_threshold(
     if truth.dtype.kind not in "bui":
         raise UnetcliError(f"--auto-threshold-from {truth.path}: {truth.dtype}; expected integers, one per object")
     scene = Landscape(axes=prediction.axes, voxel_size=_sizes(prediction), settings=settings)
-    read, sums = Probabilities(prediction, settings.channel), dict.fromkeys(CANDIDATES, Overlap())
+    read = Probabilities(prediction, settings.channel)
+    overlap, objects = np.zeros(len(CANDIDATES)), 0
     single = _holds_one_value(truth)
     for box in _parts(prediction, settings):
         reference = truth.read(box.shifted(offset))[0]
         if single:
             reference = connected(reference != 0, scene.touching)[0]
-        for threshold in CANDIDATES if reference.any() else ():
+        if not reference.any():
+            continue
+        for number, threshold in enumerate(CANDIDATES):
             labels = instances(read(box), replace(scene, settings=replace(settings, threshold=threshold)))
-            sums[threshold] += overlap(reference, labels)
-    best = max(CANDIDATES, key=lambda threshold: (sums[threshold].seg, -abs(threshold - 0.5)))
-    if not sums[best].objects:
+            found, count = seg_sums(reference, labels)
+            overlap[number] += found
+        objects += count
+    if not objects:
         raise UnetcliError(f"--auto-threshold-from {truth.path}: holds no object, all is 0")
-    log.info("threshold %.2f: SEG %.3f on %s (%d objects)", best, sums[best].seg, truth.path, sums[best].objects)
-    return best, sums[best].seg
+    best = max(range(len(CANDIDATES)), key=lambda number: (overlap[number], -abs(CANDIDATES[number] - 0.5)))
+    seg = float(overlap[best]) / objects
+    log.info("threshold %.2f: SEG %.3f on %s (%d objects)", CANDIDATES[best], seg, truth.path, objects)
+    return CANDIDATES[best], seg
 
 
 def instances(probability: NDArray[Any], scene: Landscape) -> NDArray[np.int32]:
