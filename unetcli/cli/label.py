@@ -27,7 +27,7 @@ def label(
     landscape: o.LandscapeOption = "distance",
     depth: o.DepthOfObjectsOption = None,
     reach: o.ReachOption = None,
-    smoothing: o.SmoothingOption = 1.0,
+    smoothing: o.SmoothingOption = 2.0,
     channel: o.ChannelOption = None,
     name: o.LabelNameOption = "instances",
     intensity: o.IntensityOption = None,

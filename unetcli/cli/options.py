@@ -250,7 +250,7 @@ DepthOfObjectsOption = Annotated[
         "--depth",
         metavar="H",
         min=0,
-        help="Two touching objects stay apart if what joins them lies H below both peaks: voxels of distance (1), or "
+        help="Two touching objects stay apart if what joins them lies H below both peaks: voxels of distance (1.5), or "
         "probability (0.1).",
     ),
 ]

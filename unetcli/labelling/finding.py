@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -94,3 +95,18 @@ def find_basins(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDArray
 def landscape(plan: LabelPlan) -> Landscape:
     """What the watershed of a plan floods."""
     return Landscape(axes=plan.axes, voxel_size=plan.voxel_size, settings=plan.settings)
+
+
+def working_bytes(plan: LabelPlan) -> int:
+    """About the most memory that finding the objects of a block takes, as tests/benchmarks/labelling.py measures."""
+    if plan.settings.method == "components":
+        return 48 * math.prod(plan.block_shape)
+    from unetcli.labelling.watershed import MARGIN
+
+    scene = landscape(plan)
+    margin = tuple(MARGIN if i in scene.joined else 0 for i in range(len(plan.axes)))
+    block = Box.of_shape(plan.block_shape)
+    window = block.grown(margin)
+    outer = window.grown(scene.support)
+    sizes = (math.prod(map(min, box.shape, plan.shape)) for box in (block, window, outer))
+    return sum(each * size for each, size in zip((50, 45, 10), sizes, strict=True))

@@ -20,8 +20,6 @@ from unetcli.labelling.plan import Settings
 
 STEPS = {"distance": 16, "probability": 4096}
 """Heights are integers: so many to a voxel of distance, or to a probability of 1."""
-SIXTEENTHS = 16
-"""Voxel sizes count in so many parts of the smallest: squares of distances are exact then."""
 GAUSSIAN_WIDTHS = 4.0
 """Where the Gaussian is cut off, in standard deviations."""
 
@@ -46,9 +44,9 @@ class Landscape:
 
     @property
     def sampling(self) -> tuple[float, ...]:
-        """Voxel size along each joined axis, the smallest being 1."""
+        """Voxel size along each joined axis, the smallest being 1; in whole steps, so that squares are integers."""
         sizes = [self.voxel_size[i] for i in self.joined]
-        return tuple(round(size / min(sizes) * SIXTEENTHS) / SIXTEENTHS for size in sizes)
+        return tuple(round(size / min(sizes) * STEPS["distance"]) / STEPS["distance"] for size in sizes)
 
     @property
     def support(self) -> tuple[int, ...]:
@@ -67,32 +65,20 @@ class Landscape:
     def heights(self, probability: NDArray[Any], foreground: NDArray[np.bool_], inner: Box) -> NDArray[np.uint16]:
         """Heights in the part ``inner`` of an array, which reaches ``support`` further, or to the volume's edge."""
         if self.settings.landscape == "distance":
-            steps, top = self._distance(foreground, inner), self.settings.reach * STEPS["distance"]
-            return (top - steps).astype(np.uint16)
+            distance = np.sqrt(self._squares(foreground)[inner.slices], dtype=np.float32)
+            return (self.settings.reach * STEPS["distance"] - np.rint(distance)).astype(np.uint16)
         smooth = self._smooth(probability)[inner.slices]
         return np.rint((1 - smooth) * STEPS["probability"]).astype(np.uint16)
 
-    def _distance(self, foreground: NDArray[np.bool_], inner: Box) -> NDArray[np.uint16]:
-        result = np.empty(inner.shape, np.uint16)
-        lead = [i for i in range(len(self.axes)) if i not in self.joined]
-        for place in np.ndindex(*(inner.shape[i] for i in lead)):
-            picks: list[Any] = list(inner.slices)
-            target: list[Any] = [slice(None)] * len(self.axes)
-            whole: list[Any] = [slice(None)] * len(self.axes)
-            for axis, index in zip(lead, place, strict=True):
-                whole[axis], target[axis] = index + inner.start[axis], index
-            part = [picks[axis] for axis in self.joined]
-            result[tuple(target)] = self._steps(foreground[tuple(whole)])[tuple(part)]
-        return result
+    def _squares(self, foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Squared distances to the background, at most ``reach``, in steps; what lies outside the volume is none."""
+        from unetcli.labelling.kernels import spread
 
-    def _steps(self, foreground: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Distance to the background, at most ``reach``, in steps; what lies outside the volume is none."""
-        reach = self.settings.reach
-        if foreground.all():
-            return np.full(foreground.shape, reach * STEPS["distance"], np.float32)
-        distance = ndimage.distance_transform_edt(foreground, self.sampling)
-        found: NDArray[np.float32] = np.rint(np.minimum(distance, reach) * STEPS["distance"]).astype(np.float32)
-        return found
+        square = np.where(foreground, np.int32((self.settings.reach * STEPS["distance"]) ** 2), np.int32(0))
+        for place, size in zip(self.joined, self.sampling, strict=True):
+            lines = square.reshape(math.prod(square.shape[:place]), square.shape[place], -1)
+            spread(lines, round(size * STEPS["distance"]) ** 2)
+        return square
 
     def _smooth(self, probability: NDArray[Any]) -> NDArray[np.float64]:
         """Probabilities 0 to 1, smoothed within sections, or along z too."""

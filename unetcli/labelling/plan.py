@@ -21,7 +21,7 @@ VERSION = 1
 METHODS = ("components", "watershed")
 LANDSCAPES = ("distance", "probability")
 BLOCK_VOXELS = {"components": 2**24, "watershed": 2**22}
-"""About the most in a block: some 40 bytes a voxel are needed for components, about four times that for a watershed."""
+"""About the most in a block; see :func:`unetcli.labelling.finding.working_bytes`."""
 
 
 LONGEST_REACH = 1000
@@ -41,11 +41,11 @@ class Settings:
     channel: int = 0
     landscape: str = "distance"
     """What the watershed floods: the distance to the background, or the probability."""
-    depth: float = 1.0
+    depth: float = 1.5
     """How far a pass between two objects lies below the lower of their peaks, at least: voxels, or probability."""
     reach: int = 64
     """Voxels: greater distances count as this one."""
-    smoothing: float = 1.0
+    smoothing: float = 2.0
     """Voxels: standard deviation of the Gaussian over the probability."""
 
     def __post_init__(self) -> None:

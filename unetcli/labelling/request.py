@@ -11,7 +11,7 @@ from unetcli.files import plain
 
 TAKEN = ("predict", "pyramid")
 """Steps of a run that have folders of these names already."""
-DEPTHS = {"distance": 1.0, "probability": 0.1}
+DEPTHS = {"distance": 1.5, "probability": 0.1}
 """By landscape: what sets an object apart from its neighbour."""
 REACHES = {False: 64, True: 32}
 """Voxels, by whether objects are three-dimensional."""
@@ -32,7 +32,7 @@ class LabelRequest:
     landscape: str = "distance"
     depth: float | None = None
     reach: int | None = None
-    smoothing: float = 1.0
+    smoothing: float = 2.0
     name: str = "instances"
     intensity: str | None = None
     ctc: Path | None = None

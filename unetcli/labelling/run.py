@@ -18,6 +18,7 @@ from unetcli.executors.slurm import SlurmExecutor
 from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.files import sweep, telling_unwritable
 from unetcli.labelling.ctc import export, require_exportable
+from unetcli.labelling.finding import working_bytes
 from unetcli.labelling.request import LabelRequest
 from unetcli.labelling.setting_up import LabelRun
 from unetcli.labelling.work import label_blocks
@@ -29,10 +30,8 @@ from unetcli.volumes.opening import open_volume
 
 log = logging.getLogger(__name__)
 
-BYTES_PER_VOXEL = {"components": 48, "watershed": 160}
-"""Of a block, at most, while its objects are found."""
-BASE_BYTES = 2**30
-"""Of a process, and of merging a few million objects."""
+BASE_BYTES = 2 * 2**30
+"""Of a process; so much merges 10^7 objects."""
 VOXELS_PER_JOB = {"components": 4 * 10**9, "watershed": 5 * 10**8}
 """Some minutes of work on one core: then starting a job costs little."""
 
@@ -166,11 +165,10 @@ def executor(where: Where, run: LabelRun) -> AbstractContextManager[Executor]:
 def sized(where: Where, run: LabelRun) -> tuple[SlurmRequest, int]:
     """What each SLURM job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
     asked, plan = slurm_request(where), run.plan
-    voxels, method = math.prod(plan.block_shape), plan.settings.method
-    blocks = asked.blocks_per_job or max(1, VOXELS_PER_JOB[method] // voxels)
+    blocks = asked.blocks_per_job or max(1, VOXELS_PER_JOB[plan.settings.method] // math.prod(plan.block_shape))
     if asked.mem or any(name.startswith("mem-per-") for name, _ in asked.extra):
         return asked, blocks
-    memory = math.ceil((BASE_BYTES + BYTES_PER_VOXEL[method] * voxels) / 2**30)
+    memory = math.ceil((BASE_BYTES + working_bytes(plan)) / 2**30)
     return replace(asked, mem=f"{memory}G"), blocks
 
 

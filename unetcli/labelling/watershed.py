@@ -58,7 +58,7 @@ def separate_section(
     probability: NDArray[Any],
     threshold: float = 0.5,
     *,
-    depth: float = 1.0,
+    depth: float = 1.5,
     landscape: str = "distance",
     connectivity: int = 4,
     min_size: int = 0,
