@@ -166,18 +166,20 @@ def life_like(labels: NDArray[np.integer], softness: float, seed: int = 0) -> ND
 
 
 @pytest.mark.parametrize(("name", "softness"), [("dic_hela", 2.5), ("phc_psc", 1.2)])
-@pytest.mark.parametrize("flooded", ["distance", "probability"])
+@pytest.mark.parametrize(
+    "flooded", [{"depth": 1.0}, {"landscape": "probability", "smoothing": 1.0, "depth": 0.02}], ids=["distance", "map"]
+)
 def test_real_cells_are_the_same_in_any_blocks(
-    data: Path, name: str, softness: float, flooded: str, record_property: Callable[[str, object], None]
+    data: Path, name: str, softness: float, flooded: dict[str, Any], record_property: Callable[[str, object], None]
 ) -> None:
     truth = tifffile.imread(data / name / "01-labels.tif", key=20)
     values = life_like(truth, softness)
-    whole = plan_of(values.shape, values.shape, method="watershed", landscape=flooded)
+    whole = plan_of(values.shape, values.shape, method="watershed", **flooded)
     labels, _ = labelled(whole, values)
     components = connected(is_foreground(values, 0.5), neighbourhood("yx", 4))[1]
     assert labels.max() > components
     for block in ((64, 64), (100, 37), (512, 16)):
-        others, _ = labelled(plan_of(values.shape, block, method="watershed", landscape=flooded), values)
+        others, _ = labelled(plan_of(values.shape, block, method="watershed", **flooded), values)
         differ = float((others != labels).mean())
         record_property(f"differ in blocks of {block}", differ)
         assert differ == 0

@@ -68,7 +68,9 @@ def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
                 [n for axis, n in zip(labels.axes, values.shape, strict=True) if _kept(axis, three_d, labels)]
             )
             name = f"mask{number:0{digits}d}.tif"
-            tifffile.imwrite(draft / name, image, compression="zlib", software=SOFTWARE, metadata=None)
+            tifffile.imwrite(
+                draft / name, image, photometric="minisblack", compression="zlib", software=SOFTWARE, metadata=None
+            )
         sync_all(list(draft.iterdir()), draft)
         remove_aside(folder)
         draft.rename(folder)
