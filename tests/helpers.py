@@ -94,8 +94,8 @@ def plan_of(region: Box, **changes: Any) -> Plan:
 
 
 def write_prediction(
-    path: Path, values: NDArray[Any], chunks: tuple[int, ...], levels: int = 1, **changes: Any
-) -> Path:
+    path: Path | str, values: NDArray[Any], chunks: tuple[int, ...], levels: int = 1, **changes: Any
+) -> Path | str:
     """A complete output of predict that holds ``values``: (t,) (z,) y, x, or with a leading axis of classes."""
     axes = changes.pop("axes", "tzyx"[-len(chunks) :])
     stored = values if values.ndim > len(chunks) else values[np.newaxis]

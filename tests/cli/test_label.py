@@ -31,7 +31,7 @@ def test_labels_are_made_and_told(unetcli: Unetcli, tmp_path: Path) -> None:
 
 
 def test_errors_are_one_line_and_unfinished_work_is_3(unetcli: Unetcli, tmp_path: Path) -> None:
-    store = write_prediction(tmp_path / "big.pred.zarr", blobs((2, 40, 50), 2), (1, 16, 16))
+    store = Path(write_prediction(tmp_path / "big.pred.zarr", blobs((2, 40, 50), 2), (1, 16, 16)))
     refused = unetcli("label", "big.pred.zarr", "--connectivity", 7)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     (store / "0/c/1/1/1").write_bytes(b"")

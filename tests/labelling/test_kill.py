@@ -18,7 +18,7 @@ from labelling.maps import blobs
 
 from unetcli.runs.receipts import read_receipts
 
-SHAPE = (16, 300, 310)
+SHAPE = (10, 300, 310)
 STORE, FOLDER = "big.pred.zarr", "big.pred.zarr.run/instances"
 
 

@@ -19,6 +19,7 @@ from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.files import sweep, telling_unwritable
 from unetcli.labelling.ctc import export, require_exportable
 from unetcli.labelling.finding import working_bytes
+from unetcli.labelling.plan import LabelPlan
 from unetcli.labelling.request import LabelRequest
 from unetcli.labelling.setting_up import LabelRun
 from unetcli.labelling.work import label_blocks
@@ -47,6 +48,8 @@ class LabelSummary:
     """None: not known yet."""
     removed: int | None
     """Smaller than the least size."""
+    provisional: int | None
+    """Found in all blocks together, before those that go on in another were merged."""
     sizes: dict[str, float | int] | None
     """Voxels of the objects: min, median, mean, max."""
     dtype: str | None
@@ -158,18 +161,20 @@ def work_off(run: LabelRun, rounds: Rounds, stopping: Callable[[], bool]) -> lis
 
 def executor(where: Where, run: LabelRun) -> AbstractContextManager[Executor]:
     """The executor that was asked for."""
-    work = Work(folder=run.folder.run, blocks=run.plan.pieces, sized=lambda: sized(where, run))
+    work = Work(
+        folder=run.folder.run,
+        blocks=run.plan.pieces,
+        sized=lambda: share_of(run.plan, slurm_request(where)),
+    )
     return executor_on(where, work)
 
 
-def sized(where: Where, run: LabelRun) -> tuple[SlurmRequest, int]:
+def share_of(plan: LabelPlan, asked: SlurmRequest) -> tuple[SlurmRequest, int]:
     """What each SLURM job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
-    asked, plan = slurm_request(where), run.plan
     blocks = asked.blocks_per_job or max(1, VOXELS_PER_JOB[plan.settings.method] // math.prod(plan.block_shape))
     if asked.mem or any(name.startswith("mem-per-") for name, _ in asked.extra):
         return asked, blocks
-    memory = math.ceil((BASE_BYTES + working_bytes(plan)) / 2**30)
-    return replace(asked, mem=f"{memory}G"), blocks
+    return replace(asked, mem=f"{math.ceil((BASE_BYTES + working_bytes(plan)) / 2**30)}G"), blocks
 
 
 def summarise(
@@ -184,6 +189,7 @@ def summarise(
         complete=complete,
         objects=told.get("objects"),
         removed=told.get("removed"),
+        provisional=told.get("provisional"),
         sizes=told.get("sizes"),
         dtype=told.get("dtype"),
         method=plan.settings.method,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from unetcli.errors import UnetcliError
 from unetcli.files import Place, replacing
@@ -98,10 +99,8 @@ class LabelRun:
     def prepare_stage(self, stage: Stage) -> None:
         """Make what the blocks of a stage write to."""
         if not stage.in_folder and not self._is_made():
-            settings, told = self.plan.settings, self.folder.merged()
-            names = {"method": settings.method, "threshold": settings.threshold, "objects": told["objects"]}
             make_labels_group(self.parent.place, self.plan.zarr_format)
-            self.image.create(self.parent.volume, names)
+            self.image.create(self.parent.volume, self._told())
             self._pyramid.create()
 
     def close(self, ledger: Ledger) -> bool:
@@ -133,6 +132,12 @@ class LabelRun:
         folder = self.folder.path if self.request.run_folder else self.folder.path.parent  # of all labels of the store
         with hold(folder / "labels.lock", wait=LIST_SECONDS):
             list_labels(self.parent.place, self.request.name, self.plan.zarr_format, listed=listed)
+
+    def _told(self) -> dict[str, Any]:
+        """What the labels say of themselves, beside whether they are complete."""
+        settings, parent = self.plan.settings, marker_around(self.request.prediction) or {}
+        own = {"method": settings.method, "threshold": settings.threshold, "objects": self.folder.merged()["objects"]}
+        return own | {name: parent[name] for name in ("extent", "region") if name in parent}
 
     def _places(self) -> LabelPlaces:
         intensity = self.request.intensity

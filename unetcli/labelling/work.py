@@ -26,7 +26,7 @@ from unetcli.ranges import Ranges, numbers
 from unetcli.runs.heartbeat import Heartbeat
 from unetcli.runs.keeping import keep
 from unetcli.runs.pyramid import Built, Pyramid, first_of
-from unetcli.runs.receipts import ReceiptBook, checksum
+from unetcli.runs.receipts import Ledger, ReceiptBook, checksum
 from unetcli.runs.runfolder import RunFolder
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
@@ -39,6 +39,11 @@ class Bench:
     folder: LabelFolder
     plan: LabelPlan
     places: LabelPlaces
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """To be refreshed before it is believed."""
+        return Ledger(self.folder.run.receipts, self.plan.blocks)
 
     @functools.cached_property
     def prediction(self) -> Volume:
@@ -134,8 +139,8 @@ def label_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = boo
     prepare()
     run = RunFolder(Path(folder))
     bench = _bench(run, run.plan_file.read_text(), LabelFolder(run).places())
-    done = run.ledger(bench.plan.blocks).refresh().done
-    todo = [number for number in numbers(blocks) if not done[number]]
+    bench.ledger.refresh()  # what another worker finished meanwhile is not done again
+    todo = [number for number in numbers(blocks) if not bench.ledger.done[number]]
     finished = 0
     with telling_unwritable(bench.places.output), Heartbeat(run.workers, len(todo)) as beat:
         for stage, several in itertools.groupby(todo, bench.plan.stage):
@@ -145,13 +150,12 @@ def label_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = boo
 
 def _work(bench: Bench, stage: Stage, blocks: list[int], stopping: Callable[[], bool], beat: Heartbeat) -> int:
     run, finished = bench.folder.run, 0
-    attempts = run.ledger(bench.plan.blocks).refresh().attempts
     with ReceiptBook(run.receipts, run.path if stage.in_folder else place_of(bench.places.output)) as book:
         for number in blocks:
             if stopping():
                 break
             make = functools.partial(bench.make, number)
-            if keep(make, number, int(attempts[number]) + 1, bench.describe(number), run, book):
+            if keep(make, number, int(bench.ledger.attempts[number]) + 1, bench.describe(number), run, book):
                 beat.done(bench.plan.voxels_of(number))
                 finished += 1
             else:
