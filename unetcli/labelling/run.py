@@ -23,7 +23,14 @@ from unetcli.labelling.plan import LabelPlan
 from unetcli.labelling.request import LabelRequest
 from unetcli.labelling.setting_up import LabelRun
 from unetcli.labelling.work import label_blocks
-from unetcli.runs.clusters import Work, end_earlier_launch, executor_on, live_jobs, require_no_live_jobs
+from unetcli.runs.clusters import (
+    Work,
+    end_earlier_launch,
+    executor_on,
+    live_jobs,
+    require_accepted,
+    require_no_live_jobs,
+)
 from unetcli.runs.machines import slurm_request
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.rounds import Progress, Report, Rounds, current_troubles
@@ -105,6 +112,7 @@ def label_volume(
     if request.ctc:
         require_exportable(request.ctc)
     run = LabelRun.settle(request)
+    require_accepted(where, needed=request.overwrite or not run.is_complete)
     with telling_unwritable(run.output), run.folder.run.launcher(take_over=request.take_over):
         if where.cluster != "slurm" or request.overwrite:
             require_no_live_jobs(run.output, run.folder.run)

@@ -202,10 +202,9 @@ def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> None:
         log.warning("%d workers of an earlier launch do not end; what they are at may be computed twice", left)
 
 
-def require_accepted(where: Where, run: Run) -> None:
-    """Raise, before anything is written, where SLURM would refuse the jobs."""
-    needs_jobs = where.cluster != "local" and not where.scheduler
-    if needs_jobs and (run.request.overwrite or not run.is_complete):
+def require_accepted(where: Where, *, needed: bool) -> None:
+    """Raise, before anything is written, where SLURM would refuse jobs that are needed."""
+    if needed and where.cluster != "local" and not where.scheduler:
         would_start(slurm_request(where).options())
 
 
