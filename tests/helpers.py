@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from unetcli.architecture import Architecture
 from unetcli.geometry import Box
 from unetcli.model import Intensity, ModelHeader, save_model
 from unetcli.planning.plan import Choices, Plan, Sources
+from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.runs.pyramid import Pyramid
+from unetcli.volumes.output import Output
+from unetcli.volumes.volume import Volume
 
 CHOICES = Choices(
     dtype="uint8",
@@ -86,3 +91,28 @@ def plan_of(region: Box, **changes: Any) -> Plan:
         "sources": SOURCES,
     }
     return Plan(**{**values, **changes})
+
+
+def write_prediction(
+    path: Path | str, values: NDArray[Any], chunks: tuple[int, ...], levels: int = 1, **changes: Any
+) -> Path | str:
+    """A complete output of predict that holds ``values``: (t,) (z,) y, x, or with a leading axis of classes."""
+    axes = changes.pop("axes", "tzyx"[-len(chunks) :])
+    stored = values if values.ndim > len(chunks) else values[np.newaxis]
+    region = Box.of_shape(stored.shape[1:])
+    choices = replace(CHOICES, dtype=str(values.dtype), outputs=len(stored))
+    shards = changes.pop("shards", chunks)
+    plan = plan_of(
+        region, axes=axes, choices=choices, chunks=chunks, write_chunks=shards, block_shape=shards, **changes
+    )
+    output = Output(path, plan)
+    output.create(Volume(path="in", array=np.zeros(plan.extent, np.uint8), stored_axes=axes, voxel_size={"z": 2.0}))
+    array = output.open()
+    output.write(array, region, stored)
+    pyramid = Pyramid(output, PyramidPlan.of(plan, levels))
+    pyramid.create()
+    for number in range(pyramid.plan.blocks):
+        pyramid.build(number)
+    pyramid.publish()
+    output.mark_complete()
+    return path

@@ -12,6 +12,7 @@ from unetcli import __version__
 from unetcli.cli import talk
 from unetcli.cli.configfile import configurable
 from unetcli.cli.evaluate import evaluate
+from unetcli.cli.label import label
 from unetcli.cli.plan import NOT_OF_PLAN, plan
 from unetcli.cli.predict import predict
 from unetcli.cli.status import status
@@ -33,7 +34,7 @@ app = typer.Typer(
     "70 our bug, 130 interrupted.",
 )
 app.command(cls=TrainCommand)(configurable(train))
-for command in (plan, predict, status, verify, evaluate, worker):
+for command in (plan, predict, status, verify, label, evaluate, worker):
     app.command()(configurable(command, passed_over=NOT_OF_PLAN if command is plan else ()))
 
 

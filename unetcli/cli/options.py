@@ -222,6 +222,62 @@ MetricsOption = Annotated[
 ]
 AllowIncompleteOption = Annotated[bool, typer.Option("--allow-incomplete", help="Score what is there.")]
 
+# of label
+LabelledArgument = Annotated[
+    str, typer.Argument(metavar="PREDICTION", help="OME-Zarr with probabilities, as predict writes it.")
+]
+MethodOption = Annotated[
+    str, typer.Option(help="components (what is connected), or watershed, which sets touching objects apart.")
+]
+ThresholdOption = Annotated[
+    float | None, typer.Option(metavar="T", help="Foreground is above T, strictly; by itself 0.5.")
+]
+AutoThresholdOption = Annotated[
+    str | None, typer.Option(metavar="TRUTH", help="Take the threshold whose objects agree best with these (SEG).")
+]
+ConnectivityOption = Annotated[
+    int | None,
+    typer.Option(metavar="4|8|6|18|26", help="Neighbours that touch: 4 or 8 in a section, 6, 18 or 26 with --three-d."),
+]
+MinSizeOption = Annotated[int, typer.Option(metavar="N", min=0, help="Remove objects of fewer than N voxels.")]
+ThreeDOption = Annotated[bool, typer.Option("--three-d", help="Objects go through sections; else each is by itself.")]
+LandscapeOption = Annotated[
+    str, typer.Option(help="What a watershed floods: distance (to the background) or probability.")
+]
+DepthOfObjectsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--depth",
+        metavar="H",
+        min=0,
+        help="Two touching objects stay apart if what joins them lies H below both peaks: voxels of distance (1.5), or "
+        "probability (0.1).",
+    ),
+]
+ReachOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Voxels: greater distances count as N (64, with --three-d 32).")
+]
+SmoothingOption = Annotated[
+    float, typer.Option(metavar="S", min=0, help="Voxels: of the probability, before a watershed floods it.")
+]
+LabelNameOption = Annotated[str, typer.Option("--name", help="The labels' name, below labels/ in PREDICTION.")]
+IntensityOption = Annotated[
+    str | None, typer.Option(metavar="VOLUME", help="Measure these grey values, not the probability.")
+]
+CtcOption = Annotated[
+    Path | None, typer.Option("--ctc", metavar="FOLDER", help="Write maskTTT.tif, too, as the cell tracking challenge.")
+]
+BlockVoxelsOption = Annotated[
+    int | None, typer.Option(metavar="N", help="About the most voxels of a block: memory. The result is the same.")
+]
+LabelRunFolderOption = Annotated[
+    Path | None,
+    typer.Option("--run-folder", help="Folder for plan and receipts; by itself PREDICTION.run/NAME. Needed for s3://."),
+]
+AllowMissingOption = Annotated[
+    bool, typer.Option("--allow-incomplete", help="Label a prediction that is not finished.")
+]
+
 # of worker
 SchedulerOption = Annotated[
     str, typer.Option(envvar="UNETCLI_SCHEDULER", metavar="ADDRESS", help="Of the Dask scheduler: tls://.. or tcp://..")

@@ -84,8 +84,7 @@ def predict(
 
 def asked(options: Mapping[str, Any]) -> tuple[PredictRequest, Where]:
     """What the options of predict, or of plan, mean; those that a command does not have are left out."""
-    from unetcli.config import PredictRequest, Where, parse_levels, parse_roi, parse_sections, parse_tile
-    from unetcli.executors.slurm_request import parse_extra
+    from unetcli.config import PredictRequest, parse_levels, parse_roi, parse_sections, parse_tile
 
     read: dict[str, Callable[[Any], Any]] = {
         "tile": parse_tile,
@@ -94,11 +93,19 @@ def asked(options: Mapping[str, Any]) -> tuple[PredictRequest, Where]:
         "levels": parse_levels,
     }
     values: dict[str, Any] = {name: read[name](value) if name in read else value for name, value in options.items()}
-    slurm = {name: values.get(name) for name in SLURM} | {"extra": parse_extra(values.get("slurm") or [])}
     return (
         PredictRequest(**{field.name: values[field.name] for field in fields(PredictRequest) if field.name in values}),
-        Where(**{name: values[name] for name in WHERE if name in values}, slurm=slurm),
+        asked_where(values),
     )
+
+
+def asked_where(options: Mapping[str, Any]) -> Where:
+    """On which machines, by the options of a command that runs blocks."""
+    from unetcli.config import Where
+    from unetcli.executors.slurm_request import parse_extra
+
+    slurm = {name: options.get(name) for name in SLURM} | {"extra": parse_extra(options.get("slurm") or [])}
+    return Where(**{name: options[name] for name in WHERE if name in options}, slurm=slurm)
 
 
 def _run(request: PredictRequest, where: Where, share: str | None, close: bool) -> PredictSummary:

@@ -39,6 +39,15 @@ def largest_levels(shape: tuple[int, ...], axes: str) -> int:
     return 1 + max(0, math.ceil(math.log2(largest / CHUNK)))
 
 
+def largest_possible_levels(shape: tuple[int, ...], axes: str) -> int:
+    """Levels until one voxel of the plane is left, full resolution included.
+
+    >>> largest_possible_levels((9, 5, 1), "zyx")
+    4
+    """
+    return 1 + max(n - 1 for n, axis in zip(shape, axes, strict=True) if axis in PLANE).bit_length()
+
+
 @dataclass(frozen=True, slots=True)
 class PyramidBlock:
     """Whole chunks of the levels ``base + 1`` to ``top``, made from level ``base``."""
@@ -79,7 +88,7 @@ class PyramidPlan:
     """Full resolution included."""
 
     def __post_init__(self) -> None:
-        most = 1 + max(n - 1 for n, axis in zip(self.shape, self.axes, strict=True) if axis in PLANE).bit_length()
+        most = largest_possible_levels(self.shape, self.axes)
         if not 1 <= self.levels <= most:
             raise UnetcliError(f"--levels {self.levels}: expected 1 to {most}, where one voxel is left, or auto")
 

@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.executors.slurm_submit import submit_jobs, would_start
 from unetcli.executors.slurm_watch import ENDED, JobEnd, JobWatch, squeue
-from unetcli.files import remove_aside, replacing
+from unetcli.files import Place, remove_aside, replacing
 from unetcli.planning.preview import GIB, MEMORY_MARGIN, sizes
 from unetcli.runs.machines import slurm_request
 from unetcli.runs.run import Run
@@ -43,24 +43,51 @@ SECONDS_TO_LEAVE = 20.0
 """Worker jobs leave by themselves when their scheduler ends; after that long they are cancelled."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What an executor has to know of the work that it will be given."""
+
+    folder: RunFolder
+    blocks: int
+    sized: Callable[[], tuple[SlurmRequest, int]]
+    """What each SLURM job asks for, and how many blocks it gets."""
+    every_gpu: bool = False
+    """Whether here each GPU gets a worker."""
+
+    @classmethod
+    def of(cls, where: Where, run: Run) -> Work:
+        """The blocks of a prediction."""
+        return cls(
+            folder=run.folder,
+            blocks=run.plan.blocks,
+            sized=lambda: sized_request(where, run),
+            every_gpu=run.plan.choices.device == "cuda" and not run.request.device,
+        )
+
+
+def executor_for(where: Where, run: Run) -> AbstractContextManager[Executor]:
+    """The executor that was asked for, for a prediction; see :func:`executor_on`."""
+    return executor_on(where, Work.of(where, run))
+
+
 @contextmanager
-def executor_for(where: Where, run: Run) -> Iterator[Executor]:
+def executor_on(where: Where, work: Work) -> Iterator[Executor]:
     """The executor that was asked for; what it started ends with the block, except a SLURM array."""
     if where.cluster == "slurm":
-        request, blocks = sized_request(where, run)
+        request, blocks = work.sized()
         yield SlurmExecutor(request=request, blocks_per_job=blocks, detach=where.detach)
     elif where.cluster == "dask":
-        with dask_on_scheduler(where, run) if where.scheduler else dask_on_slurm(where, run) as executor:
+        with dask_on_scheduler(where, work) if where.scheduler else dask_on_slurm(where, work) as executor:
             yield executor
     else:
-        with local_executor(where, run) as executor:
+        with local_executor(where, work) as executor:
             yield executor
 
 
 @contextmanager
-def local_executor(where: Where, run: Run) -> Iterator[Executor]:
+def local_executor(where: Where, work: Work) -> Iterator[Executor]:
     """This process, or several here where there are several GPUs or ``--workers`` says so."""
-    gpus = visible_gpus() if run.plan.choices.device == "cuda" and not run.request.device else []
+    gpus = visible_gpus() if work.every_gpu else []
     count = where.workers or max(1, len(gpus))
     if count == 1:
         yield InProcess()
@@ -69,7 +96,7 @@ def local_executor(where: Where, run: Run) -> Iterator[Executor]:
     from unetcli.executors.dask_local import local_workers
 
     log.info("%d worker processes here%s", count, f" on {len(gpus)} GPUs" if gpus else "")
-    with local_workers(run.folder.path, count, gpus=gpus) as cluster:
+    with local_workers(work.folder.path, count, gpus=gpus) as cluster:
         yield DaskExecutor(cluster)
 
 
@@ -82,28 +109,28 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def dask_on_scheduler(where: Where, run: Run) -> Iterator[Executor]:
+def dask_on_scheduler(where: Where, work: Work) -> Iterator[Executor]:
     """Workers of a Dask scheduler that others started."""
     from unetcli.executors.dask import DaskExecutor
     from unetcli.executors.dask_cluster import existing_scheduler
 
     assert where.scheduler is not None
-    with existing_scheduler(where.scheduler, run.folder.path, where.tls) as cluster:
+    with existing_scheduler(where.scheduler, work.folder.path, where.tls) as cluster:
         yield DaskExecutor(cluster)
 
 
 @contextmanager
-def dask_on_slurm(where: Where, run: Run) -> Iterator[Executor]:
+def dask_on_slurm(where: Where, work: Work) -> Iterator[Executor]:
     """A Dask scheduler here, and workers as SLURM jobs."""
     from unetcli.executors.dask import DaskExecutor
     from unetcli.executors.dask_cluster import own_scheduler
 
-    request, _ = sized_request(where, run)
-    count = min(where.workers or request.max_running or DASK_WORKERS, run.plan.blocks)
-    jobs = WorkerJobs(request, run.folder)
+    request, _ = work.sized()
+    count = min(where.workers or request.max_running or DASK_WORKERS, work.blocks)
+    jobs = WorkerJobs(request, work.folder)
     log.info("a Dask scheduler here, %d worker jobs on SLURM", count)
     try:
-        with own_scheduler(run.folder.path, jobs.launch, jobs.ended, count) as cluster:
+        with own_scheduler(work.folder.path, jobs.launch, jobs.ended, count) as cluster:
             yield DaskExecutor(cluster)
     finally:
         jobs.leave()
@@ -167,29 +194,33 @@ def live_jobs(folder: RunFolder) -> list[str]:
     return [job for submission in still_live(book) for job in submission.open_jobs] if book.file.exists() else []
 
 
-def end_earlier_launch(run: Run, attached: Collection[str]) -> None:
+def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> None:
     """See to it that nothing of a killed launcher is at work any more, but for the jobs that are attached to."""
-    WorkerJobs(SlurmRequest(), run.folder).sweep()
-    remove_aside(run.folder.path / "tls")
-    if left := await_workers(run.folder, attached, SECONDS_TO_FINISH):
+    WorkerJobs(SlurmRequest(), folder).sweep()
+    remove_aside(folder.path / "tls")
+    if left := await_workers(folder, attached, SECONDS_TO_FINISH):
         log.warning("%d workers of an earlier launch do not end; what they are at may be computed twice", left)
 
 
-def require_accepted(where: Where, run: Run) -> None:
-    """Raise, before anything is written, where SLURM would refuse the jobs."""
-    needs_jobs = where.cluster != "local" and not where.scheduler
-    if needs_jobs and (run.request.overwrite or not run.is_complete):
+def require_accepted(where: Where, *, needed: bool) -> None:
+    """Raise, before anything is written, where SLURM would refuse jobs that are needed."""
+    if needed and where.cluster != "local" and not where.scheduler:
         would_start(slurm_request(where).options())
 
 
 def require_no_jobs(where: Where, run: Run) -> None:
     """Raise where SLURM jobs of an earlier launcher work on the output, unless this call is to wait for them."""
     attaches = where.cluster == "slurm" and not run.request.overwrite
-    if not attaches and (jobs := [*live_jobs(run.folder), *live_jobs(run.pyramid_folder)]):
+    if not attaches:
+        require_no_live_jobs(run.request.output_path, run.folder, run.pyramid_folder)
+
+
+def require_no_live_jobs(output: Place, *folders: RunFolder) -> None:
+    """Raise where SLURM jobs of an earlier launcher work on an output, in one of its run folders."""
+    if jobs := [job for folder in folders for job in live_jobs(folder)]:
         arrays = " ".join(sorted({job.partition("_")[0] for job in jobs}))
         raise UnetcliError(
-            f"{run.request.output_path}: {len(jobs)} SLURM jobs work on it; --cluster slurm waits for them, "
-            f"`scancel {arrays}` ends them"
+            f"{output}: {len(jobs)} SLURM jobs work on it; --cluster slurm waits for them, `scancel {arrays}` ends them"
         )
 
 

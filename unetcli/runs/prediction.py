@@ -97,7 +97,7 @@ def predict_volume(
     started = time.perf_counter()
     where = where or Where()
     run = Run.settle(with_machine(request, where))
-    require_accepted(where, run)
+    require_accepted(where, needed=request.overwrite or not run.is_complete)
     with telling_unwritable(request.output_path), run.folder.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
         require_no_jobs(where, run)
@@ -121,7 +121,7 @@ class Ends:
 def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Callable[[], bool]) -> Ends:
     """Have the missing blocks worked off."""
     attached = live_jobs(run.folder)
-    end_earlier_launch(run, attached)
+    end_earlier_launch(run.folder, attached)
     if not attached:
         run.folder.forget_troubles()  # they are tried again
         sweep(run.folder.path)

@@ -1,4 +1,4 @@
-"""Coarser levels of an output: means of 2 x 2 voxels, made block by block; they show once all are there."""
+"""Coarser levels of an image: 2 x 2 voxels made one, block by block; they show once all are there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import zarr
@@ -18,7 +18,7 @@ from unetcli.geometry import Box
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.volumes import ngff
 from unetcli.volumes.level import Level
-from unetcli.volumes.output import Output
+from unetcli.volumes.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,58 @@ class Built:
     """To be synced; none of a remote output."""
 
 
+class Image(Protocol):
+    """An OME-Zarr image of ours whose level 0 is there."""
+
+    @property
+    def path(self) -> Path | str: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def level(self) -> Level: ...
+
+    def attributes(self) -> dict[str, Any]: ...
+
+    def replace_attributes(self, attributes: dict[str, Any]) -> None: ...
+
+
+def halved(values: NDArray[Any]) -> NDArray[Any]:
+    """Means of 2 x 2 along the last two axes, integers rounded half up; at odd ends, of what is there.
+
+    >>> halved(np.array([[0, 1, 7], [1, 1, 8]], np.uint8)).tolist()
+    [[1, 8]]
+    """
+    integers = values.dtype.kind == "u"
+    wide = np.dtype(f"u{2 * values.dtype.itemsize}") if integers else np.promote_types(values.dtype, np.float32)
+    sums: NDArray[Any] = values[..., ::2, :].astype(wide)
+    sums[..., : values.shape[-2] // 2, :] += values[..., 1::2, :]
+    rows, sums = sums, sums[..., ::2].copy()
+    sums[..., : rows.shape[-1] // 2] += rows[..., 1::2]
+    heights, widths = (np.minimum(2, n - np.arange(0, n, 2)) for n in values.shape[-2:])
+    counts = np.multiply.outer(heights, widths).astype(wide)
+    means: NDArray[Any] = (sums + counts // 2) // counts if integers else sums / counts
+    return means.astype(values.dtype)
+
+
+def first_of(values: NDArray[Any]) -> NDArray[Any]:
+    """The first of 2 x 2 along the last two axes: of labels there is no mean.
+
+    >>> first_of(np.array([[0, 1, 7], [1, 1, 8]], np.uint8)).tolist()
+    [[0, 7]]
+    """
+    return values[..., ::2, ::2]
+
+
 @dataclass(frozen=True)
 class Pyramid:
-    """The coarser levels of an output by a plan of theirs."""
+    """The coarser levels of an image by a plan of theirs."""
 
-    output: Output
+    output: Image
     plan: PyramidPlan
+    coarser: Callable[[NDArray[Any]], NDArray[Any]] = halved
+    """One voxel of 2 x 2."""
 
     @property
     def is_made(self) -> bool:
@@ -61,7 +107,7 @@ class Pyramid:
         files: list[Path] = []
 
         def make(level: int, piece: Box) -> NDArray[Any]:
-            values = self._halved(level, piece)
+            values = self._made(level, piece)
             self._levels[level].write(self._written[level], piece, values)
             files.extend(self._levels[level].files(piece))
             return values
@@ -86,11 +132,11 @@ class Pyramid:
             digest.update(np.ascontiguousarray(values(level, piece)).data)
         return digest.hexdigest()
 
-    def _halved(self, level: int, piece: Box) -> NDArray[Any]:
+    def _made(self, level: int, piece: Box) -> NDArray[Any]:
         result = np.empty((self.plan.outputs, *piece.shape), self.output.level.dtype)
         for part, below in self.plan.parts(level, piece):
             finer = self._levels[level - 1].read(self._read[level - 1], below)
-            result[(slice(None), *part.relative_to(piece).slices)] = halved(finer)
+            result[(slice(None), *part.relative_to(piece).slices)] = self.coarser(finer)
         return result
 
     def _show(self, levels: int) -> None:
@@ -122,21 +168,3 @@ class Pyramid:
     @cached_property
     def _written(self) -> list[zarr.Array[Any]]:
         return [level.open() for level in self._levels]
-
-
-def halved(values: NDArray[Any]) -> NDArray[Any]:
-    """Means of 2 x 2 along the last two axes, integers rounded half up; at odd ends, of what is there.
-
-    >>> halved(np.array([[0, 1, 7], [1, 1, 8]], np.uint8)).tolist()
-    [[1, 8]]
-    """
-    integers = values.dtype.kind == "u"
-    wide = np.dtype(f"u{2 * values.dtype.itemsize}") if integers else np.promote_types(values.dtype, np.float32)
-    sums: NDArray[Any] = values[..., ::2, :].astype(wide)
-    sums[..., : values.shape[-2] // 2, :] += values[..., 1::2, :]
-    rows, sums = sums, sums[..., ::2].copy()
-    sums[..., : rows.shape[-1] // 2] += rows[..., 1::2]
-    heights, widths = (np.minimum(2, n - np.arange(0, n, 2)) for n in values.shape[-2:])
-    counts = np.multiply.outer(heights, widths).astype(wide)
-    means: NDArray[Any] = (sums + counts // 2) // counts if integers else sums / counts
-    return means.astype(values.dtype)

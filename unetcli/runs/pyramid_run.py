@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import socket
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError, UnreadableBlock
-from unetcli.files import UNWRITABLE, place_of, replacing, telling_unwritable
-from unetcli.lock import job_id
-from unetcli.planning.pyramid_plan import PyramidBlock, PyramidPlan
+from unetcli.files import place_of, replacing, telling_unwritable
+from unetcli.planning.plan import Plan
+from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.process import prepare
 from unetcli.ranges import Ranges, numbers
+from unetcli.runs.keeping import keep
 from unetcli.runs.pyramid import Pyramid
-from unetcli.runs.receipts import DONE, Ledger, Receipt, ReceiptBook
+from unetcli.runs.receipts import Ledger, ReceiptBook
 from unetcli.runs.runfolder import Places, RunFolder
-from unetcli.runs.troubles import FAILED, UNUSABLE, Trouble, TroubleBook
 from unetcli.volumes.output import Output
-from unetcli.volumes.store import one_line
 from unetcli.volumes.volume import describe
 
 
@@ -45,7 +40,7 @@ class PyramidRun:
         voxels, or of another plan, is forgotten and hidden.
         """
         run = cls(folder=folder, pyramid=Pyramid(output, PyramidPlan.of(output.plan, levels)))
-        frozen = run._frozen(finest)
+        frozen = run._frozen(output.plan, finest)
         if not _says(folder, frozen):
             run.pyramid.hide()
             folder.make()
@@ -78,10 +73,9 @@ class PyramidRun:
         self.pyramid.publish()
         return True
 
-    def _frozen(self, finest: Ledger) -> str:
+    def _frozen(self, plan: Plan, finest: Ledger) -> str:
         digest = hashlib.blake2b(finest.checksums.tobytes(), digest_size=16).hexdigest()
-        output, pyramid = self.pyramid.output.plan, self.pyramid.plan
-        return json.dumps({"finest": digest, "output": output.to_json(), "pyramid": pyramid.to_json()})
+        return json.dumps({"finest": digest, "output": plan.to_json(), "pyramid": self.pyramid.plan.to_json()})
 
 
 def build_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
@@ -98,48 +92,11 @@ def build_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = boo
             if stopping():
                 break
             if not ledger.done[number]:
-                finished += _build(run, pyramid, number, int(ledger.attempts[number]) + 1, book)
+                block = pyramid.plan.block(number)
+                place = f"level {block.base}, {describe(block.box, pyramid.plan.axes)}"
+                attempt = int(ledger.attempts[number]) + 1
+                finished += keep(functools.partial(pyramid.build, number), number, attempt, place, run, book)
     return finished
-
-
-def _build(run: RunFolder, pyramid: Pyramid, number: int, attempt: int, book: ReceiptBook) -> bool:
-    """Make one block; a failure is put on record, and others go on unless they would fail too."""
-    started = time.perf_counter()
-    try:
-        built = pyramid.build(number)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise
-        TroubleBook(run.troubles).add(_trouble(pyramid.plan.block(number), pyramid.plan.axes, error))
-        return False
-    receipt = Receipt(
-        block=number,
-        attempt=attempt,
-        state=DONE,
-        checksum=built.checksum,
-        tile=0,
-        read_seconds=0.0,
-        forward_seconds=0.0,
-        write_seconds=time.perf_counter() - started,
-        device="cpu",
-        host=socket.gethostname(),
-        job=job_id(),
-    )
-    book.add(receipt, built.files)
-    return True
-
-
-def _trouble(block: PyramidBlock, axes: str, error: Exception) -> Trouble:
-    kind = f"{type(error).__name__}: " if not isinstance(error, UnetcliError) else ""
-    return Trouble(
-        block=block.number,
-        place=f"level {block.base}, {describe(block.box, axes)}",
-        kind=UNUSABLE if isinstance(error, UnreadableBlock) else FAILED,
-        reason=f"{kind}{one_line(error)}",
-        traceback="".join(traceback.format_exception(error)),
-        host=socket.gethostname(),
-        job=job_id(),
-    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -84,6 +84,27 @@ def images(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def labels_of(attributes: dict[str, Any], source: str) -> dict[str, Any]:
+    """Attributes of an image, as labels of the image at the path ``source`` from there."""
+    label = {"source": {"image": source}}
+    if "ome" in attributes:
+        return {**attributes, "ome": {**attributes["ome"], "image-label": label}}
+    return {**attributes, "image-label": {"version": "0.4", **label}}
+
+
+def label_names(attributes: Mapping[str, Any]) -> list[str]:
+    """What the group ``labels`` of an image lists."""
+    found: list[str] = attributes.get("ome", attributes).get("labels") or []
+    return found
+
+
+def with_label_names(attributes: dict[str, Any], names: Sequence[str], zarr_format: int) -> dict[str, Any]:
+    """Attributes of a group ``labels`` with another list."""
+    if zarr_format == 2:
+        return {**attributes, "labels": list(names)}
+    return {**attributes, "ome": {"version": "0.5", **attributes.get("ome", {}), "labels": list(names)}}
+
+
 def documents(attributes: Mapping[str, Any], zarr_format: int) -> dict[str, str]:
     """The files of a group with these attributes, by name; the one with the attributes first."""
     if zarr_format == 2:

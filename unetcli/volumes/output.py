@@ -156,7 +156,7 @@ def require_ours(place: Path | str) -> None:
 def remove_output(place: Path | str) -> None:
     """Delete a prediction of ours; anything else stays."""
     store = store_at(place)
-    if (found := _found(store)) and MARKER in found[1]:
+    if (found := group_file(store)) and MARKER in found[1]:
         store.remove(last=found[0])
 
 
@@ -166,11 +166,11 @@ def _marker(store: Store) -> dict[str, Any] | None:
 
 
 def _attributes(store: Store) -> dict[str, Any] | None:
-    found = _found(store)
+    found = group_file(store)
     return found[1] if found else None
 
 
-def _found(store: Store) -> tuple[str, dict[str, Any]] | None:
+def group_file(store: Store) -> tuple[str, dict[str, Any]] | None:
     """The file that holds a group's attributes, and those."""
     for name in ngff.ATTRIBUTES.values():
         text = store.read_text(name)

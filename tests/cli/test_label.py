@@ -1,0 +1,40 @@
+"""``unetcli label`` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import zarr
+from helpers import write_prediction
+from labelling.maps import blobs
+
+Unetcli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_labels_are_made_and_told(unetcli: Unetcli, tmp_path: Path) -> None:
+    write_prediction(tmp_path / "big.pred.zarr", blobs((2, 40, 50), 2), (1, 16, 16))
+    done = unetcli("label", "big.pred.zarr", "--threshold", 0.45, "--min-size", 5, "--json", "--ctc", "01_RES")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    labels = np.asarray(zarr.open_array(tmp_path / "big.pred.zarr/labels/instances/0", mode="r")[...])
+    assert told["objects"] == labels.max() > 0
+    assert (told["complete"], told["threshold"], told["ctc_frames"]) == (True, 0.45, 2)
+    assert {"sizes", "removed", "dtype", "seconds", "table", "method"} <= set(told)
+    assert len((tmp_path / told["table"]).read_text().splitlines()) == 1 + told["objects"]
+    again = unetcli("label", "big.pred.zarr", "--threshold", 0.45, "--min-size", 5)
+    assert (again.returncode, again.stdout) == (0, "big.pred.zarr/labels/instances\n")
+    assert "complete already" in again.stderr
+
+
+def test_errors_are_one_line_and_unfinished_work_is_3(unetcli: Unetcli, tmp_path: Path) -> None:
+    store = Path(write_prediction(tmp_path / "big.pred.zarr", blobs((2, 40, 50), 2), (1, 16, 16)))
+    refused = unetcli("label", "big.pred.zarr", "--connectivity", 7)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    (store / "0/c/1/1/1").write_bytes(b"")
+    unfinished = unetcli("label", "big.pred.zarr")
+    assert (unfinished.returncode, unfinished.stdout) == (3, "big.pred.zarr/labels/instances\n")
+    assert "is empty" in unfinished.stderr or "cannot read" in unfinished.stderr

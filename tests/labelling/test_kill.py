@@ -1,0 +1,107 @@
+"""label killed at any moment and run again: the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import write_prediction
+from labelling.maps import blobs
+
+from unetcli.runs.receipts import read_receipts
+
+SHAPE = (10, 300, 310)
+STORE, FOLDER = "big.pred.zarr", "big.pred.zarr.run/instances"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_prediction(tmp_path / STORE, blobs(SHAPE, 3), (1, 64, 64), levels=2)
+    return tmp_path
+
+
+def label(place: Path, *words: str) -> subprocess.Popen[str]:
+    """The command as a user types it, with blocks so small that there are hundreds. Its talk goes to ``talk.txt``."""
+    command = [sys.executable, "-m", "unetcli", "label", STORE, "--block-voxels", "17000", *words]
+    with (place / "talk.txt").open("w") as talk:
+        return subprocess.Popen(command, cwd=place, stderr=talk, stdout=subprocess.DEVNULL, text=True)
+
+
+def talk(place: Path) -> str:
+    return (place / "talk.txt").read_text()
+
+
+def results(place: Path) -> dict[str, bytes]:
+    labels = {str(f.relative_to(place)): f.read_bytes() for f in (place / STORE / "labels").rglob("*") if f.is_file()}
+    return labels | {path.name: path.read_bytes() for path in place.glob("*.csv")}
+
+
+def forget(place: Path) -> None:
+    shutil.rmtree(place / STORE / "labels", ignore_errors=True)
+    shutil.rmtree(place / f"{STORE}.run", ignore_errors=True)
+    (place / f"{STORE}.instances.csv").unlink(missing_ok=True)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("method", ["components", "watershed"])
+@pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path, rounds: int, method: str) -> None:
+    started = time.monotonic()
+    assert label(place, "--method", method).wait(timeout=120) == 0, talk(place)
+    whole_time, whole = time.monotonic() - started, results(place)
+    chance, kills = random.Random(2015), 0
+    forget(place)
+    while True:
+        process = label(place, "--method", method)
+        try:
+            code = process.wait(timeout=chance.uniform(0.2, 1.1) * whole_time)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert code == 0, talk(place)
+        if kills >= rounds:
+            break
+        forget(place)  # too lucky: once more from the start
+    assert results(place) == whole
+    assert not list(place.rglob("*.partial"))
+    assert not (place / FOLDER / "blocks").exists()
+
+
+def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
+    process = label(place, "--method", "watershed")
+    receipts = place / FOLDER / "receipts"
+    wait_for(lambda: receipts.is_dir() and any(f.stat().st_size for f in receipts.iterdir()))
+    process.terminate()
+    assert process.wait(timeout=60) == 3, talk(place)
+    assert "the same command continues" in talk(place)
+    before = len(list(read_receipts(receipts)))
+    assert label(place, "--method", "watershed").wait(timeout=120) == 0
+    made = [receipt.block for receipt in read_receipts(receipts)]
+    assert len(made) == len(set(made)) > before > 0  # nothing was made twice
+
+
+def test_a_second_launcher_names_the_first_and_a_dead_one_is_no_obstacle(place: Path) -> None:
+    first = label(place)
+    wait_for((place / FOLDER / "lock").exists)
+    second = label(place)
+    assert second.wait(timeout=60) == 1
+    assert f"pid {first.pid}" in talk(place)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert label(place).wait(timeout=120) == 0
