@@ -16,7 +16,7 @@ from unetcli.cli.label import label
 from unetcli.cli.plan import NOT_OF_PLAN, plan
 from unetcli.cli.predict import predict
 from unetcli.cli.status import status
-from unetcli.cli.train import TrainCommand, train
+from unetcli.cli.train import TrainCommand, in_force, train
 from unetcli.cli.verify import verify
 from unetcli.cli.worker import worker
 from unetcli.errors import UnetcliError
@@ -33,7 +33,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 you can put it right, 2 usage, 3 incomplete (run the same command again), "
     "70 our bug, 130 interrupted.",
 )
-app.command(cls=TrainCommand)(configurable(train))
+app.command(cls=TrainCommand)(configurable(train, in_force=in_force))
 for command in (plan, predict, status, verify, label, evaluate, worker):
     app.command()(configurable(command, passed_over=NOT_OF_PLAN if command is plan else ()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,13 +81,18 @@ def train(
     channel: o.ChannelOption = None,
     overwrite: o.OverwriteOption = False,
     take_over: o.TakeOverOption = False,
+    dry_run: o.TrainingDryRunOption = False,
     json: o.JsonOption = False,
 ) -> None:
     """Train a network on RAW images and LABELS.
 
     The same command again goes on where it stopped, or says that it is finished.
     """
-    _run(request_of(locals()), json)
+    request = request_of(locals())
+    if dry_run:
+        _preview(request, json)
+    else:
+        _run(request, json)
 
 
 def request_of(given: dict[str, Any]) -> TrainRequest:
@@ -136,3 +142,48 @@ def _run(request: TrainRequest, json: bool) -> None:
     o.print_json(asdict(summary)) if json else typer.echo(summary.model)
     if not summary.finished:
         leave(signals)
+
+
+def _preview(request: TrainRequest, json: bool) -> None:
+    from unetcli.process import prepare
+
+    prepare()  # before torch is imported
+    from dataclasses import asdict
+
+    from unetcli.training.preview import preview_training
+
+    found = asdict(preview_training(request))
+    if json:
+        o.print_json(found)
+        return
+    for line in preview_lines(found):
+        typer.echo(line)
+
+
+def preview_lines(found: dict[str, Any]) -> list[str]:
+    """A preview for people."""
+    shares = ", ".join(f"{name}: {100 * share:.1f} %" for name, share in found["classes"].items())
+    weights = ", ".join(f"{weight:.2f}" for weight in found["class_weights"])
+    left_out = f", {found['left_out']} left out (nothing is drawn there)" if found["left_out"] else ""
+    size = f"depth {found['depth']}, {found['base_channels']} channels, {found['parameters']:,} parameters"
+    return [
+        f"sections  {found['sections']} to train on{left_out}, {found['held_out']} held out",
+        f"classes   {shares} (weights {weights}); {found['cells']} cells",
+        f"network   {size}",
+        f"tile      {found['tile']} in, {found['output']} out, {found['batch_size']} a step",
+        f"memory    {found['memory_gb']} GB ({found['device']}, {found['precision']})",
+        f"speed     {found['steps_per_second']} steps/s, by a probe of ten seconds",
+        f"time      {talk.duration(60 * found['minutes'])} for {found['steps']} steps (recipe {found['recipe']})",
+    ]
+
+
+def in_force(options: Mapping[str, Any]) -> dict[str, Any]:
+    """For ``--print-config``: the options with every "choose" resolved, as train would."""
+    from unetcli.process import prepare
+
+    prepare()  # before torch is imported
+    from unetcli.training.preview import options_in_force
+
+    chosen = options_in_force(request_of(dict(options)))
+    passed = ("sections", "validation", "augment", "minutes", "pair", "raw", "labels")
+    return {name: chosen.get(name, value) if name not in passed else value for name, value in options.items()}

@@ -91,8 +91,8 @@ def train_model(request: TrainRequest, report: Report = silent, signals: Signals
         return finish(training, goal, report if world.is_first else silent, signals or Signals())
 
 
-def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
-    """What is to be trained, and for how many steps; nothing is written."""
+def settle(request: TrainRequest, world: World) -> tuple[Training, int | None]:
+    """What is to be trained, and the frozen goal where it was begun before; nothing is written."""
     folder = TrainingFolder(request.output)
     folder.require_ours()
     require_apart(request.output, [Path(path) for pair in request.pairs for path in pair])
@@ -100,7 +100,13 @@ def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
     training = resolve_training(request, folder, frozen[0] if frozen else None, world)
     if frozen:
         folder.require_same(with_steps(training, frozen[1] if request.steps is None else request.steps).config)
-    goal = world.first(lambda: resolve_steps(request, training, frozen[1] if frozen else None))
+    return training, frozen[1] if frozen else None
+
+
+def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
+    """What is to be trained, and for how many steps; said, and nothing is written."""
+    training, frozen = settle(request, world)
+    goal = world.first(lambda: resolve_steps(request, training, frozen))
     if world.is_first:
         announce(training, goal)
         if request.depth is None and request.base_channels is None:
