@@ -97,6 +97,9 @@ ScheduleOption = Annotated[str | None, typer.Option(help="Of the learning rate: 
 WarmUpOption = Annotated[int | None, typer.Option(metavar="STEPS", help="Steps over which the learning rate rises.")]
 ClipOption = Annotated[float | None, typer.Option(help="Largest norm of the gradient.")]
 EmaOption = Annotated[float | None, typer.Option(help="Decay of the average of the weights that is kept; 0: none.")]
+NormShareOption = Annotated[
+    float | None, typer.Option(help="Of the steps, those in which batch norm uses each tile's own statistics: 0.4.")
+]
 TrainingPrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="float32 or bfloat16; by itself bfloat16 where the device has it.")
 ]

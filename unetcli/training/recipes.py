@@ -40,6 +40,7 @@ RATES = {"sgd": 3e-4, "adam": 1e-3, "adamw": 1e-3}
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "optimizer": "sgd",
+        "learning_rate": 3e-4,
         "momentum": 0.99,
         "schedule": "constant",
         "warm_up": 0,
@@ -48,10 +49,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "ema": 0.0,
         "batch_size": 1,
         "batch_norm": False,
+        "norm_share": 1.0,
         "dropout": 0.5,
     },
     "fast": {
         "optimizer": "adamw",
+        "learning_rate": 3e-3,
         "momentum": 0.9,
         "schedule": "cosine",
         "warm_up": 50,
@@ -59,8 +62,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "clip": None,
         "ema": 0.99,
         "batch_size": 1,
-        "batch_norm": False,
-        "dropout": 0.5,
+        "batch_norm": True,
+        "norm_share": 0.4,
+        "dropout": 0.0,
     },
 }
 
@@ -83,6 +87,11 @@ class Optimisation:
     """Decay per step of the moving average of the weights that is kept as the model; 0: the weights themselves."""
     batch_size: int
     """Tiles a step, over all processes together."""
+    norm_share: float
+    """Of the steps of a decaying schedule, those in which batch normalisation uses the tiles' own statistics.
+
+    After that it uses the running ones, as at inference: what is learned last fits what is predicted with.
+    """
     steps: int | None
     """Length of a decaying schedule; None for a constant one, which has no end."""
 
@@ -94,6 +103,7 @@ class Optimisation:
         _within("weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
         _within("warm-up", self.warm_up, self.warm_up >= 0, "0 or more steps")
         _within("ema", self.ema, 0 <= self.ema < 1, "0 up to, not with, 1")
+        _within("norm-share", self.norm_share, 0 < self.norm_share <= 1, "above 0, 1 at most")
         _within("batch-size", self.batch_size, self.batch_size >= 1, "at least 1")
         if self.clip is not None:
             _within("clip", self.clip, 0 < self.clip < math.inf, "a number above 0")
@@ -102,6 +112,10 @@ class Optimisation:
     def decays(self) -> bool:
         """Whether the course depends on how many steps it is to have."""
         return self.schedule != "constant"
+
+    def own_statistics(self, step: int) -> bool:
+        """Whether batch normalisation uses the tiles' own statistics at a step."""
+        return self.steps is None or step < self.norm_share * self.steps
 
     def rate(self, step: int) -> float:
         """Learning rate of step ``step``, counted from 0."""

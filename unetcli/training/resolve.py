@@ -234,12 +234,12 @@ def resolve_optimisation(
     names = [field.name for field in fields(Optimisation)]
     defaults = {name: ours[name] for name in names if name in ours}
     defaults["batch_size"] *= world.size
-    if request.optimizer is not None and request.optimizer != ours["optimizer"]:
-        defaults["momentum"] = 0.99 if request.optimizer == "sgd" else 0.9
     optimizer = chosen(request.optimizer, frozen.optimisation.optimizer if frozen else None, ours["optimizer"])
     if optimizer not in RATES:
         raise UnetcliError(f"--optimizer {optimizer}: expected {', '.join(list(RATES)[:-1])} or {list(RATES)[-1]}")
-    defaults |= {"learning_rate": RATES[optimizer], "steps": None}
+    if optimizer != ours["optimizer"]:
+        defaults |= {"momentum": 0.99 if optimizer == "sgd" else 0.9, "learning_rate": RATES[optimizer]}
+    defaults["steps"] = None
     schedule = chosen(request.schedule, frozen.optimisation.schedule if frozen else None, ours["schedule"])
     kept = frozen.optimisation if frozen else None
     asked = replace(request, steps=None) if schedule == "constant" else request

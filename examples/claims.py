@@ -1,0 +1,189 @@
+"""Does what the paper claims of augmentation and border weights hold for a small network? Trains, predicts, scores.
+
+    python examples/claims.py DATA [--output claims] [--seeds 1] [--steps 1500] [--jobs 2]
+
+DATA holds the four sets of ``SETS`` as TIFF stacks, images and labels. Each set is trained on four times: with and
+without augmentation, with and without the raised weights between close objects; nothing else differs. The network is
+small (depth 3, 16 channels). The model kept, and the threshold, are the best on the sections to select by; the scores
+are of the test sections, which nothing has seen before. Killed and run again, it goes on where it was; what is finished
+is not done again. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from unetcli.metrics.cells import seg_sums
+from unetcli.metrics.em_counts import above
+from unetcli.metrics.partitions import Cells, Overlap, PairCounts, components
+from unetcli.volumes.opening import open_volume
+
+THRESHOLDS = tuple(n / 20 for n in range(1, 20))
+UNETCLI = (sys.executable, "-m", "unetcli", "-q")
+
+
+@dataclass(frozen=True)
+class Set:
+    """Annotated images, and which sections serve what."""
+
+    images: str
+    labels: str
+    truth: str
+    train: tuple[int, int]
+    select: tuple[int, int]
+    test: tuple[int, int]
+
+
+SETS = {
+    "ISBI": Set("isbi2012/train-volume.tif", "isbi2012/train-labels.tif", "binary", (0, 17), (17, 20), (20, 25)),
+    "HeLa": Set("dic_hela/01-images.tif", "dic_hela/01-labels.tif", "instances", (0, 50), (50, 60), (60, 84)),
+    "PSC": Set("phc_psc/01-images.tif", "phc_psc/01-labels.tif", "instances", (0, 18), (18, 22), (22, 30)),
+    "DSB": Set("dsb2018/images.tif", "dsb2018/labels.tif", "instances", (0, 160), (160, 200), (200, 250)),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    name: str
+    augment: bool
+    border: bool
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        words = (self.name, "augment" if self.augment else "plain", "border" if self.border else "even", str(self.seed))
+        return "-".join(words).lower()
+
+
+def main() -> None:
+    """Do what is left to do, then print all of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("claims"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, on one thread each")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    every = itertools.product(range(options.seeds), SETS, (True, False), (True, False))
+    runs = [Run(name, augment, border, seed) for seed, name, augment, border in every]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(lambda run: result_of(run, options.data, options.output, options.steps), runs))
+    print("\n".join(table(results)))
+
+
+def result_of(run: Run, data: Path, output: Path, steps: int) -> dict[str, Any]:
+    """Scores of a run: those found before, or new ones."""
+    file = output / f"{run.folder}.json"
+    if not file.exists():
+        found = {**asdict(run), **trained(run, data, output, steps), **scores(run, data, output)}
+        file.write_text(json.dumps(found, indent=1))
+        print(f"{run.folder}: done", file=sys.stderr, flush=True)
+    values: dict[str, Any] = json.loads(file.read_text())
+    return values
+
+
+def trained(run: Run, data: Path, output: Path, steps: int) -> dict[str, Any]:
+    """Train, or go on; what train says of it."""
+    chosen, folder = SETS[run.name], output / run.folder
+    words = ["train", data / chosen.images, data / chosen.labels, "--output", folder, "--truth", chosen.truth]
+    words += ["--sections", ranged(chosen.train), "--validation", ranged(chosen.select), "--steps", steps]
+    words += ["--depth", 3, "--base-channels", 16, "--tile", 316, "--recipe", "fast", "--seed", run.seed, "--json"]
+    words += [] if run.augment else ["--no-augment"]
+    words += [] if run.border else ["--w0", 0]
+    told = json.loads(command(*words))
+    sections = ranged((chosen.select[0], chosen.test[1]))
+    command("predict", data / chosen.images, "--model", folder, "--output", f"{folder}.zarr", "--sections", sections)
+    return {name: told[name] for name in ("steps", "seconds", "best_step")}
+
+
+def scores(run: Run, data: Path, output: Path) -> dict[str, Any]:
+    """Scores on the test sections, at the threshold that is best on those to select by."""
+    chosen = SETS[run.name]
+    pairs = list(sections(run, data, output))
+    count = chosen.select[1] - chosen.select[0]
+    judge = rand_error if chosen.truth == "binary" else negative_seg
+    best = min(THRESHOLDS, key=lambda threshold: judge(pairs[:count], threshold))
+    test = pairs[count:]
+    wrong = sum(np.count_nonzero(above(p, best) != (t > 0)) for p, t in test) / sum(t.size for _, t in test)
+    both = [(above(p, best), t > 0) for p, t in test]
+    iou = sum(np.count_nonzero(a & b) for a, b in both) / sum(np.count_nonzero(a | b) for a, b in both)
+    told = {"threshold": best, "pixel_disagreement": wrong, "iou": iou}
+    value = judge(test, best)
+    return told | ({"rand_error": value} if chosen.truth == "binary" else {"seg": -value})
+
+
+def sections(run: Run, data: Path, output: Path) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
+    """Probability and truth of each section from the first to select by to the last to test on."""
+    chosen = SETS[run.name]
+    predicted, labels = open_volume(output / f"{run.folder}.zarr"), open_volume(data / chosen.labels)
+    for number, box in enumerate(labels.sections(chosen.select[0], chosen.test[1]).planes()):
+        place = predicted.sections(number, number + 1)
+        probability = predicted.read(place).reshape(labels.extent[-2:]).astype(np.float32) / np.float32(255)
+        yield probability, labels.read(box).reshape(labels.extent[-2:])
+
+
+def rand_error(pairs: list[tuple[NDArray[np.float32], NDArray[Any]]], threshold: float) -> float:
+    """Foreground-restricted Rand error of the EM challenge, at one threshold."""
+    counts = PairCounts(0, 0, 0)
+    for probability, truth in pairs:
+        counts += Overlap.of(Cells.of(truth > 0), components(above(probability, threshold))).pairs
+    return 1 - (counts.f_score or 0.0)
+
+
+def negative_seg(pairs: list[tuple[NDArray[np.float32], NDArray[Any]]], threshold: float) -> float:
+    """SEG of the connected components above a threshold, less than 0 so that less is better."""
+    found = [seg_sums(truth, ndimage.label(above(probability, threshold))[0]) for probability, truth in pairs]
+    return -sum(total for total, _ in found) / sum(objects for _, objects in found)
+
+
+def command(*words: Any) -> str:
+    """Run unetcli on one thread; its answer."""
+    line, one_thread = [*UNETCLI, *map(str, words)], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, env=one_thread, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def ranged(ends: tuple[int, int]) -> str:
+    return f"{ends[0]}:{ends[1]}"
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """All scores in Markdown: a mean over the seeds, and each seed's value where there are several."""
+    lines = ["| set | augmentation | border weights | pixel disagreement | IoU | SEG | Rand error | minutes |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, augment, border in itertools.product(SETS, (True, False), (True, False)):
+        rows = [r for r in results if (r["name"], r["augment"], r["border"]) == (name, augment, border)]
+        cells = [averaged(rows, score) for score in ("pixel_disagreement", "iou", "seg", "rand_error")]
+        minutes = f"{np.mean([row['seconds'] for row in rows]) / 60:.1f}"
+        used = ["yes" if chosen else "no" for chosen in (augment, border)]
+        lines.append(f"| {name} | {' | '.join([*used, *cells, minutes])} |")
+    return lines
+
+
+def averaged(rows: list[dict[str, Any]], score: str) -> str:
+    values = [row[score] for row in rows if score in row]
+    if not values:
+        return ""
+    each = f" ({', '.join(f'{value:.4f}' for value in values)})" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{each}"
+
+
+if __name__ == "__main__":
+    main()
