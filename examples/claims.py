@@ -104,7 +104,7 @@ def trained(run: Run, data: Path, output: Path, steps: int) -> dict[str, Any]:
     chosen, folder = SETS[run.name], output / run.folder
     words = ["train", data / chosen.images, data / chosen.labels, "--output", folder, "--truth", chosen.truth]
     words += ["--sections", ranged(chosen.train), "--validation", ranged(chosen.select), "--steps", steps]
-    words += ["--depth", 3, "--base-channels", 16, "--tile", 316, "--recipe", "fast", "--seed", run.seed, "--json"]
+    words += ["--depth", 3, "--base-channels", 16, "--recipe", "fast", "--seed", run.seed, "--json"]
     words += [] if run.augment else ["--no-augment"]
     words += [] if run.border else ["--w0", 0]
     told = json.loads(command(*words))

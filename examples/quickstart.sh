@@ -23,7 +23,7 @@ fi
 mkdir -p "$folder"
 cd "$folder"
 
-unetcli train "$raw" "$labels" --sections "$train_on" --steps 1500 --optimizer adam --device cpu
+unetcli train "$raw" "$labels" --sections "$train_on" --steps 800 --device cpu
 unetcli predict "$volume" --sections "$test_on" --model model --output prediction.zarr --device cpu
 unetcli evaluate prediction.zarr "$truth" > scores.txt
 cat scores.txt

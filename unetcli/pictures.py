@@ -34,7 +34,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
         error = best["pixel_disagreement"]
         right.plot(best["step"], error, "o", color="tab:red", label=f"best: {error:.4f}")
         right.legend(frameon=False)
-        right.set_ylim(bottom=0)
+        right.set_ylim(0, 1.08 * max(row["pixel_disagreement"] for row in looked) or 1)
     left.set(xlabel="step", ylabel="weighted cross-entropy", title="loss")
     right.set(xlabel="step", ylabel="share of wrong pixels", title="pixel disagreement, held out")
     left.legend(frameon=False)

@@ -44,12 +44,14 @@ DepthOption = Annotated[int | None, typer.Option(help="Pooling layers: 4 (the pa
 BaseChannelsOption = Annotated[
     int | None, typer.Option(help="Channels at full resolution: 64 (the paper) on a GPU, 16 on a CPU.")
 ]
-DropoutOption = Annotated[float | None, typer.Option(help="Probability at the end of the contracting path: 0.5.")]
+DropoutOption = Annotated[
+    float | None, typer.Option(help="Probability at the end of the contracting path: 0.5 (paper) or 0.")
+]
 BatchNormOption = Annotated[
     bool | None, typer.Option("--batch-norm/--no-batch-norm", help="Normalise within the batch; folded into the model.")
 ]
 TrainingTileOption = Annotated[
-    int | None, typer.Option(help="Input side of a training tile: 572 on a GPU, 316 on a CPU.")
+    int | None, typer.Option(help="Input side of a training tile: 572 or, fast, 380 on a GPU; 316 or 204 on a CPU.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0, max=2**32 - 1)]
 TruthOption = Annotated[
@@ -88,18 +90,17 @@ ContrastOption = Annotated[float | None, typer.Option(help="Spread of the contra
 BrightnessOption = Annotated[float | None, typer.Option(help="Spread of the brightness, in standard deviations.")]
 NoiseOption = Annotated[float | None, typer.Option(help="Most noise added, in standard deviations.")]
 BlurOption = Annotated[float | None, typer.Option(help="Most blur added, in px.")]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Tiles a step, over all processes together: 1 for each.")]
+BatchSizeOption = Annotated[
+    int | None, typer.Option(help="Tiles a step, over all processes together: 1 (paper) or 4 for each.")
+]
 OptimizerOption = Annotated[str | None, typer.Option(help="sgd, adam or adamw.")]
-LearningRateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate: 3e-4 for sgd, else 1e-3.")]
+LearningRateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate: 3e-4 (paper) or 3e-3.")]
 MomentumOption = Annotated[float | None, typer.Option(help="0.99 for sgd, else 0.9.")]
 WeightDecayOption = Annotated[float | None, typer.Option(help="Pull of the weights towards 0.")]
 ScheduleOption = Annotated[str | None, typer.Option(help="Of the learning rate: constant, cosine or poly.")]
 WarmUpOption = Annotated[int | None, typer.Option(metavar="STEPS", help="Steps over which the learning rate rises.")]
 ClipOption = Annotated[float | None, typer.Option(help="Largest norm of the gradient.")]
 EmaOption = Annotated[float | None, typer.Option(help="Decay of the average of the weights that is kept; 0: none.")]
-NormShareOption = Annotated[
-    float | None, typer.Option(help="Of the steps, those in which batch norm uses each tile's own statistics: 0.4.")
-]
 TrainingPrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="float32 or bfloat16; by itself bfloat16 where the device has it.")
 ]

@@ -69,7 +69,6 @@ def train(
     warm_up: o.WarmUpOption = None,
     clip: o.ClipOption = None,
     ema: o.EmaOption = None,
-    norm_share: o.NormShareOption = None,
     precision: o.TrainingPrecisionOption = None,
     compile: o.CompileOption = False,
     select: o.SelectOption = None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unetcli.training.learner import Learner
     from unetcli.training.sampling import Sampler
 
-SEEN = 6
+SEEN = 4
 """Tiles in the picture of what the network sees."""
 SIDE = 512
 """Pixels of a section that a picture shows, at most; larger ones are thinned out."""

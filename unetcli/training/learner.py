@@ -49,7 +49,6 @@ class Learner:
         self.config, self.found, self.device, self.world = config, found, device, world
         self.network = UNet(config.architecture)
         on_device(self.network, device).train()
-        self.norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
         self.averaged = copy.deepcopy(self.network) if config.optimisation.ema else None
         self.optimizer = create_optimizer(config.optimisation, self.network)
         self.table = weight_table(found.class_weights(balance=config.balance)).to(device)
@@ -83,8 +82,6 @@ class Learner:
         optimisation = self.config.optimisation
         for group in self.optimizer.param_groups:
             group["lr"] = optimisation.rate(number)
-        for norm in self.norms:
-            norm.train(optimisation.own_statistics(number))
         with autocast(self.device, self.config.precision):
             logits = self._forward(batch.images, batch.keep if self.config.architecture.dropout else None)
         total, weight = weighted_cross_entropy(logits, batch.classes, batch.raised, self.table)

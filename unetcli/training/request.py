@@ -65,7 +65,6 @@ class TrainRequest:
     warm_up: int | None = None
     clip: float | None = None
     ema: float | None = None
-    norm_share: float | None = None
     precision: str | None = None
     # the course
     seed: int = 0

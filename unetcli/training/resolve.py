@@ -30,7 +30,8 @@ from unetcli.volumes.volume import Volume
 T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}
 SMALL = {"depth": 3, "base_channels": 16}
-PAPER_TILE, SMALL_TILE = 572, 316
+TILES = {"paper": (572, 316), "fast": (380, 204)}
+"""Of the paper's network and of the small one."""
 MINUTES = 20
 """How long a training on a CPU takes where nothing is said."""
 GPU_STEPS = 20_000
@@ -70,7 +71,7 @@ def resolve_training(
     config = TrainingConfig(
         recipe=recipe,
         architecture=architecture,
-        tile=resolve_tile(request, frozen, architecture, device),
+        tile=resolve_tile(request, frozen, recipe, architecture, device),
         rules=rules,
         keep_empty=keep_empty,
         balance=chosen(request.balance, frozen.balance if frozen else None, True),
@@ -206,14 +207,14 @@ def resolve_architecture(
 
 
 def resolve_tile(
-    request: TrainRequest, frozen: TrainingConfig | None, architecture: Architecture, device: torch.device
+    request: TrainRequest, frozen: TrainingConfig | None, recipe: str, architecture: Architecture, device: torch.device
 ) -> int:
-    """The tile asked for, else the frozen one, else the paper's, on a CPU a smaller one."""
+    """The tile asked for, else the frozen one, else the recipe's, on a CPU a smaller one."""
     footprint = architecture.footprint()
     if request.tile is None and frozen is not None:
         return frozen.tile
     if request.tile is None:
-        return largest_tile(footprint, SMALL_TILE if device.type == "cpu" else PAPER_TILE)
+        return largest_tile(footprint, TILES[recipe][device.type == "cpu"])
     footprint.require_usable((request.tile,) * 2)
     return request.tile
 
