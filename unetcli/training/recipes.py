@@ -33,7 +33,7 @@ AdamW, 1e-3, cosine, average of the weights                     0.159   0.117   
 .. and without dropout, 3e-3                                    0.094   0.094   0.102
 .. and running statistics from 40 % of the steps on             0.094   0.101   0.088
 .. instead three tiles of 220                                   0.094   0.088   0.085
-.. instead four tiles of 204: `fast`                            0.093   0.088   0.084
+.. instead four tiles of 204: `fast`                            0.092   0.087   0.084
 =============================================================  ======  ======  ======
 
 A single tile's own statistics are not those of the next image: the loss on held-out sections rises again. Several
