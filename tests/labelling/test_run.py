@@ -1,21 +1,32 @@
-"""label as a run: stages with receipts, continued to the same bytes, on any executor; nothing foreign is touched."""
+"""label as a run: stages with receipts, continued to the same bytes, on any executor."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import yaozarrs
 import zarr
 from helpers import grey, write_prediction, write_zarr
 from labelling.maps import blobs
+from labelling.store import (
+    FOLDER,
+    LABELS,
+    SHAPE,
+    STORE,
+    TABLE,
+    by_scipy,
+    files,
+    label,
+    rows,
+    stop_after,
+    stored,
+    tables,
+)
 from numpy.typing import NDArray
 from places import site
 from scipy import ndimage
@@ -23,63 +34,11 @@ from scipy import ndimage
 from unetcli.config import Where
 from unetcli.errors import UnetcliError
 from unetcli.labelling.components import in_order, neighbourhood
-from unetcli.labelling.request import LabelRequest
-from unetcli.labelling.run import LabelSummary, label_volume
 from unetcli.labelling.work import label_blocks
 from unetcli.ranges import numbers
 from unetcli.runs.receipts import read_receipts
 
-STORE = Path("big.pred.zarr")
-LABELS = STORE / "labels/instances"
-FOLDER = Path("big.pred.zarr.run/instances")
-TABLE = Path("big.pred.zarr.instances.csv")
-SHAPE = (3, 75, 90)
-SMALL = 1500
-"""Voxels of a block: 27 of them."""
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def values() -> NDArray[np.uint8]:
-    """What is predicted, and stored at ``STORE``."""
-    made = blobs(SHAPE, 2, seed=7)
-    write_prediction(STORE, made, (1, 16, 16), levels=3)
-    return made
-
-
-def label(**options: Any) -> LabelSummary:
-    where = options.pop("where", None)
-    stopping = options.pop("stopping", bool)
-    return label_volume(
-        LabelRequest(**{"prediction": str(STORE), "block_voxels": SMALL, **options}), stopping=stopping, where=where
-    )
-
-
-def files(folder: Path = LABELS) -> dict[str, bytes]:
-    """All of the labels but what tells how they were made, and the table."""
-    found = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return found | ({str(TABLE): TABLE.read_bytes()} if TABLE.exists() else {})
-
-
-def stored(level: int = 0, place: Path = LABELS) -> NDArray[Any]:
-    return np.asarray(zarr.open_array(place / str(level), mode="r")[...])
-
-
-def by_scipy(values: NDArray[np.uint8], threshold: int = 128) -> NDArray[np.int32]:
-    axes = "tzyx"[-values.ndim :]
-    return in_order(ndimage.label(values >= threshold, neighbourhood(axes, 4))[0])
-
-
-def rows() -> list[dict[str, str]]:
-    with TABLE.open() as file:
-        return list(csv.DictReader(file))
-
-
-# -- what comes out
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_labels_table_and_summary_are_those_of_the_whole_array(values: NDArray[np.uint8]) -> None:
@@ -208,75 +167,6 @@ def test_grey_values_of_another_volume_are_measured(values: NDArray[np.uint8]) -
         label(intensity="other.zarr", name="more")
 
 
-# -- the threshold that fits a truth
-
-
-def write_truth(values: NDArray[Any]) -> None:
-    tifffile.imwrite("truth.tif", values, photometric="minisblack")
-
-
-def test_the_threshold_is_the_one_whose_objects_fit_best(values: NDArray[np.uint8]) -> None:
-    write_truth(by_scipy(values, threshold=int(255 * 0.65) + 1).astype(np.uint16))
-    summary = label(auto_threshold_from="truth.tif")
-    assert summary.threshold == 0.65
-    Path("truth.tif").unlink()
-    write_truth(np.ones(SHAPE, np.uint8))
-    assert label(auto_threshold_from="truth.tif").threshold == 0.65  # frozen
-    write_truth(np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UnetcliError, match=r"truth\.tif: holds no object"):
-        label(auto_threshold_from="truth.tif", overwrite=True)
-
-
-def test_a_truth_of_one_value_is_what_is_connected(values: NDArray[np.uint8]) -> None:
-    write_truth(np.where(values > 255 * 0.35, 255, 0).astype(np.uint8))
-    assert label(auto_threshold_from="truth.tif").threshold == 0.35
-
-
-# -- for the cell tracking challenge
-
-
-def test_frames_are_exported_each_numbered_from_one(values: NDArray[np.uint8]) -> None:
-    summary = label(ctc=Path("01_RES"))
-    assert summary.ctc_frames == 3
-    assert sorted(path.name for path in Path("01_RES").iterdir()) == [f"mask{n:03d}.tif" for n in range(3)]
-    for number, section in enumerate(by_scipy(values)):
-        frame = tifffile.imread(f"01_RES/mask{number:03d}.tif")
-        assert frame.dtype == np.uint16
-        assert np.array_equal(frame, in_order(section))
-    assert label(ctc=Path("01_RES")).ctc_frames == 3  # again, in place of the first
-
-
-def test_volumes_in_time_are_exported_as_stacks() -> None:
-    made = blobs((2, 4, 20, 21), 1.5, seed=4)
-    write_prediction(STORE, made, (1, 1, 16, 16))
-    label(three_d=True, ctc=Path("RES"))
-    assert tifffile.imread("RES/mask001.tif").shape == (4, 20, 21)
-    assert len(list(Path("RES").iterdir())) == 2
-
-
-def test_more_objects_than_a_frame_holds_are_refused_and_the_labels_stay() -> None:
-    made = np.zeros((600, 600), np.uint8)
-    made[::2, ::2] = 255
-    write_prediction(STORE, made, (512, 512))
-    with pytest.raises(UnetcliError, match=r"frame 0 of .* has 90000 objects, its files hold 65535; --min-size N"):
-        label(block_voxels=10**6, ctc=Path("RES"))
-    assert not Path("RES").exists()
-    assert stored().max() == 90000
-    assert stored().dtype == np.uint32
-
-
-def test_a_folder_with_other_files_is_no_place_for_an_export(values: NDArray[np.uint8]) -> None:
-    Path("RES").mkdir()
-    tifffile.imwrite("RES/mask000.tif", np.zeros((4, 4), np.uint16))
-    with pytest.raises(UnetcliError, match="--ctc RES: exists and holds other files"):
-        label(ctc=Path("RES"))
-    assert not FOLDER.exists()
-    assert np.array_equal(tifffile.imread("RES/mask000.tif"), np.zeros((4, 4)))
-
-
-# -- stopped and continued
-
-
 @pytest.mark.parametrize("method", ["components", "watershed"])
 def test_stopped_again_and_again_it_comes_out_the_same_and_nothing_is_made_twice(
     values: NDArray[np.uint8], method: str
@@ -323,14 +213,20 @@ def test_labels_that_were_deleted_are_made_anew(values: NDArray[np.uint8]) -> No
     assert files() == whole
 
 
-def test_a_table_of_a_block_that_is_damaged_or_gone_is_told_and_overwriting_helps(values: NDArray[np.uint8]) -> None:
-    label(stopping=lambda: len(tables()) == 27)
+@pytest.mark.parametrize("stage", ["merge", "number"])
+@pytest.mark.parametrize("how", ["torn", "gone"])
+def test_what_a_block_found_is_found_again_where_it_is_damaged(values: NDArray[np.uint8], stage: str, how: str) -> None:
+    label()
+    whole = files()
+    label(
+        overwrite=True, stopping=lambda: len(tables()) == 27 and (stage == "merge" or (FOLDER / "merged.json").exists())
+    )
     path = sorted(FOLDER.rglob("*.tables"))[3]
     path.write_bytes(path.read_bytes()[:-9])
-    summary = label()
-    assert not summary.complete
-    assert "0000003.tables: cannot be read" in summary.set_aside[0]["reason"]
-    assert label(overwrite=True).complete
+    if how == "gone":
+        path.unlink()
+    assert label().complete
+    assert files() == whole
 
 
 def test_a_damaged_chunk_sets_its_block_aside_and_is_told(values: NDArray[np.uint8]) -> None:
@@ -372,104 +268,6 @@ def test_several_labels_lie_beside_each_other(values: NDArray[np.uint8]) -> None
     assert zarr.open_group(STORE / "labels", mode="r").attrs["ome"]["labels"] == ["theirs", "instances"]
 
 
-# -- what is refused
-
-
-def test_an_incomplete_prediction_is_refused_unless_told_otherwise(values: NDArray[np.uint8]) -> None:
-    text = (STORE / "zarr.json").read_text()
-    (STORE / "zarr.json").write_text(text.replace('"complete": true', '"complete": false'))
-    with pytest.raises(UnetcliError, match=r"big\.pred\.zarr: not complete; .* or --allow-incomplete"):
-        label()
-    assert not FOLDER.exists()
-    assert label(allow_incomplete=True).complete
-
-
-def put(kind: str) -> Path:
-    """Something of somebody else in the place of the labels, or of their table."""
-    if kind == "table":
-        TABLE.write_text("id,name\n1,mine\n")
-        return TABLE
-    LABELS.mkdir(parents=True)
-    if kind == "folder":
-        (LABELS / "thesis.txt").write_text("mine")
-    elif kind == "array":
-        zarr.create_array(LABELS, data=grey(4, 4), overwrite=True)
-    else:
-        zarr.open_group(LABELS, mode="w", attributes={"ome": {"version": "0.5"}, "unetcli": {"kind": "probabilities"}})
-    return LABELS
-
-
-@pytest.mark.parametrize("kind", ["table", "folder", "array", "group"])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_not_ours_is_refused_and_stays(values: NDArray[np.uint8], kind: str, overwrite: bool) -> None:
-    place = put(kind)
-    before = files()
-    with pytest.raises(UnetcliError, match=r"exists and (was not written by|is no table of) unetcli label"):
-        label(overwrite=overwrite)
-    assert files() == before
-    assert place.exists()
-    assert not FOLDER.exists()
-
-
-def test_what_has_no_place_for_labels_is_refused() -> None:
-    write_zarr(Path("plain.zarr"), grey(20, 20))
-    tifffile.imwrite("stack.tif", grey(20, 20))
-    for name in ("plain.zarr", "stack.tif"):
-        with pytest.raises(UnetcliError, match=f"{name}: no OME-Zarr image, which labels could go into"):
-            label(prediction=name)
-
-
-@pytest.mark.parametrize("dtype", ["uint16", "int8"])
-def test_integers_that_are_no_probabilities_are_refused(dtype: str) -> None:
-    write_prediction(STORE, grey(20, 20).astype(dtype), (8, 8))
-    with pytest.raises(UnetcliError, match=f"{dtype}; expected probabilities as uint8"):
-        label()
-
-
-def test_a_mask_of_0_and_1_is_refused() -> None:
-    write_prediction(STORE, grey(20, 20) // 128, (8, 8))
-    summary = label(threshold=0)
-    assert not summary.complete
-    assert "0 and 1 as uint8 mean 0 and 1/255" in summary.set_aside[0]["reason"]
-
-
-@pytest.mark.parametrize("value", [1.5, -0.1, np.nan])
-def test_floats_that_are_no_probabilities_are_told_with_their_place(value: float) -> None:
-    made = np.full((20, 20), 0.7, np.float32)
-    made[3, 13] = value
-    write_prediction(STORE, made, (8, 8))
-    summary = label(block_voxels=1)
-    assert [aside["place"] for aside in summary.set_aside] == ["y 0:8, x 8:16"]
-    assert "no probabilities 0 to 1" in summary.set_aside[0]["reason"]
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"method": "magic"}, "--method magic: expected components or watershed"),
-        ({"threshold": 1.0}, "--threshold 1.0: expected a probability from 0 up to, not with, 1"),
-        ({"threshold": float("nan")}, "--threshold nan"),
-        ({"name": "predict"}, "--name predict"),
-        ({"name": "../x"}, r"--name \.\./x"),
-        ({"depth": -1.0}, "--depth -1.0: expected 0 or more"),
-        ({"reach": 5000}, "--reach 5000: expected at most 1000"),
-        ({"landscape": "moon"}, "--landscape moon: expected distance or probability"),
-        ({"threshold": 0.4, "auto_threshold_from": "t.tif"}, "--threshold and --auto-threshold-from: one of them"),
-        ({"block_voxels": 0}, "--block-voxels 0"),
-        ({"connectivity": 6}, "--connectivity 6: expected 4, 8"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything_is_written(
-    values: NDArray[np.uint8], options: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(UnetcliError, match=said):
-        label(**options)
-    assert not FOLDER.parent.exists()
-
-
-# -- where it runs
-
-
 @pytest.mark.parametrize("place", ["two processes", "a scheduler of others"])
 def test_every_executor_gives_the_same_bytes(values: NDArray[np.uint8], tmp_path: Path, place: str) -> None:
     label()
@@ -487,7 +285,7 @@ def test_every_executor_gives_the_same_bytes(values: NDArray[np.uint8], tmp_path
 
 def test_two_workers_with_the_same_blocks_do_no_harm(values: NDArray[np.uint8]) -> None:
     """A worker that was thought dead, and is not, writes what the other does."""
-    label(stopping=_after(20))
+    label(stopping=stop_after(20))
     plan = json.loads((FOLDER / "plan.json").read_text())
     assert plan["unetcli_labels"] == 1
     first = tables()
@@ -497,12 +295,3 @@ def test_two_workers_with_the_same_blocks_do_no_harm(values: NDArray[np.uint8]) 
     assert label_blocks(str(FOLDER), blocks) == len(list(numbers(blocks)))
     assert tables() == first
     assert label_blocks(str(FOLDER), blocks) == 0
-
-
-def tables() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in FOLDER.rglob("*.tables")}
-
-
-def _after(calls: int) -> Callable[[], bool]:
-    answers = iter([False] * calls)
-    return lambda: next(answers, True)

@@ -24,7 +24,7 @@ Read = Callable[[Box], NDArray[Any]]
 
 def find_objects(plan: LabelPlan, piece: int, probability: Read, brightness: Read) -> Arrays:
     """The tables of a block: ``labels`` 1.. of its voxels, their measures, and what joins them to other blocks."""
-    find = find_components if plan.settings.method == "components" else find_basins
+    find = find_components if plan.settings.method == "components" else find_regions
     labels, count, joints = find(plan, piece, probability)
     box = plan.box(piece)
     measured = measure(labels, count, box, plan.shape, brightness(box))
@@ -76,7 +76,7 @@ def name(step: tuple[int, ...]) -> str:
     return "".join(str(abs(d)) for d in step)
 
 
-def find_basins(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDArray[np.int32], int, Arrays]:
+def find_regions(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDArray[np.int32], int, Arrays]:
     """Regions of a block, and the passes that others decide on; see :mod:`unetcli.labelling.watershed`."""
     from unetcli.labelling.watershed import find_basins
 

@@ -24,6 +24,14 @@ FILES_PER_FOLDER = 1000
 Arrays = dict[str, NDArray[Any]]
 
 
+class DamagedTable(UnreadableBlock):
+    """The file of a block cannot be read: the block is to be worked off again."""
+
+    def __init__(self, piece: int, path: Path, error: Exception) -> None:
+        super().__init__(f"{path}: cannot be read ({error}); the same command makes it anew")
+        self.piece = piece
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """One file for each block, below a folder."""
@@ -51,15 +59,15 @@ class Tables:
 
         Raises
         ------
-        UnreadableBlock
-            The file is damaged, or gone.
+        DamagedTable
+            Or gone.
         """
         path = self.path(piece)
         try:
             with path.open("rb") as file:
                 return read_arrays(file, names)
         except Exception as error:  # codecs raise what they like
-            raise UnreadableBlock(f"{path}: cannot be read ({error}); --overwrite starts anew") from error
+            raise DamagedTable(piece, path, error) from error
 
     def remove(self) -> None:
         remove_aside(self.folder)

@@ -21,15 +21,19 @@ from unetcli.labelling.inputs import Probabilities, offset_in
 from unetcli.labelling.measures import unit
 from unetcli.labelling.merging import merge
 from unetcli.labelling.plan import LabelPlan, Stage
+from unetcli.labelling.tables import DamagedTable
 from unetcli.process import prepare
 from unetcli.ranges import Ranges, numbers
 from unetcli.runs.heartbeat import Heartbeat
-from unetcli.runs.keeping import keep
+from unetcli.runs.keeping import keep, void_receipt
 from unetcli.runs.pyramid import Built, Pyramid, first_of
 from unetcli.runs.receipts import Ledger, ReceiptBook, checksum
 from unetcli.runs.runfolder import RunFolder
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
+
+MOST_ATTEMPTS = 8
+"""A block whose tables are damaged again and again is given up: the disk is at fault."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +158,24 @@ def _work(bench: Bench, stage: Stage, blocks: list[int], stopping: Callable[[], 
         for number in blocks:
             if stopping():
                 break
-            make = functools.partial(bench.make, number)
+            make = functools.partial(_make, bench, number, book)
             if keep(make, number, int(bench.ledger.attempts[number]) + 1, bench.describe(number), run, book):
                 beat.done(bench.plan.voxels_of(number))
                 finished += 1
             else:
                 beat.set_aside()
     return finished
+
+
+def _make(bench: Bench, number: int, book: ReceiptBook) -> Built:
+    """Make a block; what it needs of another one's tables and finds damaged is to be made again."""
+    try:
+        return bench.make(number)
+    except DamagedTable as error:
+        attempt = int(bench.ledger.attempts[error.piece]) + 1
+        if attempt <= MOST_ATTEMPTS:
+            book.add(void_receipt(error.piece, attempt))
+        raise
 
 
 @functools.lru_cache(maxsize=1)

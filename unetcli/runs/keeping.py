@@ -6,12 +6,13 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 from unetcli.errors import UnetcliError, UnreadableBlock
 from unetcli.files import UNWRITABLE
 from unetcli.lock import job_id
 from unetcli.runs.pyramid import Built
-from unetcli.runs.receipts import DONE, Receipt, ReceiptBook
+from unetcli.runs.receipts import DONE, VOID, Receipt, ReceiptBook
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.troubles import FAILED, UNUSABLE, Trouble, TroubleBook
 from unetcli.volumes.store import one_line
@@ -31,20 +32,26 @@ def keep(make: Callable[[], Built], number: int, attempt: int, place: str, run: 
     return True
 
 
-def _receipt(number: int, attempt: int, checksum: str, seconds: float) -> Receipt:
+def void_receipt(block: int, attempt: int) -> Receipt:
+    """Says that the block is to be made anew."""
     return Receipt(
-        block=number,
+        block=block,
         attempt=attempt,
-        state=DONE,
-        checksum=checksum,
+        state=VOID,
+        checksum="-",
         tile=0,
         read_seconds=0.0,
         forward_seconds=0.0,
-        write_seconds=seconds,
-        device="cpu",
+        write_seconds=0.0,
+        device="-",
         host=socket.gethostname(),
         job=job_id(),
     )
+
+
+def _receipt(number: int, attempt: int, checksum: str, seconds: float) -> Receipt:
+    void = void_receipt(number, attempt)
+    return replace(void, state=DONE, checksum=checksum, write_seconds=seconds, device="cpu")
 
 
 def _trouble(number: int, place: str, error: Exception) -> Trouble:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,14 +16,14 @@ import numpy as np
 from unetcli.config import PredictRequest, VerifyRequest, Where
 from unetcli.errors import UnetcliError
 from unetcli.files import Place
-from unetcli.lock import job_id
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import ITEM_BYTES
 from unetcli.planning.resolve import absolute
 from unetcli.runs.changes import Change, changes
 from unetcli.runs.clusters import require_no_jobs
+from unetcli.runs.keeping import void_receipt
 from unetcli.runs.prediction import compute
-from unetcli.runs.receipts import VOID, Ledger, Receipt, ReceiptBook, checksum
+from unetcli.runs.receipts import Ledger, ReceiptBook, checksum
 from unetcli.runs.rounds import Report
 from unetcli.runs.run import Run
 from unetcli.runs.runfolder import RunFolder
@@ -228,23 +227,6 @@ def void(run: Run, ledger: Ledger, blocks: Iterable[int]) -> None:
         for number in blocks:
             if ledger.done[number]:
                 book.add(void_receipt(number, int(ledger.attempts[number]) + 1))
-
-
-def void_receipt(block: int, attempt: int) -> Receipt:
-    """Says that the block is to be made anew."""
-    return Receipt(
-        block=block,
-        attempt=attempt,
-        state=VOID,
-        checksum="-",
-        tile=0,
-        read_seconds=0.0,
-        forward_seconds=0.0,
-        write_seconds=0.0,
-        device="-",
-        host=socket.gethostname(),
-        job=job_id(),
-    )
 
 
 def require_same_input(run: Run) -> None:
