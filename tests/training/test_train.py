@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import grey, write_zarr
-from unetcli.signals import Signals
 
 from unetcli.errors import UnetcliError
 from unetcli.model import load_network, read_header
+from unetcli.signals import Signals
 from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.request import TrainRequest
 from unetcli.training.train import train_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.errors import UnetcliError
-from unetcli.geometry import Box
+from unetcli.geometry import Box, hull
 from unetcli.training.lessons import Lessons
 from unetcli.training.settings import Ranges
 from unetcli.training.targets import IGNORED, TruthRules, is_empty
@@ -104,6 +105,19 @@ class Corpus:
         for part in parts:
             pair = self.pairs[part.pair]
             yield from ((pair, box) for box in part.region.planes() if self.is_used(pair, box))
+
+    def runs(self, part: Part) -> Iterator[Part]:
+        """A part cut where sections without truth lie between others; itself where there are none."""
+        pair, planes = self.pairs[part.pair], list(part.region.planes())
+        used = [self.is_used(pair, plane) for plane in planes]
+        if all(used):
+            yield part
+            return
+        for place, group in itertools.groupby(
+            zip(planes, used, strict=True), lambda item: (item[1], item[0].start[:-3])
+        ):
+            if place[0]:
+                yield Part(part.pair, hull([plane for plane, _ in group]))
 
     def is_used(self, pair: Annotated, plane: Box) -> bool:
         """Whether a section has truth to learn from or to judge by."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from unetcli.training.targets import IGNORED
 ROUND = 64
 """Samples that share ``ROUND_PLACES`` chunks of a volume that is read from disk: each is decoded once a round."""
 ROUND_PLACES = 16
-TRIES = 1000
+TRIES = 10_000
 """Places looked at for a sample with any truth in it."""
+PATIENCE = 16
+"""Tries without any, after which a sample looks for it in other chunks than those of its round."""
 PLACE, SAMPLE, DROPOUT = 0, 1, 2
 """Keys of random streams, beside seed and number."""
 
@@ -62,14 +64,11 @@ class Sampler:
         """
         for attempt in range(TRIES):
             random = np.random.default_rng([self.seed, SAMPLE, number, attempt])
-            pair, centre = self._centre(random, number)
-            if not self.corpus.is_used(pair, Box(centre, tuple(n + 1 for n in centre))):
-                continue
+            pair, centre = self._centre(random, number, attempt)
             drawn = draw(self.augmentation, random, self.tile)
-            classes, raised = pair.lesson(window(centre, drawn.side(self.output)))
-            if (classes != IGNORED).any():
+            if (pair.classes(seen := window(centre, drawn.side(self.output))) != IGNORED).any():
                 image = pair.image(window(centre, drawn.side(self.tile)))
-                return Sample(number, image, classes, raised, drawn)
+                return Sample(number, image, *pair.lesson(seen), drawn)
         raise UnetcliError(f"{pair.labels.path}: {TRIES} places tried, none with any truth; --sections, --keep-empty")
 
     def keep(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
@@ -77,19 +76,24 @@ class Sampler:
         random = np.random.default_rng([self.seed, DROPOUT, number])
         return (random.random(channels) >= probability).astype(np.float32) / np.float32(1 - probability)
 
-    def _centre(self, random: np.random.Generator, number: int) -> tuple[Annotated, tuple[int, ...]]:
-        """A pixel, every one of the training sections as likely as any other."""
-        places = self._places(number // ROUND)
+    @cached_property
+    def _parts(self) -> tuple[Part, ...]:
+        """Sections with truth, of those to train on."""
+        return tuple(run for part in self.corpus.train for run in self.corpus.runs(part))
+
+    def _centre(self, random: np.random.Generator, number: int, attempt: int) -> tuple[Annotated, tuple[int, ...]]:
+        """A pixel, every one of the training sections with truth as likely as any other."""
+        places = self._places(number // ROUND, attempt // PATIENCE)
         part = places[int(random.integers(len(places)))]
         box = part.region
         centre = tuple(int(random.integers(a, b)) for a, b in zip(box.start, box.stop, strict=True))
         return self.corpus.pairs[part.pair], centre
 
     @lru_cache(maxsize=4)  # noqa: B019 - a sampler lives as long as its training
-    def _places(self, number: int) -> list[Part]:
+    def _places(self, number: int, further: int) -> list[Part]:
         """Where the samples of a round lie: chunks of volumes read from disk, all of what is held in memory."""
-        random = np.random.default_rng([self.seed, PLACE, number])
-        return [surrounding(self.corpus, place(self.corpus.train, random)) for _ in range(ROUND_PLACES)]
+        random = np.random.default_rng([self.seed, PLACE, number, further])
+        return [surrounding(self.corpus, place(self._parts, random)) for _ in range(ROUND_PLACES)]
 
 
 def place(parts: Sequence[Part], random: np.random.Generator) -> tuple[Part, tuple[int, ...]]:
