@@ -21,7 +21,8 @@ from unetcli.volumes.cached import cached
 from unetcli.volumes.volume import Volume, describe
 
 IN_MEMORY_BYTES = 2**30
-"""Volumes up to this size are held in memory while they are sampled; chunks of larger ones are read when needed."""
+"""Of images, of labels, and of what is made of labels, that is held in memory while they are sampled; every pair has
+its part of it. Volumes up to that size are read once, chunks of larger ones when needed."""
 SAME_SIZE = 0.01
 """Voxel sizes that differ by less than this share are the same."""
 LARGEST_LOOKED_THROUGH = 2**27
@@ -44,16 +45,19 @@ class Annotated:
     labels: Volume
     rules: TruthRules
     channel: int | None = None
+    pairs: int = 1
+    """That share the memory."""
     _empty: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
     @classmethod
-    def lay(cls, raw: Volume, labels: Volume, rules: TruthRules, channel: int | None) -> Annotated:
-        """Both together; small ones are read into memory, larger ones by chunk."""
-        return cls(near(raw), near(labels), rules, channel)
+    def lay(cls, raw: Volume, labels: Volume, rules: TruthRules, channel: int | None, pairs: int = 1) -> Annotated:
+        """Both together, one of ``pairs``; small ones are read into memory, larger ones by chunk."""
+        budget = IN_MEMORY_BYTES // pairs
+        return cls(near(raw, budget), near(labels, budget), rules, channel, pairs)
 
     @cached_property
     def lessons(self) -> Lessons:
-        return Lessons(self.labels, self.rules)
+        return Lessons(self.labels, self.rules, IN_MEMORY_BYTES // self.pairs)
 
     def image(self, box: Box) -> NDArray[Any]:
         """Grey values of one section's window, (c, y, x); refused where they are not finite."""
@@ -134,10 +138,10 @@ class Corpus:
         return self.raw.channels if self.pairs[0].channel is None else 1
 
 
-def near(volume: Volume) -> Volume:
+def near(volume: Volume, budget_bytes: int) -> Volume:
     """The volume in memory, or the chunks of it used last where it is too large."""
-    small = volume.array.size * volume.dtype.itemsize <= IN_MEMORY_BYTES
-    return volume.in_memory() if small else cached(volume)
+    small = volume.array.size * volume.dtype.itemsize <= budget_bytes
+    return volume.in_memory() if small else cached(volume, budget_bytes)
 
 
 def parts_of(pairs: Sequence[Annotated], ranges: Ranges) -> tuple[Part, ...]:

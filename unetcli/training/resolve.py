@@ -60,7 +60,7 @@ def resolve_training(
     sections, validation = split(request, [raw for raw, _ in volumes])
     rules = resolve_rules(request, frozen, volumes, sections, validation)
     keep_empty = chosen(request.keep_empty, frozen.keep_empty if frozen else None, False)
-    pairs = [Annotated.lay(raw, labels, rules, request.channel) for raw, labels in volumes]
+    pairs = [Annotated.lay(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
     corpus = Corpus.lay(pairs, sections, validation, keep_empty=keep_empty)
     found = survey(corpus)
     require_usable(corpus, found)
@@ -131,6 +131,8 @@ def split(request: TrainRequest, images: Sequence[Volume]) -> tuple[Ranges, Rang
                     "give --sections that do not overlap it"
                 )
             used = (used[0], held_out[0])
+        if used[0] >= used[1]:
+            raise UnetcliError(f"--validation {held_out[0]}:{held_out[1]}: leaves no section to train on")
         return by_pair(used, counts), by_pair(held_out, counts)
     fraction = VALIDATION_FRACTION if request.validation_fraction is None else request.validation_fraction
     if not 0 <= fraction < 1:
@@ -182,9 +184,11 @@ def resolve_rules(
     if request.truth == "auto" and frozen is not None:
         truth = frozen.rules.truth
     else:
-        ranges = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(sections, validation, strict=True)]
-        regions = [(labels, labels.sections(*ends)) for (_, labels), ends in zip(volumes, ranges, strict=True)]
-        truth = resolve_truth(request.truth, [(v, box) for v, box in regions if box.size], request.ignore)
+        used = [
+            (labels, ends) for both in (sections, validation) for (_, labels), ends in zip(volumes, both, strict=True)
+        ]
+        regions = [(labels, labels.sections(*ends)) for labels, ends in used if ends[0] < ends[1]]
+        truth = resolve_truth(request.truth, regions, request.ignore)
     asked = replace(request, truth=truth)
     return settled(TruthRules, asked, frozen.rules if frozen else None, {})
 

@@ -136,8 +136,9 @@ def resolve_truth(truth: str, labels: Sequence[tuple[Volume, Box]], ignore: int 
         return truth
     if truth != "auto":
         raise UnetcliError(f"--truth {truth}: expected auto, {', '.join(TRUTHS[:-1])} or {TRUTHS[-1]}")
-    for volume, region in labels:
-        values = [value for value in label_values(volume, region) if value != ignore]
+    for volume in {id(volume): volume for volume, _ in labels}.values():
+        regions = [region for other, region in labels if other is volume]
+        values = sorted({value for region in regions for value in label_values(volume, region)} - {ignore})
         if len(values) > 2:
             shown = ", ".join(map(str, values[:4])) + (f", .. {values[-1]}" if len(values) > 4 else "")
             raise UnetcliError(

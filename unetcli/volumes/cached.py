@@ -34,7 +34,7 @@ class _Chunks:
         self._lock = threading.Lock()
 
     def __getitem__(self, picks: tuple[slice, ...]) -> NDArray[Any]:
-        spans = [pick.indices(n)[:2] for pick, n in zip(picks, self.shape, strict=True)]
+        spans = [_span(pick, n) for pick, n in zip(picks, self.shape, strict=True)]
         result = np.empty([b - a for a, b in spans], self.dtype)
         places = [range(a // c, -(-b // c)) for (a, b), c in zip(spans, self.chunks, strict=True)]
         for place in itertools.product(*places):
@@ -57,3 +57,11 @@ class _Chunks:
             while self._bytes > self._budget and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
             return chunk
+
+
+def _span(pick: slice, extent: int) -> tuple[int, int]:
+    """First and stop of a slice; the same where it is empty."""
+    first, stop, step = pick.indices(extent)
+    if step != 1:
+        raise NotImplementedError(f"slices with a step of {step}")
+    return first, max(first, stop)
