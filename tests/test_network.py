@@ -73,12 +73,17 @@ def test_weights_are_gaussian_with_the_paper_s_deviation(paper: UNet) -> None:
         assert float(module.weight.detach().std()) == pytest.approx(expected, rel=0.02)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_is_what_is_given_and_nothing_of_its_own() -> None:
     network = UNet(Architecture(depth=1, base_channels=8))
-    x = torch.randn(1, 1, 40, 40)
+    x, keep = torch.randn(2, 1, 40, 40), torch.ones(2, 16, 1, 1)
     with torch.inference_mode():
-        assert torch.equal(network.eval()(x), network(x))
-        assert not torch.equal(network.train()(x), network(x))
+        plain = network.train()(x)
+        assert torch.equal(plain, network(x))
+        assert torch.equal(plain, network(x, keep))
+        keep[0, 3] = 0
+        dropped = network(x, keep)
+        assert not torch.equal(plain[0], dropped[0])
+        assert torch.equal(plain[1], dropped[1])  # each sample has its own
 
 
 def test_a_padded_convolution_is_refused_by_the_walk() -> None:

@@ -24,6 +24,9 @@ from unetcli.training.settings import TrainingConfig
 from unetcli.training.survey import Survey
 from unetcli.training.world import World
 
+LEAST_WEIGHT = 1e-20
+"""What the weights of a step without any truth are taken for; their share is 0, and its inverse is not infinite."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -86,7 +89,7 @@ class Learner:
             logits = self._forward(batch.images, batch.keep if self.config.architecture.dropout else None)
         total, weight = weighted_cross_entropy(logits, batch.classes, batch.raised, self.table)
         sums = self.world.add(torch.stack([total.detach(), weight]))
-        everything = sums[1].clamp_min(torch.finfo(torch.float32).tiny)
+        everything = sums[1].clamp_min(LEAST_WEIGHT)
         self.optimizer.zero_grad(set_to_none=True)
         share = total * (self.world.size / everything)  # gradients are averaged over the processes: a sum is wanted
         share.backward()  # type: ignore[no-untyped-call]
