@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,11 @@ class TrainingFolder:
         return self.path / "checkpoint.previous.pt"
 
     @property
+    def damaged(self) -> Path:
+        """A checkpoint that could not be read, as it was found."""
+        return self.path / "checkpoint.damaged.pt"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.jsonl"
 
@@ -90,15 +96,17 @@ class TrainingFolder:
 
     def frozen(self) -> tuple[TrainingConfig, int] | None:
         """Configuration and goal (steps) of the training that is here, or None."""
-        try:
-            values = json.loads(self.config.read_text())
-        except FileNotFoundError:
-            return None
-        if values["version"] != VERSION:
-            raise UnetcliError(f"{self.config}: version {values['version']}; --overwrite starts anew")
         from unetcli.training.settings import TrainingConfig
 
-        return TrainingConfig.from_dict(values["config"]), values["steps"]
+        try:
+            values = json.loads(self.config.read_text())
+            if values["version"] != VERSION:
+                raise UnetcliError(f"{self.config}: version {values['version']}; --overwrite starts anew")
+            return TrainingConfig.from_dict(values["config"]), values["steps"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnetcliError(f"{self.config}: damaged; --overwrite starts anew") from error
 
     def require_same(self, config: TrainingConfig) -> None:
         """Refuse to go on with another configuration than the one frozen here."""
@@ -117,7 +125,7 @@ class TrainingFolder:
 
     def forget(self) -> None:
         """Delete what a training made. The checkpoints go first: a rest without them starts anew."""
-        files = (self.checkpoint, self.previous, self.log, self.model, self.curves, self.samples)
+        files = (self.checkpoint, self.previous, self.damaged, self.log, self.model, self.curves, self.samples)
         for path in files:
             path.unlink(missing_ok=True)
         for folder in (self.predictions, self.tensorboard):
@@ -130,13 +138,17 @@ class TrainingFolder:
 
         last, before = self.checkpoint, self.previous
         try:
-            if last.exists():
-                return Checkpoint.load(last)
+            return Checkpoint.load(last)
+        except FileNotFoundError:
+            return Checkpoint.load(before) if before.exists() else None
         except UnetcliError as error:
             if not before.exists():
                 raise
+            found = Checkpoint.load(before)
             log.warning("%s; going on from %s", error, before.name)
-        return Checkpoint.load(before) if before.exists() else None
+        with suppress(FileNotFoundError):  # another process of the same training was faster
+            os.replace(last, self.damaged)  # else the next save would keep it as the one before
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """The log; a last line torn by a crash is left out."""
