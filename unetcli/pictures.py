@@ -101,7 +101,8 @@ def _draw_tile(axes: Any, image: NDArray[Any], truth: NDArray[Any], grey: NDArra
     edge = (image.shape[-1] - truth.shape[-1]) // 2
     inside = edge + np.arange(truth.shape[-1])
     for number in set(np.unique(truth).tolist()) - {0, IGNORED}:
-        axes.contour(inside, inside, truth == number, [0.5], colors=[f"C{number % 10}"], linewidths=1.1)
+        if not (mask := truth == number).all():  # else there is no outline, which matplotlib warns of
+            axes.contour(inside, inside, mask, [0.5], colors=[f"C{number % 10}"], linewidths=1.1)
     corner = (edge - 0.5, edge - 0.5)
     axes.add_patch(Rectangle(corner, len(inside), len(inside), facecolor="none", edgecolor="white", linewidth=1))
 

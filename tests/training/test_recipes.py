@@ -106,9 +106,9 @@ def test_a_setting_that_cannot_be_meant_is_refused_naming_its_option(change: dic
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_says_all_that_is_needed(recipe: str) -> None:
     ours = RECIPES[recipe]
-    needed = {field.name for field in fields(Optimisation)} - {"learning_rate", "steps"}
+    needed = {field.name for field in fields(Optimisation)} - {"steps"}
     assert needed | {"dropout", "batch_norm"} == set(ours)
-    chosen = Optimisation(**{name: ours[name] for name in needed}, learning_rate=RATES[ours["optimizer"]], steps=None)
+    chosen = Optimisation(**{name: ours[name] for name in needed}, steps=None)
     assert chosen.decays == (ours["schedule"] != "constant")
 
 

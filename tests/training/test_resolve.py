@@ -171,7 +171,7 @@ def test_a_held_out_pair_alone_says_nothing_of_the_other_s_sections(here: Path) 
 def test_what_is_left_open_is_as_the_recipe_has_it_and_options_go_before(here: Path) -> None:
     bare = replace(TINY, optimizer=None, learning_rate=None, recipe="fast", steps=100)
     fast = resolved(bare).config.optimisation
-    assert (fast.optimizer, fast.schedule, fast.learning_rate, fast.steps) == ("adamw", "cosine", 1e-3, 100)
+    assert (fast.optimizer, fast.schedule, fast.learning_rate, fast.steps) == ("adamw", "cosine", 3e-3, 100)
     paper = resolved(replace(bare, recipe="paper")).config
     assert (paper.optimisation.optimizer, paper.optimisation.momentum) == ("sgd", 0.99)
     assert (paper.optimisation.schedule, paper.optimisation.steps) == ("constant", None)

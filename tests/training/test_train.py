@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
+import zarr
 from helpers import grey, write_zarr
+from training.scenes import TINY, discs, write_discs
 
+from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
+from unetcli.evaluation import evaluate_volume
 from unetcli.model import load_network, read_header
+from unetcli.network import UNet
+from unetcli.runs.prediction import predict_volume
 from unetcli.signals import Signals
 from unetcli.training.checkpoint import Checkpoint
-from unetcli.training.request import TrainRequest
+from unetcli.training.request import MEASURES, TrainRequest
 from unetcli.training.train import train_model
 
 
@@ -25,21 +35,36 @@ from unetcli.training.train import train_model
 def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
     """Eight sections of bright discs; a network of 5,000 parameters."""
     monkeypatch.chdir(tmp_path)
-    disc = np.hypot(*np.ogrid[-30:34, -40:32]) < 16
-    labels = np.stack([np.roll(disc, 3 * k, 1) for k in range(8)]).astype(np.uint8)
-    write_zarr(Path("labels.zarr"), labels)
-    write_zarr(Path("raw.zarr"), labels * 90 + grey(*labels.shape) // 4)
-    return TrainRequest(
-        pairs=(("raw.zarr", "labels.zarr"),),
-        recipe="paper",
-        steps=30,
-        depth=1,
-        base_channels=8,
-        tile=44,
-        optimizer="adam",
-        learning_rate=0.01,
-        device="cpu",
-    )
+    write_discs(tmp_path)
+    return TINY
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TrainRequest]]:
+    """A training that tests look at and leave as it is: its place, and what was asked for."""
+    place = tmp_path_factory.mktemp("finished")
+    write_discs(place)
+    request = replace(TINY, steps=150, validate_every=50)
+    with contextlib.chdir(place):
+        train_model(request)
+    before = contents(place)
+    yield place, request
+    assert contents(place) == before
+
+
+@pytest.fixture
+def trained(finished: tuple[Path, TrainRequest], monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
+    """In the place of the finished training."""
+    monkeypatch.chdir(finished[0])
+    return finished[1]
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(place)): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+
+
+def log_rows(folder: str = "model") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
 
 
 class Stop(Signals):
@@ -66,9 +91,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one | other)
 
 
-def test_it_learns_and_says_how_well_on_the_last_sections(request_: TrainRequest) -> None:
-    summary = train_model(replace(request_, steps=150))
-    assert summary.finished
+def test_it_learns_and_says_how_well_on_the_last_sections(trained: TrainRequest) -> None:
+    summary = train_model(trained)
+    assert summary.found_finished
     assert summary.best_error is not None
     assert summary.best_error < 0.05
     header = read_header(Path(summary.model))
@@ -76,16 +101,47 @@ def test_it_learns_and_says_how_well_on_the_last_sections(request_: TrainRequest
     assert header.intensity.dtype == "uint8"
     assert header.provenance["config"]["sections"] == [[0, 7]]
     assert header.provenance["config"]["validation"] == [[7, 8]]
-    rows = [json.loads(line) for line in Path("model/log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [150]
-    assert Path("model/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["step"] for row in log_rows()] == [50, 100, 150]
 
 
-def test_intensity_statistics_are_those_of_the_training_sections(request_: TrainRequest) -> None:
-    train_model(replace(request_, steps=1))
-    import zarr
+def test_the_kept_model_is_the_best_of_the_looks(trained: TrainRequest) -> None:
+    rows, summary = log_rows(), train_model(trained)
+    best = min(rows, key=lambda row: row["pixel_disagreement"])
+    assert (summary.best_step, summary.best_error) == (best["step"], best["pixel_disagreement"])
+    assert read_header(Path(summary.model)).provenance["step"] == best["step"]
+    lowest = [min(row["pixel_disagreement"] for row in rows[: n + 1]) for n in range(len(rows))]
+    assert [row["best"] for row in rows] == [n == 0 or lowest[n] < lowest[n - 1] for n in range(len(rows))]
 
-    seen = zarr.open_array("raw.zarr", mode="r")[:7].astype(float)
+
+def test_what_is_said_of_the_held_out_section_is_what_predict_and_evaluate_find(
+    trained: TrainRequest, tmp_path: Path
+) -> None:
+    request = PredictRequest(
+        volume="raw.zarr", output=tmp_path / "p.zarr", sections=(7, 8), dtype="float32", device="cpu"
+    )
+    predict_volume(request)
+    scores = evaluate_volume(str(tmp_path / "p.zarr"), "labels.zarr")
+    best = next(row for row in reversed(log_rows()) if row["best"])
+    assert scores["em"]["pixel_disagreement"] == pytest.approx(best["pixel_disagreement"], abs=2e-4)
+    assert scores["pixels"]["iou"] == pytest.approx(best["iou"], abs=2e-3)
+
+
+def test_pictures_show_what_the_network_sees_and_says(trained: TrainRequest) -> None:
+    model = Path("model")
+    for name in ("curves.png", "samples.png"):
+        assert min(imagecodecs.png_decode((model / name).read_bytes()).shape[:2]) > 200
+    looks = sorted(path.name for path in (model / "predictions").iterdir())
+    assert looks == ["step-0000050.jpg", "step-0000100.jpg", "step-0000150.jpg"]
+    for name in looks:
+        page = imagecodecs.jpeg8_decode((model / "predictions" / name).read_bytes())
+        assert page.shape == (64 + 4, 3 * (72 + 4))  # image, prediction and truth side by side, framed
+        assert page.std() > 50
+    truth = page[2:66, 2 * 76 + 2 : 2 * 76 + 74] > 128
+    assert (truth == (discs()[1][7] > 0)).mean() > 0.98
+
+
+def test_intensity_statistics_are_those_of_the_training_sections(trained: TrainRequest) -> None:
+    seen = discs()[0][:7].astype(float)
     intensity = read_header(Path("model/model.safetensors")).intensity
     assert intensity.mean == pytest.approx(seen.mean())
     assert intensity.std == pytest.approx(seen.std())
@@ -110,22 +166,6 @@ def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> 
     assert rows[0]["loss"] == rows[1]["loss"]  # losses before the stop count
 
 
-def test_killed_training_goes_on_to_the_same_weights(request_: TrainRequest) -> None:
-    command = [sys.executable, "-m", "unetcli", "train", "raw.zarr", "labels.zarr", "--steps", "400", "--depth", "1"]
-    command += ["--recipe", "paper"]
-    command += ["--base-channels", "8", "--tile", "44", "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not Path("model/checkpoint.pt").exists():
-        assert process.poll() is None
-    process.kill()
-    process.wait()
-    assert subprocess.run(command, check=True, capture_output=True).returncode == 0
-    subprocess.run([*command, "--output", "straight"], check=True, capture_output=True)
-    assert same(state(), state("straight"))
-    assert same(weights(), weights("straight"))
-    assert [json.loads(line)["step"] for line in Path("model/log.jsonl").read_text().splitlines()] == [200, 400]
-
-
 def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> None:
     train_model(replace(request_, steps=10))
     summary = train_model(replace(request_, steps=25))
@@ -134,12 +174,110 @@ def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> 
     assert same(state(), state("straight"))
 
 
-def test_a_finished_training_says_so_and_changes_nothing(request_: TrainRequest) -> None:
-    train_model(request_)
-    before = {f.name: f.read_bytes() for f in Path("model").rglob("*") if f.is_file()}
-    again = train_model(replace(request_, steps=None, depth=None, base_channels=None, tile=None, device=None))
+@pytest.mark.parametrize("schedule", ["cosine", "poly"])
+def test_another_number_of_steps_of_a_decaying_rate_is_refused_by_name(request_: TrainRequest, schedule: str) -> None:
+    request = replace(request_, steps=10, schedule=schedule)
+    assert train_model(request).finished
+    for steps in (5, 25):
+        with pytest.raises(UnetcliError, match=rf"steps {steps} \(was 10\).*--overwrite"):
+            train_model(replace(request, steps=steps))
+    assert train_model(request).found_finished
+    assert log_rows()[-1]["learning_rate"] > 0
+
+
+def test_stopped_and_gone_on_equals_straight_through_with_all_that_has_a_state(request_: TrainRequest) -> None:
+    """Average, batch normalisation, AdamW and a decaying rate with warm-up, in bfloat16."""
+    request = replace(request_, recipe="fast", optimizer=None, batch_size=2, warm_up=5, precision="bfloat16", steps=24)
+    for after in (7, 9):
+        assert not train_model(request, signals=Stop(after)).finished
+    assert train_model(request).finished
+    train_model(replace(request, output=Path("straight")))
+    ours, theirs = (Checkpoint.load(Path(name, "checkpoint.pt")) for name in ("model", "straight"))
+    assert same(ours.network, theirs.network)
+    assert ours.averaged is not None
+    assert theirs.averaged is not None
+    assert same(ours.averaged, theirs.averaged)
+    assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(
+    request_: TrainRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = replace(request_, validate_every=10)
+    train_model(request, signals=Stop(after=15))
+    content = bytearray(Path("model/checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("model/checkpoint.pt").write_bytes(bytes(content))
+    assert train_model(request).finished
+    assert caplog.text.count("damaged checkpoint") == 1
+    train_model(replace(request, output=Path("straight")))
+    assert same(state(), state("straight"))
+    assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
+    assert [row["step"] for row in log_rows()] == [10, 20, 30]
+
+
+def test_without_a_better_one_for_long_enough_it_ends_and_more_patience_goes_on(request_: TrainRequest) -> None:
+    """A rate so small that nothing changes: the first look is the best."""
+    request = replace(request_, learning_rate=1e-12, steps=30, validate_every=2, patience=3)
+    summary = train_model(request)
+    assert (summary.finished, summary.stopped_early, summary.steps, summary.best_step) == (True, True, 8, 2)
+    assert "no better one for long enough" in summary.sentence
+    assert train_model(request).found_finished
+    more = train_model(replace(request, patience=5))
+    assert (more.steps, more.stopped_early) == (12, True)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_model_is_chosen_by_the_measure_asked_for(request_: TrainRequest, measure: str) -> None:
+    summary = train_model(replace(request_, select=measure, steps=30, validate_every=6))
+    rows = log_rows()
+    values = [row[measure] for row in rows]
+    assert len(values) == 5
+    best = (max if measure in ("iou", "seg") else min)(value for value in values if value is not None)
+    assert (summary.measure, summary.best_value) == (measure, best)
+    assert summary.best_step == rows[values.index(best)]["step"]
+    assert read_header(Path(summary.model)).provenance["validation"][measure] == best
+
+
+def test_a_model_of_batch_normalisation_has_none_and_is_the_average(request_: TrainRequest) -> None:
+    summary = train_model(replace(request_, batch_norm=True, ema=0.9, steps=12))
+    kept, checkpoint = load_network(Path(summary.model)), Checkpoint.load(Path("model/checkpoint.pt"))
+    assert not kept.architecture.batch_norm
+    whole = UNet(replace(kept.architecture, batch_norm=True))
+    assert checkpoint.averaged is not None
+    whole.load_state_dict(checkpoint.averaged)
+    x = torch.randn(1, 1, 44, 48)
+    with torch.inference_mode():
+        expected = whole.eval()(x)
+        assert float((kept(x) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything_is_written(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UnetcliError, match=r"--tensorboard: .*not installed; pip install 'unetcli\[tensorboard\]'"):
+        train_model(replace(request_, tensorboard=True))
+    assert not Path("model").exists()
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_figures_of_each_look_are_there_for_tensorboard(request_: TrainRequest) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_model(replace(request_, tensorboard=True, steps=4, validate_every=2))
+    events = EventAccumulator("model/tensorboard").Reload()
+    rows = log_rows()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_a_finished_training_says_so_and_changes_nothing(trained: TrainRequest) -> None:
+    before = contents(Path("model"))
+    again = train_model(replace(trained, steps=None, depth=None, base_channels=None, tile=None, device=None))
     assert again.found_finished
-    assert {f.name: f.read_bytes() for f in Path("model").rglob("*") if f.is_file()} == before
+    assert "finished already, 150 steps" in again.sentence
+    assert contents(Path("model")) == before
 
 
 @pytest.mark.parametrize(
@@ -153,14 +291,17 @@ def test_a_finished_training_says_so_and_changes_nothing(request_: TrainRequest)
         ({"sections": (0, 6)}, "sections"),
         ({"validation_fraction": 0.5}, "validation"),
         ({"truth": "instances"}, "truth instances"),
+        ({"schedule": "cosine"}, r"schedule cosine \(was constant\)"),
+        ({"ema": 0.5}, "ema 0.5"),
+        ({"batch_norm": True}, "batch_norm True"),
+        ({"precision": "bfloat16"}, r"precision bfloat16 \(was float32\)"),
+        ({"select": "iou"}, r"select iou \(was pixel_disagreement\)"),
+        ({"rotation": 10.0}, r"rotation 10.0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_another_configuration_is_refused_by_name(
-    request_: TrainRequest, change: dict[str, object], named: str
-) -> None:
-    train_model(replace(request_, steps=2))
-    other = replace(request_, **change)  # type: ignore[arg-type]
+def test_another_configuration_is_refused_by_name(trained: TrainRequest, change: dict[str, object], named: str) -> None:
+    other = replace(trained, **change)  # type: ignore[arg-type]
     with pytest.raises(UnetcliError, match=named) as caught:
         train_model(other)
     assert "--overwrite" in str(caught.value)
@@ -218,6 +359,43 @@ def test_labels_of_another_shape_or_many_values_are_refused(request_: TrainReque
         train_model(replace(request_, pairs=(("raw.zarr", "many.zarr"),)))
 
 
+def test_labels_of_another_voxel_size_are_refused_naming_both(request_: TrainRequest) -> None:
+    raw, labels = discs()
+    for name, values, size in (("a", raw, 4.0), ("b", labels, 8.0)):
+        group = zarr.create_group(f"{name}.zarr")
+        array = group.create_array("0", shape=values.shape, dtype=values.dtype)
+        array[...] = values
+        scale = [{"type": "scale", "scale": [50.0, size, size]}]
+        axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+        multiscales = [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}]
+        group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+    with pytest.raises(UnetcliError, match=r"a\.zarr.* 50 x 4 x 4 nanometer, but .*b\.zarr.* of 50 x 8 x 8 nanometer"):
+        train_model(replace(request_, pairs=(("a.zarr", "b.zarr"),)))
+    assert not Path("model").exists()
+
+
+def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None:
+    raw, labels = discs()
+    write_zarr(Path("single-raw.zarr"), raw[3, :50])
+    write_zarr(Path("single-labels.zarr"), labels[3, :50])
+    pairs = (*request_.pairs, ("single-raw.zarr", "single-labels.zarr"))
+    summary = train_model(replace(request_, pairs=pairs, steps=5))
+    config = read_header(Path(summary.model)).provenance["config"]
+    assert (config["sections"], config["validation"]) == ([[0, 7], [0, 1]], [[7, 8], [1, 1]])
+    with pytest.raises(UnetcliError, match="images or labels are others"):
+        train_model(replace(request_, pairs=tuple(reversed(pairs)), sections=(0, 9), steps=5))
+
+
+def test_a_network_without_levels_and_tiles_of_one_class_alone_train_too(request_: TrainRequest) -> None:
+    """Pictures of them have no outline to draw."""
+    labels = np.ones((4, 40, 40), np.uint8)
+    labels[:, 0, 0] = 0
+    write_zarr(Path("full.zarr"), labels)
+    write_zarr(Path("grey.zarr"), grey(4, 40, 40))
+    summary = train_model(replace(request_, pairs=(("grey.zarr", "full.zarr"),), depth=0, tile=5, steps=3))
+    assert summary.finished
+
+
 def test_a_loss_that_diverges_ends_with_one_line_and_keeps_no_model(request_: TrainRequest) -> None:
     with pytest.raises(UnetcliError, match="smaller --lr"):
         train_model(replace(request_, optimizer="sgd", learning_rate=1e30))
@@ -251,8 +429,6 @@ def test_curves_are_drawn_even_if_the_last_call_was_killed_before(request_: Trai
 
 
 def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:
-    import zarr
-
     labels = zarr.open_array("labels.zarr", mode="r")[...].copy()
     labels[:, 50:] = 2
     write_zarr(Path("classes.zarr"), labels)
@@ -261,8 +437,6 @@ def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:
 
 
 def test_a_single_image_trains_without_held_out_sections(request_: TrainRequest) -> None:
-    import zarr
-
     for name in ("raw", "labels"):
         write_zarr(Path(f"one-{name}.zarr"), zarr.open_array(f"{name}.zarr", mode="r")[0])
     summary = train_model(replace(request_, pairs=(("one-raw.zarr", "one-labels.zarr"),), steps=3))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.errors import UnetcliError
 from unetcli.files import remove_aside, replacing
 from unetcli.pictures import draw_samples
 from unetcli.training.figures import Judged
@@ -69,6 +71,12 @@ def forget_looks(folder: TrainingFolder, step: int) -> None:
                 file.unlink()
     if step == 0:
         remove_aside(folder.tensorboard)
+
+
+def require_tensorboard() -> None:
+    """Refuse to begin without the package that would be missing at the first look."""
+    if find_spec("tensorboard") is None:
+        raise UnetcliError("--tensorboard: tensorboard is not installed; pip install 'unetcli[tensorboard]'")
 
 
 def tell_tensorboard(folder: TrainingFolder, row: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from unetcli.device import cpu_threads
 from unetcli.files import require_apart, telling_unwritable
 from unetcli.network import UNet
 from unetcli.signals import Signals
+from unetcli.training.album import require_tensorboard
 from unetcli.training.folder import TrainingFolder
 from unetcli.training.learning import Report, Training
 from unetcli.training.request import TrainRequest
@@ -93,6 +94,8 @@ def train_model(request: TrainRequest, report: Report = silent, signals: Signals
 
 def settle(request: TrainRequest, world: World) -> tuple[Training, int | None]:
     """What is to be trained, and the frozen goal where it was begun before; nothing is written."""
+    if request.tensorboard:
+        require_tensorboard()
     folder = TrainingFolder(request.output)
     folder.require_ours()
     require_apart(request.output, [Path(path) for pair in request.pairs for path in pair])
