@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from helpers import grey, write_zarr
 from numpy.typing import NDArray
 
+from unetcli.model import load_network
+from unetcli.signals import Signals
 from unetcli.training.augmentation import Augmentation
+from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.corpus import Annotated, Corpus, Part
 from unetcli.training.request import TrainRequest
 from unetcli.training.sampling import Sampler
@@ -77,3 +82,35 @@ TINY = TrainRequest(
     precision="float32",
 )
 """A training of ``write_discs``, of 5,000 parameters: about 4 ms a step."""
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(place)): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+
+
+def log_rows(folder: str = "model") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+
+
+class Stop(Signals):
+    """Asks for an end after some steps."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def stopping(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def weights(folder: str = "model") -> dict[str, torch.Tensor]:
+    return load_network(Path(folder) / "model.safetensors").state_dict()
+
+
+def state(folder: str = "model") -> dict[str, torch.Tensor]:
+    return Checkpoint.load(Path(folder) / "checkpoint.pt").network
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one | other)

@@ -1,15 +1,11 @@
-"""train, in this process: what it learns, resumes, refuses and writes."""
+"""train, in this process: what it learns, resumes, chooses and writes."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -17,7 +13,7 @@ import pytest
 import torch
 import zarr
 from helpers import grey, write_zarr
-from training.scenes import TINY, discs, write_discs
+from training.scenes import Stop, contents, discs, log_rows, same, state, weights
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
@@ -25,70 +21,9 @@ from unetcli.evaluation import evaluate_volume
 from unetcli.model import load_network, read_header
 from unetcli.network import UNet
 from unetcli.runs.prediction import predict_volume
-from unetcli.signals import Signals
 from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.request import MEASURES, TrainRequest
 from unetcli.training.train import train_model
-
-
-@pytest.fixture
-def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
-    """Eight sections of bright discs; a network of 5,000 parameters."""
-    monkeypatch.chdir(tmp_path)
-    write_discs(tmp_path)
-    return TINY
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TrainRequest]]:
-    """A training that tests look at and leave as it is: its place, and what was asked for."""
-    place = tmp_path_factory.mktemp("finished")
-    write_discs(place)
-    request = replace(TINY, steps=150, validate_every=50)
-    with contextlib.chdir(place):
-        train_model(request)
-    before = contents(place)
-    yield place, request
-    assert contents(place) == before
-
-
-@pytest.fixture
-def trained(finished: tuple[Path, TrainRequest], monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
-    """In the place of the finished training."""
-    monkeypatch.chdir(finished[0])
-    return finished[1]
-
-
-def contents(place: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(place)): f.read_bytes() for f in place.rglob("*") if f.is_file()}
-
-
-def log_rows(folder: str = "model") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
-
-
-class Stop(Signals):
-    """Asks for an end after some steps."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.left = after
-
-    def stopping(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
-def weights(folder: str = "model") -> dict[str, torch.Tensor]:
-    return load_network(Path(folder) / "model.safetensors").state_dict()
-
-
-def state(folder: str = "model") -> dict[str, torch.Tensor]:
-    return Checkpoint.load(Path(folder) / "checkpoint.pt").network
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one | other)
 
 
 def test_it_learns_and_says_how_well_on_the_last_sections(trained: TrainRequest) -> None:
@@ -174,17 +109,6 @@ def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> 
     assert same(state(), state("straight"))
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "poly"])
-def test_another_number_of_steps_of_a_decaying_rate_is_refused_by_name(request_: TrainRequest, schedule: str) -> None:
-    request = replace(request_, steps=10, schedule=schedule)
-    assert train_model(request).finished
-    for steps in (5, 25):
-        with pytest.raises(UnetcliError, match=rf"steps {steps} \(was 10\).*--overwrite"):
-            train_model(replace(request, steps=steps))
-    assert train_model(request).found_finished
-    assert log_rows()[-1]["learning_rate"] > 0
-
-
 def test_stopped_and_gone_on_equals_straight_through_with_all_that_has_a_state(request_: TrainRequest) -> None:
     """Average, batch normalisation, AdamW and a decaying rate with warm-up, in bfloat16."""
     request = replace(request_, recipe="fast", optimizer=None, batch_size=2, warm_up=5, precision="bfloat16", steps=24)
@@ -252,15 +176,6 @@ def test_a_model_of_batch_normalisation_has_none_and_is_the_average(request_: Tr
         assert float((kept(x) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
-def test_tensorboard_that_is_not_installed_is_said_before_anything_is_written(
-    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(UnetcliError, match=r"--tensorboard: .*not installed; pip install 'unetcli\[tensorboard\]'"):
-        train_model(replace(request_, tensorboard=True))
-    assert not Path("model").exists()
-
-
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
 def test_figures_of_each_look_are_there_for_tensorboard(request_: TrainRequest) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -278,100 +193,6 @@ def test_a_finished_training_says_so_and_changes_nothing(trained: TrainRequest) 
     assert again.found_finished
     assert "finished already, 150 steps" in again.sentence
     assert contents(Path("model")) == before
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"depth": 2, "tile": None}, r"depth 2 \(was 1\)"),
-        ({"base_channels": 4}, r"base_channels 4 \(was 8\)"),
-        ({"seed": 3}, "seed 3"),
-        ({"learning_rate": 0.5}, "learning_rate 0.5"),
-        ({"optimizer": "sgd"}, "optimizer sgd"),
-        ({"sections": (0, 6)}, "sections"),
-        ({"validation_fraction": 0.5}, "validation"),
-        ({"truth": "instances"}, "truth instances"),
-        ({"schedule": "cosine"}, r"schedule cosine \(was constant\)"),
-        ({"ema": 0.5}, "ema 0.5"),
-        ({"batch_norm": True}, "batch_norm True"),
-        ({"precision": "bfloat16"}, r"precision bfloat16 \(was float32\)"),
-        ({"select": "iou"}, r"select iou \(was pixel_disagreement\)"),
-        ({"rotation": 10.0}, r"rotation 10.0"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_another_configuration_is_refused_by_name(trained: TrainRequest, change: dict[str, object], named: str) -> None:
-    other = replace(trained, **change)  # type: ignore[arg-type]
-    with pytest.raises(UnetcliError, match=named) as caught:
-        train_model(other)
-    assert "--overwrite" in str(caught.value)
-
-
-def test_other_images_are_refused_and_overwrite_starts_anew(request_: TrainRequest) -> None:
-    train_model(replace(request_, steps=2))
-    write_zarr(Path("other.zarr"), grey(8, 64, 72))
-    other = replace(request_, pairs=(("other.zarr", "labels.zarr"),), steps=2)
-    with pytest.raises(UnetcliError, match="images or labels are others"):
-        train_model(other)
-    before = state()
-    assert train_model(replace(other, overwrite=True)).finished
-    assert not same(before, state())
-
-
-def test_a_foreign_folder_is_not_touched(request_: TrainRequest) -> None:
-    Path("thesis").mkdir()
-    Path("thesis/chapter1.tex").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(UnetcliError, match="--output"):
-            train_model(replace(request_, output=Path("thesis"), overwrite=overwrite))
-    with pytest.raises(UnetcliError, match="input"):
-        train_model(replace(request_, output=Path("raw.zarr/model")))
-    assert [f.name for f in Path("thesis").iterdir()] == ["chapter1.tex"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tile": 45}, "nearest"),
-        ({"steps": 0}, "at least 1"),
-        ({"optimizer": "lbfgs"}, "sgd, adam or adamw"),
-        ({"truth": "maybe"}, "auto, binary, instances or classes"),
-        ({"validation_fraction": 1.0}, "validation-fraction"),
-        ({"sections": (5, 20)}, "0:8"),
-        ({"pairs": (("labels.tif", "labels.zarr"),)}, "no such file"),
-        ({"depth": -1}, "depth"),
-        ({"learning_rate": -1.0}, "above 0"),
-        ({"channel": 1}, "channels 0 to 0"),
-    ],
-)
-def test_bad_requests_write_nothing(request_: TrainRequest, change: dict[str, object], message: str) -> None:
-    with pytest.raises(UnetcliError, match=message):
-        train_model(replace(request_, **change))  # type: ignore[arg-type]
-    assert not Path("model").exists()
-
-
-def test_labels_of_another_shape_or_many_values_are_refused(request_: TrainRequest) -> None:
-    write_zarr(Path("small.zarr"), grey(8, 64, 71) // 128)
-    with pytest.raises(UnetcliError, match=r"8x64x72.*8x64x71"):
-        train_model(replace(request_, pairs=(("raw.zarr", "small.zarr"),)))
-    write_zarr(Path("many.zarr"), grey(8, 64, 72) // 16)
-    with pytest.raises(UnetcliError, match=r"16 different values.*instances.*classes.*binary"):
-        train_model(replace(request_, pairs=(("raw.zarr", "many.zarr"),)))
-
-
-def test_labels_of_another_voxel_size_are_refused_naming_both(request_: TrainRequest) -> None:
-    raw, labels = discs()
-    for name, values, size in (("a", raw, 4.0), ("b", labels, 8.0)):
-        group = zarr.create_group(f"{name}.zarr")
-        array = group.create_array("0", shape=values.shape, dtype=values.dtype)
-        array[...] = values
-        scale = [{"type": "scale", "scale": [50.0, size, size]}]
-        axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
-        multiscales = [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}]
-        group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
-    with pytest.raises(UnetcliError, match=r"a\.zarr.* 50 x 4 x 4 nanometer, but .*b\.zarr.* of 50 x 8 x 8 nanometer"):
-        train_model(replace(request_, pairs=(("a.zarr", "b.zarr"),)))
-    assert not Path("model").exists()
 
 
 def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None:
@@ -394,23 +215,6 @@ def test_a_network_without_levels_and_tiles_of_one_class_alone_train_too(request
     write_zarr(Path("grey.zarr"), grey(4, 40, 40))
     summary = train_model(replace(request_, pairs=(("grey.zarr", "full.zarr"),), depth=0, tile=5, steps=3))
     assert summary.finished
-
-
-def test_a_loss_that_diverges_ends_with_one_line_and_keeps_no_model(request_: TrainRequest) -> None:
-    with pytest.raises(UnetcliError, match="smaller --lr"):
-        train_model(replace(request_, optimizer="sgd", learning_rate=1e30))
-    assert not Path("model/model.safetensors").exists()
-
-
-def test_labels_with_another_number_of_axes_or_damaged_data_get_one_line(request_: TrainRequest) -> None:
-    write_zarr(Path("flat.zarr"), grey(64, 72) // 128)
-    with pytest.raises(UnetcliError, match="same voxels"):
-        train_model(replace(request_, pairs=(("raw.zarr", "flat.zarr"),)))
-    for chunk in Path("raw.zarr/c").rglob("0"):
-        if chunk.is_file():
-            chunk.write_bytes(b"damaged")
-    with pytest.raises(UnetcliError, match=r"cannot read z 0:8"):
-        train_model(request_)
 
 
 def test_leftovers_of_a_killed_call_are_no_obstacle(request_: TrainRequest) -> None:
