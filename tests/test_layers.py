@@ -28,6 +28,7 @@ LAYERS = [
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures "
     "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc labelling.image labelling.inputs "
     "labelling.folder labelling.ctc",
+    "training.weight_map training.weights "
     "training.lessons training.corpus training.sampling training.survey training.world training.learner "
     "training.figures training.album inference runs.worker planning.resolve training.resolve runs.prediction "
     "training.validation training.learning training.train training.preview evaluation runs.workbench "
@@ -39,7 +40,7 @@ LAYERS = [
     "executors.slurm_watch executors.slurm_word runs.keeping labelling.threshold labelling.work "
     "labelling.setting_up labelling.run",
     "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.verify cli.worker "
-    "cli.configfile cli.signals cli.label",
+    "cli.configfile cli.signals cli.label cli.weights",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}

@@ -15,6 +15,15 @@ DOTS_PER_INCH = 100
 SAMPLES_PER_ROW = 4
 IGNORED = 255
 """Class of pixels without truth."""
+PANEL_DOTS = 512
+Colour = tuple[float, float, float]
+KINDS: dict[str, Colour] = {
+    "background": (0.12, 0.12, 0.14),
+    "line": (0.9, 0.25, 0.2),
+    "no truth": (0.5, 0.55, 0.62),
+    "foreground": (0.93, 0.93, 0.9),
+}
+"""What a class map shows, by colour."""
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
@@ -88,6 +97,90 @@ def draw_samples(
     figure.colorbar(shown, ax=axes, shrink=0.4, pad=0.01, extend="max", label="weight in the loss (grey: ignored)")
     figure.suptitle("training samples: tile, its output framed and the classes outlined; below, weights of the output")
     _save(figure, file)
+
+
+def draw_weights(
+    labels: NDArray[np.integer], classes: NDArray[np.uint8], weights: NDArray[np.floating], title: str, file: Path
+) -> None:
+    """Labels, the classes made of them with the line between cells, and the weights of the loss; (y, x) each."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    figure, panels, bar = _panels(classes.shape[0], classes.shape[1], count=3)
+    figure.suptitle(title, fontsize=10)
+    kinds = _kinds(labels, classes)
+    coloured = np.zeros((*classes.shape, 3))
+    for _, colour, pixels in kinds:
+        coloured[pixels] = colour
+    heat = colormaps["inferno"].with_extremes(bad=KINDS["no truth"])
+    known = np.where(classes == IGNORED, np.nan, weights)
+    panels[0].imshow(_label_colours(labels), interpolation="nearest")
+    panels[1].imshow(coloured, interpolation="nearest")
+    shown = panels[2].imshow(known, cmap=heat, vmin=0, interpolation="nearest")
+    figure.colorbar(shown, cax=bar)
+    patches = [Patch(facecolor=colour, edgecolor="0.3", label=name) for name, colour, _ in kinds]
+    panels[1].legend(
+        handles=patches,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+        borderaxespad=0.4,
+    )
+    for axes, name in zip(panels, ("labels", "classes", "weight in the loss"), strict=True):
+        axes.set_title(name, fontsize=10)
+    _save(figure, file)
+
+
+def _panels(height: int, width: int, count: int) -> tuple[Any, list[Any], Any]:
+    """A figure, its panels side by side with every pixel a square of whole dots, and a place for a colour bar."""
+    from matplotlib.figure import Figure
+
+    zoom = max(1, round(PANEL_DOTS / max(height, width)))
+    high, wide = height * zoom, width * zoom
+    slot, top, bottom, edge = max(wide, 200) + 24, 56, 56, 70
+    dots = (slot * count + 24 + edge, high + top + bottom)
+    figure = Figure(figsize=(dots[0] / DOTS_PER_INCH, dots[1] / DOTS_PER_INCH))
+
+    def axes(left: float, across: float) -> Any:
+        return figure.add_axes((left / dots[0], bottom / dots[1], across / dots[0], high / dots[1]))
+
+    panels = [axes(24 + slot * number + (slot - 24 - wide) // 2, wide) for number in range(count)]
+    for panel in panels:
+        panel.set_axis_off()
+    return figure, panels, axes(24 + slot * count - 8, 14)
+
+
+def _kinds(labels: NDArray[Any], classes: NDArray[np.uint8]) -> list[tuple[str, Colour, NDArray[np.bool_]]]:
+    """What is to be seen in a class map: name, colour and pixels of each."""
+    from matplotlib import colormaps
+
+    line = (classes == 0) & (labels != 0)
+    parts = {"background": (classes == 0) & ~line, "line": line, "no truth": classes == IGNORED}
+    kinds = [(name, KINDS[name], pixels) for name, pixels in parts.items()]
+    numbers = [n for n in np.unique(classes).tolist() if n not in (0, IGNORED)]
+    if numbers == [1]:
+        kinds.append(("foreground", KINDS["foreground"], classes == 1))
+    else:
+        many = colormaps["tab20"].colors  # type: ignore[attr-defined]
+        kinds += [(f"class {n}", many[(n - 1) % len(many)], classes == n) for n in numbers]
+    return [kind for kind in kinds if kind[2].any()]
+
+
+def _label_colours(labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Colours (y, x, 3) that differ much between numbers that follow each other; 0 is black, a single number white."""
+    from matplotlib.colors import hsv_to_rgb
+
+    values, places = np.unique(labels, return_inverse=True)
+    order = np.arange(len(values))
+    hue, light = order * 0.618034 % 1, 0.7 + 0.3 * (order * 0.381966 % 1)  # golden ratio: far from those before
+    table = hsv_to_rgb(np.stack([hue, np.full(len(values), 0.65), light], axis=-1))
+    if np.count_nonzero(values) == 1:
+        table[:] = 1
+    table[values == 0] = 0
+    colours: NDArray[np.float64] = table[places.reshape(labels.shape)]
+    return colours
 
 
 def _draw_tile(axes: Any, image: NDArray[Any], truth: NDArray[Any], grey: NDArray[Any]) -> None:

@@ -33,6 +33,7 @@ print("LOADED", *(name for name in {heavy} if name in sys.modules))
         ["--help"],
         ["--version"],
         ["train", "--help"],
+        ["weights", "--help"],
         ["plan", "--help"],
         ["predict", "--help"],
         ["evaluate", "--help"],

@@ -18,6 +18,7 @@ from unetcli.cli.predict import predict
 from unetcli.cli.status import status
 from unetcli.cli.train import TrainCommand, in_force, train
 from unetcli.cli.verify import verify
+from unetcli.cli.weights import weights
 from unetcli.cli.worker import worker
 from unetcli.errors import UnetcliError
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     "70 our bug, 130 interrupted.",
 )
 app.command(cls=TrainCommand)(configurable(train, in_force=in_force))
-for command in (plan, predict, status, verify, label, evaluate, worker):
+for command in (weights, plan, predict, status, verify, label, evaluate, worker):
     app.command()(configurable(command, passed_over=NOT_OF_PLAN if command is plan else ()))
 
 

@@ -117,6 +117,15 @@ TrainingDryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be trained, with memory, speed and time; train nothing.")
 ]
 
+# of weights
+AnnotationArgument = Annotated[
+    str, typer.Argument(metavar="LABELS", help="Annotation: Zarr, OME-Zarr or TIFF stack of integers.")
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--output", "-o", help="OME-Zarr to write; by itself NAME.weights.zarr here; a .png beside it."),
+]
+
 # of predict
 VolumeArgument = Annotated[
     str, typer.Argument(metavar="VOLUME", help="Zarr, OME-Zarr, store.zarr/path/inside or TIFF stack.")

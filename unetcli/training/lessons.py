@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box, mirror_indices
 from unetcli.training.border import cells_of, raise_between
-from unetcli.training.targets import IGNORED, TruthRules, classes_of
+from unetcli.training.targets import IGNORED, TruthRules, classes_of, is_empty
 from unetcli.volumes.volume import Volume, describe
 
 LARGEST = 4096
@@ -68,8 +68,7 @@ class Lessons:
     """
 
     def __init__(self, labels: Volume, rules: TruthRules, budget_bytes: int = 2**30) -> None:
-        if labels.channels != 1 or labels.dtype.kind not in "bui":
-            raise UnetcliError(f"{labels.path}: {labels.channels} channels of {labels.dtype}; expected one of integers")
+        require_labels(labels)
         self.labels, self.rules = labels, rules
         height, width = labels.extent[-2:]
         self._section = Box((0, 0), (height, width))
@@ -105,6 +104,11 @@ class Lessons:
                 inside = inner.clipped(piece).relative_to(ground.box)
                 found += Census(ground.pixels(inside), ground.cells_from(inside))
         return found
+
+    def is_empty(self, section: Box) -> bool:
+        """Whether nothing is drawn in a section: no truth to learn from."""
+        parts = self.pieces(section)
+        return all(is_empty(self.labels.read(part).reshape(part.shape[-2:]), self.rules) for part in parts)
 
     def pieces(self, box: Box) -> Iterator[Box]:
         """Windows that cover a section once and need little memory each; all but the last are multiples of ``TILE``."""
@@ -164,6 +168,12 @@ class Lessons:
             return _Ground(around, classes, cells_of(labels, classes, self.rules))
 
         return self._grounds.get((place, piece), make)
+
+
+def require_labels(volume: Volume) -> None:
+    """Refuse a volume that holds no labels."""
+    if volume.channels != 1 or volume.dtype.kind not in "bui":
+        raise UnetcliError(f"{volume.path}: {volume.channels} channels of {volume.dtype}; expected one of integers")
 
 
 @dataclass(frozen=True, slots=True)
