@@ -45,6 +45,27 @@ def fallen_apart(before: NDArray[np.int32], after: NDArray[np.int32]) -> int:
     )
 
 
+def test_touching_at_a_corner_counts() -> None:
+    labels = np.zeros((6, 6), np.uint8)
+    labels[1:3, 1:3], labels[3:5, 3:5] = 1, 2
+    found = np.argwhere(touching(labels)).tolist()
+    assert found == [[2, 2], [3, 3]]
+
+
+def test_numbers_that_doubles_cannot_tell_apart_are_two_objects() -> None:
+    labels = np.full((4, 4), 2**62, np.uint64)
+    labels[:, 2:] += np.uint64(1)
+    assert touching(labels).tolist() == [[False, True, True, False]] * 4
+
+
+def test_what_touches_is_what_has_another_object_among_its_eight_neighbours() -> None:
+    cells = crowd(7)
+    for place in np.argwhere(cells >= 0):
+        around = cells[tuple(slice(max(n - 1, 0), n + 2) for n in place)]
+        own = cells[tuple(place)]
+        assert touching(cells)[tuple(place)] == (own > 0 and not set(np.unique(around)) <= {0, own})
+
+
 @given(SEED)
 def test_no_two_objects_stay_connected_not_even_at_a_corner(seed: int) -> None:
     cells = crowd(seed)

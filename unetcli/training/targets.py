@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
-from unetcli.training.line import dividing_line, numbered, touching
+from unetcli.training.line import dividing_line, numbered
 
 TRUTHS = ("binary", "instances", "classes")
 IGNORED = 255
 """Class of pixels without truth: they weigh nothing. Classes are 0 (background) to 254."""
-MARGIN = 1
-"""Labels are read this much wider than the target, to see what touches its edge."""
+LINE = 1
+"""Pixels of an object that the line takes where it touches another."""
 FAINTEST = 1e-6
 """Where the exponential of eq. 2 falls below this, the raise is taken for 0."""
 WIDEST_SIGMA = 1000.0
@@ -70,7 +70,7 @@ class TruthRules:
         >>> TruthRules(truth="instances").reach, TruthRules(truth="instances", partial=40).reach
         (28, 41)
         """
-        return max(math.ceil(self.fade), self.partial or 0) + MARGIN
+        return max(math.ceil(self.fade), self.partial or 0) + LINE
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,30 +119,6 @@ def class_weights(counts: NDArray[np.int64]) -> NDArray[np.float32]:
     occurring = np.maximum(counts, 1)
     weights = counts.sum() / (len(counts) * occurring)
     return np.where(counts > 0, weights, 0).astype(np.float32)
-
-
-def target(labels: NDArray[Any], truth: str) -> NDArray[np.int64]:
-    """Class of each pixel.
-
-    Parameters
-    ----------
-    labels : (y + 2, x + 2), integer
-        One pixel more on each side than the result.
-    truth
-        ``binary``: 0 is background, all else foreground. ``instances``: likewise, and where two different objects
-        touch, a line of background between them (the paper's separation border). ``classes``: labels are classes.
-
-    Returns
-    -------
-    (y, x), int64
-    """
-    inner = labels[MARGIN:-MARGIN, MARGIN:-MARGIN]
-    if truth == "classes":
-        return inner.astype(np.int64)
-    foreground: NDArray[np.bool_] = inner != 0
-    if truth == "instances":
-        foreground &= ~touching(labels)[MARGIN:-MARGIN, MARGIN:-MARGIN]
-    return foreground.astype(np.int64)
 
 
 def _require_numbers(drawn: NDArray[Any], rules: TruthRules) -> None:

@@ -199,8 +199,8 @@ class Weighing:
 def busiest_window(box: Box, raised: NDArray[np.float32]) -> Box:
     """The part of a window, at most ``SHOWN`` pixels a side, with the most raise.
 
-    >>> busiest_window(Box((3, 0, 100), (4, 9, 1200)), np.eye(9, 1100, 700, dtype=np.float32))
-    Box(start=(3, 0, 164), stop=(4, 9, 932))
+    >>> busiest_window(Box((3, 0, 100), (4, 9, 1200)), np.eye(9, 1100, 900, dtype=np.float32))
+    Box(start=(3, 0, 292), stop=(4, 9, 1060))
     """
     sums = np.pad(raised.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
     rows, columns = (np.arange(0, max(n - SHOWN, 0) + STEP, STEP).clip(0, max(n - SHOWN, 0)) for n in raised.shape)
