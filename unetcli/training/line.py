@@ -59,14 +59,17 @@ def numbered(labels: NDArray[Any]) -> NDArray[np.int32]:
     """
     highest = int(labels.max(initial=0))
     if highest > max(labels.size, SMALL_TABLE):  # a table of all numbers would be larger than the image
-        values, places = np.unique(labels, return_inverse=True)
-        return (places.reshape(labels.shape) + int(values[0] != 0)).astype(np.int32)
+        flat = labels.ravel()
+        starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])  # sorting runs, not pixels, takes a tenth
+        values, places = np.unique(flat[starts], return_inverse=True)
+        numbers = (places + int(values[0] != 0)).astype(np.int32)
+        return np.repeat(numbers, np.diff(starts, append=flat.size)).reshape(labels.shape)
     places = labels.astype(np.int32)
     used = np.zeros(highest + 1, np.bool_)
     used[places] = True
     used[0] = False
-    numbers: NDArray[np.int32] = np.cumsum(used, dtype=np.int32)
-    return numbers[places]
+    table: NDArray[np.int32] = np.cumsum(used, dtype=np.int32)
+    return table[places]
 
 
 def _contacts(labels: NDArray[Any]) -> Iterator[tuple[Slices, Slices, NDArray[np.bool_]]]:
