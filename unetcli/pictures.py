@@ -15,7 +15,7 @@ DOTS_PER_INCH = 100
 SAMPLES_PER_ROW = 4
 IGNORED = 255
 """Class of pixels without truth."""
-PANEL_DOTS = 512
+PANEL_DOTS, LEGEND = 512, 12
 Colour = tuple[float, float, float]
 KINDS: dict[str, Colour] = {
     "background": (0.12, 0.12, 0.14),
@@ -118,7 +118,7 @@ def draw_weights(
     panels[1].imshow(coloured, interpolation="nearest")
     shown = panels[2].imshow(known, cmap=heat, vmin=0, interpolation="nearest")
     figure.colorbar(shown, cax=bar)
-    patches = [Patch(facecolor=colour, edgecolor="0.3", label=name) for name, colour, _ in kinds]
+    patches = [Patch(facecolor=colour, edgecolor="0.3", label=name) for name, colour, _ in kinds[:LEGEND]]
     panels[1].legend(
         handles=patches,
         loc="upper center",
