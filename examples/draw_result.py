@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.evaluation import pair_up, probabilities
+from unetcli.evaluation.volumes import pair_up, probabilities
 from unetcli.pictures import draw_sections
 from unetcli.volumes.opening import open_volume
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unetcli.config import Sections
 from unetcli.errors import UnetcliError
-from unetcli.evaluation import evaluate_volume
+from unetcli.evaluation.volumes import evaluate_volume
 from unetcli.geometry import Box
 from unetcli.metrics.em import scores, section_counts
 from unetcli.volumes.output import Output

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
-from unetcli.evaluation import evaluate_volume
+from unetcli.evaluation.volumes import evaluate_volume
 from unetcli.runs.prediction import PredictSummary, predict_volume
 from unetcli.runs.receipts import checksum, read_receipts
 from unetcli.runs.run import Run

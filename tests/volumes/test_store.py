@@ -20,7 +20,7 @@ from s3 import serving
 
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.errors import UnetcliError
-from unetcli.evaluation import evaluate_volume
+from unetcli.evaluation.volumes import evaluate_volume
 from unetcli.geometry import Box
 from unetcli.runs.prediction import predict_volume
 from unetcli.runs.verify import verify_output

@@ -21,7 +21,7 @@ def evaluate(
 ) -> None:
     """Score PREDICTION against TRUTH."""
     from unetcli.config import parse_sections
-    from unetcli.evaluation import evaluate_volume
+    from unetcli.evaluation.volumes import evaluate_volume
 
     names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     with talk.progress("sections") as report:
