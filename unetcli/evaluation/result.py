@@ -26,6 +26,8 @@ from unetcli.geometry import Box
 from unetcli.metrics.contingency import Contingency
 from unetcli.metrics.objects import ReferenceObjects, ResultObjects, matched_objects
 
+VERSION = 1
+"""Of the ``--json`` output."""
 Scores = dict[str, dict[str, Any]]
 """By metric, then by name."""
 Curves = dict[str, dict[str, list[float | None]]]
@@ -49,6 +51,26 @@ class Section:
     scores: Scores
     """Those of the metrics that are defined for a section alone, each at a threshold of its own."""
     curves: Curves
+    """Of em and cells."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its scores, without tables and curves."""
+        plain = {metric: _plain(found) for metric, found in self.scores.items()}
+        return {"name": self.name, "place": list(self.place), **plain}
+
+    def row(self) -> dict[str, Any]:
+        """Its numbers by ``metric.name``, for a table."""
+        numbers = {
+            f"{metric}.{name}": value
+            for metric, found in self.scores.items()
+            for name, value in _plain(found).items()
+            if not isinstance(value, str)
+        }
+        return {"section": self.name, **numbers}
+
+
+def _plain(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,6 +119,8 @@ class Evaluation:
     """Of the voxel size, by axis, as in ``nanometer``; may be empty."""
     notes: tuple[str, ...]
     """What to know when reading the scores: how the prediction was taken, a suspected slip, what was left out."""
+    judged: Mapping[str, Any]
+    """Truth, region and what else has to be the same for two predictions that are compared."""
     sums: Mapping[str, Any]
     """What each section (or object) adds to the scores, packed: what ``--baseline`` compares by."""
     comparison: Mapping[str, Any] | None
@@ -107,3 +131,24 @@ class Evaluation:
     def images(self, section: Section) -> SectionImages:
         """The images of one section, read anew."""
         return self.read_section(section)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that is plain values, as ``--json`` prints it."""
+        return {
+            "unetcli_evaluate": VERSION,
+            "prediction": self.request.prediction,
+            "truth": self.request.truth,
+            "metrics": list(self.metrics),
+            "kind": self.kind,
+            "thresholds": dict(self.thresholds),
+            "judged": dict(self.judged),
+            "notes": list(self.notes),
+            **self.scores,
+            "comparison": self.comparison and dict(self.comparison),
+            "sections": [section.to_json() for section in self.sections],
+            "sums": dict(self.sums),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each section: its name, and its scores as ``metric.name``."""
+        return [section.row() for section in self.sections]
