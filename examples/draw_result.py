@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.evaluation import pair_up, probabilities
+from unetcli.evaluation.counting import probabilities
+from unetcli.evaluation.pairing import pair_up
 from unetcli.pictures import draw_sections
 from unetcli.volumes.opening import open_volume
 
@@ -22,10 +23,10 @@ def main(volume: str, prediction: str, truth: str, picture: str) -> None:
     columns: dict[str, list[np.ndarray]] = {"input": [], "prediction": [], "truth": []}
     for number in np.linspace(first, stop, SECTIONS + 2, dtype=int)[1:-1]:
         box = pair.truth.sections(int(number), int(number) + 1).clipped(pair.region)
-        shift = tuple(-offset for offset in pair.offset)
+        piece = pair.read(box)
         columns["input"].append(images.read(box)[0, 0])
-        columns["prediction"].append(probabilities(pair.prediction.read(box.shifted(shift)), prediction)[0, 0])
-        columns["truth"].append(pair.truth.read(box)[0, 0])
+        columns["prediction"].append(probabilities(piece.stored, prediction)[0, 0])
+        columns["truth"].append(piece.reference[0])
     draw_sections(columns, Path(picture))
 
 

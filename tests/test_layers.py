@@ -23,24 +23,26 @@ LAYERS = [
     "metrics.sums metrics.voi metrics.compiled metrics.em_counts metrics.kernels metrics.partitions "
     "metrics.thinning metrics.warping labelling labelling.plan labelling.request labelling.components "
     "labelling.landscape labelling.watershed labelling.kernels labelling.tables labelling.measures "
-    "labelling.finding labelling.merging labelling.objects",
+    "labelling.finding labelling.merging labelling.objects evaluation evaluation.request evaluation.result "
+    "evaluation.plan evaluation.families evaluation.counts evaluation.scoring evaluation.here metrics.em_sums",
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures "
     "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc labelling.image labelling.inputs "
-    "labelling.folder labelling.ctc",
-    "training.weight_map training.weights "
-    "training.lessons training.corpus training.sampling training.survey training.world training.learner "
-    "training.figures training.album inference runs.worker planning.resolve training.resolve runs.prediction "
-    "training.validation training.learning training.train training.preview evaluation runs.workbench "
-    "runs.pyramid_run runs.canary runs.rounds runs.run runs.closing runs.shares lazy runs.machines runs.clusters "
-    "runs.status runs.verify runs.seams runs.changes planning.probe planning.preview executors executors.contract "
-    "executors.local executors.tls executors.dask executors.dask_batches executors.dask_cluster "
-    "executors.dask_local executors.dask_worker executors.slurm executors.slurm_commands executors.slurm_element "
-    "executors.slurm_jobs executors.slurm_request executors.slurm_requeue executors.slurm_submit "
-    "executors.slurm_watch executors.slurm_word runs.keeping labelling.threshold labelling.work "
-    "labelling.setting_up labelling.run",
+    "labelling.folder labelling.ctc volumes.regions",
+    "training.weight_map training.weights training.lessons training.corpus training.sampling training.survey "
+    "training.world training.learner training.figures training.album inference runs.worker planning.resolve "
+    "training.resolve runs.prediction training.validation training.learning training.train training.preview "
+    "runs.workbench runs.pyramid_run runs.canary runs.rounds runs.run runs.closing runs.shares lazy runs.machines "
+    "runs.clusters runs.status runs.verify runs.seams runs.changes planning.probe planning.preview executors "
+    "executors.contract executors.local executors.tls executors.dask executors.dask_batches "
+    "executors.dask_cluster executors.dask_local executors.dask_worker executors.slurm executors.slurm_commands "
+    "executors.slurm_element executors.slurm_jobs executors.slurm_request executors.slurm_requeue "
+    "executors.slurm_submit executors.slurm_watch executors.slurm_word runs.keeping labelling.threshold "
+    "labelling.work labelling.setting_up labelling.run evaluation.baseline evaluation.challenge "
+    "evaluation.counting evaluation.evaluate evaluation.folder evaluation.kinds evaluation.pairing evaluation.run "
+    "evaluation.settling evaluation.totals evaluation.work",
     "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.verify cli.worker "
-    "cli.configfile cli.signals cli.label cli.weights",
+    "cli.configfile cli.signals cli.label cli.weights cli.scoretable",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
-from unetcli.evaluation import evaluate_volume
+from unetcli.evaluation.evaluate import evaluate_volume
+from unetcli.evaluation.request import EvaluateRequest
 from unetcli.runs.prediction import PredictSummary, predict_volume
 from unetcli.runs.receipts import checksum, read_receipts
 from unetcli.runs.run import Run
@@ -329,7 +330,7 @@ def test_however_it_is_stored_the_voxels_are_the_same_and_a_rerun_goes_on(
     stored_so = replace(request_, **kind)  # type: ignore[arg-type]
     assert not predict_volume(stored_so, stopping=stopping).complete  # type: ignore[arg-type]
     with pytest.raises(UnetcliError, match="not complete"):
-        evaluate_volume("big.pred.zarr", "plain.zarr")
+        evaluate_volume(EvaluateRequest(prediction="big.pred.zarr", truth="plain.zarr"))
     rerun = replace(stored_so, max_files=None)  # shards are kept as they were begun
     assert predict_volume(rerun).complete
     assert predict_volume(rerun).computed == 0

@@ -20,7 +20,8 @@ from s3 import serving
 
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.errors import UnetcliError
-from unetcli.evaluation import evaluate_volume
+from unetcli.evaluation.evaluate import evaluate_volume
+from unetcli.evaluation.request import EvaluateRequest
 from unetcli.geometry import Box
 from unetcli.runs.prediction import predict_volume
 from unetcli.runs.verify import verify_output
@@ -158,7 +159,11 @@ def test_predict_reads_and_writes_a_bucket_and_goes_on_there(request_: PredictRe
     found = verify_output(VerifyRequest(output="s3://bucket/pred.zarr", run_folder=Path("run")))
     assert (found.sound, found.checked) == (True, summary.blocks)
     zarr.create_array("truth.zarr", data=grey(3, 70, 90) // 128)
-    assert evaluate_volume("s3://bucket/pred.zarr", "truth.zarr") == evaluate_volume("pred.zarr", "truth.zarr")
+    scores = [
+        evaluate_volume(EvaluateRequest(prediction=place, truth="truth.zarr")).scores
+        for place in ("s3://bucket/pred.zarr", "pred.zarr")
+    ]
+    assert scores[0] == scores[1]
     assert predict_volume(replace(request_, overwrite=True)).found_done == 0
 
 

@@ -2,51 +2,121 @@
 
 from __future__ import annotations
 
-import textwrap
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from unetcli.cli import options as o
 from unetcli.cli import talk
+from unetcli.cli.predict import asked_where
+
+if TYPE_CHECKING:
+    from unetcli.config import Where
+    from unetcli.evaluation.request import EvaluateRequest
+    from unetcli.evaluation.result import Evaluation
 
 
 def evaluate(
     prediction: o.PredictionArgument,
     truth: o.TrueArgument,
     metrics: o.MetricsOption = None,
+    kind: o.KindOption = None,
+    threshold: o.ObjectThresholdOption = 0.5,
+    three_d: o.ObjectsThreeDOption = None,
     sections: o.SectionsOption = None,
+    roi: o.EvaluatedRoiOption = None,
+    mask: o.JudgedMaskOption = None,
+    ignore: o.IgnoreValueOption = None,
+    level: o.LevelOption = 0,
+    baseline: o.BaselineOption = None,
+    csv: o.CsvOption = None,
     allow_incomplete: o.AllowIncompleteOption = False,
+    block_voxels: o.BlockVoxelsOption = None,
+    run_folder: o.EvaluationRunFolderOption = None,
+    retries: o.RetriesOption = 1,
+    cluster: o.ClusterOption = "local",
+    workers: o.WorkersOption = None,
+    profile: o.ProfileOption = None,
+    detach: o.DetachOption = False,
+    partition: o.PartitionOption = None,
+    account: o.AccountOption = None,
+    qos: o.QosOption = None,
+    time: o.TimeOption = None,
+    gpus: o.GpusOption = None,
+    gres: o.GresOption = None,
+    mem: o.MemOption = None,
+    cpus_per_task: o.CpusOption = None,
+    constraint: o.ConstraintOption = None,
+    exclude: o.ExcludeOption = None,
+    setup: o.SetupOption = None,
+    slurm: o.SlurmOption = None,
+    max_running: o.MaxRunningOption = None,
+    blocks_per_job: o.BlocksPerJobOption = None,
+    scheduler: o.OtherSchedulerOption = None,
+    tls: o.CertificateOption = None,
+    take_over: o.TakeOverOption = False,
     json: o.JsonOption = False,
 ) -> None:
-    """Score PREDICTION against TRUTH."""
-    from unetcli.config import parse_sections
-    from unetcli.evaluation import evaluate_volume
+    """Score PREDICTION against TRUTH.
 
-    names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
-    with talk.progress("sections") as report:
-        scores = evaluate_volume(
-            prediction, truth, names, parse_sections(sections), allow_incomplete=allow_incomplete, report=report
-        )
-    if json:
-        o.print_json(scores)
-    else:
-        typer.echo("\n".join(line for name, found in scores.items() for line in table(name, found)))
-
-
-def table(name: str, scores: dict[str, Any]) -> list[str]:
-    """Scores of one metric as aligned lines: name, value, threshold or reason; notes below them.
-
-    >>> table("em", {"pixel_error": 0.0612, "pixel_error_threshold": 0.5, "tp": 7})
-    ['em', '  pixel_error             0.061200  at threshold 0.5', '  tp                      7']
+    Small volumes are scored at once. Of large ones the counts of finished blocks are kept until all are there: the same
+    command goes on.
     """
-    lines = [name]
-    for key, value in scores.items():
-        if key.endswith(("_threshold", "_reason", "_note")) or isinstance(value, dict | list | bool):
-            continue
-        text = "undefined" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
-        level = scores.get(f"{key}_threshold")
-        lines.append(f"  {key:<22}  {text}" + (f"  at threshold {level:.1f}" if level is not None else ""))
-        said = scores.get(f"{key}_reason") or scores.get(f"{key}_note") or ""
-        lines += textwrap.wrap(said, 80, initial_indent=" " * 26, subsequent_indent=" " * 26)
-    return lines
+    options = dict(locals())
+    found = _run(asked(options), asked_where(options))
+    if csv:
+        _write_csv(csv, found)
+    if json:
+        o.print_json(found.to_json())
+    else:
+        from unetcli.cli.scoretable import lines
+
+        typer.echo("\n".join(lines(found)))
+
+
+def asked(options: Mapping[str, Any]) -> EvaluateRequest:
+    """What the options of evaluate mean."""
+    from dataclasses import fields
+
+    from unetcli.config import parse_roi, parse_sections
+    from unetcli.evaluation.request import EvaluateRequest
+
+    metrics = options["metrics"]
+    names = None if metrics is None else tuple(name.strip() for name in metrics.split(",") if name.strip())
+    read = {"metrics": names, "sections": parse_sections(options["sections"]), "roi": parse_roi(options["roi"])}
+    return EvaluateRequest(**{field.name: {**options, **read}[field.name] for field in fields(EvaluateRequest)})
+
+
+def _run(request: EvaluateRequest, where: Where) -> Evaluation:
+    """The evaluation; ends the command where blocks are missing."""
+    from unetcli.process import prepare
+
+    prepare()
+    from unetcli.evaluation.evaluate import evaluate_volume
+    from unetcli.evaluation.run import Unfinished
+    from unetcli.runs.prediction import arrays_of
+
+    stopping = o.stop_on_sigterm()
+    try:
+        with talk.progress("voxels") as report:
+            return evaluate_volume(request, report, stopping, where)
+    except Unfinished as unfinished:
+        talk.say(f"{request.prediction}: {unfinished}")
+        if unfinished.jobs:
+            typer.echo(" ".join(arrays_of(unfinished.jobs)))
+        raise typer.Exit(0 if unfinished.jobs else o.INCOMPLETE) from None
+
+
+def _write_csv(path: Path, found: Evaluation) -> None:
+    import csv
+
+    from unetcli.files import replacing
+
+    rows = found.rows()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(path) as draft, draft.open("w", newline="") as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerows(rows)

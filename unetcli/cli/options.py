@@ -225,13 +225,50 @@ InputOption = Annotated[bool, typer.Option("--input", help="Say whether volume o
 
 # of evaluate
 PredictionArgument = Annotated[
-    str, typer.Argument(metavar="PREDICTION", help="Probabilities of foreground, as predict writes them.")
+    str, typer.Argument(metavar="PREDICTION", help="Probabilities, labels, or a folder 01_RES.")
 ]
 TrueArgument = Annotated[
-    str, typer.Argument(metavar="TRUTH", help="0 is background (EM: membrane), all else foreground.")
+    str, typer.Argument(metavar="TRUTH", help="0 is background (EM: membrane); or a folder 01_GT.")
 ]
 MetricsOption = Annotated[
-    str | None, typer.Option(help="pixels, em, or both with a comma; by itself both, pixels beyond two classes.")
+    str | None,
+    typer.Option(metavar="pixels,em,cells,voi", help="By itself pixels,em of probabilities, cells,voi of labels."),
+]
+KindOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="probability|labels|classes", help="What PREDICTION holds; by itself by metadata, data type or values."
+    ),
+]
+ObjectThresholdOption = Annotated[
+    float, typer.Option("--threshold", metavar="T", help="Foreground of pixels, and of components, is above T.")
+]
+ObjectsThreeDOption = Annotated[
+    bool | None,
+    typer.Option("--three-d/--per-section", help="Objects go through sections of z, or not; by itself as TRUTH's do."),
+]
+EvaluatedRoiOption = Annotated[
+    str | None, typer.Option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Judge only this region of TRUTH.")
+]
+JudgedMaskOption = Annotated[
+    str | None, typer.Option("--mask", metavar="ZARR", help="Judge only where this volume is not 0.")
+]
+IgnoreValueOption = Annotated[
+    int | None, typer.Option("--ignore", metavar="VALUE", help="Do not judge voxels where TRUTH has this value.")
+]
+LevelOption = Annotated[
+    int, typer.Option("--level", metavar="N", min=0, help="Judge at this resolution level of both, 0 is the full one.")
+]
+BaselineOption = Annotated[
+    Path | None,
+    typer.Option(metavar="JSON", help="Compare with an earlier --json output; say what is more than noise."),
+]
+CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the scores of each section.")]
+EvaluationRunFolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-folder", help="Folder for the counts of a large evaluation; by itself PREDICTION.run/evaluate."
+    ),
 ]
 AllowIncompleteOption = Annotated[bool, typer.Option("--allow-incomplete", help="Score what is there.")]
 

@@ -8,7 +8,7 @@ than images, objects of one frame less than frames; where there are many frames,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -88,6 +88,34 @@ def difference(
         [score(ours.resampled(weights)) - score(theirs.resampled(weights)) for weights in draws(ours, resamples, seed)]
     )
     return Difference(none_of(value), between(values, n, level))
+
+
+def intervals(units: S, scores: Mapping[str, Score[S]], *, level: float = LEVEL) -> dict[str, Interval]:
+    """Intervals of several scores from the same draws; see :func:`interval`."""
+    n = count(units)
+    if n < 2:
+        return {name: interval(units, score) for name, score in scores.items()}
+    drawn = samples(units)
+    return {name: between(score(drawn), n, level) for name, score in scores.items()}
+
+
+def differences(ours: S, theirs: S, scores: Mapping[str, Score[S]], *, level: float = LEVEL) -> dict[str, Difference]:
+    """Paired comparisons by several scores on the same draws; see :func:`difference`."""
+    n = count(ours)
+    if n < 2 or n != count(theirs):
+        return {name: difference(ours, theirs, score) for name, score in scores.items()}
+    one, other = samples(ours), samples(theirs)
+    values = {name: float(score(ours.total()) - score(theirs.total())) for name, score in scores.items()}
+    return {
+        name: Difference(none_of(values[name]), between(score(one) - score(other), n, level))
+        for name, score in scores.items()
+    }
+
+
+def samples(units: S, resamples: int = RESAMPLES, seed: int = SEED) -> S:
+    """Sums of samples drawn from the units, (sample, ...); the same draws for two stacks of the same length."""
+    units = pooled(units, seed)
+    return type(units).joined([units.resampled(weights) for weights in draws(units, resamples, seed)])
 
 
 def between(values: Values, units: int, level: float) -> Interval:

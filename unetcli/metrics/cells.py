@@ -73,10 +73,12 @@ class CellSums(Sums):
         return cls._by_unit(overlaps, references, results, count=1).total()
 
     @classmethod
-    def of_objects(cls, table: Contingency) -> CellSums:
+    def of_objects(cls, table: Contingency, most: int | None = None) -> CellSums:
         """Sums of each object of one frame or volume, (object, ...), which add up to those of the frame.
 
-        A pair matched at 0.5 is one object; so is each other reference object, and each other result object.
+        A pair matched at 0.5 is one object; so is each other reference object, and each other result object. Reference
+        objects come first, in the order of labels. Where there are more than ``most`` units, they are put together at
+        random: reference objects in the same groups for whatever result.
         """
         overlaps = Overlaps.of(table)
         rows, columns = overlaps.pairs
@@ -86,7 +88,11 @@ class CellSums(Sums):
         results = np.full(overlaps.result.size, -1)
         results[columns[same]] = rows[same]
         results[results < 0] = references.size + np.arange(alone)
-        return cls._by_unit(overlaps, references, results, count=references.size + alone)
+        count = references.size + alone
+        if most is not None and count > most:
+            units = np.concatenate([groups(references.size, most), groups(alone, most)])
+            return cls._by_unit(overlaps, units[references], units[results], count=most)
+        return cls._by_unit(overlaps, references, results, count=count)
 
     @classmethod
     def _by_unit(cls, overlaps: Overlaps, references: Numbers, results: Numbers, count: int) -> CellSums:
@@ -112,6 +118,11 @@ class CellSums(Sums):
             matches=np.stack([by_unit(units, at) for at in matched], axis=-1),
             matched_iou=by_unit(units, iou * matched[0]),
         )
+
+
+def groups(count: int, most: int) -> NDArray[np.intp]:
+    """The group, 0 to most - 1, of each of some objects: one each as far as that goes, else at random, always alike."""
+    return np.arange(count) if count <= most else np.random.default_rng(count).permutation(count) % most
 
 
 def seg(sums: CellSums) -> Numbers:

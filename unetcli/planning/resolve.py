@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.config import PredictRequest, resolve_sections
+from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
-from unetcli.geometry import Box
 from unetcli.machine import Machine
 from unetcli.model import ModelHeader, read_header
 from unetcli.planning.plan import Choices, Plan, Sources
@@ -24,6 +23,7 @@ from unetcli.planning.planner import (
 )
 from unetcli.skipping import open_mask
 from unetcli.volumes.fingerprint import file_fingerprint, fingerprint, sampled_statistics
+from unetcli.volumes.regions import resolve_region
 from unetcli.volumes.volume import Volume
 
 DTYPES = ("uint8", "float16", "float32")
@@ -60,7 +60,7 @@ def resolve_plan(
             chunks=source.chunks,
             bytes_per_voxel=channels * source.dtype.itemsize,
         ),
-        resolve_region(request, source),
+        resolve_region(request.sections, request.roi, source),
         header.architecture,
         resolve_tile(request, header, frozen, choices.device, machine),
         choices,
@@ -109,36 +109,6 @@ def require_match(request: PredictRequest, source: Volume, header: ModelHeader) 
         )
 
 
-def resolve_region(request: PredictRequest, source: Volume) -> Box:
-    """The part of the volume that is predicted."""
-    if request.roi is not None:
-        return resolve_roi(request, source)
-    if request.sections == (None, None):
-        return source.whole()
-    if source.section_axis is None:
-        raise UnetcliError(f"--sections: {source.path} is a single image ({', '.join(source.axes)})")
-    return source.sections(*resolve_sections(request.sections, source.extent[source.section_axis], source.path))
-
-
-def resolve_roi(request: PredictRequest, source: Volume) -> Box:
-    """The region of interest, along the last axes that it names."""
-    roi, axes = request.roi or (), source.axes
-    if request.sections != (None, None):
-        raise UnetcliError("--roi and --sections: one of them; --roi names the sections too")
-    if len(roi) > len(axes):
-        raise UnetcliError(f"--roi: {len(roi)} ranges, {source.path} has axes {', '.join(axes)}")
-    start, stop = list(source.whole().start), list(source.extent)
-    for place, (first, end) in enumerate(roi, start=len(axes) - len(roi)):
-        start[place] = 0 if first is None else first
-        stop[place] = source.extent[place] if end is None else end
-        if not 0 <= start[place] < stop[place] <= source.extent[place]:
-            raise UnetcliError(
-                f"--roi: {axes[place]} {start[place]}:{stop[place]}, {source.path} has {axes[place]} "
-                f"0:{source.extent[place]}"
-            )
-    return Box(tuple(start), tuple(stop))
-
-
 def resolve_tile(
     request: PredictRequest, header: ModelHeader, frozen: Plan | None, device: str, machine: Machine | None = None
 ) -> int:
@@ -181,7 +151,7 @@ def resolve_choices(
         device=device,
         precision=request.precision,
         threads=threads,
-        mask=None if mask is None else mask.fingerprint(resolve_region(request, source)),
+        mask=None if mask is None else mask.fingerprint(resolve_region(request.sections, request.roi, source)),
         skip_below=request.skip_below,
     )
 

@@ -109,16 +109,19 @@ class VolumeFrames:
         return time < (self.volume.extent[self.volume.axes.index(self.axis)] if self.axis else 1)
 
     def read(self, time: int) -> Labels:
+        return require_labels(self.stored(time), self.volume.path)
+
+    def stored(self, time: int) -> NDArray[Any]:
+        """The voxels of a frame, whatever they are."""
         whole = self.volume.whole()
         if self.axis is None:
-            return self._labels(whole)
+            single: NDArray[Any] = self.volume.read(whole)[0]
+            return single
         place = self.volume.axes.index(self.axis)
         start, stop = list(whole.start), list(whole.stop)
         start[place], stop[place] = time, time + 1
-        return self._labels(Box(tuple(start), tuple(stop))).squeeze(axis=place)
-
-    def _labels(self, box: Box) -> Labels:
-        return require_labels(self.volume.read(box)[0], self.volume.path)
+        frame: NDArray[Any] = self.volume.read(Box(tuple(start), tuple(stop)))[0].squeeze(axis=place)
+        return frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +164,18 @@ class Challenge:
         return not self.truth.name.endswith("_ST") and self.unsegmented() != 0
 
     def _pairs(self, files: Mapping[FrameKey, Path]) -> Iterator[FramePair]:
-        for key, path in files.items():
-            reference, result = read_labels(path), self.result.read(key.time)
-            if key.section >= 0:
-                result = section_of(result, key, self.result.place)
-            if reference.shape != result.shape:
-                raise UnetcliError(
-                    f"{path} is {shape(reference)}, but {key} of {self.result.place} is {shape(result)}: "
-                    "not the same place"
-                )
-            yield FramePair(key, reference, result)
+        return (self.pair(key, path) for key, path in files.items())
+
+    def pair(self, key: FrameKey, path: Path) -> FramePair:
+        """The result of a frame beside a file of the truth."""
+        reference, result = read_labels(path), self.result.read(key.time)
+        if key.section >= 0:
+            result = section_of(result, key, self.result.place)
+        if reference.shape != result.shape:
+            raise UnetcliError(
+                f"{path} is {shape(reference)}, but {key} of {self.result.place} is {shape(result)}: not the same place"
+            )
+        return FramePair(key, reference, result)
 
 
 def is_challenge_truth(path: str | Path) -> bool:
@@ -187,8 +192,8 @@ def is_challenge_result(path: str | Path) -> bool:
     return any(NAMES[MASK].fullmatch(file.name) for file in Path(path).glob("mask*"))
 
 
-def open_challenge(result: str | Path, truth: str | Path) -> Challenge:
-    """A result (a folder of masks, or a label volume) against a truth folder.
+def open_challenge(result: str | Path | Frames, truth: str | Path) -> Challenge:
+    """A result (a folder of masks, a label volume, or its frames) against a truth folder.
 
     Silver truth has no markers of its own; those of the gold truth beside it are taken.
 
@@ -203,7 +208,7 @@ def open_challenge(result: str | Path, truth: str | Path) -> Challenge:
     marked = numbered(folder / "TRA", MARKED) or numbered(gold / "TRA", MARKED)
     if not segmented and not marked:
         raise UnetcliError(f"{folder}: neither SEG/man_segTTT.tif nor TRA/man_trackTTT.tif; expected 01_GT or 01_ST")
-    frames = open_frames(result)
+    frames = open_frames(result) if isinstance(result, str | Path) else result
     missing = sorted({key.time for key in (*segmented, *marked) if not frames.has(key.time)})
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

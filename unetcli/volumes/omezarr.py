@@ -14,12 +14,16 @@ from unetcli.volumes.store import missing_package, one_line
 from unetcli.volumes.volume import Volume, axes_from_names
 
 
-def open_zarr(path: str) -> Volume:
-    """The array at ``path``, or level 0 of the image whose group is there."""
+def open_zarr(path: str, level: int = 0) -> Volume:
+    """The array at ``path``, or a level of the image whose group is there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)  # a stray file in the store is not the user's problem here
         node = _open(path)
-        return _from_array(path, node) if isinstance(node, zarr.Array) else _from_group(path, node)
+        if isinstance(node, zarr.Group):
+            return _from_group(path, node, level)
+        if level:
+            raise UnetcliError(f"{path}: level {level} asked for, but this is one array; name an image with levels")
+        return _from_array(path, node)
 
 
 def multiscale(group: zarr.Group) -> dict[str, Any] | None:
@@ -42,21 +46,25 @@ def _open(path: str) -> zarr.Array[Any] | zarr.Group:
 def _from_array(path: str, array: zarr.Array[Any]) -> Volume:
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     listed = [str(name or "") for name in names] if isinstance(names, list | tuple) else None
-    return Volume(path=path, array=array, stored_axes=axes_from_names(path, listed, array.ndim))
+    axes = axes_from_names(path, listed, array.ndim)
+    return Volume(path=path, array=array, stored_axes=axes, assumed="" if listed and any(listed) else axes)
 
 
-def _from_group(path: str, group: zarr.Group) -> Volume:
+def _from_group(path: str, group: zarr.Group, level: int) -> Volume:
     image = multiscale(group)
     if image is None:
-        return _only_array(path, group)
+        return _only_array(path, group, level)
     try:
-        return _from_image(path, group, image)
+        return _from_image(path, group, image, level)
     except (LookupError, TypeError, ValueError) as error:
         raise UnetcliError(f"{path}: multiscales metadata that cannot be used ({error!r})") from error
 
 
-def _from_image(path: str, group: zarr.Group, image: dict[str, Any]) -> Volume:
-    dataset = image["datasets"][0]
+def _from_image(path: str, group: zarr.Group, image: dict[str, Any], level: int) -> Volume:
+    levels = len(image["datasets"])
+    if level >= levels:
+        raise UnetcliError(f"{path}: level {level} asked for, it has {levels}, counted from 0")
+    dataset = image["datasets"][level]
     array = group.get(dataset["path"])
     if not isinstance(array, zarr.Array):
         raise UnetcliError(f"{path}: its metadata name level '{dataset['path']}', but no array is there")
@@ -79,7 +87,7 @@ def _from_image(path: str, group: zarr.Group, image: dict[str, Any]) -> Volume:
     )
 
 
-def _only_array(path: str, group: zarr.Group) -> Volume:
+def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
     """The one array (or image) of a plain group; several or none are refused by name."""
     members = sorted(group.members(max_depth=None), key=lambda member: member[0])
     images = [name for name, node in members if isinstance(node, zarr.Group) and multiscale(node)]
@@ -90,4 +98,4 @@ def _only_array(path: str, group: zarr.Group) -> Volume:
     if len(candidates) > 1:
         named = ", ".join(f"{path}/{name}" for name in candidates)
         raise UnetcliError(f"{path}: a Zarr group with several arrays; name one: {named}")
-    return open_zarr(f"{path}/{candidates[0]}")
+    return open_zarr(f"{path}/{candidates[0]}", level)

@@ -12,13 +12,13 @@ from unetcli.volumes.tiff import open_tiff
 from unetcli.volumes.volume import Volume
 
 
-def open_volume(path: str | Path) -> Volume:
-    """Open for reading: Zarr v2 or v3 array, OME-Zarr 0.4 or 0.5 image (level 0), array inside a store, TIFF stack.
+def open_volume(path: str | Path, level: int = 0) -> Volume:
+    """Open for reading: Zarr v2 or v3 array, OME-Zarr 0.4 or 0.5 image, array inside a store, TIFF stack.
 
     Raises
     ------
     UnetcliError
-        Path missing, no array there, empty array, or a dtype or axes that are no image.
+        Path missing, no such level, no array there, empty array, or a dtype or axes that are no image.
     """
     name = plain(str(path))
     if is_remote(name):
@@ -26,8 +26,10 @@ def open_volume(path: str | Path) -> Volume:
     elif not Path(name).exists():
         raise UnetcliError(f"{name}: no such file or folder")
     if Path(name).is_file():
+        if level:
+            raise UnetcliError(f"{name}: level {level} asked for, but a TIFF file has only 0")
         return _checked(open_tiff(name))
-    return _checked(open_zarr(name))
+    return _checked(open_zarr(name, level))
 
 
 def _checked(volume: Volume) -> Volume:

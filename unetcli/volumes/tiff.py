@@ -28,7 +28,9 @@ def open_tiff(path: str) -> Volume:
     except Exception as error:
         raise UnetcliError(f"{path}: not a TIFF file that can be read ({error})") from error
     names: Any = array.attrs["_ARRAY_DIMENSIONS"]
-    return Volume(path=path, array=array, stored_axes=axes_from_names(path, _letters(list(names)), array.ndim))
+    axes = axes_from_names(path, _letters(list(names)), array.ndim)
+    unsaid = [axis for axis, name in zip(axes, names, strict=True) if str(name).lower()[:1] in UNKNOWN]
+    return Volume(path=path, array=array, stored_axes=axes, assumed="".join(unsaid))
 
 
 def _require_one_series(path: str, tif: tifffile.TiffFile) -> None:

@@ -32,6 +32,8 @@ class Volume:
     voxel_size: dict[str, float] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     translation: dict[str, float] = field(default_factory=dict)
+    assumed: str = ""
+    """Axes whose letters are a guess: nothing stored says what they are."""
 
     @property
     def axes(self) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 
 from unetcli.config import Sections
 from unetcli.errors import UnetcliError
-from unetcli.evaluation import evaluate_volume
+from unetcli.evaluation.evaluate import INVERTED
+from unetcli.evaluation.evaluate import evaluate_volume as evaluate
+from unetcli.evaluation.request import EvaluateRequest
+from unetcli.evaluation.result import Scores
 from unetcli.geometry import Box
 from unetcli.metrics.em import scores, section_counts
 from unetcli.volumes.output import Output
@@ -45,6 +49,16 @@ def stored(tmp_path: Path, values: NDArray[Any], name: str = "p.zarr", **options
     return str(write_zarr(tmp_path / name, values, **options))
 
 
+def evaluate_volume(prediction: str, truth: str, metrics: Sequence[str] | None = None, **options: Any) -> Scores:
+    """Scores without their intervals."""
+    chosen = None if metrics is None else tuple(metrics)
+    found = evaluate(EvaluateRequest(prediction=prediction, truth=truth, metrics=chosen, **options))
+    return {
+        metric: {name: value for name, value in scores.items() if "interval" not in name}
+        for metric, scores in found.scores.items()
+    }
+
+
 def pixel_scores(values: NDArray[Any], truth: NDArray[Any]) -> dict[str, int]:
     found, there = values > 127.5, truth > 0
     counts = {"tp": found & there, "fp": found & ~there, "fn": ~found & there, "tn": ~found & ~there}
@@ -66,9 +80,7 @@ def test_membrane_given_as_interior_is_said_and_scored_as_it_is(
     found = evaluate_volume(path, truth, ["em"])["em"]
     assert found["looks_inverted"]
     assert found["pixel_disagreement"] > 0.4
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: looks like the probability of membrane; em takes it for that of interior"
-    ]
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: {INVERTED}"]
 
 
 def test_uint8_and_the_same_probabilities_as_floats_score_the_same(tmp_path: Path, truth: str) -> None:
@@ -103,9 +115,9 @@ def test_sections_are_counted_in_the_truth(tmp_path: Path, truth: str, sections:
     part = slice(max(1, sections[0] or 0), sections[1])
     if sections[0] is None:
         with pytest.raises(UnetcliError, match=r"--sections 0:3: .* covers sections 1:6"):
-            evaluate_volume(path, truth, ["pixels"], sections)
+            evaluate_volume(path, truth, ["pixels"], sections=sections)
         return
-    found = evaluate_volume(path, truth, ["pixels"], sections)["pixels"]
+    found = evaluate_volume(path, truth, ["pixels"], sections=sections)["pixels"]
     assert pixel_scores(VALUES[part], TRUTH[part]).items() <= found.items()
 
 
@@ -157,7 +169,7 @@ def test_a_class_the_prediction_does_not_have_is_refused(tmp_path: Path, value: 
     classes = np.zeros(SHAPE, np.int16)
     classes[4, 5, 6] = value
     prediction = predicted(tmp_path / "p.zarr", grey(3, *SHAPE), Box.of_shape(SHAPE), SHAPE)
-    with pytest.raises(UnetcliError, match=rf"t\.zarr: class {value} found, the prediction has classes 0 to 2"):
+    with pytest.raises(UnetcliError, match=rf"t\.zarr: class {value} in the truth; the prediction has classes 0 to 2"):
         evaluate_volume(prediction, stored(tmp_path, classes, "t.zarr"), ["pixels"])
 
 
@@ -173,7 +185,7 @@ def test_a_class_the_prediction_does_not_have_is_refused(tmp_path: Path, value: 
 )
 def test_what_is_no_probability_is_refused(tmp_path: Path, truth: str, values: NDArray[Any], said: str) -> None:
     with pytest.raises(UnetcliError, match=rf"p\.zarr: .*{said}"):
-        evaluate_volume(stored(tmp_path, values), truth)
+        evaluate_volume(stored(tmp_path, values), truth, ["em"])
 
 
 def test_truth_is_one_channel_of_integers(tmp_path: Path) -> None:
@@ -185,9 +197,9 @@ def test_truth_is_one_channel_of_integers(tmp_path: Path) -> None:
 
 
 def test_an_unknown_measure_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(UnetcliError, match="--metrics voi: expected pixels or em"):
-        evaluate_volume("missing", "missing", ["pixels", "voi"])
-    with pytest.raises(UnetcliError, match="--metrics : expected pixels or em"):
+    with pytest.raises(UnetcliError, match="--metrics iou: expected pixels, em, cells or voi"):
+        evaluate_volume("missing", "missing", ["pixels", "iou"])
+    with pytest.raises(UnetcliError, match="--metrics : expected pixels, em, cells or voi"):
         evaluate_volume("missing", "missing", [])
 
 
@@ -207,7 +219,9 @@ def test_negative_truth_is_foreground_too(tmp_path: Path) -> None:
     assert (scores["pixels"]["iou"], scores["em"]["pixel_error"]) == (1, 0)
 
 
-def test_progress_counts_sections(tmp_path: Path, truth: str) -> None:
+def test_progress_counts_voxels(tmp_path: Path, truth: str) -> None:
     told: list[tuple[int, int]] = []
-    evaluate_volume(stored(tmp_path, VALUES), truth, ["pixels"], report=lambda *now: told.append(now))
-    assert told == [(n, 6) for n in range(1, 7)]
+    prediction = stored(tmp_path, VALUES, chunks=(2, 13, 22))
+    request = EvaluateRequest(prediction=prediction, truth=truth, block_voxels=13 * 22)
+    evaluate(request, lambda *now: told.append(now))
+    assert told == [(n * 13 * 22, 6 * 13 * 22) for n in range(1, 7)]

@@ -1,0 +1,147 @@
+"""What one block adds to the scores: both volumes are read once, whatever is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.errors import UnetcliError
+from unetcli.evaluation.counts import Counts
+from unetcli.evaluation.pairing import Pair, Piece
+from unetcli.evaluation.plan import EvaluationPlan
+from unetcli.evaluation.request import CLASSES, PROBABILITY
+from unetcli.metrics import em
+from unetcli.metrics.bootstrap import MOST_UNITS
+from unetcli.metrics.cells import CellSums
+from unetcli.metrics.contingency import Contingency
+from unetcli.metrics.partitions import components
+from unetcli.metrics.pixels import Confusion, require_classes
+from unetcli.metrics.probabilities import ProbabilitySums
+from unetcli.metrics.voi import VoiSums
+
+
+def count_block(plan: EvaluationPlan, pair: Pair, number: int) -> Counts:
+    """Counts of one block.
+
+    Raises
+    ------
+    UnetcliError
+        The prediction holds no probabilities, or no labels; a class it does not have is in the truth.
+    """
+    box = plan.box(number)
+    piece = pair.read(box)
+    sections = [plan.section_number(plane.start) for plane in box.planes()]
+    return Counts.total(count_section(plan, pair, *both) for both in zip(sections, piece.planes(), strict=True))
+
+
+def count_section(plan: EvaluationPlan, pair: Pair, section: int, piece: Piece) -> Counts:
+    """Counts of one section, or of the part of it that lies in a block; arrays (c, y, x) and (y, x)."""
+    settings = plan.settings
+    values = probabilities(piece.stored, pair.prediction.path) if settings.kind == PROBABILITY else piece.stored
+    parts = []
+    if "pixels" in settings.metrics:
+        parts.append(count_pixels(plan, pair, section, values, piece))
+    if "em" in settings.metrics:
+        counts = em.section_counts(values[0], piece.reference != 0, piece.judged)
+        parts.append(Counts(em={section: counts}))
+    if settings.has_objects:
+        parts.append(count_objects(plan, pair, section, labels_of(values, settings.threshold), piece))
+    if settings.kind == PROBABILITY:
+        parts.append(Counts(highest=float(values.max(initial=0))))
+    return Counts.total(parts)
+
+
+def count_pixels(plan: EvaluationPlan, pair: Pair, section: int, values: NDArray[Any], piece: Piece) -> Counts:
+    """Confusion at the threshold, and how often each probability is right."""
+    reference = judged_of(piece.reference, piece.judged)
+    if plan.settings.kind == CLASSES:
+        return Counts(tables={section: table_of(pair, reference, judged_of(values[0], piece.judged))})
+    chosen = judged_of(values, piece.judged)
+    if len(values) > 1:
+        with naming(pair.truth.path):
+            require_classes(reference, len(values))
+    confusion = Confusion.of(*classes_of(chosen, reference, plan.settings.threshold), max(2, len(values)))
+    if plan.settings.kind != PROBABILITY:
+        return Counts(confusions={section: confusion})
+    sums = ProbabilitySums.of(chosen, reference)
+    return Counts(confusions={section: confusion}, histograms={section: sums.in_grey_values()}, probabilities=sums)
+
+
+def classes_of(
+    values: NDArray[Any], reference: NDArray[Any], threshold: float
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """True and predicted class: foreground against the rest, or the likeliest of several."""
+    if len(values) > 1:
+        return reference, values.argmax(axis=0)
+    found = em.above(values[0], threshold) if values.dtype.kind == "f" else values[0] != 0
+    return (reference != 0).astype(np.int8), found.astype(np.int8)
+
+
+def count_objects(plan: EvaluationPlan, pair: Pair, section: int, labels: NDArray[Any], piece: Piece) -> Counts:
+    """The table of one section, or what follows from it where it is all there is of its unit."""
+    table = table_of(pair, judged_of(piece.reference, piece.judged), judged_of(labels, piece.judged))
+    if not plan.settings.three_d:
+        return judge_unit(table, section, plan) if plan.sees_sections else Counts(tables={section: table})
+    counts = Counts(tables={plan.unit_of(section): table})
+    if not plan.sees_sections:
+        return counts
+    alone = Counts(cut_cells={section: CellSums.of(table)}, cut_voi={section: VoiSums.of(table)})
+    return Counts.total([counts, alone])
+
+
+def table_of(pair: Pair, reference: NDArray[Any], labels: NDArray[Any]) -> Contingency:
+    """Pixels of each pair of labels."""
+    with naming(f"{pair.prediction.path} against {pair.truth.path}"):
+        return Contingency.of(reference, labels)
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Within, errors of values say where they are."""
+    try:
+        yield
+    except UnetcliError as error:
+        raise UnetcliError(f"{place}: {error}") from error
+
+
+def judge_unit(table: Contingency, unit: int, plan: EvaluationPlan) -> Counts:
+    """What the whole table of a unit adds."""
+    return judge(table, unit, plan.settings.metrics, by_object=plan.by_object)
+
+
+def judge(table: Contingency, unit: int, metrics: Collection[str], *, by_object: bool) -> Counts:
+    """The same, by what is asked for."""
+    counts = Counts()
+    if "cells" in metrics:
+        counts.cells[unit] = CellSums.of(table)
+    if by_object:
+        counts.objects[unit] = CellSums.of_objects(table, most=MOST_UNITS)
+    if "voi" in metrics:
+        counts.voi[unit] = VoiSums.of(table)
+    return counts
+
+
+def probabilities(stored: NDArray[Any], path: str) -> NDArray[np.float32]:
+    """Stored values as probabilities: uint8 / 255, booleans as 0 and 1, floats as they are."""
+    if stored.dtype == np.uint8:
+        return stored.astype(np.float32) / np.float32(255)
+    if stored.dtype.kind not in "bf":
+        raise UnetcliError(f"{path}: {stored.dtype}; expected probabilities as uint8 (value / 255), float or boolean")
+    values = stored.astype(np.float32)
+    if not ((values >= 0) & (values <= 1)).all():  # NaN fails too
+        raise UnetcliError(f"{path}: values from {values.min()} to {values.max()}; expected probabilities 0 to 1")
+    return values
+
+
+def labels_of(values: NDArray[Any], threshold: float) -> NDArray[Any]:
+    """Objects of a section, (y, x): the labels themselves, or 4-connected components above a threshold."""
+    return components(em.above(values[0], threshold)) if values.dtype.kind == "f" else values[0]
+
+
+def judged_of(values: NDArray[Any], judged: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """The values that count, by the last two axes: (.., pixels)."""
+    return values.reshape(*values.shape[:-2], -1) if judged is None else values[..., judged]

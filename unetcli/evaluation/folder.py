@@ -1,0 +1,84 @@
+"""The run folder of a large evaluation: its plan, its receipts and the counts of its blocks, until it has told them."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from unetcli.errors import UnetcliError
+from unetcli.evaluation.counts import Counts
+from unetcli.evaluation.plan import EvaluationPlan
+from unetcli.evaluation.request import EvaluateRequest
+from unetcli.files import is_remote, place_of, publish, replacing
+from unetcli.labelling.tables import Tables
+from unetcli.runs.runfolder import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Where an evaluation's data lie: what a worker needs beside the plan."""
+
+    prediction: str
+    truth: str
+    mask: str | None
+    threads: int | None
+    """Of a worker; None: as many as it may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationFolder:
+    """Owns every path of one evaluation."""
+
+    run: RunFolder
+
+    @classmethod
+    def of(cls, request: EvaluateRequest) -> EvaluationFolder:
+        """Where the user says, else beside the store that the prediction lies in."""
+        if request.run_folder is not None:
+            return cls(RunFolder(request.run_folder))
+        place = place_of(request.prediction)
+        if is_remote(place):
+            raise UnetcliError(f"{place}: --run-folder FOLDER names a place on this file system for plan and receipts")
+        inside = [Path(place), *Path(place).parents]
+        store = next((folder for folder in inside if folder.suffix == ".zarr"), Path(place))
+        return cls(RunFolder.of(store, "evaluate"))
+
+    @property
+    def counts(self) -> Tables:
+        return Tables(self.run.path / "counts")
+
+    def plan(self) -> EvaluationPlan | None:
+        """The frozen plan, or None where none was published that can be read."""
+        try:
+            return EvaluationPlan.from_json(self.run.plan_file.read_text())
+        except (FileNotFoundError, UnetcliError):
+            return None
+
+    def begin(self, plan: EvaluationPlan, inputs: Inputs) -> bool:
+        """Freeze the plan; whether it goes on with what was counted before. Other counts than its own are dropped."""
+        goes_on = self.plan() == plan
+        if not goes_on:
+            self.run.forget_run()
+            self.counts.remove()
+            publish(self.run.plan_file, plan.to_json())
+        with replacing(self.run.places_file) as draft:
+            draft.write_text(json.dumps(asdict(inputs), indent=1))
+        return goes_on
+
+    def inputs(self) -> Inputs:
+        return Inputs(**json.loads(self.run.places_file.read_text()))
+
+    def load(self, number: int) -> Counts:
+        """The counts of a block that has a receipt."""
+        return Counts.from_arrays(self.counts.load(number))
+
+    def remove(self) -> None:
+        """Delete all that is ours; the folder too where nothing else is in it."""
+        self.run.forget_run()
+        self.counts.remove()
+        self.run.places_file.unlink(missing_ok=True)
+        with suppress(OSError):
+            for folder in (*self.run.path.iterdir(), self.run.path, self.run.path.parent):
+                folder.rmdir()

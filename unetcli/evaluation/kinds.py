@@ -1,0 +1,175 @@
+"""What a prediction's values mean, which metrics apply to it, and whether objects go through sections.
+
+Said by metadata or dtype where they say it. A plain uint8 array may hold probabilities (value / 255) or labels; then
+its values are looked at: labels stay the same from pixel to pixel, probabilities change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.errors import UnetcliError
+from unetcli.evaluation.pairing import Pair
+from unetcli.evaluation.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest
+from unetcli.files import is_remote, place_of
+from unetcli.geometry import Box
+from unetcli.volumes.fingerprint import sampled_voxels
+from unetcli.volumes.output import group_file, marker_around
+from unetcli.volumes.store import store_at
+from unetcli.volumes.volume import Volume
+
+OF_KIND = {PROBABILITY: ("pixels", "em"), LABELS: ("cells", "voi"), CLASSES: ("pixels",)}
+"""Metrics that are scored where none are named."""
+POSSIBLE = {PROBABILITY: METRICS, LABELS: ("pixels", "cells", "voi"), CLASSES: ("pixels",)}
+CHANGES = 0.05
+"""Share of neighbouring foreground pixels that differ: on real labels at most 0.04, on probabilities over 0.2."""
+DIM = 128
+"""A map of probabilities somewhere reaches a half."""
+PAIRS, WINDOW = 8, 2048
+"""Pairs of neighbouring sections that are looked at, and the side of what is seen of them."""
+STAYS, DOUBTFUL = 0.1, 0.5
+"""Share of labelled pixels with the same label in the next section: 3-D objects 0.95, sections by themselves 0.03."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a prediction was taken for, and why."""
+
+    name: str
+    because: str = ""
+    """Where it was not said: for people, in a few words."""
+
+
+def kind_of(request: EvaluateRequest, prediction: Volume) -> Kind:
+    """What the prediction's values mean.
+
+    Raises
+    ------
+    UnetcliError
+        It cannot be that.
+    """
+    found = stated_kind(request, prediction)
+    if found.name == PROBABILITY and prediction.dtype.kind in "ui" and prediction.dtype != np.uint8:
+        raise UnetcliError(
+            f"{prediction.path}: {prediction.dtype}; expected probabilities as uint8 (value / 255), float or boolean"
+        )
+    if found.name != PROBABILITY and (prediction.dtype.kind == "f" or prediction.channels > 1):
+        raise UnetcliError(
+            f"{prediction.path}: {prediction.channels} channels of {prediction.dtype}; {found.name} are one channel "
+            "of integers"
+        )
+    return found
+
+
+def stated_kind(request: EvaluateRequest, prediction: Volume) -> Kind:
+    """By option, metadata, dtype or metrics, in this order; else by the values."""
+    if request.kind is not None:
+        return Kind(request.kind)
+    ours = (marker_around(place_of(request.prediction)) or {}).get("kind")
+    if ours is not None:
+        return Kind(LABELS if ours == "instances" else PROBABILITY)
+    if prediction.dtype.kind in "bf" or prediction.channels > 1 or "em" in (request.metrics or ()):
+        return Kind(PROBABILITY)
+    if prediction.dtype != np.uint8 or says_labels(request.prediction):
+        return Kind(LABELS)
+    if "pixels" in (request.metrics or ()):
+        return Kind(PROBABILITY)
+    return guessed_kind(prediction, objects_asked=request.metrics is not None)
+
+
+def says_labels(path: str) -> bool:
+    """Whether the metadata of an image are those of OME-Zarr labels."""
+    place = place_of(path)
+    found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
+    attributes = found[1] if found else {}
+    return "image-label" in attributes or "image-label" in attributes.get("ome", {})
+
+
+def guessed_kind(prediction: Volume, *, objects_asked: bool) -> Kind:
+    """Labels or probabilities, by sampled values of a uint8 array."""
+    highest, changes, pairs, middle = 0, 0, 0, False
+    for values in sampled_voxels(prediction):
+        if values is not None:
+            highest = max(highest, int(values.max()))
+            changed, alike = neighbours(values)
+            changes, pairs = changes + changed, pairs + alike
+            middle = middle or bool(((values > 0) & (values < 255)).any())
+    if highest <= 1 and not objects_asked:
+        return Kind(PROBABILITY)  # refused later, with what would work
+    if middle and (highest < DIM or changes <= CHANGES * pairs):
+        why = f"highest value {highest}" if highest < DIM else "values stay the same from pixel to pixel"
+        return Kind(LABELS, f"uint8, {why}; --kind probability if that is wrong")
+    return Kind(PROBABILITY, "uint8, value / 255; --kind labels if that is wrong" if objects_asked else "")
+
+
+def neighbours(values: NDArray[Any]) -> tuple[int, int]:
+    """Pairs of foreground pixels side by side along x: those that differ, and all."""
+    left, right = values[..., :-1], values[..., 1:]
+    both = (left > 0) & (right > 0)
+    return int(np.count_nonzero(both & (left != right))), int(np.count_nonzero(both))
+
+
+def metrics_of(request: EvaluateRequest, kind: str, prediction: Volume) -> tuple[str, ...]:
+    """The metrics asked for, else all that apply, in the order of ``METRICS``.
+
+    Raises
+    ------
+    UnetcliError
+        One that is asked for does not apply.
+    """
+    outputs = prediction.channels
+    asked = OF_KIND[kind] if request.metrics is None else request.metrics
+    if outputs > 1:
+        asked = ("pixels",) if request.metrics is None else asked
+        if beyond := [name for name in asked if name != "pixels"]:
+            raise UnetcliError(
+                f"{prediction.path}: {outputs} classes; {beyond[0]} is defined for two, use --metrics pixels"
+            )
+    if impossible := [name for name in asked if name not in POSSIBLE[kind]]:
+        raise UnetcliError(
+            f"--metrics {impossible[0]}: {prediction.path} holds {kind}; {', '.join(POSSIBLE[kind])} can be scored"
+        )
+    return tuple(name for name in METRICS if name in asked)
+
+
+def objects_go_through(pair: Pair, region: Box) -> tuple[bool, str]:
+    """Whether the truth's objects go through sections along z, and what to say about it.
+
+    By the share of pixels that are labelled in both of two neighbouring sections and have the same label.
+    """
+    if "z" not in pair.axes or region.shape[pair.axes.index("z")] < 2:
+        return False, ""
+    axis = pair.axes.index("z")
+    share = staying(pair, region, axis)
+    through = share >= STAYS
+    said = (
+        "objects go through the sections (--per-section: each alone)"
+        if through
+        else ("labels start anew in each section, which are judged alone (--three-d: together)")
+    )
+    if STAYS <= share < DOUBTFUL:
+        said += f"; in doubt, as only {100 * share:.0f} % of labelled pixels keep their label to the next section"
+    return through, said
+
+
+def staying(pair: Pair, region: Box, axis: int) -> float:
+    """Share of labelled pixels of the truth with the same label one section on; 1 without any."""
+    same, both = 0, 0
+    firsts = np.unique(np.linspace(region.start[axis], region.stop[axis] - 2, PAIRS, dtype=np.int64))
+    for first in firsts.tolist():
+        start, stop = list(region.start), list(region.stop)
+        start[axis], stop[axis] = first, first + 2
+        for place in range(axis):  # of several times, the first
+            stop[place] = start[place] + 1
+        for place in (-2, -1):  # the middle
+            start[place] += max(0, stop[place] - start[place] - WINDOW) // 2
+            stop[place] = min(stop[place], start[place] + WINDOW)
+        one, other = np.moveaxis(pair.truth.read(Box(tuple(start), tuple(stop)))[0], axis, 0)
+        labelled = (one != 0) & (other != 0)
+        same, both = same + int(np.count_nonzero(labelled & (one == other))), both + int(np.count_nonzero(labelled))
+    return same / both if both else 1.0

@@ -1,0 +1,135 @@
+"""A large evaluation: its blocks counted by any executor, goes on where it stopped, then leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from unetcli.config import Where
+from unetcli.errors import UnetcliError
+from unetcli.evaluation.counts import Counts
+from unetcli.evaluation.folder import EvaluationFolder, Inputs
+from unetcli.evaluation.plan import EvaluationPlan
+from unetcli.evaluation.settling import Settled
+from unetcli.evaluation.totals import total_counts
+from unetcli.evaluation.work import count_blocks
+from unetcli.executors.slurm import SlurmExecutor
+from unetcli.executors.slurm_request import SlurmRequest
+from unetcli.files import sweep, telling_unwritable
+from unetcli.machine import cpu_threads
+from unetcli.planning.resolve import absolute
+from unetcli.runs.clusters import Work, end_earlier_launch, executor_on, live_jobs, require_no_live_jobs
+from unetcli.runs.machines import slurm_request
+from unetcli.runs.receipts import Ledger
+from unetcli.runs.rounds import Progress, Report, Rounds, current_troubles
+
+log = logging.getLogger(__name__)
+
+BASE_BYTES, VOXEL_BYTES = 2**30, 128
+"""Of a process, and of a voxel of a block that is counted."""
+VOXELS_PER_JOB = {True: 10**8, False: 10**10}
+"""Some minutes of work on one core, with em and without."""
+
+
+class Unfinished(UnetcliError):
+    """Blocks are not counted yet; the same command continues."""
+
+    def __init__(self, message: str, jobs: list[str]) -> None:
+        super().__init__(message)
+        self.jobs = jobs
+        """SLURM jobs that were left at work, with ``--detach``."""
+
+
+def counted_in_folder(
+    settled: Settled, where: Where, report: Report, stopping: Callable[[], bool], *, folder: EvaluationFolder
+) -> Counts:
+    """Counts of all blocks, by way of a run folder that is deleted at the end.
+
+    Raises
+    ------
+    Unfinished
+        Some are missing.
+    """
+    plan, request = settled.plan, settled.request
+    with telling_unwritable(folder.run.path), folder.run.launcher(take_over=request.take_over):
+        if where.cluster != "slurm":
+            require_no_live_jobs(request.prediction, folder.run)
+        folder.begin(plan, inputs_of(settled, where))
+        folder.run.make()
+        ledger = folder.run.ledger(plan.blocks)
+        if not ledger.complete:
+            require_counted(folder, ledger, work_off(settled, folder, ledger, where, report, stopping))
+        counts = total_counts(plan, read_counts(folder, plan))
+    folder.remove()
+    return counts
+
+
+def read_counts(folder: EvaluationFolder, plan: EvaluationPlan) -> Iterator[Counts]:
+    """Of all blocks, in order."""
+    return (folder.load(number) for number in range(plan.blocks))
+
+
+def inputs_of(settled: Settled, where: Where) -> Inputs:
+    request, local = settled.request, where.cluster == "local"
+    return Inputs(
+        prediction=absolute(request.prediction),
+        truth=absolute(request.truth),
+        mask=absolute(request.mask) if request.mask else None,
+        threads=max(1, cpu_threads() // (where.workers or 1)) if local else None,
+    )
+
+
+def work_off(
+    settled: Settled,
+    folder: EvaluationFolder,
+    ledger: Ledger,
+    where: Where,
+    report: Report,
+    stopping: Callable[[], bool],
+) -> list[str]:
+    """Have the missing blocks counted; SLURM jobs that were left at work."""
+    attached = live_jobs(folder.run)
+    end_earlier_launch(folder.run, attached)
+    if not attached:
+        folder.run.forget_troubles()
+        sweep(folder.run.path)
+    found = f" ({int(ledger.done.sum())} found done)" if ledger.done.any() else ""
+    log.info("%d blocks%s, counted in %s", settled.plan.blocks, found, folder.run.path)
+    progress = Progress(settled.plan, ledger, report)
+    progress.tell()
+    work = Work(folder=folder.run, blocks=settled.plan.blocks, sized=lambda: sized(where, settled.plan))
+    with executor_on(where, work) as executor:
+        Rounds(
+            executor=executor,
+            task=count_blocks,
+            folder=folder.run,
+            ledger=ledger,
+            progress=progress,
+            stopping=stopping,
+            retries=0 if where.detach else settled.request.retries,
+        ).run()
+        return executor.jobs if where.detach and isinstance(executor, SlurmExecutor) else []
+
+
+def require_counted(folder: EvaluationFolder, ledger: Ledger, jobs: list[str]) -> None:
+    """Raise where blocks are missing, after telling why."""
+    if jobs:
+        raise Unfinished(f"{len(jobs)} SLURM jobs count; the same command tells the scores when they have ended", jobs)
+    for trouble in current_troubles(folder.run, ledger):
+        log.warning("block %d (%s): %s", trouble.block, trouble.place, trouble.reason)
+    if missing := len(ledger.refresh().missing):
+        raise Unfinished(
+            f"INCOMPLETE: {missing} of {len(ledger.done)} blocks not counted; the same command continues", []
+        )
+
+
+def sized(where: Where, plan: EvaluationPlan) -> tuple[SlurmRequest, int]:
+    """What each SLURM job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
+    asked, voxels = slurm_request(where), math.prod(plan.block_shape)
+    blocks = asked.blocks_per_job or max(1, VOXELS_PER_JOB["em" in plan.settings.metrics] // voxels)
+    if asked.mem or any(name.startswith("mem-per-") for name, _ in asked.extra):
+        return asked, blocks
+    at_once = 1 + int(asked.cpus_per_task or 1)
+    return replace(asked, mem=f"{math.ceil((BASE_BYTES + at_once * VOXEL_BYTES * voxels) / 2**30)}G"), blocks
