@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -34,9 +35,24 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
 
+class _Total(torch.autograd.Function):
+    """Sum over the processes; each one's share has an effect on all sums, so gradients are added up as well."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _total(values: Tensor) -> Tensor:
-    """Sum over the processes, through which gradients flow."""
-    return all_reduce(values)  # type: ignore[no-any-return,no-untyped-call]
+    return _Total.apply(values)  # type: ignore[no-any-return,no-untyped-call]
 
 
 @torch.no_grad()
@@ -44,7 +60,7 @@ def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that does what both do at inference."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    assert convolution.bias is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (c,)
-    bias = (convolution.bias - norm.running_mean) * scale + norm.bias
+    shift = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
+    bias = norm.bias - shift * scale
     return convolution.weight * scale[:, None, None, None], bias

@@ -21,14 +21,18 @@ class DoubleConv(nn.Sequential):
     def __init__(self, channels_in: int, channels: int, *, batch_norm: bool = False) -> None:
         steps: list[nn.Module] = []
         for width in (channels_in, channels):
-            steps.append(nn.Conv2d(width, channels, kernel_size=3))
+            steps.append(nn.Conv2d(width, channels, kernel_size=3, bias=not batch_norm))
             steps += [BatchNorm(channels)] if batch_norm else []
             steps.append(nn.ReLU(inplace=True))
         super().__init__(*steps)
 
 
 class UNet(nn.Module):
-    """Valid convolutions only: ``(batch, c, y, x)`` to logits ``(batch, classes, y - 2*context, x - 2*context)``."""
+    """Valid convolutions only: ``(batch, c, y, x)`` to logits ``(batch, classes, y - 2*context, x - 2*context)``.
+
+    With batch normalisation only the head has biases: any other is taken away again by the next mean, and Adam would
+    move it at random.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -37,7 +41,8 @@ class UNet(nn.Module):
         double = partial(DoubleConv, batch_norm=a.batch_norm)
         self.down = nn.ModuleList(double(i, o) for i, o in zip([a.in_channels, *widths], widths, strict=False))
         self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, kernel_size=2, stride=2) for w in reversed(widths[:-1]))
+        up = partial(nn.ConvTranspose2d, kernel_size=2, stride=2, bias=not a.batch_norm)
+        self.up = nn.ModuleList(up(2 * w, w) for w in reversed(widths[:-1]))
         self.merge = nn.ModuleList(double(2 * w, w) for w in reversed(widths[:-1]))
         self.head = nn.Conv2d(widths[0], a.classes, kernel_size=1)
         initialise(self)
@@ -83,7 +88,7 @@ def folded(network: UNet) -> UNet:
             weight, bias = fold(steps[place], steps[place + 1])
             target = list(simple.children())[2 * number]
             target.load_state_dict({"weight": weight, "bias": bias})
-    plain.up.load_state_dict(network.up.state_dict())
+    plain.up.load_state_dict(network.up.state_dict(), strict=False)  # its biases stay 0
     plain.head.load_state_dict(network.head.state_dict())
     return plain
 
@@ -105,7 +110,8 @@ def initialise(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             taps = 1 if isinstance(module, nn.ConvTranspose2d) else math.prod(module.kernel_size)
             nn.init.normal_(module.weight, std=math.sqrt(2 / (taps * module.in_channels)))
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _convolutions(double: nn.Module) -> Iterator[Layer]:

@@ -133,9 +133,12 @@ def _run(request: TrainRequest, json: bool) -> None:
     from dataclasses import asdict
 
     from unetcli.training.train import train_model
+    from unetcli.training.world import World
 
     with talk.progress("tiles") as report:
         summary = train_model(request, report, signals)
+    if not World.from_environment().is_first:
+        raise typer.Exit(0 if summary.finished else o.INCOMPLETE)
     talk.say(summary.sentence)
     if summary.finished:
         talk.say(summary.advice)

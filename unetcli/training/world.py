@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +101,9 @@ class World:
         if self.size == 1:
             return network
         places = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=places, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the option's new name is not there in older releases
+            return nn.parallel.DistributedDataParallel(network, device_ids=places, broadcast_buffers=False)
 
 
 def require_divisible(batch_size: int, world: World) -> None:
