@@ -32,15 +32,15 @@ LAYERS = [
     "training.weight_map training.weights training.lessons training.corpus training.sampling training.survey "
     "training.world training.learner training.figures training.album inference runs.worker planning.resolve "
     "training.resolve runs.prediction training.validation training.learning training.train training.preview "
-    "runs.workbench runs.pyramid_run runs.canary runs.rounds runs.run runs.closing runs.shares lazy runs.machines "
-    "runs.clusters runs.status runs.verify runs.seams runs.changes planning.probe planning.preview executors "
-    "executors.contract executors.local executors.tls executors.dask executors.dask_batches "
-    "executors.dask_cluster executors.dask_local executors.dask_worker executors.slurm executors.slurm_commands "
-    "executors.slurm_element executors.slurm_jobs executors.slurm_request executors.slurm_requeue "
-    "executors.slurm_submit executors.slurm_watch executors.slurm_word runs.keeping labelling.threshold "
-    "labelling.work labelling.setting_up labelling.run evaluation.baseline evaluation.challenge "
-    "evaluation.counting evaluation.evaluate evaluation.folder evaluation.kinds evaluation.pairing evaluation.run "
-    "evaluation.settling evaluation.totals evaluation.work",
+    "training.launch runs.workbench runs.pyramid_run runs.canary runs.rounds runs.run runs.closing runs.shares "
+    "lazy runs.machines runs.clusters runs.status runs.verify runs.seams runs.changes planning.probe "
+    "planning.preview executors executors.contract executors.local executors.tls executors.dask "
+    "executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker executors.slurm "
+    "executors.slurm_commands executors.slurm_element executors.slurm_jobs executors.slurm_request "
+    "executors.slurm_requeue executors.slurm_submit executors.slurm_watch executors.slurm_word runs.keeping "
+    "labelling.threshold labelling.work labelling.setting_up labelling.run evaluation.baseline "
+    "evaluation.challenge evaluation.counting evaluation.evaluate evaluation.folder evaluation.kinds "
+    "evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work",
     "cli cli.evaluate cli.options cli.plan cli.predict cli.status cli.talk cli.train cli.verify cli.worker "
     "cli.configfile cli.signals cli.label cli.weights cli.scoretable",
 ]

@@ -113,6 +113,12 @@ PatienceOption = Annotated[int | None, typer.Option(metavar="LOOKS", help="End a
 ValidateEveryOption = Annotated[int | None, typer.Option(metavar="STEPS", help="Between two looks: 200.")]
 CheckpointOption = Annotated[float, typer.Option(metavar="MINUTES", help="Between checkpoints, at most.")]
 TensorboardOption = Annotated[bool, typer.Option("--tensorboard", help="Also for TensorBoard, in OUTPUT/tensorboard.")]
+TrainingClusterOption = Annotated[
+    str, typer.Option("--cluster", envvar="UNETCLI_CLUSTER", help="local, or slurm: one job of all processes.")
+]
+NodesOption = Annotated[int, typer.Option(help="With slurm: nodes that train together.")]
+GpusPerNodeOption = Annotated[int, typer.Option(help="With slurm: GPUs of each, a process for each GPU.", min=0)]
+TasksPerNodeOption = Annotated[int, typer.Option(help="With slurm, without GPUs: processes on each node.")]
 TrainingDryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be trained, with memory, speed and time; train nothing.")
 ]

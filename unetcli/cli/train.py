@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,6 +12,7 @@ from typer.core import TyperCommand
 
 from unetcli.cli import options as o
 from unetcli.cli import talk
+from unetcli.cli.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from unetcli.training.request import TrainRequest
@@ -82,17 +84,37 @@ def train(
     overwrite: o.OverwriteOption = False,
     take_over: o.TakeOverOption = False,
     dry_run: o.TrainingDryRunOption = False,
+    cluster: o.TrainingClusterOption = "local",
+    nodes: o.NodesOption = 1,
+    gpus_per_node: o.GpusPerNodeOption = 0,
+    tasks_per_node: o.TasksPerNodeOption = 1,
+    profile: o.ProfileOption = None,
+    detach: o.DetachOption = False,
+    partition: o.PartitionOption = None,
+    account: o.AccountOption = None,
+    qos: o.QosOption = None,
+    time: o.TimeOption = None,
+    gres: o.GresOption = None,
+    mem: o.MemOption = None,
+    cpus_per_task: o.CpusOption = None,
+    constraint: o.ConstraintOption = None,
+    exclude: o.ExcludeOption = None,
+    setup: o.SetupOption = None,
+    slurm: o.SlurmOption = None,
     json: o.JsonOption = False,
 ) -> None:
     """Train a network on RAW images and LABELS.
 
     The same command again goes on where it stopped, or says that it is finished.
     """
-    request = request_of(locals())
+    options = locals()
+    request = request_of(options)
     if dry_run:
         _preview(request, json)
-    else:
+    elif cluster == "local":
         _run(request, json)
+    else:
+        _launch(request, options)
 
 
 def request_of(given: dict[str, Any]) -> TrainRequest:
@@ -145,6 +167,37 @@ def _run(request: TrainRequest, json: bool) -> None:
     o.print_json(asdict(summary)) if json else typer.echo(summary.model)
     if not summary.finished:
         leave(signals)
+
+
+def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
+    """As one SLURM job."""
+    from dataclasses import asdict
+
+    from unetcli.cli.predict import asked_where
+    from unetcli.errors import UnetcliError
+    from unetcli.process import prepare
+    from unetcli.signals import Signals
+
+    if options["cluster"] != "slurm":
+        raise UnetcliError(f"--cluster {options['cluster']}: expected local or slurm")
+    signals = Signals().listen()
+    prepare()  # before torch is imported
+    from unetcli.runs.machines import slurm_request
+    from unetcli.training.launch import Processes, launch
+
+    names = ("nodes", "gpus_per_node", "tasks_per_node")
+    processes = Processes(**{name: options[name] for name in names})
+    with talk.progress("tiles") as report:
+        found = launch(
+            request, slurm_request(asked_where(options)), processes, report, signals, detach=options["detach"]
+        )
+    if isinstance(found, str):
+        typer.echo(found)
+        return
+    talk.say(found.sentence)
+    o.print_json(asdict(found)) if options["json"] else typer.echo(found.model)
+    if not found.finished:
+        raise typer.Exit(INTERRUPTED if signals.stop() == SIGINT else o.INCOMPLETE)
 
 
 def _preview(request: TrainRequest, json: bool) -> None:

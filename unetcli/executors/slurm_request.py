@@ -90,6 +90,10 @@ class SlurmRequest:
         named = dict(self.extra)
         return bool(self.gpus or "gpu" in (self.gres or "") or any(name.startswith("gpus-per-") for name in named))
 
+    def with_extra(self, name: str, value: object) -> SlurmRequest:
+        """The same with another option of ``sbatch``."""
+        return replace(self, extra=(*self.extra, (name, str(value))))
+
     def without(self, hosts: str) -> SlurmRequest:
         """The same, and not on these hosts."""
         return replace(self, exclude=",".join(filter(None, [self.exclude, hosts])))

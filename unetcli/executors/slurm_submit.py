@@ -35,6 +35,8 @@ def submit_jobs(
     arguments: Sequence[tuple[Any, ...]],
     *,
     name: str,
+    nodes: int = 1,
+    tasks_per_node: int = 1,
 ) -> list[str]:
     """Ids of jobs, ``123_0`` in an array, that call the function with one tuple of arguments each.
 
@@ -46,6 +48,8 @@ def submit_jobs(
         Of an importable module: it travels by name.
     name
         Of the jobs, too; unique, so that they can be found again.
+    nodes, tasks_per_node
+        Of one job: each task calls the function, with the same arguments.
 
     Raises
     ------
@@ -59,7 +63,8 @@ def submit_jobs(
     jobs: list[str] = []
     with _undone_where_refused(logs, folder, jobs):
         for start in range(0, len(arguments), limit):
-            jobs += _submit_array(request, folder, function, arguments[start : start + limit], name)
+            part = arguments[start : start + limit]
+            jobs += _submit_array(request, folder, function, part, name, nodes, tasks_per_node)
     return jobs
 
 
@@ -80,7 +85,13 @@ def _undone_where_refused(logs: Path, folder: Path, jobs: list[str]) -> Iterator
 
 
 def _submit_array(
-    request: SlurmRequest, folder: Path, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], name: str
+    request: SlurmRequest,
+    folder: Path,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    name: str,
+    nodes: int,
+    tasks_per_node: int,
 ) -> list[str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
@@ -88,6 +99,8 @@ def _submit_array(
     executor = SlurmExecutor(folder)
     executor.update_parameters(
         job_name=name,
+        nodes=nodes,
+        ntasks_per_node=tasks_per_node,
         array_parallelism=request.max_running or len(arguments),
         signal_delay_s=_signal_seconds(request),
         **request.submitit_parameters(),

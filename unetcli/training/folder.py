@@ -75,6 +75,11 @@ class TrainingFolder:
         return self.path / "predictions"
 
     @property
+    def jobs(self) -> Path:
+        """Logs of SLURM jobs."""
+        return self.path / "jobs"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -170,7 +175,7 @@ class TrainingFolder:
             draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def _foreign(self) -> Iterator[Path]:
-        begun = ("lock", "lock.guard")  # all that is here when a call was killed early
+        begun = ("lock", "lock.guard", "launcher", "launcher.guard", "slurm.json", "jobs")  # of calls killed early
         return (path for path in self.path.iterdir() if path.name not in begun and path.suffix != PARTIAL)
 
 

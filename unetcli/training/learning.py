@@ -55,6 +55,10 @@ class Manner:
     compiled: bool = False
     tensorboard: bool = False
 
+    def is_over(self, state: Checkpoint, steps: int) -> bool:
+        """Whether all steps are done, or patience is at its end."""
+        return state.step >= steps or (self.patience is not None and state.looks_since_best >= self.patience)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -76,9 +80,7 @@ class Training:
         return Sampler(self.corpus, self.config.tile, output, self.config.augmentation, self.config.seed)
 
     def is_over(self, state: Checkpoint, steps: int) -> bool:
-        """Whether all steps are done, or patience is at its end."""
-        patience = self.manner.patience
-        return state.step >= steps or (patience is not None and state.looks_since_best >= patience)
+        return self.manner.is_over(state, steps)
 
     def run(self, steps: int, report: Report, signals: Signals) -> Checkpoint:
         """Go on from the last checkpoint to ``steps`` steps, or until a signal asks for an end."""

@@ -15,8 +15,9 @@ from unetcli.files import require_apart, telling_unwritable
 from unetcli.network import UNet
 from unetcli.signals import Signals
 from unetcli.training.album import require_tensorboard
+from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.folder import TrainingFolder
-from unetcli.training.learning import Report, Training
+from unetcli.training.learning import Manner, Report, Training
 from unetcli.training.request import TrainRequest
 from unetcli.training.resolve import MINUTES, PAPER, resolve_steps, resolve_training
 from unetcli.training.settings import TrainingConfig
@@ -145,23 +146,40 @@ def finish(training: Training, goal: int, report: Report, signals: Signals) -> T
     rows = training.folder.rows()
     if training.world.is_first and (not found_finished or not training.folder.curves.exists()):
         draw_curves(rows, training.folder.curves)
-    best: dict[str, Any] = next((row for row in reversed(rows) if row["best"]), {})
+    return sum_up(training.folder, training.config, goal, state, found_finished, training.is_over(state, goal))
+
+
+def sum_up(
+    folder: TrainingFolder, config: TrainingConfig, goal: int, state: Checkpoint, found_finished: bool, over: bool
+) -> TrainSummary:
+    """What a training has come to."""
+    best: dict[str, Any] = next((row for row in reversed(folder.rows()) if row["best"]), {})
     return TrainSummary(
-        model=str(training.folder.model),
+        model=str(folder.model),
         steps=state.step,
         goal=goal,
-        finished=training.is_over(state, goal),
+        finished=over,
         found_finished=found_finished,
-        stopped_early=state.step < goal and training.is_over(state, goal),
+        stopped_early=state.step < goal and over,
         best_step=best.get("step"),
-        measure=training.config.select,
-        best_value=best.get(training.config.select),
+        measure=config.select,
+        best_value=best.get(config.select),
         best_error=best.get("pixel_disagreement"),
         best_threshold=best.get("threshold"),
         seconds=round(state.seconds, 1),
-        parameters=parameters(training.config),
-        tile=training.config.tile,
+        parameters=parameters(config),
+        tile=config.tile,
     )
+
+
+def summarise(folder: TrainingFolder, steps: int | None = None, patience: int | None = None) -> TrainSummary | None:
+    """The same from its files alone, with what is asked of it now; None where nothing was trained yet."""
+    frozen = folder.frozen()
+    state = folder.load_checkpoint() if frozen else None
+    if frozen is None or state is None:
+        return None
+    goal = max(frozen[1], steps or 0)
+    return sum_up(folder, frozen[0], goal, state, True, Manner(patience=patience).is_over(state, goal))
 
 
 def announce(training: Training, goal: int) -> None:
