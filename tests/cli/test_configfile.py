@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from unetcli.cli import app
 from unetcli.cli.configfile import configurable
+from unetcli.cli.train import TrainCommand, train
 from unetcli.errors import UnetcliError
 from unetcli.toml import to_toml
 
@@ -31,6 +32,23 @@ HEAVY = ("numpy", "torch", "zarr", "scipy", "matplotlib")
 EXAMPLES = {"pair": [["a.tif", "b.tif"], ["c.zarr", "d.zarr"]]}
 """Of what an annotation cannot tell."""
 PAIR = ("raw.tif", "labels.tif")
+
+
+def unresolved() -> typer.Typer:
+    """The commands with options printed as they came in: train prints what it makes of them, which needs images."""
+    plain = typer.Typer()
+    plain.command("train", cls=TrainCommand)(configurable(train))
+    for name in COMMANDS.keys() - {"train"}:
+        plain.command(name)(COMMANDS[name])
+    return plain
+
+
+@pytest.fixture
+def images(place: Path) -> tuple[str, str]:
+    disc = np.hypot(*np.ogrid[-60:60, -70:50]) < 30
+    write_zarr(place / "raw.zarr", grey(3, 120, 120))
+    write_zarr(place / "labels.zarr", np.stack([disc] * 3).astype(np.uint8))
+    return "raw.zarr", "labels.zarr"
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +102,7 @@ def example(kind: Any) -> Any:
 def test_every_option_and_argument_of_every_command_is_a_key_and_is_printed(command: str) -> None:
     values = {name: EXAMPLES.get(name) or example(kind) for name, kind in taken(command).items()}
     assert len(values) > 3
-    assert printed(command, "--config", write(**values)) == values
+    assert printed(command, "--config", write(**values), of=unresolved()) == values
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -96,9 +114,9 @@ def test_keys_are_what_options_are_called(command: str) -> None:
 
 def test_what_is_printed_is_read_back_to_the_same(place: Path) -> None:
     words = ("--steps", "7", "--lr", "1e-5", "-o", "x y/m", "--pair", "a", "b", "--pair", "c", "d", "--overwrite")
-    done = CliRunner().invoke(app, ["train", *PAIR, *words, "--print-config"])
+    done = CliRunner().invoke(unresolved(), ["train", *PAIR, *words, "--print-config"])
     (place / "train.toml").write_text(done.stdout)
-    again = CliRunner().invoke(app, ["train", "--config", "train.toml", "--print-config"])
+    again = CliRunner().invoke(unresolved(), ["train", "--config", "train.toml", "--print-config"])
     assert again.stdout == done.stdout
     assert "# depth = (not set)\n" in done.stdout
     values = tomllib.loads(done.stdout)
@@ -128,7 +146,7 @@ def test_flags_are_true_or_false_and_can_be_turned_where_they_have_a_no() -> Non
 
 def test_dashes_and_underscores_both_do(place: Path) -> None:
     Path("a.toml").write_text("raw = 'r'\nlabels = 'l'\nbase_channels = 8\ntake-over = true\n")
-    found = printed("train", "--config", "a.toml")
+    found = printed("train", "--config", "a.toml", of=unresolved())
     assert (found["base_channels"], found["take_over"]) == (8, True)
     Path("a.toml").write_text("base_channels = 8\nbase-channels = 16\n")
     assert "base-channels is there twice" in refusal("train", "--config", "a.toml")
@@ -199,14 +217,21 @@ def test_a_command_may_print_what_it_chose_by_itself() -> None:
     assert '"low" or "high" would do' in refusal("--config", write(level="middle"), of=own)
 
 
+def test_train_prints_what_it_makes_of_its_options_and_reads_that_back_to_the_same(images: tuple[str, str]) -> None:
+    words = ("--steps", "7", "--tile", "60", "--depth", "2", "--base-channels", "4", "--no-flip", "--device", "cpu")
+    found = printed("-q", "train", *images, *words)
+    assert (found["steps"], found["tile"], found["flip"], found["truth"]) == (7, 60, False, "binary")
+    assert (found["optimizer"], found["schedule"], found["batch_norm"], found["w0"]) == ("adamw", "cosine", True, 10.0)
+    assert printed("-q", "train", "--config", write(**found)) == found
+    assert not Path("model").exists()
+
+
 def test_without_a_file_nothing_is_different() -> None:
-    assert set(printed("evaluate", "a.zarr", "b.zarr")) == {"prediction", "truth", "allow_incomplete", "json"}
+    assert printed("status", "a.zarr")["output"] == "a.zarr"
+    assert not [value for value in printed("status", "a.zarr").values() if value not in ("a.zarr", False, 10.0)]
 
 
-def test_a_file_alone_trains(unetcli: Run, place: Path) -> None:
-    disc = np.hypot(*np.ogrid[-60:60, -70:50]) < 30
-    write_zarr(place / "raw.zarr", grey(3, 120, 120))
-    write_zarr(place / "labels.zarr", np.stack([disc] * 3).astype(np.uint8))
+def test_a_file_alone_trains(unetcli: Run, images: tuple[str, str]) -> None:
     values = {"raw": "raw.zarr", "labels": "labels.zarr", "depth": 2, "base_channels": 4, "tile": 60, "steps": 2}
     done = unetcli("train", "--config", write("train.toml", **values), "--output", "m")
     assert (done.returncode, done.stdout) == (0, "m/model.safetensors\n"), done.stderr
@@ -218,11 +243,11 @@ def test_a_file_alone_trains(unetcli: Run, place: Path) -> None:
 def test_printing_imports_nothing_heavy(place: Path) -> None:
     code = (
         "import sys\nfrom unetcli.cli import app\n"
-        "try:\n    app(['train', '--config', 'a.toml', '--print-config'])\n"
+        "try:\n    app(['predict', '--config', 'a.toml', '--print-config'])\n"
         "except SystemExit as end:\n    print(end.code)\n"
         f"print(*(name for name in {HEAVY} if name in sys.modules))"
     )
-    write("a.toml", raw="r", labels="l")
+    write("a.toml", volume="v")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == ["0", ""]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 
 from unetcli.executors.slurm_commands import SlurmError, call
 from unetcli.lock import job_id
 
 log = logging.getLogger(__name__)
 
+KILLED = f"exit code {-signal.SIGTERM}"
 SCRIPT_REQUEUES = "UNETCLI_SCRIPT_REQUEUES"
 """Set by a batch script that requeues its job itself, to that job's id: jobs submitted from it inherit the variable."""
 
@@ -29,6 +31,8 @@ def requeue_job() -> bool:
             return False
         call("scontrol", "requeue", job)
     except SlurmError as error:
+        if str(error).endswith(KILLED):  # SLURM has ended all of the job's processes, scontrol among them
+            return True
         log.warning("job %s does not go back into the queue (%s); the same command continues", job, error)
         return False
     log.info("job %s goes back into the queue, to continue there", job)
