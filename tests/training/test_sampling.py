@@ -284,3 +284,11 @@ def test_turns_are_only_those_asked_for() -> None:
         image = seen(data.sample(number))[0][0].astype(int)
         steps.add((int(image[0, 1] - image[0, 0]), int(image[1, 0] - image[0, 0])))
     assert steps == {(a, b) for a in (1, -1) for b in (100, -100)}
+
+
+def test_a_class_that_the_network_does_not_have_is_told_not_learned() -> None:
+    labels = np.full(SHAPE, 2, np.uint8)
+    both = corpus(annotated(grey(*SHAPE), labels))
+    assert Sampler(both, TILE, OUTPUT, TURNS, 0, classes=3).sample(0).classes.max() == 2
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: class 2, but the part that was surveyed has 2 classes"):
+        Sampler(both, TILE, OUTPUT, TURNS, 0, classes=2).sample(0)

@@ -202,3 +202,12 @@ def test_held_out_sections_that_cannot_be_read_are_refused_before_training() -> 
     data = corpus(annotated(raw, labels), train=((0, 2),), held_out=((2, 3),))
     with pytest.raises(UnetcliError, match="NaN or infinity at z 2:3"):
         require_usable(data, survey(data))
+
+
+def test_scribbles_leave_the_background_class_without_pixels() -> None:
+    labels = np.resize(np.array([0, 1, 2, 2], np.uint8), SHAPE)
+    found = survey(corpus(annotated(grey(*SHAPE), labels, ignore=0)))
+    assert found.class_counts.tolist() == [0, *np.bincount(labels.ravel())[1:]]
+    assert found.class_weights(balance=True)[0] == 0
+    with pytest.raises(UnetcliError, match="no pixel of class 0"):
+        survey(corpus(annotated(grey(*SHAPE), np.maximum(labels, 1))))

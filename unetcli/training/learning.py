@@ -77,7 +77,8 @@ class Training:
 
     def sampler(self) -> Sampler:
         output = self.config.tile - 2 * self.config.architecture.footprint().context[-1]
-        return Sampler(self.corpus, self.config.tile, output, self.config.augmentation, self.config.seed)
+        classes = self.config.architecture.classes
+        return Sampler(self.corpus, self.config.tile, output, self.config.augmentation, self.config.seed, classes)
 
     def is_over(self, state: Checkpoint, steps: int) -> bool:
         return self.manner.is_over(state, steps)

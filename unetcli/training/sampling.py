@@ -55,6 +55,8 @@ class Sampler:
     output: int
     augmentation: Augmentation
     seed: int
+    classes: int = IGNORED
+    """Of the network. The survey of a huge volume is of a part of it, and may have missed one."""
 
     def sample(self, number: int) -> Sample:
         """Sample ``number``.
@@ -68,8 +70,18 @@ class Sampler:
             drawn = draw(self.augmentation, random, self.tile)
             if (pair.classes(seen := window(centre, drawn.side(self.output))) != IGNORED).any():
                 image = pair.image(window(centre, drawn.side(self.tile)))
-                return Sample(number, image, *pair.lesson(seen), drawn)
+                classes, raised = pair.lesson(seen)
+                self._require_known(pair, classes)
+                return Sample(number, image, classes, raised, drawn)
         raise UnetcliError(f"{pair.labels.path}: {TRIES} places tried, none with any truth; --sections, --keep-empty")
+
+    def _require_known(self, pair: Annotated, classes: NDArray[np.uint8]) -> None:
+        highest = int(classes[classes != IGNORED].max())
+        if highest >= self.classes:
+            raise UnetcliError(
+                f"{pair.labels.path}: class {highest}, but the part that was surveyed has {self.classes} classes; "
+                "--sections with all of them, or --ignore that label"
+            )
 
     def keep(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
         """Dropout of a sample: (channels,), 0 or 1 / (1 - p)."""

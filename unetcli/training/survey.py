@@ -64,12 +64,17 @@ def survey(corpus: Corpus) -> Survey:
 
 
 def occurring(corpus: Corpus, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Counts of classes 0 to the highest that occurs; refused where one between is missing."""
+    """Counts of classes 0 to the highest that occurs; refused where one between is missing.
+
+    Class 0 may be missing where label 0 is ignored: scribbles say what is what in a few places only.
+    """
     highest = max(1, int(np.flatnonzero(counts[:IGNORED]).max(initial=0)))
     found = counts[: highest + 1]
-    if (found == 0).any():
+    missing = found == 0
+    missing[0] &= any(pair.rules.ignore != 0 for pair in corpus.pairs)
+    if missing.any():
         raise UnetcliError(
-            f"{corpus.pairs[0].labels.path}: no pixel of class {int(np.argmin(found))} in the training sections"
+            f"{corpus.pairs[0].labels.path}: no pixel of class {int(np.argmax(missing))} in the training sections"
         )
     return found
 
