@@ -28,8 +28,8 @@ OF_KIND = {PROBABILITY: ("pixels", "em"), LABELS: ("cells", "voi"), CLASSES: ("p
 POSSIBLE = {PROBABILITY: METRICS, LABELS: ("pixels", "cells", "voi"), CLASSES: ("pixels",)}
 CHANGES = 0.05
 """Share of neighbouring foreground pixels that differ: on real labels at most 0.04, on probabilities over 0.2."""
-DIM = 128
-"""A map of probabilities somewhere reaches a half."""
+DIM, FULL = 128, 0.3
+"""A map of probabilities somewhere reaches a half; one that hardly changes is 255 in such a share of its foreground."""
 PAIRS, WINDOW = 8, 2048
 """Pairs of neighbouring sections that are looked at, and the side of what is seen of them."""
 STAYS, DOUBTFUL = 0.1, 0.5
@@ -92,16 +92,17 @@ def says_labels(path: str) -> bool:
 
 def guessed_kind(prediction: Volume, *, objects_asked: bool) -> Kind:
     """Labels or probabilities, by sampled values of a uint8 array."""
-    highest, changes, pairs, middle = 0, 0, 0, False
+    changes, pairs, found = 0, 0, np.zeros(256, np.int64)
     for values in sampled_voxels(prediction):
         if values is not None:
-            highest = max(highest, int(values.max()))
-            changed, alike = neighbours(values)
-            changes, pairs = changes + changed, pairs + alike
-            middle = middle or bool(((values > 0) & (values < 255)).any())
+            changed, both = neighbours(values)
+            changes, pairs = changes + changed, pairs + both
+            found += np.bincount(values.ravel(), minlength=256)
+    highest = int(np.flatnonzero(found).max(initial=0))
     if highest <= 1 and not objects_asked:
         return Kind(PROBABILITY)  # refused later, with what would work
-    if middle and (highest < DIM or changes <= CHANGES * pairs):
+    steady = changes <= CHANGES * pairs and found[255] <= FULL * found[1:].sum()
+    if highest < DIM or steady:
         why = f"highest value {highest}" if highest < DIM else "values stay the same from pixel to pixel"
         return Kind(LABELS, f"uint8, {why}; --kind probability if that is wrong")
     return Kind(PROBABILITY, "uint8, value / 255; --kind labels if that is wrong" if objects_asked else "")
@@ -112,6 +113,14 @@ def neighbours(values: NDArray[Any]) -> tuple[int, int]:
     left, right = values[..., :-1], values[..., 1:]
     both = (left > 0) & (right > 0)
     return int(np.count_nonzero(both & (left != right))), int(np.count_nonzero(both))
+
+
+def is_mask(truth: Volume) -> bool:
+    """Whether a truth says where foreground is, and not which object: booleans, or 0 and 255."""
+    if truth.dtype == np.bool_:
+        return True
+    values = [np.unique(found) for found in sampled_voxels(truth) if found is not None]
+    return bool(values) and set(np.unique(np.concatenate(values)).tolist()) <= {0, 255}
 
 
 def metrics_of(request: EvaluateRequest, kind: str, prediction: Volume) -> tuple[str, ...]:
