@@ -14,6 +14,7 @@ NAME, SCORE, INTERVAL = 32, 10, 22
 """Widths of columns."""
 BESIDE = ("_threshold", "_reason", "_note", "_interval", "_interval_reason")
 WORST = 3
+MEANING = "better or worse is what is more than noise"
 LEADING = {"pixels": ("iou", True), "em": ("rand_error", False), "cells": ("seg", True), "voi": ("split", False)}
 """By metric, the score that sections are ranked by, and whether more of it is better."""
 COUNTED = {"tp", "fp", "fn", "tn", "reference_objects", "result_objects", "matched"}
@@ -119,12 +120,35 @@ def worst(metric: str, sections: Sequence[tuple[str, Mapping[str, Any]]]) -> lis
 
 
 def comparison(found: Mapping[str, Any]) -> Iterator[str]:
-    """Each difference to the baseline, in words."""
-    yield from wrapped("compared with ", f"{found['prediction']} ({found['baseline']})")
+    """Each difference to the baseline, with what it means.
+
+    >>> told = {"words": "worse by 0.0685", "gain": -0.0685, "gain_interval": [-0.0693, -0.0677],
+    ...     "more_than_noise": True}
+    >>> for line in comparison({"prediction": "a.zarr", "baseline": "a.json", "scores": {"em": {"v_info": told}}}):
+    ...     print(line)
+    compared with a.zarr (a.json); better or worse is what is more than noise
+    em                                         gain  95 %
+      v_info                                -0.0685  -0.0693 to -0.0677 worse
+    """
+    yield from wrapped("compared with ", f"{found['prediction']} ({found['baseline']}); {MEANING}")
+    reasons: dict[str, list[str]] = {}
     for metric, scores in found["scores"].items():
-        yield f"  {metric}"
+        yield f"{metric:<{NAME}}{'gain':>15}  95 %"
         for name, told in scores.items():
-            yield from wrapped(f"    {name:<{NAME - 3}}", told["words"])
+            low, high = told["gain_interval"] or (None, None)
+            between = "" if low is None else f"{low:+.4f} to {high:+.4f}"
+            yield f"  {name:<{NAME - 2}}{told['gain']:>+15.4f}  {between:<18} {verdict(told)}".rstrip()
+            if told["more_than_noise"] is None:
+                reasons.setdefault(told["interval_reason"], []).append(name)
+    for reason, names in reasons.items():
+        yield from wrapped("  not known: ", f"{', '.join(names)} ({reason})")
+
+
+def verdict(told: Mapping[str, Any]) -> str:
+    """What a difference means, in a word."""
+    if told["more_than_noise"] is None:
+        return "not known"
+    return ("better" if told["gain"] > 0 else "worse") if told["more_than_noise"] else "noise"
 
 
 def counted(number: int, unit: str) -> str:

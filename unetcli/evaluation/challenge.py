@@ -169,7 +169,7 @@ def images(challenge: Challenge, key: FrameKey, ignore: int | None) -> SectionIm
     pair = challenge.pair(key, path)
     planes = [a if a.ndim == 2 else a[len(a) // 2] for a in (pair.reference, pair.result)]
     judged = None if ignore is None else planes[0] != ignore
-    return SectionImages(reference=planes[0], probability=None, labels=planes[1], judged=judged)
+    return SectionImages(reference=planes[0], true_objects=planes[0], probability=None, labels=planes[1], judged=judged)
 
 
 def judged_by(challenge: Challenge, request: EvaluateRequest) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def classes_of(
 
 def count_objects(plan: EvaluationPlan, pair: Pair, section: int, labels: NDArray[Any], piece: Piece) -> Counts:
     """The table of one section, or what follows from it where it is all there is of its unit."""
-    table = table_of(pair, judged_of(piece.reference, piece.judged), judged_of(labels, piece.judged))
+    reference = reference_of(piece.reference, pieces=plan.settings.pieces)
+    table = table_of(pair, judged_of(reference, piece.judged), judged_of(labels, piece.judged))
     if not plan.settings.three_d:
         return judge_unit(table, section, plan) if plan.sees_sections else Counts(tables={section: table})
     counts = Counts(tables={plan.unit_of(section): table})
@@ -140,6 +141,11 @@ def probabilities(stored: NDArray[Any], path: str) -> NDArray[np.float32]:
 def labels_of(values: NDArray[Any], threshold: float) -> NDArray[Any]:
     """Objects of a section, (y, x): the labels themselves, or 4-connected components above a threshold."""
     return components(em.above(values[0], threshold)) if values.dtype.kind == "f" else values[0]
+
+
+def reference_of(reference: NDArray[Any], *, pieces: bool) -> NDArray[Any]:
+    """True objects of a section, (y, x): the truth itself, or the 4-connected pieces of a mask."""
+    return components(reference != 0) if pieces else reference
 
 
 def judged_of(values: NDArray[Any], judged: NDArray[np.bool_] | None) -> NDArray[Any]:

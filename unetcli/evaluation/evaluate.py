@@ -23,9 +23,9 @@ from unetcli.volumes.ctc import is_challenge_truth
 
 log = logging.getLogger(__name__)
 
-WORK_HERE = 2**31
+WORK_HERE = 2**33
 """Voxels that are counted at once, in minutes and leaving nothing behind; beyond, a run folder keeps counts."""
-EM_WORK = 100
+EM_WORK = 50
 """Times as much work on a voxel with em."""
 INVERTED = (
     "this looks like the probability of background (membrane): foreground (interior) is predicted mostly where it is "

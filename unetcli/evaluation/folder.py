@@ -74,11 +74,19 @@ class EvaluationFolder:
         """The counts of a block that has a receipt."""
         return Counts.from_arrays(self.counts.load(number))
 
-    def remove(self) -> None:
-        """Delete all that is ours; the folder too where nothing else is in it."""
+    def forget(self) -> None:
+        """Delete plan, receipts and counts. For who holds the launcher's lock."""
         self.run.forget_run()
         self.counts.remove()
         self.run.places_file.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Delete what is empty, and the folder with it, unless something else is there or it is in use again."""
+        if self.run.lock.exists():
+            return
+        for path in self.run.path.iterdir():
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink() if path.name.startswith(self.run.lock.name) else None
         with suppress(OSError):
-            for folder in (*self.run.path.iterdir(), self.run.path, self.run.path.parent):
-                folder.rmdir()
+            self.run.path.rmdir()
+            self.run.path.parent.rmdir()

@@ -28,12 +28,13 @@ OF_KIND = {PROBABILITY: ("pixels", "em"), LABELS: ("cells", "voi"), CLASSES: ("p
 POSSIBLE = {PROBABILITY: METRICS, LABELS: ("pixels", "cells", "voi"), CLASSES: ("pixels",)}
 CHANGES = 0.05
 """Share of neighbouring foreground pixels that differ: on real labels at most 0.04, on probabilities over 0.2."""
-DIM = 128
-"""A map of probabilities somewhere reaches a half."""
+DIM, FULL = 128, 0.3
+"""A map of probabilities somewhere reaches a half; one that hardly changes is 255 in such a share of its foreground."""
 PAIRS, WINDOW = 8, 2048
 """Pairs of neighbouring sections that are looked at, and the side of what is seen of them."""
-STAYS, DOUBTFUL = 0.1, 0.5
-"""Share of labelled pixels with the same label in the next section: 3-D objects 0.95, sections by themselves 0.03."""
+STAYS, DOUBTFUL = 0.5, (0.25, 0.75)
+"""How often a label stays the same to the next section, against to the next pixel: of objects through sections 0.95 to
+1, of sections labelled by themselves 0.03 (their objects at random places) to 0.4 (at the same)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +93,28 @@ def says_labels(path: str) -> bool:
 
 def guessed_kind(prediction: Volume, *, objects_asked: bool) -> Kind:
     """Labels or probabilities, by sampled values of a uint8 array."""
-    highest, changes, pairs, middle = 0, 0, 0, False
+    changes, pairs, found = 0.0, 0.0, np.zeros(256, np.int64)
     for values in sampled_voxels(prediction):
         if values is not None:
-            highest = max(highest, int(values.max()))
-            changed, alike = neighbours(values)
-            changes, pairs = changes + changed, pairs + alike
-            middle = middle or bool(((values > 0) & (values < 255)).any())
+            same, both = same_and_all(values[..., :-1], values[..., 1:])
+            changes, pairs = changes + both - same, pairs + both
+            found += np.bincount(values.ravel(), minlength=256)
+    highest = int(np.flatnonzero(found).max(initial=0))
     if highest <= 1 and not objects_asked:
         return Kind(PROBABILITY)  # refused later, with what would work
-    if middle and (highest < DIM or changes <= CHANGES * pairs):
+    steady = changes <= CHANGES * pairs and found[255] <= FULL * found[1:].sum()
+    if highest < DIM or steady:
         why = f"highest value {highest}" if highest < DIM else "values stay the same from pixel to pixel"
         return Kind(LABELS, f"uint8, {why}; --kind probability if that is wrong")
     return Kind(PROBABILITY, "uint8, value / 255; --kind labels if that is wrong" if objects_asked else "")
 
 
-def neighbours(values: NDArray[Any]) -> tuple[int, int]:
-    """Pairs of foreground pixels side by side along x: those that differ, and all."""
-    left, right = values[..., :-1], values[..., 1:]
-    both = (left > 0) & (right > 0)
-    return int(np.count_nonzero(both & (left != right))), int(np.count_nonzero(both))
+def is_mask(truth: Volume) -> bool:
+    """Whether a truth says where foreground is, and not which object: booleans, or 0 and 255."""
+    if truth.dtype == np.bool_:
+        return True
+    values = [np.unique(found) for found in sampled_voxels(truth) if found is not None]
+    return bool(values) and set(np.unique(np.concatenate(values)).tolist()) <= {0, 255}
 
 
 def metrics_of(request: EvaluateRequest, kind: str, prediction: Volume) -> tuple[str, ...]:
@@ -140,7 +143,7 @@ def metrics_of(request: EvaluateRequest, kind: str, prediction: Volume) -> tuple
 def objects_go_through(pair: Pair, region: Box) -> tuple[bool, str]:
     """Whether the truth's objects go through sections along z, and what to say about it.
 
-    By the share of pixels that are labelled in both of two neighbouring sections and have the same label.
+    By how often a label stays the same from section to section, against from pixel to pixel.
     """
     if "z" not in pair.axes or region.shape[pair.axes.index("z")] < 2:
         return False, ""
@@ -152,14 +155,16 @@ def objects_go_through(pair: Pair, region: Box) -> tuple[bool, str]:
         if through
         else ("labels start anew in each section, which are judged alone (--three-d: together)")
     )
-    if STAYS <= share < DOUBTFUL:
-        said += f"; in doubt, as only {100 * share:.0f} % of labelled pixels keep their label to the next section"
+    if DOUBTFUL[0] < share < DOUBTFUL[1]:
+        said += (
+            f"; in doubt: to the next section {100 * share:.0f} % as many pixels keep their label as to the next pixel"
+        )
     return through, said
 
 
 def staying(pair: Pair, region: Box, axis: int) -> float:
-    """Share of labelled pixels of the truth with the same label one section on; 1 without any."""
-    same, both = 0, 0
+    """Share of labelled pixels of the truth with the same label one section on, against one pixel on; 1 without any."""
+    through, within = np.zeros(2), np.zeros(2)
     firsts = np.unique(np.linspace(region.start[axis], region.stop[axis] - 2, PAIRS, dtype=np.int64))
     for first in firsts.tolist():
         start, stop = list(region.start), list(region.stop)
@@ -169,7 +174,13 @@ def staying(pair: Pair, region: Box, axis: int) -> float:
         for place in (-2, -1):  # the middle
             start[place] += max(0, stop[place] - start[place] - WINDOW) // 2
             stop[place] = min(stop[place], start[place] + WINDOW)
-        one, other = np.moveaxis(pair.truth.read(Box(tuple(start), tuple(stop)))[0], axis, 0)
-        labelled = (one != 0) & (other != 0)
-        same, both = same + int(np.count_nonzero(labelled & (one == other))), both + int(np.count_nonzero(labelled))
-    return same / both if both else 1.0
+        labels = np.moveaxis(pair.truth.read(Box(tuple(start), tuple(stop)))[0], axis, 0)
+        through += same_and_all(labels[0], labels[1])
+        within += same_and_all(labels[..., :-1], labels[..., 1:])
+    return float(through[0] * within[1] / (through[1] * within[0])) if through[1] and within[0] else 1.0
+
+
+def same_and_all(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
+    """Pixels that are labelled in both: those with the same label, and all."""
+    labelled = (one != 0) & (other != 0)
+    return np.array([np.count_nonzero(labelled & (one == other)), np.count_nonzero(labelled)], np.float64)

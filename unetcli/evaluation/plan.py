@@ -19,6 +19,8 @@ from unetcli.geometry import Box, ceil_to
 VERSION = 1
 BLOCK_VOXELS = 2**23
 """About the most in a block: half a gigabyte of memory where every voxel is another label, mostly a tenth of that."""
+SEVERAL = 16
+"""So many blocks there are at least where they do not become small, so that several workers have something to do."""
 READ_VOXELS = 2**25
 """The most that is read at once where chunks are larger than a block."""
 EM_BLOCK_VOXELS = 2**20
@@ -36,6 +38,8 @@ class Settings:
     """What the prediction's values mean: see ``request.KINDS``."""
     threshold: float
     three_d: bool
+    pieces: bool
+    """Whether the truth is a mask, whose objects are what is 4-connected in a section."""
     ignore: int | None
     level: int
 
@@ -47,7 +51,7 @@ class Settings:
     @property
     def needs_sections(self) -> bool:
         """Whether sections have to be seen whole: to find what is connected in them."""
-        return "em" in self.metrics or (self.has_objects and self.kind == PROBABILITY)
+        return "em" in self.metrics or (self.has_objects and (self.pieces or self.kind == PROBABILITY))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +174,15 @@ def cuts(start: int, stop: int, first: int, side: int) -> tuple[int, ...]:
 def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit: int | None = None) -> tuple[int, ...]:
     """Whole chunks, in the plane first, as many as the limit of voxels allows; whole sections where they are needed.
 
-    >>> seen = Settings(metrics=("voi",), kind="labels", threshold=0.5, three_d=True, ignore=None, level=0)
+    >>> seen = Settings(
+    ...     metrics=("voi",), kind="labels", threshold=0.5, three_d=True, pieces=False, ignore=None, level=0
+    ... )
     >>> choose_block(Box((0, 0, 0), (90, 9000, 2000)), (1, 512, 512), seen)
     (1, 4096, 2000)
     """
     shape = region.shape
-    most = limit or (EM_BLOCK_VOXELS if "em" in settings.metrics else BLOCK_VOXELS)
+    most, least = (EM_BLOCK_VOXELS, EM_BLOCK_VOXELS // 4) if "em" in settings.metrics else (BLOCK_VOXELS, 2**20)
+    most = limit or min(most, max(least, region.size // SEVERAL))
     block = [min(side, n) for side, n in zip(chunks, shape, strict=True)]
     if settings.needs_sections:
         block[-2:] = shape[-2:]

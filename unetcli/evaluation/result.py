@@ -79,6 +79,8 @@ class SectionImages:
 
     reference: NDArray[Any]
     """(y, x), integer: the truth as stored."""
+    true_objects: NDArray[Any] | None
+    """(y, x), integer: objects of the truth, which are the pieces of a mask; None unless cells or voi ask."""
     probability: NDArray[np.float32] | None
     """(c, y, x), 0 to 1: of foreground, or of each class; None where the prediction is labels."""
     labels: NDArray[Any] | None
@@ -89,8 +91,9 @@ class SectionImages:
     def objects(self) -> tuple[ReferenceObjects, ResultObjects]:
         """What became of each object of the section (objects that go through sections: of their cut)."""
         assert self.labels is not None
+        assert self.true_objects is not None
         judged = slice(None) if self.judged is None else self.judged
-        return matched_objects(Contingency.of(self.reference[judged], self.labels[judged]))
+        return matched_objects(Contingency.of(self.true_objects[judged], self.labels[judged]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

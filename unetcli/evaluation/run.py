@@ -62,7 +62,8 @@ def counted_in_folder(
         if not ledger.complete:
             require_counted(folder, ledger, work_off(settled, folder, ledger, where, report, stopping))
         counts = total_counts(plan, read_counts(folder, plan))
-    folder.remove()
+        folder.forget()
+    folder.tidy()
     return counts
 
 
@@ -96,7 +97,7 @@ def work_off(
         folder.run.forget_troubles()
         sweep(folder.run.path)
     found = f" ({int(ledger.done.sum())} found done)" if ledger.done.any() else ""
-    log.info("%d blocks%s, counted in %s", settled.plan.blocks, found, folder.run.path)
+    log.info("%d blocks to count%s; what is counted is kept in %s", settled.plan.blocks, found, folder.run.path)
     progress = Progress(settled.plan, ledger, report)
     progress.tell()
     work = Work(folder=folder.run, blocks=settled.plan.blocks, sized=lambda: sized(where, settled.plan))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from unetcli.errors import UnetcliError
-from unetcli.evaluation.counting import count_block, labels_of, probabilities
+from unetcli.evaluation.counting import count_block, labels_of, probabilities, reference_of
 from unetcli.evaluation.counts import Counts
-from unetcli.evaluation.kinds import Kind, kind_of, metrics_of, objects_go_through
+from unetcli.evaluation.kinds import Kind, is_mask, kind_of, metrics_of, objects_go_through
 from unetcli.evaluation.pairing import Pair
 from unetcli.evaluation.plan import EvaluationPlan, Settings, choose_block
 from unetcli.evaluation.request import PROBABILITY, EvaluateRequest
@@ -19,6 +19,8 @@ from unetcli.evaluation.result import Section, SectionImages
 from unetcli.geometry import Box
 from unetcli.volumes.fingerprint import fingerprint
 from unetcli.volumes.volume import describe
+
+PIECES = "the truth is a mask; its objects are what is 4-connected in a section"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,14 @@ class Settled:
         pair = Pair.open(request)
         region, kind = pair.select(request), kind_of(request, pair.prediction)
         metrics = metrics_of(request, kind.name, pair.prediction)
-        three_d, said = settle_three_d(request, pair, region, kind, metrics)
+        pieces = bool({"cells", "voi"} & set(metrics)) and not request.three_d and is_mask(pair.truth)
+        three_d, said = settle_three_d(request, pair, region, kind, metrics) if not pieces else (False, PIECES)
         settings = Settings(
             metrics=metrics,
             kind=kind.name,
             threshold=request.threshold,
             three_d=three_d,
+            pieces=pieces,
             ignore=request.ignore,
             level=request.level,
         )
@@ -81,7 +85,10 @@ class Settled:
         found = probabilities(piece.stored, self.pair.prediction.path) if settings.kind == PROBABILITY else None
         values = piece.stored if found is None else found
         labels = labels_of(values, settings.threshold) if settings.has_objects else None
-        return SectionImages(reference=piece.reference, probability=found, labels=labels, judged=piece.judged)
+        true = reference_of(piece.reference, pieces=settings.pieces) if settings.has_objects else None
+        return SectionImages(
+            reference=piece.reference, true_objects=true, probability=found, labels=labels, judged=piece.judged
+        )
 
     def thresholds(self) -> dict[str, float]:
         """Of foreground, and of the components that are objects, where there are such."""

@@ -71,6 +71,11 @@ def _pairs_error(pairs: Numbers) -> Numbers:
     return 1 - quotient(2 * tp, 2 * tp + fp + fn)
 
 
+def _warping_error(sums: EmSums) -> Numbers:
+    interior = sums.pixels[..., 0] + sums.pixels[..., 2]
+    return np.where(interior > 0, quotient(sums.warping[..., 0], sums.warping[..., 1]), np.nan)
+
+
 def _mean(place: int) -> Callable[[EmSums], Numbers]:
     return lambda sums: quotient(sums.means[..., place, 0], sums.means[..., place, 1])
 
@@ -89,7 +94,7 @@ SCORES: dict[str, Callable[[EmSums], Numbers]] = {
     "pixel_disagreement": _lowest(_mean(0)),
     "rand_error": _lowest(lambda sums: _pairs_error(sums.rand)),
     "rand_error_pairs": _lowest(lambda sums: _pairs_error(sums.rand_pairs)),
-    "warping_error": _lowest(lambda sums: quotient(sums.warping[..., 0], sums.warping[..., 1])),
+    "warping_error": _lowest(_warping_error),
     "warping_error_classic": _lowest(_mean(1)),
     "v_rand": _highest(_mean(2)),
     "v_info": _highest(_mean(3)),

@@ -1,0 +1,46 @@
+"""Predictions and truths that tests of evaluation share, and evaluations of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from helpers import grey, write_zarr
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from unetcli.evaluation.evaluate import evaluate_volume
+from unetcli.evaluation.request import EvaluateRequest
+from unetcli.evaluation.result import Evaluation, Scores
+
+SHAPE = (6, 13, 22)
+TRUTH = (grey(*SHAPE, seed=1) > 120).astype(np.uint8) * 255
+VALUES = np.where(TRUTH > 0, grey(*SHAPE, seed=2) // 2 + 100, grey(*SHAPE, seed=3) // 2)
+
+
+def stored(folder: Path, values: NDArray[Any], name: str = "p.zarr", **options: Any) -> str:
+    return str(write_zarr(folder / name, values, **options))
+
+
+def evaluated(prediction: str, truth: str, *metrics: str, **options: Any) -> Evaluation:
+    return evaluate_volume(EvaluateRequest(prediction=prediction, truth=truth, metrics=metrics or None, **options))
+
+
+def without_intervals(scores: Mapping[str, Mapping[str, Any]]) -> Scores:
+    return {
+        metric: {name: value for name, value in found.items() if "interval" not in name}
+        for metric, found in scores.items()
+    }
+
+
+def blobs(*shape: int, seed: int = 0, dtype: str = "uint16") -> NDArray[Any]:
+    """Objects that go through all axes, a few voxels thick, numbered."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.2, mode="wrap")
+    return ndimage.label(noise > 0.12)[0].astype(dtype)
+
+
+def each_section(labels: NDArray[Any]) -> NDArray[Any]:
+    """The same voxels, every section labelled from 1."""
+    return np.stack([ndimage.label(section)[0] for section in labels > 0]).astype(labels.dtype)
