@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from unetcli.cli import options as o
+from unetcli.cli import options_train as t
 from unetcli.cli import talk
 
 if TYPE_CHECKING:
@@ -14,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def weights(
-    labels: o.AnnotationArgument,
-    output: o.WeightsOption = None,
-    truth: o.TruthOption = "auto",
+    labels: t.AnnotationArgument,
+    output: t.WeightsOption = None,
+    truth: t.TruthOption = "auto",
     sections: o.SectionsOption = None,
-    w0: o.W0Option = None,
-    sigma: o.SigmaOption = None,
-    weights_everywhere: o.EverywhereOption = None,
-    ignore: o.IgnoreOption = None,
-    partial: o.PartialOption = None,
-    keep_empty: o.KeepEmptyOption = None,
-    balance: o.BalanceOption = None,
+    w0: t.W0Option = None,
+    sigma: t.SigmaOption = None,
+    weights_everywhere: t.EverywhereOption = None,
+    ignore: t.IgnoreOption = None,
+    partial: t.PartialOption = None,
+    keep_empty: t.KeepEmptyOption = None,
+    balance: t.BalanceOption = None,
     overwrite: o.OverwriteOption = False,
     json: o.JsonOption = False,
 ) -> None:

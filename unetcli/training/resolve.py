@@ -87,13 +87,25 @@ def resolve_training(
         device=device.type,
         data=prints,
     )
-    manner = Manner(
+    return Training(
+        config=config,
+        corpus=corpus,
+        found=found,
+        folder=folder,
+        device=device,
+        world=world,
+        manner=manner_of(request),
+    )
+
+
+def manner_of(request: TrainRequest) -> Manner:
+    """How it is run, which may be another way each time."""
+    return Manner(
         checkpoint_minutes=request.checkpoint_minutes,
         patience=request.patience,
         compiled=request.compile,
         tensorboard=request.tensorboard,
     )
-    return Training(config=config, corpus=corpus, found=found, folder=folder, device=device, world=world, manner=manner)
 
 
 def chosen(asked: T | None, frozen: T | None, otherwise: T) -> T:
