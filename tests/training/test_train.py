@@ -17,7 +17,8 @@ from training.scenes import Stop, contents, discs, log_rows, same, state, weight
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
-from unetcli.evaluation import evaluate_volume
+from unetcli.evaluation.evaluate import evaluate_volume
+from unetcli.evaluation.request import EvaluateRequest
 from unetcli.model import load_network, read_header
 from unetcli.network import UNet
 from unetcli.runs.prediction import predict_volume
@@ -55,7 +56,7 @@ def test_what_is_said_of_the_held_out_section_is_what_predict_and_evaluate_find(
         volume="raw.zarr", output=tmp_path / "p.zarr", sections=(7, 8), dtype="float32", device="cpu"
     )
     predict_volume(request)
-    scores = evaluate_volume(str(tmp_path / "p.zarr"), "labels.zarr")
+    scores = evaluate_volume(EvaluateRequest(prediction=str(tmp_path / "p.zarr"), truth="labels.zarr")).scores
     best = next(row for row in reversed(log_rows()) if row["best"])
     assert scores["em"]["pixel_disagreement"] == pytest.approx(best["pixel_disagreement"], abs=2e-4)
     assert scores["pixels"]["iou"] == pytest.approx(best["iou"], abs=2e-3)
