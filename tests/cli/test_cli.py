@@ -112,7 +112,7 @@ def test_the_three_lines_work_one_after_the_other(unetcli: Run, tmp_path: Path) 
         (("predict", "big.zarr", "--sections", "3"), 1, "A:B"),
         (("predict", "big.zarr", "--no-such-option"), 2, "no-such-option"),
         (("evaluate", "big.zarr", "missing.tif"), 1, "missing.tif"),
-        (("evaluate", "big.zarr", "big.zarr", "--metrics", "dice"), 1, "pixels or em"),
+        (("evaluate", "big.zarr", "big.zarr", "--metrics", "dice"), 1, "cells or voi"),
         (("train", "big.zarr", "missing.tif", "--output", "new"), 1, "missing.tif"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
