@@ -127,14 +127,14 @@ def references_of(sums: CellSums) -> CellSums:
 def statement(metric: str, name: str, ours: float, before: float, found: Difference) -> dict[str, Any]:
     """A difference, with what it means; a gain is positive where ours is better."""
     sign = 1 if higher_is_better(metric, name) else -1
-    gain = sign * (ours - before)
+    gain = sign * (ours - before) + 0.0  # no minus zero
     interval, ends = found.interval, (found.interval.low, found.interval.high)
     told: dict[str, Any] = {"value": ours, "baseline": before, "difference": ours - before, "gain": gain}
     if None in ends or interval.reason is not None:
         reason = {"interval": None, "gain_interval": None, "interval_reason": interval.reason}
         told |= {**reason, "more_than_noise": None}
         return told | {"words": f"{direction(gain)}; whether that is noise cannot be told: {interval.reason}"}
-    low, high = sorted(sign * float(end) for end in ends if end is not None)
+    low, high = sorted(sign * float(end) + 0.0 for end in ends if end is not None)
     noise = "more than noise" if found.more_than_noise else "no more than noise"
     told |= {"interval": list(ends), "gain_interval": [low, high], "more_than_noise": found.more_than_noise}
     return told | {"words": f"{direction(gain)} (95 %: {low:+.4f} to {high:+.4f}), {noise}"}

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from unetcli.config import Where
+from unetcli.errors import UnetcliError
 from unetcli.evaluation.baseline import compared, packed, require_baseline
 from unetcli.evaluation.challenge import evaluate_challenge
 from unetcli.evaluation.counts import Counts
@@ -19,7 +20,7 @@ from unetcli.evaluation.settling import Settled
 from unetcli.evaluation.totals import total_counts
 from unetcli.machine import cpu_threads
 from unetcli.runs.rounds import Report
-from unetcli.volumes.ctc import is_challenge_truth
+from unetcli.volumes.ctc import is_challenge_result, is_challenge_truth
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ def evaluate_volume(
     where = where or Where()
     if is_challenge_truth(request.truth):
         return evaluate_challenge(request, report, where)
+    if is_challenge_result(request.prediction):
+        raise UnetcliError(f"{request.prediction}: a folder of masks; its truth is one too, 01_GT or 01_ST, no volume")
     settled = Settled.of(request)
     require_baseline(request, settled.judged())
     counts = count(settled, report, stopping, where)

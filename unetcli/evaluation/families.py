@@ -131,7 +131,10 @@ def pack(values: NDArray[Any]) -> dict[str, Any]:
 
 def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
     """The numbers again; ValueError, KeyError or TypeError where it is no such text."""
-    data = zlib.decompress(base64.b64decode(packed["zlib"], validate=True))
+    try:
+        data = zlib.decompress(base64.b64decode(packed["zlib"], validate=True))
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
     return np.frombuffer(data, np.dtype(packed["dtype"])).reshape(packed["shape"]).astype(np.float64)
 
 

@@ -1,0 +1,151 @@
+"""evaluate as a user or a script meets it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pairs import TRUTH, VALUES, blobs, each_section, stored
+from scipy import ndimage
+from typer.testing import CliRunner
+
+from unetcli.cli import app
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+LABELS = each_section(blobs(6, 40, 50, seed=1))
+KEYS = {
+    "pixels": {"iou", "dice", "accuracy", "precision", "recall", "average_precision", "calibration_error"},
+    "em": {
+        *("pixel_error", "pixel_disagreement", "rand_error", "rand_error_pairs", "warping_error"),
+        *("warping_error_classic", "v_rand", "v_info"),
+    },
+    "cells": {"seg", "det", "precision", "recall", "f1", "ap", "pq"},
+    "voi": {"split", "merge", "adapted_rand_error"},
+}
+
+
+@pytest.fixture
+def volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(tmp_path, VALUES)
+    stored(tmp_path, 255 - VALUES, "slip.zarr")
+    stored(tmp_path, TRUTH, "t.zarr")
+    stored(tmp_path, np.roll(LABELS, 1, axis=2), "l.zarr")
+    stored(tmp_path, LABELS, "lt.zarr")
+    stored(tmp_path, ndimage.gaussian_filter((LABELS > 0).astype(np.float32), (0, 1, 1)), "soft.zarr")
+    monkeypatch.chdir(tmp_path)
+
+
+def told(*words: object) -> dict[str, Any]:
+    """In this process, which is faster."""
+    done = CliRunner().invoke(app, ["--quiet", "evaluate", *map(str, words), "--json"])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout, parse_constant=pytest.fail)
+    return found
+
+
+@pytest.mark.usefixtures("volumes")
+def test_json_has_every_score_under_its_name() -> None:
+    for words in (("p.zarr", "t.zarr"), ("l.zarr", "lt.zarr", "--per-section")):
+        found = told(*words)
+        for metric in found["metrics"]:
+            assert KEYS[metric] <= found[metric].keys()
+            for name in KEYS[metric]:
+                assert (found[metric][name] is None) == (f"{name}_reason" in found[metric])
+                assert f"{name}_interval" in found[metric] or found[metric][name] is None
+            assert metric != "em" or all(f"{name}_threshold" in found["em"] for name in KEYS["em"])
+        assert [section["name"] for section in found["sections"]] == [f"z {n}" for n in range(6)]
+        assert all(
+            KEYS[metric] <= section[metric].keys() for section in found["sections"] for metric in found["metrics"]
+        )
+
+
+@pytest.mark.usefixtures("volumes")
+def test_text_fits_80_columns_and_says_what_json_does(unetcli: Run, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(json.dumps(told("slip.zarr", "t.zarr")))
+    (tmp_path / "l.json").write_text(json.dumps(told("l.zarr", "lt.zarr", "--per-section")))
+    for words in (
+        ("p.zarr", "t.zarr", "--baseline", "b.json"),
+        ("soft.zarr", "lt.zarr", "--metrics", "pixels,cells,voi"),
+        ("l.zarr", "lt.zarr", "--per-section", "--baseline", "l.json"),
+        ("l.zarr", "lt.zarr", "--three-d"),
+        ("slip.zarr", "t.zarr", "--ignore", 7),
+    ):
+        done = unetcli("evaluate", *words)
+        assert done.returncode == 0, done.stderr
+        assert all(len(line) <= 80 for line in done.stdout.splitlines()), done.stdout
+        found = told(*words)
+        for metric in found["metrics"]:
+            for name in KEYS[metric]:
+                value = found[metric][name]
+                shown = f"{value:.6f}" if value is not None else "undefined"
+                assert name in done.stdout
+                assert shown in done.stdout
+
+
+@pytest.mark.usefixtures("volumes")
+def test_a_polarity_slip_is_said_and_scored_as_it_is(unetcli: Run) -> None:
+    done = unetcli("evaluate", "slip.zarr", "t.zarr")
+    assert "warning: slip.zarr: this looks like the probability of background" in done.stderr
+    assert "this looks like the probability of background" in " ".join(done.stdout.split())
+    found = told("slip.zarr", "t.zarr")
+    assert found["pixels"]["iou"] < 0.3
+    assert found["em"]["looks_inverted"]
+    assert not told("p.zarr", "t.zarr")["em"]["looks_inverted"]
+
+
+@pytest.mark.usefixtures("volumes")
+def test_csv_has_a_row_for_each_section(tmp_path: Path) -> None:
+    found = told("p.zarr", "t.zarr", "--csv", "s.csv", "--sections", "2:5")
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["section"] for row in rows] == ["z 2", "z 3", "z 4"]
+    for row, section in zip(rows, found["sections"], strict=True):
+        assert float(row["pixels.iou"]) == section["pixels"]["iou"]
+        assert float(row["em.v_rand"]) == section["em"]["v_rand"]
+        assert float(row["em.v_rand_threshold"]) == section["em"]["v_rand_threshold"]
+
+
+@pytest.mark.usefixtures("volumes")
+def test_a_comparison_is_told_in_a_word_and_in_numbers(unetcli: Run, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(json.dumps(told("slip.zarr", "t.zarr")))
+    lines = unetcli("evaluate", "p.zarr", "t.zarr", "--baseline", "b.json").stdout.splitlines()
+    compared = lines[next(n for n, line in enumerate(lines) if line.startswith("compared with slip.zarr")) :]
+    verdicts = {line.split()[0]: line.split()[-1] for line in compared if line.startswith("  ")}
+    assert (verdicts["iou"], verdicts["pixel_disagreement"]) == ("better", "better")
+
+
+@pytest.mark.usefixtures("volumes")
+def test_workers_and_a_run_folder_give_the_same(tmp_path: Path) -> None:
+    plain = told("p.zarr", "t.zarr")
+    there = told("p.zarr", "t.zarr", "--workers", 2, "--run-folder", "run", "--block-voxels", 286)
+    assert {name: there[name] for name in ("pixels", "em", "sections", "sums")} == {
+        name: plain[name] for name in ("pixels", "em", "sections", "sums")
+    }
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("p.zarr", "lt.zarr"), "p.zarr is z 6, y 13, x 22, but lt.zarr is z 6, y 40, x 50: not the same place"),
+        (("l.zarr", "lt.zarr", "--metrics", "em"), "expected probabilities"),
+        (("p.zarr", "t.zarr", "--roi", "0:9,:,:"), "--roi: z 0:9, t.zarr has z 0:6"),
+        (("p.zarr", "t.zarr", "--threshold", "1.5"), "--threshold 1.5: expected a probability"),
+        (("p.zarr", "t.zarr", "--level", "1"), "level 1 asked for"),
+        (("p.zarr", "t.zarr", "--baseline", "none.json"), "--baseline none.json: no such file"),
+        (("p.zarr", "t.zarr", "--mask", "lt.zarr"), "--mask lt.zarr: shape 6 x 40 x 50"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+@pytest.mark.usefixtures("volumes")
+def test_what_cannot_be_scored_gets_one_line(unetcli: Run, words: tuple[str, ...], said: str) -> None:
+    done = unetcli("evaluate", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
