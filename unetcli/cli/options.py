@@ -132,6 +132,18 @@ WeightsOption = Annotated[
     typer.Option("--output", "-o", help="OME-Zarr to write; by itself NAME.weights.zarr here; a .png beside it."),
 ]
 
+# of show
+SectionOption = Annotated[
+    int | None, typer.Option(metavar="Z", help="Section along z, else t, from 0; by itself the middle one.")
+]
+OverlayOption = Annotated[
+    str | None,
+    typer.Option(metavar="OTHER", help="Labels, drawn as outlines, or a probability, as a transparent colour."),
+]
+PictureOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="PNG", help="By itself NAME.zNN.png here.")
+]
+
 # of predict
 VolumeArgument = Annotated[
     str, typer.Argument(metavar="VOLUME", help="Zarr, OME-Zarr, store.zarr/path/inside or TIFF stack.")
