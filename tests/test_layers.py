@@ -40,9 +40,9 @@ LAYERS = [
     "executors.slurm_requeue executors.slurm_submit executors.slurm_watch executors.slurm_word runs.keeping "
     "labelling.threshold labelling.work labelling.setting_up labelling.run evaluation.baseline "
     "evaluation.challenge evaluation.counting evaluation.evaluate evaluation.folder evaluation.kinds "
-    "evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work",
+    "evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work showing",
     "cli cli.evaluate cli.options cli.options_train cli.plan cli.predict cli.status cli.talk cli.train cli.verify "
-    "cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable",
+    "cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable cli.show",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}

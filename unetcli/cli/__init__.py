@@ -15,6 +15,7 @@ from unetcli.cli.evaluate import evaluate
 from unetcli.cli.label import label
 from unetcli.cli.plan import NOT_OF_PLAN, plan
 from unetcli.cli.predict import predict
+from unetcli.cli.show import show
 from unetcli.cli.status import status
 from unetcli.cli.train import TrainCommand, in_force, train
 from unetcli.cli.verify import verify
@@ -35,7 +36,7 @@ app = typer.Typer(
     "70 our bug, 130 interrupted.",
 )
 app.command(cls=TrainCommand)(configurable(train, in_force=in_force))
-for command in (weights, plan, predict, status, verify, label, evaluate, worker):
+for command in (weights, plan, predict, status, verify, label, evaluate, show, worker):
     app.command()(configurable(command, passed_over=NOT_OF_PLAN if command is plan else ()))
 
 

@@ -227,6 +227,18 @@ AllowMissingOption = Annotated[
     bool, typer.Option("--allow-incomplete", help="Label a prediction that is not finished.")
 ]
 
+# of show
+SectionOption = Annotated[
+    int | None, typer.Option(metavar="Z", help="Section along z, else t, from 0; by itself the middle one.")
+]
+OverlayOption = Annotated[
+    str | None,
+    typer.Option(metavar="OTHER", help="Labels, drawn as outlines, or a probability, as a transparent colour."),
+]
+PictureOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="PNG", help="By itself NAME.zNN.png here.")
+]
+
 # of worker
 SchedulerOption = Annotated[
     str, typer.Option(envvar="UNETCLI_SCHEDULER", metavar="ADDRESS", help="Of the Dask scheduler: tls://.. or tcp://..")
