@@ -26,7 +26,7 @@ LAYERS = [
     "labelling.finding labelling.merging labelling.objects evaluation evaluation.request evaluation.result "
     "evaluation.plan evaluation.families evaluation.counts evaluation.scoring evaluation.here metrics.em_sums",
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
-    "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures "
+    "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures colours "
     "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc labelling.image labelling.inputs "
     "labelling.folder labelling.ctc volumes.regions",
     "training.weight_map training.weights training.lessons training.corpus training.sampling training.survey "

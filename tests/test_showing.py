@@ -16,8 +16,9 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from unetcli import showing
+from unetcli.colours import label_colours, outlines
 from unetcli.errors import UnetcliError
-from unetcli.showing import ShowRequest, label_colours, outlines, show
+from unetcli.showing import ShowRequest, show
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -71,12 +72,6 @@ def test_labels_are_outlined_each_in_its_own_colour_and_the_rest_stays(tmp_path:
     assert np.allclose(first, label_colours(np.array([3]))[0], atol=1 / 128)
 
 
-def test_many_neighbouring_numbers_have_colours_that_differ() -> None:
-    colours = label_colours(np.arange(1, 65537, dtype=np.uint32))
-    assert abs(np.diff(colours, axis=0)).max(axis=1).min() > 0.2
-    assert not label_colours(np.zeros((2, 3), np.int64)).any()
-
-
 def test_a_probability_is_a_transparent_colour_as_float_or_as_predict_stores_it(tmp_path: Path) -> None:
     raw = write_zarr(tmp_path / "raw.zarr", grey(2, 24, 40))
     stored = np.zeros((2, 24, 40), np.uint8)
@@ -99,14 +94,6 @@ def test_large_sections_are_thinned_and_read_in_bands(tmp_path: Path, monkeypatc
     assert whole.shape == (1667, 401, 3)
     monkeypatch.setattr(showing, "BAND_VOXELS", 1201 * 7)
     assert np.array_equal(picture(raw, overlay=str(labels)), whole)
-
-
-def test_thinned_grey_values_are_means_to_the_far_edge() -> None:
-    values = grey(2, 7, 11).astype(np.float64)
-    means = showing._means(values, 3)
-    assert means.shape == (2, 3, 4)
-    assert np.allclose(means[:, 1, 2], values[:, 3:6, 6:9].mean(axis=(1, 2)))
-    assert np.allclose(means[:, 2, 3], values[:, 6:, 9:].mean(axis=(1, 2)))
 
 
 def test_a_scale_bar_is_drawn_where_the_voxel_size_is_known(tmp_path: Path) -> None:

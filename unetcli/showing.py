@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.colours import enlarged, label_colours, means_of, outlines, round_length, save_dots, stretched
 from unetcli.config import stem
 from unetcli.errors import UnetcliError
 from unetcli.evaluation.pairing import region_around, shape, stated_sizes
-from unetcli.files import Place, place_of, replacing, require_apart
+from unetcli.files import Place, place_of, require_apart
 from unetcli.geometry import Box, ceil_to
-from unetcli.pictures import DOTS_PER_INCH
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker_around
 from unetcli.volumes.volume import Volume
@@ -23,7 +23,6 @@ from unetcli.volumes.volume import Volume
 LARGEST, ROOMY, BAND_VOXELS = 2048, 1500, 2**24
 """Dots along the longer side at most, and what small sections are enlarged to by whole factors, if they fit;
 voxels read at once, about."""
-PERCENTILES = (0.5, 99.5)
 HEAT, OPACITY = (1.0, 0.45, 0.1), 0.6
 SIGNATURE = "unetcli show"
 """In the file's metadata: what is ours may be replaced."""
@@ -85,7 +84,7 @@ class Shown:
         if inside.size:
             voxels = self.volume.read(inside.shifted(tuple(-o for o in self.origin)), channel)
             values[place] = voxels.reshape(channels, *inside.shape[-2:])
-        return _means(values, step) if mean and step > 1 else values[:, ::step, ::step]
+        return means_of(values, step) if mean and step > 1 else values[:, ::step, ::step]
 
 
 def show(request: ShowRequest) -> Path:
@@ -103,10 +102,10 @@ def show(request: ShowRequest) -> Path:
     output = _output(request, base, plane)
     step = max(1, math.ceil(max(plane.shape[-2:]) / LARGEST))
     zoom = max(1, ROOMY // max(plane.shape[-2:]))
-    colours = _enlarged(_base_colours(base, plane, step, request.channel), zoom)
+    colours = enlarged(_base_colours(base, plane, step, request.channel), zoom)
     if over is not None:
         _lay_over(colours, over, plane, step, zoom)
-    _save(colours, _scale_bar(base.volume, step / zoom, colours.shape[1]), output)
+    save_dots(colours, _scale_bar(base.volume, step / zoom, colours.shape[1]), output, SIGNATURE)
     return output
 
 
@@ -183,22 +182,13 @@ def _bands(plane: Box, step: int) -> list[Box]:
     return [Box((*plane.start[:-2], a, plane.start[-1]), (*plane.stop[:-2], b, plane.stop[-1])) for a, b in ends]
 
 
-def _means(values: NDArray[Any], step: int) -> NDArray[np.float32]:
-    """Means of ``step`` x ``step`` pixels (c, y, x); of fewer at the far edges."""
-    rows, columns = (np.arange(0, n, step) for n in values.shape[1:])
-    sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), rows, axis=1), columns, axis=2)
-    counts = [np.diff([*starts, n]) for starts, n in zip((rows, columns), values.shape[1:], strict=True)]
-    means: NDArray[np.float32] = (sums / np.outer(*counts)).astype(np.float32)
-    return means
-
-
 def _base_colours(base: Shown, plane: Box, step: int, channel: int | None) -> NDArray[np.float32]:
     """(y, x, 3) in 0..1: grey values between their percentiles, probabilities as they are, labels in colours."""
     if base.kind == "instances":
         return label_colours(base.read(plane, step, channel, mean=False)[0])
     values = base.read(plane, step, channel, mean=True)[:3].astype(np.float32)
     top = _most(base.volume) if base.kind == "probabilities" else None
-    greys = [np.clip(v / top, 0, 1) if top else _stretched(v) for v in values]
+    greys = [np.clip(v / top, 0, 1) if top else stretched(v) for v in values]
     if len(greys) == 1:
         return np.repeat(greys[0][..., np.newaxis], 3, axis=-1)
     greys += [np.zeros_like(greys[0])] * (3 - len(greys))
@@ -210,67 +200,19 @@ def _most(volume: Volume) -> float:
     return float(np.iinfo(volume.dtype).max) if volume.dtype.kind in "ui" else 1.0
 
 
-def _stretched(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Grey values between black and white at their percentiles; what is not finite is black."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros_like(values)
-    low, high = np.percentile(values[finite], PERCENTILES)
-    if high <= low:  # nearly all the same: a few bright spots on nothing
-        low, high = values[finite].min(), values[finite].max()
-    scaled = (np.where(finite, values, low) - low) / (high - low if high > low else 1)
-    clipped: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
-    return clipped
-
-
-def label_colours(labels: NDArray[Any]) -> NDArray[np.float32]:
-    """Bright colours (.., 3) by number, so that an object keeps its own from section to section; 0 is black."""
-    from matplotlib.colors import hsv_to_rgb
-
-    values, places = np.unique(labels, return_inverse=True)
-    turns = (values.astype(np.uint64) * np.uint64(40503) % np.uint64(65536)).astype(np.float64) / 65536
-    light = 0.8 + 0.2 * (values.astype(np.uint64) % np.uint64(2)).astype(np.float64)
-    table = hsv_to_rgb(np.stack([turns, np.full(len(values), 0.8), light], axis=-1)).astype(np.float32)
-    table[values == 0] = 0
-    colours: NDArray[np.float32] = table[places.reshape(labels.shape)]
-    return colours
-
-
-def outlines(labels: NDArray[Any], dots: int = 1) -> NDArray[np.bool_]:
-    """Pixels of objects (y, x) less than ``dots`` away from another number, across or down.
-
-    >>> outlines(np.array([[0, 7, 7, 7, 4]])).astype(int).tolist()
-    [[0, 1, 0, 1, 1]]
-    """
-    edge = np.zeros(labels.shape, np.bool_)
-    for shift in range(1, dots + 1):
-        down = labels[shift:] != labels[:-shift]
-        across = labels[:, shift:] != labels[:, :-shift]
-        edge[shift:] |= down
-        edge[:-shift] |= down
-        edge[:, shift:] |= across
-        edge[:, :-shift] |= across
-    inner: NDArray[np.bool_] = edge & (labels != 0)
-    return inner
-
-
 def _lay_over(colours: NDArray[np.float32], over: Shown, plane: Box, step: int, zoom: int) -> None:
     """Labels as outlines, a probability as a transparent colour; of several classes the most probable one."""
     probable = over.kind == "probabilities" or over.volume.dtype.kind == "f"
     values = over.read(plane, step, None, mean=probable)
     if probable and len(values) == 1:
         share = np.clip(np.nan_to_num(values[0].astype(np.float32)) / _most(over.volume), 0, 1)
-        opacity = OPACITY * _enlarged(share, zoom)[..., np.newaxis]
+        opacity = OPACITY * enlarged(share, zoom)[..., np.newaxis]
         colours *= 1 - opacity
         colours += opacity * np.array(HEAT, np.float32)
         return
-    labels = _enlarged(values.argmax(axis=0) if probable else values[0], zoom)
+    labels = enlarged(values.argmax(axis=0) if probable else values[0], zoom)
     edge = outlines(labels, dots=min(zoom, 2))
     colours[edge] = label_colours(labels[edge])
-
-
-def _enlarged(values: NDArray[Any], zoom: int) -> NDArray[Any]:
-    return values.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def _scale_bar(volume: Volume, pixels_per_dot: float, width: int) -> tuple[float, str] | None:
@@ -282,48 +224,3 @@ def _scale_bar(volume: Volume, pixels_per_dot: float, width: int) -> tuple[float
     length = round_length(per_dot * width / 5)
     short = {"nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "angstrom": "Å"}.get(unit, unit)
     return length / per_dot, f"{length:g} {short}".strip()
-
-
-def round_length(most: float) -> float:
-    """The largest of 1, 2, 5, 10, 20, .. (and 0.5, 0.2, ..) that is not above ``most``.
-
-    >>> round_length(437.0), round_length(0.7)
-    (200.0, 0.5)
-    """
-    power = 10.0 ** math.floor(math.log10(most))
-    return next(float(f"{factor * power:.6g}") for factor in (5, 2, 1) if factor * power <= most * (1 + 1e-9))
-
-
-def _save(colours: NDArray[np.float32], bar: tuple[float, str] | None, file: Path) -> None:
-    """One dot per value, so that nothing is smoothed, and the scale bar at the lower right."""
-    from matplotlib.image import imsave
-
-    if bar is not None:
-        drawn = _drawn_bar(bar[0], bar[1], colours.shape[1], colours.shape[0])
-        opacity = drawn[..., 3:]
-        colours = colours * (1 - opacity) + drawn[..., :3] * opacity
-    dots = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
-    with replacing(file) as draft:
-        imsave(draft, dots, format="png", metadata={"Software": SIGNATURE})
-
-
-def _drawn_bar(length: float, text: str, width: int, height: int) -> NDArray[np.float32]:
-    """A white bar with its length above it, dark around, on nothing: (height, width, 4) in 0..1."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
-
-    figure = Figure(figsize=((width + 0.5) / DOTS_PER_INCH, (height + 0.5) / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
-    figure.patch.set_alpha(0)
-    thick, margin = max(3, width // 200), max(4, width // 40)
-    left, around = width - margin - length, [withStroke(linewidth=2, foreground="black")]
-    figure.add_artist(
-        Rectangle((left, margin), length, thick, transform=None, color="white", linewidth=0, path_effects=around)
-    )
-    middle, above, size = (left + length / 2) / width, (margin + 1.6 * thick) / height, max(7, width / 72)
-    figure.text(middle, above, text, color="white", ha="center", va="bottom", size=size, path_effects=around)
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn: NDArray[np.float32] = (np.asarray(canvas.buffer_rgba()) / 255).astype(np.float32)
-    return drawn
