@@ -77,7 +77,9 @@ def gallery(
     pixels = int(np.prod(evaluation.region.shape[-2:]))
     every = bool({"cells", "voi"} & set(evaluation.metrics)) and pixels * len(order) <= MOST_VOXELS
     chosen = order if every else order[:MOST_PICTURES]
-    pictures, rows, used = [], [], 0
+    pictures: list[dict[str, Any]] = []
+    rows: list[ObjectRow] = []
+    used = 0
     for number, section in enumerate(chosen):
         images = evaluation.images(section)
         view = View.of(evaluation, section, images)
@@ -105,10 +107,10 @@ class View:
 
     @classmethod
     def of(cls, evaluation: Evaluation, section: Section, images: SectionImages) -> View:
-        if images.labels is None:
+        if images.true_objects is None or images.labels is None:
             return cls(evaluation=evaluation, section=section, images=images, objects=None, places=({}, {}))
         judged = 1 if images.judged is None else images.judged
-        places = places_of(images.reference * judged), places_of(images.labels * judged)
+        places = places_of(images.true_objects * judged), places_of(images.labels * judged)
         return cls(evaluation=evaluation, section=section, images=images, objects=images.objects(), places=places)
 
     def picture(self, image: NDArray[Any] | None) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class View:
             **self._prediction(factor),
             **self._truth(factor),
             "judged": None if self.images.judged is None else layers.mask(self.images.judged, factor),
-            "outputs": self._outputs,
+            "outputs": self._class_count,
             "membrane": "em" in self.evaluation.metrics,
             "marks": [mark.scaled(factor) for mark in marks[:MOST_MARKS]],
             "found": dict(Counter(mark.kind for mark in marks)),
@@ -178,32 +180,40 @@ class View:
     def _prediction(self, factor: int) -> dict[str, Any]:
         images = self.images
         found: dict[str, Any] = {"probability": None, "labels": None, "classes": None, "threshold": self.threshold}
-        if images.labels is not None:
-            found["labels"] = layers.labels(images.labels, factor)
         if images.probability is not None and len(images.probability) == 1:
             found["probability"] = layers.grey(images.probability[0], factor)
-        elif images.labels is None:
+        if self.objects is not None and images.labels is not None:
+            found["labels"] = layers.labels(images.labels, factor)
+        elif found["probability"] is None:
             found["classes"] = layers.labels(self._classes(), factor)
         return found
 
     def _truth(self, factor: int) -> dict[str, Any]:
-        reference = self.images.reference
-        if self.images.labels is not None:
-            return {"truth": layers.labels(reference, factor), "truth_kind": "labels"}
-        if self.evaluation.kind == CLASSES or self._outputs > 1:
+        reference, objects = self.images.reference, self.images.true_objects
+        if objects is not None:
+            return {"truth": layers.labels(objects, factor), "truth_kind": "labels"}
+        if self._has_classes:
             return {"truth": layers.labels(reference, factor), "truth_kind": "classes"}
         return {"truth": layers.mask(reference != 0, factor), "truth_kind": "mask"}
 
     @property
-    def _outputs(self) -> int:
-        return 1 if self.images.probability is None else len(self.images.probability)
+    def _has_classes(self) -> bool:
+        """Whether values are class numbers, and not foreground or background."""
+        probability = self.images.probability
+        return self.evaluation.kind == CLASSES or (probability is not None and len(probability) > 1)
+
+    @property
+    def _class_count(self) -> int:
+        return len(self.evaluation.scores.get("pixels", {}).get("confusion", ())) or 2
 
     def _classes(self) -> NDArray[Any]:
         """What is predicted, as class numbers."""
-        probability = self.images.probability
+        probability, labels = self.images.probability, self.images.labels
         if probability is None:
-            return self.images.reference * 0 if self.images.labels is None else self.images.labels
-        return probability.argmax(0) if len(probability) > 1 else probability[0] > self.threshold
+            assert labels is not None
+            return labels
+        found: NDArray[Any] = probability.argmax(0) if len(probability) > 1 else probability[0] > self.threshold
+        return found
 
     def _true_classes(self) -> NDArray[Any]:
-        return self.images.reference if self._outputs > 1 else self.images.reference != 0
+        return self.images.reference if self._has_classes else self.images.reference != 0
