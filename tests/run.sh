@@ -15,6 +15,12 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmct
         slurm-wlm munge; } >/dev/null 2>&1 || echo "could not install them" >&2
 fi
 
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then
+    echo "installing chromium for the tests" >&2
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends \
+        chromium; } >/dev/null 2>&1 || echo "could not install it" >&2
+fi
+
 tier=
 if [ "${1:-}" = --all ]; then
     shift

@@ -32,6 +32,10 @@ def evaluate(
     level: o.LevelOption = 0,
     baseline: o.BaselineOption = None,
     csv: o.CsvOption = None,
+    report: o.ReportOption = None,
+    image: o.ImageOption = None,
+    report: o.ReportOption = None,
+    image: o.BehindOption = None,
     allow_incomplete: o.AllowIncompleteOption = False,
     block_voxels: o.BlockVoxelsOption = None,
     run_folder: o.EvaluationRunFolderOption = None,
@@ -68,6 +72,10 @@ def evaluate(
     found = _run(asked(options), asked_where(options))
     if csv:
         _write_csv(csv, found)
+    if report:
+        _write_report(report, found, image)
+    if report:
+        _write_report(report, found, image)
     if json:
         o.print_json(found.to_json())
     else:
@@ -109,6 +117,15 @@ def _run(request: EvaluateRequest, where: Where) -> Evaluation:
         raise typer.Exit(0 if unfinished.jobs else o.INCOMPLETE) from None
 
 
+def _write_report(path: Path, found: Evaluation, image: str | None) -> None:
+    from unetcli.report.behind import image_of
+    from unetcli.report.page import write_report
+
+    read = image_of(found, image) if image else lambda section: None
+    with talk.progress("sections") as progress:
+        write_report(found, path, read, progress)
+
+
 def _write_csv(path: Path, found: Evaluation) -> None:
     import csv
 
@@ -120,3 +137,12 @@ def _write_csv(path: Path, found: Evaluation) -> None:
         table = csv.DictWriter(file, names)
         table.writeheader()
         table.writerows(rows)
+
+
+def _write_report(path: Path, found: Evaluation, image: str | None) -> None:
+    from unetcli.report.page import write_report
+    from unetcli.report.raw import image_of
+
+    with talk.progress("sections") as report:
+        write_report(found, path, image_of(found, image), report)
+    talk.say(f"{path}: the report, for any browser")

@@ -163,6 +163,21 @@ BaselineOption = Annotated[
     typer.Option(metavar="JSON", help="Compare with an earlier --json output; say what is more than noise."),
 ]
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the scores of each section.")]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="HTML", help="Write a page with scores, curves, tables and pictures of errors."),
+]
+BehindOption = Annotated[
+    str | None,
+    typer.Option("--image", metavar="VOLUME", help="With --report: the image that the prediction was made of."),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="HTML", help="Write a page to look at: curves, tables, the worst sections."),
+]
+ImageOption = Annotated[
+    str | None, typer.Option("--image", metavar="RAW", help="The image, for the report; else that of predict's run.")
+]
 EvaluationRunFolderOption = Annotated[
     Path | None,
     typer.Option(

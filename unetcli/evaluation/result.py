@@ -84,7 +84,8 @@ class SectionImages:
     probability: NDArray[np.float32] | None
     """(c, y, x), 0 to 1: of foreground, or of each class; None where the prediction is labels."""
     labels: NDArray[Any] | None
-    """(y, x), integer: objects of the prediction, as stored or found as components; None unless cells or voi ask."""
+    """(y, x), integer: objects of the prediction, as stored or found as components, if cells or voi ask; its class
+    numbers where it is classes; else None."""
     judged: NDArray[np.bool_] | None
     """(y, x): the pixels that count; None: all."""
 

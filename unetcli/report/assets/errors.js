@@ -1,0 +1,43 @@
+// The list of errors: what is in it, and going to one.
+function listErrors() {
+  const items = shownMarks().map((mark) => {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    const sign = document.createElement("span");
+    button.type = "button";
+    sign.className = `sign ${mark.kind}`;
+    sign.textContent = MARKS[mark.kind].letter;
+    sign.setAttribute("aria-hidden", "true");
+    button.append(sign, `${mark.kind}: ${mark.text}`);
+    button.addEventListener("click", () => goTo(mark));
+    item.append(button);
+    button.mark = mark;
+    return item;
+  });
+  byId("errors").replaceChildren(...items);
+}
+
+function goTo(error) {
+  mark(error);
+  const [width, height] = panes[0].size();
+  const wanted = Math.min(width, height) / (2 * (error.radius + 4) * 3);
+  place(Math.max(smallest(), Math.min(wanted, 6)), error.x + 0.5, error.y + 0.5);
+}
+
+// The error in the picture and in the list, without moving the picture.
+function mark(error) {
+  state.marked = error;
+  byId("show-marks").checked = true;
+  const list = byId("errors");
+  list.querySelectorAll("button").forEach((button) => {
+    if (button.mark !== error) { button.removeAttribute("aria-current"); return; }
+    button.setAttribute("aria-current", "true");
+    list.scrollTop = Math.max(0, button.offsetTop - list.offsetTop - list.clientHeight / 2); // the list, not the page
+  });
+  draw();
+}
+
+function nextError(by) {
+  const marks = shownMarks();
+  if (marks.length) goTo(marks[(marks.indexOf(state.marked) + by + marks.length) % marks.length]);
+}

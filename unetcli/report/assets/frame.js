@@ -1,0 +1,83 @@
+// What is around the pictures: legend, threshold, links from the tables; and the start of it all.
+function legend() {
+  const entries = colourEntries(picture(), state.view);
+  if (byId("show-truth").checked) entries.push(["outlines of the truth", COLOURS.truth]);
+  if (byId("show-prediction").checked) entries.push(["outlines of the prediction", COLOURS.prediction]);
+  byId("legend").replaceChildren(...entries.map(([name, colour]) => {
+    const item = document.createElement("li"), swatch = document.createElement("span");
+    swatch.className = "swatch";
+    swatch.style.background = rgb(colour);
+    item.append(swatch, name);
+    return item;
+  }));
+}
+
+// What the colours of a view mean.
+function colourEntries({ truth_kind: kind, membrane, labels, outputs }, view) {
+  if (kind === "classes" && view !== "image") {
+    const wrong = view === "difference" || view === FOUR ? [["wrong, in the colour of the predicted class; of class 0:", COLOURS.missed]] : [];
+    return [...wrong, ...Array.from({ length: outputs }, (_, number) => [`class ${number}`, classColour(number)])];
+  }
+  if (view !== "difference" && view !== FOUR) return [];
+  if (membrane && kind === "mask") return [["interior taken for membrane", COLOURS.missed], ["membrane taken for interior", COLOURS.extra]];
+  const cells = labels && kind === "labels" ? [["not the same cell: split or joined", COLOURS.confused]] : [];
+  return [["missed: only in the truth", COLOURS.missed], ["extra: only in the prediction", COLOURS.extra], ...cells];
+}
+
+function viewButton(view, name) {
+  const label = document.createElement("label"), input = document.createElement("input");
+  Object.assign(input, { type: "radio", name: "view", id: `view-${view}`, value: view });
+  input.checked = view === state.view;
+  input.addEventListener("change", () => choose(view));
+  label.append(input, name);
+  return label;
+}
+
+function startThreshold() {
+  const slider = byId("threshold"), told = byId("threshold-value");
+  const cut = picture().probability && !picture().labels;
+  byId("cut").hidden = !cut;
+  state.threshold = picture().threshold;
+  slider.value = state.threshold;
+  const tellIt = () => { told.textContent = `${state.threshold.toFixed(2)}${Math.abs(state.threshold - picture().threshold) < 0.005 ? " (errors are marked at this one)" : ""}`; };
+  slider.addEventListener("input", () => { state.threshold = Number(slider.value); tellIt(); repaint(); });
+  tellIt();
+}
+
+// From a table: the section, and the cell in it.
+function follow(button) {
+  const at = PICTURES.findIndex((shown) => shown.section === Number(button.dataset.section));
+  show(at);
+  byId("pictures").scrollIntoView();
+  panes[0].canvas.focus({ preventScroll: true });
+  if (button.dataset.y === undefined) return;
+  const { factor } = picture();
+  const [y, x, radius] = [button.dataset.y, button.dataset.x, button.dataset.radius].map((value) => Number(value) / factor);
+  const mark = picture().marks.find((each) => Math.hypot(each.x - x, each.y - y) < 1);
+  if (mark) goTo(mark); else place(Math.min(6, Math.min(...panes[0].size()) / (6 * (radius + 4))), x, y);
+}
+
+function start() {
+  if (!PICTURES.length) return;
+  byId("viewer").hidden = false;
+  const views = viewsOf(picture());
+  state.view = picture().image ? "image" : "difference";
+  byId("views").append(...views.map((view) => viewButton(view, VIEW_NAMES[view])), viewButton(FOUR, "Side by side"));
+  startThreshold();
+  byId("choose").addEventListener("change", (event) => show(Number(event.target.value)));
+  byId("previous").addEventListener("click", () => show(state.at - 1));
+  byId("next").addEventListener("click", () => show(state.at + 1));
+  byId("zoom-in").addEventListener("click", () => zoom(STEP));
+  byId("zoom-out").addEventListener("click", () => zoom(1 / STEP));
+  byId("fit").addEventListener("click", fit);
+  byId("show-marks").addEventListener("change", draw);
+  byId("kinds").addEventListener("change", () => { listErrors(); draw(); });
+  for (const id of ["show-truth", "show-prediction"]) byId(id).addEventListener("change", () => { legend(); repaint(); });
+  for (const button of document.querySelectorAll("button.link[data-section]")) button.addEventListener("click", () => follow(button));
+  addEventListener("resize", () => (state.fitted ? fit() : draw()));
+  choose(state.view);
+  show(0);
+  setTimeout(preparePrints, 1500);
+}
+
+start();
