@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from report.evaluations import cells_evaluation
+
 from unetcli.report.page import write_report
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -31,7 +31,10 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         page = browser.new_page(color_scheme=request.param)
         page.on("console", lambda said: troubles.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:", "blob:")) else troubles.append(sent.url))
+        page.on(
+            "request",
+            lambda sent: None if sent.url.startswith(("file:", "data:", "blob:")) else troubles.append(sent.url),
+        )
         page.goto((folder / "report.html").as_uri())
         page.wait_for_selector("#viewer[data-painted]")
         yield page, troubles

@@ -33,8 +33,6 @@ def evaluate(
     baseline: o.BaselineOption = None,
     csv: o.CsvOption = None,
     report: o.ReportOption = None,
-    image: o.ImageOption = None,
-    report: o.ReportOption = None,
     image: o.BehindOption = None,
     allow_incomplete: o.AllowIncompleteOption = False,
     block_voxels: o.BlockVoxelsOption = None,
@@ -72,8 +70,6 @@ def evaluate(
     found = _run(asked(options), asked_where(options))
     if csv:
         _write_csv(csv, found)
-    if report:
-        _write_report(report, found, image)
     if report:
         _write_report(report, found, image)
     if json:
@@ -137,12 +133,3 @@ def _write_csv(path: Path, found: Evaluation) -> None:
         table = csv.DictWriter(file, names)
         table.writeheader()
         table.writerows(rows)
-
-
-def _write_report(path: Path, found: Evaluation, image: str | None) -> None:
-    from unetcli.report.page import write_report
-    from unetcli.report.raw import image_of
-
-    with talk.progress("sections") as report:
-        write_report(found, path, image_of(found, image), report)
-    talk.say(f"{path}: the report, for any browser")

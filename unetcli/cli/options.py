@@ -171,13 +171,6 @@ BehindOption = Annotated[
     str | None,
     typer.Option("--image", metavar="VOLUME", help="With --report: the image that the prediction was made of."),
 ]
-ReportOption = Annotated[
-    Path | None,
-    typer.Option("--report", metavar="HTML", help="Write a page to look at: curves, tables, the worst sections."),
-]
-ImageOption = Annotated[
-    str | None, typer.Option("--image", metavar="RAW", help="The image, for the report; else that of predict's run.")
-]
 EvaluationRunFolderOption = Annotated[
     Path | None,
     typer.Option(

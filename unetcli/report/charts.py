@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from unetcli.evaluation.result import Evaluation
 from unetcli.report.html import Html, tag
 from unetcli.report.svg import Axis, Line, Plot
-from unetcli.report.words import MEASURES, Measure, count, metrics_of
+from unetcli.report.words import MEASURES, Measure, count, metrics_of, percent
 
 EM_CURVES = ("rand_error", "pixel_error", "warping_error", "warping_error_classic", "v_rand", "v_info")
 MOST_ROWS = 33
 """Of a table of numbers: longer curves are told at every so many thresholds."""
 
-Columns = dict[str, Sequence[float | None]]
+Columns = Mapping[str, Sequence[float | None]]
 
 
 def figures(evaluation: Evaluation) -> list[Html]:
@@ -107,7 +107,7 @@ def reliability(evaluation: Evaluation) -> Html:
     marks = [plot.line([(0.0, 0.0), (1.0, 1.0)], "ideal")]
     for place, (pixels, right) in enumerate(zip(table["pixels"], table["right"], strict=True)):
         if right is not None:
-            name = f"{place / bins:.2f} to {(place + 1) / bins:.2f}: {right:.3f} right, {pixels / all_pixels:.1%} of pixels"
+            name = f"{place / bins:.2f} to {(place + 1) / bins:.2f}: {right:.3f} right, {percent(pixels / all_pixels)}"
             marks.append(plot.bar(place / bins, (place + 1) / bins, pixels / all_pixels, "amount", name))
     line: Line = [(p, r) for p, r in zip(table["probability"], table["right"], strict=True) if p is not None]
     names = [f"mean probability {p:.3f}: {r:.3f} right" for p, r in line]

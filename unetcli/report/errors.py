@@ -19,7 +19,7 @@ SPLIT, MERGE, MISSED, EXTRA, WRONG = "split", "merge", "missed", "extra", "wrong
 NAMES = {
     SPLIT: ("S", "split: one cell cut into several"),
     MERGE: ("M", "merge: several cells joined into one"),
-    MISSED: ("–", "missed: a true cell that was not found"),
+    MISSED: ("-", "missed: a true cell that was not found"),
     EXTRA: ("+", "extra: a found cell that is not there"),
     WRONG: ("!", "wrong: a patch of wrong pixels"),
 }
@@ -132,6 +132,6 @@ def places_of(labels: NDArray[Any]) -> Places:
     return {int(name): _middle(box) for name, box in zip(names[background:], boxes, strict=True)}
 
 
-def _middle(box: tuple[slice, slice]) -> tuple[float, float, float]:
+def _middle(box: tuple[slice, ...]) -> tuple[float, float, float]:
     y, x = ((side.start + side.stop - 1) / 2 for side in box)
     return y, x, max(side.stop - side.start for side in box) / 2

@@ -47,7 +47,8 @@ def stretched(values: NDArray[np.float32], percentiles: tuple[float, float] = PE
     """Grey values between two percentiles as 0..255, each of (c, y, x) by itself; a flat image is black."""
     low, high = np.percentile(values, percentiles, axis=(-2, -1), keepdims=True)
     span = np.where(high > low, high - low, 1)
-    return np.rint(np.clip((values - low) / span, 0, 1) * 255).astype(np.uint8)
+    found: NDArray[np.uint8] = np.rint(np.clip((values - low) / span, 0, 1) * 255).astype(np.uint8)
+    return found
 
 
 def shown(image: NDArray[Any], factor: int) -> str:
@@ -84,5 +85,5 @@ def png(values: NDArray[np.uint8]) -> str:
     return data_url("png", imagecodecs.png_encode(np.ascontiguousarray(values), level=9))
 
 
-def data_url(kind: str, data: bytes) -> str:
+def data_url(kind: str, data: bytes | bytearray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

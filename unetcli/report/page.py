@@ -89,17 +89,11 @@ def section(key: str, name: str, content: list[Html | None]) -> Html:
 def header(evaluation: Evaluation) -> Html:
     """What was compared with what."""
     request = evaluation.request
-    pairs = [("Prediction", request.prediction), ("Truth", request.truth), ("Where", place(evaluation))]
+    pairs = [("Prediction", request.prediction), ("Truth", request.truth), ("Judged", str(evaluation.judged["region"]))]
     size = pixel_size(evaluation)
     pairs += [("Pixel size", size)] if size else []
     rows = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs]
     return join([tag("h1", "Evaluation of ", tag("span", name_of(request.prediction))), tag("dl", rows)])
-
-
-def place(evaluation: Evaluation) -> str:
-    """The region, for people."""
-    sides = zip(evaluation.axes, evaluation.region.start, evaluation.region.stop, strict=True)
-    return ", ".join(f"{axis} {first}:{stop}" for axis, first, stop in sides)
 
 
 def pixel_size(evaluation: Evaluation) -> str | None:
@@ -148,7 +142,7 @@ def limits(evaluation: Evaluation, shown: Gallery) -> list[str]:
         told.append(f"The page stays small: pictures of the worst {pictures} of {count(every, 'section')}.")
     factor = shown.pictures[0]["factor"]
     if factor > 1:
-        told.append(f"Thinned by {factor}: a pixel here stands for {factor} × {factor}. Errors were found before that.")
+        told.append(f"Thinned: a pixel here stands for {factor} x {factor}. Errors were found at full resolution.")
     if shown.pictures[0]["image"] is None:
         told.append("Without the image itself: name it with --image to see the errors on it.")
     return told

@@ -211,7 +211,7 @@ class View:
         probability, labels = self.images.probability, self.images.labels
         if probability is None:
             assert labels is not None
-            return labels
+            return labels if self._has_classes else labels != 0
         found: NDArray[Any] = probability.argmax(0) if len(probability) > 1 else probability[0] > self.threshold
         return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from unetcli.evaluation.result import Evaluation
 from unetcli.report.html import Html, tag
-from unetcli.report.tables import interval_text
+from unetcli.report.tables import interval_text, scrolling
 from unetcli.report.words import MEASURES, Measure
 
 UNET = "Ronneberger, Fischer and Brox, “U-Net: Convolutional Networks for Biomedical Image Segmentation”, MICCAI 2015"
@@ -39,9 +39,9 @@ EM = Published(
     ),
     f"{UNET}, table 1, ranking of March 2015.",
     (
-        "The published figures were measured by the organisers on 30 test sections whose labels were never made public, "
-        "so nobody can repeat them. Yours come from other sections: they lie on the same scale, but are no rank in that "
-        "list.",
+        "The published figures were measured by the organisers on 30 test sections whose labels were never made "
+        "public, so nobody can repeat them. Yours come from other sections: they lie on the same scale, but are no "
+        "rank in that list.",
         "They come close to comparable on held-out sections of that challenge's own training stack. For other tissue, "
         "pixel size or annotators, a difference says as much about the data as about the network.",
         "Like theirs, every score takes the threshold that suits it best on the very sections it is computed on.",
@@ -58,9 +58,9 @@ CELLS = Published(
     ),
     f"{UNET}, table 2.",
     (
-        "The published figures are for two particular data sets, glioblastoma cells in phase contrast and HeLa cells in "
-        "differential interference contrast, on hidden test sequences. SEG is computed here exactly as the challenge "
-        "computes it, but on your frames and your truth.",
+        "The published figures are for two particular data sets, glioblastoma cells in phase contrast and HeLa cells "
+        "in differential interference contrast, on hidden test sequences. SEG is computed here exactly as the "
+        "challenge computes it, but on your frames and your truth.",
         "For other cells they are orientation only. Even for the same two, public truth is of training sequences, and "
         "partly (silver truth) made by programs.",
     ),
@@ -82,7 +82,7 @@ def table(published: Published, evaluation: Evaluation) -> Html:
     rows = [_ours(measures, evaluation), *(_theirs(name, values) for name, values in published.rows)]
     drawn = tag("table", tag("caption", published.title), tag("thead", head), tag("tbody", rows))
     words = [tag("p", text) for text in published.comparable]
-    scroll = tag("div", drawn, class_="scroll", tabindex=0, role="group", aria_label=published.title)
+    scroll = scrolling(drawn, published.title)
     return tag("div", scroll, words, tag("p", "Source: ", published.source, class_="small"), class_="published")
 
 

@@ -26,16 +26,16 @@ def judged(evaluation: Evaluation) -> str:
     height, width = evaluation.region.shape[-2:]
     number = len(evaluation.sections)
     if number == 1:
-        return f"Judged: one section of {width:,} × {height:,} pixels."
+        return f"Judged: one section of {width:,} x {height:,} pixels."
     first, last = evaluation.sections[0].name, evaluation.sections[-1].name
-    return f"Judged: {count(number, 'section')} of {width:,} × {height:,} pixels, {first} to {last}."
+    return f"Judged: {count(number, 'section')} of {width:,} x {height:,} pixels, {first} to {last}."
 
 
 def of_em(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
     scores = evaluation.scores["em"]
     wrong, at = scores.get("pixel_disagreement"), scores.get("pixel_disagreement_threshold")
     if wrong is not None:
-        yield f"{percent(wrong)} of the pixels are on the wrong side of the membrane, at the best threshold of {at:.1f}."
+        yield f"{percent(wrong)} of the pixels are on the wrong side of the membrane at the best threshold, {at:.1f}."
     if scores.get("rand_error") is not None:
         yield (
             f"The Rand error is {scores['rand_error']:.3f} at threshold {scores['rand_error_threshold']:.1f}: it grows "
@@ -48,8 +48,8 @@ def of_em(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
         yield (
             f"In the {count(len(gallery.pictures), f'{where} section'.strip())} shown below, "
             f"{count(marks[SPLIT], 'place')} {'cuts' if marks[SPLIT] == 1 else 'cut'} a cell and "
-            f"{count(marks[MERGE], 'place')} {'joins' if marks[MERGE] == 1 else 'join'} cells at threshold {level:.1f}, "
-            "where the warping error is least."
+            f"{count(marks[MERGE], 'place')} {'joins' if marks[MERGE] == 1 else 'join'} cells, at threshold "
+            f"{level:.1f} where the warping error is least."
         )
 
 
@@ -58,11 +58,12 @@ def of_cells(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
     truth, found, matched = (scores.get(key) for key in ("reference_objects", "result_objects", "matched"))
     if truth and matched is not None:
         yield (
-            f"Of {count(truth, 'true cell')}, {matched:,} ({percent(matched / truth)}) overlap by more than half with one "
-            f"of the {count(found or 0, 'found cell')}."
+            f"Of {count(truth, 'true cell')}, {matched:,} ({percent(matched / truth)}) overlap by more than half with "
+            f"one of the {count(found or 0, 'found cell')}."
         )
     if scores.get("seg") is not None:
-        yield f"On average a true cell and the one found in its place share {percent(scores['seg'])} of their area (SEG)."
+        share = percent(scores["seg"])
+        yield f"A true cell and the one found in its place share {share} of their area on average (SEG)."
     yield from fates_of(evaluation, gallery)
 
 
@@ -132,11 +133,12 @@ def card(measure: Measure, evaluation: Evaluation) -> Html:
 
 def interval_words(evaluation: Evaluation) -> str | None:
     """What the intervals mean, if there are any."""
-    told = [MEASURES[path].told(evaluation.scores, "interval") for path in MEASURES]
-    if not any(told):
+    if not any(measure.told(evaluation.scores, "interval") for measure in MEASURES.values()):
         return None
-    few = " With so few sections they are rough." if len(evaluation.sections) < 10 else ""
+    drawn = [found["intervals"] for found in evaluation.scores.values() if found.get("intervals")]
+    few = " So few make them rough." if any(0 < each["units"] < 10 for each in drawn) else ""
+    over = " and ".join(dict.fromkeys(count(each["units"], each["unit"]) for each in drawn if each["units"] > 1))
     return (
-        "95 % intervals: how far the score would move if other sections or objects of the same kind had been judged "
-        f"(bootstrap). Neighbouring sections are alike, so that the truth may lie somewhat further out.{few}"
+        f"95 % intervals say how far a score would move with other data of the same kind (bootstrap over {over}). "
+        f"Neighbouring sections are alike, so that the truth may lie somewhat further out.{few}"
     )

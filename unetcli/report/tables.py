@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,8 @@ def all_numbers(evaluation: Evaluation) -> Iterator[Html]:
     for metric in metrics_of(evaluation):
         head = [tag("th", name, scope="col") for name in ("score", "value", "95 % interval", "threshold", "meaning")]
         rows = [_numbers_row(measure, evaluation) for measure in scored(evaluation, metric)]
-        table = tag("table", tag("caption", METRIC_NAMES[metric]), tag("thead", tag("tr", head)), tag("tbody", rows))
-        yield tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=METRIC_NAMES[metric])
+        caption = tag("caption", METRIC_NAMES[metric], _drawn_from(evaluation, metric))
+        yield scrolling(tag("table", caption, tag("thead", tag("tr", head)), tag("tbody", rows)), METRIC_NAMES[metric])
 
 
 def confusion_table(evaluation: Evaluation) -> Html | None:
@@ -106,28 +106,40 @@ def confusion_table(evaluation: Evaluation) -> Html | None:
     rows = [_confusion_row(number, counts[number], scores) for number in range(len(counts))]
     caption = "Share of the pixels of each true class that were taken for each class"
     table = tag("table", tag("caption", caption), tag("thead", tag("tr", head)), tag("tbody", rows))
-    return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=caption)
+    return scrolling(table, caption)
 
 
 def comparison_table(evaluation: Evaluation) -> Html | None:
-    """What is different from the baseline, and whether that is more than noise."""
+    """What is better or worse than in the baseline, and whether that is more than noise."""
+    comparison = evaluation.comparison or {}
     rows = []
-    for metric, found in (evaluation.comparison or {}).items():
+    for metric, found in comparison.get("scores", {}).items():
         measures = {measure.key: measure for measure in scored(evaluation, metric)}
         rows += [_comparison_row(measures[key], told) for key, told in found.items() if key in measures]
     if not rows:
         return None
-    head = [tag("th", name, scope="col") for name in ("score", "difference", "95 % interval", "more than noise")]
-    caption = f"Difference from {evaluation.request.baseline}, on the same sections"
-    table = tag("table", tag("caption", caption), tag("thead", tag("tr", head)), tag("tbody", rows))
-    return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=caption)
+    columns = ("score", "before", "now", "difference", "95 % interval", "more than noise")
+    caption = f"Compared with {comparison.get('prediction')} ({comparison.get('baseline')}), on the same data"
+    head = tag("tr", [tag("th", name, scope="col") for name in columns])
+    return scrolling(tag("table", tag("caption", caption), tag("thead", head), tag("tbody", rows)), caption)
+
+
+def scrolling(table: Html, name: str) -> Html:
+    """A table that may be wider than the window."""
+    return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label=name)
 
 
 def interval_text(measure: Measure, interval: Any) -> str:
     """Both ends, as many digits as the score."""
     if not interval or None in interval:
-        return "–"
+        return "-"
     return f"{measure.written(interval[0])} to {measure.written(interval[1])}"
+
+
+def _drawn_from(evaluation: Evaluation, metric: str) -> str | None:
+    """What the intervals of a metric were drawn from."""
+    drawn = evaluation.scores[metric].get("intervals")
+    return f"; intervals over {count(drawn['units'], drawn['unit'])}" if drawn and drawn["units"] > 1 else None
 
 
 def _head(column: Column) -> Html:
@@ -144,9 +156,9 @@ def _section_row(section: Section, measures: Sequence[Measure], shown: dict[int,
     cells = [tag("th", name, scope="row", data_sort=section.number)]
     for measure in measures:
         value = measure.of(section.scores)
-        cells.append(cell(value, "–" if value is None else measure.written(value)))
+        cells.append(cell(value, "-" if value is None else measure.written(value)))
     marked = shown.get(section.number)
-    cells.append(cell(marked, "–" if marked is None else str(marked)))
+    cells.append(cell(marked, "-" if marked is None else str(marked)))
     return tag("tr", cells)
 
 
@@ -170,7 +182,7 @@ def _object_row(row: ObjectRow, pictured: set[int]) -> Html:
         tag("th", name, scope="row", data_sort=row.label),
         tag("td", row.section.name, data_sort=row.section.number),
         tag("td", tag("span", row.fate, class_=f"fate {row.fate}")),
-        cell(None if row.fate == EXTRA else row.overlap, "–" if row.fate == EXTRA else f"{row.overlap:.3f}"),
+        cell(None, "-") if row.fate == EXTRA else cell(row.overlap, f"{row.overlap:.3f}"),
         cell(row.size, f"{row.size:,}"),
         tag("td", row.result or "none", data_sort=row.result),
     )
@@ -214,13 +226,11 @@ def _confusion_row(number: int, row: Sequence[int], scores: dict[str, Any]) -> H
     return tag("tr", cells, tag("td", f"{total:,}", class_="number"))
 
 
-def _comparison_row(measure: Measure, told: Any) -> Html:
-    difference, more = told.get("difference"), told.get("more_than_noise")
-    answer = {True: "yes", False: "no", None: "not known"}[more]
-    return tag(
-        "tr",
-        tag("th", measure.name, scope="row"),
-        tag("td", "undefined" if difference is None else f"{difference:+.{measure.digits}f}", class_="number"),
-        tag("td", interval_text(measure, told.get("interval")), class_="number"),
-        tag("td", answer),
-    )
+def _comparison_row(measure: Measure, told: Mapping[str, Any]) -> Html:
+    more = {True: "yes", False: "no", None: "not known"}[told["more_than_noise"]]
+    better = {True: "better", False: "worse"}[told["gain"] > 0] if told["gain"] else "the same"
+    numbers = [measure.written(told["baseline"]), measure.written(told["value"])]
+    numbers += [f"{told['difference']:+.{measure.digits}f}", interval_text(measure, told.get("interval"))]
+    cells = [tag("td", number, class_="number") for number in numbers]
+    answer = tag("td", f"{more}: {better}" if told["more_than_noise"] else more, title=told.get("interval_reason"))
+    return tag("tr", tag("th", measure.name, scope="row"), cells, answer)

@@ -3,6 +3,7 @@ const COLOURS = {
   missed: [86, 180, 233],   // truth that the prediction lacks
   extra: [230, 120, 0],     // prediction that the truth lacks
   confused: [240, 228, 66], // foreground in both, but not the same cell
+  background: [245, 245, 245], // class 0 where another is true
   truth: [60, 220, 140],
   prediction: [255, 80, 200],
   unjudged: [110, 90, 40],
@@ -10,7 +11,7 @@ const COLOURS = {
 const MARKS = {
   split: { letter: "S", colour: "#f0a020", shape: "circle" },
   merge: { letter: "M", colour: "#6cc4f5", shape: "square" },
-  missed: { letter: "–", colour: "#8be0b5", shape: "circle" },
+  missed: { letter: "-", colour: "#8be0b5", shape: "circle" },
   extra: { letter: "+", colour: "#f29ac0", shape: "square" },
   wrong: { letter: "!", colour: "#f2e14c", shape: "circle" },
 };

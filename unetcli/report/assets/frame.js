@@ -15,7 +15,7 @@ function legend() {
 // What the colours of a view mean.
 function colourEntries({ truth_kind: kind, membrane, labels, outputs }, view) {
   if (kind === "classes" && view !== "image") {
-    const wrong = view === "difference" || view === FOUR ? [["wrong, in the colour of the predicted class; of class 0:", COLOURS.missed]] : [];
+    const wrong = view === "difference" || view === FOUR ? [["wrong: in the colour of the predicted class; class 0:", COLOURS.background]] : [];
     return [...wrong, ...Array.from({ length: outputs }, (_, number) => [`class ${number}`, classColour(number)])];
   }
   if (view !== "difference" && view !== FOUR) return [];

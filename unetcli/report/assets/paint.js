@@ -54,15 +54,13 @@ const paintGrey = (values, scale = 1) => (i) => [values[i] * scale, values[i] * 
 
 // One colour for each pixel of a view.
 function painter(view, layers, picture, threshold) {
-  const objects = picture.truth_kind === "labels";
   const colour = picture.truth_kind === "classes" ? classColour : labelColour;
   if (view === "image") return (i) => [layers.image[4 * i], layers.image[4 * i + 1], layers.image[4 * i + 2]];
   if (view === "probability") return paintGrey(layers.probability);
   if (view === "truth") return picture.truth_kind === "mask" ? paintGrey(layers.truth) : (i) => colour(layers.truth[i]);
   if (view === "prediction") {
-    if (layers.labels || layers.classes) { const values = predicted(layers, threshold); return (i) => (objects || layers.classes ? colour : labelColour)(values[i]); }
     const values = predicted(layers, threshold);
-    return paintGrey(values, 255);
+    return picture.truth_kind === "mask" && !layers.labels ? paintGrey(values, 255) : (i) => colour(values[i]);
   }
   return differencePainter(layers, picture, threshold);
 }
@@ -80,7 +78,7 @@ function differencePainter(layers, picture, threshold) {
 }
 
 const wrongSide = (layers, values) => (i) => (!layers.truth[i] === !values[i] ? null : layers.truth[i] ? COLOURS.missed : COLOURS.extra);
-const wrongClass = (layers, values) => (i) => (layers.truth[i] === values[i] ? null : values[i] ? classColour(values[i]) : COLOURS.missed);
+const wrongClass = (layers, values) => (i) => (layers.truth[i] === values[i] ? null : values[i] ? classColour(values[i]) : COLOURS.background);
 
 function wrongCell(layers, values) {
   const mates = layers.labels ? cellMates(layers.truth, values) : null;
