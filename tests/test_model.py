@@ -137,8 +137,9 @@ def test_a_failed_save_leaves_the_earlier_model(model: Path, monkeypatch: pytest
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    with monkeypatch.context() as broken, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as broken:
         broken.setattr(Path, "write_bytes", full_disk)
-        save_model(model, UNet(Architecture(depth=1, base_channels=2)), HEADER)
+        with pytest.raises(OSError, match="no space"):
+            save_model(model, UNet(Architecture(depth=1, base_channels=2)), HEADER)
     assert model.read_bytes() == before
     assert list(model.parent.iterdir()) == [model]
