@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +120,7 @@ def test_other_settings_or_data_begin_anew(tmp_path: Path, request_: EvaluateReq
     assert found == scores(EvaluateRequest(**{**vars_of(other), "run_folder": None}))
 
 
-@pytest.mark.parametrize("place", ["in-process", "local"])
+@pytest.mark.parametrize("place", list(PLACES))
 def test_any_executor_counts(tmp_path: Path, request_: EvaluateRequest, place: str) -> None:
     settled, folder = Settled.of(request_), EvaluationFolder(RunFolder(tmp_path / "run"))
     folder.run.make()
@@ -168,7 +166,7 @@ def kill_once_it_counts(command: list[str], folder: Path) -> None:
     before = len(list(folder.rglob("*.tables")))
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: process.poll() is not None or len(list(folder.rglob("*.tables"))) > before)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
 
 

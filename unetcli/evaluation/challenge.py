@@ -92,7 +92,7 @@ def evaluate_challenge(request: EvaluateRequest, report: Report, where: Where) -
         region=Box((keys[0].time, *[0] * len(shape)), (keys[-1].time + 1, *shape)),
         voxel_size={},
         units={},
-        notes=(*notes, *([PARTIAL] if partial else [])),
+        notes=tuple(filter(None, [*notes, PARTIAL if partial else None, scored.note_on_intervals()])),
         judged=judged,
         sums=packed(scored.families),
         comparison=compared(request, scored.scores, scored.families),

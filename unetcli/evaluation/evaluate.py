@@ -86,7 +86,7 @@ def evaluate_volume(
         region=plan.region,
         voxel_size=settled.pair.voxel_size,
         units=settled.pair.units,
-        notes=(*settled.notes, *([INVERTED] if inverted else [])),
+        notes=tuple(filter(None, [*settled.notes, INVERTED if inverted else None, scored.note_on_intervals()])),
         judged=settled.judged(),
         sums=packed(scored.families),
         comparison=compared(request, scored.scores, scored.families),

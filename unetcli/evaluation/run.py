@@ -16,6 +16,7 @@ from unetcli.evaluation.settling import Settled
 from unetcli.evaluation.totals import total_counts
 from unetcli.evaluation.work import count_blocks
 from unetcli.executors.slurm import SlurmExecutor
+from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.files import sweep, telling_unwritable
 from unetcli.machine import cpu_threads
@@ -63,6 +64,7 @@ def counted_in_folder(
             require_counted(folder, ledger, work_off(settled, folder, ledger, where, report, stopping))
         counts = total_counts(plan, read_counts(folder, plan))
         folder.forget()
+        JobBook(folder.run.path).file.unlink(missing_ok=True)
     folder.tidy()
     return counts
 

@@ -12,10 +12,13 @@ from unetcli.evaluation.counts import Counts
 from unetcli.evaluation.families import SECTION, VOLUME, Family, families
 from unetcli.evaluation.result import Curves, Scores, Section
 from unetcli.metrics import cells, em, probabilities, voi
+from unetcli.metrics.bootstrap import count
 from unetcli.metrics.pixels import Confusion
 from unetcli.metrics.sums import listed
 
 PARTIAL = "the reference is partial: not every pixel has its true label"
+FEW_UNITS = 5
+"""An interval over fewer units is too narrow: they show too little of what others would be like."""
 INVERTED = 1 / 3
 """A foreground pixel has a higher probability than a pixel of background this often, or less: see ``em.ranking``."""
 
@@ -28,6 +31,12 @@ class Scored:
     sections: tuple[Section, ...]
     curves: Curves
     families: list[Family]
+
+    def note_on_intervals(self) -> str | None:
+        """What to know of intervals over very few units."""
+        units = [(count(family.sums), family.unit) for family in self.families]
+        number, unit = min((pair for pair in units if pair[0] > 1), default=(FEW_UNITS, ""))
+        return f"intervals over {number} {unit}s are too narrow: take them as a hint" if number < FEW_UNITS else None
 
 
 def score_all(

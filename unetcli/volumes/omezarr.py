@@ -62,7 +62,7 @@ def _from_group(path: str, group: zarr.Group, level: int) -> Volume:
 
 def _from_image(path: str, group: zarr.Group, image: dict[str, Any], level: int) -> Volume:
     levels = len(image["datasets"])
-    if level >= levels:
+    if 0 < levels <= level:
         raise UnetcliError(f"{path}: level {level} asked for, it has {levels}, counted from 0")
     dataset = image["datasets"][level]
     array = group.get(dataset["path"])
