@@ -83,6 +83,13 @@ def test_membrane_given_as_interior_is_said_and_scored_as_it_is(
     assert [record.getMessage() for record in caplog.records] == [f"{path}: {INVERTED}"]
 
 
+def test_a_slip_is_seen_by_cells_too(tmp_path: Path, truth: str) -> None:
+    slip = evaluate(EvaluateRequest(prediction=stored(tmp_path, 255 - TRUTH), truth=truth, metrics=("cells",)))
+    right = evaluate(EvaluateRequest(prediction=stored(tmp_path, VALUES, "v.zarr"), truth=truth, metrics=("cells",)))
+    assert (INVERTED in slip.notes, INVERTED in right.notes) == (True, False)
+    assert set(slip.scores) == {"cells"}
+
+
 def test_uint8_and_the_same_probabilities_as_floats_score_the_same(tmp_path: Path, truth: str) -> None:
     results = [
         evaluate_volume(stored(tmp_path, values, f"{values.dtype}.zarr"), truth)

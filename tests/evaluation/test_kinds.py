@@ -103,6 +103,8 @@ def test_objects_go_through_sections_where_those_of_the_truth_do(tmp_path: Path)
     assert (through.three_d, alone.three_d) == (True, False)
     assert "objects go through the sections" in through.notes[0]
     assert evaluated(prediction, through.request.truth, three_d=False).scores != through.scores
+    section_by_section = evaluated(stored(tmp_path, each_section(LABELS), "e.zarr"), through.request.truth)
+    assert "those of the prediction do not" in section_by_section.notes[0]
 
 
 def test_variation_of_information_in_three_dimensions_is_that_of_scikit_image(tmp_path: Path) -> None:

@@ -137,6 +137,21 @@ def test_pixels_outside_a_mask_are_not_judged(tmp_path: Path) -> None:
     assert found[0]["em"] != evaluated(stored(tmp_path, VALUES), truth, "em").scores["em"]
 
 
+@pytest.mark.parametrize("inside", ["labels/found", "labels/found/0", ""], ids=["labels", "their array", "itself"])
+def test_what_lies_in_a_prediction_of_a_part_is_laid_where_that_belongs(tmp_path: Path, inside: str) -> None:
+    part = Box((1, 2, 4), (5, 12, 20))
+    truth = blobs(*SHAPE, seed=2)
+    ours = {"complete": True, "kind": "probabilities", "extent": list(SHAPE)}
+    ours["region"] = [list(side) for side in zip(part.start, part.stop, strict=True)]
+    group = zarr.create_group(tmp_path / "p.zarr", attributes={"unetcli": ours})
+    for name, values in (("0", VALUES[part.slices]), ("labels/found/0", truth[part.slices])):
+        group.create_array(name, data=values, chunks=values.shape, dimension_names=list("zyx"))
+    prediction = str(tmp_path / "p.zarr" / (inside or "0"))
+    found = evaluated(prediction, stored(tmp_path, truth, "t.zarr"), *(["cells"] if inside else ["pixels"]))
+    assert found.region == part
+    assert found.scores["cells"]["seg"] == 1 if inside else found.scores["pixels"]["tp"] > 0
+
+
 def test_a_coarser_mask_covers_whole_voxels(tmp_path: Path) -> None:
     coarse = grey(6, 7, 11, seed=5) > 100
     fine = coarse.repeat(2, axis=1).repeat(2, axis=2)[:, :13, :22]

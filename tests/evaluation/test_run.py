@@ -70,6 +70,12 @@ def test_a_small_evaluation_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_small_evaluation_that_is_asked_to_stop_says_so(tmp_path: Path) -> None:
+    paths = stored(tmp_path, FOUND, chunks=(1, 40, 50)), stored(tmp_path, LABELS, "t.zarr")
+    with pytest.raises(Unfinished, match="nothing is kept"):
+        evaluate_volume(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=2000), stopping=lambda: True)
+
+
 def test_a_large_one_is_kept_beside_the_store_of_the_prediction(
     tmp_path: Path, request_: EvaluateRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,8 @@ def count_section(plan: EvaluationPlan, pair: Pair, section: int, piece: Piece) 
         parts.append(Counts(em={section: counts}))
     if settings.has_objects:
         parts.append(count_objects(plan, pair, section, labels_of(values, settings.threshold), piece))
+        if settings.kind == PROBABILITY and "pixels" not in settings.metrics:
+            parts.append(Counts(confusions={section: confusion_of(values, piece, settings.threshold)}))
     if settings.kind == PROBABILITY:
         parts.append(Counts(highest=float(values.max(initial=0))))
     return Counts.total(parts)
@@ -64,21 +66,20 @@ def count_pixels(plan: EvaluationPlan, pair: Pair, section: int, values: NDArray
     if len(values) > 1:
         with naming(pair.truth.path):
             require_classes(reference, len(values))
-    confusion = Confusion.of(*classes_of(chosen, reference, plan.settings.threshold), max(2, len(values)))
+    confusion = confusion_of(values, piece, plan.settings.threshold)
     if plan.settings.kind != PROBABILITY:
         return Counts(confusions={section: confusion})
     sums = ProbabilitySums.of(chosen, reference)
     return Counts(confusions={section: confusion}, histograms={section: sums.in_grey_values()}, probabilities=sums)
 
 
-def classes_of(
-    values: NDArray[Any], reference: NDArray[Any], threshold: float
-) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """True and predicted class: foreground against the rest, or the likeliest of several."""
+def confusion_of(values: NDArray[Any], piece: Piece, threshold: float) -> Confusion:
+    """True against predicted class: foreground against the rest, or the likeliest of several."""
+    chosen, reference = judged_of(values, piece.judged), judged_of(piece.reference, piece.judged)
     if len(values) > 1:
-        return reference, values.argmax(axis=0)
-    found = em.above(values[0], threshold) if values.dtype.kind == "f" else values[0] != 0
-    return (reference != 0).astype(np.int8), found.astype(np.int8)
+        return Confusion.of(reference, chosen.argmax(axis=0), len(values))
+    found = em.above(chosen[0], threshold) if values.dtype.kind == "f" else chosen[0] != 0
+    return Confusion.of((reference != 0).astype(np.int8), found.astype(np.int8), 2)
 
 
 def count_objects(plan: EvaluationPlan, pair: Pair, section: int, labels: NDArray[Any], piece: Piece) -> Counts:

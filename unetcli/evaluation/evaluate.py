@@ -14,7 +14,7 @@ from unetcli.evaluation.folder import EvaluationFolder
 from unetcli.evaluation.here import in_order
 from unetcli.evaluation.request import EvaluateRequest
 from unetcli.evaluation.result import Evaluation
-from unetcli.evaluation.run import counted_in_folder
+from unetcli.evaluation.run import Unfinished, counted_in_folder
 from unetcli.evaluation.scoring import looks_inverted, score_all
 from unetcli.evaluation.settling import Settled
 from unetcli.evaluation.totals import total_counts
@@ -97,7 +97,7 @@ def evaluate_volume(
 def count(settled: Settled, report: Report, stopping: Callable[[], bool], where: Where) -> Counts:
     """Counts of everything: here and now, or block by block in a run folder."""
     if fits_here(settled, where):
-        return total_counts(settled.plan, counted_here(settled, report))
+        return total_counts(settled.plan, counted_here(settled, report, stopping))
     folder = EvaluationFolder.of(settled.request)
     return counted_in_folder(settled, where, report, stopping, folder=folder)
 
@@ -109,10 +109,12 @@ def fits_here(settled: Settled, where: Where) -> bool:
     return plain and work <= WORK_HERE
 
 
-def counted_here(settled: Settled, report: Report) -> Iterator[Counts]:
+def counted_here(settled: Settled, report: Report, stopping: Callable[[], bool]) -> Iterator[Counts]:
     """Counts of the blocks, in order."""
     plan, done = settled.plan, 0
     for number, counts in in_order(settled.count, range(plan.blocks), cpu_threads()):
+        if stopping():
+            raise Unfinished("stopped; of so small an evaluation nothing is kept, the same command begins anew", [])
         found = counts.result()
         done += plan.box(number).size
         report(done, plan.region.size)

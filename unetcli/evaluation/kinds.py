@@ -6,6 +6,7 @@ its values are looked at: labels stay the same from pixel to pixel, probabilitie
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
+from unetcli.errors import UnetcliError, UnreadableBlock
 from unetcli.evaluation.pairing import Pair
 from unetcli.evaluation.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest
 from unetcli.files import is_remote, place_of
@@ -148,7 +149,7 @@ def objects_go_through(pair: Pair, region: Box) -> tuple[bool, str]:
     if "z" not in pair.axes or region.shape[pair.axes.index("z")] < 2:
         return False, ""
     axis = pair.axes.index("z")
-    share = staying(pair, region, axis)
+    share = staying(pair.truth, region, axis)
     through = share >= STAYS
     said = (
         "objects go through the sections (--per-section: each alone)"
@@ -159,25 +160,33 @@ def objects_go_through(pair: Pair, region: Box) -> tuple[bool, str]:
         said += (
             f"; in doubt: to the next section {100 * share:.0f} % as many pixels keep their label as to the next pixel"
         )
+    if through and staying(pair.prediction, region.shifted(tuple(-o for o in pair.offset)), axis) < STAYS:
+        said += "; those of the prediction do not: were they made section by section?"
     return through, said
 
 
-def staying(pair: Pair, region: Box, axis: int) -> float:
-    """Share of labelled pixels of the truth with the same label one section on, against one pixel on; 1 without any."""
+def staying(labels: Volume, region: Box, axis: int) -> float:
+    """Share of labelled pixels with the same label one section on, against one pixel on; 1 without any."""
     through, within = np.zeros(2), np.zeros(2)
     firsts = np.unique(np.linspace(region.start[axis], region.stop[axis] - 2, PAIRS, dtype=np.int64))
     for first in firsts.tolist():
-        start, stop = list(region.start), list(region.stop)
-        start[axis], stop[axis] = first, first + 2
-        for place in range(axis):  # of several times, the first
-            stop[place] = start[place] + 1
-        for place in (-2, -1):  # the middle
-            start[place] += max(0, stop[place] - start[place] - WINDOW) // 2
-            stop[place] = min(stop[place], start[place] + WINDOW)
-        labels = np.moveaxis(pair.truth.read(Box(tuple(start), tuple(stop)))[0], axis, 0)
-        through += same_and_all(labels[0], labels[1])
-        within += same_and_all(labels[..., :-1], labels[..., 1:])
+        with suppress(UnreadableBlock):  # is told when that block is counted
+            values = np.moveaxis(labels.read(two_sections(region, axis, first))[0], axis, 0)
+            through += same_and_all(values[0], values[1])
+            within += same_and_all(values[..., :-1], values[..., 1:])
     return float(through[0] * within[1] / (through[1] * within[0])) if through[1] and within[0] else 1.0
+
+
+def two_sections(region: Box, axis: int, first: int) -> Box:
+    """The middle of a section and of the next one; of several times, of the first."""
+    start, stop = list(region.start), list(region.stop)
+    start[axis], stop[axis] = first, first + 2
+    for place in range(axis):
+        stop[place] = start[place] + 1
+    for place in (-2, -1):
+        start[place] += max(0, stop[place] - start[place] - WINDOW) // 2
+        stop[place] = min(stop[place], start[place] + WINDOW)
+    return Box(tuple(start), tuple(stop))
 
 
 def same_and_all(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
