@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,22 @@ def test_sections_in_pieces_are_written_whole(labels: Path, monkeypatch: pytest.
     found = open_volume(write(labels).output)
     weights = expected(crowd(*SHAPE), TruthRules(truth="instances"))
     np.testing.assert_allclose(found.read(found.whole())[0], weights, rtol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_number_of_sections(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "labels.zarr", np.tile(crowd(2, 150, 200)[1:], (16, 2, 2)), (1, 300, 400), **NAMES)
+
+    def peak(sections: int) -> int:
+        tracemalloc.start()
+        write(path, sections=(0, sections), overwrite=True)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(1)  # what is loaded once
+    few, many = peak(2), peak(16)
+    one = 300 * 400 * np.dtype(np.float32).itemsize
+    assert many < few + 2 * one
 
 
 def test_the_summary_counts_what_is_in_the_sections(labels: Path) -> None:
@@ -188,6 +205,7 @@ def test_what_predict_wrote_is_not_ours_to_replace(labels: Path, tmp_path: Path)
         ({"sections": (0, 9)}, r"--sections 0:9: .* has sections 0:4"),
         ({"sections": (0, 1)}, "labels.zarr: nothing is drawn in any section; --keep-empty"),
         ({"output": "s3://bucket/w.zarr"}, "--output s3://bucket/w.zarr: a weight map is written to a folder here"),
+        ({"output": "absent/w.zarr"}, "--output absent/w.zarr: no folder absent; make it first"),
         ({"output": "INPUT"}, "equal to, inside or around the input"),
         ({"output": "INPUT/w"}, "equal to, inside or around the input"),
     ],

@@ -55,7 +55,9 @@ class WeightMap:
         return self.path.with_name(f"{self.path.name.removesuffix('.zarr')}.png")
 
     def require_free(self, *, overwrite: bool) -> None:
-        """Refuse a place that holds something else, or a weight map that is not to be replaced."""
+        """Refuse a place that holds something else, or a weight map that is not to be replaced, or one in no folder."""
+        if not self.path.parent.is_dir():
+            raise UnetcliError(f"--output {self.path}: no folder {self.path.parent}; make it first")
         if LocalStore(self.path).is_free():
             if self.picture.exists():  # whose it is nothing tells
                 raise UnetcliError(f"{self.picture}: exists without its weight map; --output names another place")

@@ -98,7 +98,8 @@ def write_weights(request: WeightsRequest, report: Report = lambda done, total: 
         Anything about the request that the user can put right; nothing has been written then.
     """
     place = resolve_place(request)
-    lessons = Lessons(place.labels, request.rules(place.labels, place.region))
+    rules = request.rules(place.labels, place.region)
+    lessons = Lessons(place.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
     planes = used_planes(lessons, place.region, keep_empty=bool(request.keep_empty))
     found = take_census(lessons, planes, lambda done: report(done, 2 * len(planes)))
     weights = class_weights(found.class_counts)
