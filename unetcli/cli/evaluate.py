@@ -67,6 +67,8 @@ def evaluate(
     command goes on.
     """
     options = dict(locals())
+    if report or image:
+        _require_report(report, image, level)
     found = _run(asked(options), asked_where(options))
     if csv:
         _write_csv(csv, found)
@@ -113,13 +115,25 @@ def _run(request: EvaluateRequest, where: Where) -> Evaluation:
         raise typer.Exit(0 if unfinished.jobs else o.INCOMPLETE) from None
 
 
+def _require_report(path: Path | None, image: str | None, level: int) -> None:
+    """Refuse before anything is scored what could not be drawn afterwards."""
+    from unetcli.errors import UnetcliError
+    from unetcli.volumes.opening import open_volume
+
+    if path is None:
+        raise UnetcliError(f"--image {image}: only with --report FILE.html, which shows it")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UnetcliError(f"--report {path}: expected a file in a folder that exists, as in report.html")
+    if image is not None:
+        open_volume(image, level)
+
+
 def _write_report(path: Path, found: Evaluation, image: str | None) -> None:
     from unetcli.report.behind import image_of
     from unetcli.report.page import write_report
 
-    read = image_of(found, image) if image else lambda section: None
     with talk.progress("sections") as progress:
-        write_report(found, path, read, progress)
+        write_report(found, path, image_of(found, image), progress)
 
 
 def _write_csv(path: Path, found: Evaluation) -> None:

@@ -169,7 +169,7 @@ ReportOption = Annotated[
 ]
 BehindOption = Annotated[
     str | None,
-    typer.Option("--image", metavar="VOLUME", help="With --report: the image that the prediction was made of."),
+    typer.Option("--image", metavar="VOLUME", help="With --report: the image; by itself what predict says it read."),
 ]
 EvaluationRunFolderOption = Annotated[
     Path | None,

@@ -84,8 +84,8 @@ class SectionImages:
     probability: NDArray[np.float32] | None
     """(c, y, x), 0 to 1: of foreground, or of each class; None where the prediction is labels."""
     labels: NDArray[Any] | None
-    """(y, x), integer: objects of the prediction, as stored or found as components, if cells or voi ask; its class
-    numbers where it is classes; else None."""
+    """(y, x), integer: the prediction as stored where it is labels or classes; of probabilities the components, if
+    cells or voi ask, else None."""
     judged: NDArray[np.bool_] | None
     """(y, x): the pixels that count; None: all."""
 

@@ -14,7 +14,7 @@ from unetcli.evaluation.counts import Counts
 from unetcli.evaluation.kinds import Kind, is_mask, kind_of, metrics_of, objects_go_through
 from unetcli.evaluation.pairing import Pair
 from unetcli.evaluation.plan import EvaluationPlan, Settings, choose_block
-from unetcli.evaluation.request import CLASSES, PROBABILITY, EvaluateRequest
+from unetcli.evaluation.request import PROBABILITY, EvaluateRequest
 from unetcli.evaluation.result import Section, SectionImages
 from unetcli.geometry import Box
 from unetcli.volumes.fingerprint import fingerprint
@@ -84,7 +84,7 @@ class Settled:
         piece = next(self.pair.read(self.plan.section_box(section.number)).planes())
         found = probabilities(piece.stored, self.pair.prediction.path) if settings.kind == PROBABILITY else None
         values = piece.stored if found is None else found
-        integers = settings.has_objects or settings.kind == CLASSES
+        integers = settings.has_objects or settings.kind != PROBABILITY
         labels = labels_of(values, settings.threshold) if integers else None
         true = reference_of(piece.reference, pieces=settings.pieces) if settings.has_objects else None
         return SectionImages(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unetcli.evaluation.result import Evaluation, Section
-from unetcli.report.errors import EXTRA
+from unetcli.report.errors import EXTRA, MERGE
 from unetcli.report.html import Html, join, tag
 from unetcli.report.pictures import Gallery, ObjectRow, ranked
 from unetcli.report.words import HEADLINES, METRIC_NAMES, Measure, count, metrics_of, ranked_by, scored
@@ -15,6 +15,8 @@ from unetcli.report.words import HEADLINES, METRIC_NAMES, Measure, count, metric
 MOST_SECTIONS = 1000
 MOST_OBJECTS = 1000
 """Rows of a table; the worst are shown."""
+FATES = {MERGE: "merged"}
+"""What became of a cell, where that is not the name of the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ def _object_row(row: ObjectRow, pictured: set[int]) -> Html:
         "tr",
         tag("th", name, scope="row", data_sort=row.label),
         tag("td", row.section.name, data_sort=row.section.number),
-        tag("td", tag("span", row.fate, class_=f"fate {row.fate}")),
+        tag("td", FATES.get(row.fate, row.fate)),
         cell(None, "-") if row.fate == EXTRA else cell(row.overlap, f"{row.overlap:.3f}"),
         cell(row.size, f"{row.size:,}"),
         tag("td", row.result or "none", data_sort=row.result),
@@ -189,13 +191,13 @@ def _object_row(row: ObjectRow, pictured: set[int]) -> Html:
 
 
 def _objects_caption(evaluation: Evaluation, gallery: Gallery) -> str:
-    every, shown = len(gallery.objects), min(len(gallery.objects), MOST_OBJECTS)
-    extra = sum(row.fate == EXTRA for row in gallery.objects)
-    said = f"{count(every - extra, 'true cell')}, {extra:,} extra found"
-    said = f"The worst {shown:,} of {said}" if shown < every else said
+    every, extra = len(gallery.objects), sum(row.fate == EXTRA for row in gallery.objects)
+    said = f"{count(every - extra, 'true cell')} and {extra:,} extra found"
+    if every > MOST_OBJECTS:
+        said = f"The worst {MOST_OBJECTS:,} of {every:,}: {said}"
     if gallery.looked < len(evaluation.sections):
         said += f" of the worst {gallery.looked} of {count(len(evaluation.sections), 'section')}"
-    return said + ", smallest overlap first" + ("; cut by sections" if evaluation.three_d else "")
+    return said + "; smallest overlap first, extra ones last" + ("; cut by sections" if evaluation.three_d else "")
 
 
 def _numbers_row(measure: Measure, evaluation: Evaluation) -> Html:

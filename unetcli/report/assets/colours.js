@@ -23,7 +23,7 @@ const rgb = (colour) => `rgb(${colour.join(" ")})`;
 function labelColour(label) {
   if (!label) return [0, 0, 0];
   const hue = (label * 0.6180339887) % 1;
-  const light = 0.45 + 0.12 * (label % 3);
+  const light = 0.36 + 0.17 * (label % 3);
   return fromHue(hue, light);
 }
 

@@ -3,14 +3,16 @@ function legend() {
   const entries = colourEntries(picture(), state.view);
   if (byId("show-truth").checked) entries.push(["outlines of the truth", COLOURS.truth]);
   if (byId("show-prediction").checked) entries.push(["outlines of the prediction", COLOURS.prediction]);
-  byId("legend").replaceChildren(...entries.map(([name, colour]) => {
-    const item = document.createElement("li"), swatch = document.createElement("span");
-    swatch.className = "swatch";
-    swatch.style.background = rgb(colour);
-    item.append(swatch, name);
-    return item;
-  }));
+  byId("legend").replaceChildren(...legendItems(entries));
 }
+
+const legendItems = (entries) => entries.map(([name, colour]) => {
+  const item = document.createElement("li"), swatch = document.createElement("span");
+  swatch.className = "swatch";
+  swatch.style.background = rgb(colour);
+  item.append(swatch, name);
+  return item;
+});
 
 // What the colours of a view mean.
 function colourEntries({ truth_kind: kind, membrane, labels, outputs }, view) {

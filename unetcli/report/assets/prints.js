@@ -5,7 +5,10 @@ async function preparePrints() {
   for (const [at, each] of shown.entries()) {
     const layers = await decode(at);
     const figure = document.createElement("figure"), caption = document.createElement("figcaption"), pair = document.createElement("div");
-    caption.textContent = `${each.name}: image (or truth) and difference; blue: missed, orange: extra`;
+    const legend = document.createElement("ul");
+    legend.className = "legend";
+    legend.append(...legendItems(colourEntries(each, "difference")));
+    caption.append(`${each.name}, ${each.image ? "image" : "truth"} and difference: `, legend);
     for (const view of [each.image ? "image" : "truth", "difference"]) pair.append(await printed(paint(view, layers, each, { threshold: each.threshold }), view === "difference" ? each.marks : []));
     figure.append(pair, caption);
     figures.push(figure);

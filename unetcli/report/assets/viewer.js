@@ -1,6 +1,7 @@
 // The viewer: which section, which view, where and how large; everything else follows from that state.
 const PICTURES = JSON.parse(byId("data").textContent);
 const VIEW_NAMES = { image: "Image", probability: "Probability", prediction: "Prediction", truth: "Truth", difference: "Difference" };
+const COUNTED = { split: "splits", merge: "merges" };
 const FOUR = "four";
 const STEP = 1.4, LARGEST = 40;
 
@@ -69,7 +70,7 @@ function show(at) {
 }
 
 function tell() {
-  const found = Object.entries(picture().found).map(([kind, number]) => `${number} ${kind}`).join(", ");
+  const found = Object.entries(picture().found).map(([kind, number]) => `${number} ${COUNTED[kind] && number !== 1 ? COUNTED[kind] : kind}`).join(", ");
   const marked = picture().marks.length, all = Object.values(picture().found).reduce((a, b) => a + b, 0);
   const largest = marked < all ? ` (the largest ${marked} are marked)` : "";
   byId("told").textContent = `${picture().name}, ${state.at + 1} of ${PICTURES.length}. Errors: ${found || "none found"}${largest}`;
