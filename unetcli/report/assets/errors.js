@@ -19,9 +19,13 @@ function listErrors() {
 
 function goTo(error) {
   mark(error);
-  const [width, height] = panes[0].size();
-  const wanted = Math.min(width, height) / (2 * (error.radius + 4) * 3);
-  place(Math.max(smallest(), Math.min(wanted, 6)), error.x + 0.5, error.y + 0.5);
+  place(closeUp(error.radius), error.x + 0.5, error.y + 0.5);
+}
+
+// A scale at which something of that radius fills a third of the picture, as far as that is closer than all of it.
+function closeUp(radius) {
+  const wanted = Math.min(...panes[0].size()) / (6 * (radius + 4));
+  return Math.max(1.5 * smallest(), Math.min(wanted, 6));
 }
 
 // The error in the picture and in the list, without moving the picture.

@@ -56,7 +56,7 @@ function follow(button) {
   const { factor } = picture();
   const [y, x, radius] = [button.dataset.y, button.dataset.x, button.dataset.radius].map((value) => Number(value) / factor);
   const mark = picture().marks.find((each) => Math.hypot(each.x - x, each.y - y) < 1);
-  if (mark) goTo(mark); else place(Math.min(6, Math.min(...panes[0].size()) / (6 * (radius + 4))), x, y);
+  if (mark) goTo(mark); else place(closeUp(radius), x, y);
 }
 
 function start() {

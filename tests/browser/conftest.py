@@ -1,0 +1,91 @@
+"""A browser, a report of each kind, and pages that tell whatever goes wrong on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report.evaluations import cells_evaluation, classes_evaluation, em_evaluation, labels_evaluation, membranes
+
+from unetcli.evaluation.result import Evaluation
+from unetcli.report.page import write_report
+
+CHROMIUM = Path("/usr/bin/chromium")
+KINDS: dict[str, Callable[[Path], Evaluation]] = {
+    "em": em_evaluation,
+    "cells": cells_evaluation,
+    "labels": labels_evaluation,
+    "classes": classes_evaluation,
+}
+
+
+@dataclass
+class Opened:
+    """A page, and all that went wrong on it or left the file."""
+
+    page: Any
+    troubles: list[str]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium; where there is none the test is skipped, or fails if ``UNETCLI_REQUIRE_BROWSER`` is set."""
+    if not os.environ.get("UNETCLI_REQUIRE_BROWSER"):
+        pytest.importorskip("playwright", reason="needs playwright: pip install '.[test]'")
+        if not CHROMIUM.exists():
+            pytest.skip(f"needs a browser at {CHROMIUM}: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), headless=True)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A report of each kind; that of em with images behind the errors."""
+    found = {}
+    for kind, evaluate in KINDS.items():
+        folder = tmp_path_factory.mktemp(kind)
+        found[kind] = folder / "a report.html"
+        image = membranes()[None] if kind == "em" else None
+        write_report(evaluate(folder), found[kind], lambda section, image=image: image)  # type: ignore[misc]
+    return found
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def opened(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
+    """Opens the report of a kind; in the end nothing may have gone wrong, and nothing asked for."""
+    pages: list[Opened] = []
+
+    def open_(kind: str, **options: Any) -> Any:
+        one = Opened(browser.new_page(**options), [])
+        pages.append(one)
+        watch(one)
+        one.page.goto(reports[kind].as_uri())
+        one.page.wait_for_selector("#viewer[data-painted]")
+        return one.page
+
+    yield open_
+    for one in pages:
+        one.page.close()
+    assert [trouble for one in pages for trouble in one.troubles] == []
+
+
+def watch(one: Opened) -> None:
+    one.page.on("console", lambda said: one.troubles.append(said.text))
+    one.page.on("pageerror", lambda error: one.troubles.append(str(error)))
+    one.page.on("request", lambda sent: require_inside(sent.url, one.troubles))
+
+
+def require_inside(url: str, troubles: list[str]) -> None:
+    if not url.startswith(("file:", "data:", "blob:")):
+        troubles.append(url)
