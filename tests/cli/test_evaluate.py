@@ -149,3 +149,34 @@ def test_what_cannot_be_scored_gets_one_line(unetcli: Run, words: tuple[str, ...
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_report_is_written_beside_the_scores(tmp_path: Path, volumes: None) -> None:
+    stored(tmp_path, VALUES, "raw.zarr")
+    done = CliRunner().invoke(
+        app, ["evaluate", "p.zarr", "t.zarr", "--report", "r.html", "--image", "raw.zarr", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout)) > {"pixels", "em"}
+    assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--report", "none/r.html"], "--report none/r.html: expected a file in a folder that exists"),
+        (["--report", "."], "--report .: expected a file in a folder that exists"),
+        (["--image", "p.zarr"], "--image p.zarr: only with --report"),
+        (["--report", "r.html", "--image", "none.zarr"], "none.zarr: no such file or folder"),
+        (["--report", "r.html", "--image", "part.zarr"], "--image part.zarr: is z 0:1"),
+    ],
+)
+def test_a_report_that_cannot_be_is_refused_in_one_line(
+    unetcli: Run, tmp_path: Path, volumes: None, words: list[str], said: str
+) -> None:
+    stored(tmp_path, VALUES[:1], "part.zarr")
+    done = unetcli("-q", "evaluate", "p.zarr", "t.zarr", *words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "r.html").exists()

@@ -120,8 +120,8 @@ def reliability(evaluation: Evaluation) -> Html:
 
 def cell_figures(evaluation: Evaluation) -> Iterable[Html]:
     """How many objects still match as more overlap is asked for."""
-    curves = evaluation.curves.get("cells", {})
-    names = [name for name in ("precision", "recall", "f1", "ap") if any(v is not None for v in curves.get(name, ()))]
+    curves, scores = evaluation.curves.get("cells", {}), evaluation.scores["cells"]
+    names = [name for name in ("precision", "recall", "f1", "ap") if name in curves and scores.get(name) is not None]
     if names:
         yield overlap_figure(curves, names)
 

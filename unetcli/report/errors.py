@@ -20,7 +20,7 @@ NAMES = {
     SPLIT: ("S", "split: one cell cut into several"),
     MERGE: ("M", "merge: several cells joined into one"),
     MISSED: ("-", "missed: a true cell that was not found"),
-    EXTRA: ("+", "extra: a found cell that is not there"),
+    EXTRA: ("+", "extra: a found cell that the truth does not have"),
     WRONG: ("!", "wrong: a patch of wrong pixels"),
 }
 """By kind of error: the letter of its sign, and its name."""
@@ -84,9 +84,7 @@ def wrong_patches(wrong: NDArray[np.bool_]) -> list[Mark]:
     return gravest([Mark(WRONG, *at, int(sizes[n]), f"{sizes[n]} wrong pixels") for n, at in places.items()])
 
 
-def object_errors(
-    images: SectionImages, objects: tuple[ReferenceObjects, ResultObjects], places: tuple[Places, Places]
-) -> list[Mark]:
+def object_errors(objects: tuple[ReferenceObjects, ResultObjects], places: tuple[Places, Places]) -> list[Mark]:
     """What went wrong with objects: of the reference and of the result."""
     reference, result = objects
     return gravest([*_of_reference(reference, places[0]), *_of_result(reference, result, places[1])])

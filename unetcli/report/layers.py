@@ -16,13 +16,13 @@ PERCENTILES = (0.5, 99.5)
 """Grey values that become black and white."""
 
 
-def factor_of(shape: tuple[int, ...], most: int = MOST_PIXELS) -> int:
+def factor_of(shape: tuple[int, ...]) -> int:
     """By what a section is thinned.
 
     >>> factor_of((512, 512)), factor_of((2049, 300))
     (1, 3)
     """
-    return max(1, -(-max(shape) // most))
+    return max(1, -(-max(shape) // MOST_PIXELS))
 
 
 def means(values: NDArray[Any], factor: int) -> NDArray[np.float32]:

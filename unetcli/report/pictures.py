@@ -139,13 +139,14 @@ class View:
         if "em" in self.evaluation.metrics and self.images.probability is not None:
             return splits_and_merges(self.images, self.em_level)
         if self.objects is not None:
-            return object_errors(self.images, self.objects, self.places)
+            return object_errors(self.objects, self.places)
         wrong = self._classes() != self._true_classes()
         return wrong_patches(wrong if self.images.judged is None else wrong & self.images.judged)
 
     def rows(self) -> Iterator[ObjectRow]:
-        """All objects of the section, for the table."""
-        if self.objects is None:
+        """All objects of the section, for the table; none of a frame that is marked, but not drawn."""
+        counted = self.section.scores.get("cells", {})
+        if self.objects is None or counted.get("reference_objects") == counted.get("result_objects") == 0:
             return
         reference, result = self.objects
         for number, fate in enumerate(fates(reference)):

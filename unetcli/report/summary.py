@@ -75,7 +75,7 @@ def fates_of(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
     where = "" if gallery.looked == len(evaluation.sections) else f" in the worst {count(gallery.looked, 'section')}"
     yield (
         f"Errors{where}: {fates[MISSED]:,} missed, {fates[SPLIT]:,} split, {fates[MERGE]:,} merged with another; "
-        f"{fates[EXTRA]:,} found where there is none."
+        f"{fates[EXTRA]:,} found that the truth does not have."
     )
 
 

@@ -77,7 +77,7 @@ def objects_table(evaluation: Evaluation, gallery: Gallery) -> Html | None:
     columns = [
         Column("true cell", "Its label in the truth; none for a found cell that is extra.", number=False),
         Column("section", number=False),
-        Column("fate", "Found, split, merged with another, missed; extra: found, but not there.", number=False),
+        Column("fate", "Found, split, merged with another, missed; extra: found, but not in the truth.", number=False),
         Column("overlap", "Intersection over union with the found cell that covers it.", "ascending"),
         Column("size (px)"),
         Column("found cell", "Its label in the prediction.", number=False),

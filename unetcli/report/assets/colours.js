@@ -13,6 +13,7 @@ const MARKS = {
   merge: { letter: "M", colour: "#6cc4f5", shape: "square" },
   missed: { letter: "-", colour: "#8be0b5", shape: "circle" },
   extra: { letter: "+", colour: "#f29ac0", shape: "square" },
+  here: { letter: "", colour: "#ffffff", shape: "circle" }, // no error: what was looked for
   wrong: { letter: "!", colour: "#f2e14c", shape: "circle" },
 };
 const CLASSES = [[0, 0, 0], [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]];

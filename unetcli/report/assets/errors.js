@@ -9,7 +9,7 @@ function listErrors() {
     sign.textContent = MARKS[mark.kind].letter;
     sign.setAttribute("aria-hidden", "true");
     button.append(sign, `${mark.kind}: ${mark.text}`);
-    button.addEventListener("click", () => goTo(mark));
+    button.addEventListener("click", () => { goTo(mark); byId("panes").scrollIntoView({ block: "nearest", behavior: "instant" }); });
     item.append(button);
     button.mark = mark;
     return item;
@@ -22,10 +22,10 @@ function goTo(error) {
   place(closeUp(error.radius), error.x + 0.5, error.y + 0.5);
 }
 
-// A scale at which something of that radius fills a third of the picture, as far as that is closer than all of it.
+// A scale at which something of that radius fills half of the picture, within reason.
 function closeUp(radius) {
-  const wanted = Math.min(...panes[0].size()) / (6 * (radius + 4));
-  return Math.max(1.5 * smallest(), Math.min(wanted, 6));
+  const wanted = Math.min(...panes[0].size()) / (4 * (radius + 4));
+  return Math.max(smallest(), Math.min(wanted, Math.max(6, 1.5 * smallest())));
 }
 
 // The error in the picture and in the list, without moving the picture.

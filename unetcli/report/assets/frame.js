@@ -50,13 +50,13 @@ function startThreshold() {
 function follow(button) {
   const at = PICTURES.findIndex((shown) => shown.section === Number(button.dataset.section));
   show(at);
-  byId("pictures").scrollIntoView();
+  byId("viewer").scrollIntoView({ behavior: "instant" });
   panes[0].canvas.focus({ preventScroll: true });
   if (button.dataset.y === undefined) return;
   const { factor } = picture();
   const [y, x, radius] = [button.dataset.y, button.dataset.x, button.dataset.radius].map((value) => Number(value) / factor);
   const mark = picture().marks.find((each) => Math.hypot(each.x - x, each.y - y) < 1);
-  if (mark) goTo(mark); else place(closeUp(radius), x, y);
+  goTo(mark || { kind: "here", y, x, radius });
 }
 
 function start() {

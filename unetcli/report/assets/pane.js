@@ -46,7 +46,7 @@ class Pane {
     this.canvas.classList.toggle("fitted", fitted);
     const crowded = marks.length > 40 && fitted;
     marks.forEach((mark) => { if (mark !== chosen) this.drawMark(context, mark, false, crowded); });
-    if (chosen && marks.includes(chosen)) this.drawMark(context, chosen, true);
+    if (chosen) this.drawMark(context, chosen, true);
   }
 
   // In a crowd, small and without its letter, until somebody zooms in.

@@ -50,9 +50,9 @@ function shownMarks() {
 }
 
 function draw() {
-  const marks = byId("show-marks").checked ? shownMarks() : [];
+  const on = byId("show-marks").checked, marks = on ? shownMarks() : [];
   for (const pane of panes) {
-    pane.draw(marks, state.marked, state.fitted);
+    pane.draw(marks, on ? state.marked : null, state.fitted);
     pane.canvas.setAttribute("aria-label", `${VIEW_NAMES[pane.view]} of ${picture().name}, ${marks.length} errors marked`);
   }
   byId("scale").textContent = `${Math.round((100 * state.camera.scale) / picture().factor)} %`;

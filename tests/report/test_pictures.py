@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report.evaluations import (
+    cell_image,
+    cells_evaluation,
+    classes_evaluation,
+    doubtful,
+    em_evaluation,
+    evaluate,
+    membranes,
+)
+
+from unetcli.metrics.em import errors_at
+from unetcli.metrics.warping import ErrorKind
+from unetcli.report import layers, pictures
+from unetcli.report.behind import nothing
+from unetcli.report.pictures import gallery, ranked
+
+
+def test_sections_are_ranked_worst_first(tmp_path: Path) -> None:
+    truth = np.stack([membranes(seed=n) for n in range(4)])
+    noise = (0.1, 0.5, 0.3, 0.2)
+    found = np.stack([doubtful(s, seed=n, noise=noise[n]) for n, s in enumerate(truth)])
+    evaluation = evaluate(tmp_path, found, truth)
+    errors = [section.scores["em"]["rand_error"] for section in ranked(evaluation)]
+    assert errors == sorted(errors, reverse=True)
+    assert len(set(errors)) == 4
+
+
+def test_high_scores_are_not_the_worst(tmp_path: Path) -> None:
+    segs = [section.scores["cells"]["seg"] for section in ranked(cells_evaluation(tmp_path))]
+    assert segs == sorted(segs)
+
+
+def test_sections_without_a_score_come_last(tmp_path: Path) -> None:
+    truth = np.stack([np.zeros((83, 120), np.uint16), cell_image()])
+    found = np.stack([cell_image(seed=3), cell_image(seed=4)])
+    evaluation = evaluate(tmp_path, found, truth, metrics=("cells",), three_d=False)
+    assert [section.number for section in ranked(evaluation)] == [1, 0]
+
+
+def test_only_so_many_sections_are_shown_the_worst_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MOST_PICTURES", 2)
+    evaluation = cells_evaluation(tmp_path)
+    shown = gallery(evaluation, nothing)
+    assert [picture["section"] for picture in shown.pictures] == [s.number for s in ranked(evaluation)[:2]]
+    assert {row.section.number for row in shown.objects} == {0, 1, 2}
+
+
+def test_pictures_end_before_the_page_gets_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MOST_BYTES", 1)
+    assert len(gallery(em_evaluation(tmp_path), nothing).pictures) == 1
+
+
+def test_of_very_much_only_the_sections_shown_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MOST_VOXELS", 1)
+    monkeypatch.setattr(pictures, "MOST_PICTURES", 1)
+    evaluation = cells_evaluation(tmp_path)
+    told: list[tuple[int, int]] = []
+    shown = gallery(evaluation, nothing, lambda done, total: told.append((done, total)))
+    assert told == [(1, 1)]
+    assert shown.looked == 1
+    assert {row.section.number for row in shown.objects} == {ranked(evaluation)[0].number}
+
+
+def test_the_fates_of_cells_are_those_of_the_scores(tmp_path: Path) -> None:
+    evaluation = cells_evaluation(tmp_path)
+    rows, scores = gallery(evaluation, nothing).objects, evaluation.scores["cells"]
+    true = [row for row in rows if row.label]
+    assert len(true) == scores["reference_objects"]
+    assert np.mean([row.overlap for row in true]) == pytest.approx(scores["seg"])
+    assert [row.overlap for row in true] == sorted(row.overlap for row in true)
+    assert {row.fate for row in rows[len(true) :]} <= {"extra"}
+
+
+def test_marks_lie_on_the_pixels_of_splits_and_merges(tmp_path: Path) -> None:
+    evaluation = em_evaluation(tmp_path)
+    for picture in gallery(evaluation, nothing).pictures:
+        section = evaluation.sections[picture["section"]]
+        images = evaluation.images(section)
+        assert images.probability is not None
+        level = evaluation.scores["em"]["warping_error_threshold"]
+        errors = errors_at(images.probability[0], images.reference != 0, level)
+        split_and_merge = [errors.of(kind) for kind in (ErrorKind.SPLIT, ErrorKind.MERGE)]
+        assert sum(mark["size"] for mark in picture["marks"]) == sum(map(len, split_and_merge))
+        for mark in picture["marks"]:
+            there = errors.of(ErrorKind[mark["kind"].upper()])
+            away = np.abs(there - (mark["y"], mark["x"])).max(axis=1)
+            assert (away <= mark["radius"] + 0.5).sum() >= mark["size"]
+
+
+def test_large_sections_are_thinned_and_their_marks_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = em_evaluation(tmp_path, count=1)
+    full = gallery(evaluation, nothing).pictures[0]
+    monkeypatch.setattr(layers, "MOST_PIXELS", 60)
+    thin = gallery(evaluation, nothing).pictures[0]
+    assert (full["width"], full["factor"]) == (110, 1)
+    assert (thin["width"], thin["height"], thin["factor"]) == (55, 48, 2)
+    assert [mark["x"] for mark in thin["marks"]] == pytest.approx([m["x"] / 2 for m in full["marks"]], abs=0.06)
+
+
+def test_wrong_patches_of_classes_are_marked(tmp_path: Path) -> None:
+    pictured = gallery(classes_evaluation(tmp_path), nothing).pictures
+    assert {mark["kind"] for picture in pictured for mark in picture["marks"]} == {"wrong"}
+
+
+def test_what_is_not_judged_has_no_marks(tmp_path: Path) -> None:
+    truth = np.stack([cell_image(seed=n) for n in range(2)])
+    evaluation = evaluate(tmp_path, np.zeros_like(truth), truth, ignore=5, metrics=("cells",), three_d=False)
+    shown = gallery(evaluation, nothing)
+    assert 5 not in {row.label for row in shown.objects}
+    assert not any("true cell 5," in mark["text"] for picture in shown.pictures for mark in picture["marks"])
+    assert all(picture["judged"] for picture in shown.pictures)
