@@ -42,7 +42,7 @@ LAYERS = [
     "evaluation.challenge evaluation.counting evaluation.evaluate evaluation.folder evaluation.kinds "
     "evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work showing report "
     "report.behind report.charts report.errors report.html report.layers report.page report.pictures "
-    "report.published report.summary report.svg report.tables report.words",
+    "report.published report.summary report.svg report.tables report.view report.words",
     "cli cli.evaluate cli.options cli.options_train cli.plan cli.predict cli.status cli.talk cli.train cli.verify "
     "cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable cli.show",
 ]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import grey
+from numpy.typing import NDArray
 from report.evaluations import (
     cell_image,
     cells_evaluation,
@@ -16,7 +18,7 @@ from report.evaluations import (
 
 from unetcli.metrics.em import errors_at
 from unetcli.metrics.warping import ErrorKind
-from unetcli.report import layers, pictures
+from unetcli.report import layers, pictures, view
 from unetcli.report.behind import nothing
 from unetcli.report.pictures import gallery, ranked
 
@@ -101,6 +103,28 @@ def test_large_sections_are_thinned_and_their_marks_with_them(tmp_path: Path, mo
     assert (full["width"], full["factor"]) == (110, 1)
     assert (thin["width"], thin["height"], thin["factor"]) == (55, 48, 2)
     assert [mark["x"] for mark in thin["marks"]] == pytest.approx([m["x"] / 2 for m in full["marks"]], abs=0.06)
+
+
+def test_the_gravest_errors_of_a_thinned_section_are_shown_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = em_evaluation(tmp_path, count=1)
+    full = gallery(evaluation, nothing).pictures[0]
+    monkeypatch.setattr(layers, "MOST_PIXELS", 60)
+    monkeypatch.setattr(view, "WINDOW", 40)
+    whole, *close = gallery(evaluation, grey_image).pictures
+    assert whole["corner"] is None
+    assert 1 <= len(close) <= view.CLOSE_UPS
+    gravest = full["marks"][0]
+    top, left = close[0]["corner"]
+    assert (close[0]["height"], close[0]["width"], close[0]["factor"]) == (40, 40, 1)
+    assert (top + close[0]["marks"][0]["y"], left + close[0]["marks"][0]["x"]) == (gravest["y"], gravest["x"])
+    assert all(0 <= mark["y"] < 40 and 0 <= mark["x"] < 40 for picture in close for mark in picture["marks"])
+    assert f"near y {top}, x {left}" in close[0]["name"]
+
+
+def grey_image(section: object) -> NDArray[np.uint8]:
+    return grey(1, 96, 110)
 
 
 def test_wrong_patches_of_classes_are_marked(tmp_path: Path) -> None:

@@ -137,12 +137,15 @@ def kind_key(kind: str) -> Html:
 def limits(evaluation: Evaluation, shown: Gallery) -> list[str]:
     """What the pictures do not show."""
     told = []
-    pictures, every = len(shown.pictures), len(evaluation.sections)
+    pictures, every = len(shown.whole), len(evaluation.sections)
     if pictures < every:
         told.append(f"The page stays small: pictures of the worst {pictures} of {count(every, 'section')}.")
     factor = shown.pictures[0]["factor"]
     if factor > 1:
-        told.append(f"Thinned: a pixel here stands for {factor} x {factor}. Errors were found at full resolution.")
+        told.append(
+            f"Thinned: a pixel here stands for {factor} x {factor}. Errors were found at full resolution; "
+            "windows around the gravest follow each section."
+        )
     if shown.pictures[0]["image"] is None:
         told.append("Without the image itself: name it with --image to see the errors on it.")
     return told

@@ -41,12 +41,12 @@ def of_em(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
             f"The Rand error is {scores['rand_error']:.3f} at threshold {scores['rand_error_threshold']:.1f}: it grows "
             "with every cell that is cut or joined to another, by its area; 0 is perfect."
         )
-    marks = sum((Counter(picture["found"]) for picture in gallery.pictures), Counter())
+    marks = sum((Counter(picture["found"]) for picture in gallery.whole), Counter())
     level = scores.get("warping_error_threshold")
-    if level is not None and gallery.pictures:
-        where = "" if len(gallery.pictures) == len(evaluation.sections) else " worst"
+    if level is not None and gallery.whole:
+        where = "" if len(gallery.whole) == len(evaluation.sections) else " worst"
         yield (
-            f"In the {count(len(gallery.pictures), f'{where} section'.strip())} shown below, "
+            f"In the {count(len(gallery.whole), f'{where} section'.strip())} shown below, "
             f"{count(marks[SPLIT], 'place')} {'cuts' if marks[SPLIT] == 1 else 'cut'} a cell and "
             f"{count(marks[MERGE], 'place')} {'joins' if marks[MERGE] == 1 else 'join'} cells, at threshold "
             f"{level:.1f} where the warping error is least."

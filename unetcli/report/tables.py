@@ -9,7 +9,8 @@ from typing import Any
 from unetcli.evaluation.result import Evaluation, Section
 from unetcli.report.errors import EXTRA, MERGE
 from unetcli.report.html import Html, join, tag
-from unetcli.report.pictures import Gallery, ObjectRow, ranked
+from unetcli.report.pictures import Gallery, ranked
+from unetcli.report.view import ObjectRow
 from unetcli.report.words import HEADLINES, METRIC_NAMES, Measure, count, metrics_of, ranked_by, scored
 
 MOST_SECTIONS = 1000
@@ -49,7 +50,7 @@ def sections_table(evaluation: Evaluation, gallery: Gallery) -> Html | None:
     if not measures:
         return None
     order, by = ranked(evaluation), ranked_by(evaluation)
-    shown = {picture["section"]: sum(picture["found"].values()) for picture in gallery.pictures}
+    shown = {picture["section"]: sum(picture["found"].values()) for picture in gallery.whole}
     columns = [Column("section", number=False)]
     for measure in measures:
         worst_first = ("descending" if measure.lower else "ascending") if measure == by else None

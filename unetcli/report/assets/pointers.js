@@ -62,11 +62,11 @@ function pickMark(pane, event) {
 async function point(pane, event) {
   const layers = await decode(state.at);
   const [x, y] = pane.under(event).map(Math.floor);
-  const { factor } = picture();
+  const { factor, corner } = picture(), [top, left] = corner || [0, 0];
   if (x < 0 || y < 0 || x >= layers.width || y >= layers.height) { byId("pointer").textContent = ""; return; }
   const i = y * layers.width + x;
   const truth = picture().truth_kind === "mask" ? (layers.truth[i] ? "foreground" : "background") : layers.truth[i];
-  const parts = [`y ${y * factor}, x ${x * factor}`, `truth: ${truth}`];
+  const parts = [`y ${top + y * factor}, x ${left + x * factor}`, `truth: ${truth}`];
   if (layers.labels || layers.classes) parts.push(`prediction: ${(layers.labels || layers.classes)[i]}`);
   if (layers.probability) parts.push(`probability: ${(layers.probability[i] / 255).toFixed(2)}`);
   byId("pointer").textContent = parts.join(" · ");
