@@ -107,9 +107,7 @@ def test_memory_that_comes_near_the_limit_is_told_at_once(tmp_path: Path, monkey
     monkeypatch.setenv("SLURM_MEM_PER_NODE", str(memory_bytes() // 2**20 + 400))
     with Heartbeat(tmp_path, 1):
         assert not only(tmp_path).near_limit
-        with mmap.mmap(
-            -1, 400 * 2**20
-        ) as ballast:  # fresh: the heap may hold freed memory
+        with mmap.mmap(-1, 400 * 2**20) as ballast:  # fresh: the heap may hold freed memory
             ballast.write(b"x" * len(ballast))
             wait_for(lambda: only(tmp_path).near_limit)
             assert memory_bytes() > len(ballast)
