@@ -90,7 +90,7 @@ def train(
     cluster: t.TrainingClusterOption = "local",
     nodes: t.NodesOption = 1,
     gpus_per_node: t.GpusPerNodeOption = 0,
-    tasks_per_node: t.TasksPerNodeOption = 1,
+    tasks_per_node: t.TasksPerNodeOption = None,
     profile: o.ProfileOption = None,
     detach: o.DetachOption = False,
     partition: o.PartitionOption = None,
@@ -209,9 +209,10 @@ def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
     if isinstance(found, str):
         typer.echo(found)
         return
-    talk.say(found.sentence)
-    o.print_json(asdict(found)) if options["json"] else typer.echo(found.model)
-    if not found.finished:
+    if found is not None:
+        talk.say(found.sentence)
+        o.print_json(asdict(found)) if options["json"] else typer.echo(found.model)
+    if found is None or not found.finished:
         raise typer.Exit(INTERRUPTED if signals.stop() == SIGINT else o.INCOMPLETE)
 
 
