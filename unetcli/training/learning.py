@@ -7,6 +7,7 @@ import math
 import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from signal import SIGTERM
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,8 +96,8 @@ class Training:
             for number, batch in zip(numbers, stream, strict=True):
                 course.losses.append(course.learner.step(batch, number))
                 done = number + 1
-                wishes = signals.stop() or 0, signals.checkpoint() or course.checkpoint_is_due()
-                stop, save = self.world.greatest(*wishes)
+                asked = (signals.stop() or SIGTERM) if signals.stopping() else 0
+                stop, save = self.world.greatest(asked, signals.checkpoint() or course.checkpoint_is_due())
                 if stop:
                     signals.note(stop)  # to end alike, whichever process was asked
                 course.tell(done)
