@@ -8,5 +8,9 @@ class UnetcliError(Exception):
     """
 
 
+class Incomplete(UnetcliError):
+    """Work is left to do and nothing is wrong with the request: the same command continues, exit code 3."""
+
+
 class UnreadableBlock(UnetcliError):
     """Input voxels that cannot be used (damaged chunk, NaN, infinity); the block is set aside and the rest goes on."""

@@ -63,6 +63,12 @@ def require_free(path: Path, *, take_over: bool = False) -> None:
         _break(path, take_over)
 
 
+def holding_job(path: Path) -> str | None:
+    """The SLURM job of the process that holds the lock at ``path``, ``-`` outside of any; None where it is free."""
+    holder = _holder(path)
+    return holder.job if holder else None
+
+
 def _break(path: Path, take_over: bool) -> None:
     """Remove the lock of a process that is gone; raise where it may be alive."""
     with _guard(path):  # between looking and removing, nobody else may break and take the lock

@@ -13,6 +13,7 @@ from unetcli.cli import talk
 from unetcli.cli.configfile import configurable
 from unetcli.cli.evaluate import evaluate
 from unetcli.cli.label import label
+from unetcli.cli.options import INCOMPLETE
 from unetcli.cli.plan import NOT_OF_PLAN, plan
 from unetcli.cli.predict import predict
 from unetcli.cli.show import show
@@ -21,7 +22,7 @@ from unetcli.cli.train import TrainCommand, in_force, train
 from unetcli.cli.verify import verify
 from unetcli.cli.weights import weights
 from unetcli.cli.worker import worker
-from unetcli.errors import UnetcliError
+from unetcli.errors import Incomplete, UnetcliError
 
 USER, BUG = 1, 70
 
@@ -61,6 +62,8 @@ def main() -> None:
     """Run the command line; every way to end has its exit code."""
     try:
         app()
+    except Incomplete as error:
+        _fail(str(error), INCOMPLETE)
     except UnetcliError as error:
         _fail(str(error))
     except OSError as error:  # disk full, read-only, no permission: the user's to put right
@@ -71,8 +74,8 @@ def main() -> None:
         sys.exit(BUG)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = USER) -> NoReturn:
     if talk.is_verbose():
         traceback.print_exc()
     typer.echo(f"unetcli: {' '.join(message.split())}", err=True)
-    sys.exit(USER)
+    sys.exit(code)

@@ -98,8 +98,8 @@ TrainingClusterOption = Annotated[
     str, typer.Option("--cluster", envvar="UNETCLI_CLUSTER", help="local, or slurm: one job of all processes.")
 ]
 NodesOption = Annotated[int, typer.Option(help="With slurm: nodes that train together.")]
-GpusPerNodeOption = Annotated[int, typer.Option(help="With slurm: GPUs of each, a process for each GPU.", min=0)]
-TasksPerNodeOption = Annotated[int, typer.Option(help="With slurm, without GPUs: processes on each node.")]
+GpusPerNodeOption = Annotated[int, typer.Option(help="With slurm: GPUs of each, a process for each GPU.")]
+TasksPerNodeOption = Annotated[int | None, typer.Option(help="With slurm, without GPUs: processes on each node, 1.")]
 TrainingDryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be trained, with memory, speed and time; train nothing.")
 ]

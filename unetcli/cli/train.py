@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from unetcli.cli import options as o
 from unetcli.cli import options_train as t
 from unetcli.cli import talk
 from unetcli.cli.signals import INTERRUPTED
+from unetcli.errors import UnetcliError
 
 if TYPE_CHECKING:
     from unetcli.training.request import TrainRequest
@@ -88,7 +90,7 @@ def train(
     cluster: t.TrainingClusterOption = "local",
     nodes: t.NodesOption = 1,
     gpus_per_node: t.GpusPerNodeOption = 0,
-    tasks_per_node: t.TasksPerNodeOption = 1,
+    tasks_per_node: t.TasksPerNodeOption = None,
     profile: o.ProfileOption = None,
     detach: o.DetachOption = False,
     partition: o.PartitionOption = None,
@@ -109,7 +111,14 @@ def train(
     The same command again goes on where it stopped, or says that it is finished.
     """
     options = locals()
-    request = request_of(options)
+    try:
+        request = request_of(options)
+    except UnetcliError:
+        from unetcli.training.world import World
+
+        if not World.from_environment().is_first:
+            raise typer.Exit(1) from None  # all were started with the same words: the first process tells
+        raise
     if dry_run:
         _preview(request, json)
     elif cluster == "local":
@@ -138,8 +147,6 @@ def request_of(given: dict[str, Any]) -> TrainRequest:
 
 def pairs_of(raw: str | None, labels: str | None, more: list[Any]) -> tuple[tuple[str, str], ...]:
     """RAW and LABELS, and those of ``--pair``."""
-    from unetcli.errors import UnetcliError
-
     if raw is not None and labels is None:
         raise UnetcliError(f"{raw}: LABELS are missing; unetcli train RAW LABELS")
     first = [(raw, labels)] if raw is not None and labels is not None else []
@@ -155,13 +162,21 @@ def _run(request: TrainRequest, json: bool) -> None:
     prepare()  # before torch is imported
     from dataclasses import asdict
 
-    from unetcli.training.train import train_model
-    from unetcli.training.world import World
+    from unetcli.training.train import silent, train_model
+    from unetcli.training.world import Deserted, Elsewhere, World
 
-    with talk.progress("tiles") as report:
-        summary = train_model(request, report, signals)
-    if not World.from_environment().is_first:
-        raise typer.Exit(0 if summary.finished else o.INCOMPLETE)
+    first = World.from_environment().is_first
+    try:
+        with talk.progress("tiles") if first else nullcontext(silent) as report:
+            summary = train_model(request, report, signals)
+    except Elsewhere:
+        raise typer.Exit(1) from None
+    except Deserted:
+        if first:
+            raise
+        raise typer.Exit(o.INCOMPLETE) from None
+    if not first:
+        raise typer.Exit(0 if summary.finished else INTERRUPTED if signals.stop() == SIGINT else o.INCOMPLETE)
     talk.say(summary.sentence)
     if summary.finished:
         talk.say(summary.advice)
@@ -175,7 +190,6 @@ def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
     from dataclasses import asdict
 
     from unetcli.cli.predict import asked_where
-    from unetcli.errors import UnetcliError
     from unetcli.process import prepare
     from unetcli.signals import Signals
 
@@ -195,9 +209,10 @@ def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
     if isinstance(found, str):
         typer.echo(found)
         return
-    talk.say(found.sentence)
-    o.print_json(asdict(found)) if options["json"] else typer.echo(found.model)
-    if not found.finished:
+    if found is not None:
+        talk.say(found.sentence)
+        o.print_json(asdict(found)) if options["json"] else typer.echo(found.model)
+    if found is None or not found.finished:
         raise typer.Exit(INTERRUPTED if signals.stop() == SIGINT else o.INCOMPLETE)
 
 

@@ -17,8 +17,9 @@ RESERVED = {
     "array": "the blocks decide how many elements there are; --blocks-per-job, --max-running",
     "output": "logs are in the run folder",
     "error": "logs are in the run folder",
-    "nodes": "every job is one process on one node",
-    "ntasks": "every job is one process on one node",
+    "nodes": "every job is one process on one node; those of train have --nodes",
+    "ntasks": "every job is one process on one node; those of train have --tasks-per-node",
+    "ntasks-per-node": "every job is one process on one node; those of train have --tasks-per-node",
     "job-name": "jobs are found again by it",
     "wrap": "the job runs unetcli",
 }

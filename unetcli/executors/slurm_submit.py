@@ -97,13 +97,16 @@ def _submit_array(
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder)
+    parameters = request.submitit_parameters()
+    if nodes * tasks_per_node > 1:  # tasks that wait for one that failed would wait for long
+        parameters["srun_args"] = [*(parameters["srun_args"] or []), "--kill-on-bad-exit=1"]
     executor.update_parameters(
         job_name=name,
         nodes=nodes,
         ntasks_per_node=tasks_per_node,
         array_parallelism=request.max_running or len(arguments),
         signal_delay_s=_signal_seconds(request),
-        **request.submitit_parameters(),
+        **parameters,
     )
     logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its handlers would write to our stdout
     delayed = [DelayedSubmission(function, *each) for each in arguments]

@@ -175,7 +175,7 @@ class TrainingFolder:
             draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def _foreign(self) -> Iterator[Path]:
-        begun = ("lock", "lock.guard", "launcher", "launcher.guard", "slurm.json", "jobs")  # of calls killed early
+        begun = ("lock", "lock.guard", "launcher", "launcher.guard", "jobs")  # of calls killed early
         return (path for path in self.path.iterdir() if path.name not in begun and path.suffix != PARTIAL)
 
 

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import secrets
-import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from unetcli.errors import UnetcliError
-from unetcli.executors.slurm_commands import named
+from unetcli.errors import Incomplete, UnetcliError
+from unetcli.executors.slurm import LATE_SECONDS, last_words, still_live
+from unetcli.executors.slurm_commands import require_slurm
+from unetcli.executors.slurm_jobs import JobBook, Submission
 from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.executors.slurm_submit import log_of, submit_jobs, tidy
+from unetcli.executors.slurm_submit import log_of, submit_jobs
 from unetcli.executors.slurm_watch import JobEnd, JobWatch, tail
-from unetcli.files import replacing
-from unetcli.lock import hold
+from unetcli.lock import hold, holding_job
 from unetcli.signals import Signals
 from unetcli.training.folder import TrainingFolder
 from unetcli.training.learning import Report
 from unetcli.training.request import TrainRequest
-from unetcli.training.train import TrainSummary, resolve, summarise, train_model
+from unetcli.training.resolve import require_pairs
+from unetcli.training.task import BUG, USER, train_here
+from unetcli.training.train import TrainSummary, settle, summarise
 from unetcli.training.world import World
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0
-PORTS = range(20_000, 60_000)
-MASTER = "UNETCLI_MASTER"
-"""Environment variable with the address of the first process, where its node's name does not resolve."""
+SECONDS_PER_QUESTION = 5.0
+PAUSE_SECONDS = 0.5
+WHOLE = ((0, 1),)
+"""A training is one block, in the words of the book of jobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,107 +40,171 @@ class Processes:
 
     nodes: int = 1
     gpus_per_node: int = 0
-    tasks_per_node: int = 1
+    tasks_per_node: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "tasks_per_node"):
-            if getattr(self, name) < 1:
-                raise UnetcliError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UnetcliError(f"--{name.replace('_', '-')} {value}: at least {least}")
+        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
+            raise UnetcliError(
+                f"--tasks-per-node {self.tasks_per_node}: with --gpus-per-node {self.gpus_per_node} there is a process "
+                "for each GPU; leave it out"
+            )
 
     @property
     def on_each(self) -> int:
-        return self.gpus_per_node or self.tasks_per_node
+        return self.gpus_per_node or self.tasks_per_node or 1
+
+    @property
+    def all(self) -> int:
+        return self.nodes * self.on_each
+
+    def asked_of(self, slurm: SlurmRequest) -> SlurmRequest:
+        """A profile's one GPU, for jobs of one process, gives way to those of each node."""
+        if not self.gpus_per_node:
+            return slurm
+        ours = tuple(pair for pair in slurm.extra if not pair[0].startswith("gpus-per-"))
+        gres = None if "gpu" in (slurm.gres or "") else slurm.gres
+        kind, _, _ = (slurm.gpus or "").rpartition(":")  # of a100:1
+        wanted = f"{kind}:{self.gpus_per_node}" if kind else self.gpus_per_node
+        return replace(slurm, gpus=None, gres=gres, extra=ours).with_extra("gpus-per-node", wanted)
 
 
 def launch(
     request: TrainRequest, slurm: SlurmRequest, processes: Processes, report: Report, signals: Signals, *, detach: bool
-) -> TrainSummary | str:
+) -> TrainSummary | str | None:
     """Submit the training, or find its job, and wait for it; the job's id at once where ``detach``.
 
-    An interrupt of the launcher leaves the job at work.
+    A launcher that is asked to stop leaves the job at work, and tells how far it is: None where nothing is trained yet.
 
     Raises
     ------
     UnetcliError
-        Bad input, told before anything is submitted; SLURM refuses; or the job failed, with its reason and log.
+        Bad input, told before anything is submitted; SLURM refuses; or the job found something to put right.
+    Incomplete
+        The job ended otherwise: the same command submits another one, which goes on.
     """
     folder = TrainingFolder(request.output)
     done = None if request.overwrite else summarise(folder, request.steps, request.patience)
     if done is not None and done.finished:
         return done
     check(request, slurm, processes)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    require_slurm()
+    folder.jobs.mkdir(parents=True, exist_ok=True)
     with hold(folder.path / "launcher", take_over=request.take_over):
-        job = running(folder)
-        if job and request.overwrite:
-            raise UnetcliError(f"--overwrite: job {job} trains {folder.path}; scancel {job} first")
-        job = job or submit(request, slurm, processes, folder)
-        if detach:
-            return job
-        return wait(request, folder, job, report, signals)
+        book = JobBook(folder.jobs)
+        submission = at_work(request, book) or submit(request, slurm, processes, folder, book)
+        return submission.jobs[0] if detach else wait(request, folder, book, submission, report, signals)
 
 
 def check(request: TrainRequest, slurm: SlurmRequest, processes: Processes) -> None:
-    """Refuse here what the job would refuse, unless it needs a GPU that this host lacks."""
-    if not (slurm.wants_gpu or processes.gpus_per_node):
-        resolve_quietly(request)
+    """Refuse here what the job would refuse; what depends on a GPU that this host may lack is left to the job."""
+    if slurm.wants_gpu or processes.gpus_per_node:
+        TrainingFolder(request.output).require_ours()
+        require_pairs(request)
+    else:
+        settle(request, World(size=processes.all))
 
 
-def resolve_quietly(request: TrainRequest) -> None:
-    """Whether a request can be trained; a number of steps is not looked for."""
-    level = log.parent.level if log.parent else logging.NOTSET
-    logging.getLogger("unetcli.training").setLevel(logging.WARNING)
-    try:
-        resolve(replace(request, steps=request.steps or 1), World())
-    finally:
-        logging.getLogger("unetcli.training").setLevel(level)
-
-
-def running(folder: TrainingFolder) -> str | None:
-    """The job of an earlier call that waits or runs."""
-    record = folder.path / "slurm.json"
-    if not record.exists():
+def at_work(request: TrainRequest, book: JobBook) -> Submission | None:
+    """What an earlier call submitted, if its job waits or runs."""
+    found = still_live(book)
+    if not found:
         return None
-    jobs = named(json.loads(record.read_text())["name"])
-    if jobs:
-        log.info("job %s is at work already", jobs[0])
-    return jobs[0] if jobs else None
+    job = found[-1].jobs[0]
+    if request.overwrite:
+        raise UnetcliError(f"--overwrite: job {job} trains {request.output}; scancel {job} first")
+    log.info("job %s is at work already", job)
+    return found[-1]
 
 
-def submit(request: TrainRequest, slurm: SlurmRequest, processes: Processes, folder: TrainingFolder) -> str:
-    """One job of all processes; recorded under its name before it is made."""
-    name = f"unetcli-train-{secrets.token_hex(4)}"
-    with replacing(folder.path / "slurm.json") as draft:
-        draft.write_text(json.dumps({"name": name}))
+def submit(
+    request: TrainRequest, slurm: SlurmRequest, processes: Processes, folder: TrainingFolder, book: JobBook
+) -> Submission:
+    """One job of all processes; written down before it is made."""
+    if holding_job(folder.path / "lock") in {job for earlier in book.on_record() for job in earlier.jobs}:
+        request = replace(request, take_over=True)  # the lock of a job of ours that SLURM knows to be over
+    submission = book.intend([WHOLE])
     values = (request, os.getcwd())  # noqa: PTH109 - text that travels
-    options = slurm.with_extra("gpus-per-node", processes.gpus_per_node) if processes.gpus_per_node else slurm
-    jobs = submit_jobs(
-        options, folder.jobs, train_here, [values], name=name, nodes=processes.nodes, tasks_per_node=processes.on_each
-    )
-    log.info("job %s: %d nodes with %d processes each", jobs[0], processes.nodes, processes.on_each)
-    return jobs[0]
+    try:
+        jobs = submit_jobs(
+            processes.asked_of(slurm),
+            book.logs,
+            train_here,
+            [values],
+            name=submission.name,
+            nodes=processes.nodes,
+            tasks_per_node=processes.on_each,
+        )
+    except Exception:
+        book.withdraw(submission)
+        raise
+    book.confirm(submission, jobs)
+    log.info("job %s: %d x %d processes", jobs[0], processes.nodes, processes.on_each)
+    return submission
 
 
-def wait(request: TrainRequest, folder: TrainingFolder, job: str, report: Report, signals: Signals) -> TrainSummary:
+def wait(
+    request: TrainRequest,
+    folder: TrainingFolder,
+    book: JobBook,
+    submission: Submission,
+    report: Report,
+    signals: Signals,
+) -> TrainSummary | None:
     """Show how far the job is until it ends."""
-    name = json.loads((folder.path / "slurm.json").read_text())["name"]
-    watch = JobWatch([job], every=LOOK_SECONDS, log_of=lambda job: log_of(folder.jobs, name, job))
+    job = submission.jobs[0]
+    file = log_of(book.logs, submission.name, job)
+    watch = JobWatch([job], every=SECONDS_PER_QUESTION, log_of=lambda _: file)
     ends: list[JobEnd] = []
     while not ends and not signals.stopping():
-        time.sleep(LOOK_SECONDS / 4)
         ends = watch.poll()
         tell(folder, report)
-    summary = summarise(folder, request.steps, request.patience)
+        time.sleep(PAUSE_SECONDS)
+
+    def found() -> TrainSummary | None:
+        return summarise(folder, request.steps, request.patience)
+
     if not ends:
         log.info("job %s stays at work; the same command attaches to it again", job)
-    elif not (summary and summary.finished):
-        end, said = ends[0], tail(log_of(folder.jobs, name, job))
-        raise UnetcliError(f"job {job}: {end.reason}; {last_line(said)} (log: {log_of(folder.jobs, name, job)})")
-    else:
-        tidy(folder.jobs / name)
-    if summary is None:
-        raise UnetcliError(f"{folder.path}: nothing trained yet; the same command attaches to job {job}")
-    return summary
+        return found()
+    book.end(submission, [job])
+    return outcome(ends[0], file, found)
+
+
+def outcome(
+    end: JobEnd, file: Path, found: Callable[[], TrainSummary | None], late: float = LATE_SECONDS
+) -> TrainSummary:
+    """What an ended job has trained, or why it has not."""
+    deadline = time.monotonic() + (late if end.state == "COMPLETED" else 0)  # a network file system may lag behind
+    while not ((summary := found()) and summary.finished) and time.monotonic() < deadline:
+        time.sleep(PAUSE_SECONDS)
+    if summary and summary.finished:
+        return summary
+    line = f"job {end.job}: {reason(end, tail(file))}"
+    if end.state == "OUT_OF_MEMORY" or end.note == "JobLaunchFailure" or end.exit_code in (USER, BUG):
+        raise UnetcliError(f"{line} (log: {file})")
+    raise Incomplete(f"{line}; the same command continues (log: {file})")
+
+
+def reason(end: JobEnd, said: str) -> str:
+    """Why a job ended, in unetcli's own words where it has said so.
+
+    >>> reason(JobEnd(job="1", state="FAILED", exit_code=1), "step 9\\nunetcli: the loss is nan\\nsrun: error: x\\n")
+    'the loss is nan'
+    >>> reason(JobEnd(job="1", state="FAILED", exit_code=70), "ValueError: 3\\nsrun: error: x\\n")
+    'crashed with exit code 70: ValueError: 3'
+    >>> reason(JobEnd(job="1", state="CANCELLED"), "step 9\\n")
+    'cancelled'
+    """
+    ours = [line.removeprefix("unetcli: ") for line in said.splitlines() if line.startswith("unetcli: ")]
+    if end.state != "FAILED" or not end.exit_code:
+        return end.reason
+    if ours:
+        return ours[-1].removesuffix("; the same command continues from the last checkpoint")
+    return f"{end.reason}: {last_words(said) or 'it said nothing'}"
 
 
 def tell(folder: TrainingFolder, report: Report) -> None:
@@ -147,51 +213,3 @@ def tell(folder: TrainingFolder, report: Report) -> None:
     if frozen and rows:
         batch = frozen[0].optimisation.batch_size
         report(rows[-1]["step"] * batch, frozen[1] * batch, f"loss {rows[-1]['loss']:.3f}")
-
-
-def last_line(said: str) -> str:
-    """What unetcli said last in a job's log."""
-    lines = [line for line in said.splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("unetcli: ") or line.startswith("error: ")]
-    return (ours or lines or ["it said nothing"])[-1]
-
-
-def train_here(request: TrainRequest, place: str) -> None:
-    """One process of the job: joins the others and trains; SIGUSR2 before the time limit sends the job back."""
-    import signal
-
-    from unetcli.executors.slurm_requeue import requeue_job
-
-    signals = Signals().listen()  # over submitit's own handlers: the work is told at its next step
-    os.chdir(place)
-    if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
-        request = replace(request, overwrite=False, take_over=False)  # its own earlier life's work is kept
-    join()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        summary = train_model(request, signals=signals)
-    except UnetcliError as error:
-        log.error("unetcli: %s", error)
-        raise SystemExit(1) from None
-    log.info("%s", summary.sentence)
-    if signals.stop() == signal.SIGUSR2 and not summary.finished:
-        requeue_job()
-
-
-def join() -> None:
-    """Tell torch which process of how many this is, from what SLURM says."""
-    words = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-    for ours, theirs in words.items():
-        os.environ[ours] = os.environ.get(theirs, "0" if ours != "WORLD_SIZE" else "1")
-    os.environ["MASTER_ADDR"] = os.environ.get(MASTER) or first_host()
-    job = int(os.environ.get("SLURM_JOB_ID", "0"))
-    os.environ["MASTER_PORT"] = str(PORTS[job % len(PORTS)])
-
-
-def first_host() -> str:
-    """The first node of the job; this host's own address where there is one node alone."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    if not nodes or os.environ.get("SLURM_JOB_NUM_NODES") == "1":
-        return "127.0.0.1"
-    told = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    return told.stdout.split()[0]

@@ -7,6 +7,7 @@ import math
 import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from signal import SIGTERM
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,11 +95,15 @@ class Training:
         with closing(prefetch(batches(course.learner, course.sampler, numbers), BATCHES_AHEAD)) as stream:
             for number, batch in zip(numbers, stream, strict=True):
                 course.losses.append(course.learner.step(batch, number))
-                done, stop = number + 1, self.world.any(signals.stopping())
+                done = number + 1
+                asked = (signals.stop() or SIGTERM) if signals.stopping() else 0
+                stop, save = self.world.greatest(asked, signals.checkpoint() or course.checkpoint_is_due())
+                if stop:
+                    signals.note(stop)  # to end alike, whichever process was asked
                 course.tell(done)
                 if done % self.config.validate_every == 0 or done == steps:
                     course.look(done)
-                elif stop or signals.checkpoint() or course.checkpoint_is_due():
+                elif stop or save:
                     course.keep(done)
                 if stop or self.is_over(course.state, steps):
                     break
@@ -118,21 +123,25 @@ class Course:
 
     def begin(self) -> Checkpoint:
         """The last checkpoint, or a first one."""
-        folder, world = self.training.folder, self.training.world
-        found = folder.load_checkpoint()
+        world = self.training.world
+        found = world.first(self.training.folder.load_checkpoint)  # another node may still see an older one
         if found is not None:
             self.learner.restore(found)
             self.state = found
         else:
             self.state = self._state(0, None, 0, 0.0)
         self.losses = list(self.state.pending)
-        if world.is_first:
-            folder.trim_log(self.state.step)
-            if found is None:
-                self._save()
-            forget_looks(folder, self.state.step)
-            draw_seen(folder, self.learner, self.sampler)
+        world.first(self._tidy)
+        if found is None:
+            self._save()
         return self.state
+
+    def _tidy(self) -> None:
+        """Forget what came after the checkpoint, and show what the network is about to see."""
+        folder = self.training.folder
+        folder.trim_log(self.state.step)
+        forget_looks(folder, self.state.step)
+        draw_seen(folder, self.learner, self.sampler)
 
     def start_clock(self) -> None:
         self._started = self._saved = self._told = time.monotonic()
@@ -141,7 +150,7 @@ class Course:
     def tell(self, done: int) -> None:
         """Show where it is."""
         now = time.monotonic()
-        if now - self._told >= TELL_SECONDS or done == self.steps:
+        if self.training.world.is_first and (now - self._told >= TELL_SECONDS or done == self.steps):
             self._told = now
             self.report(self._tiles(done), self._tiles(self.steps), f"loss {self._loss():.3f}{self.note}")
 
@@ -150,12 +159,12 @@ class Course:
 
     def keep(self, done: int) -> None:
         """A checkpoint between two looks."""
+        self.training.world.first(self._loss)
         self.state = self._state(done, self.state.best, self.state.looks_since_best, self._seconds())
         self._save()
 
     def look(self, done: int) -> None:
         """Validate, keep the model if it is the best so far, and write log, pictures and checkpoint."""
-        self._loss()
         best, since = self.training.world.first(lambda: self._judge(done))
         self.losses = []
         self.state = self._state(done, best, since, self._seconds())
@@ -164,6 +173,7 @@ class Course:
     def _judge(self, done: int) -> tuple[float | None, int]:
         """Best value so far, and how many looks ago it was found."""
         training, before = self.training, self.state
+        self._loss()
         result, shown = self.validator(self.learner.kept)
         value = result.selected if result else None
         wins = before.best is None or (value is not None and better(training.config.select, value, before.best))
@@ -221,10 +231,9 @@ class Course:
         )
 
     def _save(self) -> None:
+        folder = self.training.folder
+        self.training.world.first(lambda: self.state.save(folder.checkpoint, folder.previous))
         self._saved = time.monotonic()
-        if self.training.world.is_first:
-            folder = self.training.folder
-            self.state.save(folder.checkpoint, folder.previous)
 
 
 def header(training: Training, step: int, result: Validation | None) -> ModelHeader:

@@ -51,10 +51,7 @@ def resolve_training(
 
     A decaying learning rate needs the number of steps: it is 0 in the configuration until :func:`with_steps`.
     """
-    volumes = [(open_volume(raw), open_volume(labels)) for raw, labels in request.pairs]
-    for raw, labels in volumes:
-        require_pair(raw, labels, request.channel)
-    require_alike([raw for raw, _ in volumes])
+    volumes = require_pairs(request)
     prints = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
     device = resolve_device(request.device or (frozen.device if frozen else None), world.local_rank)
     sections, validation = split(request, [raw for raw, _ in volumes])
@@ -96,6 +93,15 @@ def resolve_training(
         world=world,
         manner=manner_of(request),
     )
+
+
+def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
+    """Images and labels, opened; those that do not go together are refused."""
+    volumes = [(open_volume(raw), open_volume(labels)) for raw, labels in request.pairs]
+    for raw, labels in volumes:
+        require_pair(raw, labels, request.channel)
+    require_alike([raw for raw, _ in volumes])
+    return volumes
 
 
 def manner_of(request: TrainRequest) -> Manner:

@@ -109,7 +109,8 @@ def settle(request: TrainRequest, world: World) -> tuple[Training, int | None]:
 
 def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
     """What is to be trained, and for how many steps; said, and nothing is written."""
-    training, frozen = settle(request, world)
+    training, frozen = world.each(lambda: settle(request, world))
+    world.require_same("the training", training.config.to_dict())
     goal = world.first(lambda: resolve_steps(request, training, frozen))
     if world.is_first:
         announce(training, goal)
@@ -140,13 +141,19 @@ def finish(training: Training, goal: int, report: Report, signals: Signals) -> T
     """Train what is left to train, draw the curves, sum up."""
     from unetcli.pictures import draw_curves
 
-    before = training.folder.load_checkpoint()
-    found_finished = before is not None and training.is_over(before, goal)
-    state = before if before and found_finished else training.run(goal, report, signals)
+    before = training.world.first(lambda: finished_before(training, goal))
+    found_finished = before is not None
+    state = before or training.run(goal, report, signals)
     rows = training.folder.rows()
     if training.world.is_first and (not found_finished or not training.folder.curves.exists()):
         draw_curves(rows, training.folder.curves)
     return sum_up(training.folder, training.config, goal, state, found_finished, training.is_over(state, goal))
+
+
+def finished_before(training: Training, goal: int) -> Checkpoint | None:
+    """The last checkpoint, where nothing is left to do."""
+    found = training.folder.load_checkpoint()
+    return found if found and training.is_over(found, goal) else None
 
 
 def sum_up(
