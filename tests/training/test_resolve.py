@@ -17,8 +17,9 @@ from unetcli.errors import UnetcliError
 from unetcli.training.folder import TrainingFolder
 from unetcli.training.learning import Training
 from unetcli.training.request import TrainRequest
-from unetcli.training.resolve import resolve_training, split
+from unetcli.training.resolve import resolve_training
 from unetcli.training.settings import Ranges
+from unetcli.training.split import split
 from unetcli.volumes.volume import Volume
 
 
