@@ -43,8 +43,8 @@ LAYERS = [
     "evaluation.kinds evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work "
     "showing report report.behind report.charts report.errors report.html report.layers report.page "
     "report.pictures report.published report.summary report.svg report.tables report.view report.words",
-    "cli cli.evaluate cli.options cli.options_train cli.plan cli.predict cli.status cli.talk cli.train cli.verify "
-    "cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable cli.show",
+    "cli cli.asking cli.evaluate cli.options cli.options_train cli.plan cli.plantable cli.predict cli.status cli.talk "
+    "cli.train cli.verify cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable cli.show",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}

@@ -189,7 +189,7 @@ def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
     """As one SLURM job."""
     from dataclasses import asdict
 
-    from unetcli.cli.predict import asked_where
+    from unetcli.cli.asking import asked_where
     from unetcli.process import prepare
     from unetcli.signals import Signals
 
