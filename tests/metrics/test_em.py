@@ -210,18 +210,15 @@ def test_sections_without_interior_are_left_out_of_the_means_and_said() -> None:
     assert found["v_rand_note"] == "left out: 1 of 3 sections, without interior in the reference"
 
 
-def test_one_cell_found_as_one_has_nothing_to_tell() -> None:
+def test_one_cell_scores_0_in_v_info_as_officially_and_is_said(data: Path) -> None:
+    """Cut in two, or found as it is: alone as among other sections."""
     one = np.zeros((1, 5, 9))
     one[0, 1:4, 1:8] = 1
-    found = scored(one, one)
-    assert (found["v_rand"], found["v_info"]) == (1, None)
-    assert found["v_info_reason"] == "there is nothing to tell apart: reference and prediction are one cell"
-
-
-def test_one_cell_scores_0_in_v_info_as_officially_and_is_said(data: Path) -> None:
-    found = scored(*case(data, "hand_split_9"))
-    assert found["v_info"] == 0
-    assert found["v_info_note"] == "1 of 1 sections are one cell, which scores 0 whatever is predicted"
+    for proposal, reference in (case(data, "hand_split_9"), (one, one)):
+        found = scored(proposal, reference)
+        assert (found["v_info"], found["v_info_threshold"]) == (0, 0)
+        assert found["v_info_note"] == "1 of 1 sections are one cell, which scores 0 whatever is predicted"
+    assert found["v_rand"] == 1
 
 
 def test_a_single_pixel_of_interior_has_no_pair() -> None:
