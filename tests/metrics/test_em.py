@@ -210,6 +210,18 @@ def test_sections_without_interior_are_left_out_of_the_means_and_said() -> None:
     assert found["v_rand_note"] == "left out: 1 of 3 sections, without interior in the reference"
 
 
+def test_an_empty_prediction_splits_a_ring_that_is_larger_than_the_window() -> None:
+    """Its cut ends are not seen to be connected, as officially; then the number says something."""
+    y, x = np.mgrid[:70, :75]
+    distance = np.hypot(y - 35, x - 37)
+    ring = ((distance > 24) & (distance < 33))[np.newaxis]
+    found = scored(np.zeros(ring.shape), ring)
+    assert (found["warping_error"], found["warping_error_threshold"]) == (216 / ring.size, 0)
+    assert found["warping_error_note"] == "at this level the prediction is empty in 1 of 1 sections: no merge there"
+    filled = (distance < 33)[np.newaxis]
+    assert scored(np.zeros(filled.shape), filled)["warping_error"] is None
+
+
 def test_one_cell_scores_0_in_v_info_as_officially_and_is_said(data: Path) -> None:
     """Cut in two, or found as it is: alone as among other sections."""
     one = np.zeros((1, 5, 9))

@@ -67,7 +67,7 @@ def scores(sections: Collection[SectionCounts]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, curve in curves(sections).items():
         result |= _best(name, curve)
-    if result["warping_error"] is not None and not pixels_at(sections, 0.0).proposed:
+    if result["warping_error"] == 0 and not pixels_at(sections, 0.0).proposed:
         result |= _undefined("warping_error", EMPTY)
     if not pixels_at(sections, 0.0).interior:
         result |= {f"{name}_reason": NO_INTERIOR for name in MEASURES if result[name] is None}
@@ -214,7 +214,8 @@ def _note_on_empty(name: str, sections: Collection[SectionCounts], found: dict[s
     said = f"at this level the prediction is empty in {empty} of {len(sections)} sections"
     if name != "warping_error":
         return [f"{said}: taken as one cell"]
-    return [f"{said}: no split and no merge there{_best_without_empty(sections)}"]
+    lacking = "no merge" if found[name] else "no split and no merge"  # of a large ring what is left is a split
+    return [f"{said}: {lacking} there{_best_without_empty(sections)}"]
 
 
 def _best_without_empty(sections: Collection[SectionCounts]) -> str:
