@@ -1,12 +1,29 @@
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from unetcli.files import PARTIAL, draft_of, overlaps, publish, remove_aside, replacing, sweep, sync_all
+import unetcli
+from unetcli.errors import UnetcliError
+from unetcli.files import (
+    PARTIAL,
+    draft_of,
+    overlaps,
+    publish,
+    remove_aside,
+    replacing,
+    sweep,
+    sync_all,
+    telling_unwritable,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -134,3 +151,61 @@ def test_paths_overlap_where_one_holds_the_other(tmp_path: Path, one: str, other
     (tmp_path / "link").symlink_to("a")
     assert overlaps(tmp_path / one, tmp_path / other) is expected
     assert overlaps(tmp_path / other, tmp_path / one) is expected
+
+
+def as_nobody(program: str, place: Path) -> str:
+    """What a program says that runs without a superuser's rights, in a place where it may write."""
+    command = [sys.executable, "-c", program]
+    environment = {"PYTHONPATH": str(Path(unetcli.__file__).parents[1])}
+    if os.getuid() == 0:
+        place.chmod(0o777)
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+        for folder in place.parents:  # pytest makes them for its user alone
+            if folder.stat().st_uid == 0 and "pytest" in folder.name:
+                folder.chmod(0o755)
+    try:
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("needs setpriv, or another user than root")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        ("Path('closed.txt').read_text()", "closed.txt: cannot be read: Permission denied"),
+        ("Path('shut/raw.zarr').exists()", "shut/raw.zarr: cannot be read: Permission denied"),
+        ("Path('locked.txt').write_text('')", "out: cannot write locked.txt: Permission denied; "),
+        ("Path('locked/new').mkdir()", "out: cannot write locked/new: Permission denied; "),
+        ("os.rename('mine', 'locked/mine')", "out: cannot write locked/mine: Permission denied; "),
+    ],
+    ids=["a file", "the way there", "a file to write", "a folder to write to", "a rename"],
+)
+def test_what_cannot_be_read_is_told_from_what_cannot_be_written(tmp_path: Path, attempt: str, said: str) -> None:
+    for name, mode in (("closed.txt", 0o000), ("locked.txt", 0o444), ("mine", 0o666)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    for name, mode in (("shut", 0o600), ("locked", 0o555)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    program = (
+        "import os\nfrom pathlib import Path\nfrom unetcli.errors import UnetcliError\n"
+        "from unetcli.files import telling_unwritable\n"
+        f"try:\n  with telling_unwritable('out'):\n    {attempt}\nexcept UnetcliError as error:\n  print(error)"
+    )
+    assert as_nobody(program, tmp_path).startswith(said)
+
+
+def test_other_errors_of_the_system_are_left_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), telling_unwritable("out"):
+        (tmp_path / "nothing").read_text()
+    with pytest.raises(UnetcliError, match=r"^out: cannot write: No space left on device; put right"), _full():
+        pass
+
+
+@contextmanager
+def _full() -> Iterator[None]:
+    with telling_unwritable("out"):
+        yield
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

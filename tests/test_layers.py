@@ -28,7 +28,7 @@ LAYERS = [
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures colours "
     "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc labelling.image labelling.inputs "
-    "labelling.folder labelling.ctc volumes.regions",
+    "labelling.folder labelling.ctc volumes.regions volumes.voxels",
     "training.weight_map training.weights training.lessons training.corpus training.split training.sampling "
     "training.survey training.world training.learner training.figures training.album inference runs.worker "
     "planning.resolve training.resolve runs.prediction training.validation training.learning training.train "

@@ -21,23 +21,45 @@ Place = Path | str
 """A path, or a URL as text."""
 
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+REFUSED = {errno.EACCES, errno.EPERM}
+"""Lack of permission, to read or to write."""
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, *REFUSED}
 """Errors of writing that the next file would meet too."""
+CONTINUES = "continues where it stopped"
 
 
 @contextmanager
-def telling_unwritable(output: Place) -> Iterator[None]:
-    """Within, a full or read-only disk, or a lack of permission, is a :class:`UnetcliError` that names the output."""
+def telling_unwritable(output: Place, then: str = CONTINUES) -> Iterator[None]:
+    """Within, a full or read-only disk, or a lack of permission, is a :class:`UnetcliError` that names the output.
+
+    Of a file that must not even be read, an input more often than not, it says so.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        place = f" {error.filename}" if error.filename else ""
+        why = os.strerror(error.errno or 0)
+        if error.errno in REFUSED and is_closed(error.filename):
+            raise UnetcliError(f"{error.filename}: cannot be read: {why}") from error
+        named = error.filename2 or error.filename  # of a rename, where to
+        place = f" {named}" if named else ""
         raise UnetcliError(
-            f"{output}: cannot write{place}: {os.strerror(error.errno or 0)}; "
-            "put right, the same command continues where it stopped"
+            f"{output}: cannot write{place}: {why}; put right, the same command {then}"
         ) from error
+
+
+def is_closed(file: object) -> bool:
+    """Whether a file may not be read, or not be reached; one that is not there yet is no such."""
+    if not isinstance(file, str | os.PathLike):
+        return False
+    try:
+        os.stat(file)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return not os.access(file, os.R_OK)
 
 
 def plain(place: str) -> str:

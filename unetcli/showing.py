@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from unetcli.colours import enlarged, label_colours, means_of, outlines, round_length, save_dots, stretched
 from unetcli.config import stem
 from unetcli.errors import UnetcliError
-from unetcli.evaluation.pairing import region_around, shape, stated_sizes
+from unetcli.evaluation.pairing import region_around, shape
 from unetcli.files import Place, place_of, require_apart
 from unetcli.geometry import Box, ceil_to
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker_around
 from unetcli.volumes.volume import Volume
+from unetcli.volumes.voxels import stated_sizes
 
 LARGEST, ROOMY, BAND_VOXELS = 2048, 1500, 2**24
 """Dots along the longer side at most, and what small sections are enlarged to by whole factors, if they fit;

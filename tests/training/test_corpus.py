@@ -49,6 +49,20 @@ def test_labels_of_another_voxel_size_are_refused_naming_both() -> None:
         require_pair(raw, labels, None)
 
 
+def test_half_the_voxels_of_twice_the_size_are_told_by_their_size() -> None:
+    raw = image({"y": 0.5, "x": 0.5}, "micrometer")
+    labels = Volume(
+        path="half.zarr",
+        array=grey(3, 6, 11),
+        stored_axes="zyx",
+        voxel_size={"y": 1000, "x": 1000},
+        units=dict.fromkeys("yx", "nanometer"),
+    )
+    said = r"raw\.zarr has voxels of 0\.5 x 0\.5 micrometer, but half\.zarr of 1000 x 1000 nanometer: .*resampled"
+    with pytest.raises(UnetcliError, match=said):
+        require_pair(raw, labels, None)
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -56,8 +70,9 @@ def test_labels_of_another_voxel_size_are_refused_naming_both() -> None:
         image({"z": 50}),
         image({"z": 50, "y": 4.001, "x": 3.999}),
         image({"z": 50, "y": 8, "x": 8, "t": 3}, unit=""),
+        image({"z": 0.05, "y": 0.004, "x": 0.004}, unit="micrometer"),
     ],
-    ids=["none stated", "some stated", "rounded", "without a unit"],
+    ids=["none stated", "some stated", "rounded", "without a unit", "another unit"],
 )
 def test_voxel_sizes_that_agree_or_cannot_be_compared_are_taken(labels: Volume) -> None:
     require_pair(image({"z": 50, "y": 4, "x": 4}), labels, None)

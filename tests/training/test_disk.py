@@ -18,6 +18,7 @@ from unetcli.signals import Signals
 from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.request import TrainRequest
 from unetcli.training.train import train_model
+from unetcli.training.weights import WeightsRequest, write_weights
 
 DISK = Path("disk")
 REQUEST = replace(TINY, output=DISK / "model", steps=40, validate_every=10)
@@ -126,3 +127,15 @@ def test_the_command_says_it_in_one_line_and_exits_1(disk: Path, trouble: str) -
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "disk/model: cannot write" in done.stderr
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_weights_say_it_in_one_line_and_leave_nothing_behind(disk: Path, trouble: str) -> None:
+    begin, end, said = TROUBLES[trouble]
+    begin()
+    request = WeightsRequest(labels="labels.zarr", output="disk/w.zarr")
+    with pytest.raises(UnetcliError, match=rf"^disk/w\.zarr: cannot write.*{said}.*, the same command writes it anew$"):
+        write_weights(request)
+    end()
+    assert write_weights(request).cells > 0
+    assert sorted(f.name for f in disk.iterdir() if f.name != "filler") == ["w.png", "w.zarr"]

@@ -193,6 +193,7 @@ def test_a_finished_training_says_so_and_changes_nothing(trained: TrainRequest) 
     again = train_model(replace(trained, steps=None, depth=None, base_channels=None, tile=None, device=None))
     assert again.found_finished
     assert "finished already, 150 steps" in again.sentence
+    assert "a larger --steps goes on" in again.sentence
     assert contents(Path("model")) == before
 
 

@@ -21,9 +21,12 @@ def test_another_number_of_steps_of_a_decaying_rate_is_refused_by_name(request_:
     request = replace(request_, steps=10, schedule=schedule)
     assert train_model(request).finished
     for steps in (5, 25):
-        with pytest.raises(UnetcliError, match=rf"steps {steps} \(was 10\).*--overwrite"):
+        with pytest.raises(UnetcliError, match=rf"steps {steps} \(was 10, .*rate falls.*\).*--overwrite"):
             train_model(replace(request, steps=steps))
-    assert train_model(request).found_finished
+    again = train_model(request)
+    assert again.found_finished
+    assert "--overwrite" in again.sentence
+    assert "--steps" not in again.sentence
     assert log_rows()[-1]["learning_rate"] > 0
 
 

@@ -18,16 +18,8 @@ from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker, marker_around
 from unetcli.volumes.regions import resolve_region
 from unetcli.volumes.volume import Volume, describe
+from unetcli.volumes.voxels import require_same_voxels, stated_sizes
 
-METRES = {
-    **dict.fromkeys(("angstrom",), 1e-10),
-    **dict.fromkeys(("nanometer", "nanometre", "nm"), 1e-9),
-    **dict.fromkeys(("micrometer", "micrometre", "micron", "um", "µm"), 1e-6),
-    **dict.fromkeys(("millimeter", "millimetre", "mm"), 1e-3),
-    **dict.fromkeys(("meter", "metre", "m"), 1.0),
-}
-ALIKE = 0.01
-"""Voxel sizes that differ by less are rounded differently."""
 NESTING = 4
 """Labels lie so many groups inside the prediction that says which region it is, at most."""
 
@@ -175,7 +167,7 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
             )
         offset = (0,) * len(truth.extent)
     require_same_axes(prediction, truth)
-    require_same_voxels(prediction, truth)
+    require_same_voxels(prediction, truth, "not the same place")
     return Pair(prediction, truth, offset, stored=stored)
 
 
@@ -230,26 +222,6 @@ def require_same_axes(prediction: Volume, truth: Volume) -> None:
             f"{prediction.path} has axes {', '.join(prediction.axes)}, but {truth.path} has {', '.join(truth.axes)}: "
             "not the same place"
         )
-
-
-def require_same_voxels(prediction: Volume, truth: Volume) -> None:
-    """Refuse voxel sizes that are both stated and differ."""
-    sizes = [stated_sizes(volume) for volume in (prediction, truth)]
-    for axis in sizes[0].keys() & sizes[1].keys():
-        (one, unit), (other, other_unit) = sizes[0][axis], sizes[1][axis]
-        if METRES.get(unit, unit) == METRES.get(other_unit, other_unit) or {unit, other_unit} <= METRES.keys():
-            scale = METRES.get(unit, 1.0) / METRES.get(other_unit, 1.0)
-            if abs(one * scale - other) > ALIKE * other:
-                raise UnetcliError(
-                    f"{prediction.path} has voxels of {one:g} {unit} along {axis}, "
-                    f"but {truth.path} of {other:g} {other_unit}: not the same place"
-                )
-
-
-def stated_sizes(volume: Volume) -> dict[str, tuple[float, str]]:
-    """Voxel size and unit by axis of space; none where all are 1 without unit, which is what says nothing."""
-    sizes = {axis: (volume.voxel_size[axis], volume.units.get(axis, "")) for axis in "zyx" if axis in volume.voxel_size}
-    return {} if all(size == (1.0, "") for size in sizes.values()) else sizes
 
 
 def shape(volume: Volume) -> str:

@@ -19,12 +19,12 @@ from unetcli.training.settings import Ranges
 from unetcli.training.targets import IGNORED, TruthRules, is_empty
 from unetcli.volumes.cached import cached
 from unetcli.volumes.volume import Volume, describe
+from unetcli.volumes.voxels import require_same_voxels
 
 IN_MEMORY_BYTES = 2**30
 """Of images, of labels, and of what is made of labels, that is held in memory while they are sampled; every pair has
 its part of it. Volumes up to that size are read once, chunks of larger ones when needed."""
-SAME_SIZE = 0.01
-"""Voxel sizes that differ by less than this share are the same."""
+RESAMPLE = "one must be resampled to the other's"
 LARGEST_LOOKED_THROUGH = 2**27
 """Sections of more pixels than this are not looked through for whether anything is drawn in them."""
 
@@ -152,6 +152,7 @@ def parts_of(pairs: Sequence[Annotated], ranges: Ranges) -> tuple[Part, ...]:
 
 def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
     """Refuse labels that are not of the images' voxels, or are no labels."""
+    require_same_voxels(raw, labels, RESAMPLE)  # before the extents, which another size of voxel explains
     if raw.extent != labels.extent:
         raise UnetcliError(
             f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
@@ -161,19 +162,6 @@ def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
         raise UnetcliError(f"{labels.path}: {labels.channels} channels of {labels.dtype}; expected one of integers")
     if channel is not None and not 0 <= channel < raw.channels:
         raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
-    require_same_size(raw, labels)
-
-
-def require_same_size(raw: Volume, other: Volume) -> None:
-    """Refuse volumes of stated voxel sizes that differ, in the same unit."""
-    for axis in set(raw.voxel_size) & set(other.voxel_size) & set("zyx"):
-        one, two = raw.voxel_size[axis], other.voxel_size[axis]
-        units = [volume.units.get(axis, "") for volume in (raw, other)]
-        if units[0] == units[1] and abs(one - two) > SAME_SIZE * max(one, two):
-            raise UnetcliError(
-                f"{raw.path} has voxels of {describe_size(raw)}, but {other.path} of {describe_size(other)}: "
-                "one must be resampled to the other's"
-            )
 
 
 def require_alike(pairs: Sequence[Volume]) -> None:
@@ -185,11 +173,4 @@ def require_alike(pairs: Sequence[Volume]) -> None:
                 f"{first.path} has {first.channels} channels of {first.dtype}, but {other.path} has {other.channels} "
                 f"of {other.dtype}: pairs must be alike"
             )
-        require_same_size(first, other)
-
-
-def describe_size(volume: Volume) -> str:
-    """Voxel size for people, in the order of the axes."""
-    named = [f"{volume.voxel_size[axis]:g}" for axis in "zyx" if axis in volume.voxel_size]
-    units = sorted({volume.units.get(axis, "") for axis in "zyx" if axis in volume.voxel_size} - {""})
-    return " x ".join(named) + (f" {'/'.join(units)}" if units else "")
+        require_same_voxels(first, other, RESAMPLE)

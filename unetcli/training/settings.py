@@ -63,11 +63,7 @@ class TrainingConfig:
     def differences(self, new: TrainingConfig) -> list[str]:
         """What another configuration does differently, one phrase each."""
         before, after = dict(_flat(self.to_dict())), dict(_flat(new.to_dict()))
-        return [
-            "images or labels are others" if name == "data" else f"{name} {_short(after[name])} (was {_short(value)})"
-            for name, value in before.items()
-            if value != after[name]
-        ]
+        return [_difference(name, value, after[name]) for name, value in before.items() if value != after[name]]
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -77,6 +73,13 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _flat(value)
         else:
             yield name, value
+
+
+def _difference(name: str, before: Any, after: Any) -> str:
+    if name == "data":
+        return "images or labels are others"
+    why = ", over which the learning rate falls" if name == "steps" else ""
+    return f"{name} {_short(after)} (was {_short(before)}{why})"
 
 
 def _short(value: Any) -> Any:

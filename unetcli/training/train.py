@@ -36,6 +36,8 @@ class TrainSummary:
     goal: int
     finished: bool
     found_finished: bool
+    fixed: bool
+    """Whether the learning rate falls over the steps, so that more of them are another training."""
     stopped_early: bool
     """Whether patience ended it before the goal."""
     best_step: int | None
@@ -61,8 +63,8 @@ class TrainSummary:
         best = f"; kept: step {self.best_step}"
         if self.best_value is not None:
             best += f", {self.measure.replace('_', ' ')} {self.best_value:.4f} on the held-out sections"
-        more = " (a larger --steps goes on, --overwrite starts anew)" if self.found_finished else ""
-        return f"{begin}, {self.steps} steps{early}{best}{more}"
+        ways = "--overwrite starts anew" if self.fixed else "a larger --steps goes on, --overwrite starts anew"
+        return f"{begin}, {self.steps} steps{early}{best}" + (f" ({ways})" if self.found_finished else "")
 
     @property
     def advice(self) -> str:
@@ -114,8 +116,8 @@ def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
     goal = world.first(lambda: resolve_steps(request, training, frozen))
     if world.is_first:
         announce(training, goal)
-        if request.depth is None and request.base_channels is None:
-            announce_choice(training.config, timed=request.steps is None and frozen is None, minutes=request.minutes)
+        if frozen is None and request.depth is None and request.base_channels is None:
+            announce_choice(training.config, timed=request.steps is None, minutes=request.minutes)
     return with_steps(training, goal), goal
 
 
@@ -167,6 +169,7 @@ def sum_up(
         goal=goal,
         finished=over,
         found_finished=found_finished,
+        fixed=config.optimisation.decays,
         stopped_early=state.step < goal and over,
         best_step=best.get("step"),
         measure=config.select,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unetcli.config import Sections, resolve_sections, stem
 from unetcli.errors import UnetcliError
-from unetcli.files import require_apart
+from unetcli.files import require_apart, telling_unwritable
 from unetcli.geometry import Box
 from unetcli.training.border import loss_weights
 from unetcli.training.lessons import Census, Lessons, require_labels
@@ -113,8 +113,9 @@ def write_weights(request: WeightsRequest, report: Report = lambda done, total: 
             report(len(planes) + done, 2 * len(planes))
 
     told = {"rules": lessons.rules.to_dict(), "class_weights": [round(float(w), 6) for w in weights]}
-    place.publish(told, fill)
-    work.draw(place.picture)
+    with telling_unwritable(place.path, "writes it anew"):
+        place.publish(told, fill)
+        work.draw(place.picture)
     return WeightsSummary(
         output=str(place.path),
         picture=str(place.picture),
