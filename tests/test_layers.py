@@ -16,7 +16,8 @@ PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
     "errors files geometry footprint streams process ranges machine toml signals",
     "architecture batchnorm config planning.plan planning.planner planning.pyramid_plan planning.estimate "
-    "planning.pace training.request training.recipes training.targets training.border training.augment lock "
+    "planning.pace planning.stages training.request training.recipes training.targets training.border "
+    "training.augment lock "
     "runs.receipts runs.paces runs.troubles runs.heartbeat network training.loss device metrics metrics.em "
     "metrics.pixels planning runs training volumes training.augmentation training.deformation training.greyvalues "
     "training.line metrics.bootstrap metrics.cells metrics.contingency metrics.objects metrics.probabilities "
@@ -34,7 +35,9 @@ LAYERS = [
     "planning.resolve training.resolve runs.prediction training.validation training.learning training.train "
     "training.preview training.launch training.task runs.workbench runs.pyramid_run runs.canary runs.rounds "
     "runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify runs.seams "
-    "runs.changes planning.probe planning.preview executors executors.contract executors.local executors.tls "
+    "runs.crew runs.liveness runs.steps runs.reading_back runs.repair "
+    "labelling.repair evaluation.checking runs.changes planning.probe planning.preview "
+    "executors executors.contract executors.local executors.tls "
     "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
     "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs "
     "executors.slurm_request executors.slurm_requeue executors.slurm_submit executors.slurm_watch "
@@ -44,13 +47,13 @@ LAYERS = [
     "showing report report.behind report.charts report.errors report.html report.layers report.page "
     "report.pictures report.published report.summary report.svg report.tables report.view report.words",
     "cli cli.evaluate cli.options cli.options_train cli.plan cli.predict cli.status cli.talk cli.train cli.verify "
-    "cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable cli.show",
+    "cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable cli.show cli.statuspicture",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
 LIGHT = (
     "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
-    "lock runs.receipts runs.status training.augmentation"
+    "lock planning.stages runs.receipts runs.status training.augmentation"
 )
 WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), *LIGHT.split()]
 

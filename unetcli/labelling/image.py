@@ -113,10 +113,10 @@ class LabelImage:
             if marker(self.path) is None:
                 raise
 
-    def mark_complete(self) -> None:
-        """Say in the group's metadata that every voxel has its label."""
+    def mark_complete(self, *, complete: bool = True) -> None:
+        """Say in the group's metadata that every voxel has its label, or that some are made anew."""
         found = self.attributes()
-        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": True}})
+        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete}})
 
     def attributes(self) -> dict[str, Any]:
         """Of the group; it has to be ours."""

@@ -14,12 +14,13 @@ from unetcli.labelling.folder import LabelFolder, LabelPlaces
 from unetcli.labelling.image import LabelImage, Parent, list_labels, make_labels_group, require_ours
 from unetcli.labelling.inputs import offset_in, require_probabilities
 from unetcli.labelling.objects import require_our_table, table_place
-from unetcli.labelling.plan import BLOCK_VOXELS, LabelPlan, Settings, Stage, choose_block, differences
+from unetcli.labelling.plan import BLOCK_VOXELS, LabelPlan, Settings, choose_block, differences
 from unetcli.labelling.request import DEPTHS, REACHES, LabelRequest
 from unetcli.labelling.threshold import choose_threshold
 from unetcli.lock import hold
 from unetcli.planning.pyramid_plan import largest_possible_levels
 from unetcli.planning.resolve import absolute
+from unetcli.planning.stages import Stage
 from unetcli.runs.pyramid import Pyramid, first_of
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.runfolder import RunFolder
@@ -98,7 +99,7 @@ class LabelRun:
 
     def prepare_stage(self, stage: Stage) -> None:
         """Make what the blocks of a stage write to."""
-        if not stage.in_folder and not self._is_made():
+        if not self.plan.in_folder(stage) and not self._is_made():
             make_labels_group(self.parent.place, self.plan.zarr_format)
             self.image.create(self.parent.volume, self._told())
             self._pyramid.create()
