@@ -48,6 +48,8 @@ class Parent:
             raise UnetcliError(
                 f"{prediction}: no OME-Zarr image, which labels could go into; unetcli predict writes one"
             )
+        if ngff.is_labels(found[1]):
+            raise UnetcliError(f"{prediction}: holds labels; expected probabilities, as unetcli predict writes them")
         formats = {name: number for number, name in ngff.ATTRIBUTES.items()}
         return cls(place=place, volume=volume, zarr_format=formats[found[0]], levels=len(image["datasets"]))
 

@@ -92,6 +92,8 @@ class LabelPlan:
     """Fingerprint."""
     intensity: str | None
     """Fingerprint of the volume whose mean is taken over each object; None: the prediction's is."""
+    of_incomplete: bool = False
+    """Whether the prediction was not finished, so that these labels are not those of the whole."""
 
     def __post_init__(self) -> None:
         for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
@@ -230,6 +232,8 @@ def differences(old: LabelPlan, new: LabelPlan) -> list[str]:
     told += [
         f"the {name} is another" for name in ("prediction", "intensity") if getattr(new, name) != getattr(old, name)
     ]
+    if old.of_incomplete and not new.of_incomplete:
+        told.append("the prediction is complete now, and was not")
     return told
 
 

@@ -138,6 +138,7 @@ class LabelRun:
         """What the labels say of themselves, beside whether they are complete."""
         settings, parent = self.plan.settings, marker_around(self.request.prediction) or {}
         own = {"method": settings.method, "threshold": settings.threshold, "objects": self.folder.merged()["objects"]}
+        own |= {"of_incomplete": True} if self.plan.of_incomplete else {}
         return own | {name: parent[name] for name in ("extent", "region") if name in parent}
 
     def _places(self) -> LabelPlaces:
@@ -165,9 +166,14 @@ class LabelRun:
 
 def require_complete(request: LabelRequest) -> None:
     """Refuse a prediction of ours that is not finished."""
-    ours = marker_around(request.prediction)
-    if ours and not ours.get("complete") and not request.allow_incomplete:
+    if is_incomplete(request.prediction) and not request.allow_incomplete:
         raise UnetcliError(f"{request.prediction}: not complete; run its predict command again, or --allow-incomplete")
+
+
+def is_incomplete(prediction: str) -> bool:
+    """Whether a prediction is ours and not finished."""
+    ours = marker_around(prediction)
+    return ours is not None and not ours.get("complete")
 
 
 def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> LabelPlan:
@@ -189,6 +195,7 @@ def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -
         automatic=request.auto_threshold_from is not None,
         prediction=fingerprint(volume),
         intensity=_intensity(request, parent),
+        of_incomplete=is_incomplete(request.prediction),
     )
 
 
