@@ -218,3 +218,17 @@ def test_counts_that_are_damaged_are_named_by_verify_and_counted_again(
         assert not found.sound
         assert verify_output(verify)[0].damaged[0].what == MISSING
     assert scores(request_) == scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
+
+
+@pytest.mark.parametrize("plan", ['{"unetcli_labels": 1}', '{"unetcli_plan": 2}', "notes"])
+def test_the_run_folder_of_something_else_is_refused_and_stays(
+    tmp_path: Path, request_: EvaluateRequest, plan: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.make()
+    run.plan_file.write_text(plan)
+    (run.receipts / "a.txt").write_text("receipts")
+    with pytest.raises(UnetcliError, match=r"run/plan\.json: no plan of an evaluation; --run-folder names another"):
+        evaluate_volume(request_)
+    assert run.plan_file.read_text() == plan
+    assert (run.receipts / "a.txt").read_text() == "receipts"
