@@ -44,7 +44,7 @@ LAYERS = [
     "executors.slurm_word runs.keeping labelling.threshold labelling.work labelling.setting_up labelling.run "
     "evaluation.baseline evaluation.challenge evaluation.counting evaluation.evaluate evaluation.folder "
     "evaluation.kinds evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work "
-    "showing report report.behind report.charts report.errors report.html report.layers report.page "
+    "showing shown report report.behind report.charts report.errors report.html report.layers report.page "
     "report.pictures report.published report.summary report.svg report.tables report.view report.words",
     "cli cli.evaluate cli.options cli.options_train cli.plan cli.predict cli.status cli.talk cli.train cli.verify "
     "cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable cli.show cli.statuspicture",
