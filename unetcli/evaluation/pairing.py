@@ -136,9 +136,16 @@ class Pair:
 
 
 def require_complete(prediction: str, *, allowed: bool) -> None:
-    """Refuse a prediction, or labels, of ours that are not finished."""
+    """Refuse a prediction, or labels, of ours that are not finished, or labels of such a prediction."""
     ours = marker_around(place_of(prediction))
-    if ours and not ours.get("complete") and not allowed:
+    if ours is None or allowed:
+        return
+    if ours.get("of_incomplete"):
+        raise UnetcliError(
+            f"{prediction}: made of a prediction that was not complete; label it with --overwrite once it is, or "
+            "--allow-incomplete"
+        )
+    if not ours.get("complete"):
         command = "label" if ours.get("kind") == "instances" else "predict"
         raise UnetcliError(f"{prediction}: not complete; run its {command} command again, or --allow-incomplete")
 

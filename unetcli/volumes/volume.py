@@ -166,12 +166,16 @@ class _Squeezed:
 
     def __init__(self, array: Any, place: tuple[int | slice, ...]) -> None:
         self._array, self._place, self.dtype = array, place, array.dtype
-        self.shape = tuple(n for n, index in zip(array.shape, place, strict=True) if isinstance(index, slice))
+        self.shape = self._left(array.shape)
+        self.chunks = self._left(getattr(array, "chunks", array.shape))
 
     def __getitem__(self, picks: tuple[slice, ...]) -> NDArray[Any]:
         remaining = iter(picks)
         full = tuple(next(remaining) if isinstance(index, slice) else index for index in self._place)
         return np.asarray(self._array[full])
+
+    def _left(self, per_axis: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n for n, index in zip(per_axis, self._place, strict=True) if isinstance(index, slice))
 
 
 def describe(box: Box, axes: str) -> str:
