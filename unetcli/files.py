@@ -44,9 +44,7 @@ def telling_unwritable(output: Place, then: str = CONTINUES) -> Iterator[None]:
             raise UnetcliError(f"{error.filename}: cannot be read: {why}") from error
         named = error.filename2 or error.filename  # of a rename, where to
         place = f" {named}" if named else ""
-        raise UnetcliError(
-            f"{output}: cannot write{place}: {why}; put right, the same command {then}"
-        ) from error
+        raise UnetcliError(f"{output}: cannot write{place}: {why}; put right, the same command {then}") from error
 
 
 def is_closed(file: object) -> bool:
