@@ -3,6 +3,7 @@
 # (Debian's slurm-wlm and munge); as root it is installed where it is missing, else those tests are skipped with the reason.
 #   sh tests/run.sh          the default tier
 #   sh tests/run.sh --all    the long tests too
+# TEST_PROCESSES files are tested at a time (2). Each process starts a cluster and a browser of its own.
 # Other words go to pytest: sh tests/run.sh tests/test_plan.py
 set -eu
 extra=dev
@@ -29,4 +30,4 @@ fi
 ruff check .
 ruff format --check .
 mypy
-python -m pytest ${tier:+-m "$tier"} "$@"
+python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile ${tier:+-m "$tier"} "$@"

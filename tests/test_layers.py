@@ -24,7 +24,8 @@ LAYERS = [
     "metrics.thinning metrics.warping labelling labelling.plan labelling.request labelling.components "
     "labelling.landscape labelling.watershed labelling.kernels labelling.tables labelling.measures "
     "labelling.finding labelling.merging labelling.objects evaluation evaluation.request evaluation.result "
-    "evaluation.plan evaluation.families evaluation.counts evaluation.scoring evaluation.here metrics.em_sums",
+    "evaluation.plan evaluation.families evaluation.counts evaluation.scoring evaluation.here metrics.em_sums "
+    "planning.stages",
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures colours "
     "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc labelling.image labelling.inputs "
@@ -32,26 +33,28 @@ LAYERS = [
     "training.weight_map training.weights training.lessons training.corpus training.split training.sampling "
     "training.survey training.world training.learner training.figures training.album inference runs.worker "
     "planning.resolve training.resolve runs.prediction training.validation training.learning training.train "
-    "training.preview training.launch training.task training.compiling runs.workbench runs.pyramid_run "
-    "runs.canary runs.rounds runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status "
-    "runs.verify runs.seams runs.changes planning.probe planning.preview executors executors.contract "
-    "executors.local executors.tls executors.dask executors.dask_batches executors.dask_cluster "
-    "executors.dask_local executors.dask_worker executors.slurm executors.slurm_commands executors.slurm_element "
-    "executors.slurm_jobs executors.slurm_request executors.slurm_requeue executors.slurm_submit "
-    "executors.slurm_watch executors.slurm_word runs.keeping labelling.threshold labelling.work "
-    "labelling.setting_up labelling.run evaluation.baseline evaluation.challenge evaluation.counting "
-    "evaluation.evaluate evaluation.folder evaluation.kinds evaluation.pairing evaluation.run evaluation.settling "
-    "evaluation.totals evaluation.work showing report report.behind report.charts report.errors report.html "
-    "report.layers report.page report.pictures report.published report.summary report.svg report.tables "
-    "report.view report.words",
-    "cli cli.evaluate cli.options cli.options_train cli.plan cli.predict cli.status cli.talk cli.train cli.verify "
-    "cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable cli.show",
+    "training.preview training.launch training.task runs.workbench runs.pyramid_run runs.canary runs.rounds "
+    "runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify runs.seams "
+    "runs.changes planning.probe planning.preview executors executors.contract executors.local executors.tls "
+    "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
+    "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs "
+    "executors.slurm_request executors.slurm_requeue executors.slurm_submit executors.slurm_watch "
+    "executors.slurm_word runs.keeping labelling.threshold labelling.work labelling.setting_up labelling.run "
+    "evaluation.baseline evaluation.challenge evaluation.counting evaluation.evaluate evaluation.folder "
+    "evaluation.kinds evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work "
+    "showing report report.behind report.charts report.errors report.html report.layers report.page "
+    "report.pictures report.published report.summary report.svg report.tables report.view report.words runs.crew "
+    "runs.liveness runs.steps runs.reading_back runs.repair labelling.repair evaluation.checking shown "
+    "training.compiling",
+    "cli cli.asking cli.evaluate cli.options cli.options_train cli.plan cli.plantable cli.predict cli.status "
+    "cli.talk cli.train cli.verify cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable "
+    "cli.show cli.statuspicture",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 ABOVE_ALL = {"__init__", "__main__"}
 LIGHT = (
     "architecture config planning.plan planning.planner planning.pyramid_plan planning.estimate planning.pace "
-    "lock runs.receipts runs.status training.augmentation"
+    "lock runs.receipts runs.status training.augmentation planning.stages"
 )
 WITHOUT_TORCH_AND_ZARR = [*LAYERS[0].split(), *LIGHT.split()]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -11,16 +13,26 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from helpers import grey, write_prediction, write_zarr
+from helpers import PEAK, grey, write_prediction, write_zarr
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from unetcli import showing
+from unetcli import shown
 from unetcli.colours import label_colours, outlines
 from unetcli.errors import UnetcliError
 from unetcli.showing import ShowRequest, show
 
 Run = Callable[..., CompletedProcess[str]]
+HUGE = """
+from pathlib import Path
+import matplotlib.image, scipy.ndimage
+from unetcli.showing import ShowRequest, show
+from unetcli.volumes.opening import open_volume
+open_volume("huge.zarr")
+before = peak()
+show(ShowRequest(volume="huge.zarr", output=Path("x.png")))
+print(peak() - before)
+"""
 
 
 def picture(volume: Path, **options: Any) -> NDArray[np.float32]:
@@ -86,13 +98,13 @@ def test_a_probability_is_a_transparent_colour_as_float_or_as_predict_stores_it(
     assert spread > 0.3, "the image shines through"
 
 
-def test_large_sections_are_thinned_and_read_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sections_are_thinned_and_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.zeros((5001, 1201), np.uint8)
     values[:, 600:] = 200
     raw, labels = write_zarr(tmp_path / "a.zarr", values), write_zarr(tmp_path / "l.zarr", values)
     whole = picture(raw, overlay=str(labels))
     assert whole.shape == (1667, 401, 3)
-    monkeypatch.setattr(showing, "BAND_VOXELS", 1201 * 7)
+    monkeypatch.setattr(shown, "WINDOW_VOXELS", 1201 * 7)
     assert np.array_equal(picture(raw, overlay=str(labels)), whole)
 
 
@@ -155,3 +167,75 @@ def test_what_cannot_be_shown_is_refused_in_one_line(tmp_path: Path, unetcli: Ru
         done = unetcli("show", *words)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", f"unetcli: {told}\n")
     assert not list(tmp_path.glob("*.png"))
+
+
+def pyramid(place: Path, values: NDArray[Any], levels: int) -> Path:
+    """An output of predict with levels, whose full resolution cannot be read any more."""
+    write_prediction(place, values, (1, 512, 512), levels=levels)
+    for chunk in (place / "0" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"damaged")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("side", "levels", "dots"), [(2049, 2, 1025), (4096, 3, 2048), (8200, 4, 2050 // 2), (9000, 3, 1125)]
+)
+def test_large_sections_are_read_from_the_coarsest_level_that_is_fine_enough(
+    tmp_path: Path, side: int, levels: int, dots: int
+) -> None:
+    values = np.zeros((1, side, 700), np.uint8)
+    values[:, : side // 2, 300:] = 240
+    place = pyramid(tmp_path / "p.zarr", values, levels)
+    seen = picture(place)
+    assert seen.shape[0] == dots
+    step = -(-side // dots)
+    assert np.allclose(seen[: side // 2 // step - 1, 300 // step + 1 :], 240 / 255, atol=0.01)
+    assert not seen[side // 2 // step + 1 : 3 * dots // 4].any()  # further down is the scale bar
+
+
+def test_labels_over_a_picture_are_those_of_full_resolution_thinned(tmp_path: Path) -> None:
+    labels = np.kron(np.arange(1, 8 * 2 + 1).reshape(8, 2), np.ones((600, 300))).astype(np.uint8)
+    raw = write_zarr(tmp_path / "raw.zarr", grey(*labels.shape), chunks=(512, 512))
+    plain = write_zarr(tmp_path / "labels.zarr", labels)
+    group = zarr.open_group(tmp_path / "levels.zarr", mode="w")
+    for level in range(4):
+        group.create_array(str(level), data=np.ascontiguousarray(labels[:: 2**level, :: 2**level]))
+    datasets = [
+        {"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": [2.0**n] * 2}]} for n in range(4)
+    ]
+    axes = [{"name": axis, "type": "space"} for axis in "yx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    expected = picture(raw, overlay=str(plain))
+    assert expected.shape[:2] == (1600, 200)
+    assert np.array_equal(picture(raw, overlay=str(tmp_path / "levels.zarr")), expected)
+
+
+@pytest.mark.parametrize("kind", ["other sections", "other factors", "gone"])
+def test_levels_that_are_not_halves_of_the_plane_are_not_used(tmp_path: Path, kind: str) -> None:
+    values = np.zeros((4, 4500, 300), np.uint8)
+    values[3] = 200
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("0", data=values, chunks=(1, 512, 300))
+    if kind != "gone":
+        group.create_array("1", data=values[::2, ::2, ::2] if kind == "other sections" else values[:, ::3, ::2])
+    scale = [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]
+    datasets = [{"path": str(n), "coordinateTransformations": scale} for n in range(2)]
+    axes = [{"name": axis, "type": "space"} for axis in "zyx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    black, white = picture(tmp_path / "a.zarr", section=2), picture(tmp_path / "a.zarr", section=3)
+    assert black.shape == white.shape == (1500, 100, 3)
+    assert not black.any()
+
+
+def test_a_plane_without_levels_is_read_in_windows_and_never_held(tmp_path: Path) -> None:
+    side = 40_000  # 1.6 GB
+    array = zarr.create_array(tmp_path / "huge.zarr", shape=(1, side, side), chunks=(1, 4000, 4000), dtype="u1")
+    array[0, :4000, :4000] = 100
+    command = [sys.executable, "-c", PEAK + HUGE]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 600 * 2**20
+    seen = imread(tmp_path / "x.png")[..., :3]
+    assert seen.shape == (2000, 2000, 3)
+    assert seen[:200, :200].min() > 0.9
+    assert not seen[201:].any()

@@ -97,6 +97,8 @@ class VerifyRequest:
     """One call of verify."""
 
     output: Place
+    step: str | None = None
+    """Only this one of a store: predict, pyramid, instances .., evaluate."""
     run_folder: Path | None = None
     blocks: bool = True
     """Read every block back."""

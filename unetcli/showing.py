@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.colours import enlarged, label_colours, means_of, outlines, round_length, save_dots, stretched
+from unetcli.colours import enlarged, label_colours, outlines, round_length, save_dots, stretched
 from unetcli.config import stem
 from unetcli.errors import UnetcliError
-from unetcli.evaluation.pairing import region_around, shape
+from unetcli.evaluation.pairing import shape
 from unetcli.files import Place, place_of, require_apart
-from unetcli.geometry import Box, ceil_to
-from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import marker_around
+from unetcli.geometry import Box
+from unetcli.shown import Shown
 from unetcli.volumes.volume import Volume
 from unetcli.volumes.voxels import stated_sizes
 
-LARGEST, ROOMY, BAND_VOXELS = 2048, 1500, 2**24
-"""Dots along the longer side at most, and what small sections are enlarged to by whole factors, if they fit;
-voxels read at once, about."""
+LARGEST, ROOMY = 2048, 1500
+"""Dots along the longer side at most, and what small sections are enlarged to by whole factors, if they fit."""
 HEAT, OPACITY = (1.0, 0.45, 0.1), 0.6
 SIGNATURE = "unetcli show"
 """In the file's metadata: what is ours may be replaced."""
@@ -42,52 +38,6 @@ class ShowRequest:
     """One of several; None: up to three are shown as red, green and blue."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A volume, and where it lies in the volume that it was predicted of, else in itself."""
-
-    volume: Volume
-    kind: str | None
-    """As our own stores say: probabilities, instances or weights."""
-    origin: tuple[int, ...]
-    extent: tuple[int, ...]
-
-    @classmethod
-    def open(cls, name: str) -> Shown:
-        volume, place = open_volume(name), place_of(name)
-        said, region = marker_around(place) or {}, region_around(place)
-        kind = said.get("kind")
-        sides = region.get("region", ())
-        if tuple(b - a for a, b in sides) == volume.extent:
-            return cls(volume, kind, tuple(a for a, _ in sides), tuple(region["extent"]))
-        return cls(volume.without_single_axes(), kind, *_itself(volume.without_single_axes()))
-
-    @property
-    def box(self) -> Box:
-        """What it covers, in the coordinates of ``extent``."""
-        return self.volume.whole().shifted(self.origin)
-
-    @property
-    def sections(self) -> range:
-        axis = self.volume.section_axis
-        return range(0) if axis is None else range(self.box.start[axis], self.box.stop[axis])
-
-    def read(self, plane: Box, step: int, channel: int | None, *, mean: bool) -> NDArray[Any]:
-        """(c, y, x) of a plane, every ``step``-th pixel or the mean of so many; zeros where nothing is covered."""
-        bands = [self._band(band, step, channel, mean=mean) for band in _bands(plane, step)]
-        return np.concatenate(bands, axis=1)
-
-    def _band(self, band: Box, step: int, channel: int | None, *, mean: bool) -> NDArray[Any]:
-        inside = band.clipped(self.box)
-        place = (slice(None), *inside.relative_to(band).slices[-2:])
-        channels = self.volume.channels if channel is None else 1
-        values = np.zeros((channels, *band.shape[-2:]), self.volume.dtype)
-        if inside.size:
-            voxels = self.volume.read(inside.shifted(tuple(-o for o in self.origin)), channel)
-            values[place] = voxels.reshape(channels, *inside.shape[-2:])
-        return means_of(values, step) if mean and step > 1 else values[:, ::step, ::step]
-
-
 def show(request: ShowRequest) -> Path:
     """Draw a section and its overlay; the picture's file.
 
@@ -97,21 +47,17 @@ def show(request: ShowRequest) -> Path:
         Something cannot be read, there is no such section or channel, the overlay is of another shape, or the
         output is a file of others.
     """
-    base = Shown.open(request.volume)
+    base = Shown.open(request.volume, LARGEST)
     plane = _plane(base, request)
     over = None if request.overlay is None else _fitting(request.overlay, base, plane)
     output = _output(request, base, plane)
-    step = max(1, math.ceil(max(plane.shape[-2:]) / LARGEST))
+    step = base.step(LARGEST)
     zoom = max(1, ROOMY // max(plane.shape[-2:]))
     colours = enlarged(_base_colours(base, plane, step, request.channel), zoom)
     if over is not None:
         _lay_over(colours, over, plane, step, zoom)
     save_dots(colours, _scale_bar(base.volume, step / zoom, colours.shape[1]), output, SIGNATURE)
     return output
-
-
-def _itself(volume: Volume) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return (0,) * len(volume.extent), volume.extent
 
 
 def _plane(base: Shown, request: ShowRequest) -> Box:
@@ -138,7 +84,7 @@ def _plane(base: Shown, request: ShowRequest) -> Box:
 
 def _fitting(name: str, base: Shown, plane: Box) -> Shown:
     """The overlay, where it is of the same volume and has the section."""
-    over = Shown.open(name)
+    over = Shown.open(name, LARGEST)
     if over.extent != base.extent:
         raise UnetcliError(
             f"{name} is {shape(over.volume)}, but {base.volume.path} is {shape(base.volume)}: no overlay of it"
@@ -173,14 +119,6 @@ def _is_ours(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return SIGNATURE.encode() in file.read(4096)
-
-
-def _bands(plane: Box, step: int) -> list[Box]:
-    """The plane cut into bands of rows that are read at once; each but the last has a multiple of ``step``."""
-    top, bottom, width = plane.start[-2], plane.stop[-2], plane.shape[-1]
-    rows = ceil_to(max(1, BAND_VOXELS // width), step)
-    ends = [(row, min(row + rows, bottom)) for row in range(top, bottom, rows)]
-    return [Box((*plane.start[:-2], a, plane.start[-1]), (*plane.stop[:-2], b, plane.stop[-1])) for a, b in ends]
 
 
 def _base_colours(base: Shown, plane: Box, step: int, channel: int | None) -> NDArray[np.float32]:

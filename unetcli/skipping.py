@@ -138,6 +138,7 @@ class Mask:
         UnetcliError
             It has other axes, or another extent.
         """
+        volume = volume.with_axes_of(source)
         if volume.axes != source.axes or volume.channels != 1:
             channels = f" and {volume.channels} channels" if volume.channels > 1 else ""
             raise UnetcliError(

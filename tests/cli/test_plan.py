@@ -12,7 +12,7 @@ import pytest
 import zarr
 from helpers import PEAK, grey, write_model, write_zarr
 
-from unetcli.cli.plan import show
+from unetcli.cli.plantable import show
 from unetcli.config import PredictRequest, Where
 from unetcli.machine import may_have_gpu
 from unetcli.planning.preview import plan_volume

@@ -185,7 +185,7 @@ def test_a_class_the_prediction_does_not_have_is_refused(tmp_path: Path, value: 
     [
         (VALUES.astype("uint16"), "uint16; expected probabilities"),
         (VALUES.astype("float32"), "expected probabilities 0 to 1"),
-        (np.full(SHAPE, np.nan), "expected probabilities 0 to 1"),
+        (np.full(SHAPE, np.nan), "NaN at z 0, y 0, x 0; expected probabilities 0 to 1"),
         (np.full(SHAPE, -0.1), "expected probabilities 0 to 1"),
     ],
     ids=["labels", "grey values", "NaN", "negative"],
@@ -193,6 +193,14 @@ def test_a_class_the_prediction_does_not_have_is_refused(tmp_path: Path, value: 
 def test_what_is_no_probability_is_refused(tmp_path: Path, truth: str, values: NDArray[Any], said: str) -> None:
     with pytest.raises(UnetcliError, match=rf"p\.zarr: .*{said}"):
         evaluate_volume(stored(tmp_path, values), truth, ["em"])
+
+
+@pytest.mark.parametrize("metrics", ["pixels", "em", "cells"])
+def test_the_place_of_a_nan_is_told(tmp_path: Path, truth: str, metrics: str) -> None:
+    values = VALUES.astype(np.float32) / 255
+    values[3, 9, 17] = np.nan
+    with pytest.raises(UnetcliError, match=r"p\.zarr: NaN at z 3, y 9, x 17; expected probabilities 0 to 1"):
+        evaluate_volume(stored(tmp_path, values), truth, [metrics], block_voxels=20, roi=((2, 5), (3, 13), (4, 22)))
 
 
 def test_truth_is_one_channel_of_integers(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,62 @@ def test_axes_that_nobody_named_are_those_of_the_other(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "t.tif", TRUTH)
     found = evaluated(stored(tmp_path, VALUES, dimension_names=list("tyx")), str(tmp_path / "t.tif"), "pixels")
     assert (found.axes, found.sections[4].name) == ("tyx", "t 4")
+
+
+@pytest.mark.filterwarnings("ignore:<tifffile")  # that it will write such a stack as grey one day
+@pytest.mark.parametrize("sections", [3, 4])
+def test_three_or_four_sections_of_a_tiff_are_no_colours(tmp_path: Path, sections: int) -> None:
+    """As such a stack is written by default: pages that are red, green, blue."""
+    values, truth = VALUES[:sections].astype(np.float32) / 255, TRUTH[:sections]
+    for name, array in (("p", values), ("t", truth), ("m", truth // 255)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array)
+        stored(tmp_path, array, f"{name}.zarr")
+    paths = str(tmp_path / "p.zarr"), str(tmp_path / "t.zarr")
+    expected = evaluated(*paths, "em")
+    for prediction, true in (("p.tif", "t.tif"), ("p.tif", "t.zarr"), ("p.zarr", "t.tif")):
+        found = evaluated(str(tmp_path / prediction), str(tmp_path / true), "em")
+        assert (found.axes, found.scores) == ("zyx", expected.scores)
+    masked = [evaluated(*paths, "pixels", mask=str(tmp_path / f"m{end}")).scores for end in (".tif", ".zarr")]
+    assert masked[0] == masked[1] != evaluated(*paths, "pixels").scores
+
+
+def test_three_pages_are_three_classes_where_the_truth_is_one_section(tmp_path: Path) -> None:
+    classes = (grey(13, 22, seed=5) % 3).astype(np.uint8)
+    values = np.stack([classes == n for n in range(3)]).astype(np.float32)
+    tifffile.imwrite(tmp_path / "p.tif", values, photometric="rgb", planarconfig="separate")
+    found = evaluated(str(tmp_path / "p.tif"), stored(tmp_path, classes, "t.zarr"))
+    assert (found.metrics, found.scores["pixels"]["accuracy"]) == (("pixels",), 1)
+
+
+@pytest.mark.parametrize("named", ["truth", "mask"])
+def test_a_mask_whose_axes_nobody_named_fits_any(tmp_path: Path, named: str) -> None:
+    kept = TRUTH > 0
+    names = {"dimension_names": list("tyx")}
+    truth = stored(tmp_path, TRUTH, "t.zarr", **(names if named == "truth" else {}))
+    mask = stored(tmp_path, kept, "m.zarr", **(names if named == "mask" else {}))
+    prediction = stored(tmp_path, VALUES)
+    found = evaluated(prediction, truth, "pixels", mask=mask).scores["pixels"]
+    assert found["tp"] + found["fn"] == np.count_nonzero(kept)
+    assert found["fp"] == found["tn"] == 0
+    other = stored(tmp_path, TRUTH, "z.zarr", dimension_names=list("zyx"))
+    with pytest.raises(UnetcliError, match=r"--mask \S+m2\.zarr: axes t, y, x; expected z, y, x"):
+        evaluated(prediction, other, mask=stored(tmp_path, kept, "m2.zarr", **names))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"roi": ((0, 1), (2, 9), (3, 20))}, {"roi": ((2, 9), (3, 20))}, {"sections": (0, 1)}],
+    ids=["z, y, x", "y, x", "sections"],
+)
+def test_a_region_of_a_stack_of_one_is_named_by_its_axes(tmp_path: Path, asked: dict[str, Any]) -> None:
+    truth = stored(tmp_path, TRUTH[:1], "t.zarr")
+    place = (slice(2, 9), slice(3, 20)) if "roi" in asked else ()
+    prediction = stored(tmp_path, VALUES[0])
+    part = evaluated(prediction, truth, "em", "pixels", **asked)
+    alone = evaluated(stored(tmp_path, VALUES[0][place], "c.zarr"), stored(tmp_path, TRUTH[0][place], "ct.zarr"))
+    assert part.scores == alone.scores
+    with pytest.raises(UnetcliError, match="--roi: z 1:2"):
+        evaluated(prediction, truth, roi=((1, 2), (2, 9), (3, 20)))
 
 
 @pytest.mark.parametrize(

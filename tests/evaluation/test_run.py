@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import zarr
 from pairs import blobs, evaluated, stored
 from places import ENVIRONMENT, PLACES, wait_until
 
-from unetcli.config import Where
+from unetcli.config import VerifyRequest, Where
 from unetcli.errors import UnetcliError
 from unetcli.evaluation import evaluate as door
 from unetcli.evaluation.evaluate import evaluate_volume
@@ -25,7 +26,9 @@ from unetcli.evaluation.settling import Settled
 from unetcli.evaluation.totals import total_counts
 from unetcli.evaluation.work import count_blocks
 from unetcli.ranges import to_ranges
+from unetcli.runs.reading_back import MISSING
 from unetcli.runs.runfolder import RunFolder
+from unetcli.runs.verify import verify_output
 
 LABELS = blobs(9, 40, 50, seed=1)
 FOUND = np.roll(LABELS, 1, axis=2)
@@ -192,3 +195,40 @@ def test_jobs_ask_for_memory_by_the_block(request_: EvaluateRequest) -> None:
     assert (asked.mem, blocks > 27) == ("2G", True)
     asked, blocks = sized(Where(cluster="slurm", slurm={"mem": "9G", "blocks_per_job": 4}), Settled.of(request_).plan)
     assert (asked.mem, blocks) == ("9G", 4)
+
+
+@pytest.mark.parametrize("repair", [False, True], ids=["", "repair"])
+@pytest.mark.parametrize("how", ["torn", "gone", "of another block"])
+def test_counts_that_are_damaged_are_named_by_verify_and_counted_again(
+    tmp_path: Path, request_: EvaluateRequest, how: str, repair: bool
+) -> None:
+    with pytest.raises(Unfinished):
+        evaluate_volume(request_, stopping=iter([False] * 12 + [True] * 99).__next__)
+    first, second, *_ = sorted((tmp_path / "run").rglob("*.tables"))
+    if how == "gone":
+        first.unlink()
+    else:
+        first.write_bytes(first.read_bytes()[:-9] if how == "torn" else second.read_bytes())
+    verify = VerifyRequest(output=request_.prediction, run_folder=tmp_path / "run")
+    (found,) = verify_output(verify)
+    assert found.damaged[0].place == "z 0:3, y 0:16, x 0:20"
+    assert found.damaged[0].what != MISSING
+    if repair:
+        (found,) = verify_output(replace(verify, repair=True))
+        assert not found.sound
+        assert verify_output(verify)[0].damaged[0].what == MISSING
+    assert scores(request_) == scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
+
+
+@pytest.mark.parametrize("plan", ['{"unetcli_labels": 1}', '{"unetcli_plan": 2}', "notes"])
+def test_the_run_folder_of_something_else_is_refused_and_stays(
+    tmp_path: Path, request_: EvaluateRequest, plan: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.make()
+    run.plan_file.write_text(plan)
+    (run.receipts / "a.txt").write_text("receipts")
+    with pytest.raises(UnetcliError, match=r"run/plan\.json: no plan of an evaluation; --run-folder names another"):
+        evaluate_volume(request_)
+    assert run.plan_file.read_text() == plan
+    assert (run.receipts / "a.txt").read_text() == "receipts"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from labelling.store import (
 from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
+from unetcli.evaluation.evaluate import evaluate_volume
+from unetcli.evaluation.request import EvaluateRequest
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -100,7 +104,10 @@ def test_floats_that_are_no_probabilities_are_told_with_their_place(value: float
         ({"threshold": 1.0}, "--threshold 1.0: expected a probability from 0 up to, not with, 1"),
         ({"threshold": float("nan")}, "--threshold nan"),
         ({"name": "predict"}, "--name predict"),
+        ({"name": "evaluate"}, "--name evaluate"),
         ({"name": "../x"}, r"--name \.\./x"),
+        ({"name": "zarr.json"}, r"--name zarr\.json: expected letters, digits, - or _"),
+        ({"name": "labels.lock"}, r"--name labels\.lock: expected letters, digits, - or _"),
         ({"depth": -1.0}, "--depth -1.0: expected 0 or more"),
         ({"reach": 5000}, "--reach 5000: expected at most 1000"),
         ({"landscape": "moon"}, "--landscape moon: expected distance or probability"),
@@ -115,3 +122,32 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     with pytest.raises(UnetcliError, match=said):
         label(**options)
     assert not FOLDER.parent.exists()
+
+
+@pytest.mark.parametrize("kind", [{}, {"zarr_format": 2}], ids=str)
+def test_labels_are_not_taken_for_probabilities(values: NDArray[np.uint8], kind: dict[str, Any]) -> None:
+    shutil.rmtree(STORE)
+    write_prediction(STORE, values, (1, 16, 16), **kind)
+    label()
+    with pytest.raises(UnetcliError, match=r"labels/instances: holds labels; expected probabilities"):
+        label(prediction=str(LABELS))
+    attributes = zarr.open_group(LABELS, mode="r+").attrs
+    del attributes["unetcli"]  # those of others are told by what OME-Zarr says
+    with pytest.raises(UnetcliError, match=r"labels/instances: holds labels; expected probabilities"):
+        label(prediction=str(LABELS))
+    assert not (LABELS / "labels").exists()
+
+
+def test_labels_of_a_prediction_that_was_not_complete_say_so(values: NDArray[np.uint8]) -> None:
+    group = zarr.open_group(STORE, mode="r+")
+    group.attrs["unetcli"] = {**group.attrs["unetcli"], "complete": False}  # type: ignore[dict-item]
+    label(allow_incomplete=True)
+    request = EvaluateRequest(prediction=str(LABELS), truth=str(LABELS), metrics=("voi",))
+    with pytest.raises(UnetcliError, match=r"made of a prediction that was not complete; .* or --allow-incomplete"):
+        evaluate_volume(request)
+    assert evaluate_volume(replace(request, allow_incomplete=True)).scores["voi"]["split"] == 0
+    group.attrs["unetcli"] = {**group.attrs["unetcli"], "complete": True}  # type: ignore[dict-item]
+    with pytest.raises(UnetcliError, match=r"the prediction is complete now, and was not; .* --overwrite"):
+        label()
+    label(overwrite=True)
+    assert evaluate_volume(request).scores["voi"]["split"] == 0

@@ -210,18 +210,27 @@ def test_sections_without_interior_are_left_out_of_the_means_and_said() -> None:
     assert found["v_rand_note"] == "left out: 1 of 3 sections, without interior in the reference"
 
 
-def test_one_cell_found_as_one_has_nothing_to_tell() -> None:
-    one = np.zeros((1, 5, 9))
-    one[0, 1:4, 1:8] = 1
-    found = scored(one, one)
-    assert (found["v_rand"], found["v_info"]) == (1, None)
-    assert found["v_info_reason"] == "there is nothing to tell apart: reference and prediction are one cell"
+def test_an_empty_prediction_splits_a_ring_that_is_larger_than_the_window() -> None:
+    """Its cut ends are not seen to be connected, as officially; then the number says something."""
+    y, x = np.mgrid[:70, :75]
+    distance = np.hypot(y - 35, x - 37)
+    ring = ((distance > 24) & (distance < 33))[np.newaxis]
+    found = scored(np.zeros(ring.shape), ring)
+    assert (found["warping_error"], found["warping_error_threshold"]) == (216 / ring.size, 0)
+    assert found["warping_error_note"] == "at this level the prediction is empty in 1 of 1 sections: no merge there"
+    filled = (distance < 33)[np.newaxis]
+    assert scored(np.zeros(filled.shape), filled)["warping_error"] is None
 
 
 def test_one_cell_scores_0_in_v_info_as_officially_and_is_said(data: Path) -> None:
-    found = scored(*case(data, "hand_split_9"))
-    assert found["v_info"] == 0
-    assert found["v_info_note"] == "1 of 1 sections are one cell, which scores 0 whatever is predicted"
+    """Cut in two, or found as it is: alone as among other sections."""
+    one = np.zeros((1, 5, 9))
+    one[0, 1:4, 1:8] = 1
+    for proposal, reference in (case(data, "hand_split_9"), (one, one)):
+        found = scored(proposal, reference)
+        assert (found["v_info"], found["v_info_threshold"]) == (0, 0)
+        assert found["v_info_note"] == "1 of 1 sections are one cell, which scores 0 whatever is predicted"
+    assert found["v_rand"] == 1
 
 
 def test_a_single_pixel_of_interior_has_no_pair() -> None:

@@ -14,9 +14,9 @@ from unetcli.config import PredictRequest
 from unetcli.executors.contract import JobFailure, Task
 from unetcli.executors.local import InProcess
 from unetcli.ranges import Ranges, numbers
-from unetcli.runs.rounds import Progress, Rounds, current_troubles
+from unetcli.runs.rounds import Progress, Rounds
 from unetcli.runs.run import Run
-from unetcli.runs.troubles import FAILED, UNUSABLE, Trouble, TroubleBook
+from unetcli.runs.troubles import FAILED, UNUSABLE, Trouble, TroubleBook, current_troubles
 from unetcli.runs.worker import run_blocks
 
 SECTIONS = 6
@@ -124,7 +124,7 @@ def test_damage_is_left_out_of_the_next_round(run: Run) -> None:
     ours = rounds(run, executor, retries=2)
     ours.run()
     assert [blocks for blocks, _ in executor.calls] == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
-    assert [trouble.block for trouble in current_troubles(run.folder, ours.ledger)] == [3]
+    assert [trouble.block for trouble in current_troubles(run.folder.troubles, ours.ledger)] == [3]
 
 
 def test_the_last_trouble_of_a_missing_block_counts(run: Run) -> None:
@@ -133,9 +133,9 @@ def test_the_last_trouble_of_a_missing_block_counts(run: Run) -> None:
     for change in (trouble, Trouble(**{**_values(trouble), "kind": FAILED, "reason": "second"})):
         book.add(change)
     ours = rounds(run, InProcess())
-    assert [found.reason for found in current_troubles(run.folder, ours.ledger)] == ["second"]
+    assert [found.reason for found in current_troubles(run.folder.troubles, ours.ledger)] == ["second"]
     ours.run()
-    assert current_troubles(run.folder, ours.ledger) == []
+    assert current_troubles(run.folder.troubles, ours.ledger) == []
 
 
 def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: Run) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from unetcli.runs.prediction import predict_volume
 from unetcli.runs.receipts import DONE, Receipt
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.status import STATES, Watcher
+from unetcli.runs.steps import steps_of
 from unetcli.runs.worker import run_blocks
 
 OUTPUT = "big.pred.zarr"
@@ -76,6 +78,11 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.wait()
 
 
+def watcher(output: str, **options: Any) -> Watcher:
+    """Of the prediction's full resolution."""
+    return Watcher(steps_of(output)[0], **options)
+
+
 def long_volume() -> None:
     """So many sections that a test has its time."""
     write_zarr(Path("big.zarr"), grey(3000, 130, 130), chunks=(1, 130, 130))
@@ -106,7 +113,7 @@ def stopped_run(blocks: int = 1) -> RunFolder:
 def test_a_complete_run_has_nothing_left_and_no_failures() -> None:
     write_zarr(Path("big.zarr"), grey(3, 70, 90))
     summary = predict_volume(PredictRequest(volume="big.zarr", device="cpu"))
-    found = Watcher(OUTPUT).look()
+    found = watcher(OUTPUT).look()
     assert (found.blocks, found.done, found.complete, found.seconds_left) == (summary.blocks, summary.blocks, True, 0.0)
     assert (found.running, found.failed, found.missing, found.failures) == (0, 0, 0, [])
     assert found.voxels == found.voxels_done == 3 * 70 * 90
@@ -114,7 +121,7 @@ def test_a_complete_run_has_nothing_left_and_no_failures() -> None:
 
 def test_a_run_that_was_stopped_in_good_order_has_missing_blocks_but_no_failure() -> None:
     stopped_run()
-    found = Watcher(OUTPUT).look()
+    found = watcher(OUTPUT).look()
     assert 0 < found.done < found.blocks == found.done + found.missing
     assert (found.workers, found.failures, found.seconds_left, found.complete) == (0, [], None, False)
 
@@ -140,14 +147,14 @@ def test_a_worker_at_work_is_counted_and_a_killed_one_is_named(start: Callable[.
     worker = start("-m", "unetcli", "predict", "big.zarr")
     wait_for(some_progress)
     worker.send_signal(signal.SIGSTOP)  # alive, for as long as we like
-    found = Watcher(OUTPUT).look()
+    found = watcher(OUTPUT).look()
     assert (found.workers, found.hosts, found.failures) == (1, 1, [])
     assert found.running > 0
     assert found.voxels_per_second > 0
     assert found.seconds_left == pytest.approx((found.voxels - found.voxels_done) / found.voxels_per_second, rel=0.01)
     worker.kill()
     worker.wait()
-    after = Watcher(OUTPUT).look()
+    after = watcher(OUTPUT).look()
     assert (after.workers, after.running, after.missing) == (0, 0, after.blocks - after.done)
     (failure,) = after.failures
     assert failure.reason.startswith("killed, used ")
@@ -161,7 +168,7 @@ def test_every_block_is_in_one_state() -> None:
     write_zarr(Path("nan.zarr"), values, chunks=(1, 70, 90))
     predict_volume(PredictRequest(volume="nan.zarr", normalise="volume", device="cpu"))
     for output in (OUTPUT, "nan.pred.zarr"):
-        found = Watcher(output).look()
+        found = watcher(output).look()
         assert sum(getattr(found, state) for state in STATES) == found.blocks == 6
     assert (found.done, found.failed, [failure.block for failure in found.failures]) == (5, 1, [3])
     assert found.failures[0].place == "z 3:4, y 0:70, x 0:90"
@@ -177,7 +184,7 @@ def test_a_worker_killed_near_its_memory_limit_is_told_to_ask_for_more(
     wait_for(some_progress)
     worker.kill()
     worker.wait()
-    (failure,) = Watcher(OUTPUT).look().failures
+    (failure,) = watcher(OUTPUT).look().failures
     assert failure.job == "4711"
     assert failure.reason.startswith("killed, probably out of memory, ")
     assert failure.reason.endswith(" of 1.0 GB: raise --mem")
@@ -188,7 +195,7 @@ def test_a_worker_that_failed_says_why() -> None:
     folder.tell_places(replace(folder.places(), device="cuda:99"))
     with pytest.raises(UnetcliError):
         run_blocks(str(folder.path), ((0, 6),))
-    (failure,) = Watcher(OUTPUT).look().failures
+    (failure,) = watcher(OUTPUT).look().failures
     assert "--device cuda:99: not available here" in failure.reason
 
 
@@ -196,14 +203,14 @@ def test_of_other_hosts_only_a_counter_that_changes_says_alive(start: Callable[.
     folder = stopped_run()
     worker = start("-c", REMOTE, str(folder.workers))
     wait_for(lambda: any(beat.holder.host == "node7" and beat.voxels for beat in read_beats(folder.workers).values()))
-    found = Watcher(OUTPUT, patience=60).look()
+    found = watcher(OUTPUT, patience=60).look()
     assert (found.workers, found.silent, found.running, found.failures) == (1, 0, 3, [])
     assert found.voxels_per_second > 0
     worker.kill()
     worker.wait()
     for file in folder.workers.iterdir():
         os.utime(file, (4e9, 4e9))  # however young its file
-    found = Watcher(OUTPUT, patience=1).look()
+    found = watcher(OUTPUT, patience=1).look()
     assert (found.workers, found.silent, found.running) == (0, 1, 0)
     (failure,) = found.failures
     assert failure.host == "node7"
@@ -214,10 +221,10 @@ def test_a_first_look_without_waiting_accuses_nobody(start: Callable[..., subpro
     folder = stopped_run()
     start("-c", REMOTE, str(folder.workers))
     wait_for(lambda: any(beat.holder.host == "node7" for beat in read_beats(folder.workers).values()))
-    watcher = Watcher(OUTPUT)
-    first = watcher.look(wait=False)
+    watching = watcher(OUTPUT)
+    first = watching.look(wait=False)
     assert (first.workers, first.silent, first.failures) == (0, 1, [])
-    wait_for(lambda: watcher.look(wait=False).workers == 1)
+    wait_for(lambda: watching.look(wait=False).workers == 1)
 
 
 def test_the_scheduler_s_word_comes_first(start: Callable[..., subprocess.Popen[bytes]]) -> None:
@@ -225,12 +232,12 @@ def test_the_scheduler_s_word_comes_first(start: Callable[..., subprocess.Popen[
     start("-c", REMOTE, str(folder.workers), SLURM_JOB_ID="12")
     wait_for(lambda: any(beat.holder.host == "node7" for beat in read_beats(folder.workers).values()))
     asked: list[set[str]] = []
-    found = Watcher(OUTPUT, scheduler=lambda jobs: asked.append(set(jobs)) or {"12": JobWord(OVER, "cancelled")}).look()  # type: ignore[func-returns-value]
+    found = watcher(OUTPUT, scheduler=lambda jobs: asked.append(set(jobs)) or {"12": JobWord(OVER, "cancelled")}).look()  # type: ignore[func-returns-value]
     assert asked == [{"12"}]
     assert [failure.reason for failure in found.failures] == ["cancelled"]
-    found = Watcher(OUTPUT, scheduler=lambda jobs: {"12": JobWord(RUNNING)}).look()
+    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobWord(RUNNING)}).look()
     assert (found.workers, found.failures) == (1, [])
-    found = Watcher(OUTPUT, scheduler=lambda jobs: {"12": JobWord(WAITING, "Priority")}).look()
+    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobWord(WAITING, "Priority")}).look()
     assert (found.workers, found.queued, found.queued_for, found.failures) == (0, 1, "Priority", [])
 
 
@@ -246,7 +253,7 @@ def test_a_job_that_was_requeued_has_not_failed(start: Callable[..., subprocess.
         if life == "0":
             worker.kill()
             worker.wait()
-    found = Watcher(OUTPUT, patience=2).look()
+    found = watcher(OUTPUT, patience=2).look()
     assert (found.workers, found.failures) == (1, [])
 
 

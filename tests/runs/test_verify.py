@@ -23,10 +23,12 @@ from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box
 from unetcli.runs.prediction import predict_volume
+from unetcli.runs.reading_back import MISSING, OTHER, READ_BYTES, find_damage, reading_at_once
 from unetcli.runs.receipts import ReceiptBook, checksum, read_receipts
+from unetcli.runs.repair import PredictionMade
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.seams import plan_of_window, windows
-from unetcli.runs.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once, verify_output
+from unetcli.runs.verify import Verification, verify_output
 from unetcli.volumes.output import Output, marker
 
 OUTPUT = Path("big.pred.zarr")
@@ -53,7 +55,8 @@ def predicted(*shape: int, **changes: Any) -> PredictRequest:
 
 
 def verified(**words: Any) -> Verification:
-    return verify_output(VerifyRequest(output=OUTPUT, **words))
+    (found,) = verify_output(VerifyRequest(output=OUTPUT, **words))
+    return found
 
 
 def array_bytes(path: Path) -> dict[str, bytes]:
@@ -230,7 +233,7 @@ def test_a_block_made_anew_meanwhile_is_looked_at_again() -> None:
     assert plan is not None
     stale = folder().ledger(3)
     rewrite(np.zeros((3, 90, 90), np.uint8))
-    assert find_damage(Output(OUTPUT, plan), stale, lambda done, total: None).damaged == {}
+    assert find_damage(PredictionMade(Output(OUTPUT, plan)), stale).damaged == {}
 
 
 def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
@@ -248,9 +251,9 @@ def test_so_many_blocks_are_read_at_once_as_memory_allows() -> None:
     predicted(2, 90, 90)
     plan = folder().plan()
     assert plan is not None
-    assert reading_at_once(plan) == len(os.sched_getaffinity(0))
+    assert reading_at_once(PredictionMade(Output(OUTPUT, plan)).block_bytes) == len(os.sched_getaffinity(0))
     large = replace(plan, region=Box((0, 0, 0), (1, 90, 90)), block_shape=(1, 90 * 2**9, 90 * 2**9))
-    assert reading_at_once(large) == 1
+    assert reading_at_once(PredictionMade(Output(OUTPUT, large)).block_bytes) == 1
     assert READ_BYTES < 3 * 90 * 90 * 2**18
 
 
@@ -438,6 +441,6 @@ def test_a_moved_output_is_verified_where_it_is() -> None:
     Path(f"{OUTPUT}.run").rename("elsewhere/moved.zarr.run")
     truncate(next(f for f in Path("elsewhere/moved.zarr/0/c").rglob("*") if f.is_file()))
     request = VerifyRequest(output=Path("elsewhere/moved.zarr"), seams=2)
-    assert len(verify_output(request).damaged) == 1
-    assert verify_output(replace(request, repair=True)).sound
+    assert len(verify_output(request)[0].damaged) == 1
+    assert verify_output(replace(request, repair=True))[0].sound
     assert not OUTPUT.exists()

@@ -13,6 +13,7 @@ from slurm.cluster import SlurmCluster, until
 
 from unetcli.executors.slurm_word import SlurmWord
 from unetcli.runs.status import Watcher
+from unetcli.runs.steps import steps_of
 
 DETACHED = "predict big.zarr --tile 204 --cluster slurm --mem 1G --blocks-per-job 500 --max-running 1 --detach"
 
@@ -28,7 +29,7 @@ def test_jobs_that_wait_run_and_are_cancelled_are_told(
         [sys.executable, "-m", "unetcli", *DETACHED.split()], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    watcher = Watcher("big.pred.zarr", scheduler=SlurmWord(every=0))
+    watcher = Watcher(steps_of("big.pred.zarr")[0], scheduler=SlurmWord(every=0))
     until(lambda: watcher.look().workers == 1, "a worker at work")
     found = watcher.look()
     assert (found.queued, found.queued_for, found.failures) == (2, "JobArrayTaskLimit", [])

@@ -110,6 +110,7 @@ def test_an_image_is_preferred_to_other_arrays_of_a_store(tmp_path: Path) -> Non
         ((2, 3, 4, 13, 22), {"ome": True, "metadata": {"axes": "TCZYX"}}, "tzyx", 3),
         ((13, 22, 3), {"photometric": "rgb"}, "yx", 3),
         ((2, 3, 13, 22), {}, "tzyx", 1),
+        ((3, 13, 22), {"photometric": "rgb", "planarconfig": "separate"}, "yx", 3),
     ],
     ids=str,
 )

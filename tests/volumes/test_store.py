@@ -156,7 +156,7 @@ def test_predict_reads_and_writes_a_bucket_and_goes_on_there(request_: PredictRe
     local = replace(request_, volume="big.zarr", output=Path("pred.zarr"), run_folder=None)
     predict_volume(local)
     assert objects("s3://bucket/pred.zarr") == files_of(Path("pred.zarr"))
-    found = verify_output(VerifyRequest(output="s3://bucket/pred.zarr", run_folder=Path("run")))
+    (found,) = verify_output(VerifyRequest(output="s3://bucket/pred.zarr", run_folder=Path("run")))
     assert (found.sound, found.checked) == (True, summary.blocks)
     zarr.create_array("truth.zarr", data=grey(3, 70, 90) // 128)
     scores = [

@@ -95,6 +95,36 @@ def test_leading_axes_of_one_can_be_left_out(tmp_path: Path) -> None:
     assert np.array_equal(volume.read(Box((3, 4), (30, 9))), padded(values[0, :, 0], Box((0, 3, 4), (2, 30, 9))))
 
 
+@pytest.mark.parametrize(
+    ("stored", "assumed", "axes"),
+    [
+        ("cyx", "c", "zyx"),
+        ("zcyx", "zc", "tzyx"),
+        ("zcyx", "c", "zyx"),
+        ("tcyx", "c", "tyx"),
+        ("cyx", "", "yx"),
+        ("yxc", "", "yx"),
+        ("zyx", "z", "zyx"),
+    ],
+)
+def test_channels_that_are_a_guess_can_be_taken_for_sections(stored: str, assumed: str, axes: str) -> None:
+    values = grey(*(2, 3, 13, 22)[-len(stored) :])
+    volume = Volume(path="v", array=values, stored_axes=stored, assumed=assumed).channels_as_sections()
+    assert volume.axes == axes
+    if "c" not in volume.stored_axes:
+        assert np.array_equal(volume.read(volume.whole())[0], values)
+
+
+@pytest.mark.parametrize(
+    ("axes", "assumed", "others", "found"),
+    [("zyx", "zyx", "tyx", "tyx"), ("zyx", "", "tyx", "zyx"), ("yx", "yx", "tyx", "yx"), ("czyx", "zyx", "tyx", "tyx")],
+)
+def test_axes_that_nobody_named_take_the_names_of_others(axes: str, assumed: str, others: str, found: str) -> None:
+    volume = Volume(path="v", array=grey(*(1, 2, 13, 22)[-len(axes) :]), stored_axes=axes, assumed=assumed)
+    other = Volume(path="o", array=grey(*(2, 13, 22)[-len(others) :]), stored_axes=others)
+    assert volume.with_axes_of(other).axes == found
+
+
 def test_a_plane_of_one_row_keeps_its_axes() -> None:
     volume = Volume(path="a", array=grey(1, 1), stored_axes="yx")
     assert volume.without_single_axes().extent == (1, 1)

@@ -14,7 +14,8 @@ from unetcli.cli.configfile import configurable
 from unetcli.cli.evaluate import evaluate
 from unetcli.cli.label import label
 from unetcli.cli.options import INCOMPLETE
-from unetcli.cli.plan import NOT_OF_PLAN, plan
+from unetcli.cli.plan import plan
+from unetcli.cli.plantable import NOT_OF_PLAN
 from unetcli.cli.predict import predict
 from unetcli.cli.show import show
 from unetcli.cli.status import status

@@ -8,7 +8,7 @@ import typer
 
 from unetcli.cli import options as o
 from unetcli.cli import talk
-from unetcli.cli.predict import asked_where
+from unetcli.cli.asking import asked_where
 
 if TYPE_CHECKING:
     from unetcli.config import Where

@@ -113,7 +113,17 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be
 TakeOverOption = Annotated[bool, typer.Option("--take-over", help="Ignore the lock of a launcher that is dead.")]
 
 # of status and verify
-PredictedArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="What predict writes, or wrote.")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="OUTPUT", help="What predict writes or wrote, or labels in it: OUTPUT/labels/instances."),
+]
+StepOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Only predict, pyramid (coarser levels), instances (labels' name) or evaluate."),
+]
+AnyRunFolderOption = Annotated[
+    Path | None, typer.Option("--run-folder", help="Where plan and receipts are; by itself below OUTPUT.run.")
+]
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until all is done.")]
 BlocksOption = Annotated[bool, typer.Option("--blocks/--no-blocks", help="Read every block back.")]
 RepairOption = Annotated[bool, typer.Option("--repair", help="Compute damaged and missing blocks anew.")]

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from unetcli.cli import options as o
 from unetcli.cli import talk
+from unetcli.cli.asking import asked
+from unetcli.cli.plantable import show_plan
 
 if TYPE_CHECKING:
     from unetcli.config import PredictRequest, Where
     from unetcli.runs.prediction import PredictSummary
-
-WHERE = ("cluster", "workers", "scheduler", "tls", "profile", "detach")
-SLURM = (
-    *("partition", "account", "qos", "time", "gpus", "gres", "mem", "cpus_per_task", "constraint", "exclude", "setup"),
-    *("max_running", "blocks_per_job"),
-)
 
 
 def predict(
@@ -75,37 +69,9 @@ def predict(
     """
     options = dict(locals())
     if dry_run:
-        from unetcli.cli.plan import show_plan
-
         show_plan(options)
         return
     _tell(_run(*asked(options), share, close), json)
-
-
-def asked(options: Mapping[str, Any]) -> tuple[PredictRequest, Where]:
-    """What the options of predict, or of plan, mean; those that a command does not have are left out."""
-    from unetcli.config import PredictRequest, parse_levels, parse_roi, parse_sections, parse_tile
-
-    read: dict[str, Callable[[Any], Any]] = {
-        "tile": parse_tile,
-        "sections": parse_sections,
-        "roi": parse_roi,
-        "levels": parse_levels,
-    }
-    values: dict[str, Any] = {name: read[name](value) if name in read else value for name, value in options.items()}
-    return (
-        PredictRequest(**{field.name: values[field.name] for field in fields(PredictRequest) if field.name in values}),
-        asked_where(values),
-    )
-
-
-def asked_where(options: Mapping[str, Any]) -> Where:
-    """On which machines, by the options of a command that runs blocks."""
-    from unetcli.config import Where
-    from unetcli.executors.slurm_request import parse_extra
-
-    slurm = {name: options.get(name) for name in SLURM} | {"extra": parse_extra(options.get("slurm") or [])}
-    return Where(**{name: options[name] for name in WHERE if name in options}, slurm=slurm)
 
 
 def _run(request: PredictRequest, where: Where, share: str | None, close: bool) -> PredictSummary:

@@ -196,7 +196,7 @@ def _answer(summary: TrainSummary, json: bool) -> None:
 
 def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
     """As one SLURM job."""
-    from unetcli.cli.predict import asked_where
+    from unetcli.cli.asking import asked_where
     from unetcli.process import prepare
     from unetcli.signals import Signals
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from unetcli.evaluation.counts import Counts
 from unetcli.evaluation.pairing import Pair, Piece
 from unetcli.evaluation.plan import EvaluationPlan
 from unetcli.evaluation.request import CLASSES, PROBABILITY
+from unetcli.geometry import Box
 from unetcli.metrics import em
 from unetcli.metrics.bootstrap import MOST_UNITS
 from unetcli.metrics.cells import CellSums
@@ -22,6 +24,8 @@ from unetcli.metrics.partitions import components
 from unetcli.metrics.pixels import Confusion, require_classes
 from unetcli.metrics.probabilities import ProbabilitySums
 from unetcli.metrics.voi import VoiSums
+
+ORIGIN = MappingProxyType({"y": 0, "x": 0})
 
 
 def count_block(plan: EvaluationPlan, pair: Pair, number: int) -> Counts:
@@ -34,14 +38,15 @@ def count_block(plan: EvaluationPlan, pair: Pair, number: int) -> Counts:
     """
     box = plan.box(number)
     piece = pair.read(box)
-    sections = [plan.section_number(plane.start) for plane in box.planes()]
-    return Counts.total(count_section(plan, pair, *both) for both in zip(sections, piece.planes(), strict=True))
+    planes = zip(box.planes(), piece.planes(), strict=True)
+    return Counts.total(count_section(plan, pair, plane, part) for plane, part in planes)
 
 
-def count_section(plan: EvaluationPlan, pair: Pair, section: int, piece: Piece) -> Counts:
+def count_section(plan: EvaluationPlan, pair: Pair, plane: Box, piece: Piece) -> Counts:
     """Counts of one section, or of the part of it that lies in a block; arrays (c, y, x) and (y, x)."""
-    settings = plan.settings
-    values = probabilities(piece.stored, pair.prediction.path) if settings.kind == PROBABILITY else piece.stored
+    settings, section, values = plan.settings, plan.section_number(plane.start), piece.stored
+    if settings.kind == PROBABILITY:
+        values = probabilities(values, pair.prediction.path, dict(zip(plan.axes, plane.start, strict=True)))
     parts = []
     if "pixels" in settings.metrics:
         parts.append(count_pixels(plan, pair, section, values, piece))
@@ -127,14 +132,21 @@ def judge(table: Contingency, unit: int, metrics: Collection[str], *, by_object:
     return counts
 
 
-def probabilities(stored: NDArray[Any], path: str) -> NDArray[np.float32]:
-    """Stored values as probabilities: uint8 / 255, booleans as 0 and 1, floats as they are."""
+def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = ORIGIN) -> NDArray[np.float32]:
+    """Stored values (.., y, x) as probabilities: uint8 / 255, booleans as 0 and 1, floats as they are.
+
+    ``start`` says where the plane begins, for people.
+    """
     if stored.dtype == np.uint8:
         return stored.astype(np.float32) / np.float32(255)
     if stored.dtype.kind not in "bf":
         raise UnetcliError(f"{path}: {stored.dtype}; expected probabilities as uint8 (value / 255), float or boolean")
     values = stored.astype(np.float32)
-    if not ((values >= 0) & (values <= 1)).all():  # NaN fails too
+    if (missing := np.argwhere(np.isnan(values))).size:
+        inside = dict(zip("yx", missing[0, -2:].tolist(), strict=True))
+        place = ", ".join(f"{axis} {first + inside.get(axis, 0)}" for axis, first in start.items())
+        raise UnetcliError(f"{path}: NaN at {place}; expected probabilities 0 to 1 everywhere")
+    if not ((values >= 0) & (values <= 1)).all():
         raise UnetcliError(f"{path}: values from {values.min()} to {values.max()}; expected probabilities 0 to 1")
     return values
 

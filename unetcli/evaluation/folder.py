@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unetcli.errors import UnetcliError
 from unetcli.evaluation.counts import Counts
-from unetcli.evaluation.plan import EvaluationPlan
+from unetcli.evaluation.plan import KEY, EvaluationPlan
 from unetcli.evaluation.request import EvaluateRequest
 from unetcli.files import is_remote, place_of, publish, replacing
 from unetcli.labelling.tables import Tables
@@ -50,10 +50,22 @@ class EvaluationFolder:
         return Tables(self.run.path / "counts")
 
     def plan(self) -> EvaluationPlan | None:
-        """The frozen plan, or None where none was published that can be read."""
+        """The frozen plan, or None where none was published, or by another version of unetcli.
+
+        Raises
+        ------
+        UnetcliError
+            The folder is another run's.
+        """
         try:
-            return EvaluationPlan.from_json(self.run.plan_file.read_text())
-        except (FileNotFoundError, UnetcliError):
+            text = self.run.plan_file.read_text()
+        except FileNotFoundError:
+            return None
+        if f'"{KEY}"' not in text:
+            raise UnetcliError(f"{self.run.plan_file}: no plan of an evaluation; --run-folder names another place")
+        try:
+            return EvaluationPlan.from_json(text)
+        except UnetcliError:
             return None
 
     def begin(self, plan: EvaluationPlan, inputs: Inputs) -> bool:

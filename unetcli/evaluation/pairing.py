@@ -53,6 +53,8 @@ class Pair:
     truth: Volume
     offset: tuple[int, ...]
     """Where the prediction starts in the truth; zero where they have the same shape."""
+    stored: Volume | None = None
+    """The truth with the axes of extent 1 that are left out here; None: with its axes."""
     mask: Mask | None = None
     """Over the truth; what it is 0 for is not judged."""
     ignore: int | None = None
@@ -72,9 +74,9 @@ class Pair:
         pair = pair_up(open_volume(request.prediction, request.level), truth, place_of(request.prediction))
         mask = None
         if request.mask is not None:
-            found = open_volume(request.mask)
-            fitted = found if pair.truth is truth else found.without_single_axes()
-            mask = Mask.over(fitted, pair.truth, (1,) * len(pair.axes))
+            found = open_volume(request.mask).channels_as_sections()
+            fitted = found if pair.stored is None else found.without_single_axes()
+            mask = Mask.over(fitted, pair.truth.with_axes_of(fitted), (1,) * len(pair.axes))
         return replace(pair, mask=mask, ignore=request.ignore)
 
     @property
@@ -100,7 +102,8 @@ class Pair:
         """What is judged, in coordinates of the truth."""
         if request.roi is None and request.sections == (None, None):
             return self.region
-        asked = resolve_region(request.sections, request.roi, self.truth)
+        truth = self.stored or self.truth
+        asked = along(self.truth.axes, resolve_region(request.sections, request.roi, truth), truth.axes)
         if request.roi is None:
             return self._sections(asked)
         if asked.clipped(self.region) != asked:
@@ -122,7 +125,8 @@ class Pair:
     def _sections(self, asked: Box) -> Box:
         """The sections asked for, as far as the prediction goes in the plane."""
         axis = self.truth.section_axis
-        assert axis is not None
+        if axis is None:  # of a stack of one, the one
+            return asked.clipped(self.region)
         covered, wanted = (self.region.start[axis], self.region.stop[axis]), (asked.start[axis], asked.stop[axis])
         if not covered[0] <= wanted[0] < wanted[1] <= covered[1]:
             raise UnetcliError(
@@ -132,9 +136,16 @@ class Pair:
 
 
 def require_complete(prediction: str, *, allowed: bool) -> None:
-    """Refuse a prediction, or labels, of ours that are not finished."""
+    """Refuse a prediction, or labels, of ours that are not finished, or labels of such a prediction."""
     ours = marker_around(place_of(prediction))
-    if ours and not ours.get("complete") and not allowed:
+    if ours is None or allowed:
+        return
+    if ours.get("of_incomplete"):
+        raise UnetcliError(
+            f"{prediction}: made of a prediction that was not complete; label it with --overwrite once it is, or "
+            "--allow-incomplete"
+        )
+    if not ours.get("complete"):
         command = "label" if ours.get("kind") == "instances" else "predict"
         raise UnetcliError(f"{prediction}: not complete; run its {command} command again, or --allow-incomplete")
 
@@ -147,12 +158,15 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
     UnetcliError
         Shapes, axes or voxel sizes differ; both are named. Or the truth is no integers.
     """
+    truth = truth.channels_as_sections()
+    prediction = sections_of(prediction, truth)
     if truth.channels != 1 or truth.dtype.kind not in "bui":
         raise UnetcliError(
             f"{truth.path}: {truth.channels} channels of {truth.dtype}; truth is one channel of integers"
         )
-    offset = offset_in(truth, prediction, store)
+    offset, stored = offset_in(truth, prediction, store), None
     if offset is None:
+        stored = truth
         prediction, truth = prediction.without_single_axes(), truth.without_single_axes()
         if prediction.extent != truth.extent:
             raise UnetcliError(
@@ -161,7 +175,23 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
         offset = (0,) * len(truth.extent)
     require_same_axes(prediction, truth)
     require_same_voxels(prediction, truth, "not the same place")
-    return Pair(prediction, truth, offset)
+    return Pair(prediction, truth, offset, stored=stored)
+
+
+def along(kept: str, box: Box, axes: str) -> Box:
+    """A box along some of its axes.
+
+    >>> along("yx", Box((0, 3, 5), (1, 9, 7)), "zyx")
+    Box(start=(3, 5), stop=(9, 7))
+    """
+    places = [axes.index(axis) for axis in kept]
+    return Box(tuple(box.start[p] for p in places), tuple(box.stop[p] for p in places))
+
+
+def sections_of(prediction: Volume, truth: Volume) -> Volume:
+    """A prediction whose sections were stored like channels, if it fits a truth so."""
+    other = prediction.channels_as_sections()
+    return other if other.extent == truth.extent else prediction
 
 
 def offset_in(truth: Volume, prediction: Volume, store: Place) -> tuple[int, ...] | None:

@@ -16,7 +16,8 @@ from unetcli.errors import UnetcliError
 from unetcli.evaluation.request import PROBABILITY
 from unetcli.geometry import Box, ceil_to
 
-VERSION = 1
+KEY, VERSION = "unetcli_evaluation", 1
+"""What a plan begins with."""
 BLOCK_VOXELS = 2**23
 """About the most in a block: half a gigabyte of memory where every voxel is another label, mostly a tenth of that."""
 SEVERAL = 16
@@ -147,12 +148,12 @@ class EvaluationPlan:
         return int(sizes[blocks].sum())
 
     def to_json(self) -> str:
-        return json.dumps({"unetcli_evaluation": VERSION, **asdict(self)}, indent=1)
+        return json.dumps({KEY: VERSION, **asdict(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> EvaluationPlan:
         values: dict[str, Any] = json.loads(text)
-        if (found := values.pop("unetcli_evaluation", None)) != VERSION:
+        if (found := values.pop(KEY, None)) != VERSION:
             raise UnetcliError(f"plan of an evaluation of version {found}, this unetcli reads version {VERSION}")
         for name in ("start", "stop", "offset", "block_shape"):
             values[name] = tuple(values[name])

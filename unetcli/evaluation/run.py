@@ -14,22 +14,26 @@ from unetcli.evaluation.folder import EvaluationFolder, Inputs
 from unetcli.evaluation.plan import EvaluationPlan
 from unetcli.evaluation.settling import Settled
 from unetcli.evaluation.totals import total_counts
-from unetcli.evaluation.work import count_blocks
+from unetcli.evaluation.work import count_blocks, digest
 from unetcli.executors.slurm import SlurmExecutor
 from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.files import sweep, telling_unwritable
+from unetcli.labelling.tables import DamagedTable
 from unetcli.machine import cpu_threads
 from unetcli.planning.resolve import absolute
 from unetcli.runs.clusters import Work, end_earlier_launch, executor_on, live_jobs, require_no_live_jobs
 from unetcli.runs.machines import slurm_request
+from unetcli.runs.reading_back import OTHER, void
 from unetcli.runs.receipts import Ledger
-from unetcli.runs.rounds import Progress, Report, Rounds, current_troubles
+from unetcli.runs.rounds import Progress, Report, Rounds
+from unetcli.runs.troubles import current_troubles
 
 log = logging.getLogger(__name__)
 
 BASE_BYTES, VOXEL_BYTES = 2**30, 128
 """Of a process, and of a voxel of a block that is counted."""
+MOST_ATTEMPTS = 8
 VOXELS_PER_JOB = {True: 10**8, False: 10**10}
 """Some minutes of work on one core, with em and without."""
 
@@ -60,18 +64,46 @@ def counted_in_folder(
         folder.begin(plan, inputs_of(settled, where))
         folder.run.make()
         ledger = folder.run.ledger(plan.blocks)
-        if not ledger.complete:
-            require_counted(folder, ledger, work_off(settled, folder, ledger, where, report, stopping))
-        counts = total_counts(plan, read_counts(folder, plan))
+        counts = None
+        while counts is None:
+            if not ledger.complete:
+                require_counted(folder, ledger, work_off(settled, folder, ledger, where, report, stopping))
+            counts = total_or_take_back(plan, folder, ledger)
         folder.forget()
         JobBook(folder.run.path).file.unlink(missing_ok=True)
     folder.tidy()
     return counts
 
 
-def read_counts(folder: EvaluationFolder, plan: EvaluationPlan) -> Iterator[Counts]:
-    """Of all blocks, in order."""
-    return (folder.load(number) for number in range(plan.blocks))
+def read_counts(folder: EvaluationFolder, ledger: Ledger) -> Iterator[Counts]:
+    """Of all blocks, in order.
+
+    Raises
+    ------
+    DamagedTable
+        Those of a block are not what its receipt says.
+    """
+    for number in range(len(ledger.done)):
+        arrays = folder.counts.load(number)
+        if digest(arrays) != ledger.checksum(number):
+            raise DamagedTable(number, folder.counts.path(number), ValueError(OTHER))
+        yield Counts.from_arrays(arrays)
+
+
+def total_or_take_back(plan: EvaluationPlan, folder: EvaluationFolder, ledger: Ledger) -> Counts | None:
+    """All counts together; None where those of a block are damaged, whose receipt is void then.
+
+    Where that happens again and again, the disk is at fault: raises.
+    """
+    try:
+        return total_counts(plan, read_counts(folder, ledger))
+    except DamagedTable as error:
+        if ledger.attempts[error.piece] >= MOST_ATTEMPTS:
+            raise
+        log.warning("%s", error)
+        void(folder.run, folder.run.path, ledger, [error.piece])
+        ledger.refresh()
+        return None
 
 
 def inputs_of(settled: Settled, where: Where) -> Inputs:
@@ -120,7 +152,7 @@ def require_counted(folder: EvaluationFolder, ledger: Ledger, jobs: list[str]) -
     """Raise where blocks are missing, after telling why."""
     if jobs:
         raise Unfinished(f"{len(jobs)} SLURM jobs count; the same command tells the scores when they have ended", jobs)
-    for trouble in current_troubles(folder.run, ledger):
+    for trouble in current_troubles(folder.run.troubles, ledger):
         log.warning("block %d (%s): %s", trouble.block, trouble.place, trouble.reason)
     if missing := len(ledger.refresh().missing):
         raise Unfinished(

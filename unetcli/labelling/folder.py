@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from unetcli.labelling.objects import sizes, write_table
 from unetcli.labelling.plan import LabelPlan
 from unetcli.labelling.tables import Tables
 from unetcli.runs.runfolder import RunFolder
+
+BYTES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +48,12 @@ class LabelFolder:
 
     @property
     def numbers(self) -> Path:
-        """The final number of each object of each block; deleted at the end."""
+        """The final number of each object of each block; it stays, for repairs."""
         return self.path / "numbers.npy"
 
     @property
     def offsets(self) -> Path:
-        """Where in ``numbers`` each block's objects start; deleted at the end."""
+        """Where in ``numbers`` each block's objects start; it stays."""
         return self.path / "offsets.npy"
 
     @property
@@ -84,8 +87,22 @@ class LabelFolder:
         with replacing(self.run.places_file) as draft:
             draft.write_text(json.dumps(asdict(places), indent=1))
 
-    def save_merged(self, merged: Merged, axes: str, unit: float) -> list[Path]:
-        """Keep what a merging gave; the files."""
+    @property
+    def of_merging(self) -> list[Path]:
+        """All files that the merging makes."""
+        return [self.numbers, self.offsets, self.table, self.summary_file]
+
+    def merged_checksum(self) -> str:
+        """Of all that the merging made, as its receipt has it."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path in self.of_merging:
+            with path.open("rb") as file:
+                while part := file.read(BYTES_AT_ONCE):
+                    digest.update(part)
+        return digest.hexdigest()
+
+    def save_merged(self, merged: Merged, axes: str, unit: float) -> None:
+        """Keep what a merging gave."""
         for path, values in ((self.numbers, merged.numbers), (self.offsets, merged.offsets)):
             with replacing(path) as draft, draft.open("wb") as file:
                 np.save(file, values)
@@ -99,7 +116,6 @@ class LabelFolder:
         }
         with replacing(self.summary_file) as draft:
             draft.write_text(json.dumps(told, indent=1))
-        return [self.numbers, self.offsets, self.table, self.summary_file]
 
     def merged(self) -> Mapping[str, Any]:
         """What the merging told."""
@@ -113,16 +129,14 @@ class LabelFolder:
         return np.concatenate([np.zeros(1, numbers.dtype), numbers[start:stop]])
 
     def tidy(self) -> None:
-        """Delete what only later stages needed."""
+        """Delete what was found in each block: only later stages need it."""
         self.tables.remove()
-        for path in (self.numbers, self.offsets):
-            path.unlink(missing_ok=True)
 
     def forget_results(self) -> None:
         """Drop receipts and all that they vouch for."""
         self.run.forget_receipts()
-        remove_aside(self.table)
-        remove_aside(self.summary_file)
+        for path in self.of_merging:
+            remove_aside(path)
         self.tidy()
 
     def forget(self) -> None:

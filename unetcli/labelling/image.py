@@ -48,6 +48,8 @@ class Parent:
             raise UnetcliError(
                 f"{prediction}: no OME-Zarr image, which labels could go into; unetcli predict writes one"
             )
+        if ngff.is_labels(found[1]):
+            raise UnetcliError(f"{prediction}: holds labels; expected probabilities, as unetcli predict writes them")
         formats = {name: number for number, name in ngff.ATTRIBUTES.items()}
         return cls(place=place, volume=volume, zarr_format=formats[found[0]], levels=len(image["datasets"]))
 
@@ -113,10 +115,10 @@ class LabelImage:
             if marker(self.path) is None:
                 raise
 
-    def mark_complete(self) -> None:
-        """Say in the group's metadata that every voxel has its label."""
+    def mark_complete(self, *, complete: bool = True) -> None:
+        """Say in the group's metadata that every voxel has its label, or that some are made anew."""
         found = self.attributes()
-        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": True}})
+        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete}})
 
     def attributes(self) -> dict[str, Any]:
         """Of the group; it has to be ours."""

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box, ceil_to
 from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.planning.stages import Stage
+from unetcli.planning.stages import pending as pending_of
 
 VERSION = 1
 METHODS = ("components", "watershed")
@@ -25,6 +27,8 @@ BLOCK_VOXELS = {"components": 2**24, "watershed": 2**22}
 
 
 LONGEST_REACH = 1000
+FIND, MERGE, NUMBER, LEVEL = "find", "merge", "number", "level"
+"""The stages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,19 +69,6 @@ class Settings:
             raise UnetcliError(f"--{name} {getattr(self, name)}: expected {' or '.join(known)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Blocks that need nothing of each other, only the stages before."""
-
-    name: str
-    blocks: range
-
-    @property
-    def in_folder(self) -> bool:
-        """Whether what its blocks make lies in the run folder, and not in the labels."""
-        return self.name in ("find", "merge")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelPlan:
     """Blocks that cover a prediction once; their edges lie on chunk edges of the labels, which are the prediction's.
@@ -101,6 +92,8 @@ class LabelPlan:
     """Fingerprint."""
     intensity: str | None
     """Fingerprint of the volume whose mean is taken over each object; None: the prediction's is."""
+    of_incomplete: bool = False
+    """Whether the prediction was not finished, so that these labels are not those of the whole."""
 
     def __post_init__(self) -> None:
         for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
@@ -138,13 +131,13 @@ class LabelPlan:
         """To be run one after the other; the blocks of each in any order, by anyone."""
         n = self.pieces
         coarser = [
-            Stage("level", range(self.before_levels + stage.blocks.start, self.before_levels + stage.blocks.stop))
+            Stage(LEVEL, range(self.before_levels + stage.blocks.start, self.before_levels + stage.blocks.stop))
             for stage in self.pyramid.stages
         ]
         return (
-            Stage("find", range(n)),
-            Stage("merge", range(n, n + 1)),
-            Stage("number", range(n + 1, 2 * n + 1)),
+            Stage(FIND, range(n)),
+            Stage(MERGE, range(n, n + 1)),
+            Stage(NUMBER, range(n + 1, 2 * n + 1)),
             *coarser,
         )
 
@@ -199,14 +192,17 @@ class LabelPlan:
     def voxels_of(self, number: int) -> int:
         """Voxels that one block goes through."""
         stage = self.stage(number)
-        if stage.name in ("find", "number"):
+        if stage.name in (FIND, NUMBER):
             return self.box(number - stage.blocks.start).size
-        return self.pyramid.block(number - self.before_levels).box.size if stage.name == "level" else 0
+        return self.pyramid.block(number - self.before_levels).box.size if stage.name == LEVEL else 0
+
+    def in_folder(self, stage: Stage) -> bool:
+        """Whether what the blocks of a stage make lies in the run folder, and not in the labels."""
+        return stage.name in (FIND, MERGE)
 
     def pending(self, missing: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Of rising missing blocks, those of the first stage that has some: what can be worked off now."""
-        parts = (missing[(missing >= s.blocks.start) & (missing < s.blocks.stop)] for s in self.stages)
-        return next((part for part in parts if len(part)), missing[:0])
+        """Of rising missing blocks, those that can be worked off now."""
+        return pending_of(self.stages, missing)
 
     def to_json(self) -> str:
         return json.dumps({"unetcli_labels": VERSION, **asdict(self)}, indent=1)
@@ -236,6 +232,8 @@ def differences(old: LabelPlan, new: LabelPlan) -> list[str]:
     told += [
         f"the {name} is another" for name in ("prediction", "intensity") if getattr(new, name) != getattr(old, name)
     ]
+    if old.of_incomplete and not new.of_incomplete:
+        told.append("the prediction is complete now, and was not")
     return told
 
 

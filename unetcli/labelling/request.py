@@ -9,7 +9,7 @@ from pathlib import Path
 from unetcli.errors import UnetcliError
 from unetcli.files import plain
 
-TAKEN = ("predict", "pyramid")
+TAKEN = ("predict", "pyramid", "evaluate")
 """Steps of a run that have folders of these names already."""
 DEPTHS = {"distance": 1.5, "probability": 0.1}
 """By landscape: what sets an object apart from its neighbour."""
@@ -45,8 +45,10 @@ class LabelRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prediction", plain(self.prediction).rstrip("/"))
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name) or self.name in TAKEN:
-            raise UnetcliError(f"--name {self.name}: expected letters, digits, - or _, and not {' or '.join(TAKEN)}")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", self.name) or self.name in TAKEN:
+            raise UnetcliError(
+                f"--name {self.name}: expected letters, digits, - or _, and not {', '.join(TAKEN[:-1])} or {TAKEN[-1]}"
+            )
         if self.threshold is not None and self.auto_threshold_from is not None:
             raise UnetcliError("--threshold and --auto-threshold-from: one of them")
         if self.block_voxels is not None and self.block_voxels < 1:

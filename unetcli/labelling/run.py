@@ -33,7 +33,8 @@ from unetcli.runs.clusters import (
 )
 from unetcli.runs.machines import slurm_request
 from unetcli.runs.receipts import Ledger
-from unetcli.runs.rounds import Progress, Report, Rounds, current_troubles
+from unetcli.runs.rounds import Progress, Report, Rounds
+from unetcli.runs.troubles import current_troubles
 from unetcli.volumes.opening import open_volume
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def compute(run: LabelRun, ledger: Ledger, where: Where, report: Report, stoppin
         )
         failures = work_off(run, rounds, stopping)
         left = executing.jobs if where.detach and isinstance(executing, SlurmExecutor) else []
-    for trouble in current_troubles(folder, ledger):
+    for trouble in current_troubles(folder.troubles, ledger):
         log.warning("block %d (%s): %s", trouble.block, trouble.place, trouble.reason)
     return Ends(failures, left)
 
@@ -205,7 +206,7 @@ def summarise(
         blocks=plan.blocks,
         found_done=found,
         made=done - found,
-        set_aside=[trouble.note() for trouble in current_troubles(run.folder.run, ledger)],
+        set_aside=[trouble.note() for trouble in current_troubles(run.folder.run.troubles, ledger)],
         failed_jobs=[f"job {failure.job} on {failure.host}: {failure.reason}" for failure in ends.failures],
         jobs=ends.left_running,
         ctc_frames=frames,

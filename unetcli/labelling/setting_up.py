@@ -14,12 +14,13 @@ from unetcli.labelling.folder import LabelFolder, LabelPlaces
 from unetcli.labelling.image import LabelImage, Parent, list_labels, make_labels_group, require_ours
 from unetcli.labelling.inputs import offset_in, require_probabilities
 from unetcli.labelling.objects import require_our_table, table_place
-from unetcli.labelling.plan import BLOCK_VOXELS, LabelPlan, Settings, Stage, choose_block, differences
+from unetcli.labelling.plan import BLOCK_VOXELS, LabelPlan, Settings, choose_block, differences
 from unetcli.labelling.request import DEPTHS, REACHES, LabelRequest
 from unetcli.labelling.threshold import choose_threshold
 from unetcli.lock import hold
 from unetcli.planning.pyramid_plan import largest_possible_levels
 from unetcli.planning.resolve import absolute
+from unetcli.planning.stages import Stage
 from unetcli.runs.pyramid import Pyramid, first_of
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.runfolder import RunFolder
@@ -98,7 +99,7 @@ class LabelRun:
 
     def prepare_stage(self, stage: Stage) -> None:
         """Make what the blocks of a stage write to."""
-        if not stage.in_folder and not self._is_made():
+        if not self.plan.in_folder(stage) and not self._is_made():
             make_labels_group(self.parent.place, self.plan.zarr_format)
             self.image.create(self.parent.volume, self._told())
             self._pyramid.create()
@@ -137,6 +138,7 @@ class LabelRun:
         """What the labels say of themselves, beside whether they are complete."""
         settings, parent = self.plan.settings, marker_around(self.request.prediction) or {}
         own = {"method": settings.method, "threshold": settings.threshold, "objects": self.folder.merged()["objects"]}
+        own |= {"of_incomplete": True} if self.plan.of_incomplete else {}
         return own | {name: parent[name] for name in ("extent", "region") if name in parent}
 
     def _places(self) -> LabelPlaces:
@@ -164,9 +166,14 @@ class LabelRun:
 
 def require_complete(request: LabelRequest) -> None:
     """Refuse a prediction of ours that is not finished."""
-    ours = marker_around(request.prediction)
-    if ours and not ours.get("complete") and not request.allow_incomplete:
+    if is_incomplete(request.prediction) and not request.allow_incomplete:
         raise UnetcliError(f"{request.prediction}: not complete; run its predict command again, or --allow-incomplete")
+
+
+def is_incomplete(prediction: str) -> bool:
+    """Whether a prediction is ours and not finished."""
+    ours = marker_around(prediction)
+    return ours is not None and not ours.get("complete")
 
 
 def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> LabelPlan:
@@ -188,6 +195,7 @@ def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -
         automatic=request.auto_threshold_from is not None,
         prediction=fingerprint(volume),
         intensity=_intensity(request, parent),
+        of_incomplete=is_incomplete(request.prediction),
     )
 
 

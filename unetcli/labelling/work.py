@@ -14,19 +14,21 @@ import zarr
 
 from unetcli.errors import UnetcliError
 from unetcli.files import place_of, telling_unwritable
+from unetcli.labelling import plan
 from unetcli.labelling.finding import find_objects
 from unetcli.labelling.folder import LabelFolder, LabelPlaces
 from unetcli.labelling.image import LabelImage
 from unetcli.labelling.inputs import Probabilities, offset_in
 from unetcli.labelling.measures import unit
 from unetcli.labelling.merging import merge
-from unetcli.labelling.plan import LabelPlan, Stage
+from unetcli.labelling.plan import LabelPlan
 from unetcli.labelling.tables import DamagedTable
+from unetcli.planning.stages import Stage
 from unetcli.process import prepare
 from unetcli.ranges import Ranges, numbers
 from unetcli.runs.heartbeat import Heartbeat
 from unetcli.runs.keeping import keep, void_receipt
-from unetcli.runs.pyramid import Built, Pyramid, first_of
+from unetcli.runs.pyramid import Built, Pyramid, first_of, place
 from unetcli.runs.receipts import Ledger, ReceiptBook, checksum
 from unetcli.runs.runfolder import RunFolder
 from unetcli.volumes.opening import open_volume
@@ -75,11 +77,11 @@ class Bench:
         stage = self.plan.stage(number)
         piece = number - stage.blocks.start
         match stage.name:
-            case "find":
+            case plan.FIND:
                 return self.find(piece)
-            case "merge":
+            case plan.MERGE:
                 return self.merge()
-            case "number":
+            case plan.NUMBER:
                 return self.number(piece)
             case _:
                 return self.pyramid.build(number - self.plan.before_levels)
@@ -101,7 +103,8 @@ class Bench:
         merged = merge(self.plan, load)
         volume = self.prediction if self.intensity is None else self.intensity[0]
         factor = unit(volume.dtype, probability=self.intensity is None)
-        return Built(checksum(merged.numbers), self.folder.save_merged(merged, self.plan.axes, factor))
+        self.folder.save_merged(merged, self.plan.axes, factor)
+        return Built(self.folder.merged_checksum(), self.folder.of_merging)
 
     def number(self, piece: int) -> Built:
         """Write the final labels of a block."""
@@ -126,13 +129,12 @@ class Bench:
         """The place of a block, for people."""
         stage = self.plan.stage(number)
         match stage.name:
-            case "find" | "number":
+            case plan.FIND | plan.NUMBER:
                 return describe(self.plan.box(number - stage.blocks.start), self.plan.axes)
-            case "merge":
+            case plan.MERGE:
                 return "the merging"
             case _:
-                block = self.plan.pyramid.block(number - self.plan.before_levels)
-                return f"level {block.base}, {describe(block.box, self.plan.axes)}"
+                return place(self.plan.pyramid, number - self.plan.before_levels)
 
 
 def label_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
@@ -154,7 +156,7 @@ def label_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = boo
 
 def _work(bench: Bench, stage: Stage, blocks: list[int], stopping: Callable[[], bool], beat: Heartbeat) -> int:
     run, finished = bench.folder.run, 0
-    with ReceiptBook(run.receipts, run.path if stage.in_folder else place_of(bench.places.output)) as book:
+    with ReceiptBook(run.receipts, run.path if bench.plan.in_folder(stage) else place_of(bench.places.output)) as book:
         for number in blocks:
             if stopping():
                 break

@@ -67,7 +67,7 @@ def scores(sections: Collection[SectionCounts]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, curve in curves(sections).items():
         result |= _best(name, curve)
-    if result["warping_error"] is not None and not pixels_at(sections, 0.0).proposed:
+    if result["warping_error"] == 0 and not pixels_at(sections, 0.0).proposed:
         result |= _undefined("warping_error", EMPTY)
     if not pixels_at(sections, 0.0).interior:
         result |= {f"{name}_reason": NO_INTERIOR for name in MEASURES if result[name] is None}
@@ -151,10 +151,9 @@ def _classic_warping_error(counts: LevelCounts) -> float | None:
 
 
 def _information(level: Level) -> float | None:
-    """A section without anything to tell counts as 0 among others, as in the official program."""
-    with_interior = [counts.information.f_score for counts in level if counts.pixels.interior]
-    defined = [score for score in with_interior if score is not None]
-    return math.fsum(defined) / len(with_interior) if defined else None
+    """A section in which there is nothing to tell, one cell found as one, scores 0, as in the official program."""
+    scores = [counts.information.f_score or 0.0 for counts in level if counts.pixels.interior]
+    return math.fsum(scores) / len(scores) if scores else None
 
 
 NO_INTERIOR = "the reference has no interior"
@@ -169,7 +168,7 @@ MEASURES = {
     "warping_error": Measure(_warping_error, NO_INTERIOR),
     "warping_error_classic": Measure(_mean(_classic_warping_error), "there is no pixel to judge"),
     "v_rand": Measure(_mean(lambda counts: counts.thinned.f_score), NO_INTERIOR, max),
-    "v_info": Measure(_information, "there is nothing to tell apart: reference and prediction are one cell", max),
+    "v_info": Measure(_information, NO_INTERIOR, max),
 }
 """The challenge's measures. Errors are best at 0, V_Rand and V_Info at 1."""
 
@@ -215,7 +214,8 @@ def _note_on_empty(name: str, sections: Collection[SectionCounts], found: dict[s
     said = f"at this level the prediction is empty in {empty} of {len(sections)} sections"
     if name != "warping_error":
         return [f"{said}: taken as one cell"]
-    return [f"{said}: no split and no merge there{_best_without_empty(sections)}"]
+    lacking = "no merge" if found[name] else "no split and no merge"  # of a large ring what is left is a split
+    return [f"{said}: {lacking} there{_best_without_empty(sections)}"]
 
 
 def _best_without_empty(sections: Collection[SectionCounts]) -> str:

@@ -13,8 +13,9 @@ from unetcli.executors.local import InProcess
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.runs.pyramid_run import PyramidRun, build_blocks
 from unetcli.runs.receipts import Ledger
-from unetcli.runs.rounds import Progress, Report, Rounds, current_troubles
+from unetcli.runs.rounds import Progress, Report, Rounds
 from unetcli.runs.run import Run
+from unetcli.runs.troubles import current_troubles
 
 log = logging.getLogger(__name__)
 
@@ -66,5 +67,5 @@ def build_levels(
         rounds.run(todo)
         if np.array_equal(todo, pyramid.pending(ledger)):
             break  # a round that brought nothing: another would not either
-    for trouble in current_troubles(pyramid.folder, ledger):
+    for trouble in current_troubles(pyramid.folder.troubles, ledger):
         log.warning("block %d of the levels (%s): %s", trouble.block, trouble.place, trouble.reason)

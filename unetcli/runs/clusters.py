@@ -27,10 +27,10 @@ from unetcli.executors.slurm_submit import submit_jobs, would_start
 from unetcli.executors.slurm_watch import ENDED, JobEnd, JobWatch, squeue
 from unetcli.files import Place, remove_aside, replacing
 from unetcli.planning.preview import GIB, MEMORY_MARGIN, sizes
+from unetcli.runs.liveness import await_workers
 from unetcli.runs.machines import slurm_request
 from unetcli.runs.run import Run
 from unetcli.runs.runfolder import RunFolder
-from unetcli.runs.status import await_workers
 
 log = logging.getLogger(__name__)
 

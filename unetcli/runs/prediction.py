@@ -20,8 +20,9 @@ from unetcli.runs.closing import close
 from unetcli.runs.clusters import end_earlier_launch, executor_for, live_jobs, require_accepted, require_no_jobs
 from unetcli.runs.machines import with_machine
 from unetcli.runs.receipts import Ledger
-from unetcli.runs.rounds import Progress, Report, Rounds, current_troubles
+from unetcli.runs.rounds import Progress, Report, Rounds
 from unetcli.runs.run import Run
+from unetcli.runs.troubles import current_troubles
 from unetcli.runs.worker import run_blocks
 from unetcli.volumes.volume import describe
 
@@ -209,7 +210,9 @@ def summarise(
         blocks=len(wanted),
         found_done=found,
         computed=done - found,
-        set_aside=[trouble.note() for trouble in current_troubles(run.folder, ledger) if trouble.block in missing],
+        set_aside=[
+            trouble.note() for trouble in current_troubles(run.folder.troubles, ledger) if trouble.block in missing
+        ],
         failed_jobs=[f"job {failure.job} on {failure.host}: {failure.reason}" for failure in ends.failures],
         jobs=ends.left_running,
         voxels=voxels,

@@ -19,6 +19,7 @@ from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.volumes import ngff
 from unetcli.volumes.level import Level
 from unetcli.volumes.store import Store
+from unetcli.volumes.volume import describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,12 @@ def first_of(values: NDArray[Any]) -> NDArray[Any]:
     [[0, 7]]
     """
     return values[..., ::2, ::2]
+
+
+def place(plan: PyramidPlan, number: int) -> str:
+    """Where a block of coarser levels lies, for people."""
+    block = plan.block(number)
+    return f"level {block.base}, {describe(block.box, plan.axes)}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from numpy.typing import NDArray
 from unetcli.files import place_of, replacing, telling_unwritable
 from unetcli.planning.plan import Plan
 from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.planning.stages import pending
 from unetcli.process import prepare
 from unetcli.ranges import Ranges, numbers
+from unetcli.runs.heartbeat import Heartbeat
 from unetcli.runs.keeping import keep
-from unetcli.runs.pyramid import Pyramid
+from unetcli.runs.pyramid import Pyramid, place
 from unetcli.runs.receipts import Ledger, ReceiptBook
 from unetcli.runs.runfolder import Places, RunFolder
 from unetcli.volumes.output import Output
-from unetcli.volumes.volume import describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +62,8 @@ class PyramidRun:
         return self.folder.ledger(self.pyramid.plan.blocks)
 
     def pending(self, ledger: Ledger) -> NDArray[np.intp]:
-        """What can be made now: the missing blocks of the first stage that has some. None at all: it is complete."""
-        missing = ledger.refresh().missing
-        stages = (stage.blocks for stage in self.pyramid.plan.stages)
-        parts = (missing[(missing >= blocks.start) & (missing < blocks.stop)] for blocks in stages)
-        return next((part for part in parts if len(part)), missing[:0])
+        """What can be made now. None at all: it is complete."""
+        return pending(self.pyramid.plan.stages, ledger.refresh().missing)
 
     def close(self, ledger: Ledger) -> bool:
         """Have the levels show if nothing is missing; whether it is. For who holds the output's lock."""
@@ -87,15 +86,20 @@ def build_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = boo
     run = RunFolder(Path(folder))
     pyramid = _pyramid(run, _frozen_file(run).read_text(), run.places())
     ledger, output, finished = run.ledger(pyramid.plan.blocks).refresh(), pyramid.output, 0
-    with telling_unwritable(output.path), ReceiptBook(run.receipts, output.path) as book:
-        for number in numbers(blocks):
-            if stopping():
-                break
-            if not ledger.done[number]:
-                block = pyramid.plan.block(number)
-                place = f"level {block.base}, {describe(block.box, pyramid.plan.axes)}"
-                attempt = int(ledger.attempts[number]) + 1
-                finished += keep(functools.partial(pyramid.build, number), number, attempt, place, run, book)
+    todo = [number for number in numbers(blocks) if not ledger.done[number]]
+    with (
+        telling_unwritable(output.path),
+        Heartbeat(run.workers, len(todo)) as beat,
+        ReceiptBook(run.receipts, output.path) as book,
+    ):
+        for number in itertools.takewhile(lambda _: not stopping(), todo):
+            block, attempt = pyramid.plan.block(number), int(ledger.attempts[number]) + 1
+            build = functools.partial(pyramid.build, number)
+            if keep(build, number, attempt, place(pyramid.plan, number), run, book):
+                beat.done(block.box.size)
+                finished += 1
+            else:
+                beat.set_aside()
     return finished
 
 

@@ -108,6 +108,11 @@ class Ledger:
     def complete(self) -> bool:
         return bool(self.done.all())
 
+    def checksum(self, block: int) -> str:
+        """What the receipt of a block says that it made."""
+        told: bytes = self.checksums[block].tobytes()
+        return told.hex()
+
     def refresh(self) -> Self:
         """Take in what was appended since the last look."""
         with os.scandir(self.folder) as entries:

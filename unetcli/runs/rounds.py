@@ -16,7 +16,7 @@ from unetcli.executors.contract import Executor, JobFailure, Task
 from unetcli.ranges import to_ranges
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.runfolder import RunFolder
-from unetcli.runs.troubles import FAILED, UNUSABLE, Trouble, read_troubles
+from unetcli.runs.troubles import FAILED, UNUSABLE, current_troubles
 from unetcli.runs.worker import why_stopped
 
 log = logging.getLogger(__name__)
@@ -119,14 +119,8 @@ class Rounds:
 
     def _failed(self, wanted: NDArray[np.intp]) -> tuple[NDArray[np.intp], list[str]]:
         """Blocks worth another try, and the hosts where they failed."""
-        open_troubles = current_troubles(self.folder, self.ledger)
+        open_troubles = current_troubles(self.folder.troubles, self.ledger)
         unusable = [trouble.block for trouble in open_troubles if trouble.kind == UNUSABLE]
         hosts = {trouble.host for trouble in open_troubles if trouble.kind == FAILED}
         hosts |= {failure.host for failure in self.failures if failure.host}
         return np.setdiff1d(wanted[~self.ledger.done[wanted]], unusable), sorted(hosts)
-
-
-def current_troubles(folder: RunFolder, ledger: Ledger) -> list[Trouble]:
-    """The last trouble of each block that is still missing."""
-    last = {trouble.block: trouble for trouble in read_troubles(folder.troubles)}
-    return [trouble for block, trouble in sorted(last.items()) if not ledger.done[block]]

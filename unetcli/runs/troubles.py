@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unetcli.runs.receipts import worker_name
+from unetcli.runs.receipts import Ledger, worker_name
 
 UNUSABLE, FAILED = "unusable", "failed"
 
@@ -50,3 +50,9 @@ def read_troubles(folder: Path) -> Iterator[Trouble]:
                 yield Trouble(**json.loads(line))
             except (ValueError, TypeError):
                 continue
+
+
+def current_troubles(folder: Path, ledger: Ledger) -> list[Trouble]:
+    """The last trouble of each block that has no receipt."""
+    last = {trouble.block: trouble for trouble in read_troubles(folder)}
+    return [trouble for block, trouble in sorted(last.items()) if block < len(ledger.done) and not ledger.done[block]]

@@ -92,6 +92,11 @@ def labels_of(attributes: dict[str, Any], source: str) -> dict[str, Any]:
     return {**attributes, "image-label": {"version": "0.4", **label}}
 
 
+def is_labels(attributes: Mapping[str, Any]) -> bool:
+    """Whether an image says that it is labels of another one."""
+    return "image-label" in attributes.get("ome", attributes)
+
+
 def label_names(attributes: Mapping[str, Any]) -> list[str]:
     """What the group ``labels`` of an image lists."""
     found: list[str] = attributes.get("ome", attributes).get("labels") or []

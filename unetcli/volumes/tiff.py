@@ -29,14 +29,23 @@ def open_tiff(path: str) -> Volume:
         raise UnetcliError(f"{path}: not a TIFF file that can be read ({error})") from error
     names: Any = array.attrs["_ARRAY_DIMENSIONS"]
     axes = axes_from_names(path, _letters(list(names)), array.ndim)
-    unsaid = [axis for axis, name in zip(axes, names, strict=True) if str(name).lower()[:1] in UNKNOWN]
-    return Volume(path=path, array=array, stored_axes=axes, assumed="".join(unsaid))
+    return Volume(path=path, array=array, stored_axes=axes, assumed=_unsaid(axes, list(names)))
 
 
 def _require_one_series(path: str, tif: tifffile.TiffFile) -> None:
     if len(tif.series) != 1:
         shapes = ", ".join("x".join(map(str, series.shape)) for series in tif.series[:4])
         raise UnetcliError(f"{path}: {len(tif.series)} images of different kind ({shapes}, ..); expected one stack")
+
+
+def _unsaid(axes: str, names: list[str]) -> str:
+    """Axes whose letters are a guess: pages without stated meaning, and samples that are pages.
+
+    tifffile writes any stack of three or four sections as the samples of one colour image, unless told that it is grey.
+    """
+    found = "".join(str(name).lower()[:1] for name in names)
+    guessed = UNKNOWN + (SAMPLES if SAMPLES in found.partition("y")[0] else "")
+    return "".join(axis for axis, letter in zip(axes, found, strict=True) if letter in guessed)
 
 
 def _letters(names: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,10 +117,29 @@ class Volume:
         kept = "".join(axis for axis in self.stored_axes if axis not in single)
         return replace(self, array=_Squeezed(self.array, place), stored_axes=kept)
 
+    def channels_as_sections(self) -> Volume:
+        """The volume with channels that are a guess taken for sections: z, and a guessed z before them for t."""
+        taken = {"c": "z", "z": "t"}
+        if "c" not in self.assumed or any(a in self.stored_axes and a not in self.assumed for a in "tz"):
+            return self
+        return self._renamed({a: b for a, b in taken.items() if a in self.stored_axes})
+
+    def with_axes_of(self, other: Volume) -> Volume:
+        """The volume with the letters of another one's axes, where its own are a guess."""
+        letters = {a: b for a, b in zip(self.axes, other.axes, strict=False) if a != b}
+        if len(self.axes) != len(other.axes) or not set(letters) <= set(self.assumed):
+            return self
+        return self._renamed(letters)
+
     def in_memory(self) -> Volume:
         """The same volume, read once."""
         everything = {axis: slice(None) for axis in self.stored_axes}
         return replace(self, array=self._slice(everything, self.whole()))
+
+    def _renamed(self, letters: Mapping[str, str]) -> Volume:
+        """Axes under other letters, in the same order; of guessed ones no size is known."""
+        stored, assumed = ("".join(letters.get(a, a) for a in axes) for axes in (self.stored_axes, self.assumed))
+        return replace(self, stored_axes=stored, assumed=assumed)
 
     def _by_axis(self, per_stored_axis: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(int(per_stored_axis[self.stored_axes.index(axis)]) for axis in self.axes)
@@ -146,12 +166,16 @@ class _Squeezed:
 
     def __init__(self, array: Any, place: tuple[int | slice, ...]) -> None:
         self._array, self._place, self.dtype = array, place, array.dtype
-        self.shape = tuple(n for n, index in zip(array.shape, place, strict=True) if isinstance(index, slice))
+        self.shape = self._left(array.shape)
+        self.chunks = self._left(getattr(array, "chunks", array.shape))
 
     def __getitem__(self, picks: tuple[slice, ...]) -> NDArray[Any]:
         remaining = iter(picks)
         full = tuple(next(remaining) if isinstance(index, slice) else index for index in self._place)
         return np.asarray(self._array[full])
+
+    def _left(self, per_axis: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n for n, index in zip(per_axis, self._place, strict=True) if isinstance(index, slice))
 
 
 def describe(box: Box, axes: str) -> str:

@@ -1,0 +1,240 @@
+"""verify of labels: damage of every kind is found and repaired to the same bytes, and nothing else is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from helpers import write_prediction
+from labelling.maps import blobs
+from labelling.store import FOLDER, LABELS, STORE, TABLE, files, label, stop_after, tables
+from numpy.typing import NDArray
+
+from unetcli.config import VerifyRequest
+from unetcli.errors import UnetcliError
+from unetcli.runs.reading_back import MISSING, OTHER
+from unetcli.runs.receipts import read_receipts
+from unetcli.runs.verify import Verification, verify_output
+from unetcli.volumes.fingerprint import sampled_boxes
+from unetcli.volumes.opening import open_volume
+
+pytestmark = pytest.mark.usefixtures("here")
+CLI = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def verified(output: Path = STORE, **words: Any) -> Verification:
+    (found,) = verify_output(VerifyRequest(output=output, **words))
+    return found
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def put_another(file: Path) -> None:
+    """A valid chunk in the place of another one."""
+    shutil.copyfile(LABELS / "0/c/0/0/0", file)
+
+
+def attempts() -> dict[int, int]:
+    return {receipt.block: receipt.attempt for receipt in read_receipts(FOLDER / "receipts")}
+
+
+HARM = [truncate, flip_a_bit, Path.unlink, put_another]
+
+
+@pytest.mark.parametrize("method", ["components", "watershed"])
+@pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
+def test_a_damaged_block_alone_is_named_and_made_anew(
+    values: NDArray[np.uint8], harm: Callable[[Path], None], method: str
+) -> None:
+    label(method=method)
+    whole, before = files(), attempts()
+    harm(LABELS / "0/c/1/2/3")
+    found = verified()
+    assert [damage.place for damage in found.damaged] == ["z 1:2, y 32:64, x 32:64"]
+    assert found.damaged[0].what == OTHER or found.damaged[0].what.startswith("unreadable (")
+    assert (found.sound, found.not_kept, found.checked) == (False, 27, found.blocks - 27)
+    (number,) = [damage.block for damage in found.damaged]
+    mended = verified(repair=True)
+    assert ([damage.block for damage in mended.repaired], mended.sound, mended.complete) == ([number], True, True)
+    assert files() == whole
+    assert attempts() == before | {number: 3}  # void, then made
+    assert not (FOLDER / "blocks").exists()
+    assert not list(Path().rglob("*.partial"))
+
+
+def test_labels_that_are_sound_stay_as_they_are(values: NDArray[np.uint8]) -> None:
+    label()
+    before = {path: path.stat().st_mtime_ns for path in [*LABELS.rglob("*"), FOLDER / "numbers.npy"]}
+    for found in (verified(), verified(repair=True), verified(LABELS), verified(step="instances")):
+        assert (found.sound, found.repaired, found.step) == (True, [], "instances")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_coarser_level_is_repaired_too(values: NDArray[np.uint8]) -> None:
+    label()
+    whole = files()
+    flip_a_bit(LABELS / "1/c/1/0/0")
+    flip_a_bit(LABELS / "0/c/2/0/0")
+    assert [damage.place for damage in verified().damaged] == [
+        "z 2:3, y 0:32, x 0:32",
+        "level 0, z 0:3, y 0:64, x 0:64",
+    ]
+    assert verified(repair=True).sound
+    assert files() == whole
+
+
+@pytest.mark.parametrize("kind", [{"shards": (1, 32, 32)}, {"zarr_format": 2}], ids=str)
+def test_shards_and_zarr_2_are_repaired_too(kind: dict[str, Any]) -> None:
+    write_prediction(STORE, blobs((3, 75, 90), 2, seed=7), (1, 16, 16), **kind)
+    label()
+    whole = files()
+    for path in [path for path in (LABELS / "0").rglob("*") if path.is_file() and path.suffix != ".json"][3:9]:
+        if not path.name.startswith("."):
+            truncate(path)
+    assert verified().damaged
+    assert verified(repair=True).sound
+    assert files() == whole
+
+
+@pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
+def test_the_table_is_written_anew(values: NDArray[np.uint8], harm: Callable[[Path], None]) -> None:
+    label()
+    whole, made = files(), attempts()
+    harm(TABLE)
+    found = verified()
+    assert found.damaged == []
+    assert found.table is not None
+    assert found.table.startswith("big.pred.zarr.instances.csv: ")
+    assert not found.sound
+    assert verified(repair=True).sound
+    assert files() == whole
+    assert attempts() == made
+
+
+@pytest.mark.parametrize("name", ["numbers.npy", "offsets.npy", "objects.csv", "merged.json"])
+@pytest.mark.parametrize("harm", [flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
+def test_the_merging_is_repeated_where_what_it_gave_is_lost(
+    values: NDArray[np.uint8], name: str, harm: Callable[[Path], None]
+) -> None:
+    label()
+    whole, kept = files(), {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
+    harm(FOLDER / name)
+    flip_a_bit(LABELS / "0/c/1/2/3")
+    assert [damage.place.split(":")[0] for damage in verified().damaged] == ["merge", "z 1"]
+    assert verified(repair=True).sound
+    assert files() == whole
+    assert (FOLDER / name).read_bytes() == kept[name]
+
+
+def test_of_unfinished_labels_what_was_found_is_checked_and_a_repair_finishes_them(values: NDArray[np.uint8]) -> None:
+    label()
+    whole = files()
+    label(overwrite=True, stopping=stop_after(14))
+    path = sorted(FOLDER.rglob("*.tables"))[3]
+    truncate(path)
+    found = verified()
+    assert found.checked == len(tables())
+    torn, *rest = found.damaged
+    assert (torn.block, torn.place) == (3, "find: z 0:1, y 32:64, x 0:32")
+    assert torn.what.startswith("unreadable (")
+    assert {damage.what for damage in rest} == {MISSING}
+    mended = verified(repair=True)
+    assert (mended.sound, mended.complete) == (True, True)
+    assert files() == whole
+
+
+def test_nothing_is_repaired_from_a_prediction_that_changed(values: NDArray[np.uint8]) -> None:
+    label()
+    flip_a_bit(LABELS / "0/c/1/2/3")
+    before = files()
+    zarr.open_array(STORE / "0", mode="r+")[0, :16, :16] = 255
+    (change,) = verified(input=True, blocks=False).input_changes or []
+    assert (change.source, change.what) == ("prediction", "holds other values")
+    with pytest.raises(UnetcliError, match=r"cannot be repaired, the prediction .* label --overwrite starts anew"):
+        verified(repair=True)
+    assert files() == before
+
+
+def test_a_change_that_no_sample_shows_is_noticed_where_it_matters(values: NDArray[np.uint8]) -> None:
+    volume = open_volume(str(STORE))
+    sampled = {box.start for box in sampled_boxes(volume)}
+    place = next(
+        (z, y, x) for z in range(3) for y in range(0, 64, 16) for x in range(0, 64, 16) if (z, y, x) not in sampled
+    )
+    label()
+    flip_a_bit(LABELS / "0/c" / str(place[0]) / str(place[1] // 16) / str(place[2] // 16))
+    zarr.open_array(STORE / "0", mode="r+")[place[0], place[1] : place[1] + 16, place[2] : place[2] + 16] = 255
+    before = files()
+    assert verified(input=True, blocks=False).input_changes == []
+    with pytest.raises(UnetcliError, match="does not come out as before"):
+        verified(repair=True)
+    assert files() == before
+
+
+def test_labels_that_are_gone_are_one_line(values: NDArray[np.uint8], unetcli: CLI) -> None:
+    label()
+    shutil.rmtree(LABELS)
+    done = unetcli("verify", STORE)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"unetcli: {LABELS}: no labels of unetcli; the same label command makes them"]
+
+
+@pytest.mark.parametrize("then", ["label", "verify"])
+def test_a_repair_that_is_killed_is_gone_on_with_to_the_same_bytes(unetcli: CLI, then: str) -> None:
+    write_prediction(STORE, blobs((12, 300, 310), 3), (1, 64, 64), levels=2)
+    options = {"block_voxels": 17000}
+    label(**options)
+    whole = files()
+    for path in (LABELS / "0/c").rglob("*"):
+        if path.is_file():
+            truncate(path)
+    lines = sum(1 for _ in read_receipts(FOLDER / "receipts"))
+    process = subprocess.Popen([sys.executable, "-m", "unetcli", "verify", str(STORE), "--repair"])
+    deadline = time.monotonic() + 120
+    while sum(1 for _ in read_receipts(FOLDER / "receipts")) < lines + 108 + 20:  # all are void, some made again
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert zarr.open_group(LABELS, mode="r").attrs["unetcli"]["complete"] is False
+    if then == "label":
+        assert label(**options).complete
+    else:
+        done = unetcli("verify", str(STORE), "--repair")
+        assert done.returncode == 0, done.stderr
+    assert files() == whole
+    assert verified().sound
+
+
+def test_the_command_says_what_was_checked_and_exits_with_3(values: NDArray[np.uint8], unetcli: CLI) -> None:
+    label()
+    done = unetcli("verify", STORE)
+    assert done.returncode == 0
+    assert "labels at all levels, and the table of objects" in done.stdout
+    flip_a_bit(LABELS / "0/c/1/2/3")
+    TABLE.unlink()
+    done = unetcli("verify", STORE)
+    assert done.returncode == 3
+    assert "z 1:2, y 32:64, x 32:64" in done.stdout
+    assert "as the same label command does" in done.stdout
+    assert "big.pred.zarr.instances.csv: not there" in done.stdout
+    assert unetcli("verify", STORE, "--repair").returncode == 0
+    assert unetcli("verify", STORE, "--input", "--no-blocks").stdout.startswith("input: prediction (sampled chunks)")

@@ -1,0 +1,197 @@
+"""What predict, label and evaluate have in common once they run: blocks in stages, and a folder that vouches for them.
+
+All that ``status`` has to know of a run, and where ``verify`` starts. A step is read from its run folder alone, and no
+volume is opened for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.errors import UnetcliError
+from unetcli.evaluation.plan import EvaluationPlan
+from unetcli.files import Place, is_remote, parent_of, place_of
+from unetcli.labelling.plan import LabelPlan
+from unetcli.planning.plan import Plan
+from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.planning.stages import Stage
+from unetcli.runs.runfolder import RunFolder
+
+log = logging.getLogger(__name__)
+
+PREDICT, PYRAMID, EVALUATE = "predict", "pyramid", "evaluate"
+"""Steps that are always called so; others are the names of labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A run, as its folder tells of it."""
+
+    name: str
+    """Of its folder: predict, pyramid, instances (or what labels are called), evaluate."""
+    command: str
+    """That goes on with it."""
+    output: str
+    """What is made, or scored."""
+    folder: RunFolder
+    stages: tuple[Stage, ...]
+    voxels: Callable[[NDArray[np.bool_]], int]
+    """Of the blocks that a mask over all of them picks."""
+    closed: Callable[[], bool]
+    """Whether nothing is left to do once every block is done: by the output's own word, mostly."""
+
+    @property
+    def blocks(self) -> int:
+        """Of all stages."""
+        return self.stages[-1].blocks.stop
+
+    @property
+    def size(self) -> int:
+        """Voxels of all blocks."""
+        return self.voxels(np.ones(self.blocks, np.bool_))
+
+
+def steps_of(output: str, named: Path | None = None, only: str | None = None) -> list[Step]:
+    """Every run that is on record for a store, in the order in which they are made.
+
+    Parameters
+    ----------
+    output
+        The store, or labels in it: ``big.pred.zarr/labels/instances``.
+    named
+        The run folder that the user names.
+    only
+        The step that is asked for.
+
+    Raises
+    ------
+    UnetcliError
+        There is none.
+    """
+    store, asked = store_and_step(output)
+    only = only or asked
+    root = named or RunFolder.of(store).path.parent
+    found = [step for folder in folders(root) if (step := step_in(folder, store))]
+    found.sort(key=lambda step: (_ORDER.get(step.name, 2), step.name))
+    if not found:
+        sought = root if named else root / (only or PREDICT)
+        raise UnetcliError(
+            f"{output}: no plan of a run in {sought}; predict, label and evaluate make one, "
+            "--run-folder names another place"
+        )
+    wanted = [step for step in found if only in (None, step.name)]
+    if not wanted:
+        raise UnetcliError(f"{output}: no step {only}; {root} has {', '.join(step.name for step in found)}")
+    return wanted
+
+
+_ORDER = {PREDICT: 0, PYRAMID: 1, EVALUATE: 3}
+
+
+def store_and_step(output: str) -> tuple[Place, str | None]:
+    """The store that an output is, or that labels lie in, and the step that made those.
+
+    >>> store_and_step("s3://bucket/a.zarr/labels/cells"), store_and_step("s3://bucket/a.zarr")
+    (('s3://bucket/a.zarr', 'cells'), ('s3://bucket/a.zarr', None))
+    """
+    place = place_of(output)
+    name, above = str(place).rpartition("/")[2], parent_of(place)
+    return (parent_of(above), name) if str(above).rpartition("/")[2] == "labels" else (place, None)
+
+
+def folders(root: Path) -> list[RunFolder]:
+    """A folder, those below it, and the levels' one beside it: wherever a run of the same store can be."""
+    below = sorted(path.parent for path in root.glob("*/plan.json"))
+    return [RunFolder(path) for path in dict.fromkeys([root, *below, RunFolder(root).of_step(PYRAMID).path])]
+
+
+def step_in(folder: RunFolder, store: Place) -> Step | None:
+    """The step whose folder it is; None where there is no plan that can be read."""
+    try:
+        text = folder.plan_file.read_text()
+        kind = next((name for name in _READERS if name in json.loads(text)), None)
+        return _READERS[kind](folder, store, text) if kind else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (UnetcliError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: cannot be read: %s", folder.plan_file, error)
+        return None
+
+
+def predict_step(folder: RunFolder, store: Place, plan: str) -> Step:
+    """The step of a prediction's full resolution, or of its coarser levels."""
+    closed, settled = _says_complete(store), Plan.from_json(plan)
+    step = Step(
+        name=PREDICT,
+        command=PREDICT,
+        output=str(store),
+        folder=folder,
+        stages=(Stage(PREDICT, range(settled.blocks)),),
+        voxels=settled.voxels,
+        closed=closed,
+    )
+    levels = folder.path / "pyramid.json"
+    return (
+        _with_levels(step, PyramidPlan.from_json(json.loads(levels.read_text())["pyramid"]))
+        if levels.exists()
+        else step
+    )
+
+
+def _with_levels(step: Step, plan: PyramidPlan) -> Step:
+    stages = tuple(Stage(f"level {stage.base + 1}", stage.blocks) for stage in plan.stages)
+    return replace(step, name=PYRAMID, stages=stages, voxels=plan.voxels)
+
+
+def label_step(folder: RunFolder, store: Place, plan: str) -> Step:
+    """The step of labels."""
+    settled = LabelPlan.from_json(plan)
+    name = str(json.loads(folder.places_file.read_text())["output"]).rpartition("/")[2]
+    labels = f"{store}/labels/{name}" if is_remote(store) else Path(store) / "labels" / name
+    return Step(
+        name=name,
+        command="label",
+        output=str(labels),
+        folder=folder,
+        stages=settled.stages,
+        voxels=settled.voxels,
+        closed=_says_complete(labels),
+    )
+
+
+def evaluate_step(folder: RunFolder, store: Place, plan: str) -> Step:
+    """The step of scores; its folder is deleted when they are told."""
+    settled = EvaluationPlan.from_json(plan)
+    return Step(
+        name=EVALUATE,
+        command=EVALUATE,
+        output=str(store),
+        folder=folder,
+        stages=(Stage("count", range(settled.blocks)),),
+        voxels=settled.voxels,
+        closed=lambda: not folder.plan_file.exists(),
+    )
+
+
+_READERS: Mapping[str, Callable[[RunFolder, Place, str], Step]] = {
+    "unetcli_plan": predict_step,
+    "unetcli_labels": label_step,
+    "unetcli_evaluation": evaluate_step,
+}
+"""By the first word of a plan."""
+
+
+def _says_complete(place: Place) -> Callable[[], bool]:
+    def closed() -> bool:
+        from unetcli.volumes.output import marker  # zarr
+
+        return bool((marker(place) or {}).get("complete"))
+
+    return closed
