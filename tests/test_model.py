@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     x = torch.randn(1, 2, 34, 36)
     assert torch.equal(load_network(tmp_path / "m")(x), network(x))
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_each_channel_keeps_its_own_statistics(tmp_path: Path) -> None:
+    intensity = Intensity(dtype="uint16", mean=(3.5, 1e4), std=(0.25, 2e3))
+    save_model(tmp_path / "m", UNet(HEADER.architecture), replace(HEADER, intensity=intensity))
+    assert read_header(tmp_path / "m").intensity == intensity
 
 
 def test_a_loaded_network_does_not_drop_out(model: Path) -> None:

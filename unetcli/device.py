@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from unetcli.errors import UnetcliError
+from unetcli.intensity import PerChannel
 from unetcli.machine import cpu_threads as cpu_threads
 
 
@@ -51,6 +52,11 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def channelwise(values: PerChannel, device: torch.device) -> torch.Tensor | float:
+    """To compute with images (.., c, y, x) there; a plain number as it is."""
+    return values if isinstance(values, int | float) else torch.tensor(values, device=device)[:, None, None]
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:

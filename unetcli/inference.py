@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetcli.device import on_device
+from unetcli.device import channelwise, on_device
 from unetcli.errors import UnreadableBlock
 from unetcli.geometry import Box, hull
+from unetcli.intensity import along
 from unetcli.network import UNet
 from unetcli.planning.plan import Block, Choices, Plan, Tile
 from unetcli.process import give_back_freed_memory
@@ -79,6 +80,7 @@ class Predictor:
     def __init__(self, network: UNet, choices: Choices, device: torch.device) -> None:
         self.choices, self.device = choices, device
         self.network = on_device(network, device).eval()
+        self._mean, self._std = channelwise(choices.mean, device), channelwise(choices.std, device)
         self._tile: tuple[int, ...] | None = None
 
     def fitting(self, plan: Plan) -> Plan:
@@ -108,7 +110,7 @@ class Predictor:
         (outputs, y - 2*context, x - 2*context), the output's dtype
         """
         x = torch.from_numpy(np.ascontiguousarray(voxels, np.float32)).to(self.device)[np.newaxis]
-        x = ((x - self.choices.mean) / self.choices.std).to(memory_format=torch.channels_last)
+        x = ((x - self._mean) / self._std).to(memory_format=torch.channels_last)
         bfloat16 = self.choices.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             logits = self.network(x)[0].float()  # (classes, y, x)
@@ -184,7 +186,7 @@ def read_finite(source: Volume, box: Box, choices: Choices, mask: Mask | None = 
         return np.where(finite, voxels, voxels.dtype.type(choices.nonfinite))
     wrong = ~finite if mask is None else ~(finite | mask.rules_out(box))
     if not wrong.any():
-        return np.where(finite, voxels, voxels.dtype.type(choices.mean))
+        return np.where(finite, voxels, along(choices.mean, voxels.ndim).astype(voxels.dtype))
     first = np.argwhere(wrong)[0][1:]
     place = source.inside(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
     voxel = Box(place, tuple(p + 1 for p in place))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unetcli.architecture import Architecture
 from unetcli.errors import UnetcliError
 from unetcli.files import replacing
+from unetcli.intensity import PerChannel, stored
 
 if TYPE_CHECKING:
     from unetcli.network import UNet
@@ -27,9 +28,13 @@ class Intensity:
     """Grey values of the training images."""
 
     dtype: str
-    mean: float
-    std: float
+    mean: PerChannel
+    std: PerChannel
     """Never zero: 1 where all values are equal."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, stored(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

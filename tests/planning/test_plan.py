@@ -111,6 +111,12 @@ def test_a_plan_survives_json(plan: Plan) -> None:
     assert differences(Plan.from_json(plan.to_json()), plan) == []
 
 
+def test_statistics_of_each_channel_survive_json() -> None:
+    each = replace(PLAN, choices=replace(CHOICES, mean=(1.0, 200.5), std=(0.5, 1e3)))
+    assert Plan.from_json(each.to_json()) == each
+    assert differences(each, PLAN)[0] == "mean 100.0 (was (1.0, 200.5))"
+
+
 def test_an_anisotropic_footprint_survives_json_too() -> None:
     layers = [Layer("conv", (3, 3)), Layer("pool", (1, 2)), Layer("conv", (5, 3)), Layer("up", (1, 2))]
     plan = plan_of(Box((0, 0), (30, 30)), footprint=Footprint.walk(layers), tile=(27, 26))

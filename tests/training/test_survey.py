@@ -45,6 +45,9 @@ def test_one_channel_alone_is_measured_where_one_is_chosen() -> None:
     raw = np.stack([grey(13, 22), grey(13, 22, seed=3) // 2])
     found = survey(corpus(annotated(raw, grey(13, 22) % 2, axes="cyx", channel=1)))
     assert found.mean == pytest.approx(raw[1].mean())
+    both = survey(corpus(annotated(raw, grey(13, 22) % 2, axes="cyx")))
+    assert both.mean == pytest.approx((raw[0].mean(), raw[1].mean()))
+    assert both.std == pytest.approx((raw[0].std(), raw[1].std()))
 
 
 def test_sections_in_which_nothing_is_drawn_are_left_out_unless_asked_for() -> None:

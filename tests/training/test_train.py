@@ -62,6 +62,26 @@ def test_what_is_said_of_the_held_out_section_is_what_predict_and_evaluate_find(
     assert scores["pixels"]["iou"] == pytest.approx(best["iou"], abs=2e-3)
 
 
+def test_a_faint_channel_beside_a_bright_one_is_learned_from_and_predicted_from(request_: TrainRequest) -> None:
+    """By one mean and deviation for both, the discs would be lost in the noise of the other channel."""
+    raw, labels = discs()
+    both = np.stack([raw.astype(np.uint16), grey(*raw.shape, seed=5).astype(np.uint16) * 230])
+    write_zarr(Path("both.zarr"), both, dimension_names=list("czyx"))
+    write_zarr(Path("truth.zarr"), labels, dimension_names=list("zyx"))
+    summary = train_model(replace(request_, pairs=(("both.zarr", "truth.zarr"),), steps=150))
+    assert summary.best_error is not None
+    assert summary.best_error < 0.05
+    intensity = read_header(Path(summary.model)).intensity
+    assert intensity.mean == pytest.approx(tuple(both[:, :7].mean((1, 2, 3))))
+    for normalise in ("model", "volume"):  # which is nearly the same here
+        output = Path(f"{normalise}.zarr")
+        predict_volume(
+            PredictRequest(volume="both.zarr", output=output, sections=(7, 8), device="cpu", normalise=normalise)
+        )
+        scores = evaluate_volume(EvaluateRequest(prediction=str(output), truth="truth.zarr")).scores
+        assert scores["em"]["pixel_disagreement"] == pytest.approx(summary.best_error, abs=0.01)
+
+
 def test_pictures_show_what_the_network_sees_and_says(trained: TrainRequest) -> None:
     model = Path("model")
     for name in ("curves.png", "samples.png"):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from unetcli.errors import UnetcliError
 from unetcli.footprint import AxisFootprint, Footprint
 from unetcli.geometry import Box, hull
+from unetcli.intensity import PerChannel, stored
 
 VERSION = 2
 UNREADABLE = "-"
@@ -64,8 +65,8 @@ class Choices:
     channel: int | None
     """The one input channel used, or None for all of them."""
     normalise: str
-    mean: float
-    std: float
+    mean: PerChannel
+    std: PerChannel
     nonfinite: float | None
     """What stands in for NaN and infinity, or None: their block is set aside."""
     device: str
@@ -76,6 +77,10 @@ class Choices:
     """Fingerprint of what a mask leaves to be computed, or None: everything."""
     skip_below: float | None = None
     """Cells in which every value is below it are not computed; None: all are."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, stored(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

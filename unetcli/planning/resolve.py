@@ -146,7 +146,7 @@ def resolve_choices(
         channel=request.channel,
         normalise=request.normalise,
         mean=mean,
-        std=std or 1.0,
+        std=std,
         nonfinite=request.nonfinite,
         device=device,
         precision=request.precision,

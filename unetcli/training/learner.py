@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unetcli.device import on_device
+from unetcli.device import channelwise, on_device
 from unetcli.network import UNet
 from unetcli.training.augment import augment
 from unetcli.training.checkpoint import Checkpoint
@@ -76,8 +76,8 @@ class Learner:
             [item.draw for item in samples],
             tile=self.config.tile,
             output=output,
-            mean=self.found.mean,
-            std=self.found.std,
+            mean=channelwise(self.found.mean, self.device),
+            std=channelwise(self.found.std, self.device),
         )
         keep = torch.from_numpy(np.stack(keeps)).to(self.device)[:, :, None, None]
         return Batch(images, classes, raised, keep)

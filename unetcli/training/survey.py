@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box
+from unetcli.intensity import Moments, PerChannel
 from unetcli.training.corpus import Annotated, Corpus
 from unetcli.training.targets import IGNORED, TRUTHS, class_weights
 from unetcli.volumes.volume import Volume
@@ -27,8 +27,8 @@ PIECE = 2048
 class Survey:
     """What the training sections hold."""
 
-    mean: float
-    std: float
+    mean: PerChannel
+    std: PerChannel
     class_counts: NDArray[np.int64]
     """Pixels of each class."""
     sections: int
@@ -80,30 +80,6 @@ def occurring(corpus: Corpus, counts: NDArray[np.int64]) -> NDArray[np.int64]:
             f"all of 0 to {highest} are needed, --sections A:B names others"
         )
     return found
-
-
-@dataclass(slots=True)
-class Moments:
-    """Mean and standard deviation of values that come piece by piece."""
-
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def add(self, values: NDArray[Any]) -> None:
-        exact = values.astype(np.float64)
-        self.count += exact.size
-        self.total += float(exact.sum())
-        self.squares += float((exact**2).sum())
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.count
-
-    @property
-    def std(self) -> float:
-        """Never zero: 1 where all values are equal."""
-        return max(self.squares / self.count - self.mean**2, 0.0) ** 0.5 or 1.0
 
 
 def spread(planes: Sequence[tuple[Annotated, Box]], share: float) -> Iterator[tuple[Annotated, Box]]:

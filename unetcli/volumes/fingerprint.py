@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from unetcli.errors import UnreadableBlock
 from unetcli.geometry import Box
+from unetcli.intensity import Moments, PerChannel
 from unetcli.planning.plan import UNREADABLE
 from unetcli.volumes.volume import Volume
 
@@ -65,16 +66,13 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def sampled_statistics(volume: Volume, channel: int | None) -> tuple[float, float]:
-    """Mean and standard deviation over the sampled chunks, leaving out what is not finite."""
-    count, total, squares = 0, 0.0, 0.0
+def sampled_statistics(volume: Volume, channel: int | None) -> tuple[PerChannel, PerChannel]:
+    """Mean and standard deviation of each channel over the sampled chunks, leaving out what is not finite."""
+    found = Moments()
     for voxels in sampled_voxels(volume):
         if voxels is not None:
-            picked = voxels if channel is None else voxels[channel : channel + 1]
-            values = picked[np.isfinite(picked)].astype(np.float64)
-            count, total, squares = count + values.size, total + values.sum(), squares + (values**2).sum()
-    mean = total / max(count, 1)
-    return mean, max(squares / max(count, 1) - mean**2, 0.0) ** 0.5
+            found.add(voxels if channel is None else voxels[channel : channel + 1])
+    return found.mean, found.std
 
 
 def _chunk(volume: Volume, place: tuple[Any, ...]) -> Box:
