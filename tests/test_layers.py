@@ -45,7 +45,7 @@ LAYERS = [
     "showing report report.behind report.charts report.errors report.html report.layers report.page "
     "report.pictures report.published report.summary report.svg report.tables report.view report.words runs.crew "
     "runs.liveness runs.steps runs.reading_back runs.repair labelling.repair evaluation.checking shown "
-    "training.compiling",
+    "training.compiling training.pace",
     "cli cli.asking cli.evaluate cli.options cli.options_train cli.plan cli.plantable cli.predict cli.status "
     "cli.talk cli.train cli.verify cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable "
     "cli.show cli.statuspicture",

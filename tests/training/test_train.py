@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from signal import SIGTERM
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -22,6 +25,7 @@ from unetcli.evaluation.request import EvaluateRequest
 from unetcli.model import load_network, read_header
 from unetcli.network import UNet
 from unetcli.runs.prediction import predict_volume
+from unetcli.signals import Signals
 from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.request import MEASURES, TrainRequest
 from unetcli.training.train import train_model
@@ -120,6 +124,61 @@ def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> 
     assert same(weights(), weights("straight"))
     rows = [json.loads(Path(f"{name}/log.jsonl").read_text()) for name in ("model", "straight")]
     assert rows[0]["loss"] == rows[1]["loss"]  # losses before the stop count
+
+
+@pytest.mark.parametrize("after", [9, 29], ids=["at a look", "at the last step"])
+def test_an_end_asked_for_where_a_look_is_due_goes_first_and_the_look_is_taken_by_the_next_call(
+    request_: TrainRequest, after: int
+) -> None:
+    request = replace(request_, validate_every=10)
+    stopped = train_model(request, signals=Stop(after))
+    assert (stopped.finished, stopped.steps) == (False, after + 1)
+    assert [row["step"] for row in log_rows()] == [10, 20][: after // 10]
+    assert not train_model(request, signals=Asked()).finished  # asked again, before it is taken
+    assert len(log_rows()) == after // 10
+    assert train_model(request).finished
+    train_model(replace(request, output=Path("straight")))
+    require_same_course("model", "straight")
+
+
+def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_them(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetcli.training import validation
+
+    request, signals = replace(request_, validate_every=10), Signals()
+
+    def slowly(*words: Any) -> Iterator[Any]:
+        blocks = validation_blocks(*words)
+        yield next(blocks)
+        signals.note(SIGTERM)  # which comes between the first block and what would follow
+        yield from blocks
+
+    validation_blocks = validation.predict_blocks
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "predict_blocks", slowly)
+        stopped = train_model(request, signals=signals)
+    assert (stopped.finished, stopped.steps) == (False, 10)
+    assert (log_rows(), list(Path("model").glob("*.safetensors"))) == ([], [])
+    assert train_model(request).finished
+    train_model(replace(request, output=Path("straight")))
+    require_same_course("model", "straight")
+
+
+class Asked(Signals):
+    """An end was asked for from the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.note(SIGTERM)
+
+
+def require_same_course(one: str, other: str) -> None:
+    """Models, weights and logs are the same, but for the time it took."""
+    assert same(state(one), state(other))
+    assert Path(one, "model.safetensors").read_bytes() == Path(other, "model.safetensors").read_bytes()
+    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in log_rows(name)] for name in (one, other)]
+    assert logs[0] == logs[1]
 
 
 def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from signal import SIGTERM
@@ -35,7 +36,6 @@ from unetcli.training.world import World
 log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 3
-PROBE_STEPS, PROBE_WARM_UP = 5, 3
 TELL_SECONDS = 0.5
 """Between two looks at the loss for the progress bar, each of which waits for the device."""
 
@@ -57,8 +57,10 @@ class Manner:
     tensorboard: bool = False
 
     def is_over(self, state: Checkpoint, steps: int) -> bool:
-        """Whether all steps are done, or patience is at its end."""
-        return state.step >= steps or (self.patience is not None and state.looks_since_best >= self.patience)
+        """Whether all steps are done and looked at, or patience is at its end."""
+        return (state.step >= steps and not state.pending) or (
+            self.patience is not None and state.looks_since_best >= self.patience
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,8 @@ class Training:
             return state
         course.start_clock()
         numbers = range(state.step, steps)
+        if course.look_is_due(state.step) and course.settle(state.step, signals):
+            return course.state
         with closing(prefetch(batches(course.learner, course.sampler, numbers), BATCHES_AHEAD)) as stream:
             for number, batch in zip(numbers, stream, strict=True):
                 course.losses.append(course.learner.step(batch, number))
@@ -101,11 +105,7 @@ class Training:
                 if stop:
                     signals.note(stop)  # to end alike, whichever process was asked
                 course.tell(done)
-                if done % self.config.validate_every == 0 or done == steps:
-                    course.look(done)
-                elif stop or save:
-                    course.keep(done)
-                if stop or self.is_over(course.state, steps):
+                if course.settle(done, signals, stop=stop, save=save):
                     break
         return course.state
 
@@ -140,8 +140,9 @@ class Course:
     def _tidy(self) -> None:
         """Forget what came after the checkpoint, and show what the network is about to see."""
         folder = self.training.folder
-        folder.trim_log(self.state.step)
-        forget_looks(folder, self.state.step)
+        looked_at = self.state.step - self.look_is_due(self.state.step)
+        folder.trim_log(looked_at)
+        forget_looks(folder, looked_at)
         draw_seen(folder, self.learner, self.sampler)
 
     def start_clock(self) -> None:
@@ -159,24 +160,48 @@ class Course:
         """At once where the loss is seen to be no number: a checkpoint refuses that, in all processes alike."""
         return self._lost is not None or time.monotonic() - self._saved >= 60 * self.training.manner.checkpoint_minutes
 
+    def look_is_due(self, done: int) -> bool:
+        """Where an end was asked for before or while it was taken, the next call takes it."""
+        return bool(self.losses) and (done % self.training.config.validate_every == 0 or done >= self.steps)
+
+    def settle(self, done: int, signals: Signals, *, stop: int = 0, save: int = 0) -> bool:
+        """Look, or write a checkpoint, where that is due; whether it ends here. An end asked for goes first."""
+        if not stop and self.look_is_due(done):
+            stop = self.look(done, signals)
+        elif stop or save:
+            self.keep(done)
+        return bool(stop) or self.training.is_over(self.state, self.steps)
+
     def keep(self, done: int) -> None:
         """A checkpoint between two looks."""
         self.training.world.first(self._loss)
         self.state = self._state(done, self.state.best, self.state.looks_since_best, self._seconds())
         self._save()
 
-    def look(self, done: int) -> None:
-        """Validate, keep the model if it is the best so far, and write log, pictures and checkpoint."""
-        best, since = self.training.world.first(lambda: self._judge(done))
-        self.losses = []
-        self.state = self._state(done, best, since, self._seconds())
-        self._save()
+    def look(self, done: int, signals: Signals) -> int:
+        """Validate, keep the model if it is the best so far, and write log, pictures and checkpoint.
 
-    def _judge(self, done: int) -> tuple[float | None, int]:
-        """Best value so far, and how many looks ago it was found."""
+        Where an end is asked for meanwhile, a checkpoint alone is written: the signal, else 0.
+        """
+        world = self.training.world
+        found = world.first(lambda: self._judge(done, lambda: signals.stop() is not None))
+        if found is None:
+            self.keep(done)
+            (stop,) = world.greatest(signals.stop() or 0)
+            signals.note(stop)
+            return stop
+        self.losses = []
+        self.state = self._state(done, *found, self._seconds())
+        self._save()
+        return 0
+
+    def _judge(self, done: int, stopping: Callable[[], bool]) -> tuple[float | None, int] | None:
+        """Best value so far, and how many looks ago it was found; None where it was stopped."""
         training, before = self.training, self.state
         self._show(done, f"loss {self._loss():.3f}, {'judging' if training.corpus.held_out else 'saving'} ..")
-        result, shown = self.validator(self.learner.kept)
+        result, shown = self.validator(self.learner.kept, stopping)
+        if stopping():
+            return None
         value = result.selected if result else None
         wins = before.best is None or (value is not None and better(training.config.select, value, before.best))
         if wins:
@@ -267,29 +292,3 @@ def header(training: Training, step: int, result: Validation | None) -> ModelHea
             "pairs": [[pair.raw.path, pair.labels.path] for pair in training.corpus.pairs],
         },
     )
-
-
-def seconds_per_step(training: Training, at_most: float = math.inf) -> float:
-    """Time of a training step here, measured on a network that is thrown away; about ``at_most`` seconds long."""
-    alone = replace(training, world=World(), config=own_share(training))
-    learner, sampler = alone.learner(), alone.sampler()
-    started = time.perf_counter()
-    stream = batches(learner, sampler, range(PROBE_WARM_UP + PROBE_STEPS if at_most == math.inf else 10**9))
-    took: list[float] = []
-    with closing(prefetch(stream, BATCHES_AHEAD)) as items:
-        before = started
-        for number, batch in enumerate(items):
-            float(learner.step(batch, number))
-            now = time.perf_counter()
-            took, before = [*took, now - before], now
-            if now - started > at_most and len(took) > 1:
-                break
-    counted = took[PROBE_WARM_UP:] or took[1:] or took
-    return float(np.mean(counted))
-
-
-def own_share(training: Training) -> TrainingConfig:
-    """The configuration with the part of a batch that each process has."""
-    optimisation = training.config.optimisation
-    own = replace(optimisation, batch_size=optimisation.batch_size // training.world.size)
-    return replace(training.config, optimisation=own)

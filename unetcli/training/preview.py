@@ -10,7 +10,8 @@ import torch
 
 from unetcli.architecture import Architecture
 from unetcli.device import cpu_threads
-from unetcli.training.learning import Training, seconds_per_step
+from unetcli.training.learning import Training
+from unetcli.training.pace import seconds_per_step
 from unetcli.training.request import TrainRequest
 from unetcli.training.resolve import GPU_STEPS, MINUTES, two_digits
 from unetcli.training.train import parameters, resolve, settle

@@ -15,7 +15,8 @@ from unetcli.planning.planner import largest_tile
 from unetcli.training.augmentation import Augmentation
 from unetcli.training.corpus import Annotated, Corpus, require_alike, require_pair
 from unetcli.training.folder import TrainingFolder
-from unetcli.training.learning import Manner, Training, seconds_per_step
+from unetcli.training.learning import Manner, Training
+from unetcli.training.pace import seconds_per_step
 from unetcli.training.recipes import RATES, RECIPES, Optimisation
 from unetcli.training.request import TrainRequest
 from unetcli.training.settings import Ranges, TrainingConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -29,24 +29,27 @@ class Validator:
         self.config, self.corpus, self.found, self.device = config, corpus, found, device
         self.choices = choices_for(config, found, device)
 
-    def __call__(self, network: UNet) -> tuple[Validation | None, list[Judged]]:
-        """Figures, and a few sections for a picture; nothing where no section is held out."""
+    def __call__(self, network: UNet, stopping: Callable[[], bool] = bool) -> tuple[Validation | None, list[Judged]]:
+        """Figures, and a few sections for a picture; nothing where no section is held out.
+
+        Ends early, with figures of a part, once ``stopping()`` is true.
+        """
         training = network.training
         predictor = Predictor(network, self.choices, self.device)
         sums = Sums(self.found.class_weights(balance=self.config.balance), self.config.select)
         shown: list[Judged] = []
-        for item in self._judged(predictor):
+        for item in self._judged(predictor, stopping):
             sums.add(item)
             if len(shown) < SHOWN:
                 shown.append(item)
         network.train(training)
         return sums.result(), shown
 
-    def _judged(self, predictor: Predictor) -> Iterator[Judged]:
+    def _judged(self, predictor: Predictor, stopping: Callable[[], bool]) -> Iterator[Judged]:
         for part in self.corpus.held_out:
             pair = self.corpus.pairs[part.pair]
             plan = validation_plan(self.config, pair.raw, part.region, self.choices)
-            for finished in predict_blocks(plan, predictor, pair.raw, range(plan.blocks)):
+            for finished in predict_blocks(plan, predictor, pair.raw, range(plan.blocks), stopping):
                 if finished.error is not None:
                     raise finished.error
                 assert finished.values is not None
