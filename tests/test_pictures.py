@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from unetcli.pictures import draw_samples
+from unetcli.pictures import draw_curves, draw_samples
 
 TILE, OUTPUT = 44, 20
 
@@ -52,3 +52,37 @@ def test_samples_without_truth_or_contrast_are_drawn_without_a_warning(tmp_path:
         nothing = np.full((2, OUTPUT, OUTPUT), 255)
         draw_samples(np.zeros((2, 1, TILE, TILE)), nothing, np.zeros((2, OUTPUT, OUTPUT)), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def look(step: int, disagreement: float, *, best: bool = False) -> dict[str, float | bool]:
+    return {"step": step, "loss": 0.4, "validation_loss": 0.5, "pixel_disagreement": disagreement, "best": best}
+
+
+def curves(file: Path, *rows: dict[str, float | bool]) -> NDArray[np.float32]:
+    draw_curves(rows, file)
+    return np.asarray(imread(file))[..., :3]
+
+
+def columns_of(picture: NDArray[np.float32], colour: tuple[float, float, float]) -> NDArray[np.intp]:
+    return np.flatnonzero((np.abs(picture - colour) < 0.05).all(-1).sum(0) > 3)
+
+
+def test_the_look_that_is_marked_is_that_of_the_kept_model_whatever_it_was_chosen_by(tmp_path: Path) -> None:
+    red = (0.839, 0.153, 0.157)
+    rows = [look(n, 0.3 - n / 10_000) for n in (100, 200, 300, 400)]
+    places = []
+    for kept in (1, 3):
+        marked = [row | {"best": n == kept} for n, row in enumerate(rows)]
+        places.append(columns_of(curves(tmp_path / f"{kept}.png", *marked), red))
+    assert not np.array_equal(*(place[:8] for place in places))
+    assert not len(columns_of(curves(tmp_path / "none.png", *rows), red))
+
+
+def test_one_look_is_seen_and_without_held_out_sections_there_is_one_panel(tmp_path: Path) -> None:
+    blue = (0.122, 0.467, 0.706)
+    one = curves(tmp_path / "one.png", look(100, 0.2, best=True))
+    alone = curves(tmp_path / "alone.png", {"step": 100, "loss": 0.4, "best": True})
+    assert alone.shape[1] * 2 == one.shape[1]
+    for picture in (one, alone):
+        rows = np.flatnonzero((np.abs(picture - blue) < 0.05).all(-1).any(1))
+        assert np.ptp(rows) > 30  # the legend's line, and somewhere else the look

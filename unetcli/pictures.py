@@ -27,27 +27,36 @@ KINDS: dict[str, Colour] = {
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Loss and held-out pixel disagreement over the steps, from the rows of the training log."""
+    """Loss and, where sections are held out, pixel disagreement over the steps, from the rows of the training log."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    steps = [row["step"] for row in rows]
-    left.plot(steps, [row["loss"] for row in rows], label="training", color="tab:blue")
     looked = [row for row in rows if "pixel_disagreement" in row]
+    figure = Figure(figsize=(8 if looked else 4, 3.6), layout="constrained")
+    left, *right = figure.subplots(1, 2 if looked else 1, squeeze=False)[0]
+    left.plot(*_column(rows, "loss"), label="training", color="tab:blue", marker=".")
     if looked:
-        at = [row["step"] for row in looked]
-        left.plot(at, [row["validation_loss"] for row in looked], label="held out", color="tab:orange")
-        right.plot(at, [row["pixel_disagreement"] for row in looked], color="tab:orange", marker=".")
-        best = min(looked, key=lambda row: row["pixel_disagreement"])
-        error = best["pixel_disagreement"]
-        right.plot(best["step"], error, "o", color="tab:red", label=f"best: {error:.4f}")
-        right.legend(frameon=False)
-        right.set_ylim(0, 1.08 * max(row["pixel_disagreement"] for row in looked) or 1)
+        left.plot(*_column(looked, "validation_loss"), label="held out", color="tab:orange", marker=".")
+        _draw_looks(right[0], looked)
     left.set(xlabel="step", ylabel="weighted cross-entropy", title="loss")
-    right.set(xlabel="step", ylabel="share of wrong pixels", title="pixel disagreement, held out")
     left.legend(frameon=False)
     _save(figure, file)
+
+
+def _draw_looks(axes: Any, looked: Sequence[dict[str, Any]]) -> None:
+    """Pixel disagreement, and which look is that of the kept model, by whatever measure it was chosen."""
+    axes.plot(*_column(looked, "pixel_disagreement"), color="tab:orange", marker=".")
+    kept = [row for row in looked if row["best"]][-1:]
+    for row in kept:
+        label = f"kept: step {row['step']}, {row['pixel_disagreement']:.4f}"
+        axes.plot(*_column(kept, "pixel_disagreement"), "o", color="tab:red", label=label)
+        axes.legend(frameon=False)
+    axes.set_ylim(0, 1.15 * max(row["pixel_disagreement"] for row in looked) or 1)
+    axes.set(xlabel="step", ylabel="share of wrong pixels", title="pixel disagreement, held out")
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps, and what was found there."""
+    return [row["step"] for row in rows], [row[name] for row in rows]
 
 
 def draw_sections(columns: dict[str, Sequence[NDArray[Any]]], file: Path) -> None:
