@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,29 @@ def real_data() -> Path | None:
     named = os.environ.get("UNETCLI_DATA")
     place = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
     return place if place.is_dir() else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """End the Python processes that a test started and, as it failed, did not get to end."""
+    started: list[subprocess.Popen[bytes]] = []
+    begin = subprocess.Popen.__init__
+
+    def noting(process: subprocess.Popen[bytes], *words: object, **options: object) -> None:
+        begin(process, *words, **options)  # type: ignore[call-overload]
+        started.append(process)
+
+    subprocess.Popen.__init__ = noting  # type: ignore[method-assign]
+    try:
+        return (yield)
+    except BaseException:
+        for process in started:
+            if isinstance(process.args, list) and process.args[0] == sys.executable and process.poll() is None:
+                process.kill()
+                process.wait()
+        raise
+    finally:
+        subprocess.Popen.__init__ = begin  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")
