@@ -44,7 +44,8 @@ LAYERS = [
     "evaluation.kinds evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work "
     "showing report report.behind report.charts report.errors report.html report.layers report.page "
     "report.pictures report.published report.summary report.svg report.tables report.view report.words runs.crew "
-    "runs.liveness runs.steps runs.reading_back runs.repair labelling.repair evaluation.checking shown",
+    "runs.liveness runs.steps runs.reading_back runs.repair labelling.repair evaluation.checking shown "
+    "training.compiling",
     "cli cli.asking cli.evaluate cli.options cli.options_train cli.plan cli.plantable cli.predict cli.status "
     "cli.talk cli.train cli.verify cli.worker cli.configfile cli.signals cli.label cli.weights cli.scoretable "
     "cli.show cli.statuspicture",

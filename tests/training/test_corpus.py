@@ -31,8 +31,12 @@ def image(size: dict[str, float], unit: str = "nanometer", path: str = "raw.zarr
             r"raw\.zarr is 3x13x22, but labels\.zarr is 3x13x21: labels must",
         ),
         (grey(13, 22), "yx", "must cover the same voxels"),
-        (grey(2, *SHAPE), "czyx", r"labels\.zarr: 2 channels of uint8"),
-        (np.zeros(SHAPE, np.float32), "zyx", r"labels\.zarr: 1 channels of float32"),
+        (grey(2, *SHAPE), "czyx", r"labels\.zarr: 2 channels; labels have one"),
+        (
+            np.zeros(SHAPE, np.float32),
+            "zyx",
+            r"labels\.zarr: numbers of float32; labels are integers, as uint8 or uint16",
+        ),
     ],
     ids=["shape", "axes", "channels", "floats"],
 )

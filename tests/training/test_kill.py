@@ -126,7 +126,8 @@ def test_signals_ask_for_a_checkpoint_or_an_orderly_end(place: Path) -> None:
     process.terminate()
     assert process.wait(timeout=60) == 3, talk(place)
     assert step(place) > asked
-    assert "the same command continues" in talk(place)
+    assert f"model: stopped at step {step(place)} of 1000000; the same command continues\n" in talk(place)
+    assert "model.safetensors" not in talk(place)  # there is none yet
     assert not (place / "model/lock").exists()
     stopped, last = step(place), written(place)
     process = train(place, *words)

@@ -167,7 +167,7 @@ def test_values_that_are_not_finite_are_refused_naming_the_place(value: float) -
     raw[2, 3, 4] = value
     data = annotated(raw, grey(*SHAPE) % 250)
     assert data.image(Box((1, 0, 0), (2, 13, 22))).shape == (1, 13, 22)
-    with pytest.raises(UnetcliError, match=r"raw\.zarr: NaN or infinity at z 2:3, y 0:13"):
+    with pytest.raises(UnetcliError, match=r"raw\.zarr: NaN, infinity or .* at z 2:3, y 0:13"):
         data.image(Box((2, 0, 0), (3, 13, 22)))
 
 

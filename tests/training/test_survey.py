@@ -68,7 +68,7 @@ def test_ignored_values_are_neither_counted_nor_drawn() -> None:
 
 def test_nothing_drawn_at_all_is_refused_naming_the_way_out() -> None:
     data = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UnetcliError, match=r"labels\.zarr: nothing is drawn in any training section; --keep-empty"):
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: nothing is drawn in any training section; --sections"):
         survey(corpus(data))
 
 
@@ -195,12 +195,13 @@ def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:
         require_usable(bad, found)
 
 
-def test_held_out_sections_that_cannot_be_read_are_refused_before_training() -> None:
-    raw = np.zeros((3, 8, 8), np.float32)
-    raw[2, 1, 1] = np.nan
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
+def test_held_out_sections_that_cannot_be_read_are_refused_before_training(value: float) -> None:
+    raw = np.zeros((3, 8, 8), np.float64)
+    raw[2, 1, 1] = value
     labels = np.tile(np.arange(2, dtype=np.uint8), (3, 8, 4))
     data = corpus(annotated(raw, labels), train=((0, 2),), held_out=((2, 3),))
-    with pytest.raises(UnetcliError, match="NaN or infinity at z 2:3"):
+    with pytest.raises(UnetcliError, match=r"NaN, infinity or a number beyond 1e\+30 at z 2:3"):
         require_usable(data, survey(data))
 
 

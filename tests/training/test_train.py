@@ -242,11 +242,16 @@ def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:
     assert read_header(Path(summary.model)).architecture.classes == 3
 
 
-def test_a_single_image_trains_without_held_out_sections(request_: TrainRequest) -> None:
+def test_a_single_image_trains_without_held_out_sections(
+    request_: TrainRequest, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("raw", "labels"):
         write_zarr(Path(f"one-{name}.zarr"), zarr.open_array(f"{name}.zarr", mode="r")[0])
-    summary = train_model(replace(request_, pairs=(("one-raw.zarr", "one-labels.zarr"),), steps=3))
+    with caplog.at_level("INFO", "unetcli"):
+        summary = train_model(replace(request_, pairs=(("one-raw.zarr", "one-labels.zarr"),), steps=3))
     assert (summary.finished, summary.best_error) == (True, None)
+    assert "kept: nothing is held out to judge by" in caplog.text
+    assert "best so far" not in caplog.text
     assert len(weights()) > 0
 
 

@@ -140,12 +140,13 @@ def test_another_number_of_processes_goes_on(place: Path, first: int, then: int)
         ("--steps 9 --batch-size 3", "unetcli: --batch-size 3: cannot be shared by 2 processes; 4 can\n"),
         ("--steps 9 --select dice", "unetcli: --select dice: expected one of"),
         ("--steps 300 --recipe paper --lr 1e30", "unetcli: the loss is nan"),
+        ("--steps 9 --recipe paper --lr 1e30 --tile 700", "unetcli: the loss is nan"),
     ],
-    ids=["of the batch", "of the request", "under way"],
+    ids=["of the batch", "of the request", "under way", "seen by the progress of the first"],
 )
 def test_an_error_of_all_is_told_by_the_first(ranks: Ranks, words: str, line: str) -> None:
     ranks.start(words)
-    assert ranks.codes() == [1, 1]
+    assert ranks.codes(seconds=120) == [1, 1]
     assert ranks.said(0).count("unetcli: ") == 1
     assert line in ranks.said(0)
     assert ranks.said(1) == ""

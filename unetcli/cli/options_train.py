@@ -29,7 +29,8 @@ DropoutOption = Annotated[
     float | None, typer.Option(help="Probability at the end of the contracting path: 0.5 (paper) or 0.")
 ]
 BatchNormOption = Annotated[
-    bool | None, typer.Option("--batch-norm/--no-batch-norm", help="Normalise within the batch; folded into the model.")
+    bool | None,
+    typer.Option("--batch-norm/--no-batch-norm", help="Normalise within the batch (fast); folded into the model."),
 ]
 TrainingTileOption = Annotated[
     int | None, typer.Option(help="Input side of a training tile: 572 or, fast, 380 on a GPU; 316 or 204 on a CPU.")
@@ -66,26 +67,32 @@ ElasticOption = Annotated[float | None, typer.Option(help="Displacements on a 3 
 RotationOption = Annotated[float | None, typer.Option(help="Largest angle either way, in degrees: 180.")]
 FlipOption = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the tiles.")]
 ScaleOption = Annotated[float | None, typer.Option(help="Largest change of size: 0.1 is up to 10 % either way.")]
-GammaOption = Annotated[float | None, typer.Option(help="Spread of the grey values' exponent.")]
-ContrastOption = Annotated[float | None, typer.Option(help="Spread of the contrast.")]
-BrightnessOption = Annotated[float | None, typer.Option(help="Spread of the brightness, in standard deviations.")]
-NoiseOption = Annotated[float | None, typer.Option(help="Most noise added, in standard deviations.")]
-BlurOption = Annotated[float | None, typer.Option(help="Most blur added, in px.")]
+GammaOption = Annotated[float | None, typer.Option(help="Spread of the grey values' exponent: 0.3.")]
+ContrastOption = Annotated[float | None, typer.Option(help="Spread of the contrast: 0.25.")]
+BrightnessOption = Annotated[float | None, typer.Option(help="Spread of the brightness, in standard deviations: 0.25.")]
+NoiseOption = Annotated[float | None, typer.Option(help="Most noise added, in standard deviations: 0.2.")]
+BlurOption = Annotated[float | None, typer.Option(help="Most blur added, in px: 1.")]
 BatchSizeOption = Annotated[
     int | None, typer.Option(help="Tiles a step, over all processes together: 1 (paper) or 4 for each.")
 ]
 OptimizerOption = Annotated[str | None, typer.Option(help="sgd, adam or adamw.")]
 LearningRateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate: 3e-4 (paper) or 3e-3.")]
 MomentumOption = Annotated[float | None, typer.Option(help="0.99 for sgd, else 0.9.")]
-WeightDecayOption = Annotated[float | None, typer.Option(help="Pull of the weights towards 0.")]
-ScheduleOption = Annotated[str | None, typer.Option(help="Of the learning rate: constant, cosine or poly.")]
-WarmUpOption = Annotated[int | None, typer.Option(metavar="STEPS", help="Steps over which the learning rate rises.")]
-ClipOption = Annotated[float | None, typer.Option(help="Largest norm of the gradient.")]
-EmaOption = Annotated[float | None, typer.Option(help="Decay of the average of the weights that is kept; 0: none.")]
+WeightDecayOption = Annotated[float | None, typer.Option(help="Pull of the weights towards 0: 0 (paper) or 1e-4.")]
+ScheduleOption = Annotated[str | None, typer.Option(help="Of the learning rate: constant (paper), cosine or poly.")]
+WarmUpOption = Annotated[
+    int | None, typer.Option(metavar="STEPS", help="Over which the learning rate rises: 0 (paper) or 50.")
+]
+ClipOption = Annotated[float | None, typer.Option(help="Largest norm of the gradient; by itself none.")]
+EmaOption = Annotated[
+    float | None, typer.Option(help="Decay of the average of the weights that is kept: 0, none (paper), or 0.99.")
+]
 TrainingPrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="float32 or bfloat16; by itself bfloat16 where the device has it.")
 ]
-CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the network first; needs a C++ compiler.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the network first, a minute; needs a C++ compiler.")
+]
 SelectOption = Annotated[
     str | None,
     typer.Option(help="Keep the model best by pixel_disagreement, pixel_error, rand_error, iou or seg."),

@@ -71,6 +71,7 @@ class Lines:
 def _bar(unit: str) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Speed(ProgressColumn):
@@ -80,9 +81,17 @@ def _bar(unit: str) -> Iterator[Report]:
 
     class Note(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(task.fields.get("note", ""))
+            return Text(task.fields.get("note", ""), no_wrap=True, overflow="ellipsis")
 
-    columns = (BarColumn(bar_width=None), TaskProgressColumn(), Speed(), TimeRemainingColumn(), Note())
+    # where the line is too long the bar gives way, then the note's end, never what is between
+    left = TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7))
+    columns = (
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+        TaskProgressColumn(),
+        Speed(Column(no_wrap=True)),
+        left,
+        Note(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=False, expand=True) as bar:
         task = bar.add_task(unit, total=None)
 

@@ -19,6 +19,7 @@ from unetcli.errors import UnetcliError
 
 if TYPE_CHECKING:
     from unetcli.training.request import TrainRequest
+    from unetcli.training.train import TrainSummary
 
 
 class TrainCommand(TyperCommand):
@@ -160,8 +161,6 @@ def _run(request: TrainRequest, json: bool) -> None:
 
     signals = Signals().listen()
     prepare()  # before torch is imported
-    from dataclasses import asdict
-
     from unetcli.training.train import silent, train_model
     from unetcli.training.world import Deserted, Elsewhere, World
 
@@ -180,15 +179,23 @@ def _run(request: TrainRequest, json: bool) -> None:
     talk.say(summary.sentence)
     if summary.finished:
         talk.say(summary.advice)
-    o.print_json(asdict(summary)) if json else typer.echo(summary.model)
+    _answer(summary, json)
     if not summary.finished:
         leave(signals)
 
 
-def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
-    """As one SLURM job."""
+def _answer(summary: TrainSummary, json: bool) -> None:
+    """On stdout: everything, or the kept model's path, once there is one."""
     from dataclasses import asdict
 
+    if json:
+        o.print_json(asdict(summary))
+    elif summary.best_step is not None:
+        typer.echo(summary.model)
+
+
+def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
+    """As one SLURM job."""
     from unetcli.cli.asking import asked_where
     from unetcli.process import prepare
     from unetcli.signals import Signals
@@ -211,7 +218,7 @@ def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
         return
     if found is not None:
         talk.say(found.sentence)
-        o.print_json(asdict(found)) if options["json"] else typer.echo(found.model)
+        _answer(found, options["json"])
     if found is None or not found.finished:
         raise typer.Exit(INTERRUPTED if signals.stop() == SIGINT else o.INCOMPLETE)
 

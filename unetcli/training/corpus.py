@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box, hull
-from unetcli.training.lessons import Lessons
+from unetcli.training.lessons import Lessons, require_labels
 from unetcli.training.settings import Ranges
 from unetcli.training.targets import IGNORED, TruthRules, is_empty
 from unetcli.volumes.cached import cached
@@ -25,6 +25,8 @@ IN_MEMORY_BYTES = 2**30
 """Of images, of labels, and of what is made of labels, that is held in memory while they are sampled; every pair has
 its part of it. Volumes up to that size are read once, chunks of larger ones when needed."""
 RESAMPLE = "one must be resampled to the other's"
+LARGEST_GREY = 1e30
+"""The network computes in float32."""
 LARGEST_LOOKED_THROUGH = 2**27
 """Sections of more pixels than this are not looked through for whether anything is drawn in them."""
 
@@ -62,8 +64,11 @@ class Annotated:
     def image(self, box: Box) -> NDArray[Any]:
         """Grey values of one section's window, (c, y, x); refused where they are not finite."""
         voxels = self.raw.read(box, self.channel)
-        if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-            raise UnetcliError(f"{self.raw.path}: NaN or infinity at {describe(box, self.raw.axes)}; --sections A:B")
+        if voxels.dtype.kind == "f" and not (np.abs(voxels) <= LARGEST_GREY).all():  # of NaN neither
+            raise UnetcliError(
+                f"{self.raw.path}: NaN, infinity or a number beyond {LARGEST_GREY:g} at "
+                f"{describe(box, self.raw.axes)}; --sections A:B leaves it out"
+            )
         return voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
 
     def classes(self, box: Box) -> NDArray[np.uint8]:
@@ -158,8 +163,7 @@ def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
             f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
             f"but {labels.path} is {'x'.join(map(str, labels.extent))}: labels must cover the same voxels"
         )
-    if labels.channels != 1 or labels.dtype.kind not in "bui":
-        raise UnetcliError(f"{labels.path}: {labels.channels} channels of {labels.dtype}; expected one of integers")
+    require_labels(labels)
     if channel is not None and not 0 <= channel < raw.channels:
         raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
 

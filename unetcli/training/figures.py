@@ -143,6 +143,23 @@ class Sums:
         )
 
 
+def describe_row(row: dict[str, Any], result: Validation | None) -> str:
+    """One line about a look at the held-out sections."""
+    text = f"step {row['step']}: loss {row['loss']:.4f}"
+    if result:
+        text += f"; held out: loss {result.loss:.4f}, pixel disagreement {result.pixel_disagreement:.4f}"
+        if result.measure != "pixel_disagreement" and result.selected is not None:
+            text += f", {result.measure.replace('_', ' ')} {result.selected:.4f}"
+    if not result:
+        return f"{text} (kept: nothing is held out to judge by)"
+    return text + (" (best so far, kept)" if row["best"] else "")
+
+
+def note_of(value: float, best: float | None) -> str:
+    """The held-out measure for the progress bar."""
+    return f"held out {value:.3f}" + (f", best {best:.3f}" if best is not None else "")
+
+
 def _lowest(f_scores: list[float | None]) -> float | None:
     """1 - the best F over the levels."""
     defined = [1 - score for score in f_scores if score is not None]

@@ -17,6 +17,7 @@ from unetcli.device import on_device
 from unetcli.network import UNet
 from unetcli.training.augment import augment
 from unetcli.training.checkpoint import Checkpoint
+from unetcli.training.compiling import telling_uncompilable
 from unetcli.training.loss import weight_table, weighted_cross_entropy
 from unetcli.training.recipes import Optimisation
 from unetcli.training.sampling import Sample, Sampler
@@ -57,6 +58,7 @@ class Learner:
         self.table = weight_table(found.class_weights(balance=config.balance)).to(device)
         shared = world.shared(self.network, device)
         self._forward = torch.compile(shared) if compiled else shared
+        self._telling = telling_uncompilable if compiled else nullcontext
 
     @property
     def kept(self) -> UNet:
@@ -85,14 +87,15 @@ class Learner:
         optimisation = self.config.optimisation
         for group in self.optimizer.param_groups:
             group["lr"] = optimisation.rate(number)
-        with autocast(self.device, self.config.precision):
+        with self._telling(), autocast(self.device, self.config.precision):
             logits = self._forward(batch.images, batch.keep if self.config.architecture.dropout else None)
         total, weight = weighted_cross_entropy(logits, batch.classes, batch.raised, self.table)
         sums = self.world.add(torch.stack([total.detach(), weight]))
         everything = sums[1].clamp_min(LEAST_WEIGHT)
         self.optimizer.zero_grad(set_to_none=True)
         share = total * (self.world.size / everything)  # gradients are averaged over the processes: a sum is wanted
-        share.backward()  # type: ignore[no-untyped-call]
+        with self._telling():
+            share.backward()  # type: ignore[no-untyped-call]
         if optimisation.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), optimisation.clip)
         self.optimizer.step()

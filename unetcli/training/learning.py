@@ -23,7 +23,7 @@ from unetcli.streams import prefetch
 from unetcli.training.album import draw_look, draw_seen, forget_looks, tell_tensorboard
 from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.corpus import Corpus
-from unetcli.training.figures import Validation, better
+from unetcli.training.figures import Validation, better, describe_row, note_of
 from unetcli.training.folder import TrainingFolder
 from unetcli.training.learner import Learner, batches
 from unetcli.training.sampling import Sampler
@@ -118,6 +118,7 @@ class Course:
         self.learner, self.sampler = training.learner(), training.sampler()
         self.validator = Validator(training.config, training.corpus, training.found, training.device)
         self.losses: list[Tensor | float] = []
+        self._lost: float | None = None
         self.state: Checkpoint
         self.note = ""
 
@@ -145,17 +146,18 @@ class Course:
 
     def start_clock(self) -> None:
         self._started = self._saved = self._told = time.monotonic()
-        self.report(self._tiles(self.state.step), self._tiles(self.steps), self.note)
+        self._show(self.state.step, "")
 
     def tell(self, done: int) -> None:
         """Show where it is."""
         now = time.monotonic()
         if self.training.world.is_first and (now - self._told >= TELL_SECONDS or done == self.steps):
             self._told = now
-            self.report(self._tiles(done), self._tiles(self.steps), f"loss {self._loss():.3f}{self.note}")
+            self._show(done, f"loss {self._recent():.3f}{self.note}")
 
     def checkpoint_is_due(self) -> bool:
-        return time.monotonic() - self._saved >= 60 * self.training.manner.checkpoint_minutes
+        """At once where the loss is seen to be no number: a checkpoint refuses that, in all processes alike."""
+        return self._lost is not None or time.monotonic() - self._saved >= 60 * self.training.manner.checkpoint_minutes
 
     def keep(self, done: int) -> None:
         """A checkpoint between two looks."""
@@ -173,7 +175,7 @@ class Course:
     def _judge(self, done: int) -> tuple[float | None, int]:
         """Best value so far, and how many looks ago it was found."""
         training, before = self.training, self.state
-        self._loss()
+        self._show(done, f"loss {self._loss():.3f}, {'judging' if training.corpus.held_out else 'saving'} ..")
         result, shown = self.validator(self.learner.kept)
         value = result.selected if result else None
         wins = before.best is None or (value is not None and better(training.config.select, value, before.best))
@@ -189,13 +191,24 @@ class Course:
             tell_tensorboard(training.folder, row)
         best = value if wins and value is not None else before.best
         since = 0 if wins else before.looks_since_best + 1
-        self.note = f", {note_of(training.config.select, value, best)}" if value is not None else ""
+        self.note = f", {note_of(value, best)}" if value is not None else ""
+        self._show(done, f"loss {row['loss']:.3f}{self.note}")
         return best, since
 
+    def _show(self, done: int, note: str) -> None:
+        self.report(self._tiles(done), self._tiles(self.steps), note)
+
     def _loss(self) -> float:
-        """Mean over the last steps; waits for the device, and refuses a loss that is no number."""
-        recent = self._floats()[-50:]
-        return float(np.mean(recent))
+        """The recent loss; refused where any since the last look is no number."""
+        recent = self._recent()
+        if self._lost is not None:
+            rate = self.training.config.optimisation.learning_rate
+            raise UnetcliError(f"the loss is {self._lost}; a smaller --lr than {rate:g} may help")
+        return recent
+
+    def _recent(self) -> float:
+        """Mean over the last steps; waits for the device."""
+        return float(np.mean(self._floats()[-50:]))
 
     def _floats(self) -> list[float]:
         """All losses since the last look as numbers."""
@@ -205,8 +218,7 @@ class Course:
                 break
             self.losses[place] = value = float(loss)
             if not math.isfinite(value):
-                rate = self.training.config.optimisation.learning_rate
-                raise UnetcliError(f"the loss is {value}; a smaller --lr than {rate:g} may help")
+                self._lost = value
         return [float(loss) for loss in self.losses]
 
     def _seconds(self) -> float:
@@ -281,18 +293,3 @@ def own_share(training: Training) -> TrainingConfig:
     optimisation = training.config.optimisation
     own = replace(optimisation, batch_size=optimisation.batch_size // training.world.size)
     return replace(training.config, optimisation=own)
-
-
-def describe_row(row: dict[str, Any], result: Validation | None) -> str:
-    """One line about a look at the held-out sections."""
-    text = f"step {row['step']}: loss {row['loss']:.4f}"
-    if result:
-        text += f"; held out: loss {result.loss:.4f}, pixel disagreement {result.pixel_disagreement:.4f}"
-        if result.measure != "pixel_disagreement" and result.selected is not None:
-            text += f", {result.measure.replace('_', ' ')} {result.selected:.4f}"
-    return text + (" (best so far, kept)" if row["best"] else "")
-
-
-def note_of(measure: str, value: float, best: float | None) -> str:
-    """The held-out measure for the progress bar."""
-    return f"held out {value:.4f}" + (f", best {best:.4f}" if best is not None else "")

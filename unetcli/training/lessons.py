@@ -172,8 +172,10 @@ class Lessons:
 
 def require_labels(volume: Volume) -> None:
     """Refuse a volume that holds no labels."""
-    if volume.channels != 1 or volume.dtype.kind not in "bui":
-        raise UnetcliError(f"{volume.path}: {volume.channels} channels of {volume.dtype}; expected one of integers")
+    if volume.channels != 1:
+        raise UnetcliError(f"{volume.path}: {volume.channels} channels; labels have one")
+    if volume.dtype.kind not in "bui":
+        raise UnetcliError(f"{volume.path}: numbers of {volume.dtype}; labels are integers, as uint8 or uint16")
 
 
 @dataclass(frozen=True, slots=True)

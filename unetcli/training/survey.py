@@ -54,7 +54,9 @@ def survey(corpus: Corpus) -> Survey:
     planes = list(corpus.planes(corpus.train))
     every = sum(1 for part in corpus.train for _ in part.region.planes())
     if not planes:
-        raise UnetcliError(f"{corpus.pairs[0].labels.path}: nothing is drawn in any training section; --keep-empty")
+        raise UnetcliError(
+            f"{corpus.pairs[0].labels.path}: nothing is drawn in any training section; --sections A:B names others"
+        )
     share = min(1.0, PIXELS / sum(box.size for _, box in planes))
     grey, classes = Moments(), np.zeros(IGNORED + 1, np.int64)
     for pair, box in spread(planes, share):
@@ -74,7 +76,8 @@ def occurring(corpus: Corpus, counts: NDArray[np.int64]) -> NDArray[np.int64]:
     missing[0] &= any(pair.rules.ignore != 0 for pair in corpus.pairs)
     if missing.any():
         raise UnetcliError(
-            f"{corpus.pairs[0].labels.path}: no pixel of class {int(np.argmax(missing))} in the training sections"
+            f"{corpus.pairs[0].labels.path}: no pixel of class {int(np.argmax(missing))} in the training sections; "
+            f"all of 0 to {highest} are needed, --sections A:B names others"
         )
     return found
 

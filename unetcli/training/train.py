@@ -57,7 +57,7 @@ class TrainSummary:
     def sentence(self) -> str:
         """The outcome in one line."""
         if not self.finished:
-            return f"{self.model}: stopped at step {self.steps} of {self.goal}; the same command continues"
+            return f"{Path(self.model).parent}: stopped at step {self.steps} of {self.goal}; the same command continues"
         begin = "finished already" if self.found_finished else "finished"
         early = " (no better one for long enough)" if self.stopped_early else ""
         best = f"; kept: step {self.best_step}"

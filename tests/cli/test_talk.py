@@ -1,0 +1,56 @@
+"""What a person at a terminal sees of progress."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+PROGRAM = """
+from unetcli.cli import talk
+talk.set_up(verbose=False, quiet=False)
+with talk.progress("tiles") as report:
+    for done in (100, 80_000):
+        report(done, 80_000, "loss 0.268, held out 0.151, best 0.149")
+    talk.say("step 200: loss 0.27")
+"""
+
+
+def shown(columns: int) -> list[str]:
+    """The lines that a terminal got, without colours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stderr=theirs, env={**environment, "TERM": "xterm"}) as work:
+        os.close(theirs)
+        told = b""
+        try:
+            while more := os.read(ours, 2**16):
+                told += more
+        except OSError:  # the other end is closed
+            pass
+        finally:
+            os.close(ours)
+    assert work.returncode == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", told.decode())
+    return [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_progress_bar_is_one_line_that_fits_the_terminal(columns: int) -> None:
+    lines = shown(columns)
+    assert "step 200: loss 0.27" in lines
+    bars = [line for line in lines if line != "step 200: loss 0.27"]
+    assert all("tiles/s" in line and len(line) <= columns for line in bars), lines
+    assert "100% 80 k/80 k" in bars[-1]
+    assert "loss 0.268" in bars[-1]
+    if columns >= 80:
+        assert bars[-1].endswith("0:00:00 loss 0.268, held out 0.151, best 0.149")
+        assert "\u2501" * 4 in bars[-1]
