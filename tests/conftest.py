@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ settings.load_profile("patient")
 __all__ = ["grey", "write_model", "write_zarr"]
 
 
+def pytest_configure() -> None:
+    """Ctrl-C interrupts what tests start, also where a shell started them in the background, deaf to it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_report_header() -> str:
     return f"real data: {real_data() or 'not found; tests that need it are skipped'}"
 
@@ -27,6 +34,29 @@ def real_data() -> Path | None:
     named = os.environ.get("UNETCLI_DATA")
     place = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
     return place if place.is_dir() else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """End the Python processes that a test started and, as it failed, did not get to end."""
+    started: list[subprocess.Popen[bytes]] = []
+    begin = subprocess.Popen.__init__
+
+    def noting(process: subprocess.Popen[bytes], *words: object, **options: object) -> None:
+        begin(process, *words, **options)  # type: ignore[call-overload]
+        started.append(process)
+
+    subprocess.Popen.__init__ = noting  # type: ignore[method-assign]
+    try:
+        return (yield)
+    except BaseException:
+        for process in started:
+            if isinstance(process.args, list) and process.args[0] == sys.executable and process.poll() is None:
+                process.kill()
+                process.wait()
+        raise
+    finally:
+        subprocess.Popen.__init__ = begin  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

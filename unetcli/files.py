@@ -21,6 +21,8 @@ Place = Path | str
 """A path, or a URL as text."""
 
 
+SIGNED_BYTES = 4096
+"""Of a file: whose it is stands there."""
 REFUSED = {errno.EACCES, errno.EPERM}
 """Lack of permission, to read or to write."""
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, *REFUSED}
@@ -172,6 +174,17 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_replaceable(path: Path, option: str, example: str, signature: bytes) -> None:
+    """Raise unless a file can be written there, in place of nothing or of one that began like ours does."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UnetcliError(f"{option} {path}: expected a file in a folder that exists, as in {example}")
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(SIGNED_BYTES)
+        if signature not in head:
+            raise UnetcliError(f"{option} {path}: exists, and evaluate did not write it; name another place")
 
 
 def require_apart(output: Place, inputs: Iterable[Place]) -> None:

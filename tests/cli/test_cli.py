@@ -46,6 +46,12 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert done.stdout.splitlines()[-1].split() == ["LOADED"]
 
 
+def test_the_list_of_commands_cuts_no_sentence_off(unetcli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    told = unetcli("--help", COLUMNS="80").stdout.partition("Commands:")[2]
+    assert len(told.splitlines()) > 10
+    assert "..." not in told
+
+
 def complete(shell: str, line: str) -> str:
     """What a shell is offered at the end of a line, by the protocol that its script speaks."""
     variables = {

@@ -161,22 +161,47 @@ def test_a_report_is_written_beside_the_scores(tmp_path: Path, volumes: None) ->
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_an_image_of_another_place_costs_the_report_alone(unetcli: Run, tmp_path: Path, volumes: None) -> None:
+    stored(tmp_path, VALUES[:1], "part.zarr")
+    done = unetcli("-q", "evaluate", "p.zarr", "t.zarr", "--json", "--report", "r.html", "--image", "part.zarr")
+    assert done.returncode == 1
+    assert "--image part.zarr: is z 0:1" in done.stderr
+    assert json.loads(done.stdout)["em"]
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_files_of_an_earlier_call_are_replaced(tmp_path: Path, volumes: None) -> None:
+    told = []
+    for sections in ("0:1", "0:2"):
+        words = ["--report", "r.html", "--csv", "s.csv", "--sections", sections]
+        done = CliRunner().invoke(app, ["evaluate", "p.zarr", "t.zarr", *words])
+        assert done.exit_code == 0, done.output
+        told.append([(tmp_path / name).read_text() for name in ("r.html", "s.csv")])
+    assert told[0][0] != told[1][0]
+    assert told[0][1] != told[1][1]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--report", "none/r.html"], "--report none/r.html: expected a file in a folder that exists"),
         (["--report", "."], "--report .: expected a file in a folder that exists"),
+        (["--csv", "none/s.csv"], "--csv none/s.csv: expected a file in a folder that exists"),
+        (["--csv", "."], "--csv .: expected a file in a folder that exists"),
+        (["--csv", "notes.txt"], "--csv notes.txt: exists, and evaluate did not write it; name another place"),
+        (["--report", "notes.txt"], "--report notes.txt: exists, and evaluate did not write it; name another place"),
         (["--image", "p.zarr"], "--image p.zarr: only with --report"),
         (["--report", "r.html", "--image", "none.zarr"], "none.zarr: no such file or folder"),
-        (["--report", "r.html", "--image", "part.zarr"], "--image part.zarr: is z 0:1"),
     ],
 )
-def test_a_report_that_cannot_be_is_refused_in_one_line(
+def test_a_file_that_cannot_be_is_refused_in_one_line_before_anything_is_scored(
     unetcli: Run, tmp_path: Path, volumes: None, words: list[str], said: str
 ) -> None:
-    stored(tmp_path, VALUES[:1], "part.zarr")
+    (tmp_path / "notes.txt").write_text("mine")
     done = unetcli("-q", "evaluate", "p.zarr", "t.zarr", *words)
     assert done.returncode == 1
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
     assert not (tmp_path / "r.html").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -167,7 +167,7 @@ def test_of_many_classes_the_likeliest_is_taken(tmp_path: Path) -> None:
     found = evaluate_volume(prediction, truth, ["pixels"])["pixels"]
     assert found["accuracy"] == pytest.approx((values.argmax(0) == classes).mean())
     assert list(evaluate_volume(prediction, truth)) == ["pixels"]
-    with pytest.raises(UnetcliError, match="3 classes; em is defined for two"):
+    with pytest.raises(UnetcliError, match="3 classes, a channel each; em takes one channel"):
         evaluate_volume(prediction, truth, ["pixels", "em"])
 
 

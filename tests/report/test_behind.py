@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from helpers import grey, write_zarr
 from report.evaluations import evaluate, labels_evaluation, membranes
 
@@ -26,6 +27,16 @@ def test_channels_are_all_read(tmp_path: Path) -> None:
     raw = grey(2, 3, 83, 120)
     image = write_zarr(tmp_path / "raw.zarr", raw, dimension_names=["z", "c", "y", "x"])
     assert np.array_equal(image_of(evaluation, str(image))(evaluation.sections[1]), raw[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:<tifffile")
+def test_three_sections_of_a_tiff_that_were_stored_like_colours_are_sections(tmp_path: Path) -> None:
+    truth = np.stack([membranes()] * 3)
+    raw = grey(*truth.shape)
+    tifffile.imwrite(tmp_path / "raw.tif", raw)
+    evaluation = evaluate(tmp_path, truth > 0, truth)
+    found = image_of(evaluation, str(tmp_path / "raw.tif"))(evaluation.sections[1])
+    assert np.array_equal(found, raw[1:2])  # type: ignore[arg-type]
 
 
 def test_an_image_that_ends_before_the_truth_is_refused_with_both_places(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from unetcli.labelling.request import LabelRequest
 from unetcli.labelling.run import label_volume
 from unetcli.runs.heartbeat import read_beats
 from unetcli.runs.prediction import predict_volume
+from unetcli.runs.receipts import read_receipts
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.status import STATES, Status, Watcher
 from unetcli.runs.steps import steps_of
@@ -210,7 +213,7 @@ def test_an_evaluation_whose_launcher_was_killed_is_shown(start: Start) -> None:
     write_zarr(Path("t.zarr"), (values > 127).astype(np.uint8), chunks=(1, 100, 110))
     words = ["--metrics", "pixels,em", "--block-voxels", "11000", "--run-folder", f"{OUTPUT}.run/evaluate"]
     launcher = start("evaluate", OUTPUT, "t.zarr", *words)
-    wait_for(lambda: at_work("evaluate"))
+    wait_for(lambda: any(read_receipts(Path(f"{OUTPUT}.run/evaluate/receipts"))))  # they come after the beats
     launcher.kill()
     launcher.wait()
     found = looks()["evaluate"]
@@ -250,3 +253,21 @@ def test_a_worker_of_the_levels_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     predict_volume(PredictRequest(volume="big.zarr", device="cpu", levels=3))
     (beat,) = read_beats(RunFolder.of(Path(OUTPUT), "pyramid").workers).values()
     assert beat.blocks == looks()["pyramid"].blocks > 0
+
+
+def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> None:
+    write_zarr(Path("big.zarr"), grey(3, 150, 170), chunks=(1, 150, 170))
+    request = PredictRequest(volume="big.zarr", device="cpu")
+    predict_volume(request)
+    label()
+    predict_volume(replace(request, overwrite=True))
+    found = looks()
+    assert (found["predict"].complete, found["predict"].gone) == (True, False)
+    assert (found["instances"].complete, found["instances"].gone) == (False, True)
+    assert "it is gone; the same label command makes it anew" in unetcli("status", OUTPUT).stdout
+    done = unetcli("verify", OUTPUT)
+    assert (done.returncode, done.stdout) == (0, f"{OUTPUT}: 3 of 3 blocks are what was computed\n")
+    assert "labels/instances: gone; the same label command makes them anew" in done.stderr
+    assert unetcli("verify", OUTPUT, "--step", "instances").returncode == 1
+    shutil.rmtree(OUTPUT)
+    assert looks()["predict"].gone

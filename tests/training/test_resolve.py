@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from helpers import grey, write_zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from unetcli.errors import UnetcliError
 from unetcli.training.folder import TrainingFolder
 from unetcli.training.learning import Training
 from unetcli.training.request import TrainRequest
-from unetcli.training.resolve import resolve_training
+from unetcli.training.resolve import require_pairs, resolve_training
 from unetcli.training.settings import Ranges
 from unetcli.training.split import split
 from unetcli.volumes.volume import Volume
@@ -32,6 +34,18 @@ def asked(
     sections: Sections = (None, None), validation: Sections | None = None, fraction: float | None = None
 ) -> TrainRequest:
     return replace(TINY, sections=sections, validation=validation, validation_fraction=fraction)
+
+
+@pytest.mark.filterwarnings("ignore:<tifffile")
+@pytest.mark.parametrize(("labelled", "axes"), [((3, 40, 50), "zyx"), ((40, 50), "yx")], ids=["sections", "colours"])
+def test_pages_like_colours_are_sections_where_the_labels_have_as_many(
+    tmp_path: Path, labelled: tuple[int, ...], axes: str
+) -> None:
+    paths = tmp_path / "raw.tif", tmp_path / "labels.tif"
+    tifffile.imwrite(paths[0], grey(3, 40, 50))
+    tifffile.imwrite(paths[1], grey(*labelled) // 128)
+    ((raw, labels),) = require_pairs(replace(TINY, pairs=(tuple(map(str, paths)),)))  # type: ignore[arg-type]
+    assert (raw.axes, labels.axes, raw.channels * math.prod(raw.extent)) == (axes, axes, 3 * 40 * 50)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from helpers import write_zarr
 from matplotlib.image import imread
@@ -142,6 +143,15 @@ def test_sections_lie_where_they_lie_in_the_labels(tmp_path: Path) -> None:
     assert found.units == dict.fromkeys("zyx", "nanometer")
     all_of_them = expected(crowd(*SHAPE)[2:], TruthRules(truth="instances"))
     np.testing.assert_allclose(found.read(found.whole())[0], all_of_them, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:<tifffile")
+def test_four_sections_of_a_tiff_that_were_stored_like_colours_are_sections(tmp_path: Path, labels: Path) -> None:
+    tifffile.imwrite(tmp_path / "labels.tif", crowd(*SHAPE))
+    both = [write(path, output=tmp_path / f"{path.suffix[1:]}.zarr") for path in (tmp_path / "labels.tif", labels)]
+    found = [open_volume(summary.output) for summary in both]
+    assert found[0].extent == SHAPE
+    assert np.array_equal(*(volume.read(volume.whole()) for volume in found))
 
 
 @pytest.mark.parametrize("truth", ["binary", "instances", "classes"])

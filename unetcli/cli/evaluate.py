@@ -67,13 +67,16 @@ def evaluate(
     command goes on.
     """
     options = dict(locals())
-    if report or image:
-        _require_report(report, image, level)
+    _require_files(report, image, csv, level)
     found = _run(asked(options), asked_where(options))
+    _tell(found, json)  # first of all: whatever becomes of the files, the scores are there
     if csv:
         _write_csv(csv, found)
     if report:
         _write_report(report, found, image)
+
+
+def _tell(found: Evaluation, json: bool) -> None:
     if json:
         o.print_json(found.to_json())
     else:
@@ -115,15 +118,18 @@ def _run(request: EvaluateRequest, where: Where) -> Evaluation:
         raise typer.Exit(0 if unfinished.jobs else o.INCOMPLETE) from None
 
 
-def _require_report(path: Path | None, image: str | None, level: int) -> None:
-    """Refuse before anything is scored what could not be drawn afterwards."""
+def _require_files(report: Path | None, image: str | None, csv: Path | None, level: int) -> None:
+    """Refuse before anything is scored what could not be written or drawn afterwards."""
     from unetcli.errors import UnetcliError
+    from unetcli.files import require_replaceable
     from unetcli.volumes.opening import open_volume
 
-    if path is None:
+    if image is not None and report is None:
         raise UnetcliError(f"--image {image}: only with --report FILE.html, which shows it")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UnetcliError(f"--report {path}: expected a file in a folder that exists, as in report.html")
+    if report is not None:
+        require_replaceable(report, "--report", "report.html", signature=b"unetcli evaluate")
+    if csv is not None:
+        require_replaceable(csv, "--csv", "scores.csv", signature=b"section,")
     if image is not None:
         open_volume(image, level)
 

@@ -60,9 +60,10 @@ def label(
     take_over: o.TakeOverOption = False,
     json: o.JsonOption = False,
 ) -> None:
-    """Make instances of PREDICTION: objects, each with a number, in its labels/NAME, and a table of them.
+    """Make instances of PREDICTION: a number for each object.
 
-    The same command again goes on where it stopped; the result is the same to the byte, and for any size of block.
+    They go into its labels/NAME, with a table beside the store. The same command again goes on where it stopped;
+    the result is the same to the byte, and for any size of block.
     """
     options = dict(locals())
     from dataclasses import fields

@@ -25,7 +25,7 @@ def plan(
     workers: WorkersOption = None,
     **options: Any,
 ) -> None:
-    """Say what predicting VOLUME would take; nothing is written or submitted.
+    """Say what predicting VOLUME would take; nothing is written.
 
     Takes the options of predict. What 1 PB takes on 1,000 GPUs that need 0.2 s for a tile:
 

@@ -14,7 +14,10 @@ def show(
     output: o.PictureOption = None,
     channel: o.ChannelOption = None,
 ) -> None:
-    """Draw one section of VOLUME, with labels or a probability over it, as a PNG."""
+    """Draw one section of VOLUME, with another one over it.
+
+    Labels as outlines, a probability as a colour.
+    """
     from unetcli.showing import ShowRequest, show
 
     request = ShowRequest(volume=volume, section=section, overlay=overlay, output=output, channel=channel)

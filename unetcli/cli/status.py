@@ -27,9 +27,10 @@ def status(
     run_folder: o.AnyRunFolderOption = None,
     json: o.JsonOption = False,
 ) -> None:
-    """Say how far what is made of OUTPUT is, who works on it and what failed: predictions, labels, evaluations.
+    """Say how far what is made of OUTPUT is, and who works on it.
 
-    Reads files only, so it works wherever they are seen. Exits 0 whenever they can be read; scripts take --json.
+    Predictions, labels and evaluations, with what failed. Reads files only, so it works wherever they are seen.
+    Exits 0 whenever they can be read; scripts take --json.
     """
     from unetcli.runs.status import Watcher
     from unetcli.runs.steps import steps_of

@@ -245,6 +245,8 @@ def advice(found: Status) -> str | None:
     """What to do next, where there is something to do."""
     if found.complete:
         return None
+    if found.gone:
+        return f"it is gone; the same {found.command} command makes it anew"
     if found.stopped:
         return f"stopped: {found.stopped}"
     if found.done == found.blocks:

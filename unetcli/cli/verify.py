@@ -43,10 +43,10 @@ def verify(
     take_over: o.TakeOverOption = False,
     json: o.JsonOption = False,
 ) -> None:
-    """Read every block that was made of OUTPUT back and compare it with its receipt: predictions, levels, labels.
+    """Read every block made of OUTPUT back and compare checksums.
 
-    Exits 0 where all is as computed, 3 where blocks are damaged or missing, other tiles give other values, or the
-    input is not what it was.
+    Of predictions, levels, labels and evaluations. Exits 0 where all is as computed, 3 where blocks are damaged or
+    missing, other tiles give other values, or the input is not what it was.
     """
     from unetcli.process import prepare
 

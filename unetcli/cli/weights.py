@@ -29,7 +29,7 @@ def weights(
     overwrite: o.OverwriteOption = False,
     json: o.JsonOption = False,
 ) -> None:
-    """Write the loss weights that train gives to the pixels of LABELS, and a picture of them."""
+    """Write the loss weights of LABELS, and a picture of them."""
     from dataclasses import asdict
 
     from unetcli.config import parse_sections

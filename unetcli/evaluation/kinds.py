@@ -132,7 +132,8 @@ def metrics_of(request: EvaluateRequest, kind: str, prediction: Volume) -> tuple
         asked = ("pixels",) if request.metrics is None else asked
         if beyond := [name for name in asked if name != "pixels"]:
             raise UnetcliError(
-                f"{prediction.path}: {outputs} classes; {beyond[0]} is defined for two, use --metrics pixels"
+                f"{prediction.path}: {outputs} classes, a channel each; {beyond[0]} takes one channel, the probability "
+                "of foreground; --metrics pixels takes several"
             )
     if impossible := [name for name in asked if name not in POSSIBLE[kind]]:
         raise UnetcliError(

@@ -159,7 +159,7 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
         Shapes, axes or voxel sizes differ; both are named. Or the truth is no integers.
     """
     truth = truth.channels_as_sections()
-    prediction = sections_of(prediction, truth)
+    prediction = prediction.fitted_to(truth)
     if truth.channels != 1 or truth.dtype.kind not in "bui":
         raise UnetcliError(
             f"{truth.path}: {truth.channels} channels of {truth.dtype}; truth is one channel of integers"
@@ -186,12 +186,6 @@ def along(kept: str, box: Box, axes: str) -> Box:
     """
     places = [axes.index(axis) for axis in kept]
     return Box(tuple(box.start[p] for p in places), tuple(box.stop[p] for p in places))
-
-
-def sections_of(prediction: Volume, truth: Volume) -> Volume:
-    """A prediction whose sections were stored like channels, if it fits a truth so."""
-    other = prediction.channels_as_sections()
-    return other if other.extent == truth.extent else prediction
 
 
 def offset_in(truth: Volume, prediction: Volume, store: Place) -> tuple[int, ...] | None:

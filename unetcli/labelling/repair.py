@@ -108,7 +108,7 @@ def labels_made(step: Step) -> LabelsMade:
     folder = LabelFolder(step.folder)
     plan, places = folder.plan(), folder.places()
     assert plan is not None
-    if marker(place_of(step.output)) is None and step.folder.ledger(plan.blocks).done[plan.pieces + 1 :].any():
+    if step.is_gone(step.folder.ledger(plan.blocks).done):
         raise UnetcliError(f"{step.output}: no labels of unetcli; the same label command makes them")
     prediction = absolute(str(store_of(step)))  # wherever both are now
     return LabelsMade(Bench(folder, plan, replace(places, prediction=prediction, output=step.output)))

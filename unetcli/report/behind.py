@@ -40,6 +40,7 @@ def nothing(section: Section) -> None:
 
 def sections_of(evaluation: Evaluation, volume: Volume) -> Image:
     """Sections of a volume that lies as the truth does."""
+    volume = volume.channels_as_sections() if len(volume.axes) < len(evaluation.axes) else volume
     fitting = volume if len(volume.axes) == len(evaluation.axes) else volume.without_single_axes()
     for section in evaluation.sections:
         require_inside(box_of(evaluation, section, fitting), fitting)

@@ -84,6 +84,8 @@ class Status:
     """That goes on with it."""
     stages: list[StageStatus]
     """One after the other."""
+    gone: bool
+    """Whether the output was deleted."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,6 +118,7 @@ class Watcher:
             step=self.step.name,
             command=self.step.command,
             complete=complete,
+            gone=not complete and self.step.is_gone(self.ledger.done),
             workers=len(living),
             silent=crew.undecided,
             hosts=len({beat.holder.host for beat in living}),

@@ -46,11 +46,19 @@ class Step:
     """Of the blocks that a mask over all of them picks."""
     closed: Callable[[], bool]
     """Whether nothing is left to do once every block is done: by the output's own word, mostly."""
+    made: Callable[[], bool] = lambda: True
+    """Whether there is an output of ours."""
+    writes: int = 0
+    """The first block that writes to the output; what those before make is kept in the run folder."""
 
     @property
     def blocks(self) -> int:
         """Of all stages."""
         return self.stages[-1].blocks.stop
+
+    def is_gone(self, done: NDArray[np.bool_]) -> bool:
+        """Whether the output is not there any more, by the blocks that are done."""
+        return bool(done[self.writes :].any()) and not self.made()
 
     @property
     def size(self) -> int:
@@ -127,7 +135,7 @@ def step_in(folder: RunFolder, store: Place) -> Step | None:
 
 def predict_step(folder: RunFolder, store: Place, plan: str) -> Step:
     """The step of a prediction's full resolution, or of its coarser levels."""
-    closed, settled = _says_complete(store), Plan.from_json(plan)
+    settled = Plan.from_json(plan)
     step = Step(
         name=PREDICT,
         command=PREDICT,
@@ -135,7 +143,8 @@ def predict_step(folder: RunFolder, store: Place, plan: str) -> Step:
         folder=folder,
         stages=(Stage(PREDICT, range(settled.blocks)),),
         voxels=settled.voxels,
-        closed=closed,
+        closed=lambda: says_complete(store),
+        made=lambda: is_made(store),
     )
     levels = folder.path / "pyramid.json"
     return (
@@ -162,7 +171,9 @@ def label_step(folder: RunFolder, store: Place, plan: str) -> Step:
         folder=folder,
         stages=settled.stages,
         voxels=settled.voxels,
-        closed=_says_complete(labels),
+        closed=lambda: says_complete(labels),
+        made=lambda: is_made(labels),
+        writes=settled.pieces + 1,
     )
 
 
@@ -177,6 +188,7 @@ def evaluate_step(folder: RunFolder, store: Place, plan: str) -> Step:
         stages=(Stage("count", range(settled.blocks)),),
         voxels=settled.voxels,
         closed=lambda: not folder.plan_file.exists(),
+        writes=settled.blocks,
     )
 
 
@@ -188,10 +200,15 @@ _READERS: Mapping[str, Callable[[RunFolder, Place, str], Step]] = {
 """By the first word of a plan."""
 
 
-def _says_complete(place: Place) -> Callable[[], bool]:
-    def closed() -> bool:
-        from unetcli.volumes.output import marker  # zarr
+def says_complete(place: Place) -> bool:
+    """Whether an output says of itself that nothing is missing."""
+    from unetcli.volumes.output import marker  # zarr
 
-        return bool((marker(place) or {}).get("complete"))
+    return bool((marker(place) or {}).get("complete"))
 
-    return closed
+
+def is_made(place: Place) -> bool:
+    """Whether there is an output of ours."""
+    from unetcli.volumes.output import marker  # zarr
+
+    return marker(place) is not None

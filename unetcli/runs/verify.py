@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -28,6 +29,8 @@ from unetcli.runs.seams import Seams, check_seams
 from unetcli.runs.steps import EVALUATE, PREDICT, PYRAMID, Step, steps_of
 from unetcli.runs.workbench import Workbench, open_workbench
 from unetcli.volumes.output import Output
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +85,16 @@ def verify_output(
 def wanted(request: VerifyRequest) -> list[Step]:
     """The steps that can tell something about what is asked for."""
     steps = steps_of(str(request.output), request.run_folder, request.step)
-    if request.blocks:
-        return steps
-    telling = [step for step in steps if step.name not in (PYRAMID, EVALUATE)]
-    return telling or steps
+    telling = [step for step in steps if request.blocks or step.name not in (PYRAMID, EVALUATE)]
+    return [telling[0], *(step for step in telling[1:] if not said_to_be_gone(step))] if telling else steps
+
+
+def said_to_be_gone(step: Step) -> bool:
+    """Whether labels were deleted, which is said: what else there is can be looked at all the same."""
+    gone = step.command == "label" and step.is_gone(step.folder.ledger(step.blocks).done)
+    if gone:
+        log.warning("%s: gone; the same label command makes them anew", step.output)
+    return gone
 
 
 def verify_step(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:

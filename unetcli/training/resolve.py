@@ -97,7 +97,8 @@ def resolve_training(
 
 def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
     """Images and labels, opened; those that do not go together are refused."""
-    volumes = [(open_volume(raw), open_volume(labels)) for raw, labels in request.pairs]
+    labelled = [(open_volume(raw), open_volume(labels).channels_as_sections()) for raw, labels in request.pairs]
+    volumes = [(raw.fitted_to(labels), labels) for raw, labels in labelled]
     for raw, labels in volumes:
         require_pair(raw, labels, request.channel)
     require_alike([raw for raw, _ in volumes])

@@ -131,7 +131,7 @@ def write_weights(request: WeightsRequest, report: Report = lambda done, total: 
 
 def resolve_place(request: WeightsRequest) -> WeightMap:
     """The image to write, whose place is free or may be written anew."""
-    labels = open_volume(request.labels)
+    labels = open_volume(request.labels).channels_as_sections()
     require_labels(labels)
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
     sections = resolve_sections(request.sections, count, labels.path)

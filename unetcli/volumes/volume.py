@@ -124,6 +124,11 @@ class Volume:
             return self
         return self._renamed({a: b for a, b in taken.items() if a in self.stored_axes})
 
+    def fitted_to(self, other: Volume) -> Volume:
+        """The volume with guessed channels taken for sections, if it has the extent of another one so."""
+        taken = self.channels_as_sections()
+        return taken if taken.extent == other.extent else self
+
     def with_axes_of(self, other: Volume) -> Volume:
         """The volume with the letters of another one's axes, where its own are a guess."""
         letters = {a: b for a, b in zip(self.axes, other.axes, strict=False) if a != b}
