@@ -149,7 +149,7 @@ def verify_labels(step: Step, request: VerifyRequest, report: Report, drain: Dra
 
 
 def verify_counts(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
-    """What an evaluation has counted so far; what it has not is no damage. Its own command counts damaged ones again."""
+    """What an evaluation has counted so far; what it has not is no damage. Its command counts damaged ones again."""
     made, found = counts_made(step.folder), Findings()
     if request.blocks:
         found = without_missing(find_damage(made, step.folder.ledger(step.blocks), report))
