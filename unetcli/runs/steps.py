@@ -111,7 +111,8 @@ def store_and_step(output: str) -> tuple[Place, str | None]:
     """
     place = place_of(output)
     name, above = str(place).rpartition("/")[2], parent_of(place)
-    return (parent_of(above), name) if str(above).rpartition("/")[2] == "labels" else (place, None)
+    inside = str(above).rpartition("/")[2] == "labels" and not Path(f"{place}.run").exists()  # else a store of its own
+    return (parent_of(above), name) if inside else (place, None)
 
 
 def folders(root: Path) -> list[RunFolder]:
