@@ -104,7 +104,7 @@ def verify_step(step: Step, request: VerifyRequest, report: Report, drain: Drain
     def in_voxels(done: int, total: int) -> None:
         report(step.size * done // max(total, 1), step.size)
 
-    verify = _BY_NAME.get(step.name, verify_labels)
+    verify = verify_labels if step.command == "label" else _BY_NAME[step.name]
     return verify(step, request, in_voxels if not request.repair else report, drain)
 
 
