@@ -246,6 +246,10 @@ def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixt
         (broken / "plan.json").write_text(text)
         assert [step.name for step in steps_of(OUTPUT)] == ["instances"]
     assert "version 99" in caplog.text
+    (broken / "plan.json").write_text('{"unetcli_labels": 99}')
+    shutil.rmtree(f"{OUTPUT}.run/instances")
+    with pytest.raises(UnetcliError, match=r"broken/plan\.json: plan of labels of version 99, this unetcli reads"):
+        steps_of(OUTPUT)
 
 
 def test_a_worker_of_the_levels_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
