@@ -239,3 +239,27 @@ def test_a_plane_without_levels_is_read_in_windows_and_never_held(tmp_path: Path
     assert seen.shape == (2000, 2000, 3)
     assert seen[:200, :200].min() > 0.9
     assert not seen[201:].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 3000, 700), (1, 1, 3000, 700), (1, 4, 3000, 700)], ids=str)
+@pytest.mark.parametrize("first", [37, 64])
+def test_a_region_with_levels_lies_where_it_was_predicted(tmp_path: Path, shape: tuple[int, ...], first: int) -> None:
+    raw = np.zeros(shape, np.uint8)
+    write_zarr(tmp_path / "raw.zarr", raw, dimension_names="tzyx"[-len(shape) :])
+    part = raw[..., first:2900, first:]
+    part[..., 1000:, 100:] = 255
+    lead = (1,) * (len(shape) - 2)
+    seen = []
+    for levels in (1, 3):
+        place = tmp_path / f"p{levels}.zarr"
+        write_prediction(place, part, (*lead, 512, 512), levels=levels)
+        group = zarr.open_group(place, mode="r+")
+        sides = [[0, n] for n in shape[:-2]] + [[first, 2900], [first, 700]]
+        group.attrs["unetcli"] = {**group.attrs["unetcli"], "extent": list(shape), "region": sides}  # type: ignore[dict-item]
+        seen.append(picture(tmp_path / "raw.zarr", overlay=str(place)))
+    assert seen[0].shape == (1500, 350, 3)
+    assert np.abs(seen[0] - seen[1]).max() < 0.01
+    row, column = (first + 1000) // 2, (first + 100) // 2
+    assert (seen[0][row + 1 : 1449, column + 1 :, 0] > 0.5).all()
+    assert not seen[0][: row - 1].any()
+    assert not seen[0][1452:].any()

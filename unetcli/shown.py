@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,13 @@ class Shown:
     def open(cls, name: str, dots: int) -> Shown:
         """With levels, where a side of the plane is longer than so many dots."""
         volume, place = open_volume(name), place_of(name)
-        said, region = marker_around(place) or {}, region_around(place)
-        sides = region.get("region", ())
-        placed = tuple(b - a for a, b in sides) == volume.extent
+        kind = (marker_around(place) or {}).get("kind")
         levels = {1: volume} | (dict(coarser(name, volume)) if max(volume.extent[-2:]) > dots else {})
-        if placed:
-            return cls(volume, said.get("kind"), tuple(a for a, _ in sides), tuple(region["extent"]), levels)
-        levels = {factor: level.without_single_axes() for factor, level in levels.items()}
-        extent = levels[1].extent
-        return cls(levels[1], said.get("kind"), (0,) * len(extent), extent, levels)
+        origin, extent = placed(volume, region_around(place))
+        several = [axis for axis, n in zip(volume.axes, extent, strict=True) if n > 1 or axis in volume.axes[-2:]]
+        levels = {factor: level.without_single_axes(keep="".join(several)) for factor, level in levels.items()}
+        kept = [volume.axes.index(axis) for axis in several]
+        return cls(levels[1], kind, tuple(origin[i] for i in kept), tuple(extent[i] for i in kept), levels)
 
     @property
     def box(self) -> Box:
@@ -105,6 +103,14 @@ class Shown:
             voxels = self.levels[factor].read(own, channel)
             values[:, *place] = voxels.reshape(channels, *own.shape[-2:])
         return values
+
+
+def placed(volume: Volume, said: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where a volume starts in the one that it was predicted of, and that one's extent; else in itself."""
+    sides = said.get("region", ())
+    if tuple(b - a for a, b in sides) == volume.extent:
+        return tuple(a for a, _ in sides), tuple(said["extent"])
+    return (0,) * len(volume.extent), volume.extent
 
 
 def at_level(box: Box, factor: int) -> Box:

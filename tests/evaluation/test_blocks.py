@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
 
 from unetcli.evaluation.counts import Counts
+from unetcli.evaluation.plan import BLOCK_VOXELS
 from unetcli.evaluation.request import EvaluateRequest
 from unetcli.evaluation.settling import Settled
 from unetcli.metrics import cells, voi
@@ -125,3 +128,14 @@ def test_blocks_that_see_whole_sections_keep_no_tables(tmp_path: Path) -> None:
     counts = counts_of(tmp_path, VALUES, TRUTH, metrics=("cells", "voi"))
     assert [list(part.cells) for part in counts] == [[section] for section in range(SHAPE[0])]
     assert not any(part.tables for part in counts)
+
+
+def test_a_huge_section_is_judged_in_blocks_against_a_flat_truth_too(tmp_path: Path) -> None:
+    for name, lead in (("p.zarr", (1,)), ("t.zarr", ())):
+        shape, chunks = (*lead, 30_000, 30_000), (*lead, 512, 512)
+        zarr.create_array(tmp_path / name, shape=shape, chunks=chunks, dtype="u2")
+    places = {"prediction": str(tmp_path / "p.zarr"), "truth": str(tmp_path / "t.zarr")}
+    request = EvaluateRequest(**places, kind="labels", metrics=("pixels",))
+    plan = Settled.of(request).plan
+    assert math.prod(plan.block_shape) <= BLOCK_VOXELS
+    assert plan.blocks > 100

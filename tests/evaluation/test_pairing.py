@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from helpers import grey
+from helpers import grey, write_prediction, write_zarr
 from pairs import SHAPE, TRUTH, VALUES, blobs, evaluated, stored, without_intervals
 
 from unetcli.errors import UnetcliError
+from unetcli.evaluation.pairing import Pair
+from unetcli.evaluation.request import EvaluateRequest
 from unetcli.geometry import Box
 from unetcli.volumes import ngff
 
@@ -229,3 +231,15 @@ def test_the_names_of_sections_are_their_places(tmp_path: Path) -> None:
     assert np.array_equal(images.reference, TRUTH[3])
     assert images.probability is not None
     assert np.array_equal(images.probability[0], VALUES[3].astype(np.float32) / np.float32(255))
+
+
+@pytest.mark.parametrize("lead", [(1,), (1, 1)], ids=["z", "t and z"])
+def test_a_region_of_a_single_section_is_laid_over_a_flat_truth(tmp_path: Path, lead: tuple[int, ...]) -> None:
+    truth = write_zarr(tmp_path / "t.zarr", grey(40, 50) // 128)
+    part = (grey(40, 50) // 128 * 255)[7:33, 5:41].reshape(*lead, 26, 36)
+    place = write_prediction(tmp_path / "p.zarr", part, (*lead, 16, 16))
+    group = zarr.open_group(place, mode="r+")
+    region = [[0, 1] for _ in lead] + [[7, 33], [5, 41]]
+    group.attrs["unetcli"] = {**group.attrs["unetcli"], "extent": [*lead, 40, 50], "region": region}  # type: ignore[dict-item]
+    assert Pair.open(EvaluateRequest(prediction=str(place), truth=str(truth))).offset == (7, 5)
+    assert evaluated(str(place), str(truth), "pixels").scores["pixels"]["iou"] == 1

@@ -75,8 +75,8 @@ def test_stages_follow_each_other_and_share_no_block() -> None:
 def test_a_plan_comes_back_from_its_file() -> None:
     plan = plan_of((3, 50, 40), (1, 16, 16), method="watershed", threshold=0.3, voxel_size=(2.5, 1.0, 1.0))
     assert LabelPlan.from_json(plan.to_json()) == plan
-    with pytest.raises(UnetcliError, match="plan of labels of version 0, this unetcli reads version 1"):
-        LabelPlan.from_json(plan.to_json().replace('"unetcli_labels": 1', '"unetcli_labels": 0'))
+    with pytest.raises(UnetcliError, match="plan of labels of version 0, this unetcli reads version 2"):
+        LabelPlan.from_json(plan.to_json().replace('"unetcli_labels": 2', '"unetcli_labels": 0'))
 
 
 def test_differences_are_told_by_option() -> None:

@@ -287,7 +287,7 @@ def test_two_workers_with_the_same_blocks_do_no_harm(values: NDArray[np.uint8]) 
     """A worker that was thought dead, and is not, writes what the other does."""
     label(stopping=stop_after(20))
     plan = json.loads((FOLDER / "plan.json").read_text())
-    assert plan["unetcli_labels"] == 1
+    assert plan["unetcli_labels"] == 2
     first = tables()
     (FOLDER / "receipts").rename(FOLDER / "old")
     (FOLDER / "receipts").mkdir()

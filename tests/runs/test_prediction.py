@@ -18,6 +18,8 @@ from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.evaluation.evaluate import evaluate_volume
 from unetcli.evaluation.request import EvaluateRequest
+from unetcli.labelling.request import LabelRequest
+from unetcli.labelling.run import label_volume
 from unetcli.runs.prediction import PredictSummary, predict_volume
 from unetcli.runs.receipts import checksum, read_receipts
 from unetcli.runs.run import Run
@@ -160,6 +162,22 @@ def test_foreign_places_and_inputs_are_never_written_to(request_: PredictRequest
     with pytest.raises(UnetcliError, match="input"):
         predict_volume(replace(request_, output=Path("link.zarr")))
     assert Path("foreign/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_labels_of_others_in_the_store_are_not_overwritten(request_: PredictRequest, listed: bool) -> None:
+    predict_volume(request_)
+    output = Path(request_.output_path)
+    names = ["corrected"] if listed else []
+    labels = zarr.open_group(output / "labels", mode="w", attributes={"ome": {"version": "0.5", "labels": names}})
+    labels.create_array("corrected/0", data=np.ones((3, 4), np.uint8))
+    with pytest.raises(UnetcliError, match=r"labels/corrected: in the way of --overwrite, and not written by unetcli"):
+        predict_volume(replace(request_, overwrite=True))
+    assert zarr.open_array(output / "labels/corrected/0", mode="r")[...].all()
+    shutil.rmtree(output / "labels/corrected")
+    label_volume(LabelRequest(prediction=str(output)))
+    assert predict_volume(replace(request_, overwrite=True)).found_done == 0
+    assert not (output / "labels").exists()
 
 
 def test_an_array_element_does_not_overwrite_what_others_share(

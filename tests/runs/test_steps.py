@@ -246,6 +246,10 @@ def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixt
         (broken / "plan.json").write_text(text)
         assert [step.name for step in steps_of(OUTPUT)] == ["instances"]
     assert "version 99" in caplog.text
+    (broken / "plan.json").write_text('{"unetcli_labels": 99}')
+    shutil.rmtree(f"{OUTPUT}.run/instances")
+    with pytest.raises(UnetcliError, match=r"broken/plan\.json: plan of labels of version 99, this unetcli reads"):
+        steps_of(OUTPUT)
 
 
 def test_a_worker_of_the_levels_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,3 +275,15 @@ def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> No
     assert unetcli("verify", OUTPUT, "--step", "instances").returncode == 1
     shutil.rmtree(OUTPUT)
     assert looks()["predict"].gone
+
+
+@pytest.mark.parametrize("name", ["big.pred.zarr", "plain"])
+def test_a_store_in_a_folder_called_labels_is_no_label_of_it(name: str) -> None:
+    Path("labels").mkdir()
+    small()
+    label()
+    Path(OUTPUT).rename(f"labels/{name}")
+    Path(f"{OUTPUT}.run").rename(f"labels/{name}.run")
+    for output in (f"labels/{name}", f"labels/{name}/labels/instances", f"labels/{name}/"):
+        (found,) = steps_of(output)
+        assert (found.name, found.output) == ("instances", f"labels/{name}/labels/instances")

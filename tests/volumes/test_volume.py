@@ -203,3 +203,11 @@ def test_axes_that_are_no_image_are_refused(names: list[str] | None, dimensions:
 
 def test_a_place_is_described_axis_by_axis() -> None:
     assert describe(Box((0, 3, -1), (1, 4, 9)), "tyx") == "t 0:1, y 3:4, x -1:9"
+
+
+def test_a_stack_of_one_section_keeps_its_chunks_as_an_image(tmp_path: Path) -> None:
+    volume = open_volume(
+        write_zarr(tmp_path / "a.zarr", grey(1, 1, 40, 50), (1, 1, 16, 32), dimension_names=list("tzyx"))
+    )
+    assert volume.without_single_axes().chunks == (16, 32)
+    assert volume.without_single_axes(keep="z").chunks == (1, 16, 32)

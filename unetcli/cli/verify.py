@@ -21,7 +21,7 @@ AGAIN = "verify --repair computes them anew, as the same {} command does those w
 REPAIRS = {
     "predict": AGAIN.format("predict"),
     "label": AGAIN.format("label"),
-    "evaluate": "verify --repair takes back receipts of damaged ones; the same evaluate command counts what is missing",
+    "evaluate": "the same evaluate command counts them again",
 }
 INPUT = {
     "predict": "input: volume (sampled chunks) and model are what they were",
@@ -103,7 +103,7 @@ def name_of(found: Verification) -> str:
 
 def block_lines(found: Verification) -> list[str]:
     """How many blocks are sound, and which are not."""
-    there = found.blocks - found.not_kept
+    there = found.checked if found.step == "evaluate" else found.blocks - found.not_kept
     head = f"{name_of(found)}: {there - len(found.damaged)} of {there} blocks are what was computed"
     if found.command != "label":
         return _with_damage(head, found)

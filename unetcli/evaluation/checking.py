@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import VerifyRequest
 from unetcli.evaluation.folder import EvaluationFolder
 from unetcli.evaluation.plan import EvaluationPlan
 from unetcli.evaluation.work import digest
-from unetcli.runs.reading_back import Findings, void
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.runfolder import RunFolder
 from unetcli.volumes.volume import describe
@@ -43,10 +41,3 @@ class CountsMade:
 def counts_made(folder: RunFolder) -> CountsMade:
     """Of a run folder with a plan that can be read."""
     return CountsMade(EvaluationFolder(folder), EvaluationPlan.from_json(folder.plan_file.read_text()))
-
-
-def take_back_counts(request: VerifyRequest, folder: RunFolder, found: Findings) -> None:
-    """Void the receipts of damaged counts, which the same evaluate command makes anew then."""
-    with folder.launcher(take_over=request.take_over):
-        made = folder.ledger(counts_made(folder).plan.blocks)
-        void(folder, folder.path, made, found.damaged)

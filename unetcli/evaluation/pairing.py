@@ -168,11 +168,11 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
     if offset is None:
         stored = truth
         prediction, truth = prediction.without_single_axes(), truth.without_single_axes()
-        if prediction.extent != truth.extent:
-            raise UnetcliError(
-                f"{prediction.path} is {shape(prediction)}, but {truth.path} is {shape(truth)}: not the same place"
-            )
-        offset = (0,) * len(truth.extent)
+        offset = offset_in(truth, prediction, store)
+    if offset is None:
+        raise UnetcliError(
+            f"{prediction.path} is {shape(prediction)}, but {truth.path} is {shape(truth)}: not the same place"
+        )
     require_same_axes(prediction, truth)
     require_same_voxels(prediction, truth, "not the same place")
     return Pair(prediction, truth, offset, stored=stored)
@@ -193,15 +193,19 @@ def offset_in(truth: Volume, prediction: Volume, store: Place) -> tuple[int, ...
     if prediction.extent == truth.extent:
         return (0,) * len(truth.extent)
     ours = region_around(store)
-    if len(ours.get("extent", ())) != len(truth.extent):
+    whole, sides = (tuple(ours.get(name, ())) for name in ("extent", "region"))
+    if len(whole) != len(truth.extent):  # of single sections, which a flat truth does not have
+        sides = tuple(side for side, n in zip(sides, whole, strict=True) if n > 1)
+        whole = tuple(n for n in whole if n > 1)
+    if not len(whole) == len(truth.extent) == len(prediction.extent):
         return None
-    factors = [factor(n, m) for n, m in zip(ours["extent"], truth.extent, strict=True)]
-    starts = [first for first, _ in ours["region"]]
+    factors = [factor(n, m) for n, m in zip(whole, truth.extent, strict=True)]
+    starts = [first for first, _ in sides]
     if 0 in factors or any(a % by for a, by in zip(starts, factors, strict=True)):
         return None
     offset = tuple(a // by for a, by in zip(starts, factors, strict=True))
     part = prediction.whole().shifted(offset)
-    sizes = [b - a for a, b in ours["region"]]
+    sizes = [b - a for a, b in sides]
     fits = all(factor(n, m) in (by, n) for n, m, by in zip(sizes, prediction.extent, factors, strict=True))
     return offset if fits and part.clipped(truth.whole()) == part else None
 

@@ -19,7 +19,7 @@ from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.planning.stages import Stage
 from unetcli.planning.stages import pending as pending_of
 
-VERSION = 1
+VERSION = 2
 METHODS = ("components", "watershed")
 LANDSCAPES = ("distance", "probability")
 BLOCK_VOXELS = {"components": 2**24, "watershed": 2**22}
@@ -211,7 +211,9 @@ class LabelPlan:
     def from_json(cls, text: str) -> LabelPlan:
         values: dict[str, Any] = json.loads(text)
         if (found := values.pop("unetcli_labels", None)) != VERSION:
-            raise UnetcliError(f"plan of labels of version {found}, this unetcli reads version {VERSION}")
+            raise UnetcliError(
+                f"plan of labels of version {found}, this unetcli reads version {VERSION}; --overwrite starts anew"
+            )
         for name in ("shape", "chunks", "write_chunks", "block_shape", "voxel_size"):
             values[name] = tuple(values[name])
         return cls(**{**values, "settings": Settings(**values["settings"])})

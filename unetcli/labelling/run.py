@@ -78,7 +78,8 @@ class LabelSummary:
     def sentence(self) -> str:
         """The outcome in one line."""
         if self.jobs:
-            return f"{self.output}: {len(self.jobs)} SLURM jobs work; the same command goes on when they have ended"
+            shown = f"`unetcli status {self.output}` shows them"
+            return f"{self.output}: {len(self.jobs)} SLURM jobs; {shown}, the same command goes on when they have ended"
         if not self.complete:
             aside = f"{len(self.set_aside)} blocks set aside (see above); " if self.set_aside else ""
             jobs = f"{len(self.failed_jobs)} jobs failed; " if self.failed_jobs else ""

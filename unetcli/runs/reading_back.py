@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -79,6 +79,11 @@ def find_damage(made: Made, ledger: Ledger, report: Report = quiet) -> Findings:
     damaged |= damage_of(made, ledger, [number for number in remade if ledger.done[number]])
     damaged |= {int(number): MISSING for number in ledger.missing}
     return Findings(checked=len(there), damaged=damaged)
+
+
+def without_missing(found: Findings) -> Findings:
+    """Damage alone, where it is no matter that blocks are not made yet."""
+    return replace(found, damaged={number: what for number, what in found.damaged.items() if what != MISSING})
 
 
 def damage_of(made: Made, ledger: Ledger, blocks: Iterable[int], report: Report = quiet) -> Iterator[tuple[int, str]]:

@@ -17,7 +17,7 @@ from unetcli.planning.resolve import absolute, resolve_plan
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.runfolder import Places, RunFolder
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import Output, marker, remove_output, require_ours
+from unetcli.volumes.output import Output, marker, remove_output, require_no_others, require_ours
 from unetcli.volumes.volume import Volume
 
 
@@ -44,6 +44,8 @@ class Run:
         inputs = [request.volume, *([request.mask] if request.mask else [])]
         require_place(request.output_path, [*inputs, model])
         require_alone(request)
+        if request.overwrite:
+            require_no_others(request.output_path)
         folder = folder_of(request)
         plan = settle_plan(request, source, model, folder)
         PyramidPlan.of(plan, request.levels)  # refuses a number of levels that cannot be, before any work

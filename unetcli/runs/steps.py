@@ -86,8 +86,14 @@ def steps_of(output: str, named: Path | None = None, only: str | None = None) ->
     store, asked = store_and_step(output)
     only = only or asked
     root = named or RunFolder.of(store).path.parent
-    found = [step for folder in folders(root) if (step := step_in(folder, store))]
+    tried = [step_in(folder, store) for folder in folders(root)]
+    found = [each for each in tried if isinstance(each, Step)]
+    unreadable = [each for each in tried if isinstance(each, UnetcliError)]
     found.sort(key=lambda step: (_ORDER.get(step.name, 2), step.name))
+    if unreadable and not found:
+        raise unreadable[0]
+    for error in unreadable:
+        log.warning("%s", error)
     if not found:
         sought = root if named else root / (only or PREDICT)
         raise UnetcliError(
@@ -111,7 +117,8 @@ def store_and_step(output: str) -> tuple[Place, str | None]:
     """
     place = place_of(output)
     name, above = str(place).rpartition("/")[2], parent_of(place)
-    return (parent_of(above), name) if str(above).rpartition("/")[2] == "labels" else (place, None)
+    inside = str(above).rpartition("/")[2] == "labels" and not Path(f"{place}.run").exists()  # else a store of its own
+    return (parent_of(above), name) if inside else (place, None)
 
 
 def folders(root: Path) -> list[RunFolder]:
@@ -120,17 +127,18 @@ def folders(root: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in dict.fromkeys([root, *below, RunFolder(root).of_step(PYRAMID).path])]
 
 
-def step_in(folder: RunFolder, store: Place) -> Step | None:
-    """The step whose folder it is; None where there is no plan that can be read."""
+def step_in(folder: RunFolder, store: Place) -> Step | UnetcliError | None:
+    """The step whose folder it is; why its plan cannot be read; None where there is no plan of ours."""
     try:
         text = folder.plan_file.read_text()
         kind = next((name for name in _READERS if name in json.loads(text)), None)
         return _READERS[kind](folder, store, text) if kind else None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (UnetcliError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s: cannot be read: %s", folder.plan_file, error)
-        return None
+    except UnetcliError as error:
+        return UnetcliError(f"{folder.plan_file}: {error}")
+    except (ValueError, KeyError, TypeError) as error:
+        return UnetcliError(f"{folder.plan_file}: no plan that can be read ({error!r})")
 
 
 def predict_step(folder: RunFolder, store: Place, plan: str) -> Step:

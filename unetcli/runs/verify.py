@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unetcli.config import VerifyRequest
-from unetcli.evaluation.checking import counts_made, take_back_counts
+from unetcli.evaluation.checking import counts_made
 from unetcli.files import place_of
 from unetcli.labelling.repair import labels_made, prediction_changes, repair_labels, wrong_with_table
 from unetcli.planning.plan import Plan
 from unetcli.planning.resolve import absolute
 from unetcli.runs.changes import Change, changes
-from unetcli.runs.reading_back import Damage, Drain, Findings, Made, find_damage, named
+from unetcli.runs.reading_back import Damage, Drain, Findings, Made, find_damage, named, without_missing
 from unetcli.runs.repair import (
     PredictionMade,
     adopted,
@@ -104,7 +104,7 @@ def verify_step(step: Step, request: VerifyRequest, report: Report, drain: Drain
     def in_voxels(done: int, total: int) -> None:
         report(step.size * done // max(total, 1), step.size)
 
-    verify = _BY_NAME.get(step.name, verify_labels)
+    verify = verify_labels if step.command == "label" else _BY_NAME[step.name]
     return verify(step, request, in_voxels if not request.repair else report, drain)
 
 
@@ -149,12 +149,10 @@ def verify_labels(step: Step, request: VerifyRequest, report: Report, drain: Dra
 
 
 def verify_counts(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
-    """What an evaluation has counted so far. Its own command counts anew what a repair takes back."""
+    """What an evaluation has counted so far; what it has not is no damage. Its command counts damaged ones again."""
     made, found = counts_made(step.folder), Findings()
     if request.blocks:
-        found = find_damage(made, step.folder.ledger(step.blocks), report)
-    if request.repair:
-        take_back_counts(request, step.folder, found)
+        found = without_missing(find_damage(made, step.folder.ledger(step.blocks), report))
     return _verification(step, made, found)
 
 

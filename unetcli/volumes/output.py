@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
-from unetcli.files import parent_of
+from unetcli.files import is_remote, parent_of
 from unetcli.geometry import Box
 from unetcli.planning.plan import Plan
 from unetcli.volumes import ngff
@@ -151,6 +151,26 @@ def require_ours(place: Path | str) -> None:
     store = store_at(place)
     if _marker(store) is None and not store.is_free():
         raise UnetcliError(f"{place}: exists and was not written by unetcli predict; --output names another place")
+
+
+def require_no_others(place: Path | str) -> None:
+    """Raise where labels that others made lie in an output that is to be deleted."""
+    labels = f"{place}/labels"
+    found = group_file(store_at(labels))
+    names = {*ngff.label_names(found[1] if found else {}), *_folders(labels)}
+    for name in sorted(names):
+        inside = store_at(f"{labels}/{name}")
+        if _marker(inside) is None and not inside.is_free():
+            raise UnetcliError(
+                f"{labels}/{name}: in the way of --overwrite, and not written by unetcli; move it elsewhere first"
+            )
+
+
+def _folders(place: str) -> list[str]:
+    """Names of what a folder holds; of a remote one only its own list of labels is known."""
+    if is_remote(place) or not Path(place).is_dir():
+        return []
+    return [path.name for path in Path(place).iterdir() if path.name not in (*ngff.ATTRIBUTES.values(), ".zgroup")]
 
 
 def remove_output(place: Path | str) -> None:

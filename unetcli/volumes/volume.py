@@ -108,9 +108,10 @@ class Volume:
         start[self.section_axis], end[self.section_axis] = first, stop
         return Box(tuple(start), tuple(end))
 
-    def without_single_axes(self) -> Volume:
-        """The volume without leading axes of extent 1: a stack of one section is an image."""
-        single = [axis for axis in self.axes[:-2] if self.array.shape[self.stored_axes.index(axis)] == 1]
+    def without_single_axes(self, keep: str = "") -> Volume:
+        """The volume without leading axes of extent 1, but those to keep: a stack of one section is an image."""
+        leading = [axis for axis in self.axes[:-2] if axis not in keep]
+        single = [axis for axis in leading if self.array.shape[self.stored_axes.index(axis)] == 1]
         if not single:
             return self
         place = tuple(0 if axis in single else slice(None) for axis in self.stored_axes)

@@ -1,0 +1,106 @@
+"""label and evaluate on a real SLURM: as arrays, left at work, cancelled and gone on with; status tells of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import write_prediction, write_zarr
+from labelling.maps import blobs
+from slurm.cluster import SlurmCluster, until
+
+from unetcli.executors.slurm_word import SlurmWord
+from unetcli.runs.receipts import read_receipts
+from unetcli.runs.status import Status, Watcher
+from unetcli.runs.steps import steps_of
+
+STORE = "big.pred.zarr"
+LABEL = ["label", STORE, "--block-voxels", "1500"]
+SLURM = ["--cluster", "slurm", "--blocks-per-job", "10", "--mem", "1G"]
+EVALUATE = ["evaluate", STORE, "t.zarr", "--metrics", "pixels", "--block-voxels", "900", "--json"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """27 blocks to label; 90 to count."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    values = blobs((3, 75, 90), 2, seed=7)
+    write_prediction(STORE, values, (1, 16, 16), levels=2)
+    write_zarr(Path("t.zarr"), (values > 127).astype(np.uint8), chunks=(1, 16, 16))
+    return tmp_path
+
+
+def unetcli(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "unetcli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def labels() -> dict[str, bytes]:
+    found = [path for path in Path(STORE, "labels").rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in [*found, Path(f"{STORE}.instances.csv")]}
+
+
+def look(step: str) -> Status:
+    (found,) = steps_of(STORE, only=step)
+    return Watcher(found, scheduler=SlurmWord(every=0)).look()
+
+
+def test_labels_of_job_arrays_are_those_of_one_process(place: Path) -> None:
+    assert unetcli(*LABEL).returncode == 0
+    here = labels()
+    done = unetcli(*LABEL, *SLURM, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert labels() == here
+    receipts = list(read_receipts(Path(f"{STORE}.run/instances/receipts")))
+    assert len({receipt.block for receipt in receipts}) == len(receipts) == look("instances").blocks
+    assert all(receipt.job != "-" for receipt in receipts)
+    assert unetcli("verify", STORE).returncode == 0
+
+
+def test_stages_that_are_left_at_work_are_shown_and_gone_on_with(place: Path, slurm: SlurmCluster) -> None:
+    told = []
+    for _ in range(8):
+        done = unetcli(*LABEL, *SLURM, "--detach", "--max-running", "1")
+        assert done.returncode == 0, done.stderr
+        found = look("instances")
+        told.append([stage.name for stage in found.stages if stage.done < stage.blocks][:1])
+        if found.complete:
+            break
+        assert done.stdout.strip().isdecimal()
+        assert found.failures == []
+        until(lambda: not slurm.jobs(), "an empty queue")
+    assert told == [["find"], ["merge"], ["number"], ["level"], []]
+    assert unetcli("verify", STORE).returncode == 0
+
+
+def test_cancelled_stages_are_told_and_continued(place: Path, slurm: SlurmCluster) -> None:
+    done = unetcli(*LABEL, *SLURM, "--detach", "--slurm", "begin=now+1hour")
+    assert done.returncode == 0, done.stderr
+    found = look("instances")
+    assert (found.workers, found.queued, found.done, found.missing) == (0, 3, 0, found.blocks)
+    shown = unetcli("status", STORE).stdout
+    assert "3 jobs waiting (BeginTime)" in shown
+    subprocess.run(["scancel", done.stdout.strip()], check=True)
+    until(lambda: not slurm.jobs(), "an empty queue")
+    assert "nobody works on it; the same label command continues" in unetcli("status", STORE).stdout
+    assert unetcli(*LABEL).returncode == 0
+    assert look("instances").complete
+
+
+def test_scores_that_jobs_counted_are_those_of_one_process(place: Path, slurm: SlurmCluster) -> None:
+    here = json.loads(unetcli(*EVALUATE).stdout)
+    done = unetcli(*EVALUATE, *SLURM, "--detach")
+    assert done.returncode == 0, done.stderr
+    found = look("evaluate")
+    assert found.done + found.running + found.missing == found.blocks
+    until(lambda: not slurm.jobs(), "an empty queue")
+    assert (found := look("evaluate")).done == found.blocks
+    assert "the same evaluate command tells the scores" in unetcli("status", STORE).stdout
+    there = json.loads(unetcli(*EVALUATE, *SLURM).stdout)
+    assert there["pixels"] == here["pixels"]
+    assert not Path(f"{STORE}.run/evaluate").exists()
