@@ -57,15 +57,10 @@ class EvaluationFolder:
         UnetcliError
             The folder is another run's.
         """
+        self.run.require_plan_of(KEY, "an evaluation")
         try:
-            text = self.run.plan_file.read_text()
-        except FileNotFoundError:
-            return None
-        if f'"{KEY}"' not in text:
-            raise UnetcliError(f"{self.run.plan_file}: no plan of an evaluation; --run-folder names another place")
-        try:
-            return EvaluationPlan.from_json(text)
-        except UnetcliError:
+            return EvaluationPlan.from_json(self.run.plan_file.read_text())
+        except (FileNotFoundError, UnetcliError):
             return None
 
     def begin(self, plan: EvaluationPlan, inputs: Inputs) -> bool:

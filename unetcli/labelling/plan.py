@@ -19,7 +19,8 @@ from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.planning.stages import Stage
 from unetcli.planning.stages import pending as pending_of
 
-VERSION = 2
+KEY, VERSION = "unetcli_labels", 2
+"""What a plan begins with."""
 METHODS = ("components", "watershed")
 LANDSCAPES = ("distance", "probability")
 BLOCK_VOXELS = {"components": 2**24, "watershed": 2**22}
@@ -205,12 +206,12 @@ class LabelPlan:
         return pending_of(self.stages, missing)
 
     def to_json(self) -> str:
-        return json.dumps({"unetcli_labels": VERSION, **asdict(self)}, indent=1)
+        return json.dumps({KEY: VERSION, **asdict(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> LabelPlan:
         values: dict[str, Any] = json.loads(text)
-        if (found := values.pop("unetcli_labels", None)) != VERSION:
+        if (found := values.pop(KEY, None)) != VERSION:
             raise UnetcliError(
                 f"plan of labels of version {found}, this unetcli reads version {VERSION}; --overwrite starts anew"
             )

@@ -14,7 +14,7 @@ from unetcli.labelling.folder import LabelFolder, LabelPlaces
 from unetcli.labelling.image import LabelImage, Parent, list_labels, make_labels_group, require_ours
 from unetcli.labelling.inputs import offset_in, require_probabilities
 from unetcli.labelling.objects import require_our_table, table_place
-from unetcli.labelling.plan import BLOCK_VOXELS, LabelPlan, Settings, choose_block, differences
+from unetcli.labelling.plan import BLOCK_VOXELS, KEY, LabelPlan, Settings, choose_block, differences
 from unetcli.labelling.request import DEPTHS, REACHES, LabelRequest
 from unetcli.labelling.threshold import choose_threshold
 from unetcli.lock import hold
@@ -56,6 +56,7 @@ class LabelRun:
         folder = LabelFolder(
             RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
         )
+        folder.run.require_plan_of(KEY, "labels")
         require_ours(parent.labels(request.name))
         require_our_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
         frozen = None if request.overwrite else folder.plan()

@@ -18,7 +18,8 @@ from unetcli.footprint import AxisFootprint, Footprint
 from unetcli.geometry import Box, hull
 from unetcli.intensity import PerChannel, stored
 
-VERSION = 2
+KEY, VERSION = "unetcli_plan", 2
+"""What a plan begins with."""
 UNREADABLE = "-"
 """Stands in a fingerprint for a chunk that could not be read."""
 
@@ -206,12 +207,12 @@ class Plan:
         return Share(number, range(*edges))
 
     def to_json(self) -> str:
-        return json.dumps({"unetcli_plan": VERSION, **asdict(self)}, indent=1)
+        return json.dumps({KEY: VERSION, **asdict(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         values: dict[str, Any] = json.loads(text)
-        if (found := values.pop("unetcli_plan", None)) != VERSION:
+        if (found := values.pop(KEY, None)) != VERSION:
             raise UnetcliError(f"plan of version {found}, this unetcli reads version {VERSION}")
         footprint = Footprint(tuple(AxisFootprint(**axis) for axis in values["footprint"]["axes"]))
         region = values["region"]

@@ -11,7 +11,7 @@ from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.files import Place, is_remote, require_apart
 from unetcli.model import find_model
-from unetcli.planning.plan import Plan, differences
+from unetcli.planning.plan import KEY, Plan, differences
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.planning.resolve import absolute, resolve_plan
 from unetcli.runs.receipts import Ledger
@@ -47,6 +47,7 @@ class Run:
         if request.overwrite:
             require_no_others(request.output_path)
         folder = folder_of(request)
+        folder.require_plan_of(KEY, "a prediction")
         plan = settle_plan(request, source, model, folder)
         PyramidPlan.of(plan, request.levels)  # refuses a number of levels that cannot be, before any work
         return cls(request=request, source=source, model=model, folder=folder, plan=plan)

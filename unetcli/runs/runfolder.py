@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,6 +107,18 @@ class RunFolder:
             return Plan.from_json(self.plan_file.read_text())
         except FileNotFoundError:
             return None
+
+    def require_plan_of(self, key: str, what: str) -> None:
+        """Refuse the folder of a run of another kind, of which nothing may be dropped.
+
+        Raises
+        ------
+        UnetcliError
+            There is a plan without that key.
+        """
+        with suppress(FileNotFoundError):
+            if f'"{key}"' not in self.plan_file.read_text():
+                raise UnetcliError(f"{self.plan_file}: no plan of {what}; --run-folder names another place")
 
     def publish_plan(self, plan: Plan) -> Plan:
         """Freeze the plan; returns the one that holds, which is an earlier one where another launcher was faster."""
