@@ -20,11 +20,11 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return place, run(place)
 
 
-def run(place: Path, **chosen: str) -> str:
+def run(place: Path, *, script: str = "quickstart.sh", words: tuple[Path, ...] = (), **chosen: str) -> str:
     """Run it in the environment that the tests run in."""
     environment = {name: value for name, value in os.environ.items() if name != "UNETCLI_DATA"} | chosen
     done = subprocess.run(
-        ["sh", ROOT / "examples/quickstart.sh", place],
+        ["sh", ROOT / "examples" / script, *words, place],
         cwd=place.parent,
         env=environment | {"UNETCLI_VENV": sys.prefix, "UNETCLI_MODEL": "another/model"},
         capture_output=True,
@@ -59,3 +59,16 @@ def test_the_quickstart_on_real_sections(tmp_path: Path, data: Path) -> None:
     found = re.search(r"pixel_disagreement +([0-9.]+)", said)
     assert found
     assert float(found[1]) < 0.12
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_cells_from_images_to_scores(tmp_path: Path, data: Path) -> None:
+    said = run(tmp_path / "cells", script="instances.sh", words=(data,), STEPS="150")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if line[:3] != "|--"]
+    assert [row[:2] for row in rows[1:]] == [
+        [name, method] for name in ("hela", "psc") for method in ("components", "distance", "probability")
+    ]
+    seg = {(row[0], row[1]): float(row[3]) for row in rows[1:]}
+    assert min(seg["psc", "distance"], seg["psc", "probability"]) > 0.5
+    assert seg["hela", "distance"] > seg["hela", "components"]

@@ -83,8 +83,8 @@ def test_cancelled_stages_are_told_and_continued(place: Path, slurm: SlurmCluste
     assert done.returncode == 0, done.stderr
     found = look("instances")
     assert (found.workers, found.queued, found.done, found.missing) == (0, 3, 0, found.blocks)
-    shown = unetcli("status", STORE).stdout
-    assert "3 jobs waiting (BeginTime)" in shown
+    waiting = "3 jobs waiting (BeginTime)"  # the controller says why once it has looked at them
+    until(lambda: waiting in unetcli("status", STORE).stdout, waiting)
     subprocess.run(["scancel", done.stdout.strip()], check=True)
     until(lambda: not slurm.jobs(), "an empty queue")
     assert "nobody works on it; the same label command continues" in unetcli("status", STORE).stdout
