@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +171,16 @@ def test_a_prediction_that_is_no_probability_ends_in_one_line(tmp_path: Path, re
 
 
 def kill_once_it_counts(command: list[str], folder: Path) -> None:
-    before = len(list(folder.rglob("*.tables")))
+    before = counted(folder)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: process.poll() is not None or len(list(folder.rglob("*.tables"))) > before)
+    wait_until(lambda: process.poll() is not None or counted(folder) > before)
     process.kill()
     process.wait()
+
+
+def counted(folder: Path) -> int:
+    """Files of counts; folders that vanish meanwhile do no harm."""
+    return len(glob(f"{folder}/**/*.tables", recursive=True))
 
 
 def test_killed_at_any_time_it_goes_on_to_the_same_scores(tmp_path: Path, request_: EvaluateRequest) -> None:
