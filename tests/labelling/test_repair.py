@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from damage import flip_a_bit, truncate
 from helpers import write_prediction
 from labelling.maps import blobs
 from labelling.store import FOLDER, LABELS, STORE, TABLE, files, label, stop_after, tables
@@ -34,16 +34,6 @@ CLI = Callable[..., subprocess.CompletedProcess[str]]
 def verified(output: Path = STORE, **words: Any) -> Verification:
     (found,) = verify_output(VerifyRequest(output=output, **words))
     return found
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
 
 
 def put_another(file: Path) -> None:

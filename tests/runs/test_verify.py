@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from damage import flip_a_bit, truncate
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
@@ -72,16 +73,6 @@ def chunk(block: int) -> Path:
     assert plan is not None
     files = [file for file in Output(OUTPUT, plan).files(plan.output_box(plan.block(block))) if file.exists()]
     return max(files, key=lambda file: file.stat().st_size)
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
 
 
 def put_zeros(file: Path) -> None:

@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
+from unetcli.evaluation import plan as evaluation_plan
 from unetcli.evaluation.plan import EvaluationPlan
 from unetcli.files import Place, is_remote, parent_of, place_of
+from unetcli.labelling import plan as label_plan
 from unetcli.labelling.plan import LabelPlan
+from unetcli.planning import plan as prediction_plan
 from unetcli.planning.plan import Plan
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.planning.stages import Stage
@@ -201,9 +204,9 @@ def evaluate_step(folder: RunFolder, store: Place, plan: str) -> Step:
 
 
 _READERS: Mapping[str, Callable[[RunFolder, Place, str], Step]] = {
-    "unetcli_plan": predict_step,
-    "unetcli_labels": label_step,
-    "unetcli_evaluation": evaluate_step,
+    prediction_plan.KEY: predict_step,
+    label_plan.KEY: label_step,
+    evaluation_plan.KEY: evaluate_step,
 }
 """By the first word of a plan."""
 
