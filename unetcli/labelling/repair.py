@@ -33,7 +33,7 @@ from unetcli.planning.resolve import absolute
 from unetcli.runs.changes import Change
 from unetcli.runs.clusters import require_no_live_jobs
 from unetcli.runs.pyramid import Pyramid, first_of
-from unetcli.runs.reading_back import Drain, Findings, damage, find_damage, look_again, void
+from unetcli.runs.reading_back import Drain, Findings, Made, damage, find_damage, look_again, void
 from unetcli.runs.receipts import Ledger, checksum
 from unetcli.runs.rounds import Report
 from unetcli.runs.steps import Step
@@ -43,7 +43,7 @@ from unetcli.volumes.output import marker
 
 
 @dataclass(frozen=True)
-class LabelsMade:
+class LabelsMade(Made):
     """What the blocks of all stages made."""
 
     bench: Bench

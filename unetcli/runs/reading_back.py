@@ -38,8 +38,8 @@ class Made(Protocol):
         ...
 
     def kept(self, ledger: Ledger) -> NDArray[np.bool_]:
-        """The blocks that what they made is still there of, or has to be."""
-        ...
+        """The blocks that what they made is still there of, or has to be: all, where nothing is ever deleted."""
+        return np.ones(len(ledger.done), np.bool_)
 
     def checksum(self, number: int) -> str:
         """Of what is stored, as the receipt has it; raises where that is damaged."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest, VerifyRequest, Where
 from unetcli.errors import UnetcliError
@@ -23,7 +22,7 @@ from unetcli.runs.closing import close
 from unetcli.runs.clusters import executor_for, require_no_jobs
 from unetcli.runs.prediction import compute
 from unetcli.runs.pyramid import Pyramid, place
-from unetcli.runs.reading_back import Drain, Findings, find_damage, look_again, void
+from unetcli.runs.reading_back import Drain, Findings, Made, find_damage, look_again, void
 from unetcli.runs.receipts import Ledger, checksum
 from unetcli.runs.rounds import Report
 from unetcli.runs.run import Run
@@ -34,7 +33,7 @@ from unetcli.volumes.volume import describe
 
 
 @dataclass(frozen=True)
-class PredictionMade:
+class PredictionMade(Made):
     """Full resolution: the stored voxels of each block."""
 
     output: Output
@@ -43,9 +42,6 @@ class PredictionMade:
     def block_bytes(self) -> int:
         plan = self.output.plan
         return math.prod(plan.block_shape) * plan.choices.outputs * ITEM_BYTES[plan.choices.dtype]
-
-    def kept(self, ledger: Ledger) -> NDArray[np.bool_]:
-        return np.ones(len(ledger.done), np.bool_)
 
     def checksum(self, number: int) -> str:
         plan = self.output.plan
@@ -56,7 +52,7 @@ class PredictionMade:
 
 
 @dataclass(frozen=True)
-class LevelsMade:
+class LevelsMade(Made):
     """Coarser levels: the stored voxels of each block, in all levels that it made."""
 
     pyramid: Pyramid
@@ -66,9 +62,6 @@ class LevelsMade:
         """Pieces are read one after the other: a chunk (shard) at a time."""
         plan = self.pyramid.plan
         return math.prod(plan.write_chunks) * plan.outputs * np.dtype(self.pyramid.output.level.dtype).itemsize
-
-    def kept(self, ledger: Ledger) -> NDArray[np.bool_]:
-        return np.ones(len(ledger.done), np.bool_)
 
     def checksum(self, number: int) -> str:
         return self.pyramid.checksum(number)
