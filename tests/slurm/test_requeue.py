@@ -113,7 +113,7 @@ def test_a_job_near_its_time_limit_comes_back_and_finishes(place: Path, slurm: S
     assert job.lives == [str(life) for life in range(len(job.lives))]
     assert 2 <= len(job.lives) <= 3
     assert job.steps() == steps
-    assert "goes back into the queue, to continue there" in job.log
+    assert "asks to go back into the queue, to continue there" in job.log
 
 
 def test_train_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None:
@@ -126,7 +126,7 @@ def test_train_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None
     until(lambda: job.state == "COMPLETED", f"the end of {job.id}: {job.log}", seconds=180)
     assert job.lives == ["0", "1"]
     assert "of 1500; the same command continues" in job.log
-    assert "goes back into the queue, to continue there" in job.log
+    assert "asks to go back into the queue, to continue there" in job.log
     assert "finished, 1500 steps" in job.log
 
 
@@ -137,7 +137,7 @@ def test_tasks_of_a_step_ask_once(place: Path, slurm: SlurmCluster) -> None:
     job.signal("USR2")
     job.is_at_work(life=1, tasks=2)
     assert job.lives == ["0", "1"]
-    assert job.log.count("goes back into the queue") == 1
+    assert job.log.count("asks to go back into the queue") == 1
     assert min(job.steps(task) for task in (0, 1)) > 0
 
 

@@ -72,7 +72,7 @@ def test_two_nodes_warned_of_the_limit_come_back_and_end_with_the_weights_of_one
     assert process.returncode == 0, talk + logs()
     assert out == "model/model.safetensors\n"
     assert logs().count("stopped at step") == 1  # told by the first process alone
-    assert logs().count("goes back into the queue") == 1
+    assert logs().count("asks to go back into the queue") == 1
     assert logs().count("Starting with JobEnvironment") == 4  # two processes, two lives
     assert train(f"{steps} --output alone").returncode == 0
     ours, alone = (Checkpoint.load(Path(name) / "checkpoint.pt") for name in ("model", "alone"))

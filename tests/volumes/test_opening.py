@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -124,6 +124,23 @@ def test_a_tiff_stack_reads_as_tifffile_reads_it(
     assert volume.extent == tuple(n for n, axis in zip(shape, volume.stored_axes, strict=True) if axis != "c")
     ordered = values.transpose([volume.stored_axes.index(a) for a in f"c{axes}" if a in volume.stored_axes])
     assert np.array_equal(contents(volume).reshape(ordered.shape), ordered)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(("names", "axes", "assumed"), [("QYX", "zyx", "z"), ("TYX", "tyx", ""), ("YXS", "yxc", "")])
+def test_a_tiff_is_read_through_both_kinds_of_view_that_tifffile_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zarr_format: Literal[2, 3], names: str, axes: str, assumed: str
+) -> None:
+    """Up to 2026.4 of Zarr v2, with the axes in an attribute; after that of v3, which has a place for them."""
+    tifffile.imwrite(tmp_path / "a.tif", grey(3, 13, 22), photometric="minisblack")
+    view, values = zarr.storage.MemoryStore(), grey(3, 13, 22)
+    said: dict[str, Any] = {"attributes": {"_ARRAY_DIMENSIONS": [*names]}} if zarr_format == 2 else {}
+    said |= {"dimension_names": [*names]} if zarr_format == 3 else {}
+    zarr.create_array(view, data=values, zarr_format=zarr_format, **said)
+    monkeypatch.setattr(tifffile, "imread", lambda path, **options: view)
+    volume = open_volume(tmp_path / "a.tif")
+    assert (volume.stored_axes, volume.assumed) == (axes, assumed)
+    assert np.array_equal(volume.array[...], values)
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ DEFAULTS = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATC
 
 class SlurmError(UnetcliError):
     """A SLURM command failed; the message is its own reason, in one line."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        """Exit code of the command, negative where a signal ended it; None where it was not run to its end."""
 
 
 def call(*words: str) -> str:
@@ -46,7 +52,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{words[0]}: no answer from SLURM within {SECONDS} s") from None
     if done.returncode:
-        raise SlurmError(f"{words[0]}: {one_line(done.stderr) or f'failed with exit code {done.returncode}'}")
+        reason = one_line(done.stderr) or f"failed with exit code {done.returncode}"
+        raise SlurmError(f"{words[0]}: {reason}", done.returncode)
     return done
 
 
@@ -86,6 +93,19 @@ def nodes(partition: str | None = None) -> set[str]:
 def named(name: str) -> list[str]:
     """Jobs of that name that SLURM still knows, ended ones too."""
     return call("squeue", "-h", "-r", "-t", "all", "-o", "%i", f"--name={name}", "--me").split()
+
+
+def requeue(job: str) -> None:
+    """Put the job this process runs in back into the queue.
+
+    SLURM then ends all processes of the job, and ``scontrol`` may be among them before it has its answer. That is a
+    success, whatever ``scontrol`` printed until then.
+    """
+    try:
+        call("scontrol", "requeue", job)
+    except SlurmError as error:
+        if error.code != -signal.SIGTERM:
+            raise
 
 
 def cancel(jobs: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from unetcli.executors.contract import Task
-from unetcli.executors.slurm_commands import SlurmError, call
+from unetcli.executors.slurm_commands import SlurmError, call, requeue
 from unetcli.executors.slurm_submit import SIGNAL_SECONDS
 from unetcli.files import replacing
 from unetcli.lock import job_id
@@ -87,7 +87,7 @@ def _back_into_the_queue(finished: int) -> str:
             raise SystemExit(0)  # cancelled, or put back by SLURM itself: not for us to change
         if not finished:
             return TOO_LONG
-        call("scontrol", "requeue", job_id())
+        requeue(job_id())
     except SlurmError as error:
         return f"stopped in time, but SLURM does not put it back into the queue ({error})"
     raise SystemExit(0)  # unlike a return, tells submitit nothing

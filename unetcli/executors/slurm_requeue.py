@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 
-from unetcli.executors.slurm_commands import SlurmError, call
+from unetcli.executors.slurm_commands import SlurmError, call, requeue
 from unetcli.lock import job_id
 
 log = logging.getLogger(__name__)
 
-KILLED = f"exit code {-signal.SIGTERM}"
 SCRIPT_REQUEUES = "UNETCLI_SCRIPT_REQUEUES"
 """Set by a batch script that requeues its job itself, to that job's id: jobs submitted from it inherit the variable."""
 
@@ -21,7 +19,8 @@ def requeue_job() -> bool:
     """Put the job this process runs in back into the queue, once; whether this call did.
 
     Done by the first task of a batch job that runs: a cancelled one is over, and stays so. Where SLURM does not want
-    to, a warning says why. SLURM ends the job at once, so everything has to be on disk.
+    to, a warning says why. SLURM ends the job at once, so everything has to be on disk, and the log says what is asked
+    for before it is asked.
     """
     if not _ours_to_do():
         return False
@@ -29,13 +28,11 @@ def requeue_job() -> bool:
     try:
         if not _runs_as_batch(call("scontrol", "show", "job", "-o", job)):
             return False
-        call("scontrol", "requeue", job)
+        log.info("job %s asks to go back into the queue, to continue there", job)
+        requeue(job)
     except SlurmError as error:
-        if str(error).endswith(KILLED):  # SLURM has ended all of the job's processes, scontrol among them
-            return True
         log.warning("job %s does not go back into the queue (%s); the same command continues", job, error)
         return False
-    log.info("job %s goes back into the queue, to continue there", job)
     return True
 
 

@@ -11,7 +11,7 @@ from zarr.errors import ZarrUserWarning
 from unetcli.errors import UnetcliError
 from unetcli.volumes.ngff import images
 from unetcli.volumes.store import missing_package, one_line
-from unetcli.volumes.volume import Volume, axes_from_names
+from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
 
 def open_zarr(path: str, level: int = 0) -> Volume:
@@ -44,10 +44,9 @@ def _open(path: str) -> zarr.Array[Any] | zarr.Group:
 
 
 def _from_array(path: str, array: zarr.Array[Any]) -> Volume:
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    listed = [str(name or "") for name in names] if isinstance(names, list | tuple) else None
-    axes = axes_from_names(path, listed, array.ndim)
-    return Volume(path=path, array=array, stored_axes=axes, assumed="" if listed and any(listed) else axes)
+    names = stored_names(array)
+    axes = axes_from_names(path, names, array.ndim)
+    return Volume(path=path, array=array, stored_axes=axes, assumed="" if names and any(names) else axes)
 
 
 def _from_group(path: str, group: zarr.Group, level: int) -> Volume:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 import tifffile
 import zarr
 
 from unetcli.errors import UnetcliError
-from unetcli.volumes.volume import Volume, axes_from_names
+from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
 SAMPLES, UNKNOWN = "s", "qi"
 """tifffile's letters: interleaved samples of a pixel, and a stack whose pages have no stated meaning."""
@@ -27,9 +26,10 @@ def open_tiff(path: str) -> Volume:
         raise
     except Exception as error:
         raise UnetcliError(f"{path}: not a TIFF file that can be read ({error})") from error
-    names: Any = array.attrs["_ARRAY_DIMENSIONS"]
-    axes = axes_from_names(path, _letters(list(names)), array.ndim)
-    return Volume(path=path, array=array, stored_axes=axes, assumed=_unsaid(axes, list(names)))
+    names = stored_names(array)  # tifffile gives a view of Zarr v2, from 2026.5 on of v3
+    assert names is not None, f"tifffile {tifffile.__version__} names no axes"
+    axes = axes_from_names(path, _letters(names), array.ndim)
+    return Volume(path=path, array=array, stored_axes=axes, assumed=_unsaid(axes, names))
 
 
 def _require_one_series(path: str, tif: tifffile.TiffFile) -> None:
@@ -43,14 +43,14 @@ def _unsaid(axes: str, names: list[str]) -> str:
 
     tifffile writes any stack of three or four sections as the samples of one colour image, unless told that it is grey.
     """
-    found = "".join(str(name).lower()[:1] for name in names)
+    found = "".join(name.lower()[:1] for name in names)
     guessed = UNKNOWN + (SAMPLES if SAMPLES in found.partition("y")[0] else "")
     return "".join(axis for axis, letter in zip(axes, found, strict=True) if letter in guessed)
 
 
 def _letters(names: list[str]) -> list[str]:
     """Our letters for tifffile's: samples are channels, unlabelled pages are sections, beyond those time."""
-    found = [str(name).lower()[:1] for name in names]
+    found = [name.lower()[:1] for name in names]
     for place, letter in reversed(list(enumerate(found))):
         if letter == SAMPLES:
             found[place] = "c"

@@ -193,6 +193,12 @@ def describe(box: Box, axes: str) -> str:
     return ", ".join(f"{axis} {a}:{b}" for axis, a, b in zip(axes, box.start, box.stop, strict=True))
 
 
+def stored_names(array: Any) -> list[str] | None:
+    """The axis names that a Zarr array carries, in its own metadata (v3) or xarray's attribute (v2)."""
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    return [str(name or "") for name in names] if isinstance(names, list | tuple) else None
+
+
 def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
     """Axis letters from stored names, or from the number of axes where nothing is stored."""
     if not names or not any(names):
