@@ -11,7 +11,6 @@ import pytest
 from training.scenes import TINY, contents, write_discs
 
 from unetcli.training.request import TrainRequest
-from unetcli.training.train import train_model
 
 
 @pytest.fixture
@@ -25,6 +24,8 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TrainRequest]]:
     """A training that tests look at and leave as it is: its place, and what was asked for."""
+    from unetcli.training.train import train_model
+
     place = tmp_path_factory.mktemp("finished")
     write_discs(place)
     request = replace(TINY, steps=150, validate_every=50)

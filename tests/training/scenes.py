@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from helpers import grey, write_zarr
 from numpy.typing import NDArray
 
 from unetcli.model import load_network
 from unetcli.signals import Signals
 from unetcli.training.augmentation import Augmentation
-from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.corpus import Annotated, Corpus, Part
 from unetcli.training.request import TrainRequest
-from unetcli.training.sampling import Sampler
 from unetcli.training.settings import Ranges
 from unetcli.training.targets import TruthRules
 from unetcli.volumes.volume import Volume
+
+if TYPE_CHECKING:  # scenes are made without torch too
+    import torch
+
+    from unetcli.training.sampling import Sampler
 
 TURNS = Augmentation.from_dict({**Augmentation.none().to_dict(), "flip": True})
 """Samples are mirrored, and nothing else."""
@@ -53,6 +55,8 @@ def region(pair: Annotated, box: Any) -> Corpus:
 
 
 def sampler(corpus: Corpus, tile: int, output: int, seed: int = 0, augmentation: Augmentation = TURNS) -> Sampler:
+    from unetcli.training.sampling import Sampler
+
     return Sampler(corpus, tile, output, augmentation, seed)
 
 
@@ -109,8 +113,12 @@ def weights(folder: str = "model") -> dict[str, torch.Tensor]:
 
 
 def state(folder: str = "model") -> dict[str, torch.Tensor]:
+    from unetcli.training.checkpoint import Checkpoint
+
     return Checkpoint.load(Path(folder) / "checkpoint.pt").network
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    import torch
+
     return all(torch.equal(one[name], other[name]) for name in one | other)

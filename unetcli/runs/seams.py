@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from unetcli.footprint import AxisFootprint
 from unetcli.geometry import Box
-from unetcli.inference import predict_blocks
 from unetcli.planning.plan import Plan
 from unetcli.runs.canary import tolerance
 from unetcli.runs.workbench import Workbench
@@ -111,6 +110,8 @@ def blocks_of(plan: Plan, box: Box) -> NDArray[np.intp]:
 
 def difference(bench: Workbench, box: Box) -> Seam:
     """The largest difference between what is stored in a window and what comes out now."""
+    from unetcli.inference import predict_blocks  # torch
+
     plan, reason = bench.plan, ""
     alone = plan_of_window(plan, box)
     with closing(predict_blocks(alone, bench.predictor, bench.source, [0], mask=bench.mask)) as blocks:
