@@ -20,7 +20,13 @@ __all__ = ["grey", "write_model", "write_zarr"]
 
 
 def pytest_configure() -> None:
-    """Ctrl-C interrupts what tests start, also where a shell started them in the background, deaf to it."""
+    """Set up this process, and with it all that tests start, before anything imports torch.
+
+    Threads of OpenMP sleep while they wait: where other processes share the cores, threads that spin made a prediction
+    take 10 s instead of 1 s. And Ctrl-C interrupts what tests start, also where a shell started them in the background,
+    deaf to it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
