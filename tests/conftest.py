@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import commands
 import pytest
 from helpers import grey, write_model, write_zarr
 from hypothesis import settings
@@ -53,6 +54,7 @@ def pytest_runtest_call() -> Generator[None, object, object]:
         started.append(process)
 
     subprocess.Popen.__init__ = noting  # type: ignore[method-assign]
+    commands.STARTED.clear()
     try:
         return (yield)
     except BaseException:
@@ -60,6 +62,7 @@ def pytest_runtest_call() -> Generator[None, object, object]:
             if isinstance(process.args, list) and process.args[0] == sys.executable and process.poll() is None:
                 process.kill()
                 process.wait()
+        commands.kill_started()
         raise
     finally:
         subprocess.Popen.__init__ = begin  # type: ignore[method-assign]
@@ -83,14 +86,6 @@ def unetcli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in ``tmp_path``, as a user would."""
 
     def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "unetcli", *map(str, words)],
-            cwd=tmp_path,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        return commands.finished(*words, cwd=tmp_path, environment=environment)
 
     return run
