@@ -9,11 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import write_prediction
+from helpers import wait_for, write_prediction
 from labelling.maps import blobs
 
 from unetcli.runs.receipts import read_receipts
@@ -48,13 +47,6 @@ def forget(place: Path) -> None:
     shutil.rmtree(place / STORE / "labels", ignore_errors=True)
     shutil.rmtree(place / f"{STORE}.run", ignore_errors=True)
     (place / f"{STORE}.instances.csv").unlink(missing_ok=True)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("method", ["components", "watershed"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_model, write_zarr
+from helpers import grey, wait_for, write_model, write_zarr
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
@@ -68,13 +68,6 @@ def said(process: subprocess.Popen[str], code: int) -> str:
     _, errors = process.communicate(timeout=240)
     assert process.returncode == code, errors
     return errors.strip()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def endless(sections: int = 100_000) -> None:

@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import grey, write_zarr
+from helpers import grey, wait_for, write_zarr
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
@@ -86,13 +85,6 @@ def watcher(output: str, **options: Any) -> Watcher:
 def long_volume() -> None:
     """So many sections that a test has its time."""
     write_zarr(Path("big.zarr"), grey(3000, 130, 130), chunks=(1, 130, 130))
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def some_progress() -> bool:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_prediction, write_zarr
+from helpers import grey, wait_for, write_prediction, write_zarr
 from labelling.maps import blobs
 
 from unetcli.config import PredictRequest
@@ -71,13 +70,6 @@ def stages(found: Status) -> dict[str, int]:
         assert sum(getattr(stage, state) for state in STATES) == stage.blocks
     assert sum(stage.blocks for stage in found.stages) == found.blocks
     return {stage.name: stage.done for stage in found.stages}
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def stop_after(calls: int) -> Callable[[], bool]:
