@@ -14,6 +14,7 @@ import zarr
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
+from unetcli.checksums import checksum
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.evaluation.evaluate import evaluate_volume
@@ -21,7 +22,7 @@ from unetcli.evaluation.request import EvaluateRequest
 from unetcli.labelling.request import LabelRequest
 from unetcli.labelling.run import label_volume
 from unetcli.runs.prediction import PredictSummary, predict_volume
-from unetcli.runs.receipts import checksum, read_receipts
+from unetcli.runs.receipts import read_receipts
 from unetcli.runs.run import Run
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.shares import close_run, predict_share

@@ -20,12 +20,13 @@ from damage import flip_a_bit, truncate
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
+from unetcli.checksums import checksum
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box
 from unetcli.runs.prediction import predict_volume
 from unetcli.runs.reading_back import MISSING, OTHER, READ_BYTES, find_damage, reading_at_once
-from unetcli.runs.receipts import ReceiptBook, checksum, read_receipts
+from unetcli.runs.receipts import ReceiptBook, read_receipts
 from unetcli.runs.repair import PredictionMade
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.seams import plan_of_window, windows

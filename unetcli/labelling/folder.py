@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.checksums import Checksum
 from unetcli.files import publish, remove_aside, replacing
 from unetcli.labelling.merging import Merged
 from unetcli.labelling.objects import sizes, write_table
@@ -94,11 +94,11 @@ class LabelFolder:
 
     def merged_checksum(self) -> str:
         """Of all that the merging made, as its receipt has it."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = Checksum()
         for path in self.of_merging:
             with path.open("rb") as file:
                 while part := file.read(BYTES_AT_ONCE):
-                    digest.update(part)
+                    digest.add(part)
         return digest.hexdigest()
 
     def save_merged(self, merged: Merged, axes: str, unit: float) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from unetcli.checksums import checksum
 from unetcli.config import VerifyRequest, Where
 from unetcli.errors import UnetcliError
 from unetcli.files import Place, parent_of, place_of
@@ -34,7 +35,7 @@ from unetcli.runs.changes import Change
 from unetcli.runs.clusters import require_no_live_jobs
 from unetcli.runs.pyramid import Pyramid, first_of
 from unetcli.runs.reading_back import Drain, Findings, Made, damage, find_damage, look_again, void
-from unetcli.runs.receipts import Ledger, checksum
+from unetcli.runs.receipts import Ledger
 from unetcli.runs.rounds import Report
 from unetcli.runs.steps import Step
 from unetcli.volumes.fingerprint import fingerprint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.checksums import checksum
 from unetcli.files import place_of, replacing, telling_unwritable
 from unetcli.planning.plan import Plan
 from unetcli.planning.pyramid_plan import PyramidPlan
@@ -73,7 +73,7 @@ class PyramidRun:
         return True
 
     def _frozen(self, plan: Plan, finest: Ledger) -> str:
-        digest = hashlib.blake2b(finest.checksums.tobytes(), digest_size=16).hexdigest()
+        digest = checksum(finest.checksums.tobytes())
         return json.dumps({"finest": digest, "output": plan.to_json(), "pyramid": self.pyramid.plan.to_json()})
 
 

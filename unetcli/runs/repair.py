@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unetcli.checksums import checksum
 from unetcli.config import PredictRequest, VerifyRequest, Where
 from unetcli.errors import UnetcliError
 from unetcli.files import Place
@@ -23,7 +24,7 @@ from unetcli.runs.clusters import executor_for, require_no_jobs
 from unetcli.runs.prediction import compute
 from unetcli.runs.pyramid import Pyramid, place
 from unetcli.runs.reading_back import Drain, Findings, Made, find_damage, look_again, void
-from unetcli.runs.receipts import Ledger, checksum
+from unetcli.runs.receipts import Ledger
 from unetcli.runs.rounds import Report
 from unetcli.runs.run import Run
 from unetcli.runs.runfolder import RunFolder
