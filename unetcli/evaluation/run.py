@@ -15,14 +15,13 @@ from unetcli.evaluation.plan import EvaluationPlan
 from unetcli.evaluation.settling import Settled
 from unetcli.evaluation.totals import total_counts
 from unetcli.evaluation.work import count_blocks, digest
-from unetcli.executors.slurm import SlurmExecutor
 from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.files import sweep, telling_unwritable
 from unetcli.labelling.tables import DamagedTable
 from unetcli.machine import cpu_threads
 from unetcli.planning.resolve import absolute
-from unetcli.runs.clusters import Work, end_earlier_launch, executor_on, live_jobs, require_no_live_jobs
+from unetcli.runs.clusters import Work, end_earlier_launch, executor_on, left_at_work, live_jobs, require_no_live_jobs
 from unetcli.runs.machines import slurm_request
 from unetcli.runs.reading_back import OTHER, void
 from unetcli.runs.receipts import Ledger
@@ -145,7 +144,7 @@ def work_off(
             stopping=stopping,
             retries=0 if where.detach else settled.request.retries,
         ).run()
-        return executor.jobs if where.detach and isinstance(executor, SlurmExecutor) else []
+        return left_at_work(executor)
 
 
 def require_counted(folder: EvaluationFolder, ledger: Ledger, jobs: list[str]) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from unetcli.config import Where
 from unetcli.executors.contract import Executor, JobFailure
-from unetcli.executors.slurm import SlurmExecutor
 from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.files import sweep, telling_unwritable
 from unetcli.labelling.ctc import export, require_exportable
@@ -27,6 +26,7 @@ from unetcli.runs.clusters import (
     Work,
     end_earlier_launch,
     executor_on,
+    left_at_work,
     live_jobs,
     require_accepted,
     require_no_live_jobs,
@@ -152,7 +152,7 @@ def compute(run: LabelRun, ledger: Ledger, where: Where, report: Report, stoppin
             retries=0 if where.detach else run.request.retries,
         )
         failures = work_off(run, rounds, stopping)
-        left = executing.jobs if where.detach and isinstance(executing, SlurmExecutor) else []
+        left = left_at_work(executing)
     for trouble in current_troubles(folder.troubles, ledger):
         log.warning("block %d (%s): %s", trouble.block, trouble.place, trouble.reason)
     return Ends(failures, left)

@@ -84,6 +84,11 @@ def executor_on(where: Where, work: Work) -> Iterator[Executor]:
             yield executor
 
 
+def left_at_work(executor: Executor) -> list[str]:
+    """SLURM jobs that an executor has started and does not wait for."""
+    return executor.jobs if isinstance(executor, SlurmExecutor) and executor.detach else []
+
+
 @contextmanager
 def local_executor(where: Where, work: Work) -> Iterator[Executor]:
     """This process, or several here where there are several GPUs or ``--workers`` says so."""

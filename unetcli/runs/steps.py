@@ -51,6 +51,8 @@ class Step:
     """Whether nothing is left to do once every block is done: by the output's own word, mostly."""
     made: Callable[[], bool] = lambda: True
     """Whether there is an output of ours."""
+    levels_missing: Callable[[], int] = lambda: 0
+    """How many blocks of coarser levels are not made, of those that a prediction waits for to be complete."""
     writes: int = 0
     """The first block that writes to the output; what those before make is kept in the run folder."""
 
@@ -156,6 +158,7 @@ def predict_step(folder: RunFolder, store: Place, plan: str) -> Step:
         voxels=settled.voxels,
         closed=lambda: says_complete(store),
         made=lambda: is_made(store),
+        levels_missing=lambda: _levels_missing(folder.of_step(PYRAMID), store),
     )
     levels = folder.path / "pyramid.json"
     return (
@@ -165,9 +168,14 @@ def predict_step(folder: RunFolder, store: Place, plan: str) -> Step:
     )
 
 
+def _levels_missing(folder: RunFolder, store: Place) -> int:
+    levels = step_in(folder, store)
+    return len(levels.folder.ledger(levels.blocks).missing) if isinstance(levels, Step) else 0
+
+
 def _with_levels(step: Step, plan: PyramidPlan) -> Step:
     stages = tuple(Stage(f"level {stage.base + 1}", stage.blocks) for stage in plan.stages)
-    return replace(step, name=PYRAMID, stages=stages, voxels=plan.voxels)
+    return replace(step, name=PYRAMID, stages=stages, voxels=plan.voxels, levels_missing=lambda: 0)
 
 
 def label_step(folder: RunFolder, store: Place, plan: str) -> Step:
