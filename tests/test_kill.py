@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import grey, write_model, write_zarr
+from commands import Command
+from helpers import grey, wait_for, write_model, write_zarr
 
-SECTIONS, LONG, SIDE = 24, 120, 300
+SECTIONS, LONG, SIDE = 12, 60, 300
 
 
 @pytest.fixture
@@ -25,22 +23,18 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def predict(place: Path, *words: str) -> subprocess.Popen[str]:
+def predict(place: Path, *words: str) -> Command:
     """The command as a user types it; float32 shows every bit. What it says goes to ``talk.txt``."""
-    command = [sys.executable, "-m", "unetcli", "predict", "big.zarr", "--dtype", "float32", *words]
-    with (place / "talk.txt").open("w") as talk:
-        return subprocess.Popen(command, cwd=place, stderr=talk, stdout=subprocess.DEVNULL, text=True)
+    return started(place, "predict", "big.zarr", "--dtype", "float32", *words)
+
+
+def started(place: Path, *words: str) -> Command:
+    (place / "talk.txt").unlink(missing_ok=True)
+    return Command(*words, cwd=place, talk=place / "nothing", errors=place / "talk.txt")
 
 
 def talk(place: Path) -> str:
     return (place / "talk.txt").read_text()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -57,16 +51,17 @@ def computed(place: Path, store: str) -> list[int]:
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path, rounds: int) -> None:
-    started = time.monotonic()
+    Command("--version").wait()  # the first command waits for the process that forks
+    begin = time.monotonic()
     assert predict(place, "--output", "whole.zarr").wait(timeout=120) == 0
-    whole_time = time.monotonic() - started
+    whole_time = time.monotonic() - begin
     chance, kills = random.Random(2015), 0
     while True:
         process = predict(place)
         try:
             code = process.wait(timeout=chance.uniform(0.1, 1.2) * whole_time)
         except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
             kills += 1
             continue
@@ -104,10 +99,7 @@ def test_an_interrupt_ends_with_130_and_leaves_no_lock(place: Path, command: str
         "predict": ["big.zarr", "--tile", "100"],
         "train": ["big.zarr", "labels.zarr", "--output", "new", "--steps", "100000"],
     }[command]
-    with (place / "talk.txt").open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "unetcli", command, *words], cwd=place, stderr=out, stdout=subprocess.DEVNULL
-        )
+    process = started(place, command, *words)
     lock = place / {"predict": "big.pred.zarr.run/predict/lock", "train": "new/lock"}[command]
     wait_for(lock.exists)
     time.sleep(0.5)
@@ -121,12 +113,12 @@ def test_a_second_launcher_names_the_first_and_a_dead_one_is_no_obstacle(place: 
     first = predict(place)
     lock = place / "big.pred.zarr.run/predict/lock"
     wait_for(lock.exists)
-    os.kill(first.pid, signal.SIGSTOP)  # alive, for as long as we like
+    first.send_signal(signal.SIGSTOP)  # alive, for as long as we like
     second = predict(place)
     assert second.wait(timeout=60) == 1
     assert f"pid {first.pid}" in talk(place)
     assert len(talk(place).strip().splitlines()) == 1
-    os.kill(first.pid, signal.SIGKILL)
+    first.kill()
     first.wait()
     assert lock.exists()
     assert predict(place).wait(timeout=120) == 0
