@@ -20,6 +20,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parents[1]
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel", "munged")
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"])
@@ -33,6 +35,15 @@ class ClusterError(Exception):
 def lacking() -> list[str]:
     """Programs that are not installed."""
     return [program for program in PROGRAMS if shutil.which(program, path=SEARCH_PATH) is None]
+
+
+def require_slurm() -> None:
+    """Skip where SLURM is not installed; fail where it has to be, as a skip would hide that."""
+    if not (missing := ", ".join(lacking())):
+        return
+    if os.environ.get("UNETCLI_REQUIRE_SLURM") == "1":
+        pytest.fail(f"UNETCLI_REQUIRE_SLURM=1, but not installed: {missing} (Debian: slurm-wlm, munge)")
+    pytest.skip(f"not installed: {missing} (Debian: slurm-wlm, munge)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +346,15 @@ class SlurmCluster:
         in_a_job = any(variable.startswith("SLURM_JOB_ID=") for variable in variables)
         ours = f"SLURM_CONF={self._file('slurm.conf')}" in variables and in_a_job
         return ours and (node is None or f"SLURMD_NODENAME={node}" in variables)
+
+
+def enter(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process be one on a submit host of the cluster."""
+    for name in os.environ:
+        if name.startswith(OWN_VARIABLES):
+            monkeypatch.delenv(name)
+    for name in ("SLURM_CONF", "PATH", "PYTHONPATH"):
+        monkeypatch.setenv(name, cluster.environment[name])
 
 
 def _last_munged(name: str) -> int:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm.cluster import Settings, SlurmCluster, until
-from slurm.conftest import enter
+from slurm.cluster import Settings, SlurmCluster, enter, until
 from slurm.work import REQUEST, begun, done, order, release, work
 
 from unetcli.errors import UnetcliError
