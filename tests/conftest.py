@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import commands
 import pytest
 from helpers import grey, write_model, write_zarr
 from hypothesis import settings
+from slurm.cluster import SlurmCluster, enter, require_slurm
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
@@ -89,3 +90,19 @@ def unetcli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return commands.finished(*words, cwd=tmp_path, environment=environment)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """One SLURM cluster for all tests of this process, started by the first that needs it."""
+    require_slurm()
+    with SlurmCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """The cluster, reachable from this process and from the commands it starts; its queue is empty afterwards."""
+    enter(slurm_cluster, monkeypatch)
+    yield slurm_cluster
+    slurm_cluster.cancel_all()

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from helpers import wait_for
 from pairs import blobs, evaluated, stored
-from places import ENVIRONMENT, PLACES, wait_until
+from places import ENVIRONMENT, PLACES, place_of
 
 from unetcli.config import VerifyRequest, Where
 from unetcli.errors import UnetcliError
@@ -128,12 +129,16 @@ def test_other_settings_or_data_begin_anew(tmp_path: Path, request_: EvaluateReq
     assert found == scores(EvaluateRequest(**{**vars_of(other), "run_folder": None}))
 
 
-@pytest.mark.parametrize("place", list(PLACES))
-def test_any_executor_counts(tmp_path: Path, request_: EvaluateRequest, place: str) -> None:
+@pytest.mark.parametrize(
+    "place", [pytest.param(name, marks=[pytest.mark.slow] if name in ("local", "existing") else []) for name in PLACES]
+)
+def test_any_executor_counts(
+    tmp_path: Path, request: pytest.FixtureRequest, request_: EvaluateRequest, place: str
+) -> None:
     settled, folder = Settled.of(request_), EvaluationFolder(RunFolder(tmp_path / "run"))
     folder.run.make()
     folder.begin(settled.plan, Inputs(prediction=request_.prediction, truth=request_.truth, mask=None, threads=2))
-    with PLACES[place](tmp_path / "run") as executor:
+    with place_of(place, request)(tmp_path / "run") as executor:
         failures = executor.run(
             count_blocks, folder.run.path, to_ranges(np.arange(27)), tick=lambda: None, stopping=bool
         )
@@ -173,7 +178,7 @@ def test_a_prediction_that_is_no_probability_ends_in_one_line(tmp_path: Path, re
 def kill_once_it_counts(command: list[str], folder: Path) -> None:
     before = counted(folder)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: process.poll() is not None or counted(folder) > before)
+    wait_for(lambda: process.poll() is not None or counted(folder) > before)
     process.kill()
     process.wait()
 
