@@ -38,7 +38,14 @@ def close(
     if not ledger.refresh().complete:
         return False
     if PyramidPlan.of(run.plan, run.request.levels).levels > 1:
-        pyramid = PyramidRun.begin(run.pyramid_folder, run.output, run.places(), run.request.levels, ledger)
+        pyramid = PyramidRun.begin(
+            run.pyramid_folder,
+            run.output,
+            run.places(),
+            run.request.levels,
+            ledger,
+            overwrite=run.request.overwrite,
+        )
         if len(pyramid.pending(pyramid.ledger())):
             with executors() as executor:
                 build_levels(run, pyramid, executor, report, stopping)
