@@ -140,10 +140,11 @@ def watch(folder: str, changes: int, kill: Point | None) -> None:
             os.write(changes, f"{said}\n".encode())
             if here and kill and kill.when == BEFORE:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = original(path, *more, **options)
-            if here:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return original(path, *more, **options)
+            finally:
+                if here:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return change
 

@@ -89,13 +89,17 @@ def _require_empty(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UnetcliError(f"{folder}: not a folder; --run-folder names an empty or a new one")
-    others = sorted(path.name for path in folder.iterdir() if not is_draft(path.name, MARKER))
-    if others:
+    if others := _names_in(folder):
         listed = ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")
         raise UnetcliError(
             f"{folder}: holds {listed} and no {MARKER}, so this unetcli did not make it; "
             "move it away, or --run-folder names an empty or a new folder"
         )
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Contents of a folder, but for drafts of the marker, which a killed launcher left."""
+    return sorted(path.name for path in folder.iterdir() if not is_draft(path.name, MARKER))
 
 
 def claim(folder: Path, step: str, *, overwrite: bool = False) -> None:
@@ -171,7 +175,7 @@ def sweep_beside(folder: Path, step: str, names: Collection[str]) -> None:
     for aside in drafts(folder.parent, glob.escape(folder.name)):
         with suppress(UnetcliError, OSError):
             found = read_mark(aside)
-            if not any(aside.iterdir()) or (found and (found.step, found.format) == (step, FORMAT)):
+            if not _names_in(aside) or (found and (found.step, found.format) == (step, FORMAT)):
                 _clear(aside, names)
 
 
