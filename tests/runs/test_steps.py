@@ -26,6 +26,7 @@ from unetcli.evaluation.run import Unfinished
 from unetcli.labelling.request import LabelRequest
 from unetcli.labelling.run import label_volume
 from unetcli.runs.heartbeat import read_beats
+from unetcli.runs.ownership import LABEL, claim
 from unetcli.runs.prediction import predict_volume
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.status import STATES, Status, Watcher
@@ -177,7 +178,7 @@ def test_an_evaluation_is_shown_until_it_has_told_its_scores(unetcli: CLI) -> No
     evaluate_volume(request)
     last = watcher.look(wait=False)
     assert (last.complete, last.done, last.voxels_done, last.seconds_left) == (True, found.blocks, found.voxels, 0.0)
-    with pytest.raises(UnetcliError, match="no plan of a run"):
+    with pytest.raises(UnetcliError, match="is no run folder"):
         steps_of(OUTPUT)
 
 
@@ -210,7 +211,7 @@ def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixt
     small()
     label()
     broken = Path(f"{OUTPUT}.run/broken")
-    broken.mkdir()
+    claim(broken, LABEL)
     for text in ("{", '{"unetcli_labels": 99}', "[]", '{"unetcli_plan": 2}'):
         (broken / "plan.json").write_text(text)
         assert [step.name for step in steps_of(OUTPUT)] == ["instances"]

@@ -24,6 +24,7 @@ from unetcli.checksums import checksum
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.errors import UnetcliError
 from unetcli.geometry import Box
+from unetcli.runs.ownership import PREDICT
 from unetcli.runs.prediction import predict_volume
 from unetcli.runs.reading_back import MISSING, OTHER, READ_BYTES, find_damage, reading_at_once
 from unetcli.runs.receipts import ReceiptBook, read_receipts
@@ -196,7 +197,7 @@ def test_a_repair_that_is_killed_is_gone_on_with_to_the_same_bytes(unetcli: CLI)
 def test_a_repair_waits_for_no_launcher_that_may_be_alive() -> None:
     predicted(2, 90, 90)
     truncate(chunk(1))
-    with folder().launcher(), pytest.raises(UnetcliError, match="in use by another unetcli"):
+    with folder().launcher(PREDICT), pytest.raises(UnetcliError, match="in use by another unetcli"):
         verified(repair=True)
 
 

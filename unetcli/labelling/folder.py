@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from unetcli.labelling.merging import Merged
 from unetcli.labelling.objects import sizes, write_table
 from unetcli.labelling.plan import LabelPlan
 from unetcli.labelling.tables import Tables
+from unetcli.runs.ownership import LABEL
 from unetcli.runs.runfolder import RunFolder
 
 BYTES_AT_ONCE = 2**22
@@ -65,6 +67,16 @@ class LabelFolder:
     def summary_file(self) -> Path:
         """What the merging told; it stays."""
         return self.path / "merged.json"
+
+    def launcher(self, *, overwrite: bool = False, take_over: bool = False) -> AbstractContextManager[None]:
+        """Hold the launcher's lock; see :meth:`RunFolder.launcher`."""
+        own = [*self.of_merging, self.tables.folder]
+        return self.run.launcher(LABEL, own, overwrite=overwrite, take_over=take_over)
+
+    def sweep_workers(self) -> None:
+        """Delete what killed workers left unfinished; only if no worker lives."""
+        self.run.sweep_workers()
+        self.tables.sweep()
 
     def plan(self) -> LabelPlan | None:
         """The frozen plan, or None where none was published."""

@@ -149,7 +149,7 @@ def repair_labels(request: VerifyRequest, step: Step, made: LabelsMade, report: 
     is killed, label or another repair goes on.
     """
     run = adopted(request, step, made)
-    with step.folder.launcher(take_over=request.take_over):
+    with run.launcher(take_over=request.take_over):
         require_no_live_jobs(step.output, step.folder)
         ledger = step.folder.ledger(step.blocks)
         found = find_damage(made, ledger, report)

@@ -56,7 +56,14 @@ def close(
         return Closing(complete=False)
     if PyramidPlan.of(run.plan, run.request.levels).levels == 1:
         return Closing(complete=run.close(ledger))
-    pyramid = PyramidRun.begin(run.pyramid_folder, run.output, run.places(), run.request.levels, ledger)
+    pyramid = PyramidRun.begin(
+        run.pyramid_folder,
+        run.output,
+        run.places(),
+        run.request.levels,
+        ledger,
+        overwrite=run.request.overwrite,
+    )
     levels = pyramid.ledger()
     failures, left_running = list[JobFailure](), list[str]()
     if len(pyramid.pending(levels)):

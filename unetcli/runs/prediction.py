@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.slurm import SlurmExecutor
-from unetcli.files import sweep, telling_unwritable
+from unetcli.files import telling_unwritable
 from unetcli.planning.planner import wasted_work
 from unetcli.runs.closing import Closing, close
 from unetcli.runs.clusters import (
@@ -109,7 +109,7 @@ def predict_volume(
     where = where or Where()
     run = Run.settle(with_machine(request, where))
     require_accepted(where, needed=request.overwrite or not run.is_complete)
-    with telling_unwritable(request.output_path), run.folder.launcher(take_over=request.take_over):
+    with telling_unwritable(request.output_path), run.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
         require_no_jobs(where, run)
         run.prepare()
@@ -134,7 +134,7 @@ def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Ca
     end_earlier_launch(run.folder, attached)
     if not attached:
         run.folder.forget_troubles()  # they are tried again
-        sweep(run.folder.path)
+        run.folder.sweep_workers()
         run.output.store.sweep()
     announce(run, int(ledger.done.sum()))
     progress = Progress(run.plan, ledger, report)

@@ -125,7 +125,7 @@ def repair_levels(request: VerifyRequest, run: Run, folder: RunFolder, report: R
 @contextmanager
 def alone(request: VerifyRequest, run: Run) -> Iterator[None]:
     """Nobody else works on the output while this is open."""
-    with run.folder.launcher(take_over=request.take_over):
+    with run.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
         require_no_jobs(Where(), run)
         yield

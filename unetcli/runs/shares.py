@@ -50,7 +50,7 @@ def predict_share(
         array_index()  # before anything is written
     run = Run.settle(request)
     with telling_unwritable(request.output_path), ExitStack() as held:
-        with run.folder.launcher(wait=WAIT_SECONDS):
+        with run.launcher(wait=WAIT_SECONDS):
             run.prepare()
             lift_stop(run.folder)
             number, count = resolve_share(run.folder, share)
@@ -97,7 +97,7 @@ def close_if_last(run: Run, ledger: Ledger, stopping: Callable[[], bool]) -> Clo
         return None
     with telling_unwritable(run.request.output_path):
         try:
-            with run.folder.launcher(wait=WAIT_SECONDS):
+            with run.launcher(wait=WAIT_SECONDS):
                 return close(run, ledger, stopping=stopping)
         except InUse as error:  # setting up takes no time: who holds the lock for so long is closing
             log.info("left to another: %s", error)
@@ -114,7 +114,7 @@ def close_run(
     run = Run.settle(request)
     if run.folder.plan() is None:
         raise UnetcliError(f"{request.output_path}: nothing to close, no share has begun it")
-    with telling_unwritable(request.output_path), run.folder.launcher(wait=WAIT_SECONDS):
+    with telling_unwritable(request.output_path), run.launcher(wait=WAIT_SECONDS):
         run.prepare()
         ledger = run.folder.ledger(run.plan.blocks)
         closing = close(run, ledger, report=report, stopping=stopping)
