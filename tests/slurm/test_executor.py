@@ -19,6 +19,7 @@ from unetcli.executors.contract import JobFailure
 from unetcli.executors.slurm import SlurmExecutor
 from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_submit import submit_jobs
+from unetcli.executors.slurm_word import JobWord, SlurmWord
 from unetcli.ranges import Ranges, numbers
 
 Tick = Callable[[], None]
@@ -92,9 +93,14 @@ def test_jobs_cancelled_while_they_wait_are_told_element_by_element_and_all_at_o
 ) -> None:
     """Of one element, SLURM keeps no trace; of the whole array it does."""
     launcher = executor(extra=(("begin", "now+1hour"),))
-    cancel_one = once(lambda: len(slurm.jobs()) == 3, lambda: slurm.call("scancel", launcher.jobs[1]))
+    cancel_one = once(lambda: bool(words) and len(slurm.jobs()) == 3, lambda: slurm.call("scancel", launcher.jobs[1]))
     cancel_all = once(lambda: len(launcher.states) == 2, lambda: slurm.call("scancel", *array_of(launcher.jobs)))
-    failures = run(launcher, tmp_path, ((0, 3),), cancel_one, cancel_all)
+    words: list[JobWord] = []
+    ask = once(
+        lambda: "BeginTime" in launcher.waiting_for, lambda: words.extend(SlurmWord()(launcher.jobs[:1]).values())
+    )
+    failures = run(launcher, tmp_path, ((0, 3),), ask, cancel_one, cancel_all)
+    assert words == [JobWord("waiting", "BeginTime")]
     assert sorted(failure.job for failure in failures) == launcher.jobs
     assert {failure.reason for failure in failures} == {"cancelled"}
 
@@ -306,6 +312,8 @@ def test_detached_jobs_run_on_and_the_next_call_waits_for_them(slurm: SlurmClust
     assert run(launcher, tmp_path, ((0, 2),)) == []
     assert launcher.jobs == slurm.jobs()
     assert launcher.live(tmp_path) == ((0, 2),)
+    until(lambda: begun(tmp_path, 0), "the job to begin")
+    assert SlurmWord(every=0)(launcher.jobs) == {launcher.jobs[0]: JobWord("running")}
     again = executor()
     assert run(again, tmp_path, ((0, 2),), lambda: release(tmp_path)) == []
     assert again.jobs == again.attached == launcher.jobs

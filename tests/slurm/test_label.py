@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import finished
 from helpers import write_prediction, write_zarr
 from labelling.maps import blobs
 from slurm.cluster import SlurmCluster, until
@@ -35,11 +35,6 @@ def place(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-def unetcli(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "unetcli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-
-
 def labels() -> dict[str, bytes]:
     found = [path for path in Path(STORE, "labels").rglob("*") if path.is_file()]
     return {str(path): path.read_bytes() for path in [*found, Path(f"{STORE}.instances.csv")]}
@@ -50,22 +45,24 @@ def look(step: str) -> Status:
     return Watcher(found, scheduler=SlurmWord(every=0)).look()
 
 
+@pytest.mark.slow
 def test_labels_of_job_arrays_are_those_of_one_process(place: Path) -> None:
-    assert unetcli(*LABEL).returncode == 0
+    assert finished(*LABEL).returncode == 0
     here = labels()
-    done = unetcli(*LABEL, *SLURM, "--overwrite")
+    done = finished(*LABEL, *SLURM, "--overwrite")
     assert done.returncode == 0, done.stderr
     assert labels() == here
     receipts = list(read_receipts(Path(f"{STORE}.run/instances/receipts")))
     assert len({receipt.block for receipt in receipts}) == len(receipts) == look("instances").blocks
     assert all(receipt.job != "-" for receipt in receipts)
-    assert unetcli("verify", STORE).returncode == 0
+    assert finished("verify", STORE).returncode == 0
 
 
+@pytest.mark.slow
 def test_stages_that_are_left_at_work_are_shown_and_gone_on_with(place: Path, slurm: SlurmCluster) -> None:
     told = []
     for _ in range(8):
-        done = unetcli(*LABEL, *SLURM, "--detach", "--max-running", "1")
+        done = finished(*LABEL, *SLURM, "--detach", "--max-running", "1")
         assert done.returncode == 0, done.stderr
         found = look("instances")
         told.append([stage.name for stage in found.stages if stage.done < stage.blocks][:1])
@@ -75,32 +72,34 @@ def test_stages_that_are_left_at_work_are_shown_and_gone_on_with(place: Path, sl
         assert found.failures == []
         until(lambda: not slurm.jobs(), "an empty queue")
     assert told == [["find"], ["merge"], ["number"], ["level"], []]
-    assert unetcli("verify", STORE).returncode == 0
+    assert finished("verify", STORE).returncode == 0
 
 
+@pytest.mark.slow
 def test_cancelled_stages_are_told_and_continued(place: Path, slurm: SlurmCluster) -> None:
-    done = unetcli(*LABEL, *SLURM, "--detach", "--slurm", "begin=now+1hour")
+    done = finished(*LABEL, *SLURM, "--detach", "--slurm", "begin=now+1hour")
     assert done.returncode == 0, done.stderr
     found = look("instances")
     assert (found.workers, found.queued, found.done, found.missing) == (0, 3, 0, found.blocks)
     waiting = "3 jobs waiting (BeginTime)"  # the controller says why once it has looked at them
-    until(lambda: waiting in unetcli("status", STORE).stdout, waiting)
+    until(lambda: waiting in finished("status", STORE).stdout, waiting)
     subprocess.run(["scancel", done.stdout.strip()], check=True)
     until(lambda: not slurm.jobs(), "an empty queue")
-    assert "nobody works on it; the same label command continues" in unetcli("status", STORE).stdout
-    assert unetcli(*LABEL).returncode == 0
+    assert "nobody works on it; the same label command continues" in finished("status", STORE).stdout
+    assert finished(*LABEL).returncode == 0
     assert look("instances").complete
 
 
+@pytest.mark.slow
 def test_scores_that_jobs_counted_are_those_of_one_process(place: Path, slurm: SlurmCluster) -> None:
-    here = json.loads(unetcli(*EVALUATE).stdout)
-    done = unetcli(*EVALUATE, *SLURM, "--detach")
+    here = json.loads(finished(*EVALUATE).stdout)
+    done = finished(*EVALUATE, *SLURM, "--detach")
     assert done.returncode == 0, done.stderr
     found = look("evaluate")
     assert found.done + found.running + found.missing == found.blocks
     until(lambda: not slurm.jobs(), "an empty queue")
     assert (found := look("evaluate")).done == found.blocks
-    assert "the same evaluate command tells the scores" in unetcli("status", STORE).stdout
-    there = json.loads(unetcli(*EVALUATE, *SLURM).stdout)
+    assert "the same evaluate command tells the scores" in finished("status", STORE).stdout
+    there = json.loads(finished(*EVALUATE, *SLURM).stdout)
     assert there["pixels"] == here["pixels"]
     assert not Path(f"{STORE}.run/evaluate").exists()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import Command, finished
 from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
@@ -32,15 +33,8 @@ def place(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "unetcli", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def predict(*words: object) -> subprocess.CompletedProcess[str]:
-    with start("predict", "big.zarr", *words) as process:
-        out, talk = process.communicate(timeout=300)
-    return subprocess.CompletedProcess([], process.returncode, out, talk)
+    return finished("predict", "big.zarr", *words)
 
 
 def array_files(store: str) -> dict[str, bytes]:
@@ -62,7 +56,7 @@ def jobs_are_gone(slurm: SlurmCluster) -> bool:
     return not slurm.jobs()
 
 
-@pytest.mark.parametrize("how", [SLURM, DASK], ids=["slurm", "dask"])
+@pytest.mark.parametrize("how", [pytest.param(SLURM, marks=pytest.mark.slow), DASK], ids=["slurm", "dask"])
 def test_a_cluster_gives_the_bytes_of_one_process(place: Path, slurm: SlurmCluster, how: list[str]) -> None:
     assert predict("--tile", "204", "--levels", "2", "-o", "whole.zarr").returncode == 0
     done = predict(*how, "--levels", "2", "--json")
@@ -79,8 +73,8 @@ def test_a_cluster_gives_the_bytes_of_one_process(place: Path, slurm: SlurmClust
 
 
 def test_detach_returns_the_id_and_the_same_command_attaches(place: Path, slurm: SlurmCluster) -> None:
-    slow_sections()
-    words = ["--cluster", "slurm", "--blocks-per-job", "50", "--mem", "1G", "--tile", "204"]
+    slow_sections(100)
+    words = [*SLURM, "--blocks-per-job", "50"]
     detached = predict(*words, "--detach")
     assert detached.returncode == 0, detached.stderr
     array = detached.stdout.strip()
@@ -91,7 +85,7 @@ def test_detach_returns_the_id_and_the_same_command_attaches(place: Path, slurm:
     assert predict(*words, "--overwrite").returncode == 1
     attached = predict(*words)
     assert attached.returncode == 0, attached.stderr
-    assert computed() == list(range(200))  # nothing twice
+    assert computed() == list(range(100))  # nothing twice
     assert Path("big.pred.zarr.run/predict/jobs.jsonl").read_text().count('"submit"') == 1
 
 
@@ -111,14 +105,15 @@ def test_detach_leaves_the_levels_to_a_job_and_says_so(place: Path, slurm: Slurm
     assert json.loads(done.stdout)["complete"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_jobs_at_work_and_says_how_to_go_on(place: Path, slurm: SlurmCluster) -> None:
     slow_sections()
-    with start("predict", "big.zarr", *SLURM, "--blocks-per-job", "50") as process:
-        until(lambda: bool(slurm.jobs()), "jobs in the queue")
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        _, talk = process.communicate(timeout=60)
-    assert process.returncode == 130, talk
+    process = Command("predict", "big.zarr", *SLURM, "--blocks-per-job", "50", talk=place / "talk")
+    until(slurm.jobs, "jobs in the queue")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130, (place / "talk").read_text()
+    talk = (place / "talk").read_text()
     assert "the same command attaches" in talk
     assert "Traceback" not in talk
     assert slurm.jobs()
@@ -140,15 +135,19 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(place: Path, slurm:
     assert array_files("big.pred.zarr") == files  # nothing lost
 
 
+@pytest.mark.slow
 def test_of_two_launchers_at_once_one_is_told_about_the_other(place: Path, slurm: SlurmCluster) -> None:
     slow_sections()
-    both = [start("predict", "big.zarr", *SLURM, "--blocks-per-job", "100") for _ in range(2)]
-    talks = [process.communicate(timeout=300)[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 1], talks
+    words = ["predict", "big.zarr", *SLURM, "--blocks-per-job", "100"]
+    both = [Command(*words, talk=place / f"talk{number}") for number in (0, 1)]
+    codes = sorted(process.wait() for process in both)
+    talks = [(place / f"talk{number}").read_text() for number in (0, 1)]
+    assert codes == [0, 1], talks
     assert any("in use by another unetcli" in talk for talk in talks)
     assert computed() == list(range(200))
 
 
+@pytest.mark.slow
 def test_a_launcher_inside_a_job_submits_others(place: Path, slurm: SlurmCluster) -> None:
     script = (
         f"#!/bin/sh\n#SBATCH --mem=500M\n#SBATCH --output=outer.log\n{sys.executable} -m unetcli predict big.zarr "
@@ -171,16 +170,18 @@ def on_path(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sbatch(slurm: SlurmCluster, *words: str) -> str:
     """Submit with less than the scripts ask for, as these nodes are small; the job's id."""
-    return slurm.call("sbatch", "--parsable", "--cpus-per-task=1", "--mem=500M", *words).strip()
+    path = f"--export=ALL,PATH={os.environ['PATH']}"
+    return slurm.call("sbatch", "--parsable", "--cpus-per-task=1", "--mem=500M", path, *words).strip()
 
 
+@pytest.mark.slow
 def test_the_array_script_runs_as_it_lies_there_and_some_elements_again(
     place: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_path(place, monkeypatch)
     script = str(ROOT / "slurm" / "predict_array.sbatch")
     job = sbatch(slurm, script, "big.zarr", "--tile", "204")
-    until(lambda: jobs_are_gone(slurm), "the end of the array", seconds=180)
+    until(lambda: jobs_are_gone(slurm), "the end of the array")
     log = Path(f"unetcli-predict-{job}_0.log").read_text()
     assert '"complete": true' in Path("big.pred.zarr/zarr.json").read_text(), log
     assert computed() == list(range(SECTIONS))
@@ -190,7 +191,7 @@ def test_the_array_script_runs_as_it_lies_there_and_some_elements_again(
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if int(line.split()[0]) not in gone))
     job = sbatch(slurm, "--array=3,7", script, "big.zarr", "--tile", "204")
-    until(lambda: jobs_are_gone(slurm), "the end of the two elements", seconds=180)
+    until(lambda: jobs_are_gone(slurm), "the end of the two elements")
     assert "share 3 of 8" in Path(f"unetcli-predict-{job}_3.log").read_text()
     assert computed() == list(range(SECTIONS))
     assert not Path(f"unetcli-predict-{job}_0.log").exists()
@@ -203,5 +204,5 @@ def test_an_afterany_job_closes_what_the_shares_left(
     array = sbatch(slurm, "--array=0-1", str(ROOT / "slurm" / "predict_array.sbatch"), "big.zarr", "--tile", "204")
     closing = [str(ROOT / "slurm" / "unetcli.sbatch"), "predict", "big.zarr", "--tile", "204", "--close"]
     job = sbatch(slurm, f"--dependency=afterany:{array}", *closing)
-    until(lambda: jobs_are_gone(slurm), "the end of all jobs", seconds=180)
+    until(lambda: jobs_are_gone(slurm), "the end of all jobs")
     assert "complete already, 24 blocks found done" in Path(f"unetcli-{job}.log").read_text()

@@ -105,6 +105,7 @@ def submit_ours(slurm: SlurmCluster, place: Path, script: str, *options: str) ->
     return Job(cluster=slurm, place=place, id=slurm.call("sbatch", "--parsable", *words))
 
 
+@pytest.mark.slow
 def test_a_job_near_its_time_limit_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None:
     """SLURM looks at time limits, a minute at least, every 30 s: the warning comes within as much from the start."""
     steps = 350  # of 0.1 s
@@ -116,6 +117,7 @@ def test_a_job_near_its_time_limit_comes_back_and_finishes(place: Path, slurm: S
     assert "asks to go back into the queue, to continue there" in job.log
 
 
+@pytest.mark.slow
 def test_train_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None:
     write_zarr(place / "raw.zarr", grey(3, 90, 90))
     write_zarr(place / "labels.zarr", grey(3, 90, 90, seed=1) // 128)
@@ -130,6 +132,7 @@ def test_train_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None
     assert "finished, 1500 steps" in job.log
 
 
+@pytest.mark.slow
 def test_tasks_of_a_step_ask_once(place: Path, slurm: SlurmCluster) -> None:
     """``--signal=USR2@N`` without B: reaches each task that srun started, and not the script."""
     job = submit(slurm, place, f"srun {command(place, ENOUGH)}", "--ntasks=2")
@@ -153,6 +156,7 @@ def test_of_an_array_the_element_alone_comes_back(place: Path, slurm: SlurmClust
     assert slurm.call("squeue", "-h", "-j", elements[1].id, "-o", "%A") == array.id
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_job_with_exit_code_3(place: Path, slurm: SlurmCluster) -> None:
     job = submit(slurm, place, f"exec {command(place, ENOUGH)}")
     job.is_at_work()
@@ -162,6 +166,7 @@ def test_sigterm_ends_a_job_with_exit_code_3(place: Path, slurm: SlurmCluster) -
     assert "ExitCode=3:0" in slurm.call("scontrol", "show", "job", job.id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warned", [False, True], ids=["at work", "while it stops for its time limit"])
 def test_a_job_that_is_cancelled_does_not_come_back(place: Path, slurm: SlurmCluster, warned: bool) -> None:
     job = submit(slurm, place, f"exec {command(place, ENOUGH)}")
@@ -174,6 +179,7 @@ def test_a_job_that_is_cancelled_does_not_come_back(place: Path, slurm: SlurmClu
     assert job.steps() > 0
 
 
+@pytest.mark.slow
 def test_a_job_that_must_not_be_requeued_says_so(place: Path, slurm: SlurmCluster) -> None:
     job = submit(slurm, place, f"exec {command(place, ENOUGH)}", "--no-requeue")
     job.is_at_work()
@@ -192,6 +198,7 @@ def test_sigusr1_writes_a_checkpoint_and_the_job_goes_on(place: Path, slurm: Slu
     assert (job.state, job.lives) == ("RUNNING", ["0"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "signal",
     [("TERM", "--batch"), ("USR2", "--batch"), ("USR2", "--full")],
@@ -206,6 +213,7 @@ def test_our_script_brings_its_job_back_once(place: Path, slurm: SlurmCluster, s
     assert "to continue there" not in job.log  # the command left it to the script
 
 
+@pytest.mark.slow
 def test_our_script_stays_cancelled(place: Path, slurm: SlurmCluster) -> None:
     job = submit_ours(slurm, place, "unetcli.sbatch")
     job.is_at_work()
@@ -213,6 +221,7 @@ def test_our_script_stays_cancelled(place: Path, slurm: SlurmCluster) -> None:
     job.stays("CANCELLED", "COMPLETING")
 
 
+@pytest.mark.slow
 def test_our_array_script_brings_one_element_back(place: Path, slurm: SlurmCluster) -> None:
     array = submit_ours(slurm, place, "predict_array.sbatch", "--array=0-1")
     elements = [Job(cluster=slurm, place=place, id=f"{array.id}_{index}") for index in (0, 1)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from commands import finished
 from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
@@ -18,6 +18,7 @@ from unetcli.runs.steps import steps_of
 DETACHED = "predict big.zarr --tile 204 --cluster slurm --mem 1G --blocks-per-job 500 --max-running 1 --detach"
 
 
+@pytest.mark.slow
 def test_jobs_that_wait_run_and_are_cancelled_are_told(
     tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -25,9 +26,7 @@ def test_jobs_that_wait_run_and_are_cancelled_are_told(
     monkeypatch.chdir(tmp_path)
     write_model(tmp_path / "model")
     write_zarr(tmp_path / "big.zarr", grey(1500, 150, 150), chunks=(1, 150, 150))
-    done = subprocess.run(
-        [sys.executable, "-m", "unetcli", *DETACHED.split()], capture_output=True, text=True, check=False
-    )
+    done = finished(*DETACHED.split())
     assert done.returncode == 0, done.stderr
     watcher = Watcher(steps_of("big.pred.zarr")[0], scheduler=SlurmWord(every=0))
     until(lambda: watcher.look().workers == 1, "a worker at work")

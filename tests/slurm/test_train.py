@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import finished
 from helpers import grey, write_zarr
 from slurm.cluster import SlurmCluster, until
 
@@ -39,15 +40,17 @@ def place(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
+def command(words: str) -> list[str]:
+    return ["train", "raw.zarr", "labels.zarr", *COMMON.split(), *words.split()]
+
+
 def start(words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "unetcli", "train", "raw.zarr", "labels.zarr", *COMMON.split(), *words.split()]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    whole = [sys.executable, "-m", "unetcli", *command(words)]
+    return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def train(words: str) -> subprocess.CompletedProcess[str]:
-    with start(words) as process:
-        out, talk = process.communicate(timeout=240)
-    return subprocess.CompletedProcess([], process.returncode, out, talk)
+    return finished(*command(words))
 
 
 def step(folder: str = "model") -> int:
@@ -60,6 +63,7 @@ def logs() -> str:
     return "".join(file.read_text() for file in sorted(Path("model/jobs").rglob("*_log.out")))
 
 
+@pytest.mark.slow
 def test_two_nodes_warned_of_the_limit_come_back_and_end_with_the_weights_of_one_process(
     place: Path, slurm: SlurmCluster
 ) -> None:
@@ -84,6 +88,7 @@ def test_two_nodes_warned_of_the_limit_come_back_and_end_with_the_weights_of_one
     assert "finished already" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_job_is_left_found_again_and_cancelled_and_another_goes_on(place: Path, slurm: SlurmCluster) -> None:
     detached = train(f"{ENDLESS} --detach")
     assert detached.returncode == 0, detached.stderr
@@ -123,6 +128,7 @@ def leave_lock(job: str) -> None:
     Path("model/lock").write_text(json.dumps(asdict(gone)))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_job_which_is_told(place: Path, slurm: SlurmCluster) -> None:
     process = start(ENDLESS)
     until(lambda: step() >= 500, "a first look")
@@ -148,6 +154,7 @@ def rank_of(job: str, rank: int) -> int:
     raise LookupError(f"rank {rank} of job {job}")
 
 
+@pytest.mark.slow
 def test_what_only_the_job_finds_is_told_in_its_words(place: Path, slurm: SlurmCluster) -> None:
     done = train(f"--steps 300 --lr 1e30 --tasks-per-node 1 {CLUSTER}")
     assert done.returncode == 1, done.stderr + logs()

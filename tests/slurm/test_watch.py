@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,68 +13,61 @@ from unetcli.executors.slurm_commands import outside_of_jobs
 from unetcli.executors.slurm_submit import would_start
 from unetcli.executors.slurm_watch import GONE, JobEnd, JobWatch
 
+NEVER = "4000000"
+"""A job that SLURM has never had: of one that it has forgotten, it says the same."""
 
-@pytest.fixture(scope="module")
-def forgetful_cluster() -> Iterator[SlurmCluster]:
+
+@pytest.mark.slow
+def test_a_job_that_slurm_forgot_is_as_one_that_it_never_had(monkeypatch: pytest.MonkeyPatch) -> None:
     require_slurm()
-    with SlurmCluster(Settings(nodes=1, remember_seconds=2)) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def forgetful(forgetful_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
-    enter(forgetful_cluster, monkeypatch)
-    return forgetful_cluster
-
-
-@pytest.fixture(scope="module")
-def forgotten(forgetful_cluster: SlurmCluster) -> str:
-    """A job that has failed, and that squeue knows nothing of any more."""
-    job = forgetful_cluster.call("sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 3")
-    until(lambda: not forgetful_cluster.state(job), "SLURM to forget")
-    return job
+    with SlurmCluster(Settings(nodes=1, remember_seconds=2)) as forgetful:
+        enter(forgetful, monkeypatch)
+        job = forgetful.call("sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 3")
+        until(lambda: not forgetful.state(job), "SLURM to forget")
+        watches = {number: JobWatch([number], every=0) for number in (job, NEVER)}
+        ends = {number: [watch.poll(), watch.poll(), watch.poll()] for number, watch in watches.items()}
+    assert ends[job] == [[], [JobEnd(job=job, state=GONE)], []]
+    assert ends[NEVER] == [[], [JobEnd(job=NEVER, state=GONE)], []]
 
 
 def wait(cluster: SlurmCluster) -> str:
     return cluster.call("sbatch", "--parsable", "--output=/dev/null", "--begin=now+1hour", "--wrap=true")
 
 
-def test_a_job_unknown_to_slurm_has_ended_once_it_is_missed_twice(forgetful: SlurmCluster, forgotten: str) -> None:
-    watch = JobWatch([forgotten], every=0)
+def test_a_job_unknown_to_slurm_has_ended_once_it_is_missed_twice(slurm: SlurmCluster) -> None:
+    watch = JobWatch([NEVER], every=0)
     assert watch.poll() == []
     (end,) = watch.poll()
-    assert (end.job, end.state) == (forgotten, GONE)
+    assert (end.job, end.state) == (NEVER, GONE)
     assert watch.poll() == []
     assert not watch.states
 
 
-def test_a_forgotten_job_among_others_is_missed_too(forgetful: SlurmCluster, forgotten: str) -> None:
-    waiting = wait(forgetful)
-    watch = JobWatch([forgotten, waiting], every=0)
-    assert [end.job for _ in range(3) for end in watch.poll()] == [forgotten]
+def test_a_forgotten_job_among_others_is_missed_too(slurm: SlurmCluster) -> None:
+    waiting = wait(slurm)
+    watch = JobWatch([NEVER, waiting], every=0)
+    assert [end.job for _ in range(3) for end in watch.poll()] == [NEVER]
     assert watch.states == {waiting: "PENDING"}
     assert watch.waiting_for == {"BeginTime": 1}
 
 
 def test_accounts_are_asked_about_a_forgotten_job_where_there_are_any(
-    forgetful: SlurmCluster, forgotten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This cluster keeps none, so a script prints what sacct printed on one that does."""
     script = tmp_path / "sacct"
-    script.write_text(
-        f'#!/bin/sh\necho "{forgotten}|OUT_OF_MEMORY|0:125|node0|None"\necho "77|RUNNING|0:0|node0|None"\n'
-    )
+    script.write_text(f'#!/bin/sh\necho "{NEVER}|OUT_OF_MEMORY|0:125|node0|None"\necho "77|RUNNING|0:0|node0|None"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    watch = JobWatch([forgotten], every=0)
+    watch = JobWatch([NEVER], every=0)
     watch.poll()
     (end,) = watch.poll()
     assert (end.state, end.host, end.reason) == ("OUT_OF_MEMORY", "node0", "out of memory: raise --mem")
 
 
-def test_slurm_is_asked_no_more_often_than_told(forgetful: SlurmCluster, forgotten: str) -> None:
+def test_slurm_is_asked_no_more_often_than_told(slurm: SlurmCluster) -> None:
     times = [0.0]
-    watch = JobWatch([forgotten], every=10, clock=lambda: times[0])
+    watch = JobWatch([NEVER], every=10, clock=lambda: times[0])
     looks = [bool(watch.poll())]
     for now in (1, 9, 10, 11):
         times[0] = now
@@ -83,8 +75,8 @@ def test_slurm_is_asked_no_more_often_than_told(forgetful: SlurmCluster, forgott
     assert looks == [False, False, False, True, False]
 
 
-def test_no_answer_says_nothing_about_the_jobs(forgetful: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = wait(forgetful)
+def test_no_answer_says_nothing_about_the_jobs(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = wait(slurm)
     watch = JobWatch([waiting], every=0)
     assert watch.poll() == []
     with monkeypatch.context() as lost:
@@ -110,12 +102,12 @@ def test_rarer_ends_have_words_too(end: JobEnd, words: str) -> None:
     assert words in end.reason
 
 
-def test_a_request_can_be_tried_without_a_job(forgetful: SlurmCluster) -> None:
-    before = forgetful.jobs()
+def test_a_request_can_be_tried_without_a_job(slurm: SlurmCluster) -> None:
+    before = slurm.jobs()
     assert "to start at" in would_start({"mem": "100M", "exclusive": "true"})
     with pytest.raises(UnetcliError, match=r"SLURM would refuse the jobs: .*not available"):
         would_start({"mem": "900G"})
-    assert forgetful.jobs() == before
+    assert slurm.jobs() == before
 
 
 def test_a_user_s_defaults_hold_where_the_options_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
