@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import wait_for
 from training.scenes import same, state, write_discs
 
 from unetcli.training.checkpoint import Checkpoint
@@ -58,15 +58,14 @@ def done(process: subprocess.Popen[str]) -> str:
 
 
 def kill_once_it_trains(process: subprocess.Popen[str], folder: str) -> None:
-    deadline = time.monotonic() + 600
-    while not (Path(folder) / "checkpoint.previous.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(lambda: (Path(folder) / "checkpoint.previous.pt").exists() or process.poll() is not None, seconds=600)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @needs_compiler
 def test_compiled_and_uncompiled_trainings_go_on_from_each_other_s_checkpoints(place: Path) -> None:
     """To the same weights but for rounding; and compiled all along, after a kill, to the same bytes."""
@@ -102,6 +101,7 @@ def test_without_a_compiler_it_is_one_line_and_the_same_command_without_compile_
     done(train("model"))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiler_that_fails_is_quoted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where headers are missing."""
