@@ -21,12 +21,14 @@ from places import ENVIRONMENT
 
 CALLS = ("link", "mkdir", "rename", "replace", "rmdir", "unlink")
 """Of ``os``: whatever makes, moves or deletes a file goes through one of them."""
+CHANCE = re.compile(r"[0-9a-f]{16}|(?<=/)[^/]+-\d+-[0-9a-f]{8}")
+"""What differs between the names of drafts, and between those of workers' files."""
 BEFORE, AFTER = "before", "after"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A change to be killed at: ``call name``, hexadecimal numbers as ``*``, the n-th of its kind from 0."""
+    """A change to be killed at: ``call name``, chance as ``*``, the n-th of its kind from 0."""
 
     change: str
     nth: int = 0
@@ -134,7 +136,7 @@ def watch(folder: str, changes: int, kill: Point | None) -> None:
             name = place_of(made, options.get("dir_fd"))
             if not name.startswith(start) or "/workers/" in name:  # heartbeats come from a thread, at any time
                 return original(path, *more, **options)
-            said = f"{call} {re.sub('[0-9a-f]{16}', '*', name[len(start) - len(folder) :])}"
+            said = f"{call} {CHANCE.sub('*', name[len(start) - len(folder) :])}"
             here = kill is not None and (kill.change, kill.nth) == (said, seen.count(said))
             seen.append(said)
             os.write(changes, f"{said}\n".encode())
