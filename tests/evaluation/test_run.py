@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from commands import Command, finished
+from helpers import wait_for
 from pairs import blobs, evaluated, stored
-from places import ENVIRONMENT, PLACES, wait_until
+from places import PLACES
 
 from unetcli.config import VerifyRequest, Where
 from unetcli.errors import UnetcliError
@@ -128,6 +128,7 @@ def test_other_settings_or_data_begin_anew(tmp_path: Path, request_: EvaluateReq
     assert found == scores(EvaluateRequest(**{**vars_of(other), "run_folder": None}))
 
 
+@pytest.mark.slow  # worker processes below, and the contract of executors, are in the default tier
 @pytest.mark.parametrize("place", list(PLACES))
 def test_any_executor_counts(tmp_path: Path, request_: EvaluateRequest, place: str) -> None:
     settled, folder = Settled.of(request_), EvaluationFolder(RunFolder(tmp_path / "run"))
@@ -170,10 +171,10 @@ def test_a_prediction_that_is_no_probability_ends_in_one_line(tmp_path: Path, re
         evaluate_volume(request)
 
 
-def kill_once_it_counts(command: list[str], folder: Path) -> None:
+def kill_once_it_counts(words: list[str], folder: Path) -> None:
     before = counted(folder)
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: process.poll() is not None or counted(folder) > before)
+    process = Command(*words)
+    wait_for(lambda: process.poll() is not None or counted(folder) > before)
     process.kill()
     process.wait()
 
@@ -184,12 +185,11 @@ def counted(folder: Path) -> int:
 
 
 def test_killed_at_any_time_it_goes_on_to_the_same_scores(tmp_path: Path, request_: EvaluateRequest) -> None:
-    words = [request_.prediction, request_.truth, "--metrics", "pixels,cells,voi", "--block-voxels", "960", "--json"]
-    command = [sys.executable, "-m", "unetcli", "evaluate", *words, "--run-folder", str(tmp_path / "run")]
+    words = ["evaluate", request_.prediction, request_.truth, "--metrics", "pixels,cells,voi", "--json"]
+    words += ["--block-voxels", "960", "--run-folder", str(tmp_path / "run")]
     for _ in range(3):
-        kill_once_it_counts(command, tmp_path / "run")
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
+        kill_once_it_counts(words, tmp_path / "run")
+    told = json.loads(finished(*words).stdout)
     expected = scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
     assert {metric: told[metric] for metric in expected} == expected
 
