@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from commands import Command, finished
 from helpers import wait_for
 from pairs import blobs, evaluated, stored
-from places import ENVIRONMENT, PLACES, place_of
+from places import PLACES, place_of
 
 from unetcli.config import VerifyRequest, Where
 from unetcli.errors import UnetcliError
@@ -170,9 +169,9 @@ def test_a_prediction_that_is_no_probability_ends_in_one_line(tmp_path: Path, re
         evaluate_volume(request)
 
 
-def kill_once_it_counts(command: list[str], folder: Path) -> None:
+def kill_once_it_counts(words: list[str], folder: Path) -> None:
     before = counted(folder)
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Command(*words)
     wait_for(lambda: process.poll() is not None or counted(folder) > before)
     process.kill()
     process.wait()
@@ -184,12 +183,11 @@ def counted(folder: Path) -> int:
 
 
 def test_killed_at_any_time_it_goes_on_to_the_same_scores(tmp_path: Path, request_: EvaluateRequest) -> None:
-    words = [request_.prediction, request_.truth, "--metrics", "pixels,cells,voi", "--block-voxels", "960", "--json"]
-    command = [sys.executable, "-m", "unetcli", "evaluate", *words, "--run-folder", str(tmp_path / "run")]
+    words = ["evaluate", request_.prediction, request_.truth, "--metrics", "pixels,cells,voi", "--json"]
+    words += ["--block-voxels", "960", "--run-folder", str(tmp_path / "run")]
     for _ in range(3):
-        kill_once_it_counts(command, tmp_path / "run")
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
+        kill_once_it_counts(words, tmp_path / "run")
+    told = json.loads(finished(*words).stdout)
     expected = scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
     assert {metric: told[metric] for metric in expected} == expected
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import write_prediction
 from labelling.maps import blobs
-from labelling.store import SHAPE, STORE
+from labelling.store import FOLDER, SHAPE, STORE, label
 from numpy.typing import NDArray
 
 
@@ -25,3 +26,22 @@ def values(here: Path) -> NDArray[np.uint8]:
     made = blobs(SHAPE, 2, seed=7)
     write_prediction(STORE, made, (1, 16, 16), levels=3)
     return made
+
+
+@pytest.fixture(scope="session")
+def finished_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a prediction and its labels, made once; ``labels`` copies it."""
+    place = tmp_path_factory.mktemp("labels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        write_prediction(STORE, blobs(SHAPE, 2, seed=7), (1, 16, 16), levels=3)
+        label()
+    return place
+
+
+@pytest.fixture
+def labels(here: Path, finished_labels: Path) -> None:
+    """What ``values`` holds, labelled."""
+    shutil.copytree(finished_labels, here, dirs_exist_ok=True)
+    places = FOLDER / "places.json"
+    places.write_text(places.read_text().replace(str(finished_labels), str(here)))

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import zarr
 from commands import Command
@@ -17,7 +16,6 @@ from damage import flip_a_bit, truncate
 from helpers import write_prediction
 from labelling.maps import blobs
 from labelling.store import FOLDER, LABELS, STORE, TABLE, files, label, stop_after, tables
-from numpy.typing import NDArray
 
 from unetcli.config import VerifyRequest
 from unetcli.errors import UnetcliError
@@ -48,12 +46,14 @@ def attempts() -> dict[int, int]:
 HARM = [truncate, flip_a_bit, Path.unlink, put_another]
 
 
-@pytest.mark.parametrize("method", ["components", "watershed"])
-@pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
-def test_a_damaged_block_alone_is_named_and_made_anew(
-    values: NDArray[np.uint8], harm: Callable[[Path], None], method: str
-) -> None:
-    label(method=method)
+@pytest.mark.parametrize(
+    ("method", "harm"),
+    [*(("components", harm) for harm in HARM), ("watershed", flip_a_bit)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_damaged_block_alone_is_named_and_made_anew(labels: None, method: str, harm: Callable[[Path], None]) -> None:
+    if method != "components":
+        label(method=method, overwrite=True)
     whole, before = files(), attempts()
     harm(LABELS / "0/c/1/2/3")
     found = verified()
@@ -69,16 +69,14 @@ def test_a_damaged_block_alone_is_named_and_made_anew(
     assert not list(Path().rglob("*.partial"))
 
 
-def test_labels_that_are_sound_stay_as_they_are(values: NDArray[np.uint8]) -> None:
-    label()
+def test_labels_that_are_sound_stay_as_they_are(labels: None) -> None:
     before = {path: path.stat().st_mtime_ns for path in [*LABELS.rglob("*"), FOLDER / "numbers.npy"]}
     for found in (verified(), verified(repair=True), verified(LABELS), verified(step="instances")):
         assert (found.sound, found.repaired, found.step) == (True, [], "instances")
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_coarser_level_is_repaired_too(values: NDArray[np.uint8]) -> None:
-    label()
+def test_a_coarser_level_is_repaired_too(labels: None) -> None:
     whole = files()
     flip_a_bit(LABELS / "1/c/1/0/0")
     flip_a_bit(LABELS / "0/c/2/0/0")
@@ -104,8 +102,7 @@ def test_shards_and_zarr_2_are_repaired_too(kind: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
-def test_the_table_is_written_anew(values: NDArray[np.uint8], harm: Callable[[Path], None]) -> None:
-    label()
+def test_the_table_is_written_anew(labels: None, harm: Callable[[Path], None]) -> None:
     whole, made = files(), attempts()
     harm(TABLE)
     found = verified()
@@ -121,9 +118,8 @@ def test_the_table_is_written_anew(values: NDArray[np.uint8], harm: Callable[[Pa
 @pytest.mark.parametrize("name", ["numbers.npy", "offsets.npy", "objects.csv", "merged.json"])
 @pytest.mark.parametrize("harm", [flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
 def test_the_merging_is_repeated_where_what_it_gave_is_lost(
-    values: NDArray[np.uint8], name: str, harm: Callable[[Path], None]
+    labels: None, name: str, harm: Callable[[Path], None]
 ) -> None:
-    label()
     whole, kept = files(), {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
     harm(FOLDER / name)
     flip_a_bit(LABELS / "0/c/1/2/3")
@@ -133,8 +129,7 @@ def test_the_merging_is_repeated_where_what_it_gave_is_lost(
     assert (FOLDER / name).read_bytes() == kept[name]
 
 
-def test_of_unfinished_labels_what_was_found_is_checked_and_a_repair_finishes_them(values: NDArray[np.uint8]) -> None:
-    label()
+def test_of_unfinished_labels_what_was_found_is_checked_and_a_repair_finishes_them(labels: None) -> None:
     whole = files()
     label(overwrite=True, stopping=stop_after(14))
     path = sorted(FOLDER.rglob("*.tables"))[3]
@@ -150,8 +145,7 @@ def test_of_unfinished_labels_what_was_found_is_checked_and_a_repair_finishes_th
     assert files() == whole
 
 
-def test_nothing_is_repaired_from_a_prediction_that_changed(values: NDArray[np.uint8]) -> None:
-    label()
+def test_nothing_is_repaired_from_a_prediction_that_changed(labels: None) -> None:
     flip_a_bit(LABELS / "0/c/1/2/3")
     before = files()
     zarr.open_array(STORE / "0", mode="r+")[0, :16, :16] = 255
@@ -162,13 +156,12 @@ def test_nothing_is_repaired_from_a_prediction_that_changed(values: NDArray[np.u
     assert files() == before
 
 
-def test_a_change_that_no_sample_shows_is_noticed_where_it_matters(values: NDArray[np.uint8]) -> None:
+def test_a_change_that_no_sample_shows_is_noticed_where_it_matters(labels: None) -> None:
     volume = open_volume(str(STORE))
     sampled = {box.start for box in sampled_boxes(volume)}
     place = next(
         (z, y, x) for z in range(3) for y in range(0, 64, 16) for x in range(0, 64, 16) if (z, y, x) not in sampled
     )
-    label()
     flip_a_bit(LABELS / "0/c" / str(place[0]) / str(place[1] // 16) / str(place[2] // 16))
     zarr.open_array(STORE / "0", mode="r+")[place[0], place[1] : place[1] + 16, place[2] : place[2] + 16] = 255
     before = files()
@@ -178,38 +171,33 @@ def test_a_change_that_no_sample_shows_is_noticed_where_it_matters(values: NDArr
     assert files() == before
 
 
-def test_labels_that_are_gone_are_one_line(values: NDArray[np.uint8], unetcli: CLI) -> None:
-    label()
+def test_labels_that_are_gone_are_one_line(labels: None, unetcli: CLI) -> None:
     shutil.rmtree(LABELS)
     done = unetcli("verify", STORE)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"unetcli: {LABELS}: no labels of unetcli; the same label command makes them"]
 
 
-@pytest.mark.parametrize("receipts", [3, 30], ids=["finding", "numbering"])
-def test_a_repair_that_is_killed_is_gone_on_with_to_the_same_bytes(receipts: int) -> None:
-    write_prediction(STORE, blobs((3, 75, 90), 2, seed=7), (1, 16, 16), levels=2)
-    label()
+def test_a_repair_that_is_killed_is_gone_on_with_to_the_same_bytes(labels: None) -> None:
     whole = files()
     for path in (LABELS / "0/c").rglob("*"):
         if path.is_file():
             truncate(path)
-    assert Command("verify", STORE, "--repair", killed_after=receipts).wait() == -signal.SIGKILL
+    assert Command("verify", STORE, "--repair", killed_after=10).wait() == -signal.SIGKILL
     assert zarr.open_group(LABELS, mode="r").attrs["unetcli"]["complete"] is False
-    killed = [LABELS, FOLDER]
-    for path in killed:
-        shutil.copytree(path, f"{path.name}.killed")
+    killed = {LABELS: "labels.killed", FOLDER: "run.killed"}
+    for path, copy in killed.items():
+        shutil.copytree(path, copy)
     for go_on in (label, lambda: verified(repair=True)):
         assert go_on().complete
         assert files() == whole
         assert verified().sound
-        for path in killed:
+        for path, copy in killed.items():
             shutil.rmtree(path)
-            shutil.copytree(f"{path.name}.killed", path)
+            shutil.copytree(copy, path)
 
 
-def test_the_command_says_what_was_checked_and_exits_with_3(values: NDArray[np.uint8], unetcli: CLI) -> None:
-    label()
+def test_the_command_says_what_was_checked_and_exits_with_3(labels: None, unetcli: CLI) -> None:
     done = unetcli("verify", STORE)
     assert done.returncode == 0
     assert "labels at all levels, and the table of objects" in done.stdout

@@ -58,8 +58,15 @@ def test_labels_table_and_summary_are_those_of_the_whole_array(values: NDArray[n
     assert summary.sizes["max"] == np.bincount(expected.ravel())[1:].max()
 
 
-@pytest.mark.parametrize("method", ["components", "watershed"])
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        ("components", "uint8"),
+        ("watershed", "float32"),
+        pytest.param("components", "float32", marks=pytest.mark.slow),
+        pytest.param("watershed", "uint8", marks=pytest.mark.slow),
+    ],
+)
 def test_the_bytes_do_not_depend_on_the_block(method: str, dtype: str) -> None:
     made = blobs(SHAPE, 2, seed=7)
     write_prediction(STORE, made if dtype == "uint8" else (made / np.float32(255)), (1, 16, 16))
@@ -167,7 +174,7 @@ def test_grey_values_of_another_volume_are_measured(values: NDArray[np.uint8]) -
         label(intensity="other.zarr", name="more")
 
 
-@pytest.mark.parametrize("method", ["components", "watershed"])
+@pytest.mark.parametrize("method", ["components", pytest.param("watershed", marks=pytest.mark.slow)])
 def test_stopped_again_and_again_it_comes_out_the_same_and_nothing_is_made_twice(
     values: NDArray[np.uint8], method: str
 ) -> None:
@@ -188,8 +195,7 @@ def test_stopped_again_and_again_it_comes_out_the_same_and_nothing_is_made_twice
     assert files() == whole
 
 
-def test_the_same_command_again_changes_nothing(values: NDArray[np.uint8]) -> None:
-    label()
+def test_the_same_command_again_changes_nothing(labels: None) -> None:
     before = {path: path.stat().st_mtime_ns for path in LABELS.rglob("*")}
     summary = label(block_voxels=None)
     assert (summary.complete, summary.made) == (True, 0)
@@ -197,15 +203,13 @@ def test_the_same_command_again_changes_nothing(values: NDArray[np.uint8]) -> No
     assert {path: path.stat().st_mtime_ns for path in LABELS.rglob("*")} == before
 
 
-def test_nothing_but_the_result_is_left(values: NDArray[np.uint8]) -> None:
-    label()
+def test_nothing_but_the_result_is_left(labels: None) -> None:
     assert not (FOLDER / "blocks").exists()
     assert {path.name for path in FOLDER.glob("*.npy")} == {"numbers.npy", "offsets.npy"}  # for repairs
     assert not list(Path().rglob("*.partial"))
 
 
-def test_labels_that_were_deleted_are_made_anew(values: NDArray[np.uint8]) -> None:
-    label()
+def test_labels_that_were_deleted_are_made_anew(labels: None) -> None:
     whole = files()
     shutil.rmtree(LABELS)
     summary = label()
@@ -215,8 +219,7 @@ def test_labels_that_were_deleted_are_made_anew(values: NDArray[np.uint8]) -> No
 
 @pytest.mark.parametrize("stage", ["merge", "number"])
 @pytest.mark.parametrize("how", ["torn", "gone"])
-def test_what_a_block_found_is_found_again_where_it_is_damaged(values: NDArray[np.uint8], stage: str, how: str) -> None:
-    label()
+def test_what_a_block_found_is_found_again_where_it_is_damaged(labels: None, stage: str, how: str) -> None:
     whole = files()
     label(
         overwrite=True, stopping=lambda: len(tables()) == 27 and (stage == "merge" or (FOLDER / "merged.json").exists())
@@ -249,8 +252,7 @@ def test_other_settings_are_refused_by_name(values: NDArray[np.uint8]) -> None:
     assert label(overwrite=True).complete
 
 
-def test_another_prediction_at_the_same_place_is_noticed(values: NDArray[np.uint8]) -> None:
-    label()
+def test_another_prediction_at_the_same_place_is_noticed(labels: None) -> None:
     array = zarr.open_array(STORE / "0", mode="r+")
     array[0, :16, :16] = 255
     with pytest.raises(UnetcliError, match="the prediction is another"):
@@ -269,8 +271,7 @@ def test_several_labels_lie_beside_each_other(values: NDArray[np.uint8]) -> None
 
 
 @pytest.mark.parametrize("place", ["two processes", pytest.param("a scheduler of others", marks=pytest.mark.slow)])
-def test_every_executor_gives_the_same_bytes(values: NDArray[np.uint8], tmp_path: Path, place: str) -> None:
-    label()
+def test_every_executor_gives_the_same_bytes(labels: None, tmp_path: Path, place: str) -> None:
     here = files()
     if place == "two processes":
         label(overwrite=True, where=Where(workers=2))
