@@ -4,6 +4,7 @@
 #
 #   sh examples/quickstart.sh [FOLDER]              a made-up sample, in ./quickstart
 #   UNETCLI_DATA=/path sh examples/quickstart.sh    the ISBI 2012 sections in /path/isbi2012, in ./quickstart-isbi
+#   STEPS=100 SAMPLE='--size 256' sh examples/quickstart.sh     another length of training, options of make_sample.py
 #
 # Run again, it goes on where it stopped, or finds everything done.
 set -eu
@@ -18,12 +19,12 @@ if [ -n "${UNETCLI_DATA:-}" ]; then
 else
     folder=${1:-quickstart}
     raw=raw.zarr labels=labels.zarr volume=big.zarr truth=truth.zarr train_on=: test_on=:
-    python "$root/examples/make_sample.py" "$folder"
+    python "$root/examples/make_sample.py" ${SAMPLE:-} "$folder"
 fi
 mkdir -p "$folder"
 cd "$folder"
 
-unetcli train "$raw" "$labels" --sections "$train_on" --steps 800 --device cpu
+unetcli train "$raw" "$labels" --sections "$train_on" --steps "${STEPS:-800}" --device cpu
 unetcli predict "$volume" --sections "$test_on" --model model --output prediction.zarr --device cpu
 unetcli evaluate prediction.zarr "$truth" > scores.txt
 cat scores.txt

@@ -11,13 +11,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SHORT = {"STEPS": "40", "SAMPLE": "--size 128 --sections 3 --train-sections 4"}
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The quickstart, run from another folder; its folder (with a blank in its name) and what it said."""
+    """A small quickstart, run from another folder; its folder (with a blank in its name) and what it printed."""
     place = tmp_path_factory.mktemp("a place") / "quick start"
-    return place, run(place)
+    return place, run(place, **SHORT)
+
+
+def disagreement(said: str) -> float:
+    found = re.search(r"pixel_disagreement +([0-9.]+)", said)
+    assert found
+    return float(found[1])
 
 
 def run(place: Path, *, script: str = "quickstart.sh", words: tuple[Path, ...] = (), **chosen: str) -> str:
@@ -37,9 +44,7 @@ def run(place: Path, *, script: str = "quickstart.sh", words: tuple[Path, ...] =
 
 def test_the_quickstart_segments_sections_that_training_did_not_see(quickstart: tuple[Path, str]) -> None:
     place, said = quickstart
-    found = re.search(r"pixel_disagreement +([0-9.]+)", said)
-    assert found
-    assert float(found[1]) < 0.10
+    assert disagreement(said) < 0.2  # without any membrane 0.22
     assert (place / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert (place / "model" / "curves.png").exists()
     assert [line.split()[0] for line in said.splitlines()[-3:]] == ["model", "prediction", "picture"]
@@ -48,17 +53,21 @@ def test_the_quickstart_segments_sections_that_training_did_not_see(quickstart: 
 def test_the_quickstart_run_again_finds_everything_done(quickstart: tuple[Path, str]) -> None:
     place, said = quickstart
     before = (place / "model" / "model.safetensors").stat().st_mtime_ns
-    again = run(place)
+    again = run(place, **SHORT)
     assert (place / "model" / "model.safetensors").stat().st_mtime_ns == before
     assert again == said
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_quickstart_as_the_readme_has_it_segments_well(tmp_path: Path) -> None:
+    assert disagreement(run(tmp_path / "quickstart")) < 0.10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_quickstart_on_real_sections(tmp_path: Path, data: Path) -> None:
-    said = run(tmp_path / "isbi", UNETCLI_DATA=str(data))
-    found = re.search(r"pixel_disagreement +([0-9.]+)", said)
-    assert found
-    assert float(found[1]) < 0.12
+    assert disagreement(run(tmp_path / "isbi", UNETCLI_DATA=str(data))) < 0.12
 
 
 @pytest.mark.slow
