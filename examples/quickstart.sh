@@ -4,6 +4,7 @@
 #
 #   sh examples/quickstart.sh [FOLDER]              a made-up sample, in ./quickstart
 #   UNETCLI_DATA=/path sh examples/quickstart.sh    the ISBI 2012 sections in /path/isbi2012, in ./quickstart-isbi
+#   STEPS=100 SAMPLE='--size 256' sh examples/quickstart.sh     another length of training, options of make_sample.py
 #
 # Run again, it goes on where it stopped, or finds everything done. STEPS=800 shortens or lengthens the training.
 set -eu
@@ -18,7 +19,7 @@ if [ -n "${UNETCLI_DATA:-}" ]; then
 else
     folder=${1:-quickstart}
     raw=raw.zarr labels=labels.zarr volume=big.zarr truth=truth.zarr train_on=: test_on=:
-    python "$root/examples/make_sample.py" "$folder"
+    python "$root/examples/make_sample.py" ${SAMPLE:-} "$folder"
 fi
 mkdir -p "$folder"
 cd "$folder"

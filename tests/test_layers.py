@@ -34,7 +34,7 @@ LAYERS = [
     "training.survey training.world training.learner training.figures training.album inference runs.worker "
     "planning.resolve training.resolve runs.prediction training.validation training.learning training.train "
     "training.preview training.launch training.task runs.workbench runs.pyramid_run runs.canary runs.rounds "
-    "runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify runs.seams "
+    "runs.run runs.closing runs.ownership runs.shares lazy runs.machines runs.clusters runs.status runs.verify runs.seams "
     "runs.changes planning.probe planning.preview executors executors.contract executors.local executors.tls "
     "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
     "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs "

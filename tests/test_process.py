@@ -39,7 +39,7 @@ if sys.argv[1] == "kept":
 import torch
 def run():
     for _ in range(16):
-        torch.empty(25 * 2**20).fill_(1)
+        torch.empty(10 * 2**20).fill_(1)
 run()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 run()
@@ -49,7 +49,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_large_tensors_are_mapped_once() -> None:
-    """Page faults of tensors of 100 MB, made and freed: a property, not a time."""
+    """Page faults of tensors of 40 MB, made and freed: a property, not a time."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_")}
 
     def faults(word: str) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
+from unetcli.geometry import Box
 from unetcli.inference import predict_blocks
 from unetcli.planning import planner
 from unetcli.runs.prediction import PredictSummary, predict_volume
@@ -175,14 +176,32 @@ def test_a_coarser_mask_counts_where_its_voxels_touch_a_cell(
     request_: PredictRequest, by: tuple[int, int, int], rounded: str
 ) -> None:
     shape = tuple(-(-n // f) if rounded == "up" else n // f for n, f in zip(SHAPE, by, strict=True))
-    coarse = np.random.default_rng(5).random(shape) < 0.3 / by[0]
+    coarse = np.random.default_rng(5).random(shape) < 0.01
     write_zarr(Path("mask.zarr"), coarse, chunks=(1, 7, 9))
     places = [np.minimum(np.arange(n) // f, m - 1) for n, f, m in zip(SHAPE, by, shape, strict=True)]
     assert [factor(n, m) for n, m in zip(SHAPE, shape, strict=True)] == list(by)
     write_zarr(Path("fine.zarr"), coarse[np.ix_(*places)].astype(np.uint16))
+    source = open_volume("big.zarr")
+    masks = [Mask.over(open_volume(name), source, SIDES) for name in ("mask.zarr", "fine.zarr")]
+    corners = itertools.product(*(range(0, n, side) for n, side in zip(SHAPE, (2, 40, 40), strict=True)))
+    for corner in corners:
+        box = Box(corner, tuple(a + side for a, side in zip(corner, (2, 40, 40), strict=True)))
+        kept = [mask.kept(box.clipped(source.whole())).cells for mask in masks]
+        assert np.array_equal(*kept)
+    assert len({mask.fingerprint(source.whole()) for mask in masks}) == 1
+    assert 0 < masks[0].kept(source.whole()).cells.mean() < 1
+
+
+def test_a_coarser_mask_gives_what_its_voxels_give_in_full_and_means_the_same(request_: PredictRequest) -> None:
+    coarse = np.random.default_rng(5).random((3, 10, 13)) < 0.02  # 16 x 16 voxels each, the last ones more or less
+    write_zarr(Path("mask.zarr"), coarse, chunks=(1, 7, 9))
+    places = [np.minimum(np.arange(n) // f, m - 1) for n, f, m in zip(SHAPE, (1, 16, 16), coarse.shape, strict=True)]
+    write_zarr(Path("fine.zarr"), coarse[np.ix_(*places)].astype(np.uint16))
     run = predicted(request_, "coarse.zarr", mask="mask.zarr")
     assert np.array_equal(run, predicted(request_, "fine.zarr.pred", mask="fine.zarr"))
-    predict_volume(replace(request_, output=Path("coarse.zarr"), mask="fine.zarr"))  # means the same: goes on
+    assert run.any()
+    assert not run.all()
+    assert predict_volume(replace(request_, output=Path("coarse.zarr"), mask="fine.zarr")).computed == 0
 
 
 def test_wholly_skipped_blocks_have_receipts_and_no_tile(request_: PredictRequest, cells: NDArray[Any]) -> None:

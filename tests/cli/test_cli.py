@@ -84,14 +84,15 @@ def test_completion_imports_nothing_heavy() -> None:
 
 
 def test_the_three_lines_work_one_after_the_other(unetcli: Run, tmp_path: Path) -> None:
-    """train RAW LABELS, predict VOLUME --tile 572, evaluate PREDICTION TRUTH; a bound on steps is all that is added."""
+    """train RAW LABELS, predict VOLUME --tile 572, evaluate PREDICTION TRUTH, with a small network and few steps."""
     disc = np.hypot(*np.ogrid[-60:60, -70:50]) < 30
     labels = np.stack([np.roll(disc, k, 0) for k in range(6)]).astype(np.uint8) * 255
     images = np.where(labels > 0, 180, 60).astype(np.uint8) + grey(6, 120, 120) // 8
     tifffile.imwrite(tmp_path / "raw.tif", images)
     tifffile.imwrite(tmp_path / "labels.tif", labels)
     write_zarr(tmp_path / "big.zarr", images, chunks=(1, 64, 64))
-    done = unetcli("train", "raw.tif", "labels.tif", "--steps", 60, "--optimizer", "adam", "--tile", 188)
+    small = ("--steps", 30, "--lr", 0.01, "--depth", 2, "--base-channels", 8, "--tile", 140)
+    done = unetcli("train", "raw.tif", "labels.tif", *small)
     assert (done.returncode, done.stdout) == (0, "model/model.safetensors\n"), done.stderr
     assert {"model.safetensors", "log.jsonl", "curves.png"} <= {f.name for f in (tmp_path / "model").iterdir()}
     done = unetcli("predict", "big.zarr", "--tile", "572")

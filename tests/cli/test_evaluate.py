@@ -121,9 +121,10 @@ def test_a_comparison_is_told_in_a_word_and_in_numbers(unetcli: Run, tmp_path: P
 
 
 @pytest.mark.usefixtures("volumes")
-def test_workers_and_a_run_folder_give_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [(), pytest.param(("--workers", 2), marks=pytest.mark.slow)], ids=str)
+def test_workers_and_a_run_folder_give_the_same(tmp_path: Path, words: tuple[object, ...]) -> None:
     plain = told("p.zarr", "t.zarr")
-    there = told("p.zarr", "t.zarr", "--workers", 2, "--run-folder", "run", "--block-voxels", 286)
+    there = told("p.zarr", "t.zarr", *words, "--run-folder", "run", "--block-voxels", 286)
     assert {name: there[name] for name in ("pixels", "em", "sections", "sums")} == {
         name: plain[name] for name in ("pixels", "em", "sections", "sums")
     }
