@@ -5,7 +5,7 @@
 #   sh examples/quickstart.sh [FOLDER]              a made-up sample, in ./quickstart
 #   UNETCLI_DATA=/path sh examples/quickstart.sh    the ISBI 2012 sections in /path/isbi2012, in ./quickstart-isbi
 #
-# Run again, it goes on where it stopped, or finds everything done.
+# Run again, it goes on where it stopped, or finds everything done. STEPS=800 shortens or lengthens the training.
 set -eu
 extra=
 . "$(dirname "$0")/environment.sh"
@@ -23,7 +23,7 @@ fi
 mkdir -p "$folder"
 cd "$folder"
 
-unetcli train "$raw" "$labels" --sections "$train_on" --steps 800 --device cpu
+unetcli train "$raw" "$labels" --sections "$train_on" --steps "${STEPS:-800}" --device cpu
 unetcli predict "$volume" --sections "$test_on" --model model --output prediction.zarr --device cpu
 unetcli evaluate prediction.zarr "$truth" > scores.txt
 cat scores.txt

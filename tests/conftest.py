@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import commands
 import pytest
 from helpers import grey, write_model, write_zarr
 from hypothesis import settings
+from slurm.cluster import SlurmCluster, enter, require_slurm
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
@@ -20,7 +22,13 @@ __all__ = ["grey", "write_model", "write_zarr"]
 
 
 def pytest_configure() -> None:
-    """Ctrl-C interrupts what tests start, also where a shell started them in the background, deaf to it."""
+    """Set up this process, and with it all that tests start, before anything imports torch.
+
+    Threads of OpenMP sleep while they wait: where other processes share the cores, threads that spin made a prediction
+    take 10 s instead of 1 s. And Ctrl-C interrupts what tests start, also where a shell started them in the background,
+    deaf to it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -47,6 +55,7 @@ def pytest_runtest_call() -> Generator[None, object, object]:
         started.append(process)
 
     subprocess.Popen.__init__ = noting  # type: ignore[method-assign]
+    commands.STARTED.clear()
     try:
         return (yield)
     except BaseException:
@@ -54,6 +63,7 @@ def pytest_runtest_call() -> Generator[None, object, object]:
             if isinstance(process.args, list) and process.args[0] == sys.executable and process.poll() is None:
                 process.kill()
                 process.wait()
+        commands.kill_started()
         raise
     finally:
         subprocess.Popen.__init__ = begin  # type: ignore[method-assign]
@@ -77,14 +87,22 @@ def unetcli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in ``tmp_path``, as a user would."""
 
     def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "unetcli", *map(str, words)],
-            cwd=tmp_path,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        return commands.finished(*words, cwd=tmp_path, environment=environment)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """One SLURM cluster for all tests of this process, started by the first that needs it."""
+    require_slurm()
+    with SlurmCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """The cluster, reachable from this process and from the commands it starts; its queue is empty afterwards."""
+    enter(slurm_cluster, monkeypatch)
+    yield slurm_cluster
+    slurm_cluster.cancel_all()

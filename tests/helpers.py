@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,22 @@ def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 """
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Look often until the condition holds.
+
+    Raises
+    ------
+    TimeoutError
+        It did not within ``seconds``; the message quotes the line that waited.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            waiting = traceback.extract_stack(limit=2)[0]
+            raise TimeoutError(f"after {seconds:g} s still in {waiting.filename}:{waiting.lineno}: {waiting.line}")
+        time.sleep(0.01)
 
 
 def write_model(folder: Path, *, dtype: str = "uint8", mean: float = 100.0, std: float = 50.0, **sizes: Any) -> Path:

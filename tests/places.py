@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
+from helpers import wait_for
+from slurm.cluster import SlurmCluster, enter
 
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.dask import DaskExecutor
@@ -52,15 +56,12 @@ def existing(folder: Path) -> Iterator[Executor]:
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[Executor]:
-    """A job array on a cluster of its own."""
-    from slurm.cluster import SlurmCluster
-    from slurm.conftest import enter, require_slurm
-
-    require_slurm()
-    with SlurmCluster() as cluster, pytest.MonkeyPatch.context() as patch:
+def slurm(cluster: SlurmCluster, folder: Path) -> Iterator[Executor]:
+    """Job arrays on a cluster."""
+    with pytest.MonkeyPatch.context() as patch:
         enter(cluster, patch)
         yield SlurmExecutor(request=SlurmRequest(mem="200M"), blocks_per_job=40, every=0.5)
+    cluster.cancel_all()
 
 
 @dataclass
@@ -96,7 +97,7 @@ def site(folder: Path, workers: int) -> Iterator[Site]:
         scheduler = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     there = None
     try:
-        wait_until(lambda: scheduler.poll() is not None or (told.exists() and told.read_text()))
+        wait_for(lambda: scheduler.poll() is not None or (told.exists() and told.read_text()))
         there = Site(folder, tls, scheduler, json.loads(told.read_text())["address"])
         for _ in range(workers):
             there.start_worker()
@@ -107,14 +108,30 @@ def site(folder: Path, workers: int) -> Iterator[Site]:
             process.wait(SECONDS)
 
 
-PLACES: dict[str, Place] = {"in-process": in_process, "local": local, "existing": existing, "slurm": slurm}
+HERE: dict[str, Place] = {"in-process": in_process, "local": local, "existing": existing}
+"""Places whose workers end with their launcher."""
+PLACES = [*HERE, "slurm"]
 
 
-def wait_until(found: Callable[[], object], seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+def place_of(name: str, request: pytest.FixtureRequest) -> Place:
+    """The place of that name; ``slurm`` is the cluster that all tests of this process share."""
+    return partial(slurm, request.getfixturevalue("slurm_cluster")) if name == "slurm" else HERE[name]
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Check that what ran meanwhile left no process, no temporary file and no certificate below the folder."""
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", None)
+        before = set(psutil.Process().children(recursive=True))
+        yield
+        wait_for(lambda: not set(psutil.Process().children(recursive=True)) - before)
+    assert list(temporary.iterdir()) == []
+    assert list(folder.rglob("tls")) == []
 
 
 def run(

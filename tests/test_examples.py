@@ -8,9 +8,56 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from helpers import grey
+
+from unetcli.volumes.opening import open_volume
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with sections of bright discs in the place of the ISBI 2012 ones."""
+    place = tmp_path_factory.mktemp("data")
+    disc = np.hypot(*np.ogrid[-30:34, -40:32]) < 16
+    labels = np.stack([np.roll(disc, 3 * k, 1) for k in range(25)]).astype(np.uint8)
+    (place / "isbi2012").mkdir()
+    tifffile.imwrite(place / "isbi2012/train-labels.tif", labels * 255)
+    tifffile.imwrite(place / "isbi2012/train-volume.tif", labels * 90 + grey(*labels.shape) // 4)
+    return place
+
+
+def test_the_quickstart_segments_small_sections(small: Path, tmp_path: Path) -> None:
+    place = tmp_path / "quick start"
+    require_result(place, run(place, UNETCLI_DATA=str(small), STEPS="25"))
+
+
+def test_a_sample_is_made_once(tmp_path: Path) -> None:
+    sizes = ["--train-sections", "2", "--sections", "3", "--size", "64"]
+    command = [sys.executable, ROOT / "examples" / "make_sample.py", tmp_path, *sizes]
+    told = [subprocess.run(command, check=True, capture_output=True, text=True).stderr for _ in range(2)]
+    assert [line.count("made ") for line in told] == [2, 0]
+    assert (
+        told[1]
+        == f"kept raw.zarr and labels.zarr (2 x 64 x 64), kept big.zarr and truth.zarr (3 x 64 x 64) in {tmp_path}\n"
+    )
+    for name, sections in {"raw": 2, "labels": 2, "big": 3, "truth": 3}.items():
+        volume = open_volume(tmp_path / f"{name}.zarr")
+        assert (volume.extent, volume.axes) == ((sections, 64, 64), "zyx")
+        assert volume.read(volume.whole()).std() > 0
+
+
+def require_result(place: Path, said: str) -> None:
+    """What the quickstart leaves and says, of a model that has learned something."""
+    found = re.search(r"pixel_disagreement +([0-9.]+)", said)
+    assert found
+    assert float(found[1]) < 0.10
+    assert (place / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (place / "model" / "curves.png").exists()
+    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["model", "prediction", "picture"]
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +82,14 @@ def run(place: Path, *, script: str = "quickstart.sh", words: tuple[Path, ...] =
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_quickstart_segments_sections_that_training_did_not_see(quickstart: tuple[Path, str]) -> None:
-    place, said = quickstart
-    found = re.search(r"pixel_disagreement +([0-9.]+)", said)
-    assert found
-    assert float(found[1]) < 0.10
-    assert (place / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert (place / "model" / "curves.png").exists()
-    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["model", "prediction", "picture"]
+    require_result(*quickstart)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_quickstart_run_again_finds_everything_done(quickstart: tuple[Path, str]) -> None:
     place, said = quickstart
     before = (place / "model" / "model.safetensors").stat().st_mtime_ns

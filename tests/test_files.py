@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from unetcli.files import (
     overlaps,
     publish,
     remove_aside,
+    remove_drafts_of,
     replacing,
     sweep,
     sync_all,
@@ -100,14 +102,28 @@ def test_syncing_passes_over_files_that_do_not_exist(tmp_path: Path) -> None:
 
 
 def test_sweeping_deletes_drafts_and_nothing_else(tmp_path: Path) -> None:
-    kept = [tmp_path / "c" / "0", tmp_path / "zarr.json", tmp_path / "partial"]
-    drafts = [draft_of(tmp_path / "c" / "0"), draft_of(tmp_path / "zarr.json")]
-    (tmp_path / "c").mkdir()
+    store = tmp_path / "a[1].zarr"
+    kept = [store / "c" / "0", store / "zarr.json", store / "partial", store / "film.mkv.partial"]
+    kept += [draft_of(tmp_path / "a1.zarr"), draft_of(tmp_path / "b.zarr"), store / f".{'0' * 16}.partial"]
+    drafts = [draft_of(store / "c" / "0"), draft_of(store / "zarr.json"), draft_of(store)]
+    drafts.append(store / "c" / f"0.{uuid.uuid4().hex}.partial")  # as zarr-python names its own
+    (store / "c").mkdir(parents=True)
     for path in kept + drafts:
         path.write_text("x")
-    assert sweep(tmp_path) == 2
+    assert sweep(store) == 4
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in drafts)
+
+
+def test_drafts_of_chosen_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    chosen, other = tmp_path / "plan.json", tmp_path / "planxjson"
+    (draft_of(chosen) / "folder").mkdir(parents=True)
+    draft_of(chosen).write_text("x")
+    kept = [draft_of(other), chosen, tmp_path / "plan.json.partial"]
+    for path in kept:
+        path.write_text("x")
+    remove_drafts_of(chosen, tmp_path / "missing" / "plan.json")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
 def test_drafts_lie_beside_their_file_under_names_of_their_own(tmp_path: Path) -> None:

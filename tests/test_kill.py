@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import grey, write_model, write_zarr
+from commands import Command
+from helpers import grey, wait_for, write_model, write_zarr
 
-SECTIONS, LONG, SIDE = 24, 120, 300
+SECTIONS, LONG, SIDE = 24, 60, 300
 
 
 @pytest.fixture
@@ -25,22 +23,19 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def predict(place: Path, *words: str) -> subprocess.Popen[str]:
-    """The command as a user types it; float32 shows every bit. What it says goes to ``talk.txt``."""
-    command = [sys.executable, "-m", "unetcli", "predict", "big.zarr", "--dtype", "float32", *words]
-    with (place / "talk.txt").open("w") as talk:
-        return subprocess.Popen(command, cwd=place, stderr=talk, stdout=subprocess.DEVNULL, text=True)
+def start(place: Path, *words: str) -> Command:
+    """The command as a user types it. What it says goes to ``talk.txt``."""
+    (place / "talk.txt").write_text("")
+    return Command(*words, cwd=place, errors=place / "talk.txt")
+
+
+def predict(place: Path, *words: str) -> Command:
+    """float32 shows every bit."""
+    return start(place, "predict", "big.zarr", "--dtype", "float32", *words)
 
 
 def talk(place: Path) -> str:
     return (place / "talk.txt").read_text()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -58,7 +53,7 @@ def computed(place: Path, store: str) -> list[int]:
 @pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path, rounds: int) -> None:
     started = time.monotonic()
-    assert predict(place, "--output", "whole.zarr").wait(timeout=120) == 0
+    assert predict(place, "--output", "whole.zarr").wait() == 0
     whole_time = time.monotonic() - started
     chance, kills = random.Random(2015), 0
     while True:
@@ -66,7 +61,7 @@ def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path
         try:
             code = process.wait(timeout=chance.uniform(0.1, 1.2) * whole_time)
         except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
             kills += 1
             continue
@@ -86,33 +81,32 @@ def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
     shutil.rmtree(place / "big.zarr")
     write_zarr(place / "big.zarr", grey(LONG, SIDE, SIDE), chunks=(1, 128, 128))
     process = predict(place)
-    receipts = place / "big.pred.zarr.run/predict/receipts"
-    wait_for(lambda: receipts.is_dir() and any(f.stat().st_size for f in receipts.iterdir()))
+    wait_for(lambda: computed(place, "big.pred.zarr"))
     process.terminate()
-    assert process.wait(timeout=60) == 3, talk(place)
+    assert process.wait() == 3, talk(place)
     assert "the same command continues" in talk(place)
     before = computed(place, "big.pred.zarr")
     assert 0 < len(before) < LONG
-    assert predict(place).wait(timeout=120) == 0
+    assert predict(place).wait() == 0
     assert sorted(computed(place, "big.pred.zarr")) == list(range(LONG))  # nothing was computed twice
 
 
-@pytest.mark.parametrize("command", ["predict", "train"])
-def test_an_interrupt_ends_with_130_and_leaves_no_lock(place: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "folder", "begun"),
+    [
+        ("predict big.zarr", "big.pred.zarr.run/predict", "receipts/*.txt"),
+        ("train big.zarr labels.zarr -o new --steps 100000 --depth 1 --tile 44", "new", "checkpoint.pt"),
+    ],
+    ids=["predict", "train"],
+)
+def test_an_interrupt_ends_with_130_and_leaves_no_lock(place: Path, words: str, folder: str, begun: str) -> None:
     write_zarr(place / "labels.zarr", grey(SECTIONS, SIDE, SIDE) // 128)
-    words = {
-        "predict": ["big.zarr", "--tile", "100"],
-        "train": ["big.zarr", "labels.zarr", "--output", "new", "--steps", "100000"],
-    }[command]
-    with (place / "talk.txt").open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "unetcli", command, *words], cwd=place, stderr=out, stdout=subprocess.DEVNULL
-        )
-    lock = place / {"predict": "big.pred.zarr.run/predict/lock", "train": "new/lock"}[command]
-    wait_for(lock.exists)
-    time.sleep(0.5)
+    process = start(place, *words.split())
+    lock = place / folder / "lock"
+    wait_for(lambda: any((place / folder).glob(begun)))
+    assert lock.exists()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130, talk(place)
+    assert process.wait() == 130, talk(place)
     assert not lock.exists()
     assert "Traceback" not in talk(place)
 
@@ -121,12 +115,12 @@ def test_a_second_launcher_names_the_first_and_a_dead_one_is_no_obstacle(place: 
     first = predict(place)
     lock = place / "big.pred.zarr.run/predict/lock"
     wait_for(lock.exists)
-    os.kill(first.pid, signal.SIGSTOP)  # alive, for as long as we like
+    first.send_signal(signal.SIGSTOP)  # alive, for as long as we like
     second = predict(place)
-    assert second.wait(timeout=60) == 1
+    assert second.wait() == 1
     assert f"pid {first.pid}" in talk(place)
     assert len(talk(place).strip().splitlines()) == 1
-    os.kill(first.pid, signal.SIGKILL)
+    first.kill()
     first.wait()
     assert lock.exists()
-    assert predict(place).wait(timeout=120) == 0
+    assert predict(place).wait() == 0

@@ -14,7 +14,7 @@ import unetcli
 
 PACKAGE = Path(unetcli.__file__).parent
 LAYERS = [
-    "errors files geometry footprint streams process ranges machine toml signals intensity",
+    "checksums distinct errors files geometry footprint streams process ranges machine toml signals intensity",
     "architecture batchnorm config planning.plan planning.planner planning.pyramid_plan planning.estimate "
     "planning.pace training.request training.recipes training.targets training.border training.augment lock "
     "runs.receipts runs.paces runs.troubles runs.heartbeat network training.loss device metrics metrics.em "

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import zarr
 from helpers import write_model
 
@@ -21,11 +22,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def peak_megabytes(place: Path, sections: int) -> int:
-    """Peak memory of predicting that many sections of 16 MB, in a process of its own."""
+def peak_megabytes(place: Path, sections: int, side: int) -> int:
+    """Peak memory of predicting that many square sections, in a process of its own."""
     name = f"big{sections}.zarr"
-    array = zarr.create_array(place / name, shape=(sections, 2048, 2048), chunks=(1, 512, 512), dtype="float32")
-    section = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
+    array = zarr.create_array(place / name, shape=(sections, side, side), chunks=(1, 512, 512), dtype="float32")
+    section = np.random.default_rng(0).normal(size=(side, side)).astype(np.float32)
     for number in range(sections):
         array[number] = np.roll(section, number)
     command = [sys.executable, "-c", MEASURE, name]
@@ -33,8 +34,14 @@ def peak_megabytes(place: Path, sections: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-def test_64_megabytes_and_1_gigabyte_need_the_same_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("side", "few", "more"),
+    [(1024, 16, 16), pytest.param(2048, 4, 64, marks=pytest.mark.slow)],
+    ids=["64 and 256 MB", "64 MB and 1 GB"],
+)
+def test_a_larger_volume_needs_the_same_memory(tmp_path: Path, side: int, few: int, more: int) -> None:
+    """It may be ``more`` megabytes, a twelfth of what the larger one has in addition, or less."""
     write_model(tmp_path / "model", depth=1, base_channels=1, dtype="float32")
-    small, large = peak_megabytes(tmp_path, 4), peak_megabytes(tmp_path, 64)
-    print(f"peak: {small} MB for 64 MB of input, {large} MB for 1 GB")
-    assert large < small + 64
+    small, large = peak_megabytes(tmp_path, few, side), peak_megabytes(tmp_path, 64, side)
+    print(f"peak: {small} MB for {few} sections of {side} x {side}, {large} MB for 64")
+    assert large < small + more

@@ -85,7 +85,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path: Path, content:
 def test_torn_weights_are_refused_in_one_line(model: Path) -> None:
     model.write_bytes(model.read_bytes()[:-100])
     for read in (read_header, load_network):
-        with pytest.raises(UnetcliError, match=r"model\.safetensors: damaged model") as caught:
+        with pytest.raises(UnetcliError, match=r"model\.safetensors: .*damaged model") as caught:
             read(model)
         assert "\n" not in str(caught.value)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.distinct import distinct
 from unetcli.files import replacing
 from unetcli.pictures import DOTS_PER_INCH
 
@@ -42,12 +43,12 @@ def label_colours(labels: NDArray[Any]) -> NDArray[np.float32]:
     """Bright colours (.., 3) by number, so that an object keeps its own from section to section; 0 is black."""
     from matplotlib.colors import hsv_to_rgb
 
-    values, places = np.unique(labels, return_inverse=True)
+    values, places = distinct(labels)
     turns = (values.astype(np.uint64) * np.uint64(40503) % np.uint64(65536)).astype(np.float64) / 65536
     light = 0.8 + 0.2 * (values.astype(np.uint64) % np.uint64(2)).astype(np.float64)
     table = hsv_to_rgb(np.stack([turns, np.full(len(values), 0.8), light], axis=-1)).astype(np.float32)
     table[values == 0] = 0
-    colours: NDArray[np.float32] = table[places.reshape(labels.shape)]
+    colours: NDArray[np.float32] = table[places]
     return colours
 
 

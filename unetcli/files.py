@@ -5,16 +5,22 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from unetcli.errors import UnetcliError
 
 PARTIAL = ".partial"
-"""Ending of everything unfinished; safe to delete when its writer is gone. Zarr's own drafts end so too."""
+"""Ending of everything unfinished. Others use it too, so that alone it makes no file ours."""
+DRAFT = re.compile(r"(.+)\.[0-9a-f]{16}\.partial", re.DOTALL)
+"""Names of our drafts; see :func:`draft_of`."""
+ZARR_DRAFT = re.compile(r".+\.[0-9a-f]{32}\.partial", re.DOTALL)
+"""Names of drafts that zarr-python writes to its stores."""
 
 
 Place = Path | str
@@ -152,13 +158,45 @@ def sync_all(files: Iterable[Path], root: Path) -> None:
             sync(folder)
 
 
+def is_draft(name: str, *patterns: str) -> bool:
+    """Whether ``name`` is that of a draft of a file whose name matches one of the patterns (of ``fnmatch``).
+
+    >>> is_draft("plan.json.0123456789abcdef.partial", "plan.json"), is_draft("film.mkv.partial", "*")
+    (True, False)
+    """
+    found = DRAFT.fullmatch(name)
+    return found is not None and any(fnmatchcase(found[1], pattern) for pattern in patterns)
+
+
+def drafts(folder: Path, *patterns: str) -> list[Path]:
+    """Drafts directly in a folder, of files and folders whose names match one of the patterns."""
+    try:
+        return [path for path in folder.iterdir() if is_draft(path.name, *patterns)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def remove_drafts_of(*paths: Path) -> None:
+    """Delete drafts that killed writers of these files and folders left; only if no writer lives."""
+    for path in paths:
+        for draft in drafts(path.parent, glob.escape(path.name)):
+            remove(draft)
+
+
 def sweep(folder: Path) -> int:
-    """Delete drafts that a killed writer left below or beside ``folder``; only for who knows that no writer lives."""
-    below = [path for path in folder.rglob(f"*{PARTIAL}") if path.is_file()]
-    beside = list(folder.parent.glob(f"{glob.escape(folder.name)}.{'[0-9a-f]' * 16}{PARTIAL}"))
-    for path in below + beside:
-        _remove(path)
-    return len(below + beside)
+    """Delete drafts that a killed writer left below or beside ``folder``; only if no writer lives.
+
+    The folder has to be ours, like a store that has our marker: below it any draft of ours or of zarr-python goes.
+    """
+    below = [path for path in folder.rglob(f"*{PARTIAL}") if _is_any_draft(path.name) and path.is_file()]
+    found = below + drafts(folder.parent, glob.escape(folder.name))
+    for path in found:
+        remove(path)
+    return len(found)
+
+
+def _is_any_draft(name: str) -> bool:
+    return bool(DRAFT.fullmatch(name) or ZARR_DRAFT.fullmatch(name))
 
 
 def remove_aside(path: Path) -> None:
@@ -166,10 +204,11 @@ def remove_aside(path: Path) -> None:
     aside = draft_of(path)
     with suppress(FileNotFoundError):
         os.rename(path, aside)
-        _remove(aside)
+        remove(aside)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.distinct import distinct
 from unetcli.files import replacing
 
 DOTS_PER_INCH = 100
@@ -181,14 +182,14 @@ def _label_colours(labels: NDArray[Any]) -> NDArray[np.float64]:
     """Colours (y, x, 3) that differ much between numbers that follow each other; 0 is black, a single number white."""
     from matplotlib.colors import hsv_to_rgb
 
-    values, places = np.unique(labels, return_inverse=True)
+    values, places = distinct(labels)
     order = np.arange(len(values))
     hue, light = order * 0.618034 % 1, 0.7 + 0.3 * (order * 0.381966 % 1)  # golden ratio: far from those before
     table = hsv_to_rgb(np.stack([hue, np.full(len(values), 0.65), light], axis=-1))
     if np.count_nonzero(values) == 1:
         table[:] = 1
     table[values == 0] = 0
-    colours: NDArray[np.float64] = table[places.reshape(labels.shape)]
+    colours: NDArray[np.float64] = table[places]
     return colours
 
 

@@ -5,7 +5,6 @@ Skipped are cells that a mask rules out, and cells that are all dark. What lies 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.checksums import Checksum
 from unetcli.errors import UnetcliError
 from unetcli.footprint import AxisFootprint, Footprint
 from unetcli.geometry import Box, ceil_to, mirror_indices
@@ -170,10 +170,10 @@ class Mask:
 
     def fingerprint(self, region: Box) -> str:
         """Hex digest of which cells of a region are left: all that the result depends on, whatever the resolution."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = Checksum()
         for box in hashed_boxes(cells_of(region, self.sides), self.sides):
             kept = self.kept(voxels_of(box, self.sides, self.extent))
-            digest.update(np.packbits(kept.cells).data)
+            digest.add(np.packbits(kept.cells))
         return digest.hexdigest()
 
     def _spans(self, axis: int, first: int, stop: int) -> list[tuple[int, int]]:

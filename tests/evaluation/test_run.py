@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from helpers import wait_for
 from pairs import blobs, evaluated, stored
-from places import ENVIRONMENT, PLACES, wait_until
+from places import ENVIRONMENT, PLACES, place_of
 
 from unetcli.config import VerifyRequest, Where
 from unetcli.errors import UnetcliError
@@ -26,6 +27,7 @@ from unetcli.evaluation.settling import Settled
 from unetcli.evaluation.totals import total_counts
 from unetcli.evaluation.work import count_blocks
 from unetcli.ranges import to_ranges
+from unetcli.runs.ownership import EVALUATE, claim
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.verify import verify_output
 
@@ -56,13 +58,6 @@ def test_a_run_folder_gives_the_same_scores_and_is_deleted(tmp_path: Path, reque
     assert found == json.loads(json.dumps(here.scores))
     assert told[-1] == (LABELS.size, LABELS.size)
     assert not (tmp_path / "run").exists()
-
-
-def test_what_else_lies_in_a_run_folder_stays(tmp_path: Path, request_: EvaluateRequest) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    scores(request_)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 def test_a_small_evaluation_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -128,12 +123,17 @@ def test_other_settings_or_data_begin_anew(tmp_path: Path, request_: EvaluateReq
     assert found == scores(EvaluateRequest(**{**vars_of(other), "run_folder": None}))
 
 
-@pytest.mark.parametrize("place", list(PLACES))
-def test_any_executor_counts(tmp_path: Path, request_: EvaluateRequest, place: str) -> None:
+@pytest.mark.parametrize(
+    "place", [pytest.param(name, marks=[pytest.mark.slow] if name in ("local", "existing") else []) for name in PLACES]
+)
+def test_any_executor_counts(
+    tmp_path: Path, request: pytest.FixtureRequest, request_: EvaluateRequest, place: str
+) -> None:
     settled, folder = Settled.of(request_), EvaluationFolder(RunFolder(tmp_path / "run"))
+    claim(folder.run.path, EVALUATE)
     folder.run.make()
     folder.begin(settled.plan, Inputs(prediction=request_.prediction, truth=request_.truth, mask=None, threads=2))
-    with PLACES[place](tmp_path / "run") as executor:
+    with place_of(place, request)(tmp_path / "run") as executor:
         failures = executor.run(
             count_blocks, folder.run.path, to_ranges(np.arange(27)), tick=lambda: None, stopping=bool
         )
@@ -173,7 +173,7 @@ def test_a_prediction_that_is_no_probability_ends_in_one_line(tmp_path: Path, re
 def kill_once_it_counts(command: list[str], folder: Path) -> None:
     before = counted(folder)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: process.poll() is not None or counted(folder) > before)
+    wait_for(lambda: process.poll() is not None or counted(folder) > before)
     process.kill()
     process.wait()
 
@@ -218,17 +218,3 @@ def test_counts_that_are_damaged_are_named_by_verify_and_counted_again(
     assert found.damaged[0].place == "z 0:3, y 0:16, x 0:20"
     assert (len(found.damaged), found.sound) == (1, False)
     assert scores(request_) == scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
-
-
-@pytest.mark.parametrize("plan", ['{"unetcli_labels": 1}', '{"unetcli_plan": 2}', "notes"])
-def test_the_run_folder_of_something_else_is_refused_and_stays(
-    tmp_path: Path, request_: EvaluateRequest, plan: str
-) -> None:
-    run = RunFolder(tmp_path / "run")
-    run.make()
-    run.plan_file.write_text(plan)
-    (run.receipts / "a.txt").write_text("receipts")
-    with pytest.raises(UnetcliError, match=r"run/plan\.json: no plan of an evaluation; --run-folder names another"):
-        evaluate_volume(request_)
-    assert run.plan_file.read_text() == plan
-    assert (run.receipts / "a.txt").read_text() == "receipts"

@@ -1,4 +1,7 @@
-"""What every executor promises."""
+"""What every executor promises.
+
+Each executor is started once for all of its tests; that it leaves nothing behind is looked at when it has ended.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,37 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from places import PLACES, Place, begun, done, run, wait_until
+from helpers import wait_for
+from places import PLACES, begun, done, nothing_left, place_of, run
 
-OTHERS_GO_ON = ["local", "existing"]
+from unetcli.executors.contract import Executor
+
+OTHERS_GO_ON = ("local", "existing")
 """Where a worker that dies is not the launcher itself; of SLURM's jobs, tests/slurm tells how each way to die reads."""
-HERE = [name for name in PLACES if name != "slurm"]
+BOUND = ("in-process", "local", "existing")
 """Where workers end with their launcher; jobs of an array go on, and the next call attaches to them."""
+BRIEF = ("in-process", "local")
+"""Whose tests are all in the default tier; those of the others are slow, but for the first."""
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Place:
-    return PLACES[request.param]
+@pytest.fixture(scope="module")
+def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
+    place, folder = place_of(request.param, request), tmp_path_factory.mktemp(request.param)
+    (folder / "run" / "logs").mkdir(parents=True)
+    with nothing_left(folder), place(folder / "run") as found:
+        yield found
 
 
-@pytest.fixture(params=HERE)
-def bound(request: pytest.FixtureRequest) -> Place:
-    return PLACES[request.param]
-
-
-@pytest.fixture(params=OTHERS_GO_ON)
-def several(request: pytest.FixtureRequest) -> Place:
-    return PLACES[request.param]
+def on(*places: str, brief: tuple[str, ...] = BRIEF) -> pytest.MarkDecorator:
+    """A test of the executors of these places, slow but for those in ``brief``."""
+    marked: list[Any] = [name if name in brief else pytest.param(name, marks=pytest.mark.slow) for name in places]
+    return pytest.mark.parametrize("executor", marked, indirect=True, scope="module")
 
 
 @pytest.fixture
@@ -45,57 +53,57 @@ def meanwhile() -> Callable[[Callable[[], None]], None]:
     return start
 
 
-def test_every_block_is_done_once(place: Place, folder: Path) -> None:
-    with place(folder) as executor:
-        assert run(executor, folder, ((3, 90), (100, 131), (500, 501))) == []
-    assert done(folder) == dict.fromkeys([*range(3, 90), *range(100, 131), 500], 1)
-
-
-def test_no_blocks_are_no_work(place: Place, folder: Path) -> None:
-    with place(folder) as executor:
-        assert run(executor, folder, ()) == []
-
-
-def test_finished_blocks_are_left_alone_by_a_second_run(place: Place, folder: Path) -> None:
-    with place(folder) as executor:
-        run(executor, folder, ((0, 20),))
-        assert run(executor, folder, ((0, 40),)) == []
+@on(*PLACES, brief=tuple(PLACES))
+def test_finished_blocks_are_left_alone_by_a_second_run(executor: Executor, folder: Path) -> None:
+    assert run(executor, folder, ((0, 20),)) == []
+    assert run(executor, folder, ((0, 40),)) == []
     assert done(folder) == dict.fromkeys(range(40), 1)
 
 
-def test_progress_is_shown_while_a_block_takes_long(place: Place, folder: Path) -> None:
+@on(*PLACES)
+def test_every_block_is_done_once(executor: Executor, folder: Path) -> None:
+    assert run(executor, folder, ((3, 90), (100, 131), (500, 501))) == []
+    assert done(folder) == dict.fromkeys([*range(3, 90), *range(100, 131), 500], 1)
+
+
+@on(*PLACES)
+def test_no_blocks_are_no_work(executor: Executor, folder: Path) -> None:
+    assert run(executor, folder, ()) == []
+
+
+@on(*PLACES)
+def test_progress_is_shown_while_a_block_takes_long(executor: Executor, folder: Path) -> None:
     (folder / "slow").write_text("4")
     told: list[float] = []
-    with place(folder) as executor:
-        run(executor, folder, ((0, 1),), tick=lambda: told.append(time.monotonic()))
+    run(executor, folder, ((0, 1),), tick=lambda: told.append(time.monotonic()))
     gaps = [later - earlier for earlier, later in pairwise(told)]
     assert len(told) >= 3
     assert max(gaps) < 4
 
 
-def test_what_is_at_work_is_finished_when_asked_to_stop(bound: Place, folder: Path) -> None:
+@on(*BOUND)
+def test_what_is_at_work_is_finished_when_asked_to_stop(executor: Executor, folder: Path) -> None:
     (folder / "slow").write_text("0.2")
-    with bound(folder) as executor:
-        assert run(executor, folder, ((0, 1000),), stopping=lambda: len(done(folder)) >= 4) == []
-        first = done(folder)
-        assert set(begun(folder)) == set(first)
-        assert 4 <= len(first) < 100
-        (folder / "slow").unlink()
-        assert run(executor, folder, ((0, 100),)) == []
+    assert run(executor, folder, ((0, 1000),), stopping=lambda: len(done(folder)) >= 4) == []
+    first = done(folder)
+    assert set(begun(folder)) == set(first)
+    assert 4 <= len(first) < 100
+    (folder / "slow").unlink()
+    assert run(executor, folder, ((0, 100),)) == []
     assert done(folder) == dict.fromkeys(set(range(100)) | set(first), 1)
 
 
-def test_hosts_to_avoid_are_used_where_there_is_no_other(place: Place, folder: Path) -> None:
-    with place(folder) as executor:
-        assert run(executor, folder, ((0, 10),), avoid=(socket.gethostname(), "elsewhere")) == []
+@on(*PLACES)
+def test_hosts_to_avoid_are_used_where_there_is_no_other(executor: Executor, folder: Path) -> None:
+    assert run(executor, folder, ((0, 10),), avoid=(socket.gethostname(), "elsewhere")) == []
     assert done(folder) == dict.fromkeys(range(10), 1)
 
 
-def test_a_block_that_fails_is_reported_and_the_others_are_done(several: Place, folder: Path) -> None:
+@on(*OTHERS_GO_ON)
+def test_a_block_that_fails_is_reported_and_the_others_are_done(executor: Executor, folder: Path) -> None:
     for block in (17, 150):
         (folder / f"raise-{block}").touch()
-    with several(folder) as executor:
-        failures = run(executor, folder, ((0, 200),))
+    failures = run(executor, folder, ((0, 200),))
     assert done(folder) == dict.fromkeys(set(range(200)) - {17, 150}, 1)
     assert sorted(failure.reason for failure in failures) == [
         "ValueError: block 150 is told to fail",
@@ -105,35 +113,37 @@ def test_a_block_that_fails_is_reported_and_the_others_are_done(several: Place, 
     assert {failure.host for failure in failures} == {socket.gethostname()}
 
 
-@pytest.mark.parametrize("way", ["exit", "kill"])
-def test_a_block_that_kills_its_worker_is_the_only_one_lost(several: Place, folder: Path, way: str) -> None:
+@on(*OTHERS_GO_ON)
+@pytest.mark.parametrize("way", [pytest.param("exit", marks=pytest.mark.slow), "kill"])
+def test_a_block_that_kills_its_worker_is_the_only_one_lost(executor: Executor, folder: Path, way: str) -> None:
     (folder / f"{way}-17").touch()
-    with several(folder) as executor:
-        failures = run(executor, folder, ((0, 100),))
+    failures = run(executor, folder, ((0, 100),))
     assert done(folder) == dict.fromkeys(set(range(100)) - {17}, 1)
     assert [failure.job for failure in failures] == ["block 17"]
     assert "its worker" in failures[0].reason
 
 
+@on(*OTHERS_GO_ON)
 def test_all_blocks_are_done_though_workers_are_killed(
-    several: Place, folder: Path, meanwhile: Callable[[Callable[[], None]], None]
+    executor: Executor, folder: Path, meanwhile: Callable[[Callable[[], None]], None]
 ) -> None:
     (folder / "slow").write_text("0.05")
 
     def kill_some() -> None:
         for blocks in (5, 40, 80):
-            wait_until(lambda blocks=blocks: len(done(folder)) >= blocks)  # type: ignore[misc]
+            wait_for(lambda blocks=blocks: len(done(folder)) >= blocks)  # type: ignore[misc]
             newest = max(folder.glob("begun-*"), key=lambda path: path.stat().st_mtime)
             os.kill(int(newest.read_text().split()[-1]), signal.SIGKILL)
 
-    with several(folder) as executor:
-        meanwhile(kill_some)
-        assert run(executor, folder, ((0, 120),)) == []
+    meanwhile(kill_some)
+    assert run(executor, folder, ((0, 120),)) == []
     assert done(folder) == dict.fromkeys(range(120), 1)
     assert sum(map(len, begun(folder).values())) <= 120 + 3  # at most the blocks that were at work
 
 
 def test_an_error_of_the_only_worker_is_raised(folder: Path) -> None:
+    from unetcli.executors.local import InProcess
+
     (folder / "raise-1").touch()
-    with PLACES["in-process"](folder) as executor, pytest.raises(ValueError, match="told to"):
-        run(executor, folder, ((0, 3),))
+    with pytest.raises(ValueError, match="told to"):
+        run(InProcess(), folder, ((0, 3),))

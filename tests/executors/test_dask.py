@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import tasks
+from helpers import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
-from places import ENVIRONMENT, begun, done, run, site, wait_until
+from places import ENVIRONMENT, begun, done, nothing_left, run, site
 
 from unetcli.errors import UnetcliError
 from unetcli.executors import dask_cluster
@@ -26,7 +27,14 @@ from unetcli.executors.dask import DaskExecutor
 from unetcli.executors.dask_batches import LARGEST, Cutter, batch_size
 from unetcli.executors.dask_cluster import existing_scheduler, own_address, own_scheduler
 from unetcli.executors.dask_local import local_workers, processes
+from unetcli.executors.local import InProcess
 from unetcli.ranges import numbers, to_ranges
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    with nothing_left(tmp_path):
+        yield
 
 
 def beside(work: Callable[[], object]) -> threading.Thread:
@@ -74,7 +82,7 @@ def test_a_lost_scheduler_is_one_clear_error_and_the_same_run_continues(folder: 
     with site(folder, workers=2) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
 
         def kill_scheduler() -> None:
-            wait_until(lambda: len(done(folder)) >= 10)
+            wait_for(lambda: len(done(folder)) >= 10)
             there.scheduler.kill()
 
         beside(kill_scheduler)
@@ -83,8 +91,8 @@ def test_a_lost_scheduler_is_one_clear_error_and_the_same_run_continues(folder: 
         for worker in there.workers:
             assert worker.wait(60) == 0  # they end by themselves, after the block at work
     assert set(begun(folder)) == set(done(folder))
-    with local_workers(folder, 2) as own:
-        assert run(DaskExecutor(own), folder, ((0, 100),)) == []
+    (folder / "slow").unlink()
+    assert run(InProcess(), folder, ((0, 100),)) == []
     assert done(folder) == dict.fromkeys(range(100), 1)
 
 
@@ -111,26 +119,30 @@ def test_a_scheduler_without_workers_is_given_up_with_the_command_that_starts_on
 
 def test_late_workers_join(folder: Path) -> None:
     (folder / "slow").write_text("0.1")
+
+    def workers() -> set[int]:
+        return {pid for pids in begun(folder).values() for pid in pids}
+
     with site(folder, workers=0) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
 
         def bring_two() -> None:
             there.start_worker("--name", "early")
-            wait_until(lambda: len(done(folder)) >= 3)
+            wait_for(lambda: len(done(folder)) >= 3)
             there.start_worker("--name", "late")
 
         thread = beside(bring_two)
-        assert run(DaskExecutor(cluster), folder, ((0, 150),)) == []
+        assert run(DaskExecutor(cluster), folder, ((0, 3000),), stopping=lambda: len(workers()) == 2) == []
         thread.join()
-    assert done(folder) == dict.fromkeys(range(150), 1)
-    assert len({pid for pids in begun(folder).values() for pid in pids}) == 2
+    assert len(workers()) == 2
+    assert done(folder) == dict.fromkeys(begun(folder), 1)
 
 
 def test_a_worker_asked_to_leave_finishes_its_block_first(folder: Path) -> None:
-    (folder / "slow").write_text("1")
+    (folder / "slow").write_text("0.4")
     with site(folder, workers=1) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
 
         def replace_worker() -> None:
-            wait_until(lambda: len(begun(folder)) >= 2)
+            wait_for(lambda: len(begun(folder)) >= 2)
             there.workers[0].terminate()
             assert there.workers[0].wait(60) == 0
             there.start_worker()
@@ -141,13 +153,14 @@ def test_a_worker_asked_to_leave_finishes_its_block_first(folder: Path) -> None:
     assert {block: len(pids) for block, pids in begun(folder).items()} == dict.fromkeys(range(6), 1)
 
 
-def test_a_worker_job_that_ends_is_replaced(folder: Path) -> None:
+@pytest.mark.parametrize("kills", [(3,), pytest.param((3, 15), marks=pytest.mark.slow)], ids=["once", "twice"])
+def test_a_worker_job_that_ends_is_replaced(folder: Path, kills: tuple[int, ...]) -> None:
     (folder / "slow").write_text("0.1")
     with local_workers(folder, 1) as cluster:
 
         def kill_jobs() -> None:
-            for blocks in (3, 15):
-                wait_until(lambda blocks=blocks: len(done(folder)) >= blocks)  # type: ignore[misc]
+            for blocks in kills:
+                wait_for(lambda blocks=blocks: len(done(folder)) >= blocks)  # type: ignore[misc]
                 worker = psutil.Process(max(begun(folder).items())[1][-1])
                 worker.parent().kill()  # the process that watches over it, and is the job
 
@@ -230,9 +243,10 @@ def test_a_worker_without_the_certificate_is_refused_in_one_line(folder: Path, t
 
 
 def test_nothing_listens_beyond_the_chosen_address(folder: Path) -> None:
+    others = set(psutil.Process().children(recursive=True))
     with local_workers(folder, 1) as cluster:
         run(DaskExecutor(cluster), folder, ((0, 1),))
-        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        family = [psutil.Process(), *set(psutil.Process().children(recursive=True)) - others]
         listening = [c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
     assert set(listening) == {"127.0.0.1"}
 
@@ -251,7 +265,7 @@ def test_workers_get_their_own_gpu_and_are_not_held_to_one_thread(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with local_workers(folder, 2, gpus=("2", "5")) as cluster:
-        wait_until(lambda: len(cluster.client.nthreads()) == 2)
+        wait_for(lambda: len(cluster.client.nthreads()) == 2)
         assert run(DaskExecutor(cluster), folder, ((0, 12),), tasks.show_surroundings) == []
     seen = [json.loads(path.read_text()) for path in folder.glob("seen-*")]
     assert {found["CUDA_VISIBLE_DEVICES"] for found in seen} == {"2", "5"}
@@ -268,7 +282,7 @@ import tasks
 from unetcli.executors.dask import DaskExecutor
 from unetcli.executors.dask_local import local_workers
 folder = Path(sys.argv[1])
-with local_workers(folder, 2) as cluster:
+with local_workers(folder, 1) as cluster:
     failures = DaskExecutor(cluster).run(tasks.write_files, folder, ((0, 60),), tick=lambda: None, stopping=bool)
 """
 
@@ -284,12 +298,12 @@ def test_nothing_of_dask_s_talk_reaches_the_terminal(folder: Path) -> None:
 def test_workers_end_when_their_launcher_is_killed(folder: Path, tmp_path: Path) -> None:
     (folder / "slow").write_text("0.1")
     launcher = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], env=ENVIRONMENT)
-    wait_until(lambda: len(done(folder)) >= 4)
+    wait_for(lambda: len(done(folder)) >= 4)
     family = psutil.Process(launcher.pid).children(recursive=True)
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     assert family
-    wait_until(lambda: not any(process.is_running() for process in family))
+    wait_for(lambda: not any(process.is_running() for process in family))
     left = list((tmp_path / "tmp").iterdir())
     assert len(left) <= 2  # of the launcher itself, which could not clean up
     for path in [*left, folder / "tls"]:
@@ -299,6 +313,7 @@ def test_workers_end_when_their_launcher_is_killed(folder: Path, tmp_path: Path)
 # -- at scale
 
 
+@pytest.mark.slow
 def test_memory_of_the_launcher_does_not_grow_with_the_blocks(folder: Path) -> None:
     with local_workers(folder, 2) as cluster:
         executor, me = DaskExecutor(cluster), psutil.Process()

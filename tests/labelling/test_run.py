@@ -268,7 +268,7 @@ def test_several_labels_lie_beside_each_other(values: NDArray[np.uint8]) -> None
     assert zarr.open_group(STORE / "labels", mode="r").attrs["ome"]["labels"] == ["theirs", "instances"]
 
 
-@pytest.mark.parametrize("place", ["two processes", "a scheduler of others"])
+@pytest.mark.parametrize("place", ["two processes", pytest.param("a scheduler of others", marks=pytest.mark.slow)])
 def test_every_executor_gives_the_same_bytes(values: NDArray[np.uint8], tmp_path: Path, place: str) -> None:
     label()
     here = files()

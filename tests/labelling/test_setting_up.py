@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from unetcli.errors import UnetcliError
 from unetcli.evaluation.evaluate import evaluate_volume
 from unetcli.evaluation.request import EvaluateRequest
-from unetcli.runs.runfolder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -64,18 +63,6 @@ def test_what_is_not_ours_is_refused_and_stays(values: NDArray[np.uint8], kind: 
     assert files() == before
     assert place.exists()
     assert not FOLDER.exists()
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_the_run_folder_of_something_else_is_refused_and_stays(values: NDArray[np.uint8], overwrite: bool) -> None:
-    run = RunFolder(Path("run"))
-    run.make()
-    run.plan_file.write_text('{"unetcli_plan": 2}')
-    (run.receipts / "a.txt").write_text("receipts")
-    with pytest.raises(UnetcliError, match=r"run/plan\.json: no plan of labels; --run-folder names another place"):
-        label(run_folder=run.path, overwrite=overwrite)
-    assert run.plan_file.read_text() == '{"unetcli_plan": 2}'
-    assert (run.receipts / "a.txt").read_text() == "receipts"
 
 
 def test_what_has_no_place_for_labels_is_refused() -> None:

@@ -7,11 +7,10 @@ import mmap
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import wait_for
 
 from unetcli.errors import UnetcliError
 from unetcli.runs import heartbeat
@@ -21,13 +20,6 @@ from unetcli.runs.heartbeat import ENDED, FAILED, WORKING, Beat, Heartbeat, memo
 def only(folder: Path) -> Beat:
     (beat,) = read_beats(folder).values()
     return beat
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_counter_grows_while_the_worker_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

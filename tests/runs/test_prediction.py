@@ -14,6 +14,7 @@ import zarr
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
+from unetcli.checksums import checksum
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.evaluation.evaluate import evaluate_volume
@@ -21,9 +22,8 @@ from unetcli.evaluation.request import EvaluateRequest
 from unetcli.labelling.request import LabelRequest
 from unetcli.labelling.run import label_volume
 from unetcli.runs.prediction import PredictSummary, predict_volume
-from unetcli.runs.receipts import checksum, read_receipts
+from unetcli.runs.receipts import read_receipts
 from unetcli.runs.run import Run
-from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.shares import close_run, predict_share
 from unetcli.runs.troubles import read_troubles
 from unetcli.volumes.opening import open_volume
@@ -124,19 +124,6 @@ def test_other_settings_are_refused_by_name_and_overwrite_starts_anew(
         predict_volume(other)
     assert array_bytes("big.pred.zarr") == before
     assert predict_volume(replace(other, overwrite=True)).found_done == 0
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_the_run_folder_of_something_else_is_refused_and_stays(request_: PredictRequest, overwrite: bool) -> None:
-    run = RunFolder(Path("run"))
-    run.make()
-    run.plan_file.write_text('{"unetcli_labels": 2}')
-    (run.receipts / "a.txt").write_text("receipts")
-    with pytest.raises(UnetcliError, match=r"run/plan\.json: no plan of a prediction; --run-folder names another"):
-        predict_volume(replace(request_, run_folder=run.path, overwrite=overwrite))
-    assert run.plan_file.read_text() == '{"unetcli_labels": 2}'
-    assert (run.receipts / "a.txt").read_text() == "receipts"
-    assert not Path("big.pred.zarr").exists()
 
 
 def test_another_model_or_other_data_are_refused(request_: PredictRequest, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from helpers import grey, write_zarr
 
 import unetcli.planning.pyramid_plan as sizes
 from unetcli.config import PredictRequest
+from unetcli.executors.contract import JobFailure
 from unetcli.ranges import to_ranges
+from unetcli.runs import prediction
 from unetcli.runs.prediction import predict_volume
 from unetcli.runs.pyramid import halved
 from unetcli.runs.pyramid_run import PyramidRun, build_blocks
@@ -133,3 +137,19 @@ def test_a_damaged_chunk_below_fails_its_block_with_the_place_and_no_other() -> 
     trouble = troubles[0]
     assert trouble.kind == UNUSABLE
     assert "big.pred.zarr/0: cannot read z 2:3" in trouble.reason
+
+
+class Failing:
+    """An executor none of whose jobs comes to anything."""
+
+    def run(self, *words: Any, **options: Any) -> list[JobFailure]:
+        return [JobFailure(job="7", host="n1", reason="killed", final=True)]
+
+
+def test_jobs_that_fail_at_the_levels_are_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "executor_for", lambda where, run: nullcontext(Failing()))
+    summary = predict_volume(PredictRequest(volume="big.zarr", model=model, device="cpu", levels=5))
+    assert (summary.finished, summary.complete) == (False, False)
+    assert summary.levels_missing == begun().pyramid.plan.blocks
+    assert summary.failed_jobs == ["job 7 on n1: killed"]
+    assert "1 jobs failed; the same command continues" in summary.sentence

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unetcli.checksums import checksum
 from unetcli.runs import receipts
-from unetcli.runs.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook, checksum, read_receipts
+from unetcli.runs.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook, read_receipts
 
 RECEIPT = Receipt(
     block=3,

@@ -32,8 +32,8 @@ def run(model: Path) -> Run:
     """A run that is set up, one block a section."""
     write_zarr(Path("big.zarr"), grey(SECTIONS, 40, 50), chunks=(1, 32, 32))
     settled = Run.settle(PredictRequest(volume="big.zarr", tile=68, device="cpu"))
-    settled.folder.make()
-    settled.prepare()
+    with settled.launcher():
+        settled.prepare()
     return settled
 
 

@@ -14,7 +14,8 @@ def sbatch(cluster: SlurmCluster, folder: Path, script: str, *words: str) -> str
 
 
 def test_elements_of_an_array_run_on_both_nodes_with_gpus_of_their_own(slurm: SlurmCluster, tmp_path: Path) -> None:
-    script = f"echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES > {tmp_path}/$SLURM_ARRAY_TASK_ID.got; sleep 3"
+    all_run = f"until [ $(ls {tmp_path}/*.got | wc -l) = 4 ]; do sleep 0.1; done"
+    script = f"echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES > {tmp_path}/$SLURM_ARRAY_TASK_ID.got; {all_run}"
     sbatch(slurm, tmp_path, script, "--array=0-3", "--gres=gpu:1")
     until(lambda: not slurm.jobs(), "four elements")
     got = {path.read_text().strip() for path in tmp_path.glob("*.got")}

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm.cluster import Settings, SlurmCluster, until
-from slurm.conftest import enter
+from slurm.cluster import Settings, SlurmCluster, enter, until
 from slurm.work import REQUEST, begun, done, order, release, work
 
 from unetcli.errors import UnetcliError
@@ -72,6 +71,7 @@ def test_every_block_is_done_once_and_nothing_that_carried_it_stays(slurm: Slurm
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_each_way_to_fail_is_told_apart_and_stops_no_other(slurm: SlurmCluster, tmp_path: Path) -> None:
     orders = ["signal 9", "exit 3", "signal 11", "raise", "memory", "hold", "nothing"]
     said = ["killed", "exit code 3", "SIGSEGV", "ValueError: as ordered", "out of memory: raise --mem", "cancelled"]
@@ -103,6 +103,7 @@ def array_of(jobs: list[str]) -> set[str]:
     return {job.partition("_")[0] for job in jobs}
 
 
+@pytest.mark.slow
 def test_a_job_at_its_time_limit_comes_back_and_finishes_and_one_without_progress_fails(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -119,6 +120,15 @@ def test_a_job_at_its_time_limit_comes_back_and_finishes_and_one_without_progres
     assert restarts(slurm, launcher.jobs[1]) == 0
 
 
+def test_a_job_near_its_time_limit_comes_back_and_finishes(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """After a block of 13 s, three more would not fit into a limit of a minute, the least there is."""
+    order(tmp_path, 0, "sleep 13")
+    launcher = executor(blocks_per_job=2, time="1")
+    assert run(launcher, tmp_path, ((0, 2),)) == []
+    assert done(tmp_path) == [0, 1]
+    assert restarts(slurm, launcher.jobs[0]) == 1
+
+
 def restarts(cluster: SlurmCluster, job: str) -> int:
     told = cluster.call("scontrol", "-o", "show", "job", job)
     return int(told.partition("Restarts=")[2].split()[0])
@@ -130,6 +140,7 @@ def preemptor(cluster: SlurmCluster) -> None:
     cluster.call("sbatch", *words, "--wrap=sleep 1")
 
 
+@pytest.mark.slow
 def test_preempted_jobs_finish_their_blocks_and_come_back_whatever_the_partition_does_with_them(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -147,6 +158,7 @@ def test_preempted_jobs_finish_their_blocks_and_come_back_whatever_the_partition
     assert [restarts(slurm, launcher.jobs[0]) for launcher in launchers] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_job_that_preemption_ends_for_good_is_told(slurm: SlurmCluster, tmp_path: Path) -> None:
     order(tmp_path, 0, "hold")
     launcher = executor(time="60", cpus_per_task=4, partition="drop")
@@ -154,6 +166,7 @@ def test_a_job_that_preemption_ends_for_good_is_told(slurm: SlurmCluster, tmp_pa
     assert failure.reason == "preempted by another job, and not put back into the queue"
 
 
+@pytest.mark.slow
 def test_cancelling_stays_a_cancel_though_the_job_stops_in_order(slurm: SlurmCluster, tmp_path: Path) -> None:
     for block in range(200):
         order(tmp_path, block, "sleep 0.2")
@@ -166,6 +179,7 @@ def test_cancelling_stays_a_cancel_though_the_job_stops_in_order(slurm: SlurmClu
     assert not begun(tmp_path, len(done(tmp_path)))
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_no_block(slurm: SlurmCluster, tmp_path: Path) -> None:
     for block in range(8):
         order(tmp_path, block, "sleep 0.5")
@@ -180,6 +194,7 @@ def test_a_lost_node_costs_no_block(slurm: SlurmCluster, tmp_path: Path) -> None
     assert sorted(restarts(slurm, job) for job in launcher.jobs) == [0, 1]
 
 
+@pytest.mark.slow
 def test_hosts_to_avoid_are_avoided_while_there_are_others(slurm: SlurmCluster, tmp_path: Path) -> None:
     launcher = executor()
     assert launcher.run(work, tmp_path, ((0, 1),), tick=lambda: None, stopping=bool, avoid=["node0"]) == []
@@ -226,6 +241,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_arrays_are_split_where_the_site_wants_and_jobs_are_forgotten_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: SlurmCluster
 ) -> None:
@@ -310,6 +326,7 @@ def test_an_interrupt_leaves_the_jobs_at_work(slurm: SlurmCluster, tmp_path: Pat
     assert done(tmp_path) == [0]
 
 
+@pytest.mark.slow
 def test_a_silent_controller_is_waited_for(slurm: SlurmCluster, tmp_path: Path) -> None:
     order(tmp_path, 0, "hold")
     order(tmp_path, 1, "exit 3")

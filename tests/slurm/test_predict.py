@@ -95,6 +95,22 @@ def test_detach_returns_the_id_and_the_same_command_attaches(place: Path, slurm:
     assert Path("big.pred.zarr.run/predict/jobs.jsonl").read_text().count('"submit"') == 1
 
 
+def test_detach_leaves_the_levels_to_a_job_and_says_so(place: Path, slurm: SlurmCluster) -> None:
+    assert predict("--tile", "204").returncode == 0
+    words = [*SLURM, "--levels", "2", "--json"]
+    for _ in range(2):
+        detached = predict(*words, "--slurm", "begin=now+1hour", "--detach")
+        assert detached.returncode == 0, detached.stderr
+        told = json.loads(detached.stdout)
+        assert told["jobs"] == slurm.jobs()
+        assert not told["finished"]
+    assert Path("big.pred.zarr.run/pyramid/jobs.jsonl").read_text().count('"submit"') == 1
+    slurm.call("scontrol", "update", f"JobId={told['jobs'][0]}", "StartTime=now")
+    done = predict(*words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["complete"]
+
+
 def test_ctrl_c_leaves_the_jobs_at_work_and_says_how_to_go_on(place: Path, slurm: SlurmCluster) -> None:
     slow_sections()
     with start("predict", "big.zarr", *SLURM, "--blocks-per-job", "50") as process:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm.cluster import Settings, SlurmCluster, until
-from slurm.conftest import enter, require_slurm
+from slurm.cluster import Settings, SlurmCluster, enter, require_slurm, until
 
 from unetcli.errors import UnetcliError
 from unetcli.executors.slurm_commands import outside_of_jobs

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Command
+from helpers import wait_for
 from training.scenes import write_discs
 
 from unetcli.training.checkpoint import Checkpoint
 
 SMALL = ["--depth", "1", "--base-channels", "4", "--tile", "44", "--device", "cpu"]
-OFTEN = ["--checkpoint-minutes", "0.0005"]
+OFTEN = ["--checkpoint-minutes", "0.001"]
 RECIPES = {
     "fast": ["--recipe", "fast", "--batch-norm", "--ema", "0.9", "--precision", "bfloat16", "--batch-size", "2"],
     "paper": ["--recipe", "paper", "--precision", "float32", "--select", "rand_error"],
@@ -34,22 +33,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def train(place: Path, *words: str, output: str = "model") -> subprocess.Popen[bytes]:
+def train(place: Path, *words: str, output: str = "model") -> Command:
     """The command as a user types it. What it says goes to ``<output>.txt``."""
-    command = [sys.executable, "-m", "unetcli", "train", "raw.zarr", "labels.zarr", "--output", output, *SMALL, *words]
-    with (place / f"{output}.txt").open("ab") as talk:
-        return subprocess.Popen(command, cwd=place, stdout=talk, stderr=talk)
+    command = ["train", "raw.zarr", "labels.zarr", "--output", output, *SMALL, *words]
+    return Command(*command, cwd=place, talk=place / f"{output}.txt")
 
 
 def talk(place: Path) -> str:
     return (place / "model.txt").read_text()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def written(place: Path) -> int:
@@ -84,23 +75,24 @@ def rows(place: Path, output: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_killed_at_random_steps_and_run_again_ends_in_the_same_bytes(place: Path, recipe: str, kills: int) -> None:
-    words = [*RECIPES[recipe], *OFTEN, "--validate-every", "100", "--steps", str(200 + 100 * kills)]
+    words = [*RECIPES[recipe], *OFTEN, "--validate-every", "30", "--steps", str(60 + 30 * kills)]
     straight = train(place, *words, output="straight")
-    chance, steps = random.Random(f"{recipe} {kills}"), []
-    for _ in range(kills):
+    chance, steps = random.Random(f"{recipe} {kills}"), list[int]()
+    while len(steps) < kills:
         process, before = train(place, *words), written(place)
         wait_for(lambda before=before, process=process: written(place) != before or process.poll() is not None)  # type: ignore[misc]
-        time.sleep(chance.uniform(0, 0.4))
-        if process.poll() is not None:  # it was faster
+        time.sleep(chance.uniform(0, 0.2))
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
+            steps.append(step(place))
+        else:  # it was faster: once more from the start
             assert process.returncode == 0, talk(place)
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        steps.append(step(place))
+            shutil.rmtree(place / "model")
+            steps.clear()
     assert steps == sorted(steps)
     assert steps[-1] > 0
-    assert train(place, *words).wait(timeout=300) == 0, talk(place)
-    assert straight.wait(timeout=300) == 0
+    assert train(place, *words).wait() == 0, talk(place)
+    assert straight.wait() == 0
     ours, theirs = (Checkpoint.load(place / name / "checkpoint.pt") for name in ("model", "straight"))
     for name in ("network", "optimizer", "averaged", "best", "looks_since_best", "pending", "step"):
         assert same(getattr(ours, name), getattr(theirs, name)), name
@@ -124,7 +116,7 @@ def test_signals_ask_for_a_checkpoint_or_an_orderly_end(place: Path) -> None:
     assert asked > 0
     assert process.poll() is None
     process.terminate()
-    assert process.wait(timeout=60) == 3, talk(place)
+    assert process.wait() == 3, talk(place)
     assert step(place) > asked
     assert f"model: stopped at step {step(place)} of 1000000; the same command continues\n" in talk(place)
     assert "model.safetensors" not in talk(place)  # there is none yet
@@ -132,10 +124,10 @@ def test_signals_ask_for_a_checkpoint_or_an_orderly_end(place: Path) -> None:
     stopped, last = step(place), written(place)
     process = train(place, *words)
     wait_for((place / "model/lock").exists)
-    time.sleep(1)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: written(place) != last)  # so it trains
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130, talk(place)
+    assert process.wait() == 130, talk(place)
     assert not (place / "model/lock").exists()
     assert step(place) > stopped
-    assert written(place) != last
     assert "Traceback" not in talk(place)

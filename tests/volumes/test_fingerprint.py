@@ -10,9 +10,10 @@ import pytest
 from helpers import grey, write_zarr
 from zarr.codecs import ZstdCodec
 
+from unetcli.checksums import file_sha256
 from unetcli.geometry import Box
 from unetcli.volumes import fingerprint as module
-from unetcli.volumes.fingerprint import file_fingerprint, fingerprint, sampled_boxes, sampled_statistics
+from unetcli.volumes.fingerprint import fingerprint, sampled_boxes, sampled_statistics
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -138,5 +139,5 @@ def test_values_that_are_not_finite_and_damaged_chunks_are_left_out(tmp_path: Pa
 def test_a_file_s_fingerprint_is_of_its_bytes(tmp_path: Path) -> None:
     for name, content in (("a", b"weights"), ("b", b"weights"), ("c", b"weightS")):
         (tmp_path / name).write_bytes(content)
-    one, same, other = (file_fingerprint(tmp_path / name) for name in "abc")
+    one, same, other = (file_sha256(tmp_path / name) for name in "abc")
     assert one == same != other

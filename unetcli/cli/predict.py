@@ -82,10 +82,10 @@ def _run(request: PredictRequest, where: Where, share: str | None, close: bool) 
     from unetcli.runs.prediction import predict_volume
     from unetcli.runs.shares import close_run, predict_share
 
-    if close:
-        return close_run(request)
     stopping = o.stop_on_sigterm()
     with talk.progress("voxels") as report:
+        if close:
+            return close_run(request, report, stopping)
         if share is not None:
             return predict_share(request, parse_share(share), report, stopping)
         return predict_volume(request, report, stopping, where)

@@ -249,6 +249,8 @@ def advice(found: Status) -> str | None:
         return f"it is gone; the same {found.command} command makes it anew"
     if found.stopped:
         return f"stopped: {found.stopped}"
+    if found.levels_missing:
+        return f"full resolution is there, coarser levels are missing; the same {found.command} command continues"
     if found.done == found.blocks:
         return "every block is there; " + CLOSING[found.command]
     if not found.workers and not found.silent and not found.queued:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unetcli.checksums import Checksum, file_sha256
 from unetcli.config import Where, resolve_sections
 from unetcli.errors import UnetcliError
 from unetcli.evaluation.baseline import compared, packed, require_baseline
@@ -31,7 +31,6 @@ from unetcli.volumes.ctc import (
     open_frames,
     read_labels,
 )
-from unetcli.volumes.fingerprint import file_fingerprint
 from unetcli.volumes.opening import open_volume
 
 METRICS = ("cells", "voi")
@@ -174,10 +173,10 @@ def images(challenge: Challenge, key: FrameKey, ignore: int | None) -> SectionIm
 
 def judged_by(challenge: Challenge, request: EvaluateRequest) -> dict[str, Any]:
     """As :meth:`unetcli.evaluation.settling.Settled.judged`."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = Checksum()
     for files in (challenge.segmented, challenge.marked):
         for key, path in files.items():
-            digest.update(f"{key} {file_fingerprint(path)}\n".encode())
+            digest.add(f"{key} {file_sha256(path)}\n".encode())
     return {
         "truth": request.truth,
         "truth_fingerprint": digest.hexdigest(),

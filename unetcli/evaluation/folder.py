@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from unetcli.errors import UnetcliError
 from unetcli.evaluation.counts import Counts
-from unetcli.evaluation.plan import KEY, EvaluationPlan
+from unetcli.evaluation.plan import EvaluationPlan
 from unetcli.evaluation.request import EvaluateRequest
 from unetcli.files import is_remote, place_of, publish, replacing
 from unetcli.labelling.tables import Tables
+from unetcli.runs.ownership import EVALUATE, remove_run_folder
 from unetcli.runs.runfolder import RunFolder
 
 
@@ -49,18 +50,20 @@ class EvaluationFolder:
     def counts(self) -> Tables:
         return Tables(self.run.path / "counts")
 
-    def plan(self) -> EvaluationPlan | None:
-        """The frozen plan, or None where none was published, or by another version of unetcli.
+    def launcher(self, *, take_over: bool = False, wait: float = 0) -> AbstractContextManager[None]:
+        """Hold the launcher's lock; see :meth:`RunFolder.launcher`."""
+        return self.run.launcher(EVALUATE, [self.counts.folder], take_over=take_over, wait=wait)
 
-        Raises
-        ------
-        UnetcliError
-            The folder is another run's.
-        """
-        self.run.require_plan_of(KEY, "an evaluation")
+    def sweep_workers(self) -> None:
+        """Delete what killed workers left unfinished; only if no worker lives."""
+        self.run.sweep_workers()
+        self.counts.sweep()
+
+    def plan(self) -> EvaluationPlan | None:
+        """The frozen plan; None if there is none that this version of unetcli can read."""
         try:
             return EvaluationPlan.from_json(self.run.plan_file.read_text())
-        except (FileNotFoundError, UnetcliError):
+        except (FileNotFoundError, ValueError, UnetcliError):
             return None
 
     def begin(self, plan: EvaluationPlan, inputs: Inputs) -> bool:
@@ -81,19 +84,6 @@ class EvaluationFolder:
         """The counts of a block that has a receipt."""
         return Counts.from_arrays(self.counts.load(number))
 
-    def forget(self) -> None:
-        """Delete plan, receipts and counts. For who holds the launcher's lock."""
-        self.run.forget_run()
-        self.counts.remove()
-        self.run.places_file.unlink(missing_ok=True)
-
-    def tidy(self) -> None:
-        """Delete what is empty, and the folder with it, unless something else is there or it is in use again."""
-        if self.run.lock.exists():
-            return
-        for path in self.run.path.iterdir():
-            with suppress(OSError):
-                path.rmdir() if path.is_dir() else path.unlink() if path.name.startswith(self.run.lock.name) else None
-        with suppress(OSError):
-            self.run.path.rmdir()
-            self.run.path.parent.rmdir()
+    def remove(self) -> None:
+        """Delete the folder, once the scores are known. The caller holds its lock."""
+        remove_run_folder(self.run.path, [path.name for path in (*self.run.contents, self.counts.folder)])

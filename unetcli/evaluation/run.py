@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from unetcli.config import Where
@@ -15,14 +16,12 @@ from unetcli.evaluation.plan import EvaluationPlan
 from unetcli.evaluation.settling import Settled
 from unetcli.evaluation.totals import total_counts
 from unetcli.evaluation.work import count_blocks, digest
-from unetcli.executors.slurm import SlurmExecutor
-from unetcli.executors.slurm_jobs import JobBook
 from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.files import sweep, telling_unwritable
+from unetcli.files import telling_unwritable
 from unetcli.labelling.tables import DamagedTable
 from unetcli.machine import cpu_threads
 from unetcli.planning.resolve import absolute
-from unetcli.runs.clusters import Work, end_earlier_launch, executor_on, live_jobs, require_no_live_jobs
+from unetcli.runs.clusters import Work, end_earlier_launch, executor_on, left_at_work, live_jobs, require_no_live_jobs
 from unetcli.runs.machines import slurm_request
 from unetcli.runs.reading_back import OTHER, void
 from unetcli.runs.receipts import Ledger
@@ -58,20 +57,20 @@ def counted_in_folder(
         Some are missing.
     """
     plan, request = settled.plan, settled.request
-    with telling_unwritable(folder.run.path), folder.run.launcher(take_over=request.take_over):
+    with telling_unwritable(folder.run.path), folder.launcher(take_over=request.take_over):
         if where.cluster != "slurm":
             require_no_live_jobs(request.prediction, folder.run)
         folder.begin(plan, inputs_of(settled, where))
-        folder.run.make()
         ledger = folder.run.ledger(plan.blocks)
         counts = None
         while counts is None:
             if not ledger.complete:
                 require_counted(folder, ledger, work_off(settled, folder, ledger, where, report, stopping))
             counts = total_or_take_back(plan, folder, ledger)
-        folder.forget()
-        JobBook(folder.run.path).file.unlink(missing_ok=True)
-    folder.tidy()
+        folder.remove()
+    if request.run_folder is None:
+        with suppress(OSError):  # another run of the same store has its folder there
+            folder.run.path.parent.rmdir()
     return counts
 
 
@@ -129,7 +128,7 @@ def work_off(
     end_earlier_launch(folder.run, attached)
     if not attached:
         folder.run.forget_troubles()
-        sweep(folder.run.path)
+        folder.sweep_workers()
     found = f" ({int(ledger.done.sum())} found done)" if ledger.done.any() else ""
     log.info("%d blocks to count%s; what is counted is kept in %s", settled.plan.blocks, found, folder.run.path)
     progress = Progress(settled.plan, ledger, report)
@@ -145,7 +144,7 @@ def work_off(
             stopping=stopping,
             retries=0 if where.detach else settled.request.retries,
         ).run()
-        return executor.jobs if where.detach and isinstance(executor, SlurmExecutor) else []
+        return left_at_work(executor)
 
 
 def require_counted(folder: EvaluationFolder, ledger: Ledger, jobs: list[str]) -> None:

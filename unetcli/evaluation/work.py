@@ -9,8 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from unetcli.checksums import Checksum
 from unetcli.evaluation.counting import count_block
 from unetcli.evaluation.counts import Arrays, Counts
 from unetcli.evaluation.folder import EvaluationFolder, Inputs
@@ -25,7 +24,7 @@ from unetcli.ranges import Ranges, numbers
 from unetcli.runs.heartbeat import Heartbeat
 from unetcli.runs.keeping import keep
 from unetcli.runs.pyramid import Built
-from unetcli.runs.receipts import ReceiptBook, checksum
+from unetcli.runs.receipts import ReceiptBook
 from unetcli.runs.runfolder import RunFolder
 from unetcli.volumes.volume import describe
 
@@ -93,8 +92,10 @@ def count_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = boo
 
 def digest(arrays: Arrays) -> str:
     """Of all values, as a receipt has it."""
-    values = [np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in sorted(arrays)]
-    return checksum(np.concatenate(values))
+    found = Checksum()
+    for name in sorted(arrays):
+        found.add(arrays[name])
+    return found.hexdigest()
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -47,9 +48,11 @@ class Outcome:
         return cls(job=job_id(), host=host(), finished=finished, reason=reason)
 
     def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft:
-            draft.write_text(json.dumps(asdict(self)))
+        """Write the file, unless the run is over and its folder gone, which must not come back."""
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as draft:
+                draft.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> Outcome:

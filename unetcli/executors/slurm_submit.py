@@ -94,7 +94,7 @@ def _submit_array(
     tasks_per_node: int,
 ) -> list[str]:
     from submitit import SlurmExecutor
-    from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder)
     parameters = request.submitit_parameters()
@@ -109,11 +109,10 @@ def _submit_array(
         **parameters,
     )
     logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its handlers would write to our stdout
-    delayed = [DelayedSubmission(function, *each) for each in arguments]
     try:
         with outside_of_jobs(request.options()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            submitted = executor._internal_process_submissions(delayed)
+            submitted = executor.map_array(function, *zip(*arguments, strict=True))
     except (FailedJobError, FailedSubmissionError) as error:
         raise UnetcliError(f"SLURM refuses the jobs: {one_line(str(error))}") from None
     for link in folder.glob(".submission_file_*.sh"):  # to the script, which has the job's id in its name

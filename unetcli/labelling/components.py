@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from unetcli.distinct import distinct
 from unetcli.errors import UnetcliError
 
 RANKS = {False: {4: 1, 8: 2}, True: {6: 1, 18: 2, 26: 3}}
@@ -90,11 +91,14 @@ def in_order(labels: NDArray[Any], min_size: int = 0) -> NDArray[np.int32]:
     >>> in_order(np.array([[0, 7, 7], [3, 0, 7], [3, 9, 0]]), min_size=2).tolist()
     [[0, 1, 1], [2, 0, 1], [2, 0, 0]]
     """
-    found, first, inverse, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
-    kept = (found != 0) & (sizes >= min_size)
+    found, places = distinct(labels)
+    flat = places.ravel()
+    first = np.empty(len(found), np.intp)
+    first[flat[::-1]] = np.arange(flat.size - 1, -1, -1)  # of several, the last assigned stays: the first voxel
+    kept = (found != 0) & (np.bincount(flat, minlength=len(found)) >= min_size)
     numbers = np.zeros(len(found), np.int32)
     numbers[kept] = np.argsort(np.argsort(first[kept])) + 1
-    return numbers[inverse].reshape(labels.shape)
+    return numbers[places]
 
 
 def first_voxels(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from unetcli.distinct import distinct
 from unetcli.errors import UnetcliError
 from unetcli.files import draft_of, remove_aside, sync_all
 from unetcli.geometry import Box
@@ -37,14 +38,13 @@ def renumbered(labels: NDArray[Any], place: str) -> NDArray[np.uint16]:
     >>> renumbered(np.array([0, 70000, 9]), "frame 0").tolist()
     [0, 2, 1]
     """
-    found, inverse = np.unique(labels, return_inverse=True)
-    found = found[found != 0]
-    if len(found) > MOST:
+    found, places = distinct(labels)
+    objects = int(np.count_nonzero(found))
+    if objects > MOST:
         raise UnetcliError(
-            f"--ctc: {place} has {len(found)} objects, its files hold {MOST}; --min-size N removes small ones"
+            f"--ctc: {place} has {objects} objects, its files hold {MOST}; --min-size N removes small ones"
         )
-    holds_background = len(np.unique(inverse)) > len(found)
-    return (inverse.reshape(labels.shape) + (0 if holds_background else 1)).astype(np.uint16)
+    return (places + (0 if objects < len(found) else 1)).astype(np.uint16)
 
 
 def require_exportable(folder: Path) -> None:

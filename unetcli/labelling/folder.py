@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.checksums import Checksum
 from unetcli.files import publish, remove_aside, replacing
 from unetcli.labelling.merging import Merged
 from unetcli.labelling.objects import sizes, write_table
 from unetcli.labelling.plan import LabelPlan
 from unetcli.labelling.tables import Tables
+from unetcli.runs.ownership import LABEL
 from unetcli.runs.runfolder import RunFolder
 
 BYTES_AT_ONCE = 2**22
@@ -66,6 +68,16 @@ class LabelFolder:
         """What the merging told; it stays."""
         return self.path / "merged.json"
 
+    def launcher(self, *, overwrite: bool = False, take_over: bool = False) -> AbstractContextManager[None]:
+        """Hold the launcher's lock; see :meth:`RunFolder.launcher`."""
+        own = [*self.of_merging, self.tables.folder]
+        return self.run.launcher(LABEL, own, overwrite=overwrite, take_over=take_over)
+
+    def sweep_workers(self) -> None:
+        """Delete what killed workers left unfinished; only if no worker lives."""
+        self.run.sweep_workers()
+        self.tables.sweep()
+
     def plan(self) -> LabelPlan | None:
         """The frozen plan, or None where none was published."""
         try:
@@ -94,11 +106,11 @@ class LabelFolder:
 
     def merged_checksum(self) -> str:
         """Of all that the merging made, as its receipt has it."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = Checksum()
         for path in self.of_merging:
             with path.open("rb") as file:
                 while part := file.read(BYTES_AT_ONCE):
-                    digest.update(part)
+                    digest.add(part)
         return digest.hexdigest()
 
     def save_merged(self, merged: Merged, axes: str, unit: float) -> None:

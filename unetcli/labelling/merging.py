@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from unetcli.distinct import distinct
 from unetcli.labelling.components import smallest_dtype
 from unetcli.labelling.finding import landscape, name
 from unetcli.labelling.measures import NAMES, Measures
@@ -144,7 +145,7 @@ def merge_basins(plan: LabelPlan, load: Load) -> tuple[NDArray[np.int64], NDArra
         landscape(plan).depth,
     )
     mine = region[np.searchsorted(known, np.concatenate(own))]
-    return offsets, np.unique(mine, return_inverse=True)[1].astype(np.int64)
+    return offsets, distinct(mine)[1].astype(np.int64)
 
 
 def _passes(arrays: Arrays) -> tuple[NDArray[np.int64], ...]:

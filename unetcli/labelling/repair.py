@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from unetcli.checksums import checksum
 from unetcli.config import VerifyRequest, Where
 from unetcli.errors import UnetcliError
 from unetcli.files import Place, parent_of, place_of
@@ -34,7 +35,7 @@ from unetcli.runs.changes import Change
 from unetcli.runs.clusters import require_no_live_jobs
 from unetcli.runs.pyramid import Pyramid, first_of
 from unetcli.runs.reading_back import Drain, Findings, Made, damage, find_damage, look_again, void
-from unetcli.runs.receipts import Ledger, checksum
+from unetcli.runs.receipts import Ledger
 from unetcli.runs.rounds import Report
 from unetcli.runs.steps import Step
 from unetcli.volumes.fingerprint import fingerprint
@@ -148,7 +149,7 @@ def repair_labels(request: VerifyRequest, step: Step, made: LabelsMade, report: 
     is killed, label or another repair goes on.
     """
     run = adopted(request, step, made)
-    with step.folder.launcher(take_over=request.take_over):
+    with run.launcher(take_over=request.take_over):
         require_no_live_jobs(step.output, step.folder)
         ledger = step.folder.ledger(step.blocks)
         found = find_damage(made, ledger, report)

@@ -14,9 +14,8 @@ import numpy as np
 
 from unetcli.config import Where
 from unetcli.executors.contract import Executor, JobFailure
-from unetcli.executors.slurm import SlurmExecutor
 from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.files import sweep, telling_unwritable
+from unetcli.files import telling_unwritable
 from unetcli.labelling.ctc import export, require_exportable
 from unetcli.labelling.finding import working_bytes
 from unetcli.labelling.plan import LabelPlan
@@ -27,6 +26,7 @@ from unetcli.runs.clusters import (
     Work,
     end_earlier_launch,
     executor_on,
+    left_at_work,
     live_jobs,
     require_accepted,
     require_no_live_jobs,
@@ -115,7 +115,7 @@ def label_volume(
         require_exportable(request.ctc)
     run = LabelRun.settle(request)
     require_accepted(where, needed=request.overwrite or not run.is_complete)
-    with telling_unwritable(run.output), run.folder.run.launcher(take_over=request.take_over):
+    with telling_unwritable(run.output), run.launcher(take_over=request.take_over):
         if where.cluster != "slurm" or request.overwrite:
             require_no_live_jobs(run.output, run.folder.run)
         run.prepare()
@@ -136,7 +136,7 @@ def compute(run: LabelRun, ledger: Ledger, where: Where, report: Report, stoppin
     end_earlier_launch(folder, attached)
     if not attached:
         folder.forget_troubles()
-        sweep(folder.path)
+        run.folder.sweep_workers()
     log.info("%s -> %s", run.parent.volume.path, run.output)
     log.info("%d blocks of %s, %s", plan.pieces, "x".join(map(str, plan.block_shape)), plan.settings.method)
     progress = Progress(plan, ledger, report)
@@ -152,7 +152,7 @@ def compute(run: LabelRun, ledger: Ledger, where: Where, report: Report, stoppin
             retries=0 if where.detach else run.request.retries,
         )
         failures = work_off(run, rounds, stopping)
-        left = executing.jobs if where.detach and isinstance(executing, SlurmExecutor) else []
+        left = left_at_work(executing)
     for trouble in current_troubles(folder.troubles, ledger):
         log.warning("block %d (%s): %s", trouble.block, trouble.place, trouble.reason)
     return Ends(failures, left)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unetcli.errors import UnetcliError
-from unetcli.files import Place, replacing
+from unetcli.files import Place, remove_drafts_of, replacing
 from unetcli.labelling.components import neighbourhood
 from unetcli.labelling.folder import LabelFolder, LabelPlaces
 from unetcli.labelling.image import LabelImage, Parent, list_labels, make_labels_group, require_ours
 from unetcli.labelling.inputs import offset_in, require_probabilities
 from unetcli.labelling.objects import require_our_table, table_place
-from unetcli.labelling.plan import BLOCK_VOXELS, KEY, LabelPlan, Settings, choose_block, differences
+from unetcli.labelling.plan import BLOCK_VOXELS, LabelPlan, Settings, choose_block, differences
 from unetcli.labelling.request import DEPTHS, REACHES, LabelRequest
 from unetcli.labelling.threshold import choose_threshold
 from unetcli.lock import hold
 from unetcli.planning.pyramid_plan import largest_possible_levels
 from unetcli.planning.resolve import absolute
 from unetcli.planning.stages import Stage
+from unetcli.runs.ownership import LABEL, require_claimable
 from unetcli.runs.pyramid import Pyramid, first_of
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.runfolder import RunFolder
@@ -56,7 +58,7 @@ class LabelRun:
         folder = LabelFolder(
             RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
         )
-        folder.run.require_plan_of(KEY, "labels")
+        require_claimable(folder.path, LABEL, overwrite=request.overwrite)
         require_ours(parent.labels(request.name))
         require_our_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
         frozen = None if request.overwrite else folder.plan()
@@ -84,8 +86,13 @@ class LabelRun:
         """By the labels' own word."""
         return bool((marker(self.output) or {}).get("complete"))
 
+    def launcher(self, *, take_over: bool = False) -> AbstractContextManager[None]:
+        """Hold the launcher's lock; see :meth:`RunFolder.launcher`."""
+        return self.folder.launcher(overwrite=self.request.overwrite, take_over=take_over)
+
     def prepare(self) -> None:
         """Freeze the plan; forget what was found for labels that are gone. For who holds the launcher's lock."""
+        remove_drafts_of(self.table)
         if self.request.overwrite:
             self._list(listed=False)
             self.table.unlink(missing_ok=True)
@@ -132,7 +139,9 @@ class LabelRun:
 
     def _list(self, *, listed: bool) -> None:
         folder = self.folder.path if self.request.run_folder else self.folder.path.parent  # of all labels of the store
-        with hold(folder / "labels.lock", wait=LIST_SECONDS):
+        lock = folder / "labels.lock"
+        with hold(lock, wait=LIST_SECONDS):
+            remove_drafts_of(lock)
             list_labels(self.parent.place, self.request.name, self.plan.zarr_format, listed=listed)
 
     def _told(self) -> dict[str, Any]:

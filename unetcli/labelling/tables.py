@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.errors import UnreadableBlock
-from unetcli.files import draft_of, remove_aside
+from unetcli.files import draft_of, drafts, remove, remove_aside
 
 ZSTD = numcodecs.Zstd(level=1, checksum=True)
 FRAME_BYTES = 2**26
@@ -42,9 +42,16 @@ class Tables:
         return self.folder / f"{piece // FILES_PER_FOLDER:04d}" / f"{piece:07d}.tables"
 
     def save(self, piece: int, arrays: Mapping[str, NDArray[Any]]) -> Path:
-        """Store a block's arrays, in place of earlier ones; to be synced by the caller."""
+        """Store a block's arrays, in place of earlier ones; to be synced by the caller.
+
+        Raises
+        ------
+        FileNotFoundError
+            The run is over and its folder gone, which must not come back.
+        """
         path = self.path(piece)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder, path.parent):
+            folder.mkdir(exist_ok=True)
         draft = draft_of(path)
         try:
             with draft.open("wb") as file:
@@ -71,6 +78,12 @@ class Tables:
 
     def remove(self) -> None:
         remove_aside(self.folder)
+
+    def sweep(self) -> None:
+        """Delete what killed workers left unfinished; only if no worker lives."""
+        for folder in self.folder.glob("[0-9]" * 4):
+            for draft in drafts(folder, "*.tables"):
+                remove(draft)
 
 
 def write_arrays(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from unetcli.checksums import checksum
 from unetcli.errors import UnetcliError
 from unetcli.files import place_of, telling_unwritable
 from unetcli.labelling import plan
@@ -29,7 +30,7 @@ from unetcli.ranges import Ranges, numbers
 from unetcli.runs.heartbeat import Heartbeat
 from unetcli.runs.keeping import keep, void_receipt
 from unetcli.runs.pyramid import Built, Pyramid, first_of, place
-from unetcli.runs.receipts import Ledger, ReceiptBook, checksum
+from unetcli.runs.receipts import Ledger, ReceiptBook
 from unetcli.runs.runfolder import RunFolder
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe

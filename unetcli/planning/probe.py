@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.architecture import Architecture
+from unetcli.checksums import checksum
 from unetcli.files import replacing
 from unetcli.geometry import Box
 from unetcli.machine import cpu_name
@@ -24,7 +25,6 @@ from unetcli.model import load_network, read_header
 from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
 from unetcli.planning.pace import Rates
 from unetcli.planning.plan import Plan, Tile
-from unetcli.runs.receipts import checksum
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output
 from unetcli.volumes.volume import Volume

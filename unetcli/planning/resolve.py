@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unetcli.checksums import file_sha256
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.machine import Machine
@@ -22,7 +23,7 @@ from unetcli.planning.planner import (
     require_files,
 )
 from unetcli.skipping import open_mask
-from unetcli.volumes.fingerprint import file_fingerprint, fingerprint, sampled_statistics
+from unetcli.volumes.fingerprint import fingerprint, sampled_statistics
 from unetcli.volumes.regions import resolve_region
 from unetcli.volumes.volume import Volume
 
@@ -68,7 +69,7 @@ def resolve_plan(
             volume=absolute(request.volume),
             volume_fingerprint="" if machine else fingerprint(source),
             model=absolute(str(model)),
-            model_fingerprint="" if machine else file_fingerprint(model),
+            model_fingerprint="" if machine else file_sha256(model),
         ),
         max_files=request.max_files or (output_files(frozen) if frozen else MAX_FILES),
         zarr_format=request.zarr_format,

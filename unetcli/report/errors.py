@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from unetcli.distinct import distinct
 from unetcli.evaluation.result import SectionImages
 from unetcli.metrics.em_counts import errors_at
 from unetcli.metrics.objects import ReferenceObjects, ResultObjects
@@ -129,8 +130,8 @@ def places_of(labels: NDArray[Any]) -> Places:
     if labels.max(initial=0) <= FEW_LABELS:
         boxes = ndimage.find_objects(labels.astype(np.int32))
         return {label: _middle(box) for label, box in enumerate(boxes, start=1) if box is not None}
-    names, compact = np.unique(labels, return_inverse=True)  # sorts, which is several times slower
-    boxes = ndimage.find_objects(compact.reshape(labels.shape).astype(np.int32) + 1)
+    names, compact = distinct(labels)
+    boxes = ndimage.find_objects(compact.astype(np.int32) + 1)
     return {int(name): _middle(box) for name, box in zip(names, boxes, strict=True) if name}
 
 

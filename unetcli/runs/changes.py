@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from unetcli.checksums import file_sha256
 from unetcli.errors import UnetcliError
 from unetcli.planning.plan import UNREADABLE, Plan
 from unetcli.runs.runfolder import Places
 from unetcli.skipping import open_mask
-from unetcli.volumes.fingerprint import file_fingerprint, fingerprint, sampled_boxes
+from unetcli.volumes.fingerprint import fingerprint, sampled_boxes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
 
@@ -57,7 +58,7 @@ def model_changes(plan: Plan, file: Path) -> list[str]:
     """What is different about the model, a phrase each."""
     if not file.is_file():
         return ["is not there any more"]
-    return [] if file_fingerprint(file) == plan.sources.model_fingerprint else ["holds other bytes"]
+    return [] if file_sha256(file) == plan.sources.model_fingerprint else ["holds other bytes"]
 
 
 def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 
-from unetcli.executors.contract import Executor
+from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.local import InProcess
 from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.runs.clusters import left_at_work
 from unetcli.runs.pyramid_run import PyramidRun, build_blocks
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.rounds import Progress, Report, Rounds
 from unetcli.runs.run import Run
-from unetcli.runs.troubles import current_troubles
+from unetcli.runs.troubles import UNUSABLE, Trouble, current_troubles
 
 log = logging.getLogger(__name__)
 
 Executors = Callable[[], AbstractContextManager[Executor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """How closing a run ended."""
+
+    complete: bool
+    """Whether nothing is missing: neither of full resolution, nor of the coarser levels that were asked for."""
+    levels_missing: int = 0
+    """Blocks of coarser levels that are not made."""
+    set_aside: Sequence[Trouble] = ()
+    """Why they are not, as far as they were tried."""
+    failures: Sequence[JobFailure] = ()
+    left_running: Sequence[str] = ()
+    """SLURM jobs that make them, with ``--detach``."""
 
 
 def here() -> AbstractContextManager[Executor]:
@@ -33,25 +50,40 @@ def close(
     executors: Executors = here,
     report: Report = lambda done, total: None,
     stopping: Callable[[], bool] = bool,
-) -> bool:
-    """Close a run whose blocks are all there; whether it is complete now. For who holds the launcher's lock."""
+) -> Closing:
+    """Close a run if its blocks are all there; for who holds the launcher's lock."""
     if not ledger.refresh().complete:
-        return False
-    if PyramidPlan.of(run.plan, run.request.levels).levels > 1:
-        pyramid = PyramidRun.begin(run.pyramid_folder, run.output, run.places(), run.request.levels, ledger)
-        if len(pyramid.pending(pyramid.ledger())):
-            with executors() as executor:
-                build_levels(run, pyramid, executor, report, stopping)
-        if not pyramid.close(pyramid.ledger()):
-            return False
-    return run.close(ledger)
+        return Closing(complete=False)
+    if PyramidPlan.of(run.plan, run.request.levels).levels == 1:
+        return Closing(complete=run.close(ledger))
+    pyramid = PyramidRun.begin(
+        run.pyramid_folder,
+        run.output,
+        run.places(),
+        run.request.levels,
+        ledger,
+        overwrite=run.request.overwrite,
+    )
+    levels = pyramid.ledger()
+    failures, left_running = list[JobFailure](), list[str]()
+    if len(pyramid.pending(levels)):
+        with executors() as executor:
+            failures = build_levels(run, pyramid, levels, executor, report, stopping)
+            left_running = left_at_work(executor)
+    return Closing(
+        complete=pyramid.close(levels) and run.close(ledger),
+        levels_missing=len(levels.missing),
+        set_aside=current_troubles(pyramid.folder.troubles, levels),
+        failures=failures,
+        left_running=left_running,
+    )
 
 
 def build_levels(
-    run: Run, pyramid: PyramidRun, executor: Executor, report: Report, stopping: Callable[[], bool]
-) -> None:
-    """Make what is missing of the levels, stage by stage."""
-    ledger, plan = pyramid.ledger(), pyramid.pyramid.plan
+    run: Run, pyramid: PyramidRun, ledger: Ledger, executor: Executor, report: Report, stopping: Callable[[], bool]
+) -> list[JobFailure]:
+    """Make what is missing of the levels, stage by stage; how jobs failed."""
+    plan = pyramid.pyramid.plan
     log.info("%d levels: %d of %d blocks to make", plan.levels, len(ledger.missing), plan.blocks)
     pyramid.folder.forget_troubles()
     rounds = Rounds(
@@ -67,5 +99,9 @@ def build_levels(
         rounds.run(todo)
         if np.array_equal(todo, pyramid.pending(ledger)):
             break  # a round that brought nothing: another would not either
-    for trouble in current_troubles(pyramid.folder.troubles, ledger):
+    troubles = current_troubles(pyramid.folder.troubles, ledger)
+    for trouble in troubles:
         log.warning("block %d of the levels (%s): %s", trouble.block, trouble.place, trouble.reason)
+    if any(trouble.kind == UNUSABLE for trouble in troubles):
+        log.warning("`unetcli verify --repair %s` computes damaged blocks again", run.request.output_path)
+    return rounds.failures

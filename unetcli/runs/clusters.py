@@ -84,6 +84,11 @@ def executor_on(where: Where, work: Work) -> Iterator[Executor]:
             yield executor
 
 
+def left_at_work(executor: Executor) -> list[str]:
+    """SLURM jobs that an executor has started and does not wait for."""
+    return executor.jobs if isinstance(executor, SlurmExecutor) and executor.detach else []
+
+
 @contextmanager
 def local_executor(where: Where, work: Work) -> Iterator[Executor]:
     """This process, or several here where there are several GPUs or ``--workers`` says so."""
@@ -146,7 +151,7 @@ class WorkerJobs:
 
     @property
     def file(self) -> Path:
-        return self.folder.path / "dask-jobs.txt"
+        return self.folder.dask_jobs_file
 
     def launch(self, function: Callable[..., None], arguments: Sequence[Any], count: int) -> list[str]:
         name = f"unetcli-dask-{secrets.token_hex(6)}"
@@ -197,7 +202,7 @@ def live_jobs(folder: RunFolder) -> list[str]:
 def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> None:
     """See to it that nothing of a killed launcher is at work any more, but for the jobs that are attached to."""
     WorkerJobs(SlurmRequest(), folder).sweep()
-    remove_aside(folder.path / "tls")
+    remove_aside(folder.tls)
     if left := await_workers(folder, attached, SECONDS_TO_FINISH):
         log.warning("%d workers of an earlier launch do not end; what they are at may be computed twice", left)
 

@@ -14,10 +14,17 @@ from numpy.typing import NDArray
 from unetcli.config import PredictRequest, Where
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.slurm import SlurmExecutor
-from unetcli.files import sweep, telling_unwritable
+from unetcli.files import telling_unwritable
 from unetcli.planning.planner import wasted_work
-from unetcli.runs.closing import close
-from unetcli.runs.clusters import end_earlier_launch, executor_for, live_jobs, require_accepted, require_no_jobs
+from unetcli.runs.closing import Closing, close
+from unetcli.runs.clusters import (
+    end_earlier_launch,
+    executor_for,
+    left_at_work,
+    live_jobs,
+    require_accepted,
+    require_no_jobs,
+)
 from unetcli.runs.machines import with_machine
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.rounds import Progress, Report, Rounds
@@ -35,14 +42,14 @@ class PredictSummary:
 
     output: str
     complete: bool
-    """Whether the whole output is."""
+    """Whether the whole output is, with the coarser levels that were asked for."""
     finished: bool
-    """Whether the blocks of this call are: all, or those of a share."""
+    """Whether this call left nothing undone: of the whole output, or of a share and, for the last one, of closing."""
     blocks: int
     found_done: int
     computed: int
     set_aside: list[dict[str, Any]]
-    """Block, place and reason, of blocks that have no result."""
+    """Block, place and reason, of blocks that have no result: of full resolution, or else of coarser levels."""
     failed_jobs: list[str]
     jobs: list[str]
     """SLURM jobs that were left at work, with ``--detach``."""
@@ -55,6 +62,8 @@ class PredictSummary:
     wasted_work: float
     device: str
     precision: str
+    levels_missing: int
+    """Blocks of coarser levels that are not made, though full resolution is."""
 
     @property
     def sentence(self) -> str:
@@ -62,7 +71,7 @@ class PredictSummary:
         if self.jobs:
             arrays = " ".join(arrays_of(self.jobs))
             return f"{self.output}: {len(self.jobs)} SLURM jobs ({arrays}); `unetcli status {self.output}` shows them"
-        if self.found_done == self.blocks:
+        if self.found_done == self.blocks and self.finished:
             return f"{self.output}: {self._end} already, {self.blocks} blocks found done"
         mega = self.voxels / 1e6
         done = f"{self.computed} of {self.blocks} blocks computed, {self.found_done} found done"
@@ -75,9 +84,10 @@ class PredictSummary:
             return "complete"
         if self.finished:
             return "this share is complete, others are missing"
+        levels = f"{self.levels_missing} blocks of coarser levels missing; " if self.levels_missing else ""
         aside = f"{len(self.set_aside)} set aside (see above); " if self.set_aside else ""
         jobs = f"{len(self.failed_jobs)} jobs failed; " if self.failed_jobs else ""
-        return f"INCOMPLETE; {aside}{jobs}the same command continues"
+        return f"INCOMPLETE; {levels}{aside}{jobs}the same command continues"
 
 
 def predict_volume(
@@ -99,16 +109,15 @@ def predict_volume(
     where = where or Where()
     run = Run.settle(with_machine(request, where))
     require_accepted(where, needed=request.overwrite or not run.is_complete)
-    with telling_unwritable(request.output_path), run.folder.launcher(take_over=request.take_over):
+    with telling_unwritable(request.output_path), run.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
         require_no_jobs(where, run)
         run.prepare()
         ledger = run.folder.ledger(run.plan.blocks)
         found = int(ledger.done.sum())
         ends = Ends() if ledger.complete else compute(run, ledger, where, report, stopping)
-        if not ends.left_running:
-            close(run, ledger, lambda: executor_for(where, run), report, stopping)
-    return summarise(run, ledger, found, ends, time.perf_counter() - started)
+        closing = None if ends.left_running else close(run, ledger, lambda: executor_for(where, run), report, stopping)
+    return summarise(run, ledger, found, ends, closing, time.perf_counter() - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Ca
     end_earlier_launch(run.folder, attached)
     if not attached:
         run.folder.forget_troubles()  # they are tried again
-        sweep(run.folder.path)
+        run.folder.sweep_workers()
         run.output.store.sweep()
     announce(run, int(ledger.done.sum()))
     progress = Progress(run.plan, ledger, report)
@@ -145,7 +154,7 @@ def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Ca
         except KeyboardInterrupt:
             say_what_runs_on(run, executor)
             raise
-        return Ends(failures, executor.jobs if where.detach and isinstance(executor, SlurmExecutor) else [])
+        return Ends(failures, left_at_work(executor))
 
 
 def say_what_runs_on(run: Run, executor: Executor) -> None:
@@ -195,26 +204,33 @@ def summarise(
     ledger: Ledger,
     found: int,
     ends: Ends,
+    closing: Closing | None,
     seconds: float,
     blocks: NDArray[np.intp] | None = None,
 ) -> PredictSummary:
-    """The summary of a call over some blocks (None: all) that found so many of them done."""
+    """The summary of a call over some blocks (None: all) that found so many of them done.
+
+    ``closing`` is None for a call that did not have to close the run.
+    """
     plan = run.plan
     wanted = np.arange(plan.blocks) if blocks is None else blocks
     done, missing = int(ledger.done[wanted].sum()), set(wanted[~ledger.done[wanted]].tolist())
     voxels = round(plan.region.size * (done - found) / plan.blocks)
+    finished = closing.complete if closing else done == len(wanted)
+    closing = closing or Closing(complete=False)
+    troubles = [trouble for trouble in current_troubles(run.folder.troubles, ledger) if trouble.block in missing]
     return PredictSummary(
         output=str(run.request.output_path),
-        complete=run.is_complete,
-        finished=done == len(wanted),
+        complete=finished and run.is_complete,
+        finished=finished,
         blocks=len(wanted),
         found_done=found,
         computed=done - found,
-        set_aside=[
-            trouble.note() for trouble in current_troubles(run.folder.troubles, ledger) if trouble.block in missing
+        set_aside=[trouble.note() for trouble in [*troubles, *closing.set_aside]],
+        failed_jobs=[
+            f"job {failure.job} on {failure.host}: {failure.reason}" for failure in [*ends.failures, *closing.failures]
         ],
-        failed_jobs=[f"job {failure.job} on {failure.host}: {failure.reason}" for failure in ends.failures],
-        jobs=ends.left_running,
+        jobs=[*ends.left_running, *closing.left_running],
         voxels=voxels,
         seconds=round(seconds, 3),
         voxels_per_second=round(voxels / seconds, 1),
@@ -223,4 +239,5 @@ def summarise(
         wasted_work=round(wasted_work(plan), 4),
         device=plan.choices.device,
         precision=plan.choices.precision,
+        levels_missing=closing.levels_missing,
     )

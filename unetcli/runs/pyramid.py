@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from unetcli.checksums import Checksum
 from unetcli.files import sync_all
 from unetcli.geometry import Box
 from unetcli.planning.pyramid_plan import PyramidPlan
@@ -134,9 +134,9 @@ class Pyramid:
         self._show(1)
 
     def _checksum(self, number: int, values: Callable[[int, Box], NDArray[Any]]) -> str:
-        digest = hashlib.blake2b(digest_size=16)
+        digest = Checksum()
         for level, piece in self.plan.pieces(self.plan.block(number)):
-            digest.update(np.ascontiguousarray(values(level, piece)).data)
+            digest.add(values(level, piece))
         return digest.hexdigest()
 
     def _made(self, level: int, piece: Box) -> NDArray[Any]:

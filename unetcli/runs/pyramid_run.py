@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.checksums import checksum
 from unetcli.files import place_of, replacing, telling_unwritable
 from unetcli.planning.plan import Plan
 from unetcli.planning.pyramid_plan import PyramidPlan
@@ -21,6 +21,7 @@ from unetcli.process import prepare
 from unetcli.ranges import Ranges, numbers
 from unetcli.runs.heartbeat import Heartbeat
 from unetcli.runs.keeping import keep
+from unetcli.runs.ownership import PYRAMID, claim, sweep_beside
 from unetcli.runs.pyramid import Pyramid, place
 from unetcli.runs.receipts import Ledger, ReceiptBook
 from unetcli.runs.runfolder import Places, RunFolder
@@ -35,20 +36,31 @@ class PyramidRun:
     pyramid: Pyramid
 
     @classmethod
-    def begin(cls, folder: RunFolder, output: Output, places: Places, levels: int | None, finest: Ledger) -> PyramidRun:
+    def begin(
+        cls,
+        folder: RunFolder,
+        output: Output,
+        places: Places,
+        levels: int | None,
+        finest: Ledger,
+        *,
+        overwrite: bool = False,
+    ) -> PyramidRun:
         """Freeze what is to be made, and make the empty levels; goes on where the same was begun before.
 
         For who holds the output's lock, once ``finest``, the ledger of level 0, is complete. What was made from other
-        voxels, or of another plan, is forgotten and hidden.
+        voxels, or of another plan, is forgotten and hidden; with ``overwrite`` whatever was made.
         """
         run = cls(folder=folder, pyramid=Pyramid(output, PyramidPlan.of(output.plan, levels)))
         frozen = run._frozen(output.plan, finest)
-        if not _says(folder, frozen):
+        claim(folder.path, PYRAMID, overwrite=overwrite)
+        sweep_beside(folder.path, PYRAMID, ())
+        folder.sweep([_frozen_file(folder)])
+        folder.make()
+        if overwrite or not _says(folder, frozen):
             run.pyramid.hide()
-            folder.make()
             folder.forget_run()
         if not run.pyramid.is_made:
-            folder.make()
             folder.forget_receipts()  # of levels that are gone
             run.pyramid.create()
         folder.publish_plan(output.plan)
@@ -73,7 +85,7 @@ class PyramidRun:
         return True
 
     def _frozen(self, plan: Plan, finest: Ledger) -> str:
-        digest = hashlib.blake2b(finest.checksums.tobytes(), digest_size=16).hexdigest()
+        digest = checksum(finest.checksums.tobytes())
         return json.dumps({"finest": digest, "output": plan.to_json(), "pyramid": self.pyramid.plan.to_json()})
 
 

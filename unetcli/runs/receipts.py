@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import secrets
 import socket
@@ -35,7 +34,7 @@ class Receipt:
     state: str
     """``done``, or ``void``: what earlier attempts wrote is to be redone."""
     checksum: str
-    """BLAKE2b (128 bit, hex) of the decoded voxels, clipped to the volume, C order; ``-`` when void."""
+    """XXH3 (128 bits, hexadecimal) of the decoded voxels, clipped to the volume, in C order; ``-`` when void."""
     tile: int
     """Side of the tile used: the plan's, or a smaller one that memory allowed; 0 where all was skipped."""
     read_seconds: float
@@ -91,7 +90,7 @@ class Ledger:
         self.attempts = np.zeros(blocks, np.int32)
         self.done = np.zeros(blocks, np.bool_)
         self.checksums = np.zeros(blocks, "V16")
-        """16 bytes of BLAKE2b each."""
+        """16 bytes each."""
         self.host = np.full(blocks, -1, np.int32)
         """Which of ``hosts`` made the block; -1: none."""
         self.lines = 0
@@ -177,11 +176,6 @@ def _words(line: bytes) -> tuple[int, int, bytes, bytes, bytes] | None:
 
 def _bytes(checksum: bytes) -> bytes:
     return bytes.fromhex(checksum.decode()) if len(checksum) == 32 else bytes(16)
-
-
-def checksum(voxels: NDArray[np.generic]) -> str:
-    """As :attr:`Receipt.checksum` says."""
-    return hashlib.blake2b(np.ascontiguousarray(voxels).data, digest_size=16).hexdigest()
 
 
 def worker_name() -> str:

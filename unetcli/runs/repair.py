@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unetcli.checksums import checksum
 from unetcli.config import PredictRequest, VerifyRequest, Where
 from unetcli.errors import UnetcliError
 from unetcli.files import Place
@@ -23,7 +24,7 @@ from unetcli.runs.clusters import executor_for, require_no_jobs
 from unetcli.runs.prediction import compute
 from unetcli.runs.pyramid import Pyramid, place
 from unetcli.runs.reading_back import Drain, Findings, Made, find_damage, look_again, void
-from unetcli.runs.receipts import Ledger, checksum
+from unetcli.runs.receipts import Ledger
 from unetcli.runs.rounds import Report
 from unetcli.runs.run import Run
 from unetcli.runs.runfolder import RunFolder
@@ -124,7 +125,7 @@ def repair_levels(request: VerifyRequest, run: Run, folder: RunFolder, report: R
 @contextmanager
 def alone(request: VerifyRequest, run: Run) -> Iterator[None]:
     """Nobody else works on the output while this is open."""
-    with run.folder.launcher(take_over=request.take_over):
+    with run.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
         require_no_jobs(Where(), run)
         yield

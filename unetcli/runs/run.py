@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
 from unetcli.files import Place, is_remote, require_apart
 from unetcli.model import find_model
-from unetcli.planning.plan import KEY, Plan, differences
+from unetcli.planning.plan import Plan, differences
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.planning.resolve import absolute, resolve_plan
+from unetcli.runs.ownership import PREDICT, PYRAMID, require_claimable
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.runfolder import Places, RunFolder
 from unetcli.volumes.opening import open_volume
@@ -47,10 +49,12 @@ class Run:
         if request.overwrite:
             require_no_others(request.output_path)
         folder = folder_of(request)
-        folder.require_plan_of(KEY, "a prediction")
+        require_claimable(folder.path, PREDICT, overwrite=request.overwrite)
         plan = settle_plan(request, source, model, folder)
-        PyramidPlan.of(plan, request.levels)  # refuses a number of levels that cannot be, before any work
-        return cls(request=request, source=source, model=model, folder=folder, plan=plan)
+        run = cls(request=request, source=source, model=model, folder=folder, plan=plan)
+        if PyramidPlan.of(plan, request.levels).levels > 1:  # refuses a number of levels that cannot be
+            require_claimable(run.pyramid_folder.path, PYRAMID, overwrite=request.overwrite)
+        return run
 
     @property
     def output(self) -> Output:
@@ -59,12 +63,16 @@ class Run:
     @property
     def pyramid_folder(self) -> RunFolder:
         """The run folder of the step that makes coarser levels."""
-        return self.folder.of_step("pyramid")
+        return self.folder.of_step(PYRAMID)
 
     @property
     def is_complete(self) -> bool:
         """Whether every block is there, by the output's own word."""
         return bool((marker(self.request.output_path) or {}).get("complete"))
+
+    def launcher(self, *, take_over: bool = False, wait: float = 0) -> AbstractContextManager[None]:
+        """Hold the launcher's lock; see :meth:`RunFolder.launcher`."""
+        return self.folder.launcher(PREDICT, overwrite=self.request.overwrite, take_over=take_over, wait=wait)
 
     def prepare(self) -> None:
         """Freeze the plan and make the output where they are not there yet. For who holds the launcher's lock."""

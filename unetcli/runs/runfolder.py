@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from unetcli.errors import UnetcliError
-from unetcli.files import Place, is_remote, publish, remove_aside, replacing
+from unetcli.executors.slurm_jobs import JobBook
+from unetcli.files import Place, drafts, is_remote, publish, remove, remove_aside, replacing
 from unetcli.lock import hold, require_free
 from unetcli.planning.plan import Plan
+from unetcli.runs.ownership import LOCK_NAMES, MARKER, claim, mark, renew, sweep_beside
 from unetcli.runs.receipts import Ledger
+
+CLAIMS = 50
+"""How often a launcher claims a run folder that others delete at the same moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +98,39 @@ class RunFolder:
         return self.path / "places.json"
 
     @property
+    def shares_file(self) -> Path:
+        """The number of shares; see :class:`Division`."""
+        return self.path / "shares.json"
+
+    @property
+    def dask_jobs_file(self) -> Path:
+        """Names of worker jobs on SLURM that a Dask scheduler of the launcher has."""
+        return self.path / "dask-jobs.txt"
+
+    @property
+    def tls(self) -> Path:
+        """The certificate of a Dask scheduler of the launcher."""
+        return self.path / "tls"
+
+    @property
     def lock(self) -> Path:
         return self.path / "lock"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that exist while a run does."""
+        return (self.receipts, self.logs, self.troubles, self.workers, self.canaries)
+
+    @property
+    def contents(self) -> list[Path]:
+        """What the engine keeps here for any step, beside marker and locks. The plan comes first."""
+        files = (self.plan_file, self.places_file, self.shares_file, self.stop, self.dask_jobs_file)
+        return [*files, JobBook(self.path).file, *self.folders, self.tls]
+
     def make(self) -> None:
         """Create the folders; existing ones stay."""
-        for folder in (self.receipts, self.logs, self.troubles, self.workers, self.canaries):
-            folder.mkdir(parents=True, exist_ok=True)
+        for folder in self.folders:
+            folder.mkdir(exist_ok=True)
 
     def plan(self) -> Plan | None:
         """The frozen plan, or None where none was published."""
@@ -107,18 +138,6 @@ class RunFolder:
             return Plan.from_json(self.plan_file.read_text())
         except FileNotFoundError:
             return None
-
-    def require_plan_of(self, key: str, what: str) -> None:
-        """Refuse the folder of a run of another kind, of which nothing may be dropped.
-
-        Raises
-        ------
-        UnetcliError
-            There is a plan without that key.
-        """
-        with suppress(FileNotFoundError):
-            if f'"{key}"' not in self.plan_file.read_text():
-                raise UnetcliError(f"{self.plan_file}: no plan of {what}; --run-folder names another place")
 
     def publish_plan(self, plan: Plan) -> Plan:
         """Freeze the plan; returns the one that holds, which is an earlier one where another launcher was faster."""
@@ -153,19 +172,62 @@ class RunFolder:
         self.make()
 
     def forget_run(self) -> None:
-        """Drop plan, receipts and logs. The plan goes first: without it nothing else is ever trusted."""
+        """Drop plan, receipts and logs. The plan goes first: without it nothing else is ever trusted.
+
+        The marker stays: the folder is still ours, wherever this is killed.
+        """
         self.plan_file.unlink(missing_ok=True)
-        (self.path / "shares.json").unlink(missing_ok=True)
+        self.shares_file.unlink(missing_ok=True)
         for folder in (self.logs, self.canaries):
             remove_aside(folder)
         self.forget_receipts()
+        renew(self.path)
 
     @contextmanager
-    def launcher(self, *, take_over: bool = False, wait: float = 0) -> Iterator[None]:
-        """Hold the launcher's lock: one launcher per output; see :func:`unetcli.lock.hold`."""
-        self.make()
-        with hold(self.lock, take_over=take_over, wait=wait):
+    def launcher(
+        self,
+        step: str,
+        own: Sequence[Path] = (),
+        *,
+        overwrite: bool = False,
+        take_over: bool = False,
+        wait: float = 0,
+    ) -> Iterator[None]:
+        """Claim the folder for a step, then hold the launcher's lock: one launcher per output.
+
+        See :func:`unetcli.runs.ownership.claim` and :func:`unetcli.lock.hold`. Leftovers of killed launchers are
+        deleted; ``own`` is what the step keeps in the folder beside :attr:`contents`.
+        """
+        with ExitStack() as held:
+            for left in reversed(range(CLAIMS)):
+                try:
+                    claim(self.path, step, overwrite=overwrite)
+                    held.enter_context(hold(self.lock, take_over=take_over, wait=wait))
+                    mark(self.path, step, overwrite=overwrite)
+                    break
+                except FileNotFoundError:  # who held the lock was an evaluation, which has deleted the folder
+                    held.close()
+                    if not left:
+                        raise
+            sweep_beside(self.path, step, [path.name for path in (*self.contents, *own)])
+            self.sweep(own)
+            self.make()
             yield
+
+    def sweep(self, own: Sequence[Path] = ()) -> None:
+        """Delete what killed launchers left unfinished directly in the folder. The caller holds the lock.
+
+        Drafts with these names are of launchers, who write under the lock or cope with the loss (:func:`publish`).
+        """
+        names = [path.name for path in (*self.contents, *own)]
+        for draft in drafts(self.path, MARKER, *LOCK_NAMES, "share-*.lock", *names):
+            remove(draft)
+
+    def sweep_workers(self) -> None:
+        """Delete what killed workers left unfinished; only if no worker lives."""
+        for folder in (self.workers, self.canaries, *self.logs.glob("slurm/*/outcomes")):
+            for draft in drafts(folder, "*.json"):
+                remove(draft)
 
     def share_lock(self, number: int) -> Path:
         """Held by the process that works on that share."""
@@ -179,11 +241,11 @@ class RunFolder:
     def division(self) -> Division | None:
         """Into how many shares the blocks were divided, or None where nobody asked for shares yet."""
         try:
-            return Division(**json.loads((self.path / "shares.json").read_text()))
+            return Division(**json.loads((self.shares_file).read_text()))
         except FileNotFoundError:
             return None
 
     def publish_division(self, division: Division) -> Division:
         """Freeze the number of shares; returns the one that holds."""
-        publish(self.path / "shares.json", json.dumps(asdict(division)))
+        publish(self.shares_file, json.dumps(asdict(division)))
         return self.division() or division

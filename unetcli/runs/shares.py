@@ -17,7 +17,7 @@ from unetcli.executors.contract import JobFailure
 from unetcli.executors.local import InProcess
 from unetcli.files import telling_unwritable
 from unetcli.lock import InUse, hold
-from unetcli.runs.closing import close
+from unetcli.runs.closing import Closing, close
 from unetcli.runs.prediction import Ends, PredictSummary, announce, summarise
 from unetcli.runs.receipts import Ledger
 from unetcli.runs.rounds import Progress, Report, Rounds
@@ -50,7 +50,7 @@ def predict_share(
         array_index()  # before anything is written
     run = Run.settle(request)
     with telling_unwritable(request.output_path), ExitStack() as held:
-        with run.folder.launcher(wait=WAIT_SECONDS):
+        with run.launcher(wait=WAIT_SECONDS):
             run.prepare()
             lift_stop(run.folder)
             number, count = resolve_share(run.folder, share)
@@ -60,8 +60,8 @@ def predict_share(
         found = int(ledger.done[mine].sum())
         announce(run, found, share=(number, count))
         failures = compute_share(run, ledger, mine, report, stopping)
-    close_if_last(run, ledger, stopping)
-    return summarise(run, ledger, found, Ends(failures), time.perf_counter() - started, mine)
+    closing = close_if_last(run, ledger, stopping)
+    return summarise(run, ledger, found, Ends(failures), closing, time.perf_counter() - started, mine)
 
 
 def compute_share(
@@ -91,29 +91,34 @@ def lift_stop(folder: RunFolder) -> None:
         folder.forget_troubles()
 
 
-def close_if_last(run: Run, ledger: Ledger, stopping: Callable[[], bool]) -> None:
-    """Close the run if nothing is missing; of several that find so, one does it."""
-    if not ledger.refresh().complete or run.is_complete:
-        return
+def close_if_last(run: Run, ledger: Ledger, stopping: Callable[[], bool]) -> Closing | None:
+    """Close the run if nothing is missing; of several that find so, one does it. None for the others."""
+    if not ledger.refresh().complete:
+        return None
     with telling_unwritable(run.request.output_path):
         try:
-            with run.folder.launcher(wait=WAIT_SECONDS):
-                close(run, ledger, stopping=stopping)
+            with run.launcher(wait=WAIT_SECONDS):
+                return close(run, ledger, stopping=stopping)
         except InUse as error:  # setting up takes no time: who holds the lock for so long is closing
             log.info("left to another: %s", error)
+            return None
 
 
-def close_run(request: PredictRequest) -> PredictSummary:
+def close_run(
+    request: PredictRequest,
+    report: Report = lambda done, total: None,
+    stopping: Callable[[], bool] = bool,
+) -> PredictSummary:
     """Mark an output complete whose blocks were computed in shares; changes nothing where some are missing."""
     started = time.perf_counter()
     run = Run.settle(request)
     if run.folder.plan() is None:
         raise UnetcliError(f"{request.output_path}: nothing to close, no share has begun it")
-    with telling_unwritable(request.output_path), run.folder.launcher(wait=WAIT_SECONDS):
+    with telling_unwritable(request.output_path), run.launcher(wait=WAIT_SECONDS):
         run.prepare()
         ledger = run.folder.ledger(run.plan.blocks)
-        close(run, ledger)
-    return summarise(run, ledger, int(ledger.done.sum()), Ends(), time.perf_counter() - started)
+        closing = close(run, ledger, report=report, stopping=stopping)
+    return summarise(run, ledger, int(ledger.done.sum()), Ends(), closing, time.perf_counter() - started)
 
 
 def resolve_share(folder: RunFolder, share: tuple[int, int] | None) -> tuple[int, int]:

@@ -86,6 +86,8 @@ class Status:
     """One after the other."""
     gone: bool
     """Whether the output was deleted."""
+    levels_missing: int
+    """Blocks of coarser levels that a prediction waits for whose own blocks are all done."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,6 +121,7 @@ class Watcher:
             command=self.step.command,
             complete=complete,
             gone=not complete and self.step.is_gone(self.ledger.done),
+            levels_missing=self.step.levels_missing() if self.ledger.complete and not complete else 0,
             workers=len(living),
             silent=crew.undecided,
             hosts=len({beat.holder.host for beat in living}),

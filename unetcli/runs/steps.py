@@ -16,21 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.errors import UnetcliError
-from unetcli.evaluation import plan as evaluation_plan
 from unetcli.evaluation.plan import EvaluationPlan
 from unetcli.files import Place, is_remote, parent_of, place_of
-from unetcli.labelling import plan as label_plan
 from unetcli.labelling.plan import LabelPlan
-from unetcli.planning import plan as prediction_plan
 from unetcli.planning.plan import Plan
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.planning.stages import Stage
+from unetcli.runs.ownership import EVALUATE, LABEL, MARKER, PREDICT, PYRAMID, read_mark, require_format
 from unetcli.runs.runfolder import RunFolder
 
 log = logging.getLogger(__name__)
-
-PREDICT, PYRAMID, EVALUATE = "predict", "pyramid", "evaluate"
-"""Steps that are always called so; others are the names of labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +46,8 @@ class Step:
     """Whether nothing is left to do once every block is done: by the output's own word, mostly."""
     made: Callable[[], bool] = lambda: True
     """Whether there is an output of ours."""
+    levels_missing: Callable[[], int] = lambda: 0
+    """How many blocks of coarser levels are not made, of those that a prediction waits for to be complete."""
     writes: int = 0
     """The first block that writes to the output; what those before make is kept in the run folder."""
 
@@ -99,10 +96,9 @@ def steps_of(output: str, named: Path | None = None, only: str | None = None) ->
         log.warning("%s", error)
     if not found:
         sought = root if named else root / (only or PREDICT)
-        raise UnetcliError(
-            f"{output}: no plan of a run in {sought}; predict, label and evaluate make one, "
-            "--run-folder names another place"
-        )
+        made = any(read_mark(folder.path) for folder in folders(root))
+        what = f"no plan of a run in {sought}" if made else f"{sought} is no run folder (no {MARKER})"
+        raise UnetcliError(f"{output}: {what}; predict, label and evaluate make one, --run-folder names another place")
     wanted = [step for step in found if only in (None, step.name)]
     if not wanted:
         raise UnetcliError(f"{output}: no step {only}; {root} has {', '.join(step.name for step in found)}")
@@ -126,17 +122,22 @@ def store_and_step(output: str) -> tuple[Place, str | None]:
 
 def folders(root: Path) -> list[RunFolder]:
     """A folder, those below it, and the levels' one beside it: wherever a run of the same store can be."""
-    below = sorted(path.parent for path in root.glob("*/plan.json"))
+    below = sorted(path.parent for path in root.glob(f"*/{MARKER}"))
     return [RunFolder(path) for path in dict.fromkeys([root, *below, RunFolder(root).of_step(PYRAMID).path])]
 
 
 def step_in(folder: RunFolder, store: Place) -> Step | UnetcliError | None:
-    """The step whose folder it is; why its plan cannot be read; None where there is no plan of ours."""
+    """The step whose folder it is; why it cannot be read; None if it is no run folder, or has no plan yet."""
     try:
-        text = folder.plan_file.read_text()
-        kind = next((name for name in _READERS if name in json.loads(text)), None)
-        return _READERS[kind](folder, store, text) if kind else None
-    except (FileNotFoundError, NotADirectoryError):
+        mark = read_mark(folder.path)
+        if mark is None:
+            return None
+        require_format(folder.path, mark, "use that version")
+    except UnetcliError as error:
+        return error
+    try:
+        return _READERS[mark.step](folder, store, folder.plan_file.read_text())
+    except FileNotFoundError:
         return None
     except UnetcliError as error:
         return UnetcliError(f"{folder.plan_file}: {error}")
@@ -145,9 +146,9 @@ def step_in(folder: RunFolder, store: Place) -> Step | UnetcliError | None:
 
 
 def predict_step(folder: RunFolder, store: Place, plan: str) -> Step:
-    """The step of a prediction's full resolution, or of its coarser levels."""
+    """The step of a prediction's full resolution."""
     settled = Plan.from_json(plan)
-    step = Step(
+    return Step(
         name=PREDICT,
         command=PREDICT,
         output=str(store),
@@ -156,18 +157,21 @@ def predict_step(folder: RunFolder, store: Place, plan: str) -> Step:
         voxels=settled.voxels,
         closed=lambda: says_complete(store),
         made=lambda: is_made(store),
-    )
-    levels = folder.path / "pyramid.json"
-    return (
-        _with_levels(step, PyramidPlan.from_json(json.loads(levels.read_text())["pyramid"]))
-        if levels.exists()
-        else step
+        levels_missing=lambda: _levels_missing(folder.of_step(PYRAMID), store),
     )
 
 
-def _with_levels(step: Step, plan: PyramidPlan) -> Step:
-    stages = tuple(Stage(f"level {stage.base + 1}", stage.blocks) for stage in plan.stages)
-    return replace(step, name=PYRAMID, stages=stages, voxels=plan.voxels)
+def _levels_missing(folder: RunFolder, store: Place) -> int:
+    levels = step_in(folder, store)
+    return len(levels.folder.ledger(levels.blocks).missing) if isinstance(levels, Step) else 0
+
+
+def pyramid_step(folder: RunFolder, store: Place, plan: str) -> Step:
+    """The step of a prediction's coarser levels."""
+    levels = PyramidPlan.from_json(json.loads((folder.path / "pyramid.json").read_text())["pyramid"])
+    stages = tuple(Stage(f"level {stage.base + 1}", stage.blocks) for stage in levels.stages)
+    finest = predict_step(folder, store, plan)
+    return replace(finest, name=PYRAMID, stages=stages, voxels=levels.voxels, levels_missing=lambda: 0)
 
 
 def label_step(folder: RunFolder, store: Place, plan: str) -> Step:
@@ -177,7 +181,7 @@ def label_step(folder: RunFolder, store: Place, plan: str) -> Step:
     labels = f"{store}/labels/{name}" if is_remote(store) else Path(store) / "labels" / name
     return Step(
         name=name,
-        command="label",
+        command=LABEL,
         output=str(labels),
         folder=folder,
         stages=settled.stages,
@@ -204,11 +208,12 @@ def evaluate_step(folder: RunFolder, store: Place, plan: str) -> Step:
 
 
 _READERS: Mapping[str, Callable[[RunFolder, Place, str], Step]] = {
-    prediction_plan.KEY: predict_step,
-    label_plan.KEY: label_step,
-    evaluation_plan.KEY: evaluate_step,
+    PREDICT: predict_step,
+    PYRAMID: pyramid_step,
+    LABEL: label_step,
+    EVALUATE: evaluate_step,
 }
-"""By the first word of a plan."""
+"""By the step that the marker of the folder names."""
 
 
 def says_complete(place: Place) -> bool:

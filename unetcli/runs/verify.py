@@ -14,6 +14,7 @@ from unetcli.labelling.repair import labels_made, prediction_changes, repair_lab
 from unetcli.planning.plan import Plan
 from unetcli.planning.resolve import absolute
 from unetcli.runs.changes import Change, changes
+from unetcli.runs.ownership import EVALUATE, PREDICT, PYRAMID
 from unetcli.runs.reading_back import Damage, Drain, Findings, Made, find_damage, named, without_missing
 from unetcli.runs.repair import (
     PredictionMade,
@@ -26,7 +27,7 @@ from unetcli.runs.repair import (
 from unetcli.runs.rounds import Report
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.seams import Seams, check_seams
-from unetcli.runs.steps import EVALUATE, PREDICT, PYRAMID, Step, steps_of
+from unetcli.runs.steps import Step, steps_of
 from unetcli.runs.workbench import Workbench, open_workbench
 from unetcli.volumes.output import Output
 

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from unetcli.checksums import checksum
 from unetcli.errors import UnetcliError, UnreadableBlock
 from unetcli.files import UNWRITABLE, publish, telling_unwritable
 from unetcli.lock import job_id
 from unetcli.process import prepare
 from unetcli.ranges import Ranges, numbers
 from unetcli.runs.heartbeat import Heartbeat
-from unetcli.runs.receipts import DONE, Receipt, ReceiptBook, checksum
+from unetcli.runs.receipts import DONE, Receipt, ReceiptBook
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.troubles import FAILED, UNUSABLE, Trouble, TroubleBook
 from unetcli.runs.workbench import Workbench, workbench

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SMALL_TABLE = 2**16
+from unetcli.distinct import distinct
+
 Slices = tuple[slice, slice]
 
 
@@ -57,19 +58,8 @@ def numbered(labels: NDArray[Any]) -> NDArray[np.int32]:
     >>> numbered(np.array([[7, 0], [2**63, 7]], np.uint64)).tolist()
     [[1, 0], [2, 1]]
     """
-    highest = int(labels.max(initial=0))
-    if highest > max(labels.size, SMALL_TABLE):  # a table of all numbers would be larger than the image
-        flat = labels.ravel()
-        starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])  # sorting runs, not pixels, takes a tenth
-        values, places = np.unique(flat[starts], return_inverse=True)
-        numbers = (places + int(values[0] != 0)).astype(np.int32)
-        return np.repeat(numbers, np.diff(starts, append=flat.size)).reshape(labels.shape)
-    places = labels.astype(np.int32)
-    used = np.zeros(highest + 1, np.bool_)
-    used[places] = True
-    used[0] = False
-    table: NDArray[np.int32] = np.cumsum(used, dtype=np.int32)
-    return table[places]
+    values, places = distinct(labels)
+    return (places + int(values.size > 0 and values[0] != 0)).astype(np.int32)
 
 
 def _contacts(labels: NDArray[Any]) -> Iterator[tuple[Slices, Slices, NDArray[np.bool_]]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.checksums import short_checksum
 from unetcli.errors import UnreadableBlock
 from unetcli.geometry import Box
 from unetcli.intensity import Moments, PerChannel
@@ -49,21 +48,10 @@ def fingerprint(volume: Volume) -> str:
 
     Compared by :func:`unetcli.planning.plan.same_data`: a chunk that is mended later makes no other volume of it.
     """
-    words = [digest(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())]
+    words = [short_checksum(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())]
     for voxels in sampled_voxels(volume):
-        words.append(UNREADABLE if voxels is None else digest(np.ascontiguousarray(voxels).data))
+        words.append(UNREADABLE if voxels is None else short_checksum(voxels))
     return " ".join(words)
-
-
-def digest(data: bytes | memoryview) -> str:
-    """64 bits of BLAKE2b, hex."""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
-def file_fingerprint(path: Path) -> str:
-    """Hex digest over a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def sampled_statistics(volume: Volume, channel: int | None) -> tuple[PerChannel, PerChannel]:

@@ -201,5 +201,17 @@ class Unread(WrapperStore[ZarrStore]):
     """
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        metadata = key.rpartition("/")[2] in ("zarr.json", ".zarray", ".zattrs", ".zgroup")
-        return await self._store.get(key, prototype, byte_range) if metadata else None
+        return await self._store.get(key, prototype, byte_range) if _is_metadata(key) else None
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """The same for Zarr's synchronous pipeline, which is asked for by configuration."""
+        if not _is_metadata(key):
+            return None
+        found: Buffer | None = super().get_sync(key, prototype=prototype, byte_range=byte_range)  # type: ignore[misc]
+        return found
+
+
+def _is_metadata(key: str) -> bool:
+    return key.rpartition("/")[2] in ("zarr.json", ".zarray", ".zattrs", ".zgroup")

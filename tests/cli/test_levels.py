@@ -1,0 +1,131 @@
+"""Coarser levels that are not finished, as a user of the command line meets them: exit code 3, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from damage import truncate
+from helpers import grey, write_zarr
+
+from unetcli.config import PredictRequest, VerifyRequest
+from unetcli.runs.prediction import predict_volume
+from unetcli.runs.shares import close_run, predict_share
+from unetcli.runs.verify import verify_output
+from unetcli.volumes.output import marker
+
+Unetcli = Callable[..., subprocess.CompletedProcess[str]]
+STORE = "big.pred.zarr"
+PREDICT = ["predict", "big.zarr", "--tile", "204"]
+STOPPED = """
+import os, signal
+from unetcli.runs.pyramid import Pyramid
+build = Pyramid.build
+def build_while_asked_to_stop(pyramid, number):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return build(pyramid, number)
+Pyramid.build = build_while_asked_to_stop
+from unetcli.cli import main
+main()
+"""
+"""The command line, with SIGTERM arriving while the first block of the levels is made."""
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume of two blocks, whose coarser level is made in two blocks as well."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNETCLI_DEVICE", "cpu")
+    monkeypatch.delenv("UNETCLI_MODEL", raising=False)
+    write_zarr(Path("big.zarr"), grey(2, 1100, 40), chunks=(1, 550, 40))
+
+
+def predict(*words: str, levels: int = 1) -> bool:
+    """The same as the command with these words, in this process; whether nothing is missing."""
+    request = PredictRequest(volume="big.zarr", tile=204, device="cpu", levels=levels)
+    if not words:
+        return predict_volume(request).complete
+    if words == ("--close",):
+        return close_run(request).complete
+    number, _, count = words[1].partition("/")
+    return predict_share(request, (int(number), int(count))).complete
+
+
+def stopped(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", STOPPED, *words],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def shown() -> list[str]:
+    """The levels that the output names."""
+    image = json.loads(Path(STORE, "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    return [dataset["path"] for dataset in image["datasets"]]
+
+
+def says_complete() -> bool:
+    return bool((marker(STORE) or {}).get("complete"))
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "complete"),
+    [
+        ([["--share", "0/2"]], ["--share", "1/2"], False),
+        ([["--share", "0/2"], ["--share", "1/2"]], ["--close"], True),
+        ([["--share", "0/2"], ["--share", "1/2"]], ["--share", "1/2"], True),
+        ([[]], [], True),
+    ],
+    ids=["last share", "close", "share once more", "added later"],
+)
+def test_levels_of_damaged_voxels_are_incomplete_until_those_are_repaired(
+    unetcli: Unetcli, before: list[list[str]], last: list[str], complete: bool
+) -> None:
+    """Also where the output, ``complete`` before, is now asked to have levels."""
+    for words in before:
+        predict(*words)
+    truncate(next(path for path in sorted(Path(STORE, "0/c/0").rglob("*")) if path.is_file()))
+    assert says_complete() == complete
+    done = unetcli(*PREDICT, *last, "--levels", 2, "--json")
+    assert done.returncode == 3, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["finished"], told["complete"], told["levels_missing"]) == (False, False, 1)
+    (trouble,) = told["set_aside"]
+    assert f"{STORE}/0: cannot read z 0:1" in trouble["reason"]
+    assert "INCOMPLETE; 1 blocks of coarser levels missing; 1 set aside" in done.stderr
+    assert f"`unetcli verify --repair {STORE}`" in done.stderr
+    assert (shown(), says_complete()) == (["0"], complete)
+    assert all(found.sound for found in verify_output(VerifyRequest(output=STORE, repair=True)))
+    assert predict(*last, levels=2)
+    assert (shown(), says_complete()) == (["0", "1"], True)
+
+
+@pytest.mark.parametrize("how", ["at once", "share", "close"])
+def test_sigterm_while_levels_are_made_ends_with_3_and_status_names_them(unetcli: Unetcli, how: str) -> None:
+    words = {"at once": [], "share": ["--share", "0/1"], "close": ["--close"]}[how]
+    if how == "close":
+        predict("--share", "0/1")
+    done = stopped(*PREDICT, *words, "--levels", "2", "--json")
+    assert done.returncode == 3, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["finished"], told["complete"], told["levels_missing"], told["set_aside"]) == (False, False, 1, [])
+    assert "INCOMPLETE; 1 blocks of coarser levels missing; the same command continues" in done.stderr
+    assert shown() == ["0"]
+    status = json.loads(unetcli("status", STORE, "--json").stdout)
+    assert [(other["step"], other["done"], other["missing"]) for other in status["others"]] == [("pyramid", 1, 1)]
+    if how != "close":  # which leaves an output that was complete before it was asked for levels as it is
+        assert (status["complete"], status["levels_missing"]) == (False, 1)
+        said = unetcli("status", STORE).stdout
+        assert "coarser levels are missing; the same predict command continues" in said
+        assert "--close" not in said
+    assert predict(*words, levels=2)
+    assert (shown(), says_complete()) == (["0", "1"], True)

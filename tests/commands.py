@@ -1,0 +1,158 @@
+"""Commands in processes of their own that start in milliseconds: forks of one process that has imported torch.
+
+They take signals, are killed and end with exit codes as any process does. A test of how a process starts, or of what it
+imports, starts a Python of its own instead.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import count
+from multiprocessing import current_process, forkserver, get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+CONTEXT = get_context("forkserver")
+HEAVY = [
+    "unetcli.cli",
+    "unetcli.evaluation.evaluate",
+    "unetcli.labelling.run",
+    "unetcli.planning.preview",
+    "unetcli.runs.prediction",
+    "unetcli.runs.status",
+    "unetcli.runs.verify",
+    "unetcli.training.train",
+    "torch._dynamo",
+    "matplotlib.pyplot",
+    "pydantic",
+    "contourpy",
+    "imagecodecs",
+    "safetensors.torch",
+    "torch.utils.serialization.config",
+]
+
+STARTED: list[Command] = []
+"""By the test that runs."""
+
+
+class Command:
+    """``unetcli`` with some words, at work from the beginning; the interface is that of ``subprocess.Popen``.
+
+    What it says goes to the file ``talk``, or what it says on stderr to ``errors``; both may be devices. Where
+    ``killed_after`` is given, it is killed when that many blocks have their receipt.
+    """
+
+    def __init__(
+        self,
+        *words: object,
+        cwd: Path | None = None,
+        talk: Path = Path(os.devnull),
+        errors: Path | None = None,
+        environment: Mapping[str, str] = {},
+        killed_after: int | None = None,
+    ) -> None:
+        start_server()
+        self.args, self.talk = ["unetcli", *map(str, words)], talk
+        files = str(talk), str(errors or talk)
+        surroundings = {**os.environ, **environment}
+        words_of_run = self.args, str(cwd or Path.cwd()), *files, surroundings, killed_after
+        self.process = CONTEXT.Process(target=run, args=words_of_run, daemon=True)
+        self.process.start()
+        STARTED.append(self)
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float = 300) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def finished(
+    *words: object, cwd: Path | None = None, environment: Mapping[str, str] = {}
+) -> subprocess.CompletedProcess[str]:
+    """A command that ran to its end."""
+    with TemporaryDirectory() as folder:
+        talk, errors = Path(folder, "talk"), Path(folder, "errors")
+        command = Command(*words, cwd=cwd, talk=talk, errors=errors, environment=environment)
+        code = command.wait()
+        return subprocess.CompletedProcess(command.args, code, talk.read_text(), errors.read_text())
+
+
+def kill_started() -> None:
+    """End what a test started and, as it failed, did not get to end."""
+    while STARTED:
+        command = STARTED.pop()
+        command.kill()
+        command.wait()
+
+
+def start_server() -> None:
+    """The process that forks; OpenMP reads its environment as torch is imported."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    CONTEXT.set_forkserver_preload(HEAVY)
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = before
+
+
+def run(
+    words: list[str], cwd: str, talk: str, errors: str, environment: dict[str, str], killed_after: int | None
+) -> None:
+    """In the new process: what ``python -m unetcli`` does there."""
+    current_process().daemon = False  # which would forbid workers
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, name in ((1, talk), (2, errors)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = words
+    if killed_after is not None:
+        kill_after(killed_after)
+    from unetcli.cli import main
+
+    main()
+
+
+def kill_after(receipts: int) -> None:
+    """Have this process killed as soon as it has written receipts of so many blocks, each at once."""
+    from unetcli.runs.receipts import DONE, Receipt, ReceiptBook
+
+    add, done = ReceiptBook.add, count(1)
+
+    def add_or_die(book: ReceiptBook, receipt: Receipt, written: Iterable[Path] = ()) -> None:
+        add(book, receipt, written)
+        if receipt.state == DONE:
+            book.commit()
+            if next(done) == receipts:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    ReceiptBook.add = add_or_die  # type: ignore[method-assign]
