@@ -1,0 +1,40 @@
+"""Prints the requirements of a test lane, which follow from pyproject.toml: ``requirements.py newest|lowest``."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+USED = [*PROJECT["dependencies"], *EXTRAS["s3"]]
+TOOLS = [tool for tool in EXTRAS["test"] if not tool.startswith("unetcli")]
+PINS = dict(re.findall(r"^([\w.-]+)(==.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+
+
+def newest() -> Iterator[str]:
+    """Whatever pyproject.toml allows, without torch."""
+    return (requirement for requirement in [*USED, *TOOLS] if name(requirement) != "torch")
+
+
+def lowest() -> Iterator[str]:
+    """The lower bounds. torch and the tools of the tests are as in constraints.txt."""
+    for requirement in USED:
+        yield pinned(requirement) if name(requirement) == "torch" else re.sub(">=([^,]+).*", r"==\1", requirement)
+    yield from map(pinned, TOOLS)
+
+
+def name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement)[0]
+
+
+def pinned(requirement: str) -> str:
+    return re.sub(">=.*", PINS[name(requirement)], requirement)
+
+
+if __name__ == "__main__":
+    print(*{"newest": newest, "lowest": lowest}[sys.argv[1]](), sep="\n")
