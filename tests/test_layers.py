@@ -25,7 +25,7 @@ LAYERS = [
     "labelling.landscape labelling.watershed labelling.kernels labelling.tables labelling.measures "
     "labelling.finding labelling.merging labelling.objects evaluation evaluation.request evaluation.result "
     "evaluation.plan evaluation.families evaluation.counts evaluation.scoring evaluation.here metrics.em_sums "
-    "planning.stages",
+    "planning.stages runs.ownership",
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures colours "
     "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc labelling.image labelling.inputs "
@@ -34,7 +34,7 @@ LAYERS = [
     "training.survey training.world training.learner training.figures training.album inference runs.worker "
     "planning.resolve training.resolve runs.prediction training.validation training.learning training.train "
     "training.preview training.launch training.task runs.workbench runs.pyramid_run runs.canary runs.rounds "
-    "runs.run runs.closing runs.ownership runs.shares lazy runs.machines runs.clusters runs.status runs.verify runs.seams "
+    "runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify runs.seams "
     "runs.changes planning.probe planning.preview executors executors.contract executors.local executors.tls "
     "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
     "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs "
