@@ -25,7 +25,8 @@ LAYERS = [
     "labelling.landscape labelling.watershed labelling.kernels labelling.tables labelling.measures "
     "labelling.finding labelling.merging labelling.objects evaluation evaluation.request evaluation.result "
     "evaluation.plan evaluation.families evaluation.counts evaluation.scoring evaluation.here metrics.em_sums "
-    "planning.stages runs.ownership",
+    "planning.stages runs.ownership executors.slurm_commands executors.slurm_jobs executors.slurm_request "
+    "executors.slurm_submit",
     "volumes.volume volumes.cached volumes.tiff volumes.omezarr volumes.opening skipping volumes.fingerprint "
     "volumes.output model training.settings training.checkpoint runs.runfolder training.folder pictures colours "
     "volumes.store volumes.ngff volumes.level runs.pyramid volumes.ctc labelling.image labelling.inputs "
@@ -37,8 +38,8 @@ LAYERS = [
     "runs.run runs.closing runs.shares lazy runs.machines runs.clusters runs.status runs.verify runs.seams "
     "runs.changes planning.probe planning.preview executors executors.contract executors.local executors.tls "
     "executors.dask executors.dask_batches executors.dask_cluster executors.dask_local executors.dask_worker "
-    "executors.slurm executors.slurm_commands executors.slurm_element executors.slurm_jobs "
-    "executors.slurm_request executors.slurm_requeue executors.slurm_submit executors.slurm_watch "
+    "executors.slurm executors.slurm_element "
+    "executors.slurm_requeue executors.slurm_watch "
     "executors.slurm_word runs.keeping labelling.threshold labelling.work labelling.setting_up labelling.run "
     "evaluation.baseline evaluation.challenge evaluation.counting evaluation.evaluate evaluation.folder "
     "evaluation.kinds evaluation.pairing evaluation.run evaluation.settling evaluation.totals evaluation.work "
