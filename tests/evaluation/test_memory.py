@@ -39,7 +39,7 @@ def peak_megabytes(place: Path, sections: int, dimensions: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("dimensions", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_12_and_48_sections_need_the_same_memory(tmp_path: Path, dimensions: int) -> None:
     """The large pair holds 403 MB."""
     small, large = (peak_megabytes(tmp_path, sections, dimensions) for sections in (12, 48))

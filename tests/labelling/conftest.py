@@ -20,23 +20,30 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def values(here: Path) -> NDArray[np.uint8]:
-    """What is predicted, and stored at ``STORE``."""
-    made = blobs(SHAPE, 2, seed=7)
-    write_prediction(STORE, made, (1, 16, 16), levels=3)
-    return made
+@pytest.fixture(scope="session")
+def finished_prediction(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a prediction, made once; ``values`` copies it."""
+    place = tmp_path_factory.mktemp("prediction")
+    write_prediction(place / STORE, blobs(SHAPE, 2, seed=7), (1, 16, 16), levels=3)
+    return place
 
 
 @pytest.fixture(scope="session")
-def finished_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a prediction and its labels, made once; ``labels`` copies it."""
+def finished_labels(tmp_path_factory: pytest.TempPathFactory, finished_prediction: Path) -> Path:
+    """A folder with that prediction and its labels, made once; ``labels`` copies it."""
     place = tmp_path_factory.mktemp("labels")
+    shutil.copytree(finished_prediction, place, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        write_prediction(STORE, blobs(SHAPE, 2, seed=7), (1, 16, 16), levels=3)
         label()
     return place
+
+
+@pytest.fixture
+def values(here: Path, finished_prediction: Path) -> NDArray[np.uint8]:
+    """What is predicted, and stored at ``STORE``."""
+    shutil.copytree(finished_prediction, here, dirs_exist_ok=True)
+    return blobs(SHAPE, 2, seed=7)
 
 
 @pytest.fixture

@@ -118,19 +118,22 @@ def test_integers_are_rounded_half_up_and_do_not_overflow() -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
-    ("kind", "outputs", "dtype"),
+    ("kind", "outputs", "dtype", "name"),
     [
-        ("zarr 3", 1, "uint8"),
-        ("shards", 3, "uint8"),
-        ("zarr 2", 2, "float32"),
-        ("odd chunks", 1, "float16"),
+        pytest.param(*values, name, marks=() if name == "zyx" or values[0] == "zarr 3" else pytest.mark.slow)
+        for values in (
+            ("zarr 3", 1, "uint8"),
+            ("shards", 3, "uint8"),
+            ("zarr 2", 2, "float32"),
+            ("odd chunks", 1, "float16"),
+        )
+        for name in SHAPES
     ],
 )
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_level_is_the_whole_array_halved_again(
-    tmp_path: Path, kind: str, outputs: int, dtype: str, shape: tuple[int, ...]
+    tmp_path: Path, kind: str, outputs: int, dtype: str, name: str
 ) -> None:
-    values = values_of(outputs, shape, dtype)
+    values = values_of(outputs, SHAPES[name], dtype)
     output = finished(tmp_path / "a.zarr", values, kind)
     plan = PyramidPlan.of(output.plan, 4)
     before = {path: path.read_bytes() for path in (tmp_path / "a.zarr" / "0").rglob("*") if path.is_file()}
@@ -146,7 +149,7 @@ def test_every_level_is_the_whole_array_halved_again(
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_levels_show_only_when_published_and_are_ome_zarr(tmp_path: Path, kind: str) -> None:
-    output = finished(tmp_path / "a.zarr", grey(2, 3, 37, 45), kind)
+    output = finished(tmp_path / "a.zarr", grey(2, 2, 21, 29), kind)
     pyramid = built(output, 3)
     before = output.attributes()
     pyramid.publish()
@@ -158,7 +161,7 @@ def test_levels_show_only_when_published_and_are_ome_zarr(tmp_path: Path, kind: 
     image = after.get("ome", after)["multiscales"][0]
     assert [dataset["path"] for dataset in image["datasets"]] == ["0", "1", "2"]
     assert len(before.get("ome", before)["multiscales"][0]["datasets"]) == 1
-    assert open_volume(output.path).extent == (3, 37, 45)
+    assert open_volume(output.path).extent == (2, 21, 29)
 
 
 def test_the_centres_of_coarse_voxels_lie_amid_those_they_are_the_mean_of(tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ def test_the_centres_of_coarse_voxels_lie_amid_those_they_are_the_mean_of(tmp_pa
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_block_built_again_gives_the_same_files_whatever_was_there(tmp_path: Path, kind: str) -> None:
-    output = finished(tmp_path / "a.zarr", grey(2, 3, 37, 45), kind)
+    output = finished(tmp_path / "a.zarr", grey(2, 2, 21, 29), kind)
     pyramid = built(output, 4)
     for number in range(pyramid.plan.blocks):
         once = pyramid.build(number)
@@ -195,7 +198,7 @@ def test_a_block_built_again_gives_the_same_files_whatever_was_there(tmp_path: P
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_write_every_file_of_the_coarser_levels_once(tmp_path: Path, kind: str) -> None:
-    output = finished(tmp_path / "a.zarr", np.full((2, 3, 37, 45), 7, np.uint8), kind)
+    output = finished(tmp_path / "a.zarr", np.full((2, 2, 21, 29), 7, np.uint8), kind)
     pyramid = Pyramid(output, PyramidPlan.of(output.plan, 4))
     pyramid.create()
     before = {path for path in (tmp_path / "a.zarr").rglob("*") if path.is_file()}
