@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import count
 from multiprocessing import current_process, forkserver, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +42,8 @@ STARTED: list[Command] = []
 class Command:
     """``unetcli`` with some words, at work from the beginning; the interface is that of ``subprocess.Popen``.
 
-    What it says goes to the file ``talk``, or what it says on stderr to ``errors``; both may be devices.
+    What it says goes to the file ``talk``, or what it says on stderr to ``errors``; both may be devices. Where
+    ``killed_after`` is given, it is killed when that many blocks have their receipt.
     """
 
     def __init__(
@@ -51,13 +53,14 @@ class Command:
         talk: Path = Path(os.devnull),
         errors: Path | None = None,
         environment: Mapping[str, str] = {},
+        killed_after: int | None = None,
     ) -> None:
         start_server()
-        self.args = ["unetcli", *map(str, words)]
+        self.args, self.talk = ["unetcli", *map(str, words)], talk
         files = str(talk), str(errors or talk)
         surroundings = {**os.environ, **environment}
-        place = str(cwd or Path.cwd())
-        self.process = CONTEXT.Process(target=run, args=(self.args, place, *files, surroundings), daemon=True)
+        words_of_run = self.args, str(cwd or Path.cwd()), *files, surroundings, killed_after
+        self.process = CONTEXT.Process(target=run, args=words_of_run, daemon=True)
         self.process.start()
         STARTED.append(self)
 
@@ -121,7 +124,9 @@ def start_server() -> None:
         os.environ["OMP_NUM_THREADS"] = before
 
 
-def run(words: list[str], cwd: str, talk: str, errors: str, environment: dict[str, str]) -> None:
+def run(
+    words: list[str], cwd: str, talk: str, errors: str, environment: dict[str, str], killed_after: int | None
+) -> None:
     """In the new process: what ``python -m unetcli`` does there."""
     current_process().daemon = False  # which would forbid workers
     os.chdir(cwd)
@@ -130,6 +135,24 @@ def run(words: list[str], cwd: str, talk: str, errors: str, environment: dict[st
     for number, name in ((1, talk), (2, errors)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = words
+    if killed_after is not None:
+        kill_after(killed_after)
     from unetcli.cli import main
 
     main()
+
+
+def kill_after(receipts: int) -> None:
+    """Have this process killed as soon as it has written receipts of so many blocks, each at once."""
+    from unetcli.runs.receipts import DONE, Receipt, ReceiptBook
+
+    add, done = ReceiptBook.add, count(1)
+
+    def add_or_die(book: ReceiptBook, receipt: Receipt, written: Iterable[Path] = ()) -> None:
+        add(book, receipt, written)
+        if receipt.state == DONE:
+            book.commit()
+            if next(done) == receipts:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    ReceiptBook.add = add_or_die  # type: ignore[method-assign]

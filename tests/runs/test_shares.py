@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from commands import Command
 from helpers import grey, wait_for, write_model, write_zarr
 
 from unetcli.config import PredictRequest
@@ -42,31 +41,16 @@ def request_(model: Path) -> PredictRequest:
     return PredictRequest(volume="big.zarr", tile=68, device="cpu")
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts the command line, without waiting; what is left at the end is killed."""
-    processes = []
-
-    def popen(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "unetcli", "-q", "predict", "big.zarr", "--device", "cpu", *words]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe, text=True))
-        return processes[-1]
-
-    yield popen
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+def start(*words: str) -> Command:
+    """The command line, without waiting; what it says has a file of its own."""
+    return Command("-q", "predict", "big.zarr", "--device", "cpu", *words, talk=Path(f"{secrets.token_hex(4)}.txt"))
 
 
-Start = Callable[..., subprocess.Popen[str]]
-
-
-def said(process: subprocess.Popen[str], code: int) -> str:
+def said(process: Command, code: int) -> str:
     """What a process said until it ended, with that exit code."""
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == code, errors
+    returned = process.wait()
+    errors = process.talk.read_text()
+    assert returned == code, errors
     return errors.strip()
 
 
@@ -96,12 +80,9 @@ def array_element(
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
 
 
-def test_five_shares_started_at_once_do_each_block_once_and_the_last_closes(
-    request_: PredictRequest, start: Start
-) -> None:
-    shares = [start("--tile", "68", "--share", f"{number}/5") for number in range(5)]
-    codes = [(share.communicate(timeout=240)[1], share.returncode) for share in shares]
-    assert all(code == 0 for _, code in codes), codes
+def test_five_shares_started_at_once_do_each_block_once_and_the_last_closes(request_: PredictRequest) -> None:
+    for share in [start("--tile", "68", "--share", f"{number}/5") for number in range(5)]:
+        said(share, 0)
     assert complete()
     assert computed() == list(range(SECTIONS))
     assert not list(FOLDER.glob("share-*.lock"))
@@ -186,7 +167,7 @@ def test_more_shares_than_blocks_leave_some_with_nothing(request_: PredictReques
     assert complete()
 
 
-def test_nobody_works_beside_a_share_that_lives(request_: PredictRequest, start: Start) -> None:
+def test_nobody_works_beside_a_share_that_lives(request_: PredictRequest) -> None:
     endless()
     share = start("--share", "1/2")
     wait_for((FOLDER / "share-1.lock").exists)
@@ -205,7 +186,7 @@ def test_nobody_works_beside_a_share_that_lives(request_: PredictRequest, start:
     assert not (FOLDER / "share-1.lock").exists()
 
 
-def test_of_two_launchers_from_a_fresh_start_one_wins(request_: PredictRequest, start: Start) -> None:
+def test_of_two_launchers_from_a_fresh_start_one_wins(request_: PredictRequest) -> None:
     endless()
     both = [start(), start()]
     wait_for(lambda: any(process.poll() is not None for process in both))
@@ -220,7 +201,7 @@ def test_of_two_launchers_from_a_fresh_start_one_wins(request_: PredictRequest, 
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_killed_shares_are_redone_to_the_same_bytes(tmp_path: Path, start: Start, rounds: int) -> None:
+def test_killed_shares_are_redone_to_the_same_bytes(tmp_path: Path, rounds: int) -> None:
     write_model(tmp_path / "model", depth=3, base_channels=8)
     write_zarr(Path("big.zarr"), grey(24, 300, 300), chunks=(1, 128, 128))
     predict_volume(PredictRequest(volume="big.zarr", device="cpu", output=Path("single.zarr")))

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
+from commands import Command
 from helpers import grey, wait_for, write_zarr
 
 from unetcli.config import PredictRequest
@@ -83,8 +85,8 @@ def watcher(output: str, **options: Any) -> Watcher:
 
 
 def long_volume() -> None:
-    """So many sections that a test has its time."""
-    write_zarr(Path("big.zarr"), grey(3000, 130, 130), chunks=(1, 130, 130))
+    """So many sections that a test has its time; they take no space."""
+    zarr.create_array("big.zarr", shape=(100_000, 130, 130), chunks=(1, 130, 130), dtype="uint8")
 
 
 def some_progress() -> bool:
@@ -134,9 +136,9 @@ def test_a_run_folder_elsewhere_is_named(unetcli: Callable[..., subprocess.Compl
     assert json.loads(done.stdout)["blocks"] == 6
 
 
-def test_a_worker_at_work_is_counted_and_a_killed_one_is_named(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_a_worker_at_work_is_counted_and_a_killed_one_is_named() -> None:
     long_volume()
-    worker = start("-m", "unetcli", "predict", "big.zarr")
+    worker = Command("predict", "big.zarr")
     wait_for(some_progress)
     worker.send_signal(signal.SIGSTOP)  # alive, for as long as we like
     found = watcher(OUTPUT).look()
@@ -172,14 +174,14 @@ def test_a_worker_killed_near_its_memory_limit_is_told_to_ask_for_more(
     start: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
     long_volume()
-    worker = start("-c", HEAVY, SLURM_MEM_PER_NODE="1024", SLURM_JOB_ID="4711")
+    worker = start("-c", HEAVY, SLURM_MEM_PER_NODE="512", SLURM_JOB_ID="4711")
     wait_for(some_progress)
     worker.kill()
     worker.wait()
     (failure,) = watcher(OUTPUT).look().failures
     assert failure.job == "4711"
     assert failure.reason.startswith("killed, probably out of memory, ")
-    assert failure.reason.endswith(" of 1.0 GB: raise --mem")
+    assert failure.reason.endswith(" of 0.5 GB: raise --mem")
 
 
 def test_a_worker_that_failed_says_why() -> None:
@@ -310,16 +312,14 @@ def on_terminal(*words: str, interrupt_at: str = "", code: int = 0) -> str:
     return told.decode()
 
 
-def test_watching_ends_when_all_is_done(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_watching_ends_when_all_is_done() -> None:
     stopped_run()
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "unetcli", "status", "--watch", OUTPUT], stdout=subprocess.PIPE, text=True
-    )
-    assert watching.stdout is not None
-    assert "nobody works on it" in watching.stdout.readline()
+    talk = Path("talk.txt")
+    watching = Command("status", "--watch", OUTPUT, talk=talk)
+    wait_for(lambda: talk.exists() and "nobody works on it" in talk.read_text())
     predict_volume(PredictRequest(volume="big.zarr", device="cpu"))
-    assert watching.communicate(timeout=60)[0] == "6 of 6 blocks done; complete\n"
-    assert watching.returncode == 0
+    assert watching.wait() == 0
+    assert talk.read_text().splitlines()[1:] == ["6 of 6 blocks done; complete"]
 
 
 def test_watching_on_a_terminal_ends_quietly_upon_ctrl_c() -> None:

@@ -7,14 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from commands import Command
 from helpers import grey, wait_for, write_prediction, write_zarr
 from labelling.maps import blobs
 
@@ -27,36 +27,18 @@ from unetcli.labelling.request import LabelRequest
 from unetcli.labelling.run import label_volume
 from unetcli.runs.heartbeat import read_beats
 from unetcli.runs.prediction import predict_volume
-from unetcli.runs.receipts import read_receipts
 from unetcli.runs.runfolder import RunFolder
 from unetcli.runs.status import STATES, Status, Watcher
 from unetcli.runs.steps import steps_of
 
 OUTPUT = "big.pred.zarr"
 CLI = Callable[..., subprocess.CompletedProcess[str]]
-Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNETCLI_MODEL", raising=False)
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts commands, and ends those that are left."""
-    started = []
-
-    def run(*words: str) -> subprocess.Popen[bytes]:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        started.append(subprocess.Popen([sys.executable, "-m", "unetcli", *words], **quiet))  # type: ignore[call-overload]
-        return started[-1]
-
-    yield run
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 def looks() -> dict[str, Status]:
@@ -109,9 +91,9 @@ def test_labels_are_shown_stage_by_stage() -> None:
     assert found.seconds_left == 0.0
 
 
-def test_a_worker_at_work_on_labels_is_counted_in_its_stage_and_a_killed_one_is_named(start: Start) -> None:
-    write_prediction(OUTPUT, blobs((40, 300, 310), 3), (1, 64, 64), levels=2)
-    worker = start("label", OUTPUT, "--block-voxels", "17000")
+def test_a_worker_at_work_on_labels_is_counted_in_its_stage_and_a_killed_one_is_named() -> None:
+    write_prediction(OUTPUT, blobs((40, 300, 310), 3), (1, 128, 128), levels=2)
+    worker = Command("label", OUTPUT, "--block-voxels", "17000")
     wait_for(lambda: at_work("instances"))
     worker.send_signal(signal.SIGSTOP)  # alive, for as long as we like
     (found,) = looks().values()
@@ -199,34 +181,29 @@ def test_an_evaluation_is_shown_until_it_has_told_its_scores(unetcli: CLI) -> No
         steps_of(OUTPUT)
 
 
-def test_an_evaluation_whose_launcher_was_killed_is_shown(start: Start) -> None:
-    values = blobs((60, 100, 110), 2)
-    write_prediction(OUTPUT, values, (1, 100, 110))
-    write_zarr(Path("t.zarr"), (values > 127).astype(np.uint8), chunks=(1, 100, 110))
-    words = ["--metrics", "pixels,em", "--block-voxels", "11000", "--run-folder", f"{OUTPUT}.run/evaluate"]
-    launcher = start("evaluate", OUTPUT, "t.zarr", *words)
-    wait_for(lambda: any(read_receipts(Path(f"{OUTPUT}.run/evaluate/receipts"))))  # they come after the beats
-    launcher.kill()
-    launcher.wait()
+def test_an_evaluation_whose_launcher_was_killed_is_shown() -> None:
+    values = blobs((6, 50, 60), 2)
+    write_prediction(OUTPUT, values, (1, 50, 60))
+    write_zarr(Path("t.zarr"), (values > 127).astype(np.uint8), chunks=(1, 50, 60))
+    words = ["--metrics", "pixels,em", "--block-voxels", "3000", "--run-folder", f"{OUTPUT}.run/evaluate"]
+    assert Command("evaluate", OUTPUT, "t.zarr", *words, killed_after=2).wait() == -signal.SIGKILL
     found = looks()["evaluate"]
-    assert 0 < found.done < 60
+    assert found.done == 2
     assert [failure.reason[:7] for failure in found.failures] == ["killed,"]
 
 
 def test_watching_labels_ends_when_they_are_complete() -> None:
     small()
     label(stopping=stop_after(5))
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "unetcli", "status", "--watch", OUTPUT], stdout=subprocess.PIPE, text=True
-    )
-    assert watching.stdout is not None
-    first = watching.stdout.readline()
+    talk = Path("talk.txt")
+    watching = Command("status", "--watch", OUTPUT, talk=talk)
+    wait_for(lambda: talk.exists() and "\n" in talk.read_text())
+    first = talk.read_text().splitlines()[0]
     assert first.startswith("instances: 3 of ") or "(find " in first
     assert "nobody works on it" in first
     label()
-    last = watching.communicate(timeout=60)[0]
-    assert last.endswith("blocks done; complete\n")
-    assert watching.returncode == 0
+    assert watching.wait() == 0
+    assert talk.read_text().endswith("blocks done; complete\n")
 
 
 def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:

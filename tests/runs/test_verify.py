@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from commands import Command
 from damage import flip_a_bit, truncate
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
@@ -169,31 +169,27 @@ def test_the_receipts_are_void_and_the_output_incomplete_before_data_is_touched(
     assert seen == [([1], False, damaged)]
 
 
-@pytest.mark.parametrize(
-    "then", [("predict", "big.zarr", "--tile", "220"), ("verify", str(OUTPUT), "--repair")], ids=["predict", "verify"]
-)
-def test_a_repair_that_is_killed_is_gone_on_with_to_the_same_bytes(unetcli: CLI, then: tuple[str, ...]) -> None:
-    predicted(60, 300, 300)
-    blocks = [chunk(number) for number in range(60)]
-    for file in blocks:
+def test_a_repair_that_is_killed_is_gone_on_with_to_the_same_bytes(unetcli: CLI) -> None:
+    sections = 6
+    predicted(sections, 300, 300)
+    for file in [chunk(number) for number in range(sections)]:
         truncate(file)
-    lines = sum(1 for _ in read_receipts(folder().receipts))
-    process = subprocess.Popen([sys.executable, "-m", "unetcli", "verify", str(OUTPUT), "--repair"])
-    deadline = time.monotonic() + 120
-    while sum(1 for _ in read_receipts(folder().receipts)) < lines + 62:  # 60 voids, then new ones
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    assert Command("verify", OUTPUT, "--repair", killed_after=2).wait() == -signal.SIGKILL
     assert (marker(OUTPUT) or {})["complete"] is False
-    assert 0 < folder().ledger(60).done.sum() < 60
-    done = unetcli(*then)
-    assert done.returncode == 0, done.stderr
-    assert array_bytes(OUTPUT) == array_bytes(Path("whole.zarr"))
-    assert verified().complete
-    assert verified().sound
-    assert not list(Path().rglob("*.partial"))
+    assert folder().ledger(sections).done.sum() == 2
+    killed = [OUTPUT, Path(f"{OUTPUT}.run")]
+    for path in killed:
+        shutil.copytree(path, f"{path}.killed")
+    for words in (("predict", "big.zarr", "--tile", "220"), ("verify", OUTPUT, "--repair")):
+        done = unetcli(*words)
+        assert done.returncode == 0, done.stderr
+        assert array_bytes(OUTPUT) == array_bytes(Path("whole.zarr"))
+        assert verified().complete
+        assert verified().sound
+        assert not list(Path().rglob("*.partial"))
+        for path in killed:
+            shutil.rmtree(path)
+            shutil.copytree(f"{path}.killed", path)
 
 
 def test_a_repair_waits_for_no_launcher_that_may_be_alive() -> None:

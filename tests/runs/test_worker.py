@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_model, write_zarr
+from commands import Command
+from helpers import grey, wait_for, write_model, write_zarr
 
 from unetcli.config import PredictRequest
 from unetcli.errors import UnetcliError
+from unetcli.runs import worker
 from unetcli.runs.prediction import predict_volume
 from unetcli.runs.receipts import read_receipts
 from unetcli.runs.troubles import FAILED, UNUSABLE, read_troubles
@@ -105,7 +106,10 @@ def test_damage_is_not_tried_again(request_: PredictRequest) -> None:
     assert summary.computed == SECTIONS - 4
 
 
-def test_the_first_blocks_all_failing_alike_stop_the_run_until_the_next_launch(request_: PredictRequest) -> None:
+def test_the_first_blocks_all_failing_alike_stop_the_run_until_the_next_launch(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "STOP_LOOK_SECONDS", 0)
     chunks = [make_unreadable(section) for section in range(SECTIONS)]
     with pytest.raises(UnetcliError, match="first 3 blocks all failed alike") as caught:
         predict_volume(request_)
@@ -114,7 +118,6 @@ def test_the_first_blocks_all_failing_alike_stop_the_run_until_the_next_launch(r
     assert "Traceback" in (FOLDER / "stop").read_text()
     for chunk in chunks:
         mend(chunk)
-    time.sleep(1.1)  # a worker looks at most once a second
     assert run_blocks(str(FOLDER), ((0, SECTIONS),)) == 0  # another worker begins nothing
     assert predict_volume(request_).complete
     assert not (FOLDER / "stop").exists()
@@ -141,7 +144,7 @@ def test_finished_blocks_are_not_done_again_and_a_run_begun_anew_is_seen(request
 
 
 LIMITED = """
-import resource, sys
+import resource
 from pathlib import Path
 from unetcli.process import prepare
 prepare()
@@ -149,9 +152,8 @@ import torch
 from unetcli.config import PredictRequest
 from unetcli.runs.prediction import predict_volume
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-if sys.argv[2] != "-":
-    resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[2]) * 2**20,) * 2)
-summary = predict_volume(PredictRequest(volume="wide.zarr", output=Path(sys.argv[1]), tile=996, device="cpu"))
+resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20,) * 2)
+summary = predict_volume(PredictRequest(volume="wide.zarr", output=Path("tight.zarr"), tile=996, device="cpu"))
 assert summary.complete, summary.set_aside
 """
 
@@ -159,19 +161,19 @@ assert summary.complete, summary.set_aside
 def test_too_little_memory_means_smaller_tiles_and_the_same_result(tmp_path: Path) -> None:
     write_model(tmp_path / "model", base_channels=16)
     write_zarr(Path("wide.zarr"), grey(2, 940, 930), chunks=(1, 256, 256))
+    free = PredictRequest(volume="wide.zarr", output=Path("free.zarr"), tile=996, device="cpu")
+    assert predict_volume(free).complete
     # Of what is freed, nothing stays counted: the limit is one of address space.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"}
-    said = {}
-    for name, megabytes in (("free.zarr", "-"), ("tight.zarr", "300")):
-        command = [sys.executable, "-W", "ignore", "-c", LIMITED, name, megabytes]
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        said[name] = done.stderr
-    tiles = {name: {receipt.tile for receipt in read_receipts(Path(f"{name}.run/predict/receipts"))} for name in said}
-    assert tiles["free.zarr"] == {996}
-    assert max(tiles["tight.zarr"]) < 996
-    assert "out of memory" in said["tight.zarr"]
-    free, tight = (np.asarray(zarr.open_array(f"{name}/0", mode="r")[...]).astype(int) for name in said)
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "out of memory" in done.stderr
+    names = "free.zarr", "tight.zarr"
+    wide, narrow = ({r.tile for r in read_receipts(Path(f"{name}.run/predict/receipts"))} for name in names)
+    assert wide == {996}
+    assert max(narrow) < 996
+    free, tight = (np.asarray(zarr.open_array(f"{name}/0", mode="r")[...]).astype(int) for name in names)
     assert np.abs(free - tight).max() <= 1
 
 
@@ -226,15 +228,12 @@ def test_a_disk_that_becomes_read_only_gets_one_line_and_the_same_command_contin
     words = ["predict", "big.zarr", "--dtype", "float32", "--device", "cpu", "-o"]
     assert unetcli(*words, "whole.zarr").returncode == 0
     with small_disk(tmp_path / "disk", "64m") as disk:
-        command = [sys.executable, "-m", "unetcli", "-q", *words, str(disk / "out.zarr")]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        receipts, deadline = disk / "out.zarr.run/predict/receipts", time.monotonic() + 120
-        while not list(receipts.glob("*.txt")) or not remount(disk, "ro"):  # busy while a file is open for writing
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.005)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 1, said
+        process = Command("-q", *words, disk / "out.zarr", talk=Path("talk.txt"))
+        receipts = disk / "out.zarr.run/predict/receipts"
+        wait_for(lambda: list(receipts.glob("*.txt")) and remount(disk, "ro"))  # busy while a file is open for writing
+        code = process.wait()
+        said = process.talk.read_text()
+        assert code == 1, said
         assert len(said.strip().splitlines()) == 1, said
         assert f"{disk}/out.zarr: cannot write" in said
         assert "Read-only file system" in said
