@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,11 @@ import torch
 from helpers import wait_for
 from training.scenes import same, state, write_discs
 
+from unetcli.errors import UnetcliError
 from unetcli.training.checkpoint import Checkpoint
 from unetcli.training.compiling import reason
+from unetcli.training.request import TrainRequest
+from unetcli.training.train import train_model
 
 WORDS = ["--depth", "1", "--base-channels", "4", "--tile", "44", "--device", "cpu", "--recipe", "fast"]
 STEPS = ["--steps", "60", "--precision", "float32", "--checkpoint-minutes", "0.0005"]
@@ -86,7 +91,20 @@ def test_compiled_and_uncompiled_trainings_go_on_from_each_other_s_checkpoints(p
         assert torch.allclose(values.float(), theirs[name].float(), rtol=0.05, atol=0.02), name
 
 
-def test_without_a_compiler_it_is_one_line_and_the_same_command_without_compile_goes_on(
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, as its compiler imports them
+def test_without_a_compiler_it_is_one_line_and_the_same_without_compile_goes_on(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+    told = "^--compile: .*compiler.*; the same command without --compile goes on$"
+    with pytest.raises(UnetcliError, match=re.compile(told, re.IGNORECASE)):
+        train_model(replace(request_, steps=2, compile=True))
+    assert not Path("model/lock").exists()
+    assert train_model(replace(request_, steps=2)).finished
+
+
+@pytest.mark.slow
+def test_a_command_without_a_compiler_says_so_in_one_line_and_without_compile_goes_on(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/no/compiler")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import finished
 from training.scenes import TINY, write_discs
 
 from unetcli.errors import UnetcliError
@@ -26,10 +25,23 @@ AGAIN = replace(REQUEST, take_over=True)
 """A lock cannot be given back on a read-only disk; its holder, this process, is not gone here as a command would be."""
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model of a training that met no trouble."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        write_discs(place)
+        assert train_model(replace(REQUEST, output=Path("model"))).finished
+    return (place / "model/model.safetensors").read_bytes()
+
+
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A disk of 8 MB of its own; images and labels lie beside it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_discs(tmp_path)
     DISK.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", "disk"], capture_output=True, text=True)
@@ -81,16 +93,10 @@ def require_intact(request: TrainRequest, least: int) -> None:
     assert Checkpoint.load(request.output / "checkpoint.pt").step >= least
 
 
-def require_same_as_undisturbed(request: TrainRequest) -> None:
-    straight = train_model(replace(request, output=Path("straight")))
-    assert straight.finished
-    assert (request.output / "model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("after", [5, 10, 23])
+@pytest.mark.parametrize("after", [pytest.param(5, marks=pytest.mark.slow), 10, 23])
 def test_trouble_while_it_trains_is_one_line_and_the_same_command_ends_in_the_same_bytes(
-    disk: Path, trouble: str, after: int
+    disk: Path, undisturbed: bytes, trouble: str, after: int
 ) -> None:
     begin, end, said = TROUBLES[trouble]
     with pytest.raises(UnetcliError, match=rf"^disk/model: cannot write.*{said}.*the same command continues") as caught:
@@ -100,11 +106,11 @@ def test_trouble_while_it_trains_is_one_line_and_the_same_command_ends_in_the_sa
     end()
     assert train_model(AGAIN).finished
     assert not list(disk.rglob("*.partial"))
-    require_same_as_undisturbed(REQUEST)
+    assert (REQUEST.output / "model.safetensors").read_bytes() == undisturbed
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_trouble_before_it_goes_on_leaves_all_as_it_was(disk: Path, trouble: str) -> None:
+def test_trouble_before_it_goes_on_leaves_all_as_it_was(disk: Path, undisturbed: bytes, trouble: str) -> None:
     begin, end, said = TROUBLES[trouble]
     stopped = train_model(REQUEST, signals=At(13, stop=True))
     before = {f: f.read_bytes() for f in REQUEST.output.rglob("*") if f.is_file()}
@@ -115,15 +121,14 @@ def test_trouble_before_it_goes_on_leaves_all_as_it_was(disk: Path, trouble: str
     require_intact(REQUEST, least=stopped.steps)
     end()
     assert train_model(AGAIN).finished
-    require_same_as_undisturbed(REQUEST)
+    assert (REQUEST.output / "model.safetensors").read_bytes() == undisturbed
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_the_command_says_it_in_one_line_and_exits_1(disk: Path, trouble: str) -> None:
     TROUBLES[trouble][0]()
-    command = [sys.executable, "-m", "unetcli", "-q", "train", "raw.zarr", "labels.zarr", "--output", "disk/model"]
-    command += ["--depth", "1", "--base-channels", "4", "--tile", "44", "--steps", "5", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    sizes = ["--depth", "1", "--base-channels", "4", "--tile", "44", "--steps", "5", "--device", "cpu"]
+    done = finished("-q", "train", "raw.zarr", "labels.zarr", "--output", "disk/model", *sizes)
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "disk/model: cannot write" in done.stderr

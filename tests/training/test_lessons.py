@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import write_zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -88,6 +88,7 @@ def test_a_section_in_pieces_is_as_the_whole_where_no_cell_is_larger_than_the_ma
 
 
 @given(st.integers(-20, 60), st.integers(-20, 120), st.integers(1, 60), SEED)
+@settings(max_examples=40)
 @pytest.mark.usefixtures("small_pieces")
 def test_whatever_the_window_and_what_was_asked_before_a_pixel_is_the_same(
     y: int, x: int, side: int, seed: int

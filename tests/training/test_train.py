@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -26,7 +27,9 @@ from unetcli.model import load_network, read_header
 from unetcli.network import UNet
 from unetcli.runs.prediction import predict_volume
 from unetcli.signals import Signals
+from unetcli.training import pace
 from unetcli.training.checkpoint import Checkpoint
+from unetcli.training.learning import Training
 from unetcli.training.request import MEASURES, TrainRequest
 from unetcli.training.train import train_model
 
@@ -109,7 +112,7 @@ def test_intensity_statistics_are_those_of_the_training_sections(trained: TrainR
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(request_: TrainRequest) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train_model(replace(request_, steps=5, seed=seed, output=Path(name)))
+        train_model(replace(request_, steps=3, seed=seed, output=Path(name)))
     assert same(state("a"), state("b"))
     assert not same(state("a"), state("c"))
 
@@ -128,7 +131,7 @@ def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> 
 
 @pytest.mark.parametrize("after", [9, 29], ids=["at a look", "at the last step"])
 def test_an_end_asked_for_where_a_look_is_due_goes_first_and_the_look_is_taken_by_the_next_call(
-    request_: TrainRequest, after: int
+    request_: TrainRequest, straight: Path, after: int
 ) -> None:
     request = replace(request_, validate_every=10)
     stopped = train_model(request, signals=Stop(after))
@@ -137,12 +140,11 @@ def test_an_end_asked_for_where_a_look_is_due_goes_first_and_the_look_is_taken_b
     assert not train_model(request, signals=Asked()).finished  # asked again, before it is taken
     assert len(log_rows()) == after // 10
     assert train_model(request).finished
-    train_model(replace(request, output=Path("straight")))
-    require_same_course("model", "straight")
+    require_same_course("model", straight)
 
 
 def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_them(
-    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+    request_: TrainRequest, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from unetcli.training import validation
 
@@ -161,8 +163,7 @@ def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_t
     assert (stopped.finished, stopped.steps) == (False, 10)
     assert (log_rows(), list(Path("model").glob("*.safetensors"))) == ([], [])
     assert train_model(request).finished
-    train_model(replace(request, output=Path("straight")))
-    require_same_course("model", "straight")
+    require_same_course("model", straight)
 
 
 class Asked(Signals):
@@ -173,19 +174,20 @@ class Asked(Signals):
         self.note(SIGTERM)
 
 
-def require_same_course(one: str, other: str) -> None:
+def require_same_course(name: str, straight: Path) -> None:
     """Models, weights and logs are the same, but for the time it took."""
-    assert same(state(one), state(other))
-    assert Path(one, "model.safetensors").read_bytes() == Path(other, "model.safetensors").read_bytes()
-    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in log_rows(name)] for name in (one, other)]
+    folders = (name, str(straight))
+    assert same(*map(state, folders))
+    assert Path(name, "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in log_rows(folder)] for folder in folders]
     assert logs[0] == logs[1]
 
 
 def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> None:
-    train_model(replace(request_, steps=10))
-    summary = train_model(replace(request_, steps=25))
-    assert (summary.steps, summary.found_finished) == (25, False)
-    train_model(replace(request_, steps=25, output=Path("straight")))
+    train_model(replace(request_, steps=5))
+    summary = train_model(replace(request_, steps=10))
+    assert (summary.steps, summary.found_finished) == (10, False)
+    train_model(replace(request_, steps=10, output=Path("straight")))
     assert same(state(), state("straight"))
 
 
@@ -205,7 +207,7 @@ def test_stopped_and_gone_on_equals_straight_through_with_all_that_has_a_state(r
 
 
 def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(
-    request_: TrainRequest, caplog: pytest.LogCaptureFixture
+    request_: TrainRequest, straight: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = replace(request_, validate_every=10)
     train_model(request, signals=Stop(after=15))
@@ -214,10 +216,7 @@ def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(
     Path("model/checkpoint.pt").write_bytes(bytes(content))
     assert train_model(request).finished
     assert caplog.text.count("damaged checkpoint") == 1
-    train_model(replace(request, output=Path("straight")))
-    assert same(state(), state("straight"))
-    assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
-    assert [row["step"] for row in log_rows()] == [10, 20, 30]
+    require_same_course("model", straight)
 
 
 def test_without_a_better_one_for_long_enough_it_ends_and_more_patience_goes_on(request_: TrainRequest) -> None:
@@ -288,13 +287,13 @@ def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None
         train_model(replace(request_, pairs=tuple(reversed(pairs)), sections=(0, 9), steps=5))
 
 
-def test_a_network_without_levels_and_tiles_of_one_class_alone_train_too(request_: TrainRequest) -> None:
+def test_a_network_without_levels_and_tiles_of_one_class_alone_train_too(pictured: TrainRequest) -> None:
     """Pictures of them have no outline to draw."""
     labels = np.ones((4, 40, 40), np.uint8)
     labels[:, 0, 0] = 0
     write_zarr(Path("full.zarr"), labels)
     write_zarr(Path("grey.zarr"), grey(4, 40, 40))
-    summary = train_model(replace(request_, pairs=(("grey.zarr", "full.zarr"),), depth=0, tile=5, steps=3))
+    summary = train_model(replace(pictured, pairs=(("grey.zarr", "full.zarr"),), depth=0, tile=5, steps=3))
     assert summary.finished
 
 
@@ -306,10 +305,10 @@ def test_leftovers_of_a_killed_call_are_no_obstacle(request_: TrainRequest) -> N
     assert not list(Path("model").glob("*.partial"))
 
 
-def test_curves_are_drawn_even_if_the_last_call_was_killed_before(request_: TrainRequest) -> None:
-    train_model(replace(request_, steps=2))
+def test_curves_are_drawn_even_if_the_last_call_was_killed_before(pictured: TrainRequest) -> None:
+    train_model(replace(pictured, steps=2))
     Path("model/curves.png").unlink()
-    assert train_model(replace(request_, steps=2)).found_finished
+    assert train_model(replace(pictured, steps=2)).found_finished
     assert Path("model/curves.png").exists()
 
 
@@ -335,9 +334,18 @@ def test_a_single_image_trains_without_held_out_sections(
 
 
 def test_without_steps_the_probe_chooses_them(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    import unetcli.training.resolve
+    from unetcli.training import resolve
 
-    monkeypatch.setattr(unetcli.training.resolve, "MINUTES", 1 / 60)
+    found: list[float] = []
+
+    def measured(training: Training) -> float:
+        found.append(pace.seconds_per_step(training))
+        return found[0]
+
+    monkeypatch.setattr(resolve, "MINUTES", 1 / 60)
+    monkeypatch.setattr(resolve, "seconds_per_step", measured)
+    started = time.perf_counter()
     summary = train_model(replace(request_, steps=None))
     assert summary.finished
-    assert 5 <= summary.goal <= 5000  # about a second's worth
+    assert 0 < found[0] < time.perf_counter() - started
+    assert summary.goal == max(1, float(f"{1 / found[0]:.1e}"))  # about a second's worth
