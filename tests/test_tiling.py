@@ -76,11 +76,19 @@ def predict(network: UNet, plan: Plan, image: NDArray[Any]) -> NDArray[np.float3
     return result
 
 
-@pytest.mark.parametrize("tile", [204, 572, 700, 1228])
+@pytest.mark.parametrize("tile", [pytest.param(204, marks=pytest.mark.slow), 572, 700, 1228])
 def test_the_tile_does_not_show(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32], tile: int
 ) -> None:
     assert np.abs(predict(network, plan_for(network, image, tile), image) - whole).max() < TOLERANCE
+
+
+def test_the_smallest_tile_does_not_show_in_a_corner(
+    network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32]
+) -> None:
+    region = Box((650, 900), SHAPE)
+    plan = replace(plan_for(network, image, 204), region=region, chunks=(1, 1), write_chunks=(1, 1))
+    assert np.abs(predict(network, plan, image) - whole[region.slices]).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("block", [(100, 130), (64, 1031), (777, 77), (300, 300)])
@@ -136,7 +144,7 @@ def test_sections_of_a_stack_are_predicted_one_by_one(network: UNet) -> None:
 
 def test_uint8_is_within_one_level_for_any_tile(network: UNet, image: NDArray[np.float32]) -> None:
     results = []
-    for tile in (204, 700):
+    for tile in (300, 700):
         plan = plan_for(network, image, tile)
         predictor = Predictor(network, replace(plan.choices, dtype="uint8"), torch.device("cpu"))
         source = Volume(path="image", array=image, stored_axes="yx")

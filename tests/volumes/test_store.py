@@ -29,7 +29,7 @@ from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker, marker_around, remove_output, require_ours
 from unetcli.volumes.volume import Volume
 
-REGION = Box((1, 3, 5), (3, 29, 27))
+REGION = Box((1, 3, 5), (3, 29, 17))
 KINDS: dict[str, dict[str, Any]] = {"zarr 3": {}, "shards": {"chunks": (1, 4, 8)}, "zarr 2": {"zarr_format": 2}}
 
 
@@ -134,8 +134,8 @@ def test_removing_takes_ours_and_nothing_else(bucket: str, kind: str) -> None:
 def request_(bucket: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> PredictRequest:
     """A volume in the bucket, to be predicted into the bucket."""
     monkeypatch.chdir(tmp_path)
-    zarr.create_array(f"{bucket}/big.zarr", data=grey(3, 70, 90), chunks=(1, 32, 32))
-    write_zarr(Path("big.zarr"), grey(3, 70, 90), chunks=(1, 32, 32))
+    zarr.create_array(f"{bucket}/big.zarr", data=grey(3, 40, 50), chunks=(1, 32, 32))
+    write_zarr(Path("big.zarr"), grey(3, 40, 50), chunks=(1, 32, 32))
     return PredictRequest(
         volume=f"{bucket}/big.zarr",
         output=f"{bucket}/pred.zarr",
@@ -158,7 +158,7 @@ def test_predict_reads_and_writes_a_bucket_and_goes_on_there(request_: PredictRe
     assert objects("s3://bucket/pred.zarr") == files_of(Path("pred.zarr"))
     (found,) = verify_output(VerifyRequest(output="s3://bucket/pred.zarr", run_folder=Path("run")))
     assert (found.sound, found.checked) == (True, summary.blocks)
-    zarr.create_array("truth.zarr", data=grey(3, 70, 90) // 128)
+    zarr.create_array("truth.zarr", data=grey(3, 40, 50) // 128)
     scores = [
         evaluate_volume(EvaluateRequest(prediction=place, truth="truth.zarr")).scores
         for place in ("s3://bucket/pred.zarr", "pred.zarr")
