@@ -56,6 +56,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, T
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training with a look every 10 steps that went straight through, for those that did not."""
+    from unetcli.training.train import train_model
+
     place = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         place_discs(place, patch)
