@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-USED = [*PROJECT["dependencies"], *EXTRAS["s3"]]
+USED = [*PROJECT["dependencies"], *EXTRAS["s3"], *EXTRAS["tensorboard"]]
 TOOLS = [tool for tool in EXTRAS["test"] if not tool.startswith("unetcli")]
 PINS = dict(re.findall(r"^([\w.-]+)(==.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
 

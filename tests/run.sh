@@ -2,7 +2,7 @@
 # All checks, in an environment of their own: style, types, tests. The tests of clusters start a real SLURM of their own
 # (Debian's slurm-wlm and munge); as root it is installed where it is missing, else those tests are skipped with the reason.
 #   sh tests/run.sh          the default tier
-#   sh tests/run.sh --all    the long tests too
+#   sh tests/run.sh --all    the long tests too, then other versions of Python and of the libraries (tests/lanes.sh)
 # TEST_PROCESSES files are tested at a time (2). Each process starts a cluster and a browser of its own.
 # Other words go to pytest: sh tests/run.sh tests/test_plan.py
 set -eu
@@ -31,3 +31,7 @@ ruff check .
 ruff format --check .
 mypy
 python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile ${tier:+-m "$tier"} "$@"
+if [ -n "$tier" ] && [ $# = 0 ]; then
+    sh tests/lanes.sh lowest
+    sh tests/lanes.sh newest
+fi
