@@ -92,7 +92,7 @@ def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
 
 def test_a_second_launcher_names_the_first_and_a_dead_one_is_no_obstacle(place: Path) -> None:
     first = label(place)
-    wait_for((place / FOLDER / "lock").exists)
+    wait_for(lambda: any((place / FOLDER).glob("workers/*.json")))
     first.send_signal(signal.SIGSTOP)  # alive, for as long as we like
     second = label(place)
     assert second.wait() == 1
