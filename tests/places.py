@@ -28,7 +28,7 @@ from unetcli.executors.slurm_request import SlurmRequest
 from unetcli.executors.tls import write_certificate
 from unetcli.ranges import Ranges
 
-SECONDS = 60.0
+SECONDS = 120.0
 """Deadline of whatever a test waits for; it is long, as the machine may be busy."""
 TESTS = str(Path(__file__).parent)
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [TESTS, *sys.path]))}

@@ -37,6 +37,11 @@ def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
         yield
 
 
+def workers(folder: Path) -> set[int]:
+    """Processes that have begun blocks."""
+    return {pid for pids in begun(folder).values() for pid in pids}
+
+
 def beside(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -82,18 +87,18 @@ def test_a_lost_scheduler_is_one_clear_error_and_the_same_run_continues(folder: 
     with site(folder, workers=2) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
 
         def kill_scheduler() -> None:
-            wait_for(lambda: len(done(folder)) >= 10)
+            wait_for(lambda: len(workers(folder)) == 2 and len(done(folder)) >= 10)
             there.scheduler.kill()
 
         beside(kill_scheduler)
         with pytest.raises(UnetcliError, match=rf"scheduler at {there.address} is gone; the same command continues"):
-            run(DaskExecutor(cluster), folder, ((0, 100),))
+            run(DaskExecutor(cluster), folder, ((0, 3000),))
         for worker in there.workers:
-            assert worker.wait(60) == 0  # they end by themselves, after the block at work
+            assert worker.wait(120) == 0  # they end by themselves, after the block at work
     assert set(begun(folder)) == set(done(folder))
     (folder / "slow").unlink()
-    assert run(InProcess(), folder, ((0, 100),)) == []
-    assert done(folder) == dict.fromkeys(range(100), 1)
+    assert run(InProcess(), folder, ((0, 300),)) == []
+    assert done(folder) == dict.fromkeys({*range(300), *begun(folder)}, 1)
 
 
 def test_no_scheduler_is_one_clear_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +125,6 @@ def test_a_scheduler_without_workers_is_given_up_with_the_command_that_starts_on
 def test_late_workers_join(folder: Path) -> None:
     (folder / "slow").write_text("0.1")
 
-    def workers() -> set[int]:
-        return {pid for pids in begun(folder).values() for pid in pids}
-
     with site(folder, workers=0) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
 
         def bring_two() -> None:
@@ -131,9 +133,9 @@ def test_late_workers_join(folder: Path) -> None:
             there.start_worker("--name", "late")
 
         thread = beside(bring_two)
-        assert run(DaskExecutor(cluster), folder, ((0, 3000),), stopping=lambda: len(workers()) == 2) == []
+        assert run(DaskExecutor(cluster), folder, ((0, 3000),), stopping=lambda: len(workers(folder)) == 2) == []
         thread.join()
-    assert len(workers()) == 2
+    assert len(workers(folder)) == 2
     assert done(folder) == dict.fromkeys(begun(folder), 1)
 
 
@@ -144,7 +146,7 @@ def test_a_worker_asked_to_leave_finishes_its_block_first(folder: Path) -> None:
         def replace_worker() -> None:
             wait_for(lambda: len(begun(folder)) >= 2)
             there.workers[0].terminate()
-            assert there.workers[0].wait(60) == 0
+            assert there.workers[0].wait(120) == 0
             there.start_worker()
 
         thread = beside(replace_worker)
@@ -237,7 +239,7 @@ def test_a_worker_without_the_certificate_is_refused_in_one_line(folder: Path, t
     with site(folder, workers=0) as there:
         there.tls = tmp_path / "other"
         worker = there.start_worker("--death-timeout", "3")
-        assert worker.wait(60) == 1
+        assert worker.wait(120) == 1
     last = (folder / "site-worker-0.log").read_text().splitlines()[-1]
     assert last.startswith("unetcli: no Dask scheduler let this worker in at tls://127.0.0.1")
 

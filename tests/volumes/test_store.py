@@ -29,7 +29,7 @@ from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker, marker_around, remove_output, require_ours
 from unetcli.volumes.volume import Volume
 
-REGION = Box((1, 3, 5), (3, 29, 17))
+REGION = Box((1, 3, 5), (3, 29, 11))
 KINDS: dict[str, dict[str, Any]] = {"zarr 3": {}, "shards": {"chunks": (1, 4, 8)}, "zarr 2": {"zarr_format": 2}}
 
 
