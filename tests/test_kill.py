@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import Command
+from commands import Command, finished
 from helpers import grey, wait_for, write_model, write_zarr
 
 SECTIONS, LONG, SIDE = 24, 60, 300
@@ -52,6 +52,7 @@ def computed(place: Path, store: str) -> list[int]:
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path, rounds: int) -> None:
+    finished("--version")  # the process that forks is there
     started = time.monotonic()
     assert predict(place, "--output", "whole.zarr").wait() == 0
     whole_time = time.monotonic() - started
