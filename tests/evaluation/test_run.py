@@ -145,6 +145,7 @@ def test_any_executor_counts(
     assert all(np.array_equal(there[name], wanted[name]) for name in there)
 
 
+@pytest.mark.slow  # jobs on SLURM count in the default tier, above
 def test_worker_processes_give_the_same_scores(request_: EvaluateRequest) -> None:
     assert scores(request_, where=Where(workers=2)) == scores(request_)
 

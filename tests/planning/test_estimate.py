@@ -210,9 +210,9 @@ def test_the_memory_of_a_worker_is_foreseen(
     monkeypatch.chdir(tmp_path)
     write_model(tmp_path / "model", depth=1, base_channels=1, dtype=stored)
     array = zarr.create_array(
-        tmp_path / "big.zarr", shape=(5, 3072, 3072), chunks=(1, 512, 512), dtype=stored, compressors=None
+        tmp_path / "big.zarr", shape=(5, 2048, 2048), chunks=(1, 512, 512), dtype=stored, compressors=None
     )
-    plane = grey(3072, 3072).astype(stored)
+    plane = grey(2048, 2048).astype(stored)
     for z in range(5):
         array[z] = np.roll(plane, z)
     foreseen = plan_volume(
