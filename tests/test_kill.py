@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import zarr
 from commands import Command, finished
 from helpers import grey, wait_for, write_model, write_zarr
 
-SECTIONS, LONG, SIDE = 24, 60, 300
+SECTIONS, LONG, SIDE = 24, 120, 300
 
 
 @pytest.fixture
@@ -95,13 +96,15 @@ def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "folder", "begun"),
     [
-        ("predict big.zarr", "big.pred.zarr.run/predict", "receipts/*.txt"),
+        ("predict endless.zarr", "endless.pred.zarr.run/predict", "receipts/*.txt"),
         ("train big.zarr labels.zarr -o new --steps 100000 --depth 1 --tile 44", "new", "checkpoint.pt"),
     ],
     ids=["predict", "train"],
 )
 def test_an_interrupt_ends_with_130_and_leaves_no_lock(place: Path, words: str, folder: str, begun: str) -> None:
     write_zarr(place / "labels.zarr", grey(SECTIONS, SIDE, SIDE) // 128)
+    # Receipts wait for others for a second; a machine that finishes within it would leave nothing to interrupt.
+    zarr.create_array(place / "endless.zarr", shape=(100_000, 60, 60), chunks=(1, 60, 60), dtype="uint8")
     process = start(place, *words.split())
     lock = place / folder / "lock"
     wait_for(lambda: any((place / folder).glob(begun)))
