@@ -1,6 +1,6 @@
 """A pytest plugin of the lanes and of CI, which count what passes and list what ran.
 
-``python -m pytest -p tests.tally --without-torch --at-least 1000 --ran FILE``
+``python -m pytest -p tests.tally --without-torch --at-least=1000 --ran=FILE``
 """
 
 from __future__ import annotations
