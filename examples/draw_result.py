@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.evaluation.counting import probabilities
-from unetcli.evaluation.pairing import pair_up
-from unetcli.pictures import draw_sections
+from unetcli.evaluate.counting import probabilities
+from unetcli.evaluate.pairing import pair_up
+from unetcli.viz.pictures import draw_sections
 from unetcli.volumes.opening import open_volume
 
 SECTIONS = 2

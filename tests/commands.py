@@ -19,13 +19,13 @@ from tempfile import TemporaryDirectory
 CONTEXT = get_context("forkserver")
 HEAVY = [
     "unetcli.cli",
-    "unetcli.evaluation.evaluate",
-    "unetcli.labelling.run",
+    "unetcli.evaluate.evaluate",
+    "unetcli.label.run",
     "unetcli.planning.preview",
-    "unetcli.runs.prediction",
-    "unetcli.runs.status",
-    "unetcli.runs.verify",
-    "unetcli.training.train",
+    "unetcli.engine.prediction",
+    "unetcli.engine.status",
+    "unetcli.engine.verify",
+    "unetcli.train.train",
     "torch._dynamo",
     "matplotlib.pyplot",
     "pydantic",
@@ -144,7 +144,7 @@ def run(
 
 def kill_after(receipts: int) -> None:
     """Have this process killed as soon as it has written receipts of so many blocks, each at once."""
-    from unetcli.runs.receipts import DONE, Receipt, ReceiptBook
+    from unetcli.engine.receipts import DONE, Receipt, ReceiptBook
 
     add, done = ReceiptBook.add, count(1)
 

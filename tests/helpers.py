@@ -13,12 +13,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.architecture import Architecture
-from unetcli.geometry import Box
-from unetcli.model import Intensity, ModelHeader, save_model
+from unetcli.core.geometry import Box
+from unetcli.engine.pyramid import Pyramid
+from unetcli.model.architecture import Architecture
+from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.planning.plan import Choices, Plan, Sources
 from unetcli.planning.pyramid_plan import PyramidPlan
-from unetcli.runs.pyramid import Pyramid
 from unetcli.volumes.output import Output
 from unetcli.volumes.volume import Volume
 
@@ -65,7 +65,7 @@ def write_model(folder: Path, *, dtype: str = "uint8", mean: float = 100.0, std:
     """A model of random weights, seeded; its file. The defaults are tiny."""
     import torch
 
-    from unetcli.network import UNet
+    from unetcli.model.network import UNet
 
     torch.manual_seed(7)
     architecture = Architecture(**{"depth": 2, "base_channels": 4, **sizes})

@@ -90,13 +90,6 @@ def serve() -> None:
     import torch
     import zarr
 
-    import unetcli.cli
-    import unetcli.evaluation.evaluate
-    import unetcli.labelling.kernels
-    import unetcli.labelling.run
-    import unetcli.network
-    import unetcli.runs.shares  # noqa: F401
-
     assert torch, zarr
     for line in sys.stdin:
         asked = json.loads(line)

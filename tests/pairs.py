@@ -11,9 +11,9 @@ from helpers import grey, write_zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.evaluation.evaluate import evaluate_volume
-from unetcli.evaluation.request import EvaluateRequest
-from unetcli.evaluation.result import Evaluation, Scores
+from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.evaluate.result import Evaluation, Scores
 
 SHAPE = (6, 13, 22)
 TRUTH = (grey(*SHAPE, seed=1) > 120).astype(np.uint8) * 255

@@ -18,15 +18,15 @@ import pytest
 from helpers import wait_for
 from slurm.cluster import SlurmCluster, enter
 
+from unetcli.core.ranges import Ranges
 from unetcli.executors.contract import Executor, JobFailure
-from unetcli.executors.dask import DaskExecutor
-from unetcli.executors.dask_cluster import existing_scheduler
-from unetcli.executors.dask_local import local_workers
+from unetcli.executors.dask.cluster import existing_scheduler
+from unetcli.executors.dask.executor import DaskExecutor
+from unetcli.executors.dask.local import local_workers
+from unetcli.executors.dask.tls import write_certificate
 from unetcli.executors.local import InProcess
-from unetcli.executors.slurm import SlurmExecutor
-from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.executors.tls import write_certificate
-from unetcli.ranges import Ranges
+from unetcli.executors.slurm.executor import SlurmExecutor
+from unetcli.executors.slurm.request import SlurmRequest
 
 SECONDS = 120.0
 """Deadline of whatever a test waits for; it is long, as the machine may be busy."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from unetcli import lazy
 from unetcli.config import PredictRequest
-from unetcli.errors import UnetcliError
-from unetcli.runs.prediction import predict_volume
+from unetcli.core.errors import UnetcliError
+from unetcli.engine.prediction import predict_volume
 
 
 @pytest.fixture(autouse=True)

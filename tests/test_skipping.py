@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest
-from unetcli.errors import UnetcliError
-from unetcli.geometry import Box
-from unetcli.inference import predict_blocks
+from unetcli.core.errors import UnetcliError
+from unetcli.core.geometry import Box
+from unetcli.engine.prediction import PredictSummary, predict_volume
+from unetcli.engine.receipts import read_receipts
+from unetcli.engine.run import Run
+from unetcli.engine.shares import predict_share
+from unetcli.engine.workbench import workbench
+from unetcli.model.predictor import predict_blocks
 from unetcli.planning import planner
-from unetcli.runs.prediction import PredictSummary, predict_volume
-from unetcli.runs.receipts import read_receipts
-from unetcli.runs.run import Run
-from unetcli.runs.shares import predict_share
-from unetcli.runs.workbench import workbench
 from unetcli.skipping import Mask, factor
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker

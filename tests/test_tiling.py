@@ -12,10 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from unetcli.architecture import Architecture
-from unetcli.geometry import Box
-from unetcli.inference import Predictor, predict_blocks
-from unetcli.network import UNet
+from unetcli.core.geometry import Box
+from unetcli.model.architecture import Architecture
+from unetcli.model.network import UNet
+from unetcli.model.predictor import Predictor, predict_blocks
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import Input, make_plan
 from unetcli.volumes.volume import UNNAMED, Volume

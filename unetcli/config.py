@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetcli.errors import UnetcliError
-from unetcli.files import Place, place_of, plain
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import Place, place_of, plain
 
 CLUSTERS = ("local", "slurm", "dask")
 Sections = tuple[int | None, int | None]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.checksums import Checksum
-from unetcli.errors import UnetcliError
-from unetcli.footprint import AxisFootprint, Footprint
-from unetcli.geometry import Box, ceil_to, mirror_indices
+from unetcli.core.checksums import Checksum
+from unetcli.core.errors import UnetcliError
+from unetcli.core.footprint import AxisFootprint, Footprint
+from unetcli.core.geometry import Box, ceil_to, mirror_indices
 from unetcli.planning.plan import Choices
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume

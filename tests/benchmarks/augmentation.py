@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unetcli.architecture import Architecture
-from unetcli.device import on_device, resolve_device
-from unetcli.machine import cpu_threads
-from unetcli.network import UNet
-from unetcli.training.augment import Augmentation, Draw, augment, draw
-from unetcli.training.loss import weighted_cross_entropy
+from unetcli.core.machine import cpu_threads
+from unetcli.model.architecture import Architecture
+from unetcli.model.device import on_device, resolve_device
+from unetcli.model.network import UNet
+from unetcli.train.augment import Augmentation, Draw, augment, draw
+from unetcli.train.loss import weighted_cross_entropy
 
 NETWORKS = {"full": (Architecture(), 572), "small": (Architecture(depth=3, base_channels=16), 316)}
 SOURCE = 1400

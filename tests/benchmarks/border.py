@@ -25,8 +25,8 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.training.border import border_raise, cells_of
-from unetcli.training.targets import FAINTEST, TruthRules, classes_of
+from unetcli.train.border import border_raise, cells_of
+from unetcli.train.targets import FAINTEST, TruthRules, classes_of
 
 Labels = NDArray[np.integer]
 STACK_BYTES = 2**32

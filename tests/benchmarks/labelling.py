@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.labelling.finding import find_objects
-from unetcli.labelling.folder import LabelFolder
-from unetcli.labelling.merging import merge
-from unetcli.labelling.plan import LabelPlan, Settings
-from unetcli.labelling.tables import Arrays
-from unetcli.runs.runfolder import RunFolder
+from unetcli.engine.runfolder import RunFolder
+from unetcli.label.finding import find_objects
+from unetcli.label.folder import LabelFolder
+from unetcli.label.merging import merge
+from unetcli.label.plan import LabelPlan, Settings
+from unetcli.label.tables import Arrays
 
 SIDE = 512
 """Of a square block."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from unetcli.process import prepare
+from unetcli.core.process import prepare
 
 prepare()
 
@@ -24,14 +24,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import zarr  # noqa: E402
 
-from unetcli.device import cpu_threads  # noqa: E402
-from unetcli.streams import prefetch  # noqa: E402
-from unetcli.training.folder import TrainingFolder  # noqa: E402
-from unetcli.training.learner import Batch, Learner, autocast, batches  # noqa: E402
-from unetcli.training.learning import BATCHES_AHEAD, Course, Training  # noqa: E402
-from unetcli.training.loss import weighted_cross_entropy  # noqa: E402
-from unetcli.training.request import TrainRequest  # noqa: E402
-from unetcli.training.resolve import resolve_training  # noqa: E402
+from unetcli.core.streams import prefetch  # noqa: E402
+from unetcli.model.device import cpu_threads  # noqa: E402
+from unetcli.train.folder import TrainingFolder  # noqa: E402
+from unetcli.train.learner import Batch, Learner, autocast, batches  # noqa: E402
+from unetcli.train.learning import BATCHES_AHEAD, Course, Training  # noqa: E402
+from unetcli.train.loss import weighted_cross_entropy  # noqa: E402
+from unetcli.train.request import TrainRequest  # noqa: E402
+from unetcli.train.resolve import resolve_training  # noqa: E402
 
 
 def main() -> None:

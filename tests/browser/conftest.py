@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from report.evaluations import cells_evaluation, classes_evaluation, em_evaluation, labels_evaluation, membranes
 
-from unetcli.evaluation.result import Evaluation
+from unetcli.evaluate.result import Evaluation
 from unetcli.report.page import write_report
 
 CHROMIUM = Path("/usr/bin/chromium")

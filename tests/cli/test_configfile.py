@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from unetcli.cli import app
 from unetcli.cli.configfile import configurable
 from unetcli.cli.train import TrainCommand, train
-from unetcli.errors import UnetcliError
-from unetcli.toml import to_toml
+from unetcli.core.errors import UnetcliError
+from unetcli.core.toml import to_toml
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = {str(info.callback.__name__): info.callback for info in app.registered_commands if info.callback}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 from helpers import write_prediction
-from labelling.maps import blobs
+from label.maps import blobs
 
 Unetcli = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -14,9 +14,9 @@ from damage import truncate
 from helpers import grey, write_zarr
 
 from unetcli.config import PredictRequest, VerifyRequest
-from unetcli.runs.prediction import predict_volume
-from unetcli.runs.shares import close_run, predict_share
-from unetcli.runs.verify import verify_output
+from unetcli.engine.prediction import predict_volume
+from unetcli.engine.shares import close_run, predict_share
+from unetcli.engine.verify import verify_output
 from unetcli.volumes.output import marker
 
 Unetcli = Callable[..., subprocess.CompletedProcess[str]]
@@ -24,7 +24,7 @@ STORE = "big.pred.zarr"
 PREDICT = ["predict", "big.zarr", "--tile", "204"]
 STOPPED = """
 import os, signal
-from unetcli.runs.pyramid import Pyramid
+from unetcli.engine.pyramid import Pyramid
 build = Pyramid.build
 def build_while_asked_to_stop(pyramid, number):
     os.kill(os.getpid(), signal.SIGTERM)

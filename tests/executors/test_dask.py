@@ -20,15 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import ENVIRONMENT, begun, done, nothing_left, run, site
 
-from unetcli.errors import UnetcliError
-from unetcli.executors import dask_cluster
+from unetcli.core.errors import UnetcliError
+from unetcli.core.ranges import numbers, to_ranges
 from unetcli.executors.contract import JobFailure
-from unetcli.executors.dask import DaskExecutor
-from unetcli.executors.dask_batches import LARGEST, Cutter, batch_size
-from unetcli.executors.dask_cluster import existing_scheduler, own_address, own_scheduler
-from unetcli.executors.dask_local import local_workers, processes
+from unetcli.executors.dask import cluster as dask_cluster
+from unetcli.executors.dask.batches import LARGEST, Cutter, batch_size
+from unetcli.executors.dask.cluster import existing_scheduler, own_address, own_scheduler
+from unetcli.executors.dask.executor import DaskExecutor
+from unetcli.executors.dask.local import local_workers, processes
 from unetcli.executors.local import InProcess
-from unetcli.ranges import numbers, to_ranges
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +215,7 @@ def test_an_address_that_is_not_of_this_host_is_refused(folder: Path) -> None:
 
 
 def test_nobody_without_the_certificate_gets_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unetcli.executors.tls import write_certificate
+    from unetcli.executors.dask.tls import write_certificate
 
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 3.0)
     write_certificate(tmp_path / "other")
@@ -233,7 +233,7 @@ def test_nobody_without_the_certificate_gets_in(folder: Path, tmp_path: Path, mo
 
 
 def test_a_worker_without_the_certificate_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
-    from unetcli.executors.tls import write_certificate
+    from unetcli.executors.dask.tls import write_certificate
 
     write_certificate(tmp_path / "other")
     with site(folder, workers=0) as there:
@@ -281,8 +281,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import tasks
-from unetcli.executors.dask import DaskExecutor
-from unetcli.executors.dask_local import local_workers
+from unetcli.executors.dask.executor import DaskExecutor
+from unetcli.executors.dask.local import local_workers
 folder = Path(sys.argv[1])
 with local_workers(folder, 1) as cluster:
     failures = DaskExecutor(cluster).run(tasks.write_files, folder, ((0, 60),), tick=lambda: None, stopping=bool)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from unetcli.executors.slurm_element import run_element
-from unetcli.executors.slurm_requeue import requeue_job
-from unetcli.ranges import Ranges
+from unetcli.core.ranges import Ranges
+from unetcli.executors.slurm.requeue import requeue_job
+from unetcli.executors.slurm.worker import run_element
 
 SCONTROL = """#!/bin/bash
 echo "$1" >> "$CALLS"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.metrics.contingency import Contingency, Overlaps
 
 LABELS = st.sampled_from([0, 1, 2, 3, 255, 2**32, 2**63, 2**64 - 1])

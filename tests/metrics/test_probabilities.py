@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.metrics.bootstrap import interval
 from unetcli.metrics.probabilities import SCORES, STEPS, ProbabilitySums, curve, scores
 

@@ -17,14 +17,14 @@ from helpers import CHOICES, PEAK, grey, plan_of, write_model, write_zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetcli.architecture import Architecture
 from unetcli.config import PredictRequest
-from unetcli.geometry import Box, mirror_indices
+from unetcli.core.geometry import Box, mirror_indices
+from unetcli.engine.prediction import predict_volume
+from unetcli.model.architecture import Architecture
 from unetcli.planning import estimate as module
 from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
 from unetcli.planning.plan import Plan
 from unetcli.planning.preview import plan_volume, stored_input
-from unetcli.runs.prediction import predict_volume
 from unetcli.volumes.opening import open_volume
 
 TINY = Architecture(depth=2, base_channels=4)
@@ -85,7 +85,7 @@ def test_multiply_adds_and_parameters_are_those_of_the_network(depth: int, class
     import torch
     from torch import Tensor, nn
 
-    from unetcli.network import UNet
+    from unetcli.model.network import UNet
 
     architecture = Architecture(depth=depth, base_channels=2, in_channels=3, classes=classes)
     network, counted = UNet(architecture), []
@@ -154,12 +154,12 @@ def test_channels_stored_together_are_decoded_together(
 FORWARD = """
 import sys
 import numpy as np
-from unetcli.process import prepare
+from unetcli.core.process import prepare
 prepare()
 import torch
-from unetcli.architecture import Architecture
-from unetcli.inference import Predictor
-from unetcli.network import UNet
+from unetcli.model.architecture import Architecture
+from unetcli.model.predictor import Predictor
+from unetcli.model.network import UNet
 from unetcli.planning.plan import Choices
 depth, base, tile, precision = *map(int, sys.argv[1:4]), sys.argv[4]
 torch.set_num_threads(1)
@@ -192,10 +192,10 @@ def test_the_memory_of_a_forward_pass_is_foreseen(depth: int, base: int, tile: i
 PREDICT = """
 import sys
 from pathlib import Path
-from unetcli.process import prepare
+from unetcli.core.process import prepare
 prepare()
 from unetcli.config import PredictRequest
-from unetcli.runs.prediction import predict_volume
+from unetcli.engine.prediction import predict_volume
 assert predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu", dtype=sys.argv[2])).complete
 print(peak())
 """

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from helpers import grey, write_model, write_zarr
 
-from unetcli.architecture import Architecture
 from unetcli.config import PredictRequest
-from unetcli.model import find_model
+from unetcli.model.architecture import Architecture
+from unetcli.model.file import find_model
 from unetcli.planning.pace import STARTUP_SECONDS
 from unetcli.planning.plan import Plan
 from unetcli.planning.preview import Question, plan_volume

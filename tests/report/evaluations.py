@@ -10,9 +10,9 @@ import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.evaluation.evaluate import evaluate_volume
-from unetcli.evaluation.request import EvaluateRequest
-from unetcli.evaluation.result import Evaluation
+from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.evaluate.result import Evaluation
 
 Array = NDArray[Any]
 

@@ -8,7 +8,7 @@ import tifffile
 from helpers import grey, write_zarr
 from report.evaluations import evaluate, labels_evaluation, membranes
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.report.behind import image_of, nothing
 
 

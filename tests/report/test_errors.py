@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.evaluation.result import SectionImages
+from unetcli.evaluate.result import SectionImages
 from unetcli.report.errors import (
     EXTRA,
     MERGE,

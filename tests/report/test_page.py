@@ -18,7 +18,7 @@ from report.evaluations import (
     membranes,
 )
 
-from unetcli.evaluation.result import Evaluation
+from unetcli.evaluate.result import Evaluation
 from unetcli.report.page import write_report
 
 

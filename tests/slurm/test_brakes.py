@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unetcli.executors.slurm_element import Brakes
+from unetcli.executors.slurm.worker import Brakes
 
 
 class Clock:

@@ -19,8 +19,8 @@ from commands import Command
 from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
-from unetcli.lock import Holder
-from unetcli.runs.receipts import DONE, VOID, read_receipts
+from unetcli.core.lock import Holder
+from unetcli.engine.receipts import DONE, VOID, read_receipts
 
 SECTIONS_PER_ROUND, SIDE = 20, 300
 TILE = ["--tile", "204"]

@@ -14,13 +14,13 @@ import pytest
 from slurm.cluster import Settings, SlurmCluster, enter, until
 from slurm.work import REQUEST, begun, done, order, release, work
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
+from unetcli.core.ranges import Ranges, numbers
 from unetcli.executors.contract import JobFailure
-from unetcli.executors.slurm import SlurmExecutor
-from unetcli.executors.slurm_jobs import JobBook
-from unetcli.executors.slurm_submit import submit_jobs
-from unetcli.executors.slurm_word import JobWord, SlurmWord
-from unetcli.ranges import Ranges, numbers
+from unetcli.executors.slurm.executor import SlurmExecutor
+from unetcli.executors.slurm.job_state import JobWord, SlurmWord
+from unetcli.executors.slurm.journal import JobBook
+from unetcli.executors.slurm.submit import submit_jobs
 
 Tick = Callable[[], None]
 
@@ -288,7 +288,7 @@ def test_jobs_of_a_killed_launcher_are_found_again(slurm: SlurmCluster, tmp_path
 
 
 def test_jobs_are_found_though_their_launcher_died_before_it_noted_them(slurm: SlurmCluster, tmp_path: Path) -> None:
-    from unetcli.executors.slurm_element import run_element
+    from unetcli.executors.slurm.worker import run_element
 
     order(tmp_path, 0, "hold")
     book = JobBook(tmp_path)

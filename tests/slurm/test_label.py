@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from commands import finished
 from helpers import write_prediction, write_zarr
-from labelling.maps import blobs
+from label.maps import blobs
 from slurm.cluster import SlurmCluster, until
 
-from unetcli.executors.slurm_word import SlurmWord
-from unetcli.runs.receipts import read_receipts
-from unetcli.runs.status import Status, Watcher
-from unetcli.runs.steps import steps_of
+from unetcli.engine.receipts import read_receipts
+from unetcli.engine.status import Status, Watcher
+from unetcli.engine.steps import steps_of
+from unetcli.executors.slurm.job_state import SlurmWord
 
 STORE = "big.pred.zarr"
 LABEL = ["label", STORE, "--block-voxels", "1500"]

@@ -16,7 +16,7 @@ from commands import Command, finished
 from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
-from unetcli.runs.receipts import read_receipts
+from unetcli.engine.receipts import read_receipts
 
 SECTIONS = 24
 ROOT = Path(__file__).parents[2]

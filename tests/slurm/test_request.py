@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import unetcli
-from unetcli.errors import UnetcliError
-from unetcli.executors.slurm_request import SlurmRequest
+from unetcli.core.errors import UnetcliError
+from unetcli.executors.slurm.request import SlurmRequest
 
 PROFILES = Path(unetcli.__file__).parents[1] / "slurm"
 

@@ -11,9 +11,9 @@ from commands import finished
 from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
-from unetcli.executors.slurm_word import SlurmWord
-from unetcli.runs.status import Watcher
-from unetcli.runs.steps import steps_of
+from unetcli.engine.status import Watcher
+from unetcli.engine.steps import steps_of
+from unetcli.executors.slurm.job_state import SlurmWord
 
 DETACHED = "predict big.zarr --tile 204 --cluster slurm --mem 1G --blocks-per-job 500 --max-running 1 --detach"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from slurm.cluster import Settings, SlurmCluster, enter, require_slurm, until
 
-from unetcli.errors import UnetcliError
-from unetcli.executors.slurm_commands import outside_of_jobs
-from unetcli.executors.slurm_submit import would_start
-from unetcli.executors.slurm_watch import GONE, JobEnd, JobWatch
+from unetcli.core.errors import UnetcliError
+from unetcli.executors.slurm.commands import outside_of_jobs
+from unetcli.executors.slurm.submit import would_start
+from unetcli.executors.slurm.watch import GONE, JobEnd, JobWatch
 
 NEVER = "4000000"
 """A job that SLURM has never had: of one that it has forgotten, it says the same."""

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from unetcli.executors.slurm import SlurmExecutor
-from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.ranges import Ranges, numbers
+from unetcli.core.ranges import Ranges, numbers
+from unetcli.executors.slurm.executor import SlurmExecutor
+from unetcli.executors.slurm.request import SlurmRequest
 
 REQUEST = SlurmRequest(time="10", mem="300M")
 RESERVE = 600 << 20

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unetcli.geometry import Box
+from unetcli.core.geometry import Box
 from unetcli.volumes.cached import cached
 from unetcli.volumes.volume import Volume
 

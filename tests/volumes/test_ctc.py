@@ -10,7 +10,7 @@ import tifffile
 from helpers import write_zarr
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.metrics.cells import CellSums, scores
 from unetcli.volumes.ctc import (
     Challenge,

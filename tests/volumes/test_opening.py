@@ -10,7 +10,7 @@ import tifffile
 import zarr
 from helpers import grey, write_zarr
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 

@@ -13,8 +13,8 @@ import zarr
 from helpers import CHOICES, grey, plan_of
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError, UnreadableBlock
-from unetcli.geometry import Box
+from unetcli.core.errors import UnetcliError, UnreadableBlock
+from unetcli.core.geometry import Box
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import output_files
 from unetcli.volumes.opening import open_volume

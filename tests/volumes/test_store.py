@@ -19,12 +19,12 @@ from helpers import CHOICES, grey, plan_of, write_zarr
 from s3 import serving
 
 from unetcli.config import PredictRequest, VerifyRequest
-from unetcli.errors import UnetcliError
-from unetcli.evaluation.evaluate import evaluate_volume
-from unetcli.evaluation.request import EvaluateRequest
-from unetcli.geometry import Box
-from unetcli.runs.prediction import predict_volume
-from unetcli.runs.verify import verify_output
+from unetcli.core.errors import UnetcliError
+from unetcli.core.geometry import Box
+from unetcli.engine.prediction import predict_volume
+from unetcli.engine.verify import verify_output
+from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.evaluate.request import EvaluateRequest
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker, marker_around, remove_output, require_ours
 from unetcli.volumes.volume import Volume
@@ -238,7 +238,7 @@ def test_a_server_that_is_gone_is_told_in_one_line(
 def test_without_s3fs_the_extra_is_named() -> None:
     program = (
         "import sys; sys.modules['s3fs'] = None\n"
-        "from unetcli.errors import UnetcliError\n"
+        "from unetcli.core.errors import UnetcliError\n"
         "from unetcli.volumes.opening import open_volume; from unetcli.volumes.output import marker\n"
         "for call in (open_volume, marker):\n"
         "    try: call('s3://bucket/a.zarr')\n"

@@ -10,8 +10,8 @@ from helpers import grey, write_zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from unetcli.errors import UnetcliError, UnreadableBlock
-from unetcli.geometry import Box
+from unetcli.core.errors import UnetcliError, UnreadableBlock
+from unetcli.core.geometry import Box
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import UNNAMED, Volume, axes_from_names, describe
 

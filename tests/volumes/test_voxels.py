@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.volumes.volume import Volume
 from unetcli.volumes.voxels import require_same_voxels, stated_sizes
 

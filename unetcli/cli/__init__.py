@@ -23,7 +23,7 @@ from unetcli.cli.train import TrainCommand, in_force, train
 from unetcli.cli.verify import verify
 from unetcli.cli.weights import weights
 from unetcli.cli.worker import worker
-from unetcli.errors import Incomplete, UnetcliError
+from unetcli.core.errors import Incomplete, UnetcliError
 
 USER, BUG = 1, 70
 

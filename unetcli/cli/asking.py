@@ -36,7 +36,7 @@ def asked(options: Mapping[str, Any]) -> tuple[PredictRequest, Where]:
 def asked_where(options: Mapping[str, Any]) -> Where:
     """On which machines, by the options of a command that runs blocks."""
     from unetcli.config import Where
-    from unetcli.executors.slurm_request import parse_extra
+    from unetcli.executors.slurm.request import parse_extra
 
     slurm = {name: options.get(name) for name in SLURM} | {"extra": parse_extra(options.get("slurm") or [])}
     return Where(**{name: options[name] for name in WHERE if name in options}, slurm=slurm)

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from unetcli.errors import UnetcliError
-from unetcli.toml import read_toml, to_toml, toml_value
+from unetcli.core.errors import UnetcliError
+from unetcli.core.toml import read_toml, to_toml, toml_value
 
 Command = Callable[..., None]
 Options = Mapping[str, Any]

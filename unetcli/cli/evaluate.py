@@ -14,8 +14,8 @@ from unetcli.cli.asking import asked_where
 
 if TYPE_CHECKING:
     from unetcli.config import Where
-    from unetcli.evaluation.request import EvaluateRequest
-    from unetcli.evaluation.result import Evaluation
+    from unetcli.evaluate.request import EvaluateRequest
+    from unetcli.evaluate.result import Evaluation
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def asked(options: Mapping[str, Any]) -> EvaluateRequest:
     from dataclasses import fields
 
     from unetcli.config import parse_roi, parse_sections
-    from unetcli.evaluation.request import EvaluateRequest
+    from unetcli.evaluate.request import EvaluateRequest
 
     metrics = options["metrics"]
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(",") if name.strip())
@@ -100,12 +100,12 @@ def asked(options: Mapping[str, Any]) -> EvaluateRequest:
 
 def _run(request: EvaluateRequest, where: Where) -> Evaluation:
     """The evaluation; ends the command where blocks are missing."""
-    from unetcli.process import prepare
+    from unetcli.core.process import prepare
 
     prepare()
-    from unetcli.evaluation.evaluate import evaluate_volume
-    from unetcli.evaluation.run import Unfinished
-    from unetcli.runs.prediction import arrays_of
+    from unetcli.engine.prediction import arrays_of
+    from unetcli.evaluate.evaluate import evaluate_volume
+    from unetcli.evaluate.run import Unfinished
 
     stopping = o.stop_on_sigterm()
     try:
@@ -120,8 +120,8 @@ def _run(request: EvaluateRequest, where: Where) -> Evaluation:
 
 def _require_files(report: Path | None, image: str | None, csv: Path | None, level: int) -> None:
     """Refuse before anything is scored what could not be written or drawn afterwards."""
-    from unetcli.errors import UnetcliError
-    from unetcli.files import require_replaceable
+    from unetcli.core.errors import UnetcliError
+    from unetcli.core.files import require_replaceable
     from unetcli.volumes.opening import open_volume
 
     if image is not None and report is None:
@@ -145,7 +145,7 @@ def _write_report(path: Path, found: Evaluation, image: str | None) -> None:
 def _write_csv(path: Path, found: Evaluation) -> None:
     import csv
 
-    from unetcli.files import replacing
+    from unetcli.core.files import replacing
 
     rows = found.rows()
     names = list(dict.fromkeys(name for row in rows for name in row))

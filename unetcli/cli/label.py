@@ -12,8 +12,8 @@ from unetcli.cli.asking import asked_where
 
 if TYPE_CHECKING:
     from unetcli.config import Where
-    from unetcli.labelling.request import LabelRequest
-    from unetcli.labelling.run import LabelSummary
+    from unetcli.label.request import LabelRequest
+    from unetcli.label.run import LabelSummary
 
 
 def label(
@@ -68,14 +68,14 @@ def label(
     options = dict(locals())
     from dataclasses import fields
 
-    from unetcli.labelling.request import LabelRequest
+    from unetcli.label.request import LabelRequest
 
     request = LabelRequest(**{field.name: options[field.name] for field in fields(LabelRequest)})
     _tell(_run(request, asked_where(options)), json)
 
 
 def _run(request: LabelRequest, where: Where) -> LabelSummary:
-    from unetcli.labelling.run import label_volume
+    from unetcli.label.run import label_volume
 
     stopping = o.stop_on_sigterm()
     with talk.progress("voxels") as report:
@@ -85,7 +85,7 @@ def _run(request: LabelRequest, where: Where) -> LabelSummary:
 def _tell(summary: LabelSummary, json: bool) -> None:
     from dataclasses import asdict
 
-    from unetcli.runs.prediction import arrays_of
+    from unetcli.engine.prediction import arrays_of
 
     talk.say(summary.sentence)
     words = arrays_of(summary.jobs) or [summary.output]

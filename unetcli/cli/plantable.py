@@ -34,9 +34,9 @@ NOT_OF_PLAN = (
 
 def show_plan(options: Mapping[str, Any], **question: Any) -> None:
     """Plan as the options say, and print it."""
+    from unetcli.core.process import prepare
+    from unetcli.engine.clusters import probe_in_job, request_accepted
     from unetcli.planning.preview import Question, plan_volume
-    from unetcli.process import prepare
-    from unetcli.runs.clusters import probe_in_job, request_accepted
 
     prepare()  # before torch is imported, if it is
     request, where = asked({name: value for name, value in options.items() if name not in NOT_OF_PLAN})

@@ -13,7 +13,7 @@ from unetcli.cli.plantable import show_plan
 
 if TYPE_CHECKING:
     from unetcli.config import PredictRequest, Where
-    from unetcli.runs.prediction import PredictSummary
+    from unetcli.engine.prediction import PredictSummary
 
 
 def predict(
@@ -75,12 +75,12 @@ def predict(
 
 
 def _run(request: PredictRequest, where: Where, share: str | None, close: bool) -> PredictSummary:
-    from unetcli.process import prepare
+    from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
     from unetcli.config import parse_share
-    from unetcli.runs.prediction import predict_volume
-    from unetcli.runs.shares import close_run, predict_share
+    from unetcli.engine.prediction import predict_volume
+    from unetcli.engine.shares import close_run, predict_share
 
     stopping = o.stop_on_sigterm()
     with talk.progress("voxels") as report:
@@ -94,7 +94,7 @@ def _run(request: PredictRequest, where: Where, share: str | None, close: bool) 
 def _tell(summary: PredictSummary, json: bool) -> None:
     from dataclasses import asdict
 
-    from unetcli.runs.prediction import arrays_of
+    from unetcli.engine.prediction import arrays_of
 
     talk.say(summary.sentence)
     words = arrays_of(summary.jobs) or [summary.output]

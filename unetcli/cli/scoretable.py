@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetcli.evaluation.result import Evaluation
+    from unetcli.evaluate.result import Evaluation
 
 WIDTH = 80
 NAME, SCORE, INTERVAL = 32, 10, 22

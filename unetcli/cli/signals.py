@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from unetcli.cli.options import INCOMPLETE
-from unetcli.signals import Signals
+from unetcli.core.signals import Signals
 
 INTERRUPTED = 130
 
@@ -21,7 +21,7 @@ def leave(signals: Signals) -> NoReturn:
     """
     number = signals.stop()
     if number == signal.SIGUSR2:
-        from unetcli.executors.slurm_requeue import requeue_job
+        from unetcli.executors.slurm.requeue import requeue_job
 
         requeue_job()
     raise typer.Exit(INTERRUPTED if number == signal.SIGINT else INCOMPLETE)

@@ -14,7 +14,7 @@ from unetcli.cli import talk
 from unetcli.cli.statuspicture import console, line, picture_of_all
 
 if TYPE_CHECKING:
-    from unetcli.runs.status import Status, Watcher
+    from unetcli.engine.status import Status, Watcher
 
 REFRESH_SECONDS = 2.0
 """On a terminal; a log gets a line a minute."""
@@ -32,8 +32,8 @@ def status(
     Predictions, labels and evaluations, with what failed. Reads files only, so it works wherever they are seen.
     Exits 0 whenever they can be read; scripts take --json.
     """
-    from unetcli.runs.status import Watcher
-    from unetcli.runs.steps import steps_of
+    from unetcli.engine.status import Watcher
+    from unetcli.engine.steps import steps_of
 
     watchers = [Watcher(found) for found in steps_of(output, run_folder, step)]
     if not watch:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unetcli.runs.crew import Failure
-    from unetcli.runs.paces import HostPace
-    from unetcli.runs.status import StageStatus, Status
+    from unetcli.engine.crew import Failure
+    from unetcli.engine.paces import HostPace
+    from unetcli.engine.status import StageStatus, Status
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "missing": "bright_black"}
 WIDEST = 100

@@ -15,11 +15,11 @@ from unetcli.cli import options as o
 from unetcli.cli import options_train as t
 from unetcli.cli import talk
 from unetcli.cli.signals import INTERRUPTED
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 
 if TYPE_CHECKING:
-    from unetcli.training.request import TrainRequest
-    from unetcli.training.train import TrainSummary
+    from unetcli.train.request import TrainRequest
+    from unetcli.train.train import TrainSummary
 
 
 class TrainCommand(TyperCommand):
@@ -115,7 +115,7 @@ def train(
     try:
         request = request_of(options)
     except UnetcliError:
-        from unetcli.training.world import World
+        from unetcli.train.world import World
 
         if not World.from_environment().is_first:
             raise typer.Exit(1) from None  # all were started with the same words: the first process tells
@@ -133,7 +133,7 @@ def request_of(given: dict[str, Any]) -> TrainRequest:
     from dataclasses import fields
 
     from unetcli.config import parse_sections
-    from unetcli.training.request import TrainRequest
+    from unetcli.train.request import TrainRequest
 
     same = {field.name: given[field.name] for field in fields(TrainRequest) if field.name in given}
     translated = {
@@ -156,13 +156,13 @@ def pairs_of(raw: str | None, labels: str | None, more: list[Any]) -> tuple[tupl
 
 def _run(request: TrainRequest, json: bool) -> None:
     from unetcli.cli.signals import leave
-    from unetcli.process import prepare
-    from unetcli.signals import Signals
+    from unetcli.core.process import prepare
+    from unetcli.core.signals import Signals
 
     signals = Signals().listen()
     prepare()  # before torch is imported
-    from unetcli.training.train import silent, train_model
-    from unetcli.training.world import Deserted, Elsewhere, World
+    from unetcli.train.train import silent, train_model
+    from unetcli.train.world import Deserted, Elsewhere, World
 
     first = World.from_environment().is_first
     try:
@@ -197,15 +197,15 @@ def _answer(summary: TrainSummary, json: bool) -> None:
 def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
     """As one SLURM job."""
     from unetcli.cli.asking import asked_where
-    from unetcli.process import prepare
-    from unetcli.signals import Signals
+    from unetcli.core.process import prepare
+    from unetcli.core.signals import Signals
 
     if options["cluster"] != "slurm":
         raise UnetcliError(f"--cluster {options['cluster']}: expected local or slurm")
     signals = Signals().listen()
     prepare()  # before torch is imported
-    from unetcli.runs.machines import slurm_request
-    from unetcli.training.launch import Processes, launch
+    from unetcli.engine.machines import slurm_request
+    from unetcli.train.launch import Processes, launch
 
     names = ("nodes", "gpus_per_node", "tasks_per_node")
     processes = Processes(**{name: options[name] for name in names})
@@ -224,12 +224,12 @@ def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
 
 
 def _preview(request: TrainRequest, json: bool) -> None:
-    from unetcli.process import prepare
+    from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
     from dataclasses import asdict
 
-    from unetcli.training.preview import preview_training
+    from unetcli.train.preview import preview_training
 
     found = asdict(preview_training(request))
     if json:
@@ -258,10 +258,10 @@ def preview_lines(found: dict[str, Any]) -> list[str]:
 
 def in_force(options: Mapping[str, Any]) -> dict[str, Any]:
     """For ``--print-config``: the options with every "choose" resolved, as train would."""
-    from unetcli.process import prepare
+    from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
-    from unetcli.training.preview import options_in_force
+    from unetcli.train.preview import options_in_force
 
     chosen = options_in_force(request_of(dict(options)))
     passed = ("sections", "validation", "augment", "minutes", "pair", "raw", "labels")

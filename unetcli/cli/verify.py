@@ -11,9 +11,9 @@ from unetcli.cli import options as o
 from unetcli.cli import talk
 
 if TYPE_CHECKING:
-    from unetcli.runs.reading_back import Damage
-    from unetcli.runs.seams import Seams
-    from unetcli.runs.verify import Verification
+    from unetcli.engine.reading_back import Damage
+    from unetcli.engine.seams import Seams
+    from unetcli.engine.verify import Verification
 
 PARTS = {"pyramid": ", coarser levels", "evaluate": ", counts of its evaluation"}
 """Of what is made of an output, by step."""
@@ -48,11 +48,11 @@ def verify(
     Of predictions, levels, labels and evaluations. Exits 0 where all is as computed, 3 where blocks are damaged or
     missing, other tiles give other values, or the input is not what it was.
     """
-    from unetcli.process import prepare
+    from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
     from unetcli.config import VerifyRequest
-    from unetcli.runs.verify import verify_output
+    from unetcli.engine.verify import verify_output
 
     request = VerifyRequest(
         output=output,

@@ -18,10 +18,10 @@ def worker(
     `unetcli predict .. --scheduler ADDRESS` then uses them. A worker that dies is restarted; on SIGTERM the current
     block is finished first.
     """
-    from unetcli.process import prepare
+    from unetcli.core.process import prepare
 
     prepare()
-    from unetcli.executors.dask_worker import serve
+    from unetcli.executors.dask.worker import serve
 
     serve(scheduler, str(tls) if tls else None, _bytes(memory), name, death_timeout)
 
@@ -36,7 +36,7 @@ def _bytes(size: str | None) -> int | None:
         return None
     from dask.utils import parse_bytes
 
-    from unetcli.errors import UnetcliError
+    from unetcli.core.errors import UnetcliError
 
     try:
         return int(parse_bytes(size))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from unetcli.ranges import Ranges
+from unetcli.core.ranges import Ranges
 
 
 class Task(Protocol):

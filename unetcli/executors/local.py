@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from unetcli.core.ranges import Ranges
 from unetcli.executors.contract import JobFailure, Task
-from unetcli.ranges import Ranges
 
 SECONDS_PER_TICK = 1.0
 

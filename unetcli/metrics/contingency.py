@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 
 Labels = NDArray[np.uint64]
 Counts = NDArray[np.int64]

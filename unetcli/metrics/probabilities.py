@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.metrics.pixels import require_classes, without_ignored
 from unetcli.metrics.sums import Sums, listed, quotient, stated
 

@@ -8,19 +8,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.architecture import Architecture
 from unetcli.config import PredictRequest, Where
-from unetcli.executors.slurm_request import SlurmRequest
-from unetcli.machine import Machine, cpu_name, cpu_threads, may_have_gpu
-from unetcli.model import find_model, read_header
+from unetcli.core.machine import Machine, cpu_name, cpu_threads, may_have_gpu
+from unetcli.engine.machines import slurm_request, with_machine
+from unetcli.engine.run import folder_of
+from unetcli.executors.slurm.request import SlurmRequest
+from unetcli.model.architecture import Architecture
+from unetcli.model.file import find_model, read_header
 from unetcli.planning.estimate import Estimate, StoredInput, estimate
 from unetcli.planning.pace import STARTUP_SECONDS, Rates, Timing, Traffic, timing, traffic
 from unetcli.planning.plan import Plan, differences
 from unetcli.planning.probe import Probe, measure_plan, recall, remember, run_in_job
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.planning.resolve import GPU_BYTES_ELSEWHERE, resolve_plan
-from unetcli.runs.machines import slurm_request, with_machine
-from unetcli.runs.run import folder_of
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -219,14 +219,14 @@ def kind_of_device(name: str | None) -> str:
             return "cpu"
     elif (kind := "cuda" if str(name).isdigit() else str(name).partition(":")[0]) in ("cpu", "cuda", "mps"):
         return kind
-    from unetcli.device import resolve_device
+    from unetcli.model.device import resolve_device
 
     return resolve_device(name).type
 
 
 def gpu_here(name: str | None, threads: int) -> Machine:
     """The GPU meant, which is at hand."""
-    from unetcli.device import free_bytes, resolve_device
+    from unetcli.model.device import free_bytes, resolve_device
     from unetcli.planning.probe import device_name
 
     device = resolve_device(name)

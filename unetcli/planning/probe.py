@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.architecture import Architecture
-from unetcli.checksums import checksum
-from unetcli.files import replacing
-from unetcli.geometry import Box
-from unetcli.machine import cpu_name
-from unetcli.model import load_network, read_header
+from unetcli.core.checksums import checksum
+from unetcli.core.files import replacing
+from unetcli.core.geometry import Box
+from unetcli.core.machine import cpu_name
+from unetcli.model.architecture import Architecture
+from unetcli.model.file import load_network, read_header
 from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
 from unetcli.planning.pace import Rates
 from unetcli.planning.plan import Plan, Tile
@@ -32,7 +32,7 @@ from unetcli.volumes.volume import Volume
 if TYPE_CHECKING:
     import torch
 
-    from unetcli.inference import Predictor
+    from unetcli.model.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def run_in_job(plan: Plan, submit: Callable[[Callable[[str], dict[str, Any]], st
 
 def measure_plan(text: str) -> dict[str, Any]:
     """The probe of a plan in JSON, as plain values: what a job runs."""
-    from unetcli.process import prepare
+    from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
     plan = Plan.from_json(text)
@@ -157,8 +157,8 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
     """What one worker does here: forward passes, one window read, one block encoded and stored."""
     import torch
 
-    from unetcli.device import exact_float32, resolve_device
-    from unetcli.inference import Predictor
+    from unetcli.model.device import exact_float32, resolve_device
+    from unetcli.model.predictor import Predictor
 
     started = time.perf_counter()
     exact_float32()

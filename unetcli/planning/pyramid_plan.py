@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
-from unetcli.geometry import Box, ceil_to
+from unetcli.core.errors import UnetcliError
+from unetcli.core.geometry import Box, ceil_to
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import CHUNK
 

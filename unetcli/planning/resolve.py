@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.checksums import file_sha256
 from unetcli.config import PredictRequest
-from unetcli.errors import UnetcliError
-from unetcli.machine import Machine
-from unetcli.model import ModelHeader, read_header
+from unetcli.core.checksums import file_sha256
+from unetcli.core.errors import UnetcliError
+from unetcli.core.machine import Machine
+from unetcli.model.file import ModelHeader, read_header
 from unetcli.planning.plan import Choices, Plan, Sources
 from unetcli.planning.planner import (
     CPU_TILE,
@@ -124,7 +124,7 @@ def resolve_tile(
         return device_tile(header.architecture, machine.free_bytes // 2)
     if request.elsewhere:
         return device_tile(header.architecture, GPU_BYTES_ELSEWHERE // 2)
-    from unetcli.device import free_bytes, resolve_device
+    from unetcli.model.device import free_bytes, resolve_device
 
     return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
 
@@ -164,7 +164,7 @@ def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, 
     threads = frozen.choices.threads if frozen else request.threads
     if request.elsewhere:
         return kind_of(request.device or "cpu"), threads or 1
-    from unetcli.device import cpu_threads, resolve_device
+    from unetcli.model.device import cpu_threads, resolve_device
 
     return resolve_device(request.device).type, threads or cpu_threads()
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
-from unetcli.evaluation.result import Evaluation, Section
-from unetcli.files import is_remote, place_of
-from unetcli.geometry import Box
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import is_remote, place_of
+from unetcli.core.geometry import Box
+from unetcli.engine.runfolder import RunFolder
+from unetcli.evaluate.result import Evaluation, Section
 from unetcli.report.pictures import Image
-from unetcli.runs.runfolder import RunFolder
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from unetcli.evaluation.result import Evaluation
+from unetcli.evaluate.result import Evaluation
 from unetcli.report.html import Html, tag
 from unetcli.report.svg import Axis, Line, Plot
 from unetcli.report.words import MEASURES, Measure, count, metrics_of, percent

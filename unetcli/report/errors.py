@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.distinct import distinct
-from unetcli.evaluation.result import SectionImages
+from unetcli.core.distinct import distinct
+from unetcli.evaluate.result import SectionImages
 from unetcli.metrics.em_counts import errors_at
 from unetcli.metrics.objects import ReferenceObjects, ResultObjects
 from unetcli.metrics.warping import ErrorKind

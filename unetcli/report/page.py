@@ -8,8 +8,8 @@ from pathlib import Path
 from string import Template
 
 from unetcli import __version__
-from unetcli.evaluation.result import Evaluation
-from unetcli.files import replacing
+from unetcli.core.files import replacing
+from unetcli.evaluate.result import Evaluation
 from unetcli.report import charts, published, summary, tables
 from unetcli.report.errors import NAMES
 from unetcli.report.html import Html, embedded, join, tag

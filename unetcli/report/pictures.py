@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.evaluation.result import Evaluation, Section
+from unetcli.evaluate.result import Evaluation, Section
 from unetcli.report.errors import EXTRA
 from unetcli.report.view import ObjectRow, View
 from unetcli.report.words import ranked_by

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unetcli.evaluation.result import Evaluation
+from unetcli.evaluate.result import Evaluation
 from unetcli.report.html import Html, tag
 from unetcli.report.tables import interval_text, scrolling
 from unetcli.report.words import MEASURES, Measure

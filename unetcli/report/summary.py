@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from unetcli.evaluation.result import Evaluation
+from unetcli.evaluate.result import Evaluation
 from unetcli.report.errors import EXTRA, MERGE, MISSED, SPLIT
 from unetcli.report.html import Html, tag
 from unetcli.report.pictures import Gallery

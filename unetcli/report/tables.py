@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unetcli.evaluation.result import Evaluation, Section
+from unetcli.evaluate.result import Evaluation, Section
 from unetcli.report.errors import EXTRA, MERGE
 from unetcli.report.html import Html, join, tag
 from unetcli.report.pictures import Gallery, ranked

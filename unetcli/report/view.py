@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.evaluation.request import CLASSES
-from unetcli.evaluation.result import Evaluation, Section, SectionImages
+from unetcli.evaluate.request import CLASSES
+from unetcli.evaluate.result import Evaluation, Section, SectionImages
 from unetcli.metrics.objects import ReferenceObjects, ResultObjects
 from unetcli.report import layers
 from unetcli.report.errors import EXTRA, Mark, Places, fates, object_errors, places_of, splits_and_merges, wrong_patches

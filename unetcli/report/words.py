@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from unetcli.evaluation.result import Evaluation, Scores
+from unetcli.evaluate.result import Evaluation, Scores
 
 
 @dataclass(frozen=True, slots=True)

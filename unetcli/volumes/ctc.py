@@ -21,8 +21,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
-from unetcli.geometry import Box
+from unetcli.core.errors import UnetcliError
+from unetcli.core.geometry import Box
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.volumes.opening import open_volume

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.checksums import short_checksum
-from unetcli.errors import UnreadableBlock
-from unetcli.geometry import Box
-from unetcli.intensity import Moments, PerChannel
+from unetcli.core.checksums import short_checksum
+from unetcli.core.errors import UnreadableBlock
+from unetcli.core.geometry import Box
+from unetcli.core.intensity import Moments, PerChannel
 from unetcli.planning.plan import UNREADABLE
 from unetcli.volumes.volume import Volume
 

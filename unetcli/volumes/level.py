@@ -14,8 +14,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from unetcli.errors import UnreadableBlock
-from unetcli.geometry import Box
+from unetcli.core.errors import UnreadableBlock
+from unetcli.core.geometry import Box
 from unetcli.volumes.store import Store, Unread, one_line
 from unetcli.volumes.volume import describe
 

@@ -8,7 +8,7 @@ from typing import Any
 import zarr
 from zarr.errors import ZarrUserWarning
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.volumes.ngff import images
 from unetcli.volumes.store import missing_package, one_line
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unetcli.errors import UnetcliError
-from unetcli.files import is_remote, plain
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import is_remote, plain
 from unetcli.volumes.omezarr import open_zarr
 from unetcli.volumes.store import store_at
 from unetcli.volumes.tiff import open_tiff

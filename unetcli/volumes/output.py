@@ -11,9 +11,9 @@ from typing import Any
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError
-from unetcli.files import is_remote, parent_of
-from unetcli.geometry import Box
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import is_remote, parent_of
+from unetcli.core.geometry import Box
 from unetcli.planning.plan import Plan
 from unetcli.volumes import ngff
 from unetcli.volumes.level import Level

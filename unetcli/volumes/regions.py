@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from unetcli.config import Roi, Sections, resolve_sections
-from unetcli.errors import UnetcliError
-from unetcli.geometry import Box
+from unetcli.core.errors import UnetcliError
+from unetcli.core.geometry import Box
 from unetcli.volumes.volume import Volume
 
 

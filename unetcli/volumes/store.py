@@ -15,8 +15,8 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 from zarr.storage import LocalStore as ZarrFolder
 
-from unetcli.errors import UnetcliError
-from unetcli.files import draft_of, is_remote, plain, remove_aside, replacing, sweep, sync, sync_all
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import draft_of, is_remote, plain, remove_aside, replacing, sweep, sync, sync_all
 
 
 class Store(Protocol):

@@ -7,7 +7,7 @@ import weakref
 import tifffile
 import zarr
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
 SAMPLES, UNKNOWN = "s", "qi"

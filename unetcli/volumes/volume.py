@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.errors import UnetcliError, UnreadableBlock
-from unetcli.geometry import Box, mirror_indices
+from unetcli.core.errors import UnetcliError, UnreadableBlock
+from unetcli.core.geometry import Box, mirror_indices
 
 AXES = "tczyx"
 UNNAMED = {2: "yx", 3: "zyx"}

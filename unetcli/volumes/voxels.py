@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unetcli.errors import UnetcliError
+from unetcli.core.errors import UnetcliError
 from unetcli.volumes.volume import Volume
 
 METRES = {

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import unetcli
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import (
+    PARTIAL,
+    draft_of,
+    overlaps,
+    publish,
+    remove_aside,
+    remove_drafts_of,
+    replacing,
+    sweep,
+    sync_all,
+    telling_unwritable,
+)
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with replacing(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+        assert draft.parent == path.parent  # a rename within one file system
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_half(draft: Path) -> None:
+    draft.write_text("half of the n")
+    raise ZeroDivisionError
+
+
+def test_a_failed_replacement_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as draft:
+        write_half(draft)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_the_first_publishes(tmp_path: Path) -> None:
+    assert publish(tmp_path / "plan.json", "first") is True
+    assert publish(tmp_path / "plan.json", "second") is False
+    assert (tmp_path / "plan.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_of_many_publishers_at_once_exactly_one_wins(tmp_path: Path) -> None:
+    won: list[str] = []
+    start = threading.Barrier(8)
+
+    def compete(name: str) -> None:
+        start.wait()
+        if publish(tmp_path / "plan.json", name * 1000):
+            won.append(name)
+
+    threads = [threading.Thread(target=compete, args=(name,)) for name in "abcdefgh"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert (tmp_path / "plan.json").read_text() == won[0] * 1000
+
+
+def test_data_are_synced_before_the_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "a", os.fsync
+    seen: list[tuple[str, bool]] = []
+
+    def watched(handle: int) -> None:
+        real(handle)
+        seen.append((os.readlink(f"/proc/self/fd/{handle}"), path.exists()))  # noqa: PTH115
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with replacing(path) as draft:
+        draft.write_text("new")
+    assert seen == [(str(draft), False), (str(tmp_path), True)]
+    path.unlink()
+    seen.clear()
+    publish(path, "new")
+    assert [exists for _, exists in seen] == [False, True]
+
+
+def test_syncing_passes_over_files_that_do_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    sync_all([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "c", tmp_path / "no" / "d"], tmp_path)
+
+
+def test_sweeping_deletes_drafts_and_nothing_else(tmp_path: Path) -> None:
+    store = tmp_path / "a[1].zarr"
+    kept = [store / "c" / "0", store / "zarr.json", store / "partial", store / "film.mkv.partial"]
+    kept += [draft_of(tmp_path / "a1.zarr"), draft_of(tmp_path / "b.zarr"), store / f".{'0' * 16}.partial"]
+    drafts = [draft_of(store / "c" / "0"), draft_of(store / "zarr.json"), draft_of(store)]
+    drafts.append(store / "c" / f"0.{uuid.uuid4().hex}.partial")  # as zarr-python names its own
+    (store / "c").mkdir(parents=True)
+    for path in kept + drafts:
+        path.write_text("x")
+    assert sweep(store) == 4
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in drafts)
+
+
+def test_drafts_of_chosen_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    chosen, other = tmp_path / "plan.json", tmp_path / "planxjson"
+    (draft_of(chosen) / "folder").mkdir(parents=True)
+    draft_of(chosen).write_text("x")
+    kept = [draft_of(other), chosen, tmp_path / "plan.json.partial"]
+    for path in kept:
+        path.write_text("x")
+    remove_drafts_of(chosen, tmp_path / "missing" / "plan.json")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_drafts_lie_beside_their_file_under_names_of_their_own(tmp_path: Path) -> None:
+    drafts = {draft_of(tmp_path / "a.zarr") for _ in range(100)}
+    assert len(drafts) == 100
+    assert all(draft.parent == tmp_path and draft.name.endswith(PARTIAL) for draft in drafts)
+
+
+def test_removing_takes_files_folders_and_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    for name in ("folder", "file", "missing"):
+        remove_aside(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    remove_aside(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (tmp_path / "data" / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("a", "a", True),
+        ("a", "a/b/c", True),
+        ("a/b", "a", True),
+        ("a", "ab", False),
+        ("a", "b", False),
+        ("link", "a", True),
+        ("link/c", "a", True),
+        ("a/../b", "b", True),
+    ],
+)
+def test_paths_overlap_where_one_holds_the_other(tmp_path: Path, one: str, other: str, expected: bool) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    assert overlaps(tmp_path / one, tmp_path / other) is expected
+    assert overlaps(tmp_path / other, tmp_path / one) is expected
+
+
+def as_nobody(program: str, place: Path) -> str:
+    """What a program says that runs without a superuser's rights, in a place where it may write."""
+    command = [sys.executable, "-c", program]
+    environment = {"PYTHONPATH": str(Path(unetcli.__file__).parents[1])}
+    if os.getuid() == 0:
+        place.chmod(0o777)
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+        for folder in place.parents:  # pytest makes them for its user alone
+            if folder.stat().st_uid == 0 and "pytest" in folder.name:
+                folder.chmod(0o755)
+    try:
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("needs setpriv, or another user than root")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        ("Path('closed.txt').read_text()", "closed.txt: cannot be read: Permission denied"),
+        ("Path('shut/raw.zarr').exists()", "shut/raw.zarr: cannot be read: Permission denied"),
+        ("Path('locked.txt').write_text('')", "out: cannot write locked.txt: Permission denied; "),
+        ("Path('locked/new').mkdir()", "out: cannot write locked/new: Permission denied; "),
+        ("os.rename('mine', 'locked/mine')", "out: cannot write locked/mine: Permission denied; "),
+    ],
+    ids=["a file", "the way there", "a file to write", "a folder to write to", "a rename"],
+)
+def test_what_cannot_be_read_is_told_from_what_cannot_be_written(tmp_path: Path, attempt: str, said: str) -> None:
+    for name, mode in (("closed.txt", 0o000), ("locked.txt", 0o444), ("mine", 0o666)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    for name, mode in (("shut", 0o600), ("locked", 0o555)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    program = (
+        "import os\nfrom pathlib import Path\nfrom unetcli.core.errors import UnetcliError\n"
+        "from unetcli.core.files import telling_unwritable\n"
+        f"try:\n  with telling_unwritable('out'):\n    {attempt}\nexcept UnetcliError as error:\n  print(error)"
+    )
+    assert as_nobody(program, tmp_path).startswith(said)
+
+
+def test_other_errors_of_the_system_are_left_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), telling_unwritable("out"):
+        (tmp_path / "nothing").read_text()
+    with pytest.raises(UnetcliError, match=r"^out: cannot write: No space left on device; put right"), _full():
+        pass
+
+
+@contextmanager
+def _full() -> Iterator[None]:
+    with telling_unwritable("out"):
+        yield
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

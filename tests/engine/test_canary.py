@@ -1,0 +1,163 @@
+"""Whether a host computes what others computed; the other host is made by rewriting who signed the receipts."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from helpers import grey, write_zarr
+
+from unetcli.config import PredictRequest
+from unetcli.core.errors import UnetcliError
+from unetcli.engine.canary import TOLERANCE, blocks_of_others, tolerance
+from unetcli.engine.prediction import predict_volume
+from unetcli.engine.receipts import read_receipts
+from unetcli.engine.workbench import workbench
+from unetcli.engine.worker import run_blocks
+from unetcli.planning.plan import Plan
+
+FOLDER = Path("big.pred.zarr.run/predict")
+HERE, SECTIONS, DONE = socket.gethostname(), 6, 3
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def request_(model: Path) -> PredictRequest:
+    write_zarr(Path("big.zarr"), grey(SECTIONS, 40, 50), chunks=(1, 32, 32))
+    return PredictRequest(volume="big.zarr", tile=68, device="cpu", dtype="uint8")
+
+
+def sign_as(host: str, blocks: Iterable[int] = range(SECTIONS)) -> None:
+    """Have the receipts of some blocks say that another host made them."""
+    for path in (FOLDER / "receipts").glob("*.txt"):
+        receipts = [r for r in read_receipts(path.parent) if path.read_text().count(r.to_line())]
+        told = [replace(r, host=host) if r.block in blocks else r for r in receipts]
+        path.write_text("".join(receipt.to_line() for receipt in told))
+
+
+def begun_elsewhere(request: PredictRequest, host: str = "elsewhere") -> None:
+    """A run of which another host finished some blocks."""
+    asked = [False] * DONE
+    predict_volume(request, stopping=lambda: not asked or asked.pop())
+    sign_as(host)
+    assert workbench(str(FOLDER)).ledger.refresh().done.sum() == DONE
+
+
+def record() -> dict[str, object]:
+    return json.loads((FOLDER / f"canaries/{HERE}.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_a_host_that_computes_the_same_is_let_in_and_compared_once(request_: PredictRequest) -> None:
+    begun_elsewhere(request_)
+    assert run_blocks(str(FOLDER), ((3, 4),)) == 1
+    assert record() == {"block": 0, "host": "elsewhere", "difference": 0.0}
+    zarr.open_array("big.pred.zarr/0", mode="r+")[:3] = 0  # a second comparison would not pass
+    assert run_blocks(str(FOLDER), ((0, SECTIONS),)) == 2
+
+
+def test_a_host_alone_has_nothing_to_compare(request_: PredictRequest) -> None:
+    assert predict_volume(request_).complete
+    assert not list((FOLDER / "canaries").iterdir())
+
+
+def test_a_host_that_computes_otherwise_is_refused_and_writes_nothing(request_: PredictRequest) -> None:
+    begun_elsewhere(request_)
+    array = zarr.open_array("big.pred.zarr/0", mode="r+")
+    array[0, 5, 5] = (int(array[0, 5, 5]) + 100) % 256
+    before = {f: f.stat().st_mtime_ns for f in Path("big.pred.zarr").rglob("*")}
+    with pytest.raises(UnetcliError, match=f"host {HERE}: computes block 0 differently from elsewhere") as caught:
+        predict_volume(request_)
+    assert "\n" not in str(caught.value)
+    assert {f: f.stat().st_mtime_ns for f in Path("big.pred.zarr").rglob("*")} == before
+    assert not list((FOLDER / "canaries").iterdir())
+
+
+def test_one_level_more_or_less_is_other_hardware(request_: PredictRequest) -> None:
+    begun_elsewhere(request_)
+    array = zarr.open_array("big.pred.zarr/0", mode="r+")
+    array[0, 5, 5] = int(array[0, 5, 5]) + (1 if array[0, 5, 5] < 255 else -1)
+    assert predict_volume(request_).complete
+    assert record()["difference"] == 1.0
+
+
+@pytest.mark.parametrize(("dtype", "change", "passes"), [("float32", 1e-5, True), ("float32", 1e-4, False)])
+def test_floats_agree_within_the_promise(request_: PredictRequest, dtype: str, change: float, passes: bool) -> None:
+    request = replace(request_, dtype=dtype)
+    begun_elsewhere(request)
+    array = zarr.open_array("big.pred.zarr/0", mode="r+")
+    array[0, 5, 5] = np.float32(array[0, 5, 5]) + np.float32(change)
+    if passes:
+        assert predict_volume(request).complete
+    else:
+        with pytest.raises(UnetcliError, match="differently"):
+            predict_volume(request)
+
+
+def test_nan_is_no_agreement(request_: PredictRequest) -> None:
+    request = replace(request_, dtype="float32")
+    begun_elsewhere(request)
+    zarr.open_array("big.pred.zarr/0", mode="r+")[0, 5, 5] = np.nan
+    with pytest.raises(UnetcliError, match="differently"):
+        predict_volume(request)
+
+
+@pytest.mark.parametrize("broken", ["stored", "input"])
+def test_where_one_block_is_damaged_another_is_compared(request_: PredictRequest, broken: str) -> None:
+    begun_elsewhere(request_)
+    place = "big.pred.zarr/0/c/0/0/0" if broken == "stored" else "big.zarr/c/0/0/0"
+    Path(place).write_bytes(b"damaged")
+    workbench(str(FOLDER)).ledger.refresh()
+    assert run_blocks(str(FOLDER), ((3, SECTIONS),)) == 3
+    assert record()["block"] == 1
+
+
+def test_a_skipped_block_says_nothing_of_a_host(request_: PredictRequest) -> None:
+    mask = np.ones((SECTIONS, 40, 50), np.uint8)
+    mask[0] = 0
+    write_zarr(Path("mask.zarr"), mask)
+    request = replace(request_, mask="mask.zarr")
+    begun_elsewhere(request)
+    assert predict_volume(request).complete
+    assert record()["block"] == 1
+
+
+def test_the_blocks_compared_are_of_others_few_and_far_apart(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    sign_as("elsewhere", {0, 1, 2, 4, 5})
+    bench = workbench(str(FOLDER))
+    bench.ledger.refresh()
+    assert blocks_of_others(bench, HERE) == [0, 1, 2, 5]  # four of 0, 1, 2, 4, 5
+    assert blocks_of_others(bench, "elsewhere") == [3]
+
+
+def test_a_plan_for_a_gpu_is_refused_where_there_is_none_naming_the_host(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    predict_volume(request_, stopping=lambda: True)
+    file = FOLDER / "plan.json"
+    plan = Plan.from_json(file.read_text())
+    file.write_text(replace(plan, choices=replace(plan.choices, device="cuda")).to_json())
+    told = json.loads((FOLDER / "places.json").read_text()) | {"device": None}
+    (FOLDER / "places.json").write_text(json.dumps(told))
+    with pytest.raises(UnetcliError, match=f"host {HERE}: --device cuda: not available"):
+        run_blocks(str(FOLDER), ((0, SECTIONS),))
+    with pytest.raises(UnetcliError, match=f"host {HERE}: --device cuda: not available"):
+        predict_volume(replace(request_, device=None))  # adopts what was frozen
+
+
+def test_bfloat16_is_compared_more_loosely(request_: PredictRequest) -> None:
+    predict_volume(request_, stopping=lambda: True)
+    choices = workbench(str(FOLDER)).plan.choices
+    assert tolerance(choices) == TOLERANCE["uint8"] == 1
+    assert tolerance(replace(choices, precision="bfloat16")) > 10

@@ -1,0 +1,416 @@
+"""predict, in this process: resume, refusals, blocks set aside, what is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from helpers import grey, write_model, write_zarr
+from numpy.typing import NDArray
+
+from unetcli.config import PredictRequest
+from unetcli.core.checksums import checksum
+from unetcli.core.errors import UnetcliError
+from unetcli.engine.prediction import PredictSummary, predict_volume
+from unetcli.engine.receipts import read_receipts
+from unetcli.engine.run import Run
+from unetcli.engine.shares import close_run, predict_share
+from unetcli.engine.troubles import read_troubles
+from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.label.request import LabelRequest
+from unetcli.label.run import label_volume
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.output import marker
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNETCLI_MODEL", raising=False)
+
+
+@pytest.fixture
+def request_(model: Path) -> PredictRequest:
+    """Three sections of awkward size; ``./model`` is found by itself."""
+    write_zarr(Path("big.zarr"), grey(3, 70, 90), chunks=(1, 32, 32))
+    return PredictRequest(volume="big.zarr", tile=68, device="cpu")
+
+
+def stored(path: str = "big.pred.zarr") -> NDArray[np.generic]:
+    return np.asarray(zarr.open_array(f"{path}/0", mode="r")[...])
+
+
+def array_bytes(path: str) -> dict[str, bytes]:
+    """Every file of a store, by name."""
+    return {str(f.relative_to(path)): f.read_bytes() for f in Path(path).rglob("*") if f.is_file()}
+
+
+def stop_after(blocks: int) -> tuple[dict[str, int], object]:
+    """A stop function that becomes true after some blocks."""
+    asked = {"times": 0}
+
+    def stopping() -> bool:
+        asked["times"] += 1
+        return asked["times"] > blocks
+
+    return asked, stopping
+
+
+def test_the_result_is_named_after_the_volume_and_complete(request_: PredictRequest) -> None:
+    summary = predict_volume(request_)
+    assert summary.output == "big.pred.zarr"
+    assert summary.complete
+    assert (marker(Path("big.pred.zarr")) or {})["complete"] is True
+    assert stored().shape == (3, 70, 90)
+    assert len(np.unique(stored())) > 20
+    assert not list(Path().rglob("*.partial"))
+
+
+def test_a_second_call_finds_everything_done_and_touches_nothing(request_: PredictRequest) -> None:
+    first = predict_volume(request_)
+    before = {f: f.stat().st_mtime_ns for f in Path("big.pred.zarr").rglob("*")}
+    again = predict_volume(replace(request_, tile=None, device=None))  # what was frozen holds
+    assert (again.found_done, again.computed) == (first.blocks, 0)
+    assert {f: f.stat().st_mtime_ns for f in Path("big.pred.zarr").rglob("*")} == before
+
+
+def test_a_stopped_run_is_incomplete_and_goes_on_to_the_same_bytes(request_: PredictRequest) -> None:
+    _, stopping = stop_after(1)
+    stopped: PredictSummary = predict_volume(request_, stopping=stopping)  # type: ignore[arg-type]
+    assert 0 < stopped.computed < stopped.blocks
+    assert not stopped.complete
+    assert (marker(Path("big.pred.zarr")) or {})["complete"] is False
+    finished = predict_volume(request_)
+    assert (finished.found_done, finished.complete) == (stopped.computed, True)
+    predict_volume(replace(request_, output=Path("whole.zarr")))
+    ours, whole = array_bytes("big.pred.zarr/0"), array_bytes("whole.zarr/0")
+    assert ours == whole
+
+
+def test_receipts_vouch_for_the_stored_voxels(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    receipts = {receipt.block: receipt for receipt in read_receipts(Path("big.pred.zarr.run/predict/receipts"))}
+    assert sorted(receipts) == [0, 1, 2]
+    for number, receipt in receipts.items():
+        assert receipt.checksum == checksum(stored()[number][None, None])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"tile": 84}, "tile"),
+        ({"dtype": "float32"}, "dtype"),
+        ({"sections": (0, 2)}, "region"),
+        ({"normalise": "volume"}, "normalise"),
+        ({"nonfinite": 0.0}, "nonfinite"),
+        ({"precision": "bfloat16"}, "precision"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_settings_are_refused_by_name_and_overwrite_starts_anew(
+    request_: PredictRequest, change: dict[str, object], named: str
+) -> None:
+    predict_volume(request_)
+    before = array_bytes("big.pred.zarr")
+    other = replace(request_, **change)  # type: ignore[arg-type]
+    with pytest.raises(UnetcliError, match=named):
+        predict_volume(other)
+    assert array_bytes("big.pred.zarr") == before
+    assert predict_volume(replace(other, overwrite=True)).found_done == 0
+
+
+def test_another_model_or_other_data_are_refused(request_: PredictRequest, tmp_path: Path) -> None:
+    predict_volume(request_)
+    other = write_model(tmp_path / "other", base_channels=5)
+    with pytest.raises(UnetcliError, match=r"model .*other"):
+        predict_volume(replace(request_, model=other))
+    zarr.open_array("big.zarr", mode="r+")[0, 0, 0] += 1
+    with pytest.raises(UnetcliError, match=r"volume .*big.zarr"):
+        predict_volume(request_)
+
+
+def test_a_deleted_output_is_made_anew_whatever_old_receipts_say(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    before = array_bytes("big.pred.zarr")
+    shutil.rmtree("big.pred.zarr")
+    assert predict_volume(request_).computed == 3
+    assert array_bytes("big.pred.zarr") == before
+
+
+def test_an_output_without_its_run_folder_is_not_touched(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    shutil.rmtree("big.pred.zarr.run")
+    with pytest.raises(UnetcliError, match="--overwrite"):
+        predict_volume(request_)
+    assert predict_volume(replace(request_, overwrite=True)).complete
+
+
+def test_foreign_places_and_inputs_are_never_written_to(request_: PredictRequest) -> None:
+    Path("foreign").mkdir()
+    Path("foreign/notes.txt").write_text("mine")
+    for output in ("foreign", "big.zarr", "big.zarr/inside", ".", "model"):
+        for overwrite in (False, True):
+            with pytest.raises(UnetcliError, match="--output"):
+                predict_volume(replace(request_, output=Path(output), overwrite=overwrite))
+    Path("link.zarr").symlink_to("big.zarr")
+    with pytest.raises(UnetcliError, match="input"):
+        predict_volume(replace(request_, output=Path("link.zarr")))
+    assert Path("foreign/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_labels_of_others_in_the_store_are_not_overwritten(request_: PredictRequest, listed: bool) -> None:
+    predict_volume(request_)
+    output = Path(request_.output_path)
+    names = ["corrected"] if listed else []
+    labels = zarr.open_group(output / "labels", mode="w", attributes={"ome": {"version": "0.5", "labels": names}})
+    labels.create_array("corrected/0", data=np.ones((3, 4), np.uint8))
+    with pytest.raises(UnetcliError, match=r"labels/corrected: in the way of --overwrite, and not written by unetcli"):
+        predict_volume(replace(request_, overwrite=True))
+    assert zarr.open_array(output / "labels/corrected/0", mode="r")[...].all()
+    shutil.rmtree(output / "labels/corrected")
+    label_volume(LabelRequest(prediction=str(output)))
+    assert predict_volume(replace(request_, overwrite=True)).found_done == 0
+    assert not (output / "labels").exists()
+
+
+def test_an_array_element_does_not_overwrite_what_others_share(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    predict_volume(request_)
+    with pytest.raises(UnetcliError, match="array element 3"):
+        predict_volume(replace(request_, overwrite=True))
+    assert len(np.unique(stored())) > 20
+
+
+def test_nothing_is_begun_beside_a_refused_output(request_: PredictRequest) -> None:
+    with pytest.raises(UnetcliError, match="--output"):
+        predict_volume(replace(request_, output=Path("big.zarr")))
+    assert not list(Path().glob("*.run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tile": 66}, "nearest that would work: 64 and 68"),
+        ({"volume": "missing.zarr"}, "missing.zarr: no such"),
+        ({"sections": (2, 9)}, "0:3"),
+        ({"dtype": "int8"}, "uint8, float16 or float32"),
+        ({"channel": 1}, "channels 0 to 0"),
+        ({"device": "quantum"}, "cpu works"),
+        ({"output": Path("no/such/folder.zarr")}, "does not exist"),
+        ({"model": Path("nowhere")}, "no model"),
+    ],
+)
+def test_bad_requests_get_one_line_and_write_nothing(
+    request_: PredictRequest, change: dict[str, object], message: str
+) -> None:
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(UnetcliError, match=message) as caught:
+        predict_volume(replace(request_, **change))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_another_integer_range_is_refused_naming_the_option(request_: PredictRequest) -> None:
+    write_zarr(Path("wide.zarr"), grey(40, 40).astype(np.uint16) * 200)
+    wide = replace(request_, volume="wide.zarr")
+    with pytest.raises(UnetcliError, match="--normalise volume"):
+        predict_volume(wide)
+    assert predict_volume(replace(wide, normalise="volume")).complete
+
+
+def test_a_block_with_nan_is_set_aside_with_its_place_and_the_rest_is_done(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", dtype="float32", mean=0.0, std=1.0)
+    values = np.random.default_rng(0).normal(size=(3, 64, 64)).astype(np.float32)
+    values[1, 5, 7] = np.nan
+    write_zarr(Path("nan.zarr"), values, chunks=(1, 32, 32))
+    request = PredictRequest(volume="nan.zarr", device="cpu")
+    summary = predict_volume(request)
+    assert not summary.complete
+    assert (summary.computed, len(summary.set_aside)) == (2, 1)
+    assert summary.set_aside[0]["block"] == 1
+    assert "z 1:2, y 5:6, x 7:8" in summary.set_aside[0]["reason"]
+    noted = list(read_troubles(Path("nan.pred.zarr.run/predict/troubles")))
+    assert [trouble.note() for trouble in noted] == summary.set_aside
+    assert noted[0].kind == "unusable"
+    filled = predict_volume(replace(request, nonfinite=0.0, output=Path("filled.zarr")))
+    assert filled.complete
+    assert np.array_equal(stored("filled.zarr")[::2], stored("nan.pred.zarr")[::2])
+
+
+def test_a_damaged_chunk_sets_its_block_aside_until_it_is_mended(request_: PredictRequest) -> None:
+    predict_volume(replace(request_, output=Path("sound.zarr")))
+    chunk = Path("big.zarr/c/2/1/1")
+    sound = chunk.read_bytes()
+    chunk.write_bytes(sound[: len(sound) // 2])
+    summary = predict_volume(request_)
+    assert [aside["block"] for aside in summary.set_aside] == [2]
+    assert summary.computed == 2
+    assert not predict_volume(request_).complete
+    chunk.write_bytes(sound)
+    mended = predict_volume(request_)
+    assert (mended.complete, mended.found_done, mended.computed) == (True, 2, 1)
+    assert array_bytes("big.pred.zarr/0") == array_bytes("sound.zarr/0")
+
+
+def test_a_file_url_is_a_path_like_any_other(request_: PredictRequest, tmp_path: Path) -> None:
+    before = array_bytes("big.zarr")
+    url = f"file://{tmp_path}/big.zarr"
+    with pytest.raises(UnetcliError, match="input"):
+        predict_volume(replace(request_, volume=url, output=Path("big.zarr"), overwrite=True))
+    assert array_bytes("big.zarr") == before
+    assert predict_volume(replace(request_, volume=url)).complete
+
+
+def test_leftovers_of_a_killed_launcher_are_swept(request_: PredictRequest) -> None:
+    _, stopping = stop_after(1)
+    predict_volume(request_, stopping=stopping)  # type: ignore[arg-type]
+    Path("big.pred.zarr.0123456789abcdef.partial/0").mkdir(parents=True)
+    Path("big.pred.zarr/0/c.0123456789abcdef.partial").write_bytes(b"torn")
+    Path("big.pred.zarr.run/predict/plan.json.0123456789abcdef.partial").write_text("torn")
+    assert predict_volume(request_).complete
+    assert not list(Path().rglob("*.partial"))
+
+
+def test_a_truncated_model_is_refused_before_anything_is_written(request_: PredictRequest) -> None:
+    file = Path("model/model.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UnetcliError, match="damaged model"):
+        predict_volume(request_)
+    assert not list(Path().glob("big.pred*"))
+
+
+def test_channels_and_time_are_kept_apart(tmp_path: Path, model: Path) -> None:
+    values = grey(2, 3, 40, 50)
+    write_zarr(Path("film.zarr"), values, dimension_names=["t", "c", "y", "x"])
+    with pytest.raises(UnetcliError, match="--channel N"):
+        predict_volume(PredictRequest(volume="film.zarr", device="cpu"))
+    predict_volume(PredictRequest(volume="film.zarr", device="cpu", channel=2))
+    write_zarr(Path("one.zarr"), values[1, 2])
+    predict_volume(PredictRequest(volume="one.zarr", device="cpu"))
+    assert np.array_equal(stored("film.pred.zarr")[1], stored("one.pred.zarr"))
+    assert open_volume("film.pred.zarr").axes == "tyx"
+
+
+def test_several_classes_are_stored_as_channels_that_add_up_to_one(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", classes=3, in_channels=2)
+    write_zarr(Path("two.zarr"), grey(2, 30, 33), dimension_names=["c", "y", "x"])
+    predict_volume(PredictRequest(volume="two.zarr", device="cpu", dtype="float32"))
+    assert stored("two.pred.zarr").shape == (3, 30, 33)
+    assert np.allclose(stored("two.pred.zarr").sum(0, dtype=float), 1, atol=1e-5)
+
+
+def test_bfloat16_is_close_and_float16_is_rounded_float32(request_: PredictRequest) -> None:
+    exact = replace(request_, dtype="float32")
+    predict_volume(exact)
+    predict_volume(replace(exact, dtype="float16", output=Path("half.zarr")))
+    predict_volume(replace(exact, precision="bfloat16", output=Path("brain.zarr")))
+    assert np.array_equal(stored("half.zarr"), stored().astype(np.float16))
+    assert 0 < np.abs(stored("brain.zarr").astype(float) - stored()).max() < 0.1
+
+
+@pytest.mark.parametrize("thickness", [1, 4, 8])
+def test_chunks_thick_in_z_are_read_once_per_slab(model: Path, monkeypatch: pytest.MonkeyPatch, thickness: int) -> None:
+    write_zarr(Path("thick.zarr"), grey(24, 100, 130), chunks=(thickness, 64, 64))
+    reads: Counter[str] = Counter()
+    real = zarr.storage.LocalStore.get
+
+    async def counting(self: zarr.storage.LocalStore, key: str, *rest: object, **options: object) -> object:
+        if self.root.name == "thick.zarr" and key.startswith("c/"):
+            reads[key] += 1
+        return await real(self, key, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counting)
+    request = PredictRequest(volume="thick.zarr", model=model, tile=68, device="cpu")
+    Run.settle(request)  # takes a fingerprint, as every call does
+    settling = reads.copy()
+    reads.clear()
+    assert predict_volume(request).complete
+    computing = reads - settling
+    assert len(computing) == 24 // thickness * 2 * 3
+    assert set(computing.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", [{"max_files": 4}, {"zarr_format": 2}], ids=["shards", "zarr 2"])
+def test_however_it_is_stored_the_voxels_are_the_same_and_a_rerun_goes_on(
+    request_: PredictRequest, kind: dict[str, int]
+) -> None:
+    predict_volume(replace(request_, output=Path("plain.zarr")))
+    _, stopping = stop_after(1)
+    stored_so = replace(request_, **kind)  # type: ignore[arg-type]
+    assert not predict_volume(stored_so, stopping=stopping).complete  # type: ignore[arg-type]
+    with pytest.raises(UnetcliError, match="not complete"):
+        evaluate_volume(EvaluateRequest(prediction="big.pred.zarr", truth="plain.zarr"))
+    rerun = replace(stored_so, max_files=None)  # shards are kept as they were begun
+    assert predict_volume(rerun).complete
+    assert predict_volume(rerun).computed == 0
+    assert np.array_equal(stored(), stored("plain.zarr"))
+    assert sum(path.is_file() for path in Path("big.pred.zarr").rglob("*")) == (4 if "max_files" in kind else 7)
+
+
+def test_files_that_cannot_be_so_few_are_refused(request_: PredictRequest) -> None:
+    with pytest.raises(UnetcliError, match="7 files, more than --max-files 4: Zarr 2 has no shards; --zarr-format 3"):
+        predict_volume(replace(request_, max_files=4, zarr_format=2))
+    with pytest.raises(UnetcliError, match="3 files, more than --max-files 2: no larger shard"):
+        predict_volume(replace(request_, max_files=2))
+    assert not list(Path().glob("big.pred*"))
+
+
+def halved(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Means of 2 x 2 in plane, rounded half up, of an even plane."""
+    four = values.astype(int).reshape(len(values), values.shape[1] // 2, 2, values.shape[2] // 2, 2)
+    return ((four.sum((2, 4)) + 2) // 4).astype(np.uint8)
+
+
+def levels(path: str = "big.pred.zarr") -> list[str]:
+    image = json.loads(Path(path, "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    return [dataset["path"] for dataset in image["datasets"]]
+
+
+def test_levels_are_halves_and_can_be_asked_for_later(tmp_path: Path, model: Path) -> None:
+    write_zarr(Path("big.zarr"), grey(3, 64, 96), chunks=(1, 32, 32))
+    request = PredictRequest(volume="big.zarr", device="cpu", levels=3)
+    assert predict_volume(request).complete
+    assert levels() == ["0", "1", "2"]
+    one = np.asarray(zarr.open_array("big.pred.zarr/1", mode="r")[...])
+    assert np.array_equal(one, halved(stored()))
+    assert np.array_equal(zarr.open_array("big.pred.zarr/2", mode="r")[...], halved(one))
+    before = array_bytes("big.pred.zarr")
+    assert predict_volume(request).computed == 0
+    assert array_bytes("big.pred.zarr") == before
+    predict_volume(replace(request, levels=1, output=Path("other.zarr")))
+    assert levels("other.zarr") == ["0"]
+    predict_volume(replace(request, output=Path("other.zarr")))
+    assert array_bytes("other.zarr/2") == array_bytes("big.pred.zarr/2")
+    assert predict_volume(replace(request, overwrite=True)).computed == 3
+    assert array_bytes("big.pred.zarr/1") == array_bytes("other.zarr/1")
+
+
+def test_the_last_share_makes_the_levels_too(tmp_path: Path, model: Path) -> None:
+    write_zarr(Path("big.zarr"), grey(4, 64, 96), chunks=(1, 32, 32))
+    request = PredictRequest(volume="big.zarr", device="cpu", levels=2)
+    assert not predict_share(request, (1, 2)).complete
+    assert levels() == ["0"]
+    assert predict_share(request, (0, 2)).complete
+    assert levels() == ["0", "1"]
+    assert close_run(request).complete
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    with pytest.raises(UnetcliError, match="expected 1 to 8"):
+        predict_volume(replace(request_, levels=99))
+    with pytest.raises(UnetcliError, match="--share I/N names one"):
+        predict_share(request_, None)
+    assert not list(Path().glob("big.pred*"))

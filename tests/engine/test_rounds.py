@@ -1,0 +1,162 @@
+"""Rounds over blocks: what failed is tried again elsewhere, what cannot work is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import grey, write_zarr
+
+from unetcli.config import PredictRequest
+from unetcli.core.ranges import Ranges, numbers
+from unetcli.engine.rounds import Progress, Rounds
+from unetcli.engine.run import Run
+from unetcli.engine.troubles import FAILED, UNUSABLE, Trouble, TroubleBook, current_troubles
+from unetcli.engine.worker import run_blocks
+from unetcli.executors.contract import JobFailure, Task
+from unetcli.executors.local import InProcess
+
+SECTIONS = 6
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(model: Path) -> Run:
+    """A run that is set up, one block a section."""
+    write_zarr(Path("big.zarr"), grey(SECTIONS, 40, 50), chunks=(1, 32, 32))
+    settled = Run.settle(PredictRequest(volume="big.zarr", tile=68, device="cpu"))
+    with settled.launcher():
+        settled.prepare()
+    return settled
+
+
+@dataclass
+class Losing:
+    """An executor of workers that work here; the first ``lost`` calls finish just some blocks, and their job dies."""
+
+    lost: int
+    final: bool = False
+    calls: list[tuple[list[int], list[str]]] = field(default_factory=list)
+
+    def run(
+        self,
+        task: Task,
+        folder: Path,
+        blocks: Ranges,
+        *,
+        tick: Callable[[], None],
+        stopping: Callable[[], bool],
+        avoid: Sequence[str] = (),
+    ) -> list[JobFailure]:
+        self.calls.append((list(numbers(blocks)), list(avoid)))
+        dies = len(self.calls) <= self.lost
+        todo = blocks if not dies else ((blocks[0][0], blocks[0][0] + 1),)
+        InProcess().run(task, folder, todo, tick=tick, stopping=stopping)
+        return [JobFailure(job="17", host="node1", reason="killed", final=self.final)] if dies else []
+
+
+def rounds(
+    run: Run, executor: Losing | InProcess, retries: int = 1, told: list[tuple[int, int]] | None = None
+) -> Rounds:
+    ledger = run.folder.ledger(run.plan.blocks)
+    report = (lambda done, total: None) if told is None else lambda done, total: told.append((done, total))
+    return Rounds(
+        executor=executor,
+        task=run_blocks,
+        folder=run.folder,
+        ledger=ledger,
+        progress=Progress(run.plan, ledger, report),
+        stopping=bool,
+        retries=retries,
+    )
+
+
+def test_blocks_of_a_job_that_died_are_computed_elsewhere(run: Run) -> None:
+    executor = Losing(lost=1)
+    ours = rounds(run, executor)
+    assert ours.run() == []  # what failed was made good
+    assert ours.ledger.complete
+    assert executor.calls == [(list(range(SECTIONS)), []), (list(range(1, SECTIONS)), ["node1"])]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_there_are_as_many_rounds_as_asked_for(run: Run, retries: int) -> None:
+    executor = Losing(lost=99)
+    failures = rounds(run, executor, retries).run()
+    assert len(executor.calls) == 1 + retries
+    assert [failure.reason for failure in failures] == ["killed"]
+
+
+def test_a_final_failure_is_not_tried_again(run: Run) -> None:
+    executor = Losing(lost=1, final=True)
+    assert [failure.final for failure in rounds(run, executor, 3).run()] == [True]
+    assert len(executor.calls) == 1
+
+
+def test_a_stopped_run_is_not_tried_again(run: Run) -> None:
+    executor = Losing(lost=99)
+    ours = rounds(run, executor, 3)
+    ours.stopping = lambda: bool(executor.calls)
+    ours.run()
+    assert len(executor.calls) == 1
+
+
+def test_only_the_blocks_asked_for_are_computed(run: Run) -> None:
+    executor = Losing(lost=0)
+    ours = rounds(run, executor)
+    ours.run(np.array([1, 4]))
+    ours.run(np.array([0, 1, 4]))
+    ours.run(np.array([0, 1]))
+    assert [blocks for blocks, _ in executor.calls] == [[1, 4], [0]]
+    assert ours.ledger.missing.tolist() == [2, 3, 5]
+
+
+def test_damage_is_left_out_of_the_next_round(run: Run) -> None:
+    Path("big.zarr/c/3/0/0").write_bytes(b"damaged")
+    executor = Losing(lost=1)
+    ours = rounds(run, executor, retries=2)
+    ours.run()
+    assert [blocks for blocks, _ in executor.calls] == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
+    assert [trouble.block for trouble in current_troubles(run.folder.troubles, ours.ledger)] == [3]
+
+
+def test_the_last_trouble_of_a_missing_block_counts(run: Run) -> None:
+    book = TroubleBook(run.folder.troubles)
+    trouble = Trouble(block=2, place="", kind=UNUSABLE, reason="first", traceback="", host="a", job="-")
+    for change in (trouble, Trouble(**{**_values(trouble), "kind": FAILED, "reason": "second"})):
+        book.add(change)
+    ours = rounds(run, InProcess())
+    assert [found.reason for found in current_troubles(run.folder.troubles, ours.ledger)] == ["second"]
+    ours.run()
+    assert current_troubles(run.folder.troubles, ours.ledger) == []
+
+
+def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: Run) -> None:
+    first: list[tuple[int, int]] = []
+    rounds(run, InProcess(), told=first).run(np.array([0, 1]))
+    second: list[tuple[int, int]] = []
+    rounds(run, InProcess(), told=second).run()
+    section = 40 * 50
+    assert first[-1] == (2 * section, SECTIONS * section)
+    assert second[-1] == (SECTIONS * section, SECTIONS * section)
+    done = [voxels for voxels, _ in first + second]
+    assert done == sorted(done)
+
+
+def test_progress_of_a_share_counts_its_own_blocks(run: Run) -> None:
+    rounds(run, InProcess()).run(np.array([0, 5]))
+    told: list[tuple[int, int]] = []
+    ledger = run.folder.ledger(run.plan.blocks)
+    Progress(run.plan, ledger, lambda done, total: told.append((done, total)), np.array([0, 1, 2])).tell()
+    assert told == [(40 * 50, 3 * 40 * 50)]
+
+
+def _values(trouble: Trouble) -> dict[str, object]:
+    return {name: getattr(trouble, name) for name in Trouble.__slots__}

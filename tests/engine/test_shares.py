@@ -1,0 +1,275 @@
+"""predict as many independent processes: each block once, closed by the last, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from commands import Command
+from helpers import grey, wait_for, write_model, write_zarr
+
+from unetcli.config import PredictRequest
+from unetcli.core.errors import UnetcliError
+from unetcli.engine.prediction import predict_volume
+from unetcli.engine.receipts import read_receipts
+from unetcli.engine.shares import close_run, predict_share
+from unetcli.volumes.output import marker
+
+FOLDER, STORE = Path("big.pred.zarr.run/predict"), Path("big.pred.zarr")
+SECTIONS = 11
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def request_(model: Path) -> PredictRequest:
+    """One block a section."""
+    write_zarr(Path("big.zarr"), grey(SECTIONS, 40, 50), chunks=(1, 32, 32))
+    return PredictRequest(volume="big.zarr", tile=68, device="cpu")
+
+
+def start(*words: str) -> Command:
+    """The command line, without waiting; what it says has a file of its own."""
+    return Command("-q", "predict", "big.zarr", "--device", "cpu", *words, talk=Path(f"{secrets.token_hex(4)}.txt"))
+
+
+def said(process: Command, code: int) -> str:
+    """What a process said until it ended, with that exit code."""
+    returned = process.wait()
+    errors = process.talk.read_text()
+    assert returned == code, errors
+    return errors.strip()
+
+
+def endless(sections: int = 100_000) -> None:
+    """More sections than any test waits for; they take no space."""
+    zarr.create_array("big.zarr", shape=(sections, 60, 60), chunks=(1, 60, 60), dtype="uint8", overwrite=True)
+
+
+def computed() -> list[int]:
+    return sorted(receipt.block for receipt in read_receipts(FOLDER / "receipts"))
+
+
+def voxels(path: Path | str = STORE) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.asarray(zarr.open_array(f"{path}/0", mode="r")[...])
+
+
+def complete() -> bool:
+    return bool((marker(STORE) or {}).get("complete"))
+
+
+def array_element(
+    monkeypatch: pytest.MonkeyPatch, index: int, first: int, last: int, count: int, step: int = 1
+) -> None:
+    """The environment of an element of a job array."""
+    values = {"ID": index, "MIN": first, "MAX": last, "COUNT": count, "STEP": step}
+    for name, value in values.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+
+
+def test_five_shares_started_at_once_do_each_block_once_and_the_last_closes(request_: PredictRequest) -> None:
+    for share in [start("--tile", "68", "--share", f"{number}/5") for number in range(5)]:
+        said(share, 0)
+    assert complete()
+    assert computed() == list(range(SECTIONS))
+    assert not list(FOLDER.glob("share-*.lock"))
+    assert not list(Path().rglob("*.partial"))
+    predict_volume(replace(request_, output=Path("single.zarr")))
+    assert np.array_equal(voxels(), voxels("single.zarr"))
+
+
+def test_each_share_tells_of_its_own_blocks(request_: PredictRequest) -> None:
+    Path("big.zarr/c/9/0/0").write_bytes(b"damaged")
+    ours, theirs = predict_share(request_, (0, 2)), predict_share(request_, (1, 2))
+    assert (ours.blocks, ours.computed, ours.finished, ours.complete) == (5, 5, True, False)
+    assert (theirs.blocks, theirs.computed, theirs.finished) == (6, 5, False)
+    assert [aside["block"] for aside in theirs.set_aside] == [9]
+    again = predict_share(request_, (0, 2))
+    assert (again.found_done, again.computed, again.set_aside) == (5, 0, [])
+
+
+def test_an_array_s_elements_are_its_shares_and_two_of_them_can_be_redone(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in (0, 1, 2, 4, 5, 6):
+        array_element(monkeypatch, index, 0, 7, 8)
+        predict_share(request_, None)
+    assert not complete()
+    before = computed()
+    for index in (3, 7):  # sbatch --array=3,7
+        array_element(monkeypatch, index, 3, 7, 2)
+        summary = predict_share(request_, None)
+        assert summary.computed == summary.blocks > 0
+    assert complete()
+    assert computed() == list(range(SECTIONS))
+    assert len(before) == SECTIONS - 1 - 2  # shares of 1, 1, 1, 2, .. blocks; number 3 has one, number 7 two
+
+
+def test_elements_may_start_anywhere_and_leave_steps(request_: PredictRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in (10, 15, 20):
+        array_element(monkeypatch, index, 10, 20, 3, step=5)
+        predict_share(request_, None)
+    assert complete()
+    assert computed() == list(range(SECTIONS))
+    array_element(monkeypatch, 16, 10, 20, 3, step=5)
+    with pytest.raises(UnetcliError, match="array element 16, but this run was divided into the elements 10-20:5"):
+        predict_share(request_, None)
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [
+        (None, r"no SLURM array element here \(\$SLURM_ARRAY_TASK_ID\); --share I/N"),
+        ((3, 3, 7, 2), "not whole"),
+        ((2, 0, 7, 5), "not whole"),
+    ],
+    ids=str,
+)
+def test_an_array_that_does_not_say_how_many_shares_there_are_is_refused(
+    request_: PredictRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    element: tuple[int, int, int, int] | None,
+    message: str,
+) -> None:
+    if element:
+        array_element(monkeypatch, *element)
+    with pytest.raises(UnetcliError, match=message):
+        predict_share(request_, None)
+    assert computed() == []
+    array_element(monkeypatch, 0, 0, 1, 2)  # nothing was frozen
+    assert predict_share(request_, None).blocks == 5
+
+
+def test_the_number_of_shares_is_the_first_one_s(request_: PredictRequest) -> None:
+    predict_share(request_, (1, 3))
+    with pytest.raises(UnetcliError, match="--share 0/4: this run was divided into 3 shares; --share I/3 fits"):
+        predict_share(request_, (0, 4))
+    assert predict_share(replace(request_, overwrite=True), (0, 4)).blocks == 2
+
+
+def test_more_shares_than_blocks_leave_some_with_nothing(request_: PredictRequest) -> None:
+    blocks = [predict_share(request_, (number, 13)).blocks for number in range(13)]
+    assert sum(blocks) == SECTIONS
+    assert min(blocks) == 0
+    assert complete()
+
+
+def test_nobody_works_beside_a_share_that_lives(request_: PredictRequest) -> None:
+    endless()
+    share = start("--share", "1/2")
+    wait_for(computed)  # the launcher's lock is given back by then, and its guard too
+    os.kill(share.pid, signal.SIGSTOP)  # alive, for as long as we like
+    for words in (["--share", "1/2"], []):
+        refused = said(start(*words), 1)
+        assert len(refused.splitlines()) == 1, refused
+        assert f"pid {share.pid}" in refused
+    os.kill(share.pid, signal.SIGKILL)
+    share.wait()
+    before = len(computed())
+    other = start("--share", "1/2")
+    wait_for(lambda: len(computed()) > before)
+    other.send_signal(signal.SIGTERM)
+    said(other, 3)
+    assert not (FOLDER / "share-1.lock").exists()
+
+
+def test_of_two_launchers_from_a_fresh_start_one_wins(request_: PredictRequest) -> None:
+    endless()
+    both = [start(), start()]
+    wait_for(lambda: any(process.poll() is not None for process in both))
+    loser, winner = sorted(both, key=lambda process: process.poll() is None)
+    message = said(loser, 1)
+    assert f"pid {winner.pid}" in message
+    assert len(message.splitlines()) == 1
+    wait_for(lambda: len(computed()) > 0)
+    winner.send_signal(signal.SIGTERM)
+    said(winner, 3)
+    assert len(set(computed())) == len(computed())
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_killed_shares_are_redone_to_the_same_bytes(tmp_path: Path, rounds: int) -> None:
+    write_model(tmp_path / "model", depth=3, base_channels=8)
+    write_zarr(Path("big.zarr"), grey(24, 300, 300), chunks=(1, 128, 128))
+    predict_volume(PredictRequest(volume="big.zarr", device="cpu", output=Path("single.zarr")))
+    chance = random.Random(rounds)
+    for _ in range(rounds):
+        shares = [start("--share", f"{number}/3") for number in range(3)]
+        known = len(computed()) if FOLDER.exists() else 0
+        wait_for(lambda known=known: len(computed()) > known or complete())  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 0.3))
+        for share in shares:
+            share.kill()
+            share.wait()
+    done = computed()
+    for share in [start("--share", f"{number}/3") for number in range(3)]:
+        said(share, 0)
+    assert complete()
+    assert set(computed()) == set(range(24))
+    assert computed() == sorted(done + [block for block in range(24) if block not in done])  # what had one, has one
+    assert np.array_equal(voxels(), voxels("single.zarr"))
+    assert not list(STORE.rglob("*.partial"))
+
+
+def test_closing_marks_what_is_complete_and_nothing_else(request_: PredictRequest) -> None:
+    with pytest.raises(UnetcliError, match="nothing to close"):
+        close_run(request_)
+    assert not STORE.exists()
+    predict_share(request_, (0, 2))
+    summary = close_run(request_)
+    assert (summary.complete, summary.computed, complete()) == (False, 0, False)
+    predict_share(request_, (1, 2))
+    text = (STORE / "zarr.json").read_text()
+    (STORE / "zarr.json").write_text(text.replace('"complete": true', '"complete": false'))  # killed while closing
+    assert close_run(request_).complete
+    assert close_run(request_).complete
+    assert complete()
+
+
+def test_a_launcher_may_finish_what_shares_began_and_the_other_way_round(request_: PredictRequest) -> None:
+    predict_share(request_, (0, 2))
+    summary = predict_volume(request_)
+    assert (summary.found_done, summary.complete) == (5, True)
+    assert predict_share(request_, (1, 2)).found_done == 6
+
+
+def spoil(sections: range) -> list[Path]:
+    """Chunks replaced by links to themselves: reading fails, for root too."""
+    chunks = [Path(f"big.zarr/c/{section}/0/1") for section in sections]
+    for chunk in chunks:
+        chunk.rename(f"{chunk}.sound")
+        chunk.symlink_to(chunk.name)
+    return chunks
+
+
+def test_shares_that_stopped_for_failures_alike_go_on_when_all_is_well(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = spoil(range(SECTIONS))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    for index in range(3):
+        array_element(monkeypatch, index, 0, 2, 3)
+        with pytest.raises(UnetcliError, match="first 3 blocks all failed alike"):
+            predict_share(request_, None)
+    troubles = "".join(path.read_text() for path in (FOLDER / "troubles").glob("*.jsonl"))
+    assert len(troubles.splitlines()) == 3  # the later elements of the same array try nothing
+    for chunk in chunks:
+        Path(f"{chunk}.sound").replace(chunk)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "18")
+    for index in range(3):
+        array_element(monkeypatch, index, 0, 2, 3)
+        assert predict_share(request_, None).finished
+    assert complete()

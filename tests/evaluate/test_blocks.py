@@ -1,0 +1,141 @@
+"""The result does not depend on blocks, threads, order or the way that counts travelled."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
+
+from unetcli.evaluate.counts import Counts
+from unetcli.evaluate.plan import BLOCK_VOXELS
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.evaluate.settling import Settled
+from unetcli.metrics import cells, voi
+from unetcli.metrics.cells import CellSums
+from unetcli.metrics.contingency import Contingency
+from unetcli.metrics.voi import VoiSums
+
+LABELS = blobs(7, 40, 50, seed=1)
+FOUND = np.roll(LABELS, 1, axis=2)
+
+
+def plain(found: Any) -> dict[str, Any]:
+    """All that is told, but for the places."""
+    return {name: value for name, value in found.to_json().items() if name not in ("prediction", "judged")}
+
+
+def approximately(found: Any, expected: Any) -> bool:
+    """Equal, but for the order in which floats were added."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(approximately(found[name], expected[name]) for name in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(approximately, found, expected))
+    return bool(
+        found == expected or (isinstance(expected, float) and found == pytest.approx(expected, rel=1e-9, abs=1e-12))
+    )
+
+
+@pytest.mark.parametrize("block", [1, 300, 3000])
+@pytest.mark.parametrize("three_d", [False, True], ids=["sections", "through"])
+def test_scores_of_labels_are_the_same_for_any_block(tmp_path: Path, block: int, three_d: bool) -> None:
+    truth = stored(tmp_path, LABELS, "t.zarr", chunks=(2, 16, 16))
+    prediction = stored(tmp_path, FOUND, chunks=(3, 8, 24))
+    whole = evaluated(prediction, truth, "cells", "voi", three_d=three_d)
+    parts = evaluated(prediction, truth, "cells", "voi", three_d=three_d, block_voxels=block)
+    assert approximately(parts.scores, whole.scores)
+    if not three_d:
+        assert approximately(plain(parts)["sections"], plain(whole)["sections"])
+
+
+def test_objects_through_sections_are_scored_from_the_table_of_the_whole(tmp_path: Path) -> None:
+    found = evaluated(stored(tmp_path, FOUND), stored(tmp_path, LABELS, "t.zarr"), "cells", "voi", block_voxels=500)
+    table = Contingency.of(LABELS, FOUND)
+    assert found.three_d
+    assert found.scores["cells"].items() >= cells.scores([CellSums.of(table)]).items()
+    for name, value in voi.scores([VoiSums.of(table)]).items():
+        assert found.scores["voi"][name] == pytest.approx(value)
+
+
+def test_objects_of_sections_are_scored_section_by_section(tmp_path: Path) -> None:
+    labels, result = each_section(LABELS), each_section(FOUND)
+    found = evaluated(stored(tmp_path, result), stored(tmp_path, labels, "t.zarr"), three_d=False, block_voxels=500)
+    tables = [Contingency.of(*pair) for pair in zip(labels, result, strict=True)]
+    expected = cells.scores([CellSums.of(table) for table in tables])
+    assert approximately({name: found.scores["cells"][name] for name in expected}, expected)
+    for section, table in zip(found.sections, tables, strict=True):
+        assert section.scores["cells"]["seg"] == pytest.approx(cells.scores([CellSums.of(table)])["seg"])
+        assert section.scores["voi"]["split"] == pytest.approx(voi.scores([VoiSums.of(table)])["split"])
+
+
+def test_probabilities_are_scored_alike_by_any_blocks_and_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = stored(tmp_path, TRUTH, "t.zarr")
+    prediction = stored(tmp_path, VALUES, chunks=(2, 5, 22))
+    results = []
+    for threads, block in ((1, None), (1, 1), (5, 300), (2, 600)):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        results.append(plain(evaluated(prediction, truth, "pixels", "em", "cells", "voi", block_voxels=block)))
+    assert all(approximately(found, results[0]) for found in results[1:])
+
+
+def counts_of(
+    tmp_path: Path, values: NDArray[Any], truth: NDArray[Any], **options: Any
+) -> tuple[Settled, list[Counts]]:
+    paths = stored(tmp_path, values, chunks=(2, 8, 16)), stored(tmp_path, truth, "t.zarr")
+    settled = Settled.of(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=1, **options))
+    return [settled.count(number) for number in range(settled.plan.blocks)]
+
+
+def test_counts_travel_as_arrays(tmp_path: Path) -> None:
+    for place, (values, truth, options) in enumerate(
+        [
+            (VALUES, TRUTH, {"metrics": ("pixels", "em", "cells", "voi")}),
+            (FOUND, LABELS, {}),
+            (FOUND, LABELS, {"three_d": False}),
+            (FOUND % 4, LABELS % 3, {"kind": "classes"}),
+        ]
+    ):
+        (tmp_path / str(place)).mkdir()
+        for counts in counts_of(tmp_path / str(place), values, truth, **options)[:5]:
+            there = counts.to_arrays()
+            back = Counts.from_arrays(there).to_arrays()
+            assert there.keys() == back.keys()
+            assert all(np.array_equal(there[name], back[name]) for name in there)
+
+
+@given(st.permutations(range(12)))
+def test_counts_add_up_in_any_order(order: list[int]) -> None:
+    tables = [Contingency.of(LABELS[:, i : i + 3], FOUND[:, i : i + 3]) for i in range(0, 36, 3)]
+    parts = [Counts(tables={number % 2: tables[number]}, highest=float(number)) for number in order]
+    together = Counts.total(parts)
+    assert together.highest == 11
+    for unit in (0, 1):
+        expected = Contingency.total(tables[unit::2])
+        assert np.array_equal(together.tables[unit].counts, expected.counts)
+        assert np.array_equal(together.tables[unit].reference, expected.reference)
+
+
+def test_blocks_that_see_whole_sections_keep_no_tables(tmp_path: Path) -> None:
+    counts = counts_of(tmp_path, VALUES, TRUTH, metrics=("cells", "voi"))
+    assert [list(part.cells) for part in counts] == [[section] for section in range(SHAPE[0])]
+    assert not any(part.tables for part in counts)
+
+
+def test_a_huge_section_is_judged_in_blocks_against_a_flat_truth_too(tmp_path: Path) -> None:
+    for name, lead in (("p.zarr", (1,)), ("t.zarr", ())):
+        shape, chunks = (*lead, 30_000, 30_000), (*lead, 512, 512)
+        zarr.create_array(tmp_path / name, shape=shape, chunks=chunks, dtype="u2")
+    places = {"prediction": str(tmp_path / "p.zarr"), "truth": str(tmp_path / "t.zarr")}
+    request = EvaluateRequest(**places, kind="labels", metrics=("pixels",))
+    plan = Settled.of(request).plan
+    assert math.prod(plan.block_shape) <= BLOCK_VOXELS
+    assert plan.blocks > 100

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from helpers import grey, write_prediction, write_zarr
+from pairs import SHAPE, TRUTH, VALUES, blobs, evaluated, stored, without_intervals
+
+from unetcli.core.errors import UnetcliError
+from unetcli.core.geometry import Box
+from unetcli.evaluate.pairing import Pair
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.volumes import ngff
+
+
+def image(path: Path, *levels: np.ndarray, scale: float = 1.0, unit: str | None = None, axes: str = "zyx") -> str:
+    """An OME-Zarr image, each level half the one before."""
+    grids = [
+        ngff.Grid(
+            scale={axis: scale * (2**n if axis in "yx" else 1) for axis in axes}, translation=dict.fromkeys(axes, 0.0)
+        )
+        for n in range(len(levels))
+    ]
+    units = dict.fromkeys("zyx", unit) if unit else {}
+    group = zarr.create_group(path, attributes=ngff.attributes(ngff.image(path.name, axes, units, grids), 3))
+    for n, values in enumerate(levels):
+        group.create_array(str(n), data=values, chunks=values.shape)
+    return str(path)
+
+
+def test_axes_that_differ_are_refused_naming_both(tmp_path: Path) -> None:
+    prediction = stored(tmp_path, VALUES, dimension_names=list("tyx"))
+    truth = stored(tmp_path, TRUTH, "t.zarr", dimension_names=list("zyx"))
+    with pytest.raises(UnetcliError, match=r"p\.zarr has axes t, y, x, but \S+t\.zarr has z, y, x: not the same place"):
+        evaluated(prediction, truth)
+
+
+def test_axes_that_nobody_named_are_those_of_the_other(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "t.tif", TRUTH)
+    found = evaluated(stored(tmp_path, VALUES, dimension_names=list("tyx")), str(tmp_path / "t.tif"), "pixels")
+    assert (found.axes, found.sections[4].name) == ("tyx", "t 4")
+
+
+@pytest.mark.filterwarnings("ignore:<tifffile")  # that it will write such a stack as grey one day
+@pytest.mark.parametrize("sections", [3, 4])
+def test_three_or_four_sections_of_a_tiff_are_no_colours(tmp_path: Path, sections: int) -> None:
+    """As such a stack is written by default: pages that are red, green, blue."""
+    values, truth = VALUES[:sections].astype(np.float32) / 255, TRUTH[:sections]
+    for name, array in (("p", values), ("t", truth), ("m", truth // 255)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array)
+        stored(tmp_path, array, f"{name}.zarr")
+    paths = str(tmp_path / "p.zarr"), str(tmp_path / "t.zarr")
+    expected = evaluated(*paths, "em")
+    for prediction, true in (("p.tif", "t.tif"), ("p.tif", "t.zarr"), ("p.zarr", "t.tif")):
+        found = evaluated(str(tmp_path / prediction), str(tmp_path / true), "em")
+        assert (found.axes, found.scores) == ("zyx", expected.scores)
+    masked = [evaluated(*paths, "pixels", mask=str(tmp_path / f"m{end}")).scores for end in (".tif", ".zarr")]
+    assert masked[0] == masked[1] != evaluated(*paths, "pixels").scores
+
+
+def test_three_pages_are_three_classes_where_the_truth_is_one_section(tmp_path: Path) -> None:
+    classes = (grey(13, 22, seed=5) % 3).astype(np.uint8)
+    values = np.stack([classes == n for n in range(3)]).astype(np.float32)
+    tifffile.imwrite(tmp_path / "p.tif", values, photometric="rgb", planarconfig="separate")
+    found = evaluated(str(tmp_path / "p.tif"), stored(tmp_path, classes, "t.zarr"))
+    assert (found.metrics, found.scores["pixels"]["accuracy"]) == (("pixels",), 1)
+
+
+@pytest.mark.parametrize("named", ["truth", "mask"])
+def test_a_mask_whose_axes_nobody_named_fits_any(tmp_path: Path, named: str) -> None:
+    kept = TRUTH > 0
+    names = {"dimension_names": list("tyx")}
+    truth = stored(tmp_path, TRUTH, "t.zarr", **(names if named == "truth" else {}))
+    mask = stored(tmp_path, kept, "m.zarr", **(names if named == "mask" else {}))
+    prediction = stored(tmp_path, VALUES)
+    found = evaluated(prediction, truth, "pixels", mask=mask).scores["pixels"]
+    assert found["tp"] + found["fn"] == np.count_nonzero(kept)
+    assert found["fp"] == found["tn"] == 0
+    other = stored(tmp_path, TRUTH, "z.zarr", dimension_names=list("zyx"))
+    with pytest.raises(UnetcliError, match=r"--mask \S+m2\.zarr: axes t, y, x; expected z, y, x"):
+        evaluated(prediction, other, mask=stored(tmp_path, kept, "m2.zarr", **names))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"roi": ((0, 1), (2, 9), (3, 20))}, {"roi": ((2, 9), (3, 20))}, {"sections": (0, 1)}],
+    ids=["z, y, x", "y, x", "sections"],
+)
+def test_a_region_of_a_stack_of_one_is_named_by_its_axes(tmp_path: Path, asked: dict[str, Any]) -> None:
+    truth = stored(tmp_path, TRUTH[:1], "t.zarr")
+    place = (slice(2, 9), slice(3, 20)) if "roi" in asked else ()
+    prediction = stored(tmp_path, VALUES[0])
+    part = evaluated(prediction, truth, "em", "pixels", **asked)
+    alone = evaluated(stored(tmp_path, VALUES[0][place], "c.zarr"), stored(tmp_path, TRUTH[0][place], "ct.zarr"))
+    assert part.scores == alone.scores
+    with pytest.raises(UnetcliError, match="--roi: z 1:2"):
+        evaluated(prediction, truth, roi=((1, 2), (2, 9), (3, 20)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [((4.0, "nanometer"), (5.0, "nanometer")), ((4.0, "nanometer"), (4.0, "micrometer")), ((4.0, None), (5.0, None))],
+    ids=["size", "unit", "without unit"],
+)
+def test_voxel_sizes_that_differ_are_refused_naming_both(
+    tmp_path: Path, one: tuple[float, str], other: tuple[float, str]
+) -> None:
+    prediction = image(tmp_path / "p.zarr", VALUES, scale=one[0], unit=one[1])
+    truth = image(tmp_path / "t.zarr", TRUTH, scale=other[0], unit=other[1])
+    with pytest.raises(UnetcliError, match=rf"p\.zarr has voxels of {one[0]:g}.* but \S+t\.zarr of {other[0]:g}"):
+        evaluated(prediction, truth)
+
+
+def test_voxel_sizes_in_other_units_or_unsaid_are_the_same(tmp_path: Path) -> None:
+    prediction = image(tmp_path / "p.zarr", VALUES, scale=4.0, unit="nanometer")
+    for truth in (
+        image(tmp_path / "t.zarr", TRUTH, scale=0.004, unit="micrometer"),
+        image(tmp_path / "u.zarr", TRUTH),
+        stored(tmp_path, TRUTH, "plain.zarr"),
+    ):
+        assert evaluated(prediction, truth, "pixels").scores["pixels"]["tp"] > 0
+
+
+def test_a_level_is_judged_against_the_same_level(tmp_path: Path) -> None:
+    prediction = image(tmp_path / "p.zarr", VALUES, VALUES[:, ::2, ::2])
+    truth = image(tmp_path / "t.zarr", TRUTH, TRUTH[:, ::2, ::2])
+    half = evaluated(prediction, truth, level=1)
+    plain = evaluated(stored(tmp_path, VALUES[:, ::2, ::2], "h.zarr"), stored(tmp_path, TRUTH[:, ::2, ::2], "ht.zarr"))
+    assert half.scores == plain.scores
+    with pytest.raises(UnetcliError, match=r"t\.zarr: level 2 asked for, it has 2, counted from 0"):
+        evaluated(prediction, truth, level=2)
+    with pytest.raises(UnetcliError, match=r"plain\.zarr: level 1 asked for, but this is one array"):
+        evaluated(prediction, stored(tmp_path, TRUTH, "plain.zarr"), level=1)
+
+
+@pytest.mark.parametrize("metrics", [("pixels", "em"), ("cells", "voi")], ids=",".join)
+def test_a_region_is_judged_as_if_it_were_all_there_is(tmp_path: Path, metrics: tuple[str, ...]) -> None:
+    box = Box((1, 2, 3), (5, 13, 20))
+    truth = blobs(*SHAPE)
+    part = evaluated(
+        stored(tmp_path, VALUES),
+        stored(tmp_path, truth, "t.zarr"),
+        *metrics,
+        roi=((1, 5), (2, None), (3, 20)),
+        three_d=False,
+    )
+    alone = evaluated(
+        stored(tmp_path, VALUES[box.slices], "c.zarr"),
+        stored(tmp_path, truth[box.slices], "ct.zarr"),
+        *metrics,
+        three_d=False,
+    )
+    assert part.scores == alone.scores
+    assert [section.place for section in part.sections] == [(1,), (2,), (3,), (4,)]
+    with pytest.raises(UnetcliError, match="--roi: z 1:7"):
+        evaluated(part.request.prediction, part.request.truth, roi=((1, 7), (2, None), (3, 20)))
+
+
+@pytest.mark.parametrize("metrics", ["pixels", "cells", "voi"])
+def test_what_is_ignored_counts_nowhere(tmp_path: Path, metrics: str) -> None:
+    """Whatever the prediction says there, and whether the truth or a mask leaves it out."""
+    truth = blobs(*SHAPE, seed=2)
+    found = np.roll(truth, 1, axis=2)
+    left_out = grey(*SHAPE, seed=9) < 40
+    ignored = np.where(left_out, 999, truth).astype(np.uint16)
+    other = np.where(left_out, 77, found).astype(np.uint16)
+    kept = stored(tmp_path, found), stored(tmp_path, truth, "t.zarr")
+    by_value = evaluated(kept[0], stored(tmp_path, ignored, "i.zarr"), metrics, ignore=999, kind="labels")
+    by_mask = evaluated(
+        stored(tmp_path, other, "o.zarr"),
+        kept[1],
+        metrics,
+        mask=stored(tmp_path, ~left_out, "m.zarr"),
+        kind="labels",
+    )
+    assert by_value.scores == by_mask.scores
+    assert by_value.scores != evaluated(*kept, metrics, kind="labels").scores
+
+
+def test_pixels_outside_a_mask_are_not_judged(tmp_path: Path) -> None:
+    judged = np.zeros(SHAPE, np.uint8)
+    judged[:, :, 5:15] = 1
+    truth = stored(tmp_path, TRUTH, "t.zarr")
+    changed = np.where(judged > 0, VALUES, 255 - VALUES)
+    mask = stored(tmp_path, judged, "m.zarr")
+    found = [
+        evaluated(stored(tmp_path, values, f"{n}.zarr"), truth, "pixels", "em", mask=mask).scores
+        for n, values in enumerate((VALUES, changed))
+    ]
+    assert found[0]["pixels"] == found[1]["pixels"]
+    assert found[0]["em"]["pixel_error"] == found[1]["em"]["pixel_error"]
+    assert found[0]["em"] != evaluated(stored(tmp_path, VALUES), truth, "em").scores["em"]
+
+
+@pytest.mark.parametrize("inside", ["labels/found", "labels/found/0", ""], ids=["labels", "their array", "itself"])
+def test_what_lies_in_a_prediction_of_a_part_is_laid_where_that_belongs(tmp_path: Path, inside: str) -> None:
+    part = Box((1, 2, 4), (5, 12, 20))
+    truth = blobs(*SHAPE, seed=2)
+    ours = {"complete": True, "kind": "probabilities", "extent": list(SHAPE)}
+    ours["region"] = [list(side) for side in zip(part.start, part.stop, strict=True)]
+    group = zarr.create_group(tmp_path / "p.zarr", attributes={"unetcli": ours})
+    for name, values in (("0", VALUES[part.slices]), ("labels/found/0", truth[part.slices])):
+        group.create_array(name, data=values, chunks=values.shape, dimension_names=list("zyx"))
+    prediction = str(tmp_path / "p.zarr" / (inside or "0"))
+    found = evaluated(prediction, stored(tmp_path, truth, "t.zarr"), *(["cells"] if inside else ["pixels"]))
+    assert found.region == part
+    assert found.scores["cells"]["seg"] == 1 if inside else found.scores["pixels"]["tp"] > 0
+
+
+def test_a_coarser_mask_covers_whole_voxels(tmp_path: Path) -> None:
+    coarse = grey(6, 7, 11, seed=5) > 100
+    fine = coarse.repeat(2, axis=1).repeat(2, axis=2)[:, :13, :22]
+    paths = stored(tmp_path, VALUES), stored(tmp_path, TRUTH, "t.zarr")
+    found = [
+        evaluated(*paths, "pixels", mask=stored(tmp_path, mask, f"m{n}.zarr")) for n, mask in enumerate((coarse, fine))
+    ]
+    assert found[0].scores == found[1].scores
+    with pytest.raises(UnetcliError, match=r"--mask \S+bad\.zarr: shape 6 x 9 x 11"):
+        evaluated(*paths, mask=stored(tmp_path, grey(6, 9, 11), "bad.zarr"))
+
+
+def test_the_names_of_sections_are_their_places(tmp_path: Path) -> None:
+    found = evaluated(stored(tmp_path, VALUES), stored(tmp_path, TRUTH, "t.zarr"), "em", sections=(2, 4))
+    assert [(s.number, s.place, s.name) for s in found.sections] == [(0, (2,), "z 2"), (1, (3,), "z 3")]
+    assert without_intervals(found.scores)["em"].keys() >= found.sections[0].scores["em"].keys() - {"v_info_note"}
+    images = found.images(found.sections[1])
+    assert np.array_equal(images.reference, TRUTH[3])
+    assert images.probability is not None
+    assert np.array_equal(images.probability[0], VALUES[3].astype(np.float32) / np.float32(255))
+
+
+@pytest.mark.parametrize("lead", [(1,), (1, 1)], ids=["z", "t and z"])
+def test_a_region_of_a_single_section_is_laid_over_a_flat_truth(tmp_path: Path, lead: tuple[int, ...]) -> None:
+    truth = write_zarr(tmp_path / "t.zarr", grey(40, 50) // 128)
+    part = (grey(40, 50) // 128 * 255)[7:33, 5:41].reshape(*lead, 26, 36)
+    place = write_prediction(tmp_path / "p.zarr", part, (*lead, 16, 16))
+    group = zarr.open_group(place, mode="r+")
+    region = [[0, 1] for _ in lead] + [[7, 33], [5, 41]]
+    group.attrs["unetcli"] = {**group.attrs["unetcli"], "extent": [*lead, 40, 50], "region": region}  # type: ignore[dict-item]
+    assert Pair.open(EvaluateRequest(prediction=str(place), truth=str(truth))).offset == (7, 5)
+    assert evaluated(str(place), str(truth), "pixels").scores["pixels"]["iou"] == 1

@@ -1,0 +1,219 @@
+"""Large evaluations: counted by any executor, resumed, and gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from commands import Command, finished
+from helpers import wait_for
+from pairs import blobs, evaluated, stored
+from places import PLACES, place_of
+
+from unetcli.config import VerifyRequest, Where
+from unetcli.core.errors import UnetcliError
+from unetcli.core.ranges import to_ranges
+from unetcli.engine.ownership import EVALUATE, claim
+from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.verify import verify_output
+from unetcli.evaluate import evaluate as door
+from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.evaluate.folder import EvaluationFolder, Inputs
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.evaluate.run import Unfinished, sized
+from unetcli.evaluate.settling import Settled
+from unetcli.evaluate.totals import total_counts
+from unetcli.evaluate.work import count_blocks
+
+LABELS = blobs(9, 40, 50, seed=1)
+FOUND = np.roll(LABELS, 1, axis=2)
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> EvaluateRequest:
+    """27 blocks, in a folder."""
+    return EvaluateRequest(
+        prediction=stored(tmp_path, FOUND, chunks=(3, 16, 20)),
+        truth=stored(tmp_path, LABELS, "t.zarr"),
+        metrics=("pixels", "cells", "voi"),
+        block_voxels=960,
+        run_folder=tmp_path / "run",
+    )
+
+
+def scores(request: EvaluateRequest, **options: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(evaluate_volume(request, **options).scores))  # type: ignore[no-any-return]
+
+
+def test_a_run_folder_gives_the_same_scores_and_is_deleted(tmp_path: Path, request_: EvaluateRequest) -> None:
+    here = evaluated(request_.prediction, request_.truth, *request_.metrics or (), block_voxels=960)
+    told: list[tuple[int, int]] = []
+    found = scores(request_, report=lambda *now: told.append(now))
+    assert found == json.loads(json.dumps(here.scores))
+    assert told[-1] == (LABELS.size, LABELS.size)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_small_evaluation_leaves_nothing_behind(tmp_path: Path) -> None:
+    paths = stored(tmp_path, FOUND), stored(tmp_path, LABELS, "t.zarr")
+    before = sorted(tmp_path.rglob("*"))
+    evaluated(*paths)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_small_evaluation_that_is_asked_to_stop_says_so(tmp_path: Path) -> None:
+    paths = stored(tmp_path, FOUND, chunks=(1, 40, 50)), stored(tmp_path, LABELS, "t.zarr")
+    with pytest.raises(Unfinished, match="nothing is kept"):
+        evaluate_volume(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=2000), stopping=lambda: True)
+
+
+def test_a_large_one_is_kept_beside_the_store_of_the_prediction(
+    tmp_path: Path, request_: EvaluateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "WORK_HERE", 1000)
+    store = zarr.create_group(tmp_path / "big.zarr")
+    store.create_array("labels/found/0", data=FOUND, chunks=(3, 16, 20))
+    request = EvaluateRequest(
+        prediction=str(tmp_path / "big.zarr/labels/found"), truth=request_.truth, block_voxels=960
+    )
+    place = tmp_path / "big.zarr.run" / "evaluate"
+    with pytest.raises(Unfinished, match="27 of 27 blocks not counted; the same command continues"):
+        evaluate_volume(request, stopping=lambda: True)
+    assert place.is_dir()
+    assert scores(request)["cells"]["seg"] > 0
+    assert not place.parent.exists()
+
+
+def test_the_same_command_goes_on_where_it_stopped(tmp_path: Path, request_: EvaluateRequest) -> None:
+    asked: list[int] = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) > 10
+
+    with pytest.raises(Unfinished, match="blocks not counted"):
+        evaluate_volume(request_, stopping=stopping)
+    done = len(list((tmp_path / "run" / "counts").rglob("*.tables")))
+    assert 5 < done < 20
+    told: list[int] = []
+    found = scores(request_, report=lambda done, total: told.append(done))
+    assert told[0] > 0
+    assert found == scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
+
+
+def vars_of(request: EvaluateRequest) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in request.__slots__}
+
+
+def test_other_settings_or_data_begin_anew(tmp_path: Path, request_: EvaluateRequest) -> None:
+    with pytest.raises(Unfinished):
+        evaluate_volume(request_, stopping=iter([False] * 5 + [True] * 99).__next__)
+    counted = len(list((tmp_path / "run" / "counts").rglob("*.tables")))
+    assert counted
+    other = EvaluateRequest(**{**vars_of(request_), "ignore": 1})
+    told: list[int] = []
+    found = scores(other, report=lambda done, total: told.append(done))
+    assert told[0] == 0
+    assert found == scores(EvaluateRequest(**{**vars_of(other), "run_folder": None}))
+
+
+@pytest.mark.parametrize(
+    "place", [pytest.param(name, marks=[pytest.mark.slow] if name in ("local", "existing") else []) for name in PLACES]
+)
+def test_any_executor_counts(
+    tmp_path: Path, request: pytest.FixtureRequest, request_: EvaluateRequest, place: str
+) -> None:
+    settled, folder = Settled.of(request_), EvaluationFolder(RunFolder(tmp_path / "run"))
+    claim(folder.run.path, EVALUATE)
+    folder.run.make()
+    folder.begin(settled.plan, Inputs(prediction=request_.prediction, truth=request_.truth, mask=None, threads=2))
+    with place_of(place, request)(tmp_path / "run") as executor:
+        failures = executor.run(
+            count_blocks, folder.run.path, to_ranges(np.arange(27)), tick=lambda: None, stopping=bool
+        )
+    assert not failures
+    assert folder.run.ledger(27).complete
+    counts = total_counts(settled.plan, (folder.load(number) for number in range(27)))
+    expected = total_counts(settled.plan, map(settled.count, range(27)))
+    there, wanted = counts.to_arrays(), expected.to_arrays()
+    assert there.keys() == wanted.keys()
+    assert all(np.array_equal(there[name], wanted[name]) for name in there)
+
+
+@pytest.mark.slow  # jobs on SLURM count in the default tier, above
+def test_worker_processes_give_the_same_scores(request_: EvaluateRequest) -> None:
+    assert scores(request_, where=Where(workers=2)) == scores(request_)
+
+
+def test_a_damaged_block_is_named_and_the_rest_kept(
+    tmp_path: Path, request_: EvaluateRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    chunk = next(path for path in sorted((tmp_path / "p.zarr").rglob("c/1/1/*")) if path.is_file())
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-7])
+    with pytest.raises(Unfinished, match="1 of 27 blocks not counted"):
+        evaluate_volume(request_)
+    assert "z 3:6, y 16:32" in caplog.text
+    chunk.write_bytes(whole)
+    assert scores(request_)["cells"]["seg"] > 0
+
+
+def test_a_prediction_that_is_no_probability_ends_in_one_line(tmp_path: Path, request_: EvaluateRequest) -> None:
+    values = np.full(LABELS.shape, 2.0, np.float32)
+    request = EvaluateRequest(prediction=stored(tmp_path, values, "v.zarr"), truth=request_.truth)
+    with pytest.raises(UnetcliError, match=r"v\.zarr: values from 2\.0 to 2\.0; expected probabilities 0 to 1"):
+        evaluate_volume(request)
+
+
+def kill_once_it_counts(words: list[str], folder: Path) -> None:
+    before = counted(folder)
+    process = Command(*words)
+    wait_for(lambda: process.poll() is not None or counted(folder) > before)
+    process.kill()
+    process.wait()
+
+
+def counted(folder: Path) -> int:
+    """Files of counts; folders that vanish meanwhile do no harm."""
+    return sum(name.endswith(".tables") for _, _, names in os.walk(folder) for name in names)
+
+
+def test_killed_at_any_time_it_goes_on_to_the_same_scores(tmp_path: Path, request_: EvaluateRequest) -> None:
+    words = ["evaluate", request_.prediction, request_.truth, "--metrics", "pixels,cells,voi", "--json"]
+    words += ["--block-voxels", "960", "--run-folder", str(tmp_path / "run")]
+    for _ in range(3):
+        kill_once_it_counts(words, tmp_path / "run")
+    told = json.loads(finished(*words).stdout)
+    expected = scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
+    assert {metric: told[metric] for metric in expected} == expected
+
+
+def test_jobs_ask_for_memory_by_the_block(request_: EvaluateRequest) -> None:
+    asked, blocks = sized(Where(cluster="slurm"), Settled.of(request_).plan)
+    assert (asked.mem, blocks > 27) == ("2G", True)
+    asked, blocks = sized(Where(cluster="slurm", slurm={"mem": "9G", "blocks_per_job": 4}), Settled.of(request_).plan)
+    assert (asked.mem, blocks) == ("9G", 4)
+
+
+@pytest.mark.parametrize("repair", [False, True], ids=["", "repair"])
+@pytest.mark.parametrize("how", ["torn", "gone", "of another block"])
+def test_counts_that_are_damaged_are_named_by_verify_and_counted_again(
+    tmp_path: Path, request_: EvaluateRequest, how: str, repair: bool
+) -> None:
+    with pytest.raises(Unfinished):
+        evaluate_volume(request_, stopping=iter([False] * 12 + [True] * 99).__next__)
+    first, second, *_ = sorted((tmp_path / "run").rglob("*.tables"))
+    if how == "gone":
+        first.unlink()
+    else:
+        first.write_bytes(first.read_bytes()[:-9] if how == "torn" else second.read_bytes())
+    verify = VerifyRequest(output=request_.prediction, run_folder=tmp_path / "run", repair=repair)
+    (found,) = verify_output(verify)
+    assert found.damaged[0].place == "z 0:3, y 0:16, x 0:20"
+    assert (len(found.damaged), found.sound) == (1, False)
+    assert scores(request_) == scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))

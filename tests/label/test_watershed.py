@@ -1,0 +1,185 @@
+"""The watershed: what it is on a whole array, and that blocks do not show in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from label.maps import blobs, labelled, plan_of, scenes
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.morphology import h_minima
+
+from unetcli.core.geometry import Box
+from unetcli.label import watershed
+from unetcli.label.components import connected, in_order, is_foreground, neighbourhood
+from unetcli.label.finding import landscape
+from unetcli.label.landscape import STEPS, Landscape
+from unetcli.label.plan import Settings
+from unetcli.label.watershed import separate, separate_section
+
+LANDSCAPES = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "landscape": st.just("distance"),
+            "depth": st.sampled_from([0.0, 0.06, 0.5, 1.0, 2.0]),
+            "reach": st.integers(1, 8),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "landscape": st.just("probability"),
+            "depth": st.sampled_from([0.0, 0.01, 0.05, 0.2]),
+            "smoothing": st.sampled_from([0.0, 0.5, 1.0]),
+        }
+    ),
+)
+
+
+@given(scenes(), LANDSCAPES, st.tuples(*[st.sampled_from([1.0, 1.0, 1.3, 2.5])] * 4), st.sampled_from([1, 3, 32]))
+@settings(max_examples=150, deadline=None)
+def test_blocks_do_not_show(
+    scene: tuple[NDArray[np.uint8], tuple[int, ...], dict[str, Any]],
+    flooded: dict[str, Any],
+    voxel_size: tuple[float, ...],
+    margin: int,
+) -> None:
+    """Any block, 2-D and 3-D, any landscape and depth, and however far ways down are followed at first."""
+    values, block, chosen = scene
+    plan = plan_of(
+        values.shape, block, method="watershed", voxel_size=voxel_size[: values.ndim], **{**chosen, **flooded}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watershed, "MARGIN", margin)
+        labels, _ = labelled(plan, values)
+    whole = in_order(separate(values, landscape(plan)), chosen["min_size"])
+    assert np.array_equal(labels, whole)
+
+
+def unlike_heights(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
+    """A landscape without ties, as probabilities that are stored exactly."""
+    count = int(np.prod(shape))
+    assert count < STEPS["probability"]
+    order = np.argsort(np.argsort(ndimage.gaussian_filter(np.random.default_rng(seed).random(shape), 1.5), axis=None))
+    return 1 - (1 + order.reshape(shape)) / STEPS["probability"]
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("steps", [0, 3, 40, 400])
+def test_objects_are_the_minima_of_that_depth_one_each(connectivity: int, steps: int) -> None:
+    """As many as scikit-image finds with dynamics of at least ``steps``, each in an object of its own."""
+    probability = unlike_heights((50, 61), seed=steps)
+    scene = Landscape(
+        axes="yx",
+        voxel_size=(1.0, 1.0),
+        settings=Settings(
+            method="watershed",
+            threshold=0.0,
+            connectivity=connectivity,
+            landscape="probability",
+            smoothing=0.0,
+            depth=(steps - 0.5) / STEPS["probability"] if steps else 0.0,
+        ),
+    )
+    labels = separate(probability, scene)
+    heights = np.rint((1 - probability) * STEPS["probability"]).astype(np.int64)
+    footprint = ndimage.generate_binary_structure(2, {4: 1, 8: 2}[connectivity])
+    minima = h_minima(heights, max(steps, 1), footprint)
+    seeds, count = ndimage.label(minima, footprint)
+    assert (labels > 0).all()
+    assert len(np.unique(labels)) == count
+    assert len(np.unique(labels[seeds > 0])) == count
+
+
+def test_objects_are_connected_and_cover_the_foreground() -> None:
+    values = blobs((90, 80), 3, seed=5)
+    labels = separate_section(values, 0.5, depth=0.5)
+    assert np.array_equal(labels > 0, is_foreground(values, 0.5))
+    pieces = [ndimage.label(labels == number)[1] for number in range(1, labels.max() + 1)]
+    assert set(pieces) == {1}
+    components = connected(labels > 0, neighbourhood("yx", 4))[1]
+    assert components < labels.max()  # some were set apart
+
+
+def discs(distance: int) -> NDArray[np.float32]:
+    """Two discs of radius 10."""
+    y, x = np.mgrid[:41, :80]
+    return ((np.hypot(y - 20, x - 25) < 10) | (np.hypot(y - 20, x - 25 - distance) < 10)).astype(np.float32)
+
+
+def test_touching_discs_are_set_apart_in_the_middle() -> None:
+    labels = separate_section(discs(16))
+    assert labels.max() == 2
+    border = np.argwhere((labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] > 0) & (labels[:, :-1] > 0))
+    assert np.abs(border[:, 1] + 0.5 - 33).max() <= 2
+    assert separate_section(discs(6)).max() == 1  # hardly a waist
+    assert separate_section(discs(16), depth=9).max() == 1
+
+
+def test_the_distance_is_euclidean_in_voxel_sizes_and_ends_at_the_reach() -> None:
+    foreground = is_foreground(blobs((13, 40, 37), 3, seed=1), 0.4)
+    scene = Landscape(
+        axes="zyx",
+        voxel_size=(25.0, 10.0, 10.0),
+        settings=Settings(method="watershed", three_d=True, connectivity=6, reach=5),
+    )
+    heights = scene.heights(foreground, foreground, Box((2, 0, 1), (13, 40, 30)))
+    distance = ndimage.distance_transform_edt(foreground, (2.5, 1, 1))[2:, :, 1:30]
+    assert np.array_equal(heights, 5 * 16 - np.rint(16 * np.minimum(distance, 5)))
+    assert scene.support == (2, 5, 5)
+    assert heights.min() == 0
+
+
+def test_sections_do_not_see_each_other() -> None:
+    values = blobs((4, 40, 40), 2, seed=2)
+    scene = Landscape(axes="zyx", voxel_size=(1.0, 1.0, 1.0), settings=Settings(method="watershed"))
+    together = separate(values, scene)
+    for section, labels in zip(values, together, strict=True):
+        assert np.array_equal(in_order(labels), separate_section(section))
+
+
+@pytest.mark.parametrize("values", [np.zeros((9, 9), np.uint8), np.full((70, 70), 255, np.uint8)], ids=["none", "all"])
+def test_nothing_and_everything_foreground(values: NDArray[np.uint8]) -> None:
+    """A flat landscape is one object though it has many minima."""
+    assert np.array_equal(separate_section(values), (values > 0).astype(np.int32))
+    labels, _ = labelled(plan_of(values.shape, (16, 9), method="watershed"), values)
+    assert np.array_equal(labels, (values > 0).astype(np.int32))
+
+
+def life_like(labels: NDArray[np.integer], softness: float, seed: int = 0) -> NDArray[np.uint8]:
+    """A map as networks give: low at borders of objects, with noise that is alike over some voxels."""
+    inside = np.zeros(labels.shape)
+    for number, place in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
+        if place is not None:
+            mine = np.pad(labels[place] == number, 1)
+            depth = ndimage.distance_transform_edt(mine)[1:-1, 1:-1]
+            inside[place] = np.where(mine[1:-1, 1:-1], depth, inside[place])
+    outside = ndimage.distance_transform_edt(labels == 0)
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(labels.shape), 4)
+    return np.rint(255 / (1 + np.exp((outside - inside + 1.5) / softness - noise / noise.std()))).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("name", "softness"), [("dic_hela", 2.5), ("phc_psc", 1.2)])
+@pytest.mark.parametrize(
+    "flooded", [{"depth": 1.0}, {"landscape": "probability", "smoothing": 1.0, "depth": 0.02}], ids=["distance", "map"]
+)
+def test_real_cells_are_the_same_in_any_blocks(
+    data: Path, name: str, softness: float, flooded: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    truth = tifffile.imread(data / name / "01-labels.tif", key=20)
+    values = life_like(truth, softness)
+    whole = plan_of(values.shape, values.shape, method="watershed", **flooded)
+    labels, _ = labelled(whole, values)
+    components = connected(is_foreground(values, 0.5), neighbourhood("yx", 4))[1]
+    assert labels.max() > components
+    for block in ((64, 64), (100, 37), (512, 16)):
+        others, _ = labelled(plan_of(values.shape, block, method="watershed", **flooded), values)
+        differ = float((others != labels).mean())
+        record_property(f"differ in blocks of {block}", differ)
+        assert differ == 0

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from unetcli.model.architecture import Architecture
+from unetcli.model.batchnorm import BatchNorm, fold
+from unetcli.model.file import Intensity, ModelHeader, load_network, save_model
+from unetcli.model.network import UNet, folded
+
+
+def trained(depth: int = 2, steps: int = 5) -> UNet:
+    """A network whose normalisation has seen something, with scales and shifts of all sizes and signs."""
+    torch.manual_seed(3)
+    network = UNet(Architecture(depth=depth, base_channels=4, in_channels=2, classes=3, batch_norm=True)).train()
+    side = network.architecture.footprint().axes[0].smallest
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, BatchNorm):
+                module.weight.normal_()
+                module.bias.normal_()
+        for _ in range(steps):
+            network(3 * torch.randn(2, 2, side, side) + 1)
+    return network
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_folded_equals_unfolded_at_inference(depth: int) -> None:
+    network = trained(depth)
+    plain = folded(network).eval()
+    assert not plain.architecture.batch_norm
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
+    assert plain.architecture == replace(network.architecture, batch_norm=False)
+    side = network.architecture.footprint().axes[0].side_for(9)
+    x = torch.randn(1, 2, side, side)
+    with torch.inference_mode():
+        expected = network.eval()(x)
+        difference = (plain(x) - expected).abs().max()
+    assert float(difference) <= 1e-5 * float(expected.abs().max())
+
+
+def test_folding_leaves_the_network_as_it_was() -> None:
+    network = trained()
+    before = copy.deepcopy(network.state_dict())
+    folded(network)
+    assert network.training
+    assert all(torch.equal(before[name], values) for name, values in network.state_dict().items())
+
+
+def test_a_network_without_it_is_its_own_folded_self() -> None:
+    network = UNet(Architecture(depth=1, base_channels=2))
+    assert folded(network) is network
+
+
+def test_a_saved_model_has_none_and_predicts_the_same(tmp_path: Path) -> None:
+    network = trained(1)
+    header = ModelHeader(
+        architecture=replace(network.architecture, batch_norm=False),
+        class_names=("a", "b", "c"),
+        intensity=Intensity(dtype="uint8", mean=0, std=1),
+        provenance={},
+    )
+    save_model(tmp_path / "m", folded(network), header)
+    loaded = load_network(tmp_path / "m")
+    assert not any("running" in name for name in loaded.state_dict())
+    x = torch.randn(1, 2, 20, 28)
+    with torch.inference_mode():
+        assert torch.allclose(loaded(x), network.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_one_process_normalises_as_torch_does() -> None:
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
+    x = torch.randn(2, 3, 5, 7)
+    assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(ours.running_var, theirs.running_var)  # type: ignore[arg-type]
+
+
+def test_one_convolution_does_what_convolution_and_normalisation_do() -> None:
+    torch.manual_seed(1)
+    convolution, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    norm.running_mean, norm.running_var = torch.randn(4), torch.rand(4) + 0.1
+    x = torch.randn(1, 3, 9, 8)
+    weight, bias = fold(convolution, norm)
+    expected = norm.eval()(convolution(x))
+    assert torch.allclose(nn.functional.conv2d(x, weight, bias), expected, rtol=1e-4, atol=1e-5)

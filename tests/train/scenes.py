@@ -1,0 +1,124 @@
+"""Small annotated volumes to learn from, in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from helpers import grey, write_zarr
+from numpy.typing import NDArray
+
+from unetcli.core.signals import Signals
+from unetcli.model.file import load_network
+from unetcli.train.augmentation import Augmentation
+from unetcli.train.corpus import Annotated, Corpus, Part
+from unetcli.train.request import TrainRequest
+from unetcli.train.settings import Ranges
+from unetcli.train.targets import TruthRules
+from unetcli.volumes.volume import Volume
+
+if TYPE_CHECKING:  # scenes are made without torch too
+    import torch
+
+    from unetcli.train.sampling import Sampler
+
+TURNS = Augmentation.from_dict({**Augmentation.none().to_dict(), "flip": True})
+"""Samples are mirrored, and nothing else."""
+
+
+def volume(values: Any, axes: str | None = None, path: str = "labels.zarr", **more: Any) -> Volume:
+    return Volume(path=path, array=values, stored_axes=axes or "tzyx"[-len(values.shape) :], **more)
+
+
+def annotated(raw: Any, labels: Any, axes: str | None = None, channel: int | None = None, **rules: Any) -> Annotated:
+    """Images and labels; the labels are classes where no rules say otherwise, and no weight is raised."""
+    axes = axes or "tzyx"[-len(raw.shape) :]
+    volumes = volume(raw, axes, "raw.zarr"), volume(labels, axes.replace("c", ""))
+    return Annotated.lay(*volumes, TruthRules(**{"truth": "classes", "w0": 0.0, **rules}), channel)
+
+
+def corpus(
+    *pairs: Annotated, train: Ranges | None = None, held_out: Ranges | None = None, keep_empty: bool = False
+) -> Corpus:
+    """Sections of pairs; all of them to train on, where nothing is said."""
+    counts = [1 if (axis := pair.raw.section_axis) is None else pair.raw.extent[axis] for pair in pairs]
+    everything = tuple((0, count) for count in counts)
+    nothing = tuple((0, 0) for _ in counts)
+    return Corpus.lay(pairs, train or everything, held_out or nothing, keep_empty=keep_empty)
+
+
+def region(pair: Annotated, box: Any) -> Corpus:
+    """Any part of one pair to train on."""
+    return Corpus((pair,), (Part(0, box),), (), keep_empty=True)
+
+
+def sampler(corpus: Corpus, tile: int, output: int, seed: int = 0, augmentation: Augmentation = TURNS) -> Sampler:
+    from unetcli.train.sampling import Sampler
+
+    return Sampler(corpus, tile, output, augmentation, seed)
+
+
+def write_discs(folder: Path) -> None:
+    """Eight sections of bright discs, ``raw.zarr`` and ``labels.zarr``."""
+    raw, labels = discs()
+    write_zarr(folder / "labels.zarr", labels)
+    write_zarr(folder / "raw.zarr", raw)
+
+
+def discs() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    disc = np.hypot(*np.ogrid[-30:34, -40:32]) < 16
+    labels = np.stack([np.roll(disc, 3 * k, 1) for k in range(8)]).astype(np.uint8)
+    return (labels * 90 + grey(*labels.shape) // 4).astype(np.uint8), labels
+
+
+TINY = TrainRequest(
+    pairs=(("raw.zarr", "labels.zarr"),),
+    recipe="paper",
+    steps=30,
+    depth=1,
+    base_channels=8,
+    tile=44,
+    optimizer="adam",
+    learning_rate=0.01,
+    device="cpu",
+    precision="float32",
+)
+"""A training of ``write_discs``, of 5,000 parameters: about 4 ms a step."""
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(place)): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+
+
+def log_rows(folder: str = "model") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+
+
+class Stop(Signals):
+    """Asks for an end after some steps."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def stopping(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def weights(folder: str = "model") -> dict[str, torch.Tensor]:
+    return load_network(Path(folder) / "model.safetensors").state_dict()
+
+
+def state(folder: str = "model") -> dict[str, torch.Tensor]:
+    from unetcli.train.checkpoint import Checkpoint
+
+    return Checkpoint.load(Path(folder) / "checkpoint.pt").network
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    import torch
+
+    return all(torch.equal(one[name], other[name]) for name in one | other)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from unetcli.train import border
+from unetcli.train.border import border_raise, cells_of, loss_weights
+from unetcli.train.line import touching
+from unetcli.train.targets import FAINTEST, IGNORED, TRUTHS, TruthRules, classes_of
+
+Labels = NDArray[np.integer]
+SEED = st.integers(0, 2**32 - 1)
+
+
+def crowd(seed: int, shape: tuple[int, int] = (41, 58), cells: int = 12) -> Labels:
+    """Round cells, some of which touch; numbers up to ``cells``."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros(shape, np.uint16)
+    rows, columns = np.indices(shape)
+    for number in range(1, cells + 1):
+        y, x, radius = random.uniform(0, shape[0]), random.uniform(0, shape[1]), random.uniform(1, 7)
+        labels[(rows - y) ** 2 + (columns - x) ** 2 <= radius**2] = number
+    return labels
+
+
+def plain(labels: Labels, rules: TruthRules) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eq. 2's second term as one writes it down, and the exponential alone: a distance transform per cell, sorted."""
+    classes = classes_of(labels, rules)
+    masks = plain_cells(labels, classes, rules)
+    wanted = classes != IGNORED if rules.everywhere else classes == 0
+    if len(masks) < 2:
+        return np.zeros(labels.shape), np.zeros(labels.shape)
+    distances = np.sort([ndimage.distance_transform_edt(~mask) for mask in masks], axis=0)
+    faded = np.exp(-((distances[0] + distances[1]) ** 2) / (2 * rules.sigma**2))
+    return np.where(wanted, rules.w0 * faded, 0), np.where(wanted, faded, 0)
+
+
+def plain_cells(labels: Labels, classes: NDArray[np.uint8], rules: TruthRules) -> list[NDArray[np.bool_]]:
+    if rules.truth == "instances":
+        masks = [(labels == n) & (classes == 1) for n in np.unique(labels)]
+        return [mask for mask in masks if mask.any()]
+    found = []
+    for number in range(1, IGNORED):
+        components, count = ndimage.label(classes == number)
+        found += [components == n for n in range(1, count + 1)]
+    return found
+
+
+def assert_equal_to_plain(labels: Labels, rules: TruthRules) -> None:
+    raised = border_raise(labels, classes_of(labels, rules), rules)
+    expected, exponential = plain(labels, rules)
+    assert raised.dtype == np.float32
+    assert raised.shape == labels.shape
+    np.testing.assert_allclose(raised, np.where(exponential > FAINTEST, expected, 0), atol=1e-4, rtol=0)
+
+
+@given(SEED, st.sampled_from(TRUTHS), st.booleans(), st.floats(0.3, 9))
+def test_the_raise_is_that_of_a_distance_transform_per_cell(
+    seed: int, truth: str, everywhere: bool, sigma: float
+) -> None:
+    labels = crowd(seed) % 4 if truth == "classes" else crowd(seed)
+    assert_equal_to_plain(labels, TruthRules(truth=truth, sigma=sigma, everywhere=everywhere))
+
+
+@given(SEED, st.integers(0, 3), st.integers(1, 12))
+def test_it_is_so_with_pixels_that_have_no_truth(seed: int, ignore: int, partial: int) -> None:
+    rules = TruthRules(truth="instances", ignore=ignore, partial=partial)
+    assert_equal_to_plain(crowd(seed), rules)
+    classes = classes_of(crowd(seed), rules)
+    assert not border_raise(crowd(seed), classes, rules)[classes == IGNORED].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 3), (13, 700), (700, 13)], ids=str)
+def test_images_of_any_size_will_do(shape: tuple[int, int]) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, shape)
+    for truth in TRUTHS:
+        assert_equal_to_plain(labels, TruthRules(truth=truth, everywhere=True))
+
+
+def test_strips_and_slabs_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, rules = crowd(3, (90, 31)), TruthRules(truth="instances", sigma=1.7)
+    whole = border_raise(labels, classes_of(labels, rules), rules)
+    monkeypatch.setattr(border, "STRIP_ROWS", 17)
+    monkeypatch.setattr(border, "SLAB_BYTES", 4 * 31 * 5)
+    assert np.array_equal(border_raise(labels, classes_of(labels, rules), rules), whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "truth", "section"),
+    [
+        ("isbi2012/train-labels.tif", "binary", 3),
+        ("dic_hela/01-labels.tif", "instances", 40),
+        ("phc_psc/01-labels.tif", "instances", 0),
+    ],
+    ids=["ISBI", "HeLa", "PSC"],
+)
+def test_it_is_so_on_real_sections(data: Path, file: str, truth: str, section: int) -> None:
+    assert_equal_to_plain(tifffile.imread(data / file, key=section), TruthRules(truth=truth))
+
+
+def test_one_pixel_between_two_cells_weighs_almost_w0() -> None:
+    labels = np.array([[1, 1, 0, 2, 2]])
+    rules = TruthRules(truth="instances", w0=10, sigma=5)
+    raised = border_raise(labels, classes_of(labels, rules), rules)
+    assert raised[0].tolist() == pytest.approx([0, 0, 10 * np.exp(-4 / 50), 0, 0])
+
+
+def test_inside_a_cell_the_nearest_cell_is_its_own() -> None:
+    labels = np.array([[1, 1, 0, 2, 2]])
+    rules = TruthRules(truth="instances", everywhere=True)
+    raised = border_raise(labels, classes_of(labels, rules), rules)
+    assert raised[0].tolist() == pytest.approx((10 * np.exp(-(np.array([3, 2, 2, 2, 3]) ** 2) / 50)).tolist())
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_one_cell_alone_raises_nothing(truth: str) -> None:
+    labels = np.zeros((20, 23), np.uint8)
+    labels[5:9, 6:20] = 1
+    rules = TruthRules(truth=truth, everywhere=True)
+    assert not border_raise(labels, classes_of(labels, rules), rules).any()
+
+
+def test_w0_of_0_raises_nothing() -> None:
+    rules = TruthRules(truth="instances", w0=0)
+    assert not border_raise(crowd(1), classes_of(crowd(1), rules), rules).any()
+
+
+@given(SEED)
+def test_w0_is_a_factor(seed: int) -> None:
+    labels, one, seven = crowd(seed), *(TruthRules(truth="instances", w0=w0) for w0 in (1, 7))
+    classes = classes_of(labels, one)
+    expected = 7 * border_raise(labels, classes, one)
+    np.testing.assert_allclose(border_raise(labels, classes, seven), expected, rtol=1e-5)
+
+
+def test_cells_of_one_class_that_meet_at_a_corner_are_two() -> None:
+    classes = np.array([[1, 0, 2], [0, 1, 2], [0, 0, 2]], np.uint8)
+    found = cells_of(classes, classes, TruthRules(truth="classes"))
+    assert found.tolist() == [[1, 0, 3], [0, 2, 3], [0, 0, 3]]
+
+
+def test_an_object_in_two_places_is_one_cell() -> None:
+    labels = np.array([[5, 0, 0, 5]])
+    rules = TruthRules(truth="instances")
+    assert not border_raise(labels, classes_of(labels, rules), rules).any()
+
+
+@given(SEED)
+def test_distances_begin_where_the_line_ends(seed: int) -> None:
+    """As if the pixels of the line had never been drawn, where the line is all that touches."""
+    labels = np.kron(np.random.default_rng(seed).integers(0, 5, (5, 7)), np.ones((6, 8), int))
+    rules = TruthRules(truth="instances")
+    thinner = np.where(touching(labels), 0, labels)
+    raised = border_raise(labels, classes_of(labels, rules), rules)
+    np.testing.assert_array_equal(raised, border_raise(thinner, classes_of(thinner, rules), rules))
+
+
+def test_weights_are_those_of_the_class_and_the_raise_and_0_without_truth() -> None:
+    classes = np.array([[0, 1, IGNORED, 2, 7]], np.uint8)
+    raised = np.array([[4, 0.5, 3, 0, 0]], np.float32)
+    found = loss_weights(classes, raised, np.array([0.5, 2, 8], np.float32))
+    assert found.dtype == np.float32
+    assert found.tolist() == [[4.5, 2.5, 0, 8, 0]]

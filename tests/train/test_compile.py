@@ -1,0 +1,139 @@
+"""--compile, with a real compiler: what it trains, killed and gone on with, and how it ends without one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import wait_for
+from train.scenes import same, state, write_discs
+
+from unetcli.core.errors import UnetcliError
+from unetcli.train.checkpoint import Checkpoint
+from unetcli.train.compiling import reason
+from unetcli.train.request import TrainRequest
+from unetcli.train.train import train_model
+
+WORDS = ["--depth", "1", "--base-channels", "4", "--tile", "44", "--device", "cpu", "--recipe", "fast"]
+STEPS = ["--steps", "60", "--precision", "float32", "--checkpoint-minutes", "0.0005"]
+COMPILER = os.environ.get("CXX") or "g++"
+
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ compiler: {COMPILER}")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    write_discs(tmp_path)
+    return tmp_path
+
+
+def train(output: str, *words: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "unetcli",
+        "train",
+        "raw.zarr",
+        "labels.zarr",
+        "-o",
+        output,
+        *WORDS,
+        *STEPS,
+        *words,
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    """What a training said that ended well."""
+    _, talk = process.communicate(timeout=600)
+    assert process.returncode == 0, talk
+    return talk
+
+
+def kill_once_it_trains(process: subprocess.Popen[str], folder: str) -> None:
+    wait_for(lambda: (Path(folder) / "checkpoint.previous.pt").exists() or process.poll() is not None, seconds=600)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@needs_compiler
+def test_compiled_and_uncompiled_trainings_go_on_from_each_other_s_checkpoints(place: Path) -> None:
+    """To the same weights but for rounding; and compiled all along, after a kill, to the same bytes."""
+    talk = done(train("straight", "--compile"))
+    assert "Warning" not in talk
+    process = train("model", "--compile")
+    kill_once_it_trains(process, "model")
+    at = Checkpoint.load(Path("model/checkpoint.pt")).step
+    assert 0 < at < 60
+    shutil.copytree("model", "other")
+    done(train("model", "--compile"))
+    done(train("other"))
+    assert same(state("model"), state("straight"))
+    assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
+    ours, theirs = state("other"), state("straight")
+    assert not same(ours, theirs)  # else nothing was compiled
+    for name, values in ours.items():
+        assert torch.allclose(values.float(), theirs[name].float(), rtol=0.05, atol=0.02), name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, as its compiler imports them
+def test_without_a_compiler_it_is_one_line_and_the_same_without_compile_goes_on(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+    told = "^--compile: .*compiler.*; the same command without --compile goes on$"
+    with pytest.raises(UnetcliError, match=re.compile(told, re.IGNORECASE)):
+        train_model(replace(request_, steps=2, compile=True))
+    assert not Path("model/lock").exists()
+    assert train_model(replace(request_, steps=2)).finished
+
+
+@pytest.mark.slow
+def test_a_command_without_a_compiler_says_so_in_one_line_and_without_compile_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/no/compiler")
+    process = train("model", "--compile")
+    told, talk = process.communicate(timeout=600)
+    assert (process.returncode, told) == (1, "")
+    assert "Traceback" not in talk
+    assert talk.splitlines()[-1].startswith("unetcli: --compile: ")
+    assert talk.splitlines()[-1].endswith("the same command without --compile goes on")
+    assert "compiler" in talk.splitlines()[-1].lower()
+    assert not Path("model/lock").exists()
+    done(train("model"))
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiler_that_fails_is_quoted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where headers are missing."""
+    broken = place / "g++"
+    version = 'case "$*" in *--version*) exec g++ --version;; esac'
+    broken.write_text(f'#!/bin/sh\n{version}\necho "a.cpp:1: fatal error: omp.h: gone" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    process = train("model", "--compile")
+    _, talk = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert talk.splitlines()[-1].startswith("unetcli: --compile: a.cpp:1: fatal error: omp.h: gone; ")
+    assert "Traceback" not in talk
+
+
+def test_an_error_without_words_still_has_a_line() -> None:
+    assert reason("\n \n") == "torch does not say why"

@@ -1,0 +1,146 @@
+"""A disk that is really full, or really read-only: one line, the last checkpoint intact, and on it goes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commands import finished
+from train.scenes import TINY, write_discs
+
+from unetcli.core.errors import UnetcliError
+from unetcli.core.signals import Signals
+from unetcli.train.checkpoint import Checkpoint
+from unetcli.train.request import TrainRequest
+from unetcli.train.train import train_model
+from unetcli.train.weights import WeightsRequest, write_weights
+
+DISK = Path("disk")
+REQUEST = replace(TINY, output=DISK / "model", steps=40, validate_every=10)
+AGAIN = replace(REQUEST, take_over=True)
+"""A lock cannot be given back on a read-only disk; its holder, this process, is not gone here as a command would be."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model of a training that met no trouble."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        write_discs(place)
+        assert train_model(replace(REQUEST, output=Path("model"))).finished
+    return (place / "model/model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A disk of 8 MB of its own; images and labels lie beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_discs(tmp_path)
+    DISK.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", "disk"], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"needs to mount a small disk: {made.stderr.strip()}")
+    try:
+        yield DISK
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
+
+
+def fill() -> None:
+    with suppress(OSError), (DISK / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**12))
+
+
+def make_room() -> None:
+    (DISK / "filler").unlink()
+
+
+def turn_read_only() -> None:
+    subprocess.run(["mount", "-o", "remount,ro", "disk"], check=True)
+
+
+def turn_writable() -> None:
+    subprocess.run(["mount", "-o", "remount,rw", "disk"], check=True)
+
+
+TROUBLES = {"full": (fill, make_room, "No space left"), "read-only": (turn_read_only, turn_writable, "Read-only")}
+
+
+class At(Signals):
+    """Something happens after some steps; with ``stop``, an end is asked for then."""
+
+    def __init__(self, after: int, event: Callable[[], None] = lambda: None, *, stop: bool = False) -> None:
+        super().__init__()
+        self.left, self.event, self.stop_then = after, event, stop
+
+    def stopping(self) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            self.event()
+        return self.stop_then and self.left <= 0
+
+
+def require_intact(request: TrainRequest, least: int) -> None:
+    """The last checkpoint is whole, and no unfinished file was left where the disk let it be removed."""
+    assert Checkpoint.load(request.output / "checkpoint.pt").step >= least
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("after", [pytest.param(5, marks=pytest.mark.slow), 10, 23])
+def test_trouble_while_it_trains_is_one_line_and_the_same_command_ends_in_the_same_bytes(
+    disk: Path, undisturbed: bytes, trouble: str, after: int
+) -> None:
+    begin, end, said = TROUBLES[trouble]
+    with pytest.raises(UnetcliError, match=rf"^disk/model: cannot write.*{said}.*the same command continues") as caught:
+        train_model(REQUEST, signals=At(after, begin))
+    assert "\n" not in str(caught.value)
+    require_intact(REQUEST, least=(after - 1) // 10 * 10)
+    end()
+    assert train_model(AGAIN).finished
+    assert not list(disk.rglob("*.partial"))
+    assert (REQUEST.output / "model.safetensors").read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_before_it_goes_on_leaves_all_as_it_was(disk: Path, undisturbed: bytes, trouble: str) -> None:
+    begin, end, said = TROUBLES[trouble]
+    stopped = train_model(REQUEST, signals=At(13, stop=True))
+    before = {f: f.read_bytes() for f in REQUEST.output.rglob("*") if f.is_file()}
+    begin()
+    with pytest.raises(UnetcliError, match=rf"^disk/model: cannot write.*{said}"):
+        train_model(REQUEST)
+    assert {f: f.read_bytes() for f in before} == before
+    require_intact(REQUEST, least=stopped.steps)
+    end()
+    assert train_model(AGAIN).finished
+    assert (REQUEST.output / "model.safetensors").read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_the_command_says_it_in_one_line_and_exits_1(disk: Path, trouble: str) -> None:
+    TROUBLES[trouble][0]()
+    sizes = ["--depth", "1", "--base-channels", "4", "--tile", "44", "--steps", "5", "--device", "cpu"]
+    done = finished("-q", "train", "raw.zarr", "labels.zarr", "--output", "disk/model", *sizes)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "disk/model: cannot write" in done.stderr
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_weights_say_it_in_one_line_and_leave_nothing_behind(disk: Path, trouble: str) -> None:
+    begin, end, said = TROUBLES[trouble]
+    begin()
+    request = WeightsRequest(labels="labels.zarr", output="disk/w.zarr")
+    with pytest.raises(UnetcliError, match=rf"^disk/w\.zarr: cannot write.*{said}.*, the same command writes it anew$"):
+        write_weights(request)
+    end()
+    assert write_weights(request).cells > 0
+    assert sorted(f.name for f in disk.iterdir() if f.name != "filler") == ["w.png", "w.zarr"]

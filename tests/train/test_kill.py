@@ -1,0 +1,133 @@
+"""train as a command, killed at any moment and run again: the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import Command
+from helpers import wait_for
+from train.scenes import write_discs
+
+from unetcli.train.checkpoint import Checkpoint
+
+SMALL = ["--depth", "1", "--base-channels", "4", "--tile", "44", "--device", "cpu"]
+OFTEN = ["--checkpoint-minutes", "0.001"]
+RECIPES = {
+    "fast": ["--recipe", "fast", "--batch-norm", "--ema", "0.9", "--precision", "bfloat16", "--batch-size", "2"],
+    "paper": ["--recipe", "paper", "--precision", "float32", "--select", "rand_error"],
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_discs(tmp_path)
+    return tmp_path
+
+
+def train(place: Path, *words: str, output: str = "model") -> Command:
+    """The command as a user types it. What it says goes to ``<output>.txt``."""
+    command = ["train", "raw.zarr", "labels.zarr", "--output", output, *SMALL, *words]
+    return Command(*command, cwd=place, talk=place / f"{output}.txt")
+
+
+def talk(place: Path) -> str:
+    return (place / "model.txt").read_text()
+
+
+def written(place: Path) -> int:
+    """Which checkpoint file is the last: each is a new one."""
+    try:
+        return (place / "model/checkpoint.pt").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def step(place: Path) -> int:
+    return Checkpoint.load(place / "model/checkpoint.pt").step
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bit-equal tensors and values, however nested."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def rows(place: Path, output: str) -> list[dict[str, Any]]:
+    """The log, without the time it took."""
+    lines = (place / output / "log.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_at_random_steps_and_run_again_ends_in_the_same_bytes(place: Path, recipe: str, kills: int) -> None:
+    words = [*RECIPES[recipe], *OFTEN, "--validate-every", "30", "--steps", str(60 + 30 * kills)]
+    straight = train(place, *words, output="straight")
+    chance, steps = random.Random(f"{recipe} {kills}"), list[int]()
+    while len(steps) < kills:
+        process, before = train(place, *words), written(place)
+        wait_for(lambda before=before, process=process: written(place) != before or process.poll() is not None)  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 0.2))
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
+            steps.append(step(place))
+        else:  # it was faster: once more from the start
+            assert process.returncode == 0, talk(place)
+            shutil.rmtree(place / "model")
+            steps.clear()
+    assert steps == sorted(steps)
+    assert steps[-1] > 0
+    assert train(place, *words).wait() == 0, talk(place)
+    assert straight.wait() == 0
+    ours, theirs = (Checkpoint.load(place / name / "checkpoint.pt") for name in ("model", "straight"))
+    for name in ("network", "optimizer", "averaged", "best", "looks_since_best", "pending", "step"):
+        assert same(getattr(ours, name), getattr(theirs, name)), name
+    assert rows(place, "model") == rows(place, "straight")
+    for name in ("model.safetensors", "samples.png"):
+        assert (place / "model" / name).read_bytes() == (place / "straight" / name).read_bytes(), name
+    pictures = [sorted(f.name for f in (place / name / "predictions").iterdir()) for name in ("model", "straight")]
+    assert pictures[0] == pictures[1]
+    assert not list(place.rglob("*.partial"))
+    assert not (place / "model/lock").exists()
+
+
+def test_signals_ask_for_a_checkpoint_or_an_orderly_end(place: Path) -> None:
+    words = [*RECIPES["paper"], "--steps", "1000000", "--validate-every", "1000000", "--checkpoint-minutes", "1000"]
+    process = train(place, *words)
+    wait_for(lambda: written(place) > 0)
+    first = written(place)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: written(place) != first)
+    asked = step(place)
+    assert asked > 0
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait() == 3, talk(place)
+    assert step(place) > asked
+    assert f"model: stopped at step {step(place)} of 1000000; the same command continues\n" in talk(place)
+    assert "model.safetensors" not in talk(place)  # there is none yet
+    assert not (place / "model/lock").exists()
+    stopped, last = step(place), written(place)
+    process = train(place, *words)
+    wait_for((place / "model/lock").exists)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: written(place) != last)  # so it trains
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130, talk(place)
+    assert not (place / "model/lock").exists()
+    assert step(place) > stopped
+    assert "Traceback" not in talk(place)

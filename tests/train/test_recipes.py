@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unetcli.core.errors import UnetcliError
+from unetcli.train.recipes import OPTIMIZERS, POLY_POWER, RATES, RECIPES, SCHEDULES, Optimisation
+
+BASE = Optimisation(
+    optimizer="sgd",
+    learning_rate=0.1,
+    momentum=0.9,
+    weight_decay=0.0,
+    schedule="constant",
+    warm_up=0,
+    clip=None,
+    ema=0.0,
+    batch_size=1,
+    steps=None,
+)
+
+
+def rates(schedule: str, steps: int = 100, warm_up: int = 0) -> list[float]:
+    chosen = replace(BASE, schedule=schedule, steps=None if schedule == "constant" else steps, warm_up=warm_up)
+    return [chosen.rate(step) for step in range(steps + 1)]
+
+
+def test_a_constant_rate_stays() -> None:
+    assert rates("constant") == [0.1] * 101
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly"])
+def test_a_decaying_rate_begins_whole_falls_at_every_step_and_ends_at_0(schedule: str) -> None:
+    found = rates(schedule)
+    assert found[0] == pytest.approx(0.1)
+    assert all(later < earlier for earlier, later in itertools.pairwise(found))
+    assert found[99] > 0
+    assert found[100] == 0
+
+
+def test_the_schedules_are_their_formulas() -> None:
+    """Cosine as in Loshchilov and Hutter 2017 (eq. 5, one period), polynomial with power 0.9."""
+    cosine, poly = rates("cosine"), rates("poly")
+    for step in range(101):
+        assert cosine[step] == pytest.approx(0.1 * (1 + math.cos(math.pi * step / 100)) / 2)
+        assert poly[step] == pytest.approx(0.1 * (1 - step / 100) ** POLY_POWER)
+    assert cosine[50] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_warm_up_rises_in_a_line_then_joins_the_schedule(schedule: str) -> None:
+    with_it, without = rates(schedule, warm_up=9), rates(schedule)
+    assert with_it[0] == pytest.approx(0.01 * without[0] / 0.1)
+    assert [a / b for a, b in zip(with_it[:10], without[:10], strict=True)] == pytest.approx(
+        [(k + 1) / 10 for k in range(10)]
+    )
+    assert with_it[9:] == without[9:]
+
+
+@given(
+    schedule=st.sampled_from(SCHEDULES),
+    steps=st.integers(1, 1000),
+    warm_up=st.integers(0, 2000),
+    step=st.integers(0, 3000),
+)
+def test_a_rate_is_never_below_0_nor_above_the_one_asked_for(
+    schedule: str, steps: int, warm_up: int, step: int
+) -> None:
+    rate = replace(BASE, schedule=schedule, steps=steps, warm_up=warm_up).rate(step)
+    assert 0 <= rate <= BASE.learning_rate
+    assert rate > 0 or step >= steps
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"optimizer": "lbfgs"}, "--optimizer lbfgs: expected sgd, adam or adamw"),
+        ({"schedule": "step"}, "--schedule step: expected constant, cosine or poly"),
+        ({"learning_rate": 0.0}, "--lr 0.0: a number above 0"),
+        ({"learning_rate": math.inf}, "--lr inf"),
+        ({"learning_rate": math.nan}, "--lr nan"),
+        ({"momentum": 1.0}, "--momentum 1.0: 0 up to, not with, 1"),
+        ({"momentum": -0.1}, "--momentum -0.1"),
+        ({"weight_decay": -1e-4}, "--weight-decay -0.0001: 0 or more"),
+        ({"weight_decay": math.nan}, "--weight-decay nan"),
+        ({"warm_up": -1}, "--warm-up -1: 0 or more steps"),
+        ({"ema": 1.0}, "--ema 1.0: 0 up to, not with, 1"),
+        ({"batch_size": 0}, "--batch-size 0: at least 1"),
+        ({"clip": 0.0}, "--clip 0.0: a number above 0"),
+        ({"clip": math.inf}, "--clip inf"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_be_meant_is_refused_naming_its_option(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnetcliError, match=said) as caught:
+        replace(BASE, **change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_says_all_that_is_needed(recipe: str) -> None:
+    ours = RECIPES[recipe]
+    needed = {field.name for field in fields(Optimisation)} - {"steps"}
+    assert needed | {"dropout", "batch_norm"} == set(ours)
+    chosen = Optimisation(**{name: ours[name] for name in needed}, steps=None)
+    assert chosen.decays == (ours["schedule"] != "constant")
+
+
+def test_every_optimizer_has_a_rate_and_the_paper_s_numbers_are_the_paper_s() -> None:
+    assert set(RATES) == set(OPTIMIZERS)
+    paper = RECIPES["paper"]
+    assert (paper["optimizer"], paper["momentum"], paper["batch_size"], paper["batch_norm"]) == ("sgd", 0.99, 1, False)

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import grey
+from numpy.typing import NDArray
+from train.scenes import annotated, corpus, region, volume
+
+from unetcli.core.errors import UnetcliError
+from unetcli.core.geometry import Box
+from unetcli.train import survey as module
+from unetcli.train.survey import label_values, require_usable, resolve_truth, survey
+
+SHAPE = (3, 13, 22)
+
+
+def truth_of(labels: NDArray[Any], truth: str = "auto", ignore: int | None = None) -> str:
+    return resolve_truth(truth, [(volume(labels), Box.of_shape(labels.shape))], ignore)
+
+
+@pytest.mark.parametrize("box", [Box((0, 0, 0), SHAPE), Box((1, 0, 0), (2, 13, 22)), Box((0, 3, 5), (3, 9, 22))])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_statistics_are_of_the_training_sections_alone(box: Box, dtype: str) -> None:
+    raw, labels = grey(*SHAPE).astype(dtype), grey(*SHAPE, seed=1) % 3
+    found = survey(region(annotated(raw, labels), box))
+    inside = raw[box.slices].astype(float)
+    assert (found.mean, found.std) == pytest.approx((inside.mean(), inside.std()))
+    assert found.class_counts.tolist() == np.bincount(labels[box.slices].ravel()).tolist()
+    assert (found.share, found.left_out) == (1.0, 0)
+
+
+def test_several_pairs_are_counted_as_one() -> None:
+    one, two = grey(*SHAPE), grey(9, 31, seed=5)
+    pairs = [annotated(values, values % 3) for values in (one, two)]
+    found = survey(corpus(*pairs))
+    together = np.concatenate([one.ravel(), two.ravel()])
+    assert (found.mean, found.std) == pytest.approx((together.mean(), together.std()))
+    assert found.class_counts.tolist() == np.bincount(together % 3).tolist()
+    assert found.sections == 4
+
+
+def test_one_channel_alone_is_measured_where_one_is_chosen() -> None:
+    raw = np.stack([grey(13, 22), grey(13, 22, seed=3) // 2])
+    found = survey(corpus(annotated(raw, grey(13, 22) % 2, axes="cyx", channel=1)))
+    assert found.mean == pytest.approx(raw[1].mean())
+    both = survey(corpus(annotated(raw, grey(13, 22) % 2, axes="cyx")))
+    assert both.mean == pytest.approx((raw[0].mean(), raw[1].mean()))
+    assert both.std == pytest.approx((raw[0].std(), raw[1].std()))
+
+
+def test_sections_in_which_nothing_is_drawn_are_left_out_unless_asked_for() -> None:
+    raw, labels = grey(*SHAPE), grey(*SHAPE, seed=1) % 2
+    labels[1] = 0
+    data = annotated(raw, labels)
+    without, with_all = survey(corpus(data)), survey(corpus(data, keep_empty=True))
+    assert (without.sections, without.left_out) == (2, 1)
+    assert without.mean == pytest.approx(raw[[0, 2]].mean())
+    assert (with_all.sections, with_all.left_out) == (3, 0)
+    assert with_all.class_counts[0] == without.class_counts[0] + 13 * 22
+
+
+def test_ignored_values_are_neither_counted_nor_drawn() -> None:
+    raw, labels = grey(*SHAPE), grey(*SHAPE, seed=1) % 2
+    labels[0, :4], labels[2] = 7, 7
+    found = survey(corpus(annotated(raw, labels, ignore=7)))
+    assert found.class_counts.tolist() == np.bincount(labels[labels != 7]).tolist()
+    assert (found.sections, found.left_out) == (2, 1)
+
+
+def test_nothing_drawn_at_all_is_refused_naming_the_way_out() -> None:
+    data = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: nothing is drawn in any training section; --sections"):
+        survey(corpus(data))
+
+
+def test_more_classes_in_later_sections_are_counted() -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[0, 0, :3], labels[2, 0, :4], labels[1, 1, 1] = 1, 3, 2
+    assert survey(corpus(annotated(grey(*SHAPE), labels))).class_counts.tolist() == [labels.size - 8, 3, 1, 4]
+
+
+def test_images_of_one_value_have_deviation_1() -> None:
+    raw = np.full(SHAPE, 7, np.uint8)
+    found = survey(corpus(annotated(raw, grey(*SHAPE) % 2)))
+    assert (found.mean, found.std) == (7, 1)
+
+
+def test_the_border_between_objects_counts_as_background() -> None:
+    labels = np.ones((13, 22), np.uint8)
+    labels[:, 11:] = 2
+    found = survey(corpus(annotated(grey(13, 22), labels, truth="instances")))
+    assert found.class_counts.tolist() == [2 * 13, 20 * 13]
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_balanced_classes_weigh_the_same_in_all_else_pixels_do(balance: bool) -> None:
+    found = survey(corpus(annotated(grey(*SHAPE), (grey(*SHAPE, seed=1) > 200).astype(np.uint8))))
+    weights = found.class_weights(balance=balance)
+    if balance:
+        shares = weights * found.class_counts
+        assert shares[0] == pytest.approx(shares[1])
+        assert shares.sum() == pytest.approx(found.class_counts.sum())
+    else:
+        assert weights.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "truth", "missing"),
+    [([0, 0], "binary", 1), ([1, 1], "binary", 0), ([0, 2], "classes", 1)],
+    ids=["no foreground", "no background", "a class left out"],
+)
+def test_a_class_without_a_pixel_is_refused(values: list[int], truth: str, missing: int) -> None:
+    labels = np.resize(np.array(values, np.uint8), SHAPE)
+    with pytest.raises(UnetcliError, match=rf"labels\.zarr: no pixel of class {missing} in the training sections"):
+        survey(corpus(annotated(grey(*SHAPE), labels, truth=truth), keep_empty=True))
+
+
+def test_a_negative_class_is_refused() -> None:
+    labels = np.resize(np.array([0, 1, -1], np.int16), SHAPE)
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: .*label -1; classes are numbered 0, 1, 2"):
+        survey(corpus(annotated(grey(*SHAPE), labels)))
+
+
+def test_of_a_large_corpus_pieces_from_all_over_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the pixels of a slanting image, in pieces of 8: means agree within a few per cent."""
+    monkeypatch.setattr(module, "PIXELS", 4 * 61 * 83 // 4)
+    monkeypatch.setattr(module, "PIECE", 8)
+    raw = np.add.outer(np.arange(4), np.add.outer(np.arange(61), np.arange(83))).astype(np.uint16)
+    found = survey(corpus(annotated(raw, grey(*raw.shape) % 2)))
+    assert found.share == pytest.approx(0.25)
+    assert found.class_counts.sum() == pytest.approx(raw.size / 4, rel=0.2)
+    assert found.mean == pytest.approx(raw.mean(), rel=0.05)
+    assert found.std == pytest.approx(raw.std(), rel=0.1)
+
+
+@pytest.mark.parametrize("values", [[0], [0, 255], [0, 1], [3, 7]], ids=str)
+def test_at_most_two_values_are_foreground_and_background(values: list[int]) -> None:
+    assert truth_of(np.resize(np.array(values, np.uint16), SHAPE)) == "binary"
+
+
+def test_the_ignored_value_is_not_one_of_the_two() -> None:
+    labels = np.resize(np.array([0, 1, 255], np.uint8), SHAPE)
+    assert truth_of(labels, ignore=255) == "binary"
+    with pytest.raises(UnetcliError, match="3 different values"):
+        truth_of(labels)
+
+
+def test_regions_of_one_volume_are_counted_together_those_of_several_apart() -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[0, 0], labels[2, 0] = 1, 2
+    one, regions = volume(labels), [Box((0, 0, 0), (1, 13, 22)), Box((2, 0, 0), SHAPE)]
+    with pytest.raises(UnetcliError, match=r"3 different values \(0, 1, 2\)"):
+        resolve_truth("auto", [(one, box) for box in regions])
+    others = [(volume(labels[[n]]), Box((0, 0, 0), (1, 13, 22))) for n in (0, 2)]
+    assert resolve_truth("auto", others) == "binary"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(3, r"3 different values \(0, 1, 2\)"), (5, r"5 different values \(0, 1, 2, 3, .. 4\)")],
+)
+def test_more_values_are_not_guessed_at(count: int, said: str) -> None:
+    labels = np.resize(np.arange(count, dtype=np.uint16), SHAPE)
+    with pytest.raises(UnetcliError, match=rf"labels\.zarr: {said}; .*--truth instances .*--truth classes") as caught:
+        truth_of(labels)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("truth", ["binary", "instances", "classes"])
+def test_what_the_user_says_is_taken(truth: str) -> None:
+    assert truth_of(grey(*SHAPE), truth) == truth
+
+
+def test_an_unknown_truth_is_refused_naming_the_known_ones() -> None:
+    with pytest.raises(UnetcliError, match="--truth cells: expected auto, binary, instances or classes"):
+        truth_of(grey(*SHAPE), "cells")
+
+
+@pytest.mark.parametrize("shape", [(13, 22), (3, 13, 22), (2, 3, 13, 22)], ids=str)
+def test_the_values_of_a_region_are_those_inside_it(shape: tuple[int, ...]) -> None:
+    labels = np.zeros(shape, np.uint16)
+    labels[..., 5, 6], labels[..., 0, 0] = 9, 400
+    box = Box((0,) * (len(shape) - 2) + (1, 1), shape)
+    assert label_values(volume(labels), box) == [0, 9]
+
+
+def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:
+    labels = np.zeros((4, 8, 8), np.uint8)
+    labels[:, 4:] = 1
+    labels[3, 6:] = 2
+    pair = annotated(labels, labels)
+    fine, bad = (corpus(pair, train=((0, 2),), held_out=((n, n + 1),)) for n in (2, 3))
+    found = survey(fine)
+    require_usable(fine, found)
+    with pytest.raises(UnetcliError, match="class 2 in the held-out sections only"):
+        require_usable(bad, found)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
+def test_held_out_sections_that_cannot_be_read_are_refused_before_training(value: float) -> None:
+    raw = np.zeros((3, 8, 8), np.float64)
+    raw[2, 1, 1] = value
+    labels = np.tile(np.arange(2, dtype=np.uint8), (3, 8, 4))
+    data = corpus(annotated(raw, labels), train=((0, 2),), held_out=((2, 3),))
+    with pytest.raises(UnetcliError, match=r"NaN, infinity or a number beyond 1e\+30 at z 2:3"):
+        require_usable(data, survey(data))
+
+
+def test_scribbles_leave_the_background_class_without_pixels() -> None:
+    labels = np.resize(np.array([0, 1, 2, 2], np.uint8), SHAPE)
+    found = survey(corpus(annotated(grey(*SHAPE), labels, ignore=0)))
+    assert found.class_counts.tolist() == [0, *np.bincount(labels.ravel())[1:]]
+    assert found.class_weights(balance=True)[0] == 0
+    with pytest.raises(UnetcliError, match="no pixel of class 0"):
+        survey(corpus(annotated(grey(*SHAPE), np.maximum(labels, 1))))

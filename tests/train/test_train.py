@@ -1,0 +1,351 @@
+"""train, in this process: what it learns, resumes, chooses and writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import torch
+import zarr
+from helpers import grey, write_zarr
+from train.scenes import Stop, contents, discs, log_rows, same, state, weights
+
+from unetcli.config import PredictRequest
+from unetcli.core.errors import UnetcliError
+from unetcli.core.signals import Signals
+from unetcli.engine.prediction import predict_volume
+from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.model.file import load_network, read_header
+from unetcli.model.network import UNet
+from unetcli.train import pace
+from unetcli.train.checkpoint import Checkpoint
+from unetcli.train.learning import Training
+from unetcli.train.request import MEASURES, TrainRequest
+from unetcli.train.train import train_model
+
+
+def test_it_learns_and_says_how_well_on_the_last_sections(trained: TrainRequest) -> None:
+    summary = train_model(trained)
+    assert summary.found_finished
+    assert summary.best_error is not None
+    assert summary.best_error < 0.05
+    header = read_header(Path(summary.model))
+    assert header.architecture.base_channels == 8
+    assert header.intensity.dtype == "uint8"
+    assert header.provenance["config"]["sections"] == [[0, 7]]
+    assert header.provenance["config"]["validation"] == [[7, 8]]
+    assert [row["step"] for row in log_rows()] == [50, 100, 150]
+
+
+def test_the_kept_model_is_the_best_of_the_looks(trained: TrainRequest) -> None:
+    rows, summary = log_rows(), train_model(trained)
+    best = min(rows, key=lambda row: row["pixel_disagreement"])
+    assert (summary.best_step, summary.best_error) == (best["step"], best["pixel_disagreement"])
+    assert read_header(Path(summary.model)).provenance["step"] == best["step"]
+    lowest = [min(row["pixel_disagreement"] for row in rows[: n + 1]) for n in range(len(rows))]
+    assert [row["best"] for row in rows] == [n == 0 or lowest[n] < lowest[n - 1] for n in range(len(rows))]
+
+
+def test_what_is_said_of_the_held_out_section_is_what_predict_and_evaluate_find(
+    trained: TrainRequest, tmp_path: Path
+) -> None:
+    request = PredictRequest(
+        volume="raw.zarr", output=tmp_path / "p.zarr", sections=(7, 8), dtype="float32", device="cpu"
+    )
+    predict_volume(request)
+    scores = evaluate_volume(EvaluateRequest(prediction=str(tmp_path / "p.zarr"), truth="labels.zarr")).scores
+    best = next(row for row in reversed(log_rows()) if row["best"])
+    assert scores["em"]["pixel_disagreement"] == pytest.approx(best["pixel_disagreement"], abs=2e-4)
+    assert scores["pixels"]["iou"] == pytest.approx(best["iou"], abs=2e-3)
+
+
+def test_a_faint_channel_beside_a_bright_one_is_learned_from_and_predicted_from(request_: TrainRequest) -> None:
+    """By one mean and deviation for both, the discs would be lost in the noise of the other channel."""
+    raw, labels = discs()
+    both = np.stack([raw.astype(np.uint16), grey(*raw.shape, seed=5).astype(np.uint16) * 230])
+    write_zarr(Path("both.zarr"), both, dimension_names=list("czyx"))
+    write_zarr(Path("truth.zarr"), labels, dimension_names=list("zyx"))
+    summary = train_model(replace(request_, pairs=(("both.zarr", "truth.zarr"),), steps=150))
+    assert summary.best_error is not None
+    assert summary.best_error < 0.05
+    intensity = read_header(Path(summary.model)).intensity
+    assert intensity.mean == pytest.approx(tuple(both[:, :7].mean((1, 2, 3))))
+    for normalise in ("model", "volume"):  # which is nearly the same here
+        output = Path(f"{normalise}.zarr")
+        predict_volume(
+            PredictRequest(volume="both.zarr", output=output, sections=(7, 8), device="cpu", normalise=normalise)
+        )
+        scores = evaluate_volume(EvaluateRequest(prediction=str(output), truth="truth.zarr")).scores
+        assert scores["em"]["pixel_disagreement"] == pytest.approx(summary.best_error, abs=0.01)
+
+
+def test_pictures_show_what_the_network_sees_and_says(trained: TrainRequest) -> None:
+    model = Path("model")
+    for name in ("curves.png", "samples.png"):
+        assert min(imagecodecs.png_decode((model / name).read_bytes()).shape[:2]) > 200
+    looks = sorted(path.name for path in (model / "predictions").iterdir())
+    assert looks == ["step-0000050.jpg", "step-0000100.jpg", "step-0000150.jpg"]
+    for name in looks:
+        page = imagecodecs.jpeg8_decode((model / "predictions" / name).read_bytes())
+        assert page.shape == (64 + 4, 3 * (72 + 4))  # image, prediction and truth side by side, framed
+        assert page.std() > 50
+    truth = page[2:66, 2 * 76 + 2 : 2 * 76 + 74] > 128
+    assert (truth == (discs()[1][7] > 0)).mean() > 0.98
+
+
+def test_intensity_statistics_are_those_of_the_training_sections(trained: TrainRequest) -> None:
+    seen = discs()[0][:7].astype(float)
+    intensity = read_header(Path("model/model.safetensors")).intensity
+    assert intensity.mean == pytest.approx(seen.mean())
+    assert intensity.std == pytest.approx(seen.std())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(request_: TrainRequest) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_model(replace(request_, steps=3, seed=seed, output=Path(name)))
+    assert same(state("a"), state("b"))
+    assert not same(state("a"), state("c"))
+
+
+def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> None:
+    stopped = train_model(request_, signals=Stop(after=12))
+    assert not stopped.finished
+    assert 0 < stopped.steps < 30
+    assert train_model(request_).finished
+    train_model(replace(request_, output=Path("straight")))
+    assert same(state(), state("straight"))
+    assert same(weights(), weights("straight"))
+    rows = [json.loads(Path(f"{name}/log.jsonl").read_text()) for name in ("model", "straight")]
+    assert rows[0]["loss"] == rows[1]["loss"]  # losses before the stop count
+
+
+@pytest.mark.parametrize("after", [9, 29], ids=["at a look", "at the last step"])
+def test_an_end_asked_for_where_a_look_is_due_goes_first_and_the_look_is_taken_by_the_next_call(
+    request_: TrainRequest, straight: Path, after: int
+) -> None:
+    request = replace(request_, validate_every=10)
+    stopped = train_model(request, signals=Stop(after))
+    assert (stopped.finished, stopped.steps) == (False, after + 1)
+    assert [row["step"] for row in log_rows()] == [10, 20][: after // 10]
+    assert not train_model(request, signals=Asked()).finished  # asked again, before it is taken
+    assert len(log_rows()) == after // 10
+    assert train_model(request).finished
+    require_same_course("model", straight)
+
+
+def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_them(
+    request_: TrainRequest, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetcli.train import validation
+
+    request, signals = replace(request_, validate_every=10), Signals()
+
+    def slowly(*words: Any) -> Iterator[Any]:
+        blocks = validation_blocks(*words)
+        yield next(blocks)
+        signals.note(SIGTERM)  # which comes between the first block and what would follow
+        yield from blocks
+
+    validation_blocks = validation.predict_blocks
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "predict_blocks", slowly)
+        stopped = train_model(request, signals=signals)
+    assert (stopped.finished, stopped.steps) == (False, 10)
+    assert (log_rows(), list(Path("model").glob("*.safetensors"))) == ([], [])
+    assert train_model(request).finished
+    require_same_course("model", straight)
+
+
+class Asked(Signals):
+    """An end was asked for from the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.note(SIGTERM)
+
+
+def require_same_course(name: str, straight: Path) -> None:
+    """Models, weights and logs are the same, but for the time it took."""
+    folders = (name, str(straight))
+    assert same(*map(state, folders))
+    assert Path(name, "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in log_rows(folder)] for folder in folders]
+    assert logs[0] == logs[1]
+
+
+def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> None:
+    train_model(replace(request_, steps=5))
+    summary = train_model(replace(request_, steps=10))
+    assert (summary.steps, summary.found_finished) == (10, False)
+    train_model(replace(request_, steps=10, output=Path("straight")))
+    assert same(state(), state("straight"))
+
+
+def test_stopped_and_gone_on_equals_straight_through_with_all_that_has_a_state(request_: TrainRequest) -> None:
+    """Average, batch normalisation, AdamW and a decaying rate with warm-up, in bfloat16."""
+    request = replace(request_, recipe="fast", optimizer=None, batch_size=2, warm_up=5, precision="bfloat16", steps=24)
+    for after in (7, 9):
+        assert not train_model(request, signals=Stop(after)).finished
+    assert train_model(request).finished
+    train_model(replace(request, output=Path("straight")))
+    ours, theirs = (Checkpoint.load(Path(name, "checkpoint.pt")) for name in ("model", "straight"))
+    assert same(ours.network, theirs.network)
+    assert ours.averaged is not None
+    assert theirs.averaged is not None
+    assert same(ours.averaged, theirs.averaged)
+    assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(
+    request_: TrainRequest, straight: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = replace(request_, validate_every=10)
+    train_model(request, signals=Stop(after=15))
+    content = bytearray(Path("model/checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("model/checkpoint.pt").write_bytes(bytes(content))
+    assert train_model(request).finished
+    assert caplog.text.count("damaged checkpoint") == 1
+    require_same_course("model", straight)
+
+
+def test_without_a_better_one_for_long_enough_it_ends_and_more_patience_goes_on(request_: TrainRequest) -> None:
+    """A rate so small that nothing changes: the first look is the best."""
+    request = replace(request_, learning_rate=1e-12, steps=30, validate_every=2, patience=3)
+    summary = train_model(request)
+    assert (summary.finished, summary.stopped_early, summary.steps, summary.best_step) == (True, True, 8, 2)
+    assert "no better one for long enough" in summary.sentence
+    assert train_model(request).found_finished
+    more = train_model(replace(request, patience=5))
+    assert (more.steps, more.stopped_early) == (12, True)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_model_is_chosen_by_the_measure_asked_for(request_: TrainRequest, measure: str) -> None:
+    summary = train_model(replace(request_, select=measure, steps=30, validate_every=6))
+    rows = log_rows()
+    values = [row[measure] for row in rows]
+    assert len(values) == 5
+    best = (max if measure in ("iou", "seg") else min)(value for value in values if value is not None)
+    assert (summary.measure, summary.best_value) == (measure, best)
+    assert summary.best_step == rows[values.index(best)]["step"]
+    assert read_header(Path(summary.model)).provenance["validation"][measure] == best
+
+
+def test_a_model_of_batch_normalisation_has_none_and_is_the_average(request_: TrainRequest) -> None:
+    summary = train_model(replace(request_, batch_norm=True, ema=0.9, steps=12))
+    kept, checkpoint = load_network(Path(summary.model)), Checkpoint.load(Path("model/checkpoint.pt"))
+    assert not kept.architecture.batch_norm
+    whole = UNet(replace(kept.architecture, batch_norm=True))
+    assert checkpoint.averaged is not None
+    whole.load_state_dict(checkpoint.averaged)
+    x = torch.randn(1, 1, 44, 48)
+    with torch.inference_mode():
+        expected = whole.eval()(x)
+        assert float((kept(x) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_figures_of_each_look_are_there_for_tensorboard(request_: TrainRequest) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_model(replace(request_, tensorboard=True, steps=4, validate_every=2))
+    events = EventAccumulator("model/tensorboard").Reload()
+    rows = log_rows()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_a_finished_training_says_so_and_changes_nothing(trained: TrainRequest) -> None:
+    before = contents(Path("model"))
+    again = train_model(replace(trained, steps=None, depth=None, base_channels=None, tile=None, device=None))
+    assert again.found_finished
+    assert "finished already, 150 steps" in again.sentence
+    assert "a larger --steps goes on" in again.sentence
+    assert contents(Path("model")) == before
+
+
+def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None:
+    raw, labels = discs()
+    write_zarr(Path("single-raw.zarr"), raw[3, :50])
+    write_zarr(Path("single-labels.zarr"), labels[3, :50])
+    pairs = (*request_.pairs, ("single-raw.zarr", "single-labels.zarr"))
+    summary = train_model(replace(request_, pairs=pairs, steps=5))
+    config = read_header(Path(summary.model)).provenance["config"]
+    assert (config["sections"], config["validation"]) == ([[0, 7], [0, 1]], [[7, 8], [1, 1]])
+    with pytest.raises(UnetcliError, match="images or labels are others"):
+        train_model(replace(request_, pairs=tuple(reversed(pairs)), sections=(0, 9), steps=5))
+
+
+def test_a_network_without_levels_and_tiles_of_one_class_alone_train_too(pictured: TrainRequest) -> None:
+    """Pictures of them have no outline to draw."""
+    labels = np.ones((4, 40, 40), np.uint8)
+    labels[:, 0, 0] = 0
+    write_zarr(Path("full.zarr"), labels)
+    write_zarr(Path("grey.zarr"), grey(4, 40, 40))
+    summary = train_model(replace(pictured, pairs=(("grey.zarr", "full.zarr"),), depth=0, tile=5, steps=3))
+    assert summary.finished
+
+
+def test_leftovers_of_a_killed_call_are_no_obstacle(request_: TrainRequest) -> None:
+    Path("model").mkdir()
+    for name in ("training.json.0123456789abcdef.partial", "lock.0123456789abcdef.partial", "lock.guard"):
+        Path("model", name).write_text("torn")
+    assert train_model(replace(request_, steps=1)).finished
+    assert not list(Path("model").glob("*.partial"))
+
+
+def test_curves_are_drawn_even_if_the_last_call_was_killed_before(pictured: TrainRequest) -> None:
+    train_model(replace(pictured, steps=2))
+    Path("model/curves.png").unlink()
+    assert train_model(replace(pictured, steps=2)).found_finished
+    assert Path("model/curves.png").exists()
+
+
+def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:
+    labels = zarr.open_array("labels.zarr", mode="r")[...].copy()
+    labels[:, 50:] = 2
+    write_zarr(Path("classes.zarr"), labels)
+    summary = train_model(replace(request_, pairs=(("raw.zarr", "classes.zarr"),), truth="classes", steps=3))
+    assert read_header(Path(summary.model)).architecture.classes == 3
+
+
+def test_a_single_image_trains_without_held_out_sections(
+    request_: TrainRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("raw", "labels"):
+        write_zarr(Path(f"one-{name}.zarr"), zarr.open_array(f"{name}.zarr", mode="r")[0])
+    with caplog.at_level("INFO", "unetcli"):
+        summary = train_model(replace(request_, pairs=(("one-raw.zarr", "one-labels.zarr"),), steps=3))
+    assert (summary.finished, summary.best_error) == (True, None)
+    assert "kept: nothing is held out to judge by" in caplog.text
+    assert "best so far" not in caplog.text
+    assert len(weights()) > 0
+
+
+def test_without_steps_the_probe_chooses_them(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unetcli.train import resolve
+
+    found: list[float] = []
+
+    def measured(training: Training) -> float:
+        found.append(pace.seconds_per_step(training))
+        return found[0]
+
+    monkeypatch.setattr(resolve, "MINUTES", 1 / 60)
+    monkeypatch.setattr(resolve, "seconds_per_step", measured)
+    started = time.perf_counter()
+    summary = train_model(replace(request_, steps=None))
+    assert summary.finished
+    assert 0 < found[0] < time.perf_counter() - started
+    assert summary.goal == max(1, float(f"{1 / found[0]:.1e}"))  # about a second's worth

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from commands import Command
+from helpers import wait_for, write_zarr
+from matplotlib.image import imread
+from numpy.typing import NDArray
+from yaozarrs import validate_zarr_store
+
+from unetcli.core.errors import UnetcliError
+from unetcli.train import lessons
+from unetcli.train.border import border_raise, loss_weights
+from unetcli.train.targets import IGNORED, TruthRules, class_weights, classes_of
+from unetcli.train.weights import WeightsRequest, WeightsSummary, write_weights
+from unetcli.volumes.opening import open_volume
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+SHAPE = (4, 61, 83)
+NAMES = {"dimension_names": ["z", "y", "x"]}
+
+
+def crowd(*shape: int) -> NDArray[np.uint16]:
+    """Sections of cells that touch here and there, more and more; the first has none."""
+    random = np.random.default_rng(0)
+    labels = np.zeros(shape, np.uint16)
+    for place, section in enumerate(labels):
+        for number in range(1, 1 + place * shape[1] * shape[2] // 200):
+            y, x = random.integers(0, shape[1]), random.integers(0, shape[2])
+            height, width = random.integers(2, 9, 2)
+            section[y : y + height, x : x + width] = number
+    return labels
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    return write_zarr(tmp_path / "labels.zarr", crowd(*SHAPE), (1, 32, 32), **NAMES)
+
+
+def write(labels: Path, **options: Any) -> WeightsSummary:
+    output = options.pop("output", labels.with_name("weights.zarr"))
+    return write_weights(WeightsRequest(labels=str(labels), output=str(output), truth="instances", **options))
+
+
+def expected(values: NDArray[np.uint16], rules: TruthRules) -> NDArray[np.float32]:
+    """Weights by the functions that work on whole sections; sections with nothing drawn have none."""
+    drawn = [bool((v[v != rules.ignore]).any()) for v in values]
+    classes = np.stack([classes_of(section, rules) for section in values])
+    counts = np.bincount(classes[drawn].ravel(), minlength=IGNORED + 1)[:2]
+    found = [
+        loss_weights(c, border_raise(v, c, rules), class_weights(counts)) * used
+        for v, c, used in zip(values, classes, drawn, strict=True)
+    ]
+    return np.stack(found)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"w0": 0.0}, {"w0": 3.0, "sigma": 2.0, "everywhere": True}, {"ignore": 1, "partial": 4}],
+    ids=lambda options: ", ".join(options) or "as the paper",
+)
+def test_the_map_holds_class_weight_and_raise_of_every_pixel(labels: Path, options: dict[str, Any]) -> None:
+    summary = write(labels, **options)
+    weights = expected(crowd(*SHAPE), TruthRules(truth="instances", **options))
+    found = open_volume(summary.output)
+    np.testing.assert_allclose(found.read(found.whole())[0], weights, rtol=1e-6)
+    assert summary.highest == pytest.approx(weights.max(), rel=1e-6)
+
+
+def test_sections_in_pieces_are_written_whole(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LARGEST", 40), ("PIECE", 32), ("TILE", 16), ("CELL_MARGIN", 30)):
+        monkeypatch.setattr(lessons, name, value)
+    monkeypatch.setattr("unetcli.train.weight_map.CHUNK", 16)
+    found = open_volume(write(labels).output)
+    weights = expected(crowd(*SHAPE), TruthRules(truth="instances"))
+    np.testing.assert_allclose(found.read(found.whole())[0], weights, rtol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_number_of_sections(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "labels.zarr", np.tile(crowd(2, 150, 200)[1:], (12, 1, 2)), (1, 150, 400), **NAMES)
+
+    def peak(sections: int) -> int:
+        tracemalloc.start()
+        write(path, sections=(0, sections), overwrite=True)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(1)  # what is loaded once
+    few, many = peak(2), peak(12)
+    one = 150 * 400 * np.dtype(np.float32).itemsize
+    assert many < few + 2 * one
+
+
+def test_the_summary_counts_what_is_in_the_sections(labels: Path) -> None:
+    summary, values = write(labels, ignore=2), crowd(*SHAPE)
+    classes = np.stack([classes_of(section, TruthRules(truth="instances", ignore=2)) for section in values])
+    assert summary.sections == (0, 4)
+    assert summary.left_out == 1
+    assert [row.pixels for row in summary.classes] == [(classes[1:] == n).sum() for n in (0, 1)]
+    assert summary.ignored == (classes == IGNORED).sum()
+    assert summary.cells == sum(len(np.unique(v[c == 1])) for v, c in zip(values, classes, strict=True))
+
+
+def test_empty_sections_are_background_where_that_is_said(labels: Path) -> None:
+    summary = write(labels, keep_empty=True)
+    values = zarr.open_array(f"{summary.output}/0", mode="r")[0]
+    assert summary.left_out == 0
+    assert np.unique(values).tolist() == pytest.approx([summary.classes[0].weight])
+
+
+def test_pixels_weigh_the_same_without_balance(labels: Path) -> None:
+    summary = write(labels, balance=False)
+    assert [row.weight for row in summary.classes] == [1, 1]
+
+
+def test_sections_lie_where_they_lie_in_the_labels(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "labels.zarr", zarr_format=3)
+    group.create_array("0", shape=SHAPE, dtype="u2", chunks=(1, 32, 32), **NAMES)[...] = crowd(*SHAPE)
+    scale, offset = [40.0, 4.0, 5.0], [7.0, 0.0, 1.0]
+    axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
+    transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": offset}]
+    image = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    summary = write(tmp_path / "labels.zarr", sections=(2, 4))
+    validate_zarr_store(summary.output)
+    found = open_volume(summary.output)
+    assert (found.axes, found.extent, found.dtype) == ("zyx", (2, 61, 83), np.float32)
+    assert list(found.voxel_size.values()) == scale
+    assert list(found.translation.values()) == [7 + 2 * 40, 0, 1]
+    assert found.units == dict.fromkeys("zyx", "nanometer")
+    all_of_them = expected(crowd(*SHAPE)[2:], TruthRules(truth="instances"))
+    np.testing.assert_allclose(found.read(found.whole())[0], all_of_them, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:<tifffile")
+def test_four_sections_of_a_tiff_that_were_stored_like_colours_are_sections(tmp_path: Path, labels: Path) -> None:
+    tifffile.imwrite(tmp_path / "labels.tif", crowd(*SHAPE))
+    both = [write(path, output=tmp_path / f"{path.suffix[1:]}.zarr") for path in (tmp_path / "labels.tif", labels)]
+    found = [open_volume(summary.output) for summary in both]
+    assert found[0].extent == SHAPE
+    assert np.array_equal(*(volume.read(volume.whole()) for volume in found))
+
+
+@pytest.mark.parametrize("truth", ["binary", "instances", "classes"])
+@pytest.mark.parametrize("shape", [(9, 7), (13, 900), (900, 13)], ids=str)
+def test_images_of_any_size_have_a_picture(tmp_path: Path, shape: tuple[int, int], truth: str) -> None:
+    values = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
+    path = write_zarr(tmp_path / "image.zarr", values)
+    output = tmp_path / "any.zarr"
+    summary = write_weights(WeightsRequest(labels=str(path), output=str(output), truth=truth, ignore=3, partial=1))
+    assert summary.picture == str(tmp_path / "any.png")
+    assert np.std(imread(summary.picture)) > 0.05
+
+
+def test_the_picture_shows_the_section_with_most_raise(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("unetcli.viz.pictures.draw_weights", lambda *what: shown.extend(what))
+    write(labels)
+    drawn, classes, weights, title, _ = shown
+    raised = [
+        border_raise(v, classes_of(v, TruthRules(truth="instances")), TruthRules(truth="instances")).sum()
+        for v in crowd(*SHAPE)
+    ]
+    place = int(np.argmax(raised))
+    assert title == f"labels.zarr: z {place}:{place + 1}, y 0:61, x 0:83"
+    assert np.array_equal(drawn, crowd(*SHAPE)[place])
+    assert classes.shape == weights.shape == drawn.shape
+
+
+def test_a_weight_map_is_replaced_only_where_that_is_asked_for(labels: Path) -> None:
+    before = write(labels)
+    with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite writes it anew"):
+        write(labels)
+    after = write(labels, w0=0.0, overwrite=True)
+    assert after.highest < before.highest
+    assert not list(labels.parent.glob("*.partial"))
+
+
+def test_nothing_of_others_is_ever_replaced(labels: Path, tmp_path: Path) -> None:
+    other = write_zarr(tmp_path / "other.zarr", np.ones((3, 4)))
+    (tmp_path / "free.png").write_text("mine")
+    for output, told in ((other, "was not written by unetcli weights"), (tmp_path / "free.zarr", "free.png: exists")):
+        with pytest.raises(UnetcliError, match=told):
+            write(labels, output=output, overwrite=True)
+    assert zarr.open_array(other, mode="r").shape == (3, 4)
+    assert (tmp_path / "free.png").read_text() == "mine"
+
+
+def test_what_predict_wrote_is_not_ours_to_replace(labels: Path, tmp_path: Path) -> None:
+    output = Path(write(labels).output)
+    document = json.loads((output / "zarr.json").read_text())
+    document["attributes"]["unetcli"]["kind"] = "probabilities"
+    (output / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(UnetcliError, match="was not written by unetcli weights"):
+        write(labels, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"w0": -1.0}, "--w0 -1: "),
+        ({"sections": (0, 9)}, r"--sections 0:9: .* has sections 0:4"),
+        ({"sections": (0, 1)}, "labels.zarr: nothing is drawn in any section; --keep-empty"),
+        ({"output": "s3://bucket/w.zarr"}, "--output s3://bucket/w.zarr: a weight map is written to a folder here"),
+        ({"output": "absent/w.zarr"}, "--output absent/w.zarr: no folder absent; make it first"),
+        ({"output": "INPUT"}, "equal to, inside or around the input"),
+        ({"output": "INPUT/w"}, "equal to, inside or around the input"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(labels: Path, options: dict[str, Any], told: str) -> None:
+    if str(options.get("output")).startswith("INPUT"):
+        options = {"output": str(options["output"]).replace("INPUT", str(labels))}
+    with pytest.raises(UnetcliError, match=told):
+        write(labels, **options)
+    assert [path.name for path in labels.parent.iterdir()] == ["labels.zarr"]
+
+
+def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    labels = write_zarr(tmp_path / "labels.zarr", np.tile(crowd(4, 200, 200), (15, 2, 2)), (1, 400, 400), **NAMES)
+    process = Command("weights", "labels.zarr", "--truth", "instances", "-o", "weights.zarr", cwd=tmp_path)
+    wait_for(lambda: any(tmp_path.glob("weights.zarr.*.partial/0/c/*/*/*")) or process.poll() is not None)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was faster than we"
+    assert not (tmp_path / "weights.zarr").exists()
+    assert len(list(tmp_path.glob("*.partial"))) == 1
+    write(labels, sections=(0, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.zarr", "weights.png", "weights.zarr"]
+
+
+def test_the_draft_of_a_living_run_stays(labels: Path) -> None:
+    from dataclasses import asdict
+
+    from unetcli.core.lock import Holder
+
+    draft = labels.with_name("weights.zarr.0123456789abcdef.partial")
+    draft.mkdir()
+    (draft / "writer.json").write_text(json.dumps(asdict(Holder.myself())))
+    write(labels)
+    assert (draft / "writer.json").exists()
+
+
+def test_the_command_prints_classes_weights_and_cells(labels: Path, unetcli: Run) -> None:
+    done = unetcli("weights", "labels.zarr", "--truth", "instances")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == ["class", "pixels", "share", "weight"]
+    assert [line[0] for line in lines[1:4]] == ["background", "foreground", "cells"]
+    assert "1 of them with nothing drawn" in done.stderr
+    told = json.loads(unetcli("weights", "labels.zarr", "--truth", "instances", "--overwrite", "--json").stdout)
+    assert told["output"] == "labels.weights.zarr"
+    assert [f"{row['pixels']:,}" for row in told["classes"]] == [line[1] for line in lines[1:3]]
+    assert str(told["cells"]) == lines[3][1]
+
+
+def test_truth_of_two_values_beside_the_ignored_one_is_binary(tmp_path: Path, unetcli: Run) -> None:
+    values = np.zeros((20, 30), np.uint8)
+    values[3:9, 4:20], values[12:] = 255, 7
+    write_zarr(tmp_path / "two.zarr", values)
+    assert "3 different values" in unetcli("weights", "two.zarr").stderr
+    done = unetcli("weights", "two.zarr", "--ignore", 7, "--json")
+    assert json.loads(done.stdout)["rules"]["truth"] == "binary"
+    assert json.loads(done.stdout)["ignored"] == 8 * 30

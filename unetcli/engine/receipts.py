@@ -1,0 +1,234 @@
+"""Receipts: one line for each finished block, in files that only grow; torn lines are ignored."""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import socket
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.core.files import Place, sync, sync_all
+
+GROUP_SECONDS, GROUP_BLOCKS = 1.0, 64
+"""Receipts wait at most this long for others, so that one sync serves many blocks."""
+DONE, VOID = "done", "void"
+BYTES_AT_ONCE = 2**22
+"""Of a receipts file, parsed together: memory stays flat for any number of lines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """This block is complete, at this attempt, with this checksum, cost and place."""
+
+    block: int
+    attempt: int
+    state: str
+    """``done``, or ``void``: what earlier attempts wrote is to be redone."""
+    checksum: str
+    """XXH3 (128 bits, hexadecimal) of the decoded voxels, clipped to the volume, in C order; ``-`` when void."""
+    tile: int
+    """Side of the tile used: the plan's, or a smaller one that memory allowed; 0 where all was skipped."""
+    read_seconds: float
+    forward_seconds: float
+    write_seconds: float
+    device: str
+    host: str
+    job: str
+
+    def to_line(self) -> str:
+        """Fields separated by blanks, the CRC-32 of all before it last.
+
+        >>> receipt = Receipt(block=3, attempt=1, state="done", checksum="a1", tile=572, read_seconds=0.1,
+        ...     forward_seconds=2.0, write_seconds=0.03, device="cpu", host="node1", job="-")
+        >>> receipt.to_line()
+        '3 1 done a1 572 0.100 2.000 0.030 cpu node1 - 6dc11a58\\n'
+        >>> Receipt.from_line(receipt.to_line()) == receipt
+        True
+        """
+        words = [f"{v:.3f}" if isinstance(v, float) else str(v).replace(" ", "_") for v in astuple(self)]
+        body = " ".join(words)
+        return f"{body} {zlib.crc32(body.encode()):08x}\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Receipt | None:
+        """The receipt, or None for a line that was torn by a crash."""
+        body, _, crc = line.rstrip("\n").rpartition(" ")
+        words = body.split(" ")
+        if len(words) != len(_TYPES) or crc != f"{zlib.crc32(body.encode()):08x}":
+            return None
+        return cls(**{name: kind(word) for (name, kind), word in zip(_TYPES.items(), words, strict=True)})
+
+
+_TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(Receipt)}
+
+
+def read_receipts(folder: Path) -> Iterator[Receipt]:
+    """Every receipt of a run, in no order, with all its fields; :class:`Ledger` is faster and knows which count."""
+    for path in sorted(folder.glob("*.txt")):
+        with path.open(errors="replace") as lines:
+            whole = (line for line in lines if line.endswith("\n"))
+            yield from filter(None, map(Receipt.from_line, whole))
+
+
+class Ledger:
+    """What the receipts of a run say of each block, as arrays; a refresh reads only what was appended.
+
+    The highest attempt of a block counts, whether it says done or void. Made for runs of 10^6 blocks and more.
+    """
+
+    def __init__(self, folder: Path, blocks: int) -> None:
+        self.folder = folder
+        self.attempts = np.zeros(blocks, np.int32)
+        self.done = np.zeros(blocks, np.bool_)
+        self.checksums = np.zeros(blocks, "V16")
+        """16 bytes each."""
+        self.host = np.full(blocks, -1, np.int32)
+        """Which of ``hosts`` made the block; -1: none."""
+        self.lines = 0
+        """Receipts read so far; more than there are blocks where some were made again."""
+        self._numbers: dict[bytes, int] = {}
+        self._offsets: dict[str, int] = {}
+
+    @property
+    def missing(self) -> NDArray[np.intp]:
+        """Blocks without a receipt that counts, rising."""
+        return np.flatnonzero(~self.done)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.done.all())
+
+    def checksum(self, block: int) -> str:
+        """What the receipt of a block says that it made."""
+        told: bytes = self.checksums[block].tobytes()
+        return told.hex()
+
+    def refresh(self) -> Self:
+        """Take in what was appended since the last look."""
+        with os.scandir(self.folder) as entries:
+            sizes = {entry.path: entry.stat().st_size for entry in entries if entry.name.endswith(".txt")}
+        if not self._offsets.keys() <= sizes.keys():
+            self._forget()  # the run was begun anew
+        for path in sorted(path for path, size in sizes.items() if size > self._offsets.get(path, 0)):
+            self._read(path)
+        return self
+
+    def _forget(self) -> None:
+        self.attempts[:], self.done[:], self.checksums[:], self.host[:] = 0, False, np.zeros((), "V16"), -1
+        self._offsets.clear()
+
+    def _read(self, path: str) -> None:
+        with open(path, "rb") as file:  # noqa: PTH123 - a path for each of many files is slow
+            file.seek(self._offsets.get(path, 0))
+            while lines := [line for line in file.readlines(BYTES_AT_ONCE) if line.endswith(b"\n")]:
+                self._offsets[path] = self._offsets.get(path, 0) + sum(map(len, lines))
+                self._take(lines)
+
+    def _take(self, lines: Iterable[bytes]) -> None:
+        rows = [row for row in map(_words, lines) if row is not None and row[0] < len(self.done)]
+        if not rows:
+            return
+        self.lines += len(rows)
+        # Of equal attempts the last one counts, a void last of all: sorted so, what comes later overwrites.
+        rows.sort(key=lambda row: (row[1], row[2] == b"void"))
+        blocks, attempts, states, sums, hosts = zip(*rows, strict=True)
+        numbers, tried = np.array(blocks), np.array(attempts, np.int32)
+        newer = tried >= self.attempts[numbers]
+        numbers = numbers[newer]
+        self.attempts[numbers] = tried[newer]
+        self.done[numbers] = (np.array(states) == b"done")[newer]
+        self.checksums[numbers] = np.frombuffer(b"".join(map(_bytes, sums)), "V16")[newer]
+        self.host[numbers] = np.array([self._numbers.setdefault(host, len(self._numbers)) for host in hosts])[newer]
+
+    def finished_by(self, host: str) -> bool:
+        """Whether a block that counts was made on that host."""
+        number = self._numbers.get(host.replace(" ", "_").encode(), -2)
+        return bool((self.done & (self.host == number)).any())
+
+    def made_by(self, host: str) -> NDArray[np.bool_]:
+        """The blocks whose receipt that counts is of that host."""
+        made: NDArray[np.bool_] = self.host == self._numbers.get(host.replace(" ", "_").encode(), -2)
+        return made
+
+    @property
+    def hosts(self) -> list[str]:
+        """Names of the hosts that ``host`` counts."""
+        return [name.decode(errors="replace") for name in self._numbers]
+
+
+def _words(line: bytes) -> tuple[int, int, bytes, bytes, bytes] | None:
+    """Block, attempt, state, checksum and host of a line; None where it is torn."""
+    body, _, crc = line.rstrip(b"\n").rpartition(b" ")
+    words = body.split(b" ")
+    if len(words) != len(_TYPES) or crc != b"%08x" % zlib.crc32(body):
+        return None
+    return int(words[0]), int(words[1]), words[2], words[3], words[9]
+
+
+def _bytes(checksum: bytes) -> bytes:
+    return bytes.fromhex(checksum.decode()) if len(checksum) == 32 else bytes(16)
+
+
+def worker_name() -> str:
+    """The name of this process's own files in run folders: a worker called 10,000 times leaves as many as one."""
+    return _worker_name(os.getpid())
+
+
+@functools.cache
+def _worker_name(pid: int) -> str:
+    return f"{socket.gethostname()}-{pid}-{secrets.token_hex(4)}"
+
+
+def _ends_whole(file: BinaryIO) -> bool:
+    """Whether the last line of a file is not torn, as a full disk leaves it."""
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+class ReceiptBook:
+    """A worker's own receipts file, in ``folder``; all books of a process share one.
+
+    Data, all below ``data``, reach the disk before the receipt that vouches for them.
+    """
+
+    def __init__(self, folder: Path, data: Place) -> None:
+        self.data = Path(data)  # of a remote place nothing is ever synced
+        self.path = folder / f"{worker_name()}.txt"
+        self._waiting: list[Receipt] = []
+        self._unsynced: list[Path] = []
+        self._last_commit = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.commit()
+
+    def add(self, receipt: Receipt, written: Iterable[Path] = ()) -> None:
+        """Note a block whose data are in ``written``; the receipt is stored with the next group."""
+        self._waiting.append(receipt)
+        self._unsynced += written
+        if len(self._waiting) >= GROUP_BLOCKS or time.monotonic() - self._last_commit > GROUP_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Sync the data, then append their receipts and sync those."""
+        if not self._waiting:
+            return
+        sync_all(self._unsynced, self.data)
+        with self.path.open("a+b") as file:
+            lines = "".join(receipt.to_line() for receipt in self._waiting).encode()
+            file.write(lines if _ends_whole(file) else b"\n" + lines)
+        sync(self.path)
+        self._waiting, self._unsynced, self._last_commit = [], [], time.monotonic()

@@ -1,0 +1,251 @@
+"""The run folder: plan, receipts, logs and the launcher's lock, at ``<store>.run/<step>/``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import Place, drafts, is_remote, publish, remove, remove_aside, replacing
+from unetcli.core.lock import hold, require_free
+from unetcli.engine.ownership import LOCK_NAMES, MARKER, claim, mark, renew, sweep_beside
+from unetcli.engine.receipts import Ledger
+from unetcli.executors.slurm.journal import JobBook
+from unetcli.planning.plan import Plan
+
+CLAIMS = 50
+"""How often a launcher claims a run folder that others delete at the same moment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a run's data lie: what a worker needs beside the plan."""
+
+    volume: str
+    model: str
+    output: str
+    mask: str | None = None
+    device: str | None = None
+    """Which one of the plan's kind, where the user said so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """The blocks' division into shares, and which elements of a job array they are."""
+
+    count: int
+    first: int = 0
+    """Array index of share 0."""
+    step: int = 1
+    """Between the array indices of neighbouring shares."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Owns every path of one step of one output."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, store: Place, step: str = "predict") -> RunFolder:
+        """Beside the store; a remote one has to have it elsewhere."""
+        if is_remote(store):
+            raise UnetcliError(f"{store}: --run-folder FOLDER names a place on this file system for plan and receipts")
+        return cls(Path(f"{os.path.abspath(store)}.run") / step)  # noqa: PTH100 - resolves no links
+
+    def of_step(self, step: str) -> RunFolder:
+        """The folder of another step of the same output: beside ``predict``, else inside a folder that a user named."""
+        return RunFolder((self.path.parent if self.path.name == "predict" else self.path) / step)
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def receipts(self) -> Path:
+        return self.path / "receipts"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def troubles(self) -> Path:
+        """Blocks that failed or were set aside, a JSON line each; see :mod:`unetcli.engine.troubles`."""
+        return self.path / "troubles"
+
+    @property
+    def workers(self) -> Path:
+        """Heartbeats."""
+        return self.path / "workers"
+
+    @property
+    def canaries(self) -> Path:
+        """One file per host whose results were compared with another's."""
+        return self.path / "canaries"
+
+    @property
+    def stop(self) -> Path:
+        """Exists when no worker shall begin another block; says why."""
+        return self.path / "stop"
+
+    @property
+    def places_file(self) -> Path:
+        return self.path / "places.json"
+
+    @property
+    def shares_file(self) -> Path:
+        """The number of shares; see :class:`Division`."""
+        return self.path / "shares.json"
+
+    @property
+    def dask_jobs_file(self) -> Path:
+        """Names of worker jobs on SLURM that a Dask scheduler of the launcher has."""
+        return self.path / "dask-jobs.txt"
+
+    @property
+    def tls(self) -> Path:
+        """The certificate of a Dask scheduler of the launcher."""
+        return self.path / "tls"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that exist while a run does."""
+        return (self.receipts, self.logs, self.troubles, self.workers, self.canaries)
+
+    @property
+    def contents(self) -> list[Path]:
+        """What the engine keeps here for any step, beside marker and locks. The plan comes first."""
+        files = (self.plan_file, self.places_file, self.shares_file, self.stop, self.dask_jobs_file)
+        return [*files, JobBook(self.path).file, *self.folders, self.tls]
+
+    def make(self) -> None:
+        """Create the folders; existing ones stay."""
+        for folder in self.folders:
+            folder.mkdir(exist_ok=True)
+
+    def plan(self) -> Plan | None:
+        """The frozen plan, or None where none was published."""
+        try:
+            return Plan.from_json(self.plan_file.read_text())
+        except FileNotFoundError:
+            return None
+
+    def publish_plan(self, plan: Plan) -> Plan:
+        """Freeze the plan; returns the one that holds, which is an earlier one where another launcher was faster."""
+        publish(self.plan_file, plan.to_json())
+        frozen = self.plan()
+        assert frozen is not None
+        return frozen
+
+    def places(self) -> Places:
+        """Where the run's data are now."""
+        return Places(**json.loads(self.places_file.read_text()))
+
+    def tell_places(self, places: Places) -> None:
+        """Note where the data are, for workers; paths may change between two launches, the plan does not."""
+        with replacing(self.places_file) as draft:
+            draft.write_text(json.dumps(asdict(places), indent=1))
+
+    def ledger(self, blocks: int) -> Ledger:
+        """What the receipts say by now."""
+        return Ledger(self.receipts, blocks).refresh()
+
+    def forget_receipts(self) -> None:
+        """Drop all receipts: nothing they vouch for exists any more."""
+        remove_aside(self.receipts)
+        self.forget_troubles()
+
+    def forget_troubles(self) -> None:
+        """Drop what went wrong before: it is tried again."""
+        self.stop.unlink(missing_ok=True)
+        for folder in (self.troubles, self.workers):
+            remove_aside(folder)
+        self.make()
+
+    def forget_run(self) -> None:
+        """Drop plan, receipts and logs. The plan goes first: without it nothing else is ever trusted.
+
+        The marker stays: the folder is still ours, wherever this is killed.
+        """
+        self.plan_file.unlink(missing_ok=True)
+        self.shares_file.unlink(missing_ok=True)
+        for folder in (self.logs, self.canaries):
+            remove_aside(folder)
+        self.forget_receipts()
+        renew(self.path)
+
+    @contextmanager
+    def launcher(
+        self,
+        step: str,
+        own: Sequence[Path] = (),
+        *,
+        overwrite: bool = False,
+        take_over: bool = False,
+        wait: float = 0,
+    ) -> Iterator[None]:
+        """Claim the folder for a step, then hold the launcher's lock: one launcher per output.
+
+        See :func:`unetcli.engine.ownership.claim` and :func:`unetcli.core.lock.hold`. Leftovers of killed launchers are
+        deleted; ``own`` is what the step keeps in the folder beside :attr:`contents`.
+        """
+        with ExitStack() as held:
+            for left in reversed(range(CLAIMS)):
+                try:
+                    claim(self.path, step, overwrite=overwrite)
+                    held.enter_context(hold(self.lock, take_over=take_over, wait=wait))
+                    mark(self.path, step, overwrite=overwrite)
+                    break
+                except FileNotFoundError:  # who held the lock was an evaluation, which has deleted the folder
+                    held.close()
+                    if not left:
+                        raise
+            sweep_beside(self.path, step, [path.name for path in (*self.contents, *own)])
+            self.sweep(own)
+            self.make()
+            yield
+
+    def sweep(self, own: Sequence[Path] = ()) -> None:
+        """Delete what killed launchers left unfinished directly in the folder. The caller holds the lock.
+
+        Drafts with these names are of launchers, who write under the lock or cope with the loss (:func:`publish`).
+        """
+        names = [path.name for path in (*self.contents, *own)]
+        for draft in drafts(self.path, MARKER, *LOCK_NAMES, "share-*.lock", *names):
+            remove(draft)
+
+    def sweep_workers(self) -> None:
+        """Delete what killed workers left unfinished; only if no worker lives."""
+        for folder in (self.workers, self.canaries, *self.logs.glob("slurm/*/outcomes")):
+            for draft in drafts(folder, "*.json"):
+                remove(draft)
+
+    def share_lock(self, number: int) -> Path:
+        """Held by the process that works on that share."""
+        return self.path / f"share-{number}.lock"
+
+    def require_no_shares(self, *, take_over: bool = False) -> None:
+        """Raise where a process with ``--share`` works on this output and is not provably gone."""
+        for path in sorted(self.path.glob("share-*.lock")):
+            require_free(path, take_over=take_over)
+
+    def division(self) -> Division | None:
+        """Into how many shares the blocks were divided, or None where nobody asked for shares yet."""
+        try:
+            return Division(**json.loads((self.shares_file).read_text()))
+        except FileNotFoundError:
+            return None
+
+    def publish_division(self, division: Division) -> Division:
+        """Freeze the number of shares; returns the one that holds."""
+        publish(self.shares_file, json.dumps(asdict(division)))
+        return self.division() or division

@@ -1,0 +1,1 @@
+"""Shares as batches of a Dask cluster."""

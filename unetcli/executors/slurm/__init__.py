@@ -1,0 +1,1 @@
+"""Shares as elements of a SLURM job array."""

@@ -1,0 +1,203 @@
+"""What a job asks of SLURM: from a profile in TOML and options, in SLURM's own words."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from unetcli.core.errors import UnetcliError
+
+TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
+MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
+RESERVED = {
+    "array": "the blocks decide how many elements there are; --blocks-per-job, --max-running",
+    "output": "logs are in the run folder",
+    "error": "logs are in the run folder",
+    "nodes": "every job is one process on one node; those of train have --nodes",
+    "ntasks": "every job is one process on one node; those of train have --tasks-per-node",
+    "ntasks-per-node": "every job is one process on one node; those of train have --tasks-per-node",
+    "job-name": "jobs are found again by it",
+    "wrap": "the job runs unetcli",
+}
+"""sbatch options that unetcli sets itself, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmRequest:
+    """One job's request; None leaves the choice to the site. Values are written as for ``sbatch``."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    """``30`` (minutes), ``04:00:00`` or ``1-00:00:00``."""
+    gpus: str | None = None
+    """``1`` or ``a100:1``."""
+    gres: str | None = None
+    """``gpu:1``, for sites that want it so."""
+    mem: str | None = None
+    """``16G``; a bare number is megabytes."""
+    cpus_per_task: int | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    setup: tuple[str, ...] = ()
+    """Lines of shell before unetcli starts, as in ``module load cuda``."""
+    max_running: int | None = None
+    """Of one array's jobs at a time."""
+    blocks_per_job: int | None = None
+    extra: tuple[tuple[str, str], ...] = ()
+    """Any other option of ``sbatch``, without its dashes; the value ``true`` is a bare flag."""
+
+    def __post_init__(self) -> None:
+        if self.time is not None:
+            minutes(self.time)
+        if self.mem is not None and not MEMORY.fullmatch(self.mem):
+            raise UnetcliError(f"mem: {self.mem!r} is no amount of memory; SLURM writes 16G or 500M")
+        for name in ("cpus_per_task", "max_running", "blocks_per_job"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UnetcliError(f"{name}: {value} is too few; 1 or more")
+        for name, _ in self.extra:
+            if reason := RESERVED.get(name):
+                raise UnetcliError(f"slurm option {name}: set by unetcli ({reason})")
+            if name.replace("-", "_") in FIELDS:
+                raise UnetcliError(f"slurm option {name}: has an option of its own, --{name}")
+
+    @classmethod
+    def load(cls, profile: Path | None = None, **options: Any) -> SlurmRequest:
+        """The profile's request with options put over it; options that are None or empty leave it as it is.
+
+        Raises
+        ------
+        UnetcliError
+            The profile cannot be read, or a key or value is none of ours; the message names those that are.
+        """
+        values = read_profile(profile) if profile else {}
+        given = {name: value for name, value in options.items() if value not in (None, (), [], {})}
+        extra = _pairs(values.pop("extra", {}), profile) + _pairs(given.pop("extra", {}), profile)
+        return cls(**_typed({**values, **given}, profile), extra=tuple(dict(extra).items()))
+
+    @property
+    def limit_minutes(self) -> int | None:
+        return None if self.time is None else minutes(self.time)
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the job asks for a GPU, in whichever of the sites' ways."""
+        named = dict(self.extra)
+        return bool(self.gpus or "gpu" in (self.gres or "") or any(name.startswith("gpus-per-") for name in named))
+
+    def with_extra(self, name: str, value: object) -> SlurmRequest:
+        """The same with another option of ``sbatch``."""
+        return replace(self, extra=(*self.extra, (name, str(value))))
+
+    def without(self, hosts: str) -> SlurmRequest:
+        """The same, and not on these hosts."""
+        return replace(self, exclude=",".join(filter(None, [self.exclude, hosts])))
+
+    def options(self) -> dict[str, str]:
+        """sbatch's long options, without dashes before them.
+
+        >>> SlurmRequest(gpus="a100:1", mem="16G", extra=(("reservation", "course"),)).options()
+        {'gpus': 'a100:1', 'mem': '16G', 'reservation': 'course'}
+        """
+        told = {name: getattr(self, name) for name in SBATCH_FIELDS}
+        named = {name.replace("_", "-"): str(value) for name, value in told.items() if value is not None}
+        return named | dict(self.extra)
+
+    def submitit_parameters(self) -> dict[str, Any]:
+        """For submitit's SLURM executor; it writes what it does not know by name as given."""
+        options: dict[str, Any] = {name: True if value == "true" else value for name, value in self.options().items()}
+        return {
+            "time": self.limit_minutes,
+            "setup": list(self.setup) or None,
+            "wckey": None,  # submitit's own is refused by sites that keep a list
+            # since 22.05 a step does not inherit the CPUs of its job
+            "srun_args": [f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else None,
+            "stderr_to_stdout": True,
+            "additional_parameters": {"requeue": True, **options},
+        }
+
+
+FIELDS = tuple(field.name for field in fields(SlurmRequest))
+SBATCH_FIELDS = ("partition", "account", "qos", "time", "gpus", "gres", "mem", "cpus_per_task", "constraint", "exclude")
+NUMBERS = ("cpus_per_task", "max_running", "blocks_per_job")
+
+
+def minutes(time: str) -> int:
+    """A time limit as SLURM writes it, in minutes rounded up.
+
+    >>> minutes("30"), minutes("04:00:00"), minutes("1-00:00:00"), minutes("2-12"), minutes("90:30")
+    (30, 240, 1440, 3600, 91)
+    """
+    found = TIME.fullmatch(time.strip())
+    if not found or (found["days"] is None and not int(time.replace(":", ""))):
+        raise UnetcliError(f"time: {time!r} is no time limit; SLURM writes 30 (minutes), 04:00:00 or 1-00:00:00")
+    parts = [int(part) for part in found["fields"].split(":")]
+    if found["days"] is not None or len(parts) == 3:  # hours[:minutes[:seconds]]
+        hours, mins, seconds = [*parts, 0, 0][:3]
+    else:  # minutes[:seconds]
+        hours, (mins, seconds) = 0, [*parts, 0][:2]
+    return int(found["days"] or 0) * 1440 + hours * 60 + mins + (seconds > 0)
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """Keys of a TOML profile, dashes as underscores."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UnetcliError(f"{path}: no such profile; slurm/gpu.toml is an example") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UnetcliError(f"{path}: cannot be read as TOML: {error}") from None
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def parse_extra(words: list[str]) -> dict[str, str]:
+    """``--slurm key=value`` options; a key alone is a flag.
+
+    >>> parse_extra(["reservation=course", "exclusive", "--nice=10"])
+    {'reservation': 'course', 'exclusive': 'true', 'nice': '10'}
+    """
+    pairs = (word.removeprefix("--").partition("=") for word in words)
+    return {key: value if equals else "true" for key, equals, value in pairs}
+
+
+def _typed(values: Mapping[str, Any], profile: Path | None) -> dict[str, Any]:
+    if unknown := sorted(set(values) - set(FIELDS)):
+        known = ", ".join(name.replace("_", "-") for name in FIELDS)
+        raise UnetcliError(f"{_where(profile)}: unknown key {unknown[0]!r}; known are {known}; others go under [extra]")
+    return {name: _value(name, value, profile) for name, value in values.items()}
+
+
+def _value(name: str, value: Any, profile: Path | None) -> Any:
+    """Numbers stay numbers, setup is lines, all else is text as sbatch takes it."""
+    if name == "setup":
+        lines = value.splitlines() if isinstance(value, str) else value
+        if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+            raise UnetcliError(
+                f"{_where(profile)}: setup is {value!r}; lines of shell would do, as in ['module load cuda']"
+            )
+        return tuple(lines)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UnetcliError(f"{_where(profile)}: {name} is {value!r}; text or a whole number would do")
+    if name not in NUMBERS:
+        return str(value)
+    try:
+        return int(value)
+    except ValueError:
+        raise UnetcliError(f"{_where(profile)}: {name} is {value!r}; a whole number would do") from None
+
+
+def _pairs(extra: Any, profile: Path | None) -> tuple[tuple[str, str], ...]:
+    if not isinstance(extra, Mapping):
+        raise UnetcliError(f"{_where(profile)}: extra is {extra!r}; a table [extra] would do")
+    texts = {str(key).replace("_", "-"): value for key, value in extra.items()}
+    return tuple((key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in texts.items())
+
+
+def _where(profile: Path | None) -> str:
+    return str(profile) if profile else "SLURM options"

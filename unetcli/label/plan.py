@@ -1,0 +1,268 @@
+"""The plan of a labelling: which block finds, merges, renumbers and halves what. Integers and frozen choices."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.core.errors import UnetcliError
+from unetcli.core.geometry import Box, ceil_to
+from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.planning.stages import Stage
+from unetcli.planning.stages import pending as pending_of
+
+KEY, VERSION = "unetcli_labels", 2
+"""What a plan begins with."""
+METHODS = ("components", "watershed")
+LANDSCAPES = ("distance", "probability")
+BLOCK_VOXELS = {"components": 2**24, "watershed": 2**22}
+"""About the most in a block; see :func:`unetcli.label.finding.working_bytes`."""
+
+
+LONGEST_REACH = 1000
+FIND, MERGE, NUMBER, LEVEL = "find", "merge", "number", "level"
+"""The stages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What shows in the labels."""
+
+    method: str = "components"
+    threshold: float = 0.5
+    """Foreground is what is strictly above."""
+    three_d: bool = False
+    connectivity: int = 4
+    min_size: int = 0
+    """Voxels; smaller objects are removed."""
+    channel: int = 0
+    landscape: str = "distance"
+    """What the watershed floods: the distance to the background, or the probability."""
+    depth: float = 1.5
+    """How far a pass between two objects lies below the lower of their peaks, at least: voxels, or probability."""
+    reach: int = 64
+    """Voxels: greater distances count as this one."""
+    smoothing: float = 2.0
+    """Voxels: standard deviation of the Gaussian over the probability."""
+
+    def __post_init__(self) -> None:
+        self._one_of("method", METHODS)
+        self._one_of("landscape", LANDSCAPES)
+        if not 0 <= self.threshold < 1:
+            raise UnetcliError(f"--threshold {self.threshold}: expected a probability from 0 up to, not with, 1")
+        for name, low in (("min_size", 0), ("depth", 0), ("reach", 1), ("smoothing", 0)):
+            if not (math.isfinite(value := getattr(self, name)) and value >= low):
+                raise UnetcliError(f"--{name.replace('_', '-')} {value}: expected {low} or more")
+
+        if self.reach > LONGEST_REACH:
+            raise UnetcliError(f"--reach {self.reach}: expected at most {LONGEST_REACH}")
+
+    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
+        if getattr(self, name) not in known:
+            raise UnetcliError(f"--{name} {getattr(self, name)}: expected {' or '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPlan:
+    """Blocks that cover a prediction once; their edges lie on chunk edges of the labels, which are the prediction's.
+
+    Sizes in voxels, axes in array order, without the channel axis. Numbers go on from stage to stage: ``blocks`` are
+    found, one merges them, ``blocks`` are renumbered, and those of the coarser levels follow.
+    """
+
+    axes: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    write_chunks: tuple[int, ...]
+    block_shape: tuple[int, ...]
+    zarr_format: int
+    levels: int
+    voxel_size: tuple[float, ...]
+    settings: Settings
+    automatic: bool
+    """Whether the threshold was chosen by a truth."""
+    prediction: str
+    """Fingerprint."""
+    intensity: str | None
+    """Fingerprint of the volume whose mean is taken over each object; None: the prediction's is."""
+    of_incomplete: bool = False
+    """Whether the prediction was not finished, so that these labels are not those of the whole."""
+
+    def __post_init__(self) -> None:
+        for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
+            if block % chunk:
+                raise UnetcliError(f"block of {block} along {axis} is no multiple of the labels' chunk {chunk}")
+
+    @property
+    def joined(self) -> str:
+        """The axes along which voxels may touch."""
+        return "".join(axis for axis in self.axes if axis in ("zyx" if self.settings.three_d else "yx"))
+
+    @functools.cached_property
+    def grid(self) -> tuple[int, ...]:
+        """Number of blocks along each axis."""
+        return tuple(math.ceil(n / side) for n, side in zip(self.shape, self.block_shape, strict=True))
+
+    @property
+    def pieces(self) -> int:
+        """Blocks that the volume is cut into."""
+        return math.prod(self.grid)
+
+    @functools.cached_property
+    def pyramid(self) -> PyramidPlan:
+        return PyramidPlan(
+            axes=self.axes,
+            shape=self.shape,
+            chunks=self.chunks,
+            write_chunks=self.write_chunks,
+            outputs=1,
+            levels=self.levels,
+        )
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """To be run one after the other; the blocks of each in any order, by anyone."""
+        n = self.pieces
+        coarser = [
+            Stage(LEVEL, range(self.before_levels + stage.blocks.start, self.before_levels + stage.blocks.stop))
+            for stage in self.pyramid.stages
+        ]
+        return (
+            Stage(FIND, range(n)),
+            Stage(MERGE, range(n, n + 1)),
+            Stage(NUMBER, range(n + 1, 2 * n + 1)),
+            *coarser,
+        )
+
+    @property
+    def before_levels(self) -> int:
+        """Blocks of all stages but the coarser levels'."""
+        return 2 * self.pieces + 1
+
+    @property
+    def blocks(self) -> int:
+        """Of all stages."""
+        return self.stages[-1].blocks.stop
+
+    def stage(self, number: int) -> Stage:
+        """The stage of a block."""
+        found = next((stage for stage in self.stages if number in stage.blocks), None)
+        if found is None:
+            raise IndexError(f"block {number} of {self.blocks}")
+        return found
+
+    def place(self, piece: int) -> tuple[int, ...]:
+        """Where a piece lies in the grid; pieces are counted in C order."""
+        return tuple(int(i) for i in np.unravel_index(piece, self.grid))
+
+    def box(self, piece: int) -> Box:
+        """The voxels of a piece."""
+        start = tuple(i * side for i, side in zip(self.place(piece), self.block_shape, strict=True))
+        stop = tuple(a + side for a, side in zip(start, self.block_shape, strict=True))
+        return Box(start, stop).clipped(Box.of_shape(self.shape))
+
+    def neighbours(self, piece: int, side: int) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Steps to the pieces that may share objects, later (side 1) or earlier (-1) ones, and their numbers."""
+        place = self.place(piece)
+        choices = [(0, side) if axis in self.joined else (0,) for axis in self.axes]
+        for step in itertools.product(*choices):
+            other = tuple(i + d for i, d in zip(place, step, strict=True))
+            if any(step) and all(0 <= i < n for i, n in zip(other, self.grid, strict=True)):
+                yield step, int(np.ravel_multi_index(other, self.grid))
+
+    def extended(self, piece: int) -> Box:
+        """A piece and the voxels right behind it along the axes where voxels may touch."""
+        box = self.box(piece)
+        stop = tuple(b + 1 if axis in self.joined else b for axis, b in zip(self.axes, box.stop, strict=True))
+        return Box(box.start, stop).clipped(Box.of_shape(self.shape))
+
+    def voxels(self, blocks: NDArray[np.bool_]) -> int:
+        """Voxels that the blocks of a mask over ``range(self.blocks)`` go through, if none were cut at an edge."""
+        n, last = self.pieces, self.before_levels
+        once = np.count_nonzero(blocks[:n]) + np.count_nonzero(blocks[n + 1 : last])
+        return int(once) * math.prod(self.block_shape) + self.pyramid.voxels(blocks[last:])
+
+    def voxels_of(self, number: int) -> int:
+        """Voxels that one block goes through."""
+        stage = self.stage(number)
+        if stage.name in (FIND, NUMBER):
+            return self.box(number - stage.blocks.start).size
+        return self.pyramid.block(number - self.before_levels).box.size if stage.name == LEVEL else 0
+
+    def in_folder(self, stage: Stage) -> bool:
+        """Whether what the blocks of a stage make lies in the run folder, and not in the labels."""
+        return stage.name in (FIND, MERGE)
+
+    def pending(self, missing: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Of rising missing blocks, those that can be worked off now."""
+        return pending_of(self.stages, missing)
+
+    def to_json(self) -> str:
+        return json.dumps({KEY: VERSION, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> LabelPlan:
+        values: dict[str, Any] = json.loads(text)
+        if (found := values.pop(KEY, None)) != VERSION:
+            raise UnetcliError(
+                f"plan of labels of version {found}, this unetcli reads version {VERSION}; --overwrite starts anew"
+            )
+        for name in ("shape", "chunks", "write_chunks", "block_shape", "voxel_size"):
+            values[name] = tuple(values[name])
+        return cls(**{**values, "settings": Settings(**values["settings"])})
+
+
+def differences(old: LabelPlan, new: LabelPlan) -> list[str]:
+    """What two plans do differently, one phrase each."""
+    told = [
+        f"{field.name.replace('_', '-')} {value} (was {before})"
+        for field in fields(Settings)
+        if (value := getattr(new.settings, field.name)) != (before := getattr(old.settings, field.name))
+    ]
+    told += [
+        f"{name.replace('_', ' ')} {getattr(new, name)} (was {getattr(old, name)})"
+        for name in ("shape", "levels", "zarr_format", "write_chunks", "block_shape")
+        if getattr(new, name) != getattr(old, name)
+    ]
+    told += [
+        f"the {name} is another" for name in ("prediction", "intensity") if getattr(new, name) != getattr(old, name)
+    ]
+    if old.of_incomplete and not new.of_incomplete:
+        told.append("the prediction is complete now, and was not")
+    return told
+
+
+def choose_block(
+    shape: tuple[int, ...], axes: str, write_chunks: tuple[int, ...], limit: int, *, three_d: bool
+) -> tuple[int, ...]:
+    """Whole chunks (shards), as many as the limit of voxels allows: planes first, or cubes in three dimensions.
+
+    >>> choose_block((90, 3000, 2000), "zyx", (1, 512, 512), 2**24, three_d=False)
+    (2, 3072, 2048)
+    >>> choose_block((900, 3000, 2000), "zyx", (1, 512, 512), 2**24, three_d=True)
+    (64, 512, 512)
+    """
+    block = [min(side, ceil_to(n, side)) for n, side in zip(shape, write_chunks, strict=True)]
+    groups = [("zyx" if three_d else "yx"), ("t" if three_d else "z"), "t"]
+    for group in groups:
+        while growing := [
+            place
+            for place, axis in enumerate(axes)
+            if axis in group and block[place] < shape[place] and _doubled(block, place, shape, write_chunks) <= limit
+        ]:
+            place = min(growing, key=lambda p: (block[p], -p))
+            block[place] = min(2 * block[place], ceil_to(shape[place], write_chunks[place]))
+    return tuple(block)
+
+
+def _doubled(block: list[int], place: int, shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
+    grown = min(2 * block[place], ceil_to(shape[place], chunks[place]))
+    return math.prod(block) // block[place] * grown

@@ -1,0 +1,109 @@
+"""The model file: weights with all that is needed to use them in its header; safetensors, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import replacing
+from unetcli.core.intensity import PerChannel, stored
+from unetcli.model.architecture import Architecture
+
+if TYPE_CHECKING:
+    from unetcli.model.network import UNet
+
+FILE_NAME = "model.safetensors"
+HEADER_KEY = "unetcli"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensity:
+    """Grey values of the training images."""
+
+    dtype: str
+    mean: PerChannel
+    std: PerChannel
+    """Never zero: 1 where all values are equal."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, stored(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelHeader:
+    """What a model is, readable without torch."""
+
+    architecture: Architecture
+    class_names: tuple[str, ...]
+    intensity: Intensity
+    provenance: dict[str, Any]
+
+    def to_json(self) -> str:
+        return json.dumps({"version": VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelHeader:
+        values = json.loads(text)
+        if values["version"] != VERSION:
+            raise UnetcliError(f"model of version {values['version']}, this unetcli reads version {VERSION}")
+        return cls(
+            architecture=Architecture.from_dict(values["architecture"]),
+            class_names=tuple(values["class_names"]),
+            intensity=Intensity(**values["intensity"]),
+            provenance=values["provenance"],
+        )
+
+
+def find_model(named: Path | None = None) -> Path:
+    """The model file: the one named, else ``$UNETCLI_MODEL``, else ``./model``. A folder means its model file."""
+    path = named or Path(os.environ.get("UNETCLI_MODEL") or "model")
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise UnetcliError(f"{file}: no model; `unetcli train RAW LABELS` makes ./model, --model names another")
+    return file
+
+
+def read_header(file: Path) -> ModelHeader:
+    """The header of a model file, read without torch; the file has to be as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as stored:  # checks the lengths
+            return ModelHeader.from_json((stored.metadata() or {})[HEADER_KEY])
+    except SafetensorError as error:
+        reason = str(error).splitlines()[0]
+        raise UnetcliError(f"{file}: not a model that unetcli wrote, or a damaged model ({reason})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnetcliError(f"{file}: not a model that unetcli wrote") from error
+
+
+def save_model(file: Path, network: UNet, header: ModelHeader) -> None:
+    """Write weights and header; the file appears whole."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    content = save(tensors, metadata={HEADER_KEY: header.to_json()})
+    with replacing(file) as draft:
+        draft.write_bytes(content)  # save_file would hide a full disk behind an error of its own
+
+
+def load_network(file: Path) -> UNet:
+    """The network of a model file, on the CPU, ready for inference."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from unetcli.model.network import UNet
+
+    header = read_header(file)
+    network = UNet(header.architecture)
+    try:
+        network.load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError) as error:
+        raise UnetcliError(f"{file}: damaged model ({str(error).splitlines()[0]})") from error
+    return network.eval()

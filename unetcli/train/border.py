@@ -1,0 +1,159 @@
+"""The raise of the loss weight where two cells nearly touch: the second term of eq. 2 of the paper.
+
+w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)); d1 and d2 are the distances to the nearest and the second
+nearest cell. Both come from one pass over the image, whatever the number and shape of the cells. Along a column, each
+pixel gets the nearest cell and the nearest one of another number; these two suffice, as a third one of the column is
+farther than both from any pixel of the row. Then, along the row, d1^2 is the least of dx^2 + dy^2 over the columns, and
+d2^2 the least over what belongs to another cell. Columns where the exponential has faded to ``FAINTEST`` are not looked
+at.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from unetcli.train.line import numbered
+from unetcli.train.targets import IGNORED, TruthRules
+
+FAR = 2**14
+"""Pixels to where there is no cell; its square plus that of the largest fade fits int32."""
+STRIP_ROWS, SLAB_BYTES = 256, 2**18
+"""Rows looked at together along columns, and what is held at once along rows: what a processor's cache holds."""
+
+
+class Nearest(NamedTuple):
+    """Along the columns: the nearest cell of each pixel; (y, x) each."""
+
+    cell: NDArray[np.int32]
+    """Its number, 0 where the column has none."""
+    distance: NDArray[np.int32]
+    """To it, in pixels, at most ``FAR``."""
+    other: NDArray[np.int32]
+    """To the nearest of all other cells."""
+
+
+def border_raise(labels: NDArray[Any], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.float32]:
+    """w0 exp(-(d1 + d2)^2 / (2 sigma^2)) on background, or everywhere; 0 where fewer than two cells are near.
+
+    Distances are exact (Euclidean, between pixel centres, 0 inside a cell); where the exponential is below ``FAINTEST``
+    the raise is 0.
+
+    Parameters
+    ----------
+    labels : (y, x), integer or bool
+    classes : (y, x), uint8
+        What :func:`unetcli.train.targets.classes_of` makes of them.
+
+    Returns
+    -------
+    (y, x), float32
+        0 on pixels without truth.
+    """
+    return raise_between(cells_of(labels, classes, rules), classes, rules)
+
+
+def raise_between(cells: NDArray[np.int32], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.float32]:
+    """:func:`border_raise` for cells that :func:`cells_of` found; a part depends on no pixel beyond ``rules.fade``."""
+    raised = np.zeros(classes.shape, np.float32)
+    wanted = classes != IGNORED if rules.everywhere else classes == 0
+    if not rules.w0 or not cells.any() or not wanted.any():
+        return raised
+    height, margin = len(cells), math.floor(rules.fade)
+    rows = max(STRIP_ROWS, 2 * margin)
+    for top in range(0, height, rows):
+        stop, first = min(top + rows, height), max(top - margin, 0)
+        near = nearest_in_column(cells[first : stop + margin])
+        inner = Nearest(*(values[top - first : stop - first] for values in near))
+        _raise_rows(inner, wanted[top:stop], rules, raised[top:stop])
+    return raised
+
+
+def loss_weights(
+    classes: NDArray[np.uint8], raised: NDArray[np.float32], class_weights: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """w(x) = w_c(x) + raise; 0 on pixels without truth."""
+    table = np.zeros(IGNORED + 1, np.float32)
+    table[: len(class_weights)] = class_weights
+    weights = table[classes] + raised
+    weights[classes == IGNORED] = 0
+    return weights
+
+
+def cells_of(labels: NDArray[Any], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.int32]:
+    """Number of the cell of each pixel, from 1, 0 for none.
+
+    A cell is what of an object the line leaves, with ``instances``; else a four-connected piece of one class.
+    """
+    if rules.truth == "instances":
+        return numbered(np.where(classes == 1, labels, np.zeros((), labels.dtype)))
+    cells, count = np.zeros(classes.shape, np.int32), 0
+    for number, box in enumerate(ndimage.find_objects(np.where(classes == IGNORED, 0, classes)), start=1):
+        if box is not None:
+            pieces, found = ndimage.label(classes[box] == number)
+            cells[box] += pieces + count * (pieces > 0)
+            count += found
+    return cells
+
+
+def nearest_in_column(cells: NDArray[np.int32]) -> Nearest:
+    """The nearest cell of each pixel along its column, up and down, and how far another one is."""
+    above, below = _above(cells), Nearest(*(values[::-1] for values in _above(cells[::-1])))
+    up = above.distance <= below.distance
+    cell = np.where(up, above.cell, below.cell)
+    opposite = np.where(up, below.cell, above.cell)  # the nearest on the other side
+    farther = np.where(opposite == cell, FAR, np.maximum(above.distance, below.distance))
+    others = np.minimum(above.other, below.other)
+    return Nearest(cell, np.minimum(above.distance, below.distance), np.minimum(farther, others))
+
+
+def _above(cells: NDArray[np.int32]) -> Nearest:
+    """The nearest cell at or above each pixel, and how far up another one is."""
+    rows = np.arange(len(cells), dtype=np.int32)[:, None]
+    last = np.maximum.accumulate(np.where(cells > 0, rows, -FAR), axis=0)  # row of the nearest pixel of a cell
+    cell = np.take_along_axis(cells, np.maximum(last, 0), axis=0)
+    changed = (cell[1:] != cell[:-1]) & (cell[:-1] > 0)  # here a cell begins below another one
+    before = np.full_like(last, -FAR)
+    before[1:] = np.maximum.accumulate(np.where(changed, last[:-1], -FAR), axis=0)
+    return Nearest(cell, np.minimum(rows - last, FAR), np.minimum(rows - before, FAR))
+
+
+def _raise_rows(near: Nearest, wanted: NDArray[np.bool_], rules: TruthRules, raised: NDArray[np.float32]) -> None:
+    """Fill in the raise of some rows from what is nearest along their columns."""
+    width, fade = raised.shape[1], rules.fade
+    step = max(1, SLAB_BYTES // (4 * width))
+    for top in range(0, len(raised), step):
+        rows = slice(top, top + step)
+        both = np.sqrt(_squares(Nearest(*(values[rows] for values in near)), fade)).sum(0)  # d1 + d2
+        here = wanted[rows] & (both <= fade)
+        raised[rows][here] = rules.w0 * np.exp(-(both[here] ** 2) / (2 * rules.sigma**2))
+
+
+def _squares(near: Nearest, fade: float) -> NDArray[np.int32]:
+    """d1^2 and d2^2, (2, y, x); what is farther than needed may come out larger than it is.
+
+    Only where d1 + d2 <= ``fade`` it matters, so d1 <= ``fade`` / 2.
+    """
+    height, width = near.cell.shape
+    margin = min(math.floor(fade), width - 1)
+    beside = ((0, 0), (margin, margin))
+    cells = np.pad(near.cell, beside)
+    first, second = (np.pad(d, beside, constant_values=FAR) ** 2 for d in (near.distance, near.other))
+    found = np.full((2, height, width), 2 * FAR**2, np.int32)
+    nearest = np.zeros((height, width), np.int32)
+    for dx in range(-min(margin, math.floor(fade / 2)), min(margin, math.floor(fade / 2)) + 1):
+        columns = slice(margin + dx, margin + dx + width)
+        square = first[:, columns] + dx * dx
+        closer = square < found[0]
+        np.copyto(found[0], square, where=closer)
+        np.copyto(nearest, cells[:, columns], where=closer)
+    for dx in range(-margin, margin + 1):
+        columns = slice(margin + dx, margin + dx + width)
+        others = np.where(cells[:, columns] == nearest, second[:, columns], first[:, columns])
+        others += dx * dx
+        np.minimum(found[1], others, out=found[1])
+    return found

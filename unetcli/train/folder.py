@@ -1,0 +1,198 @@
+"""The folder of a training, ``model/``: what it makes, and what it needs to go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetcli import __version__
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import PARTIAL, remove_aside, replacing, sweep, sync
+from unetcli.core.lock import hold
+from unetcli.model.file import FILE_NAME
+
+if TYPE_CHECKING:
+    from unetcli.train.checkpoint import Checkpoint
+    from unetcli.train.settings import TrainingConfig
+
+VERSION = 2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFolder:
+    """Owns every path of one training."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "training.json"
+
+    @property
+    def model(self) -> Path:
+        return self.path / FILE_NAME
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one."""
+        return self.path / "checkpoint.previous.pt"
+
+    @property
+    def damaged(self) -> Path:
+        """A checkpoint that could not be read, as it was found."""
+        return self.path / "checkpoint.damaged.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def samples(self) -> Path:
+        """A picture of what the network sees."""
+        return self.path / "samples.png"
+
+    @property
+    def predictions(self) -> Path:
+        """Pictures of held-out sections, one for each look."""
+        return self.path / "predictions"
+
+    @property
+    def jobs(self) -> Path:
+        """Logs of SLURM jobs."""
+        return self.path / "jobs"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def prediction(self, step: int) -> Path:
+        return self.predictions / f"step-{step:07d}.jpg"
+
+    @contextmanager
+    def launcher(self, *, take_over: bool = False) -> Iterator[None]:
+        """One training at a time; see :func:`unetcli.core.lock.hold`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with hold(self.path / "lock", take_over=take_over):
+            sweep(self.path)
+            yield
+
+    def require_ours(self) -> None:
+        """Refuse a place that holds something else than a training."""
+        if self.path.exists() and not self.config.exists() and (not self.path.is_dir() or any(self._foreign())):
+            raise UnetcliError(f"{self.path}: exists and was not made by unetcli train; --output names another place")
+
+    def frozen(self) -> tuple[TrainingConfig, int] | None:
+        """Configuration and goal (steps) of the training that is here, or None."""
+        from unetcli.train.settings import TrainingConfig
+
+        try:
+            values = json.loads(self.config.read_text())
+            if values["version"] != VERSION:
+                raise UnetcliError(f"{self.config}: version {values['version']}; --overwrite starts anew")
+            return TrainingConfig.from_dict(values["config"]), values["steps"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnetcliError(f"{self.config}: damaged; --overwrite starts anew") from error
+
+    def require_same(self, config: TrainingConfig) -> None:
+        """Refuse to go on with another configuration than the one frozen here."""
+        frozen = self.frozen()
+        if frozen and (told := frozen[0].differences(config)):
+            raise UnetcliError(
+                f"{self.path}: holds another training: {'; '.join(told)}; "
+                "use those again, --overwrite starts anew, --output names another place"
+            )
+
+    def freeze(self, config: TrainingConfig, steps: int) -> None:
+        """Record configuration and goal, and with what they are pursued."""
+        values = {"version": VERSION, "steps": steps, "made_with": versions(), "config": config.to_dict()}
+        with replacing(self.config) as draft:
+            draft.write_text(json.dumps(values, indent=1))
+
+    def forget(self) -> None:
+        """Delete what a training made. The checkpoints go first: a rest without them starts anew."""
+        files = (self.checkpoint, self.previous, self.damaged, self.log, self.model, self.curves, self.samples)
+        for path in files:
+            path.unlink(missing_ok=True)
+        for folder in (self.predictions, self.tensorboard):
+            remove_aside(folder)
+        self.config.unlink(missing_ok=True)
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint, or None; the one before where the last is damaged or was not renamed in time."""
+        from unetcli.train.checkpoint import Checkpoint
+
+        last, before = self.checkpoint, self.previous
+        try:
+            return Checkpoint.load(last)
+        except FileNotFoundError:
+            return Checkpoint.load(before) if before.exists() else None
+        except UnetcliError as error:
+            if not before.exists():
+                raise
+            found = Checkpoint.load(before)
+            log.warning("%s; going on from %s", error, before.name)
+        with suppress(FileNotFoundError):  # another process of the same training was faster
+            os.replace(last, self.damaged)  # else the next save would keep it as the one before
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The log; a last line torn by a crash is left out."""
+        try:
+            lines = self.log.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def append_log(self, row: dict[str, Any]) -> None:
+        with self.log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        sync(self.log)
+
+    def trim_log(self, step: int) -> None:
+        """Forget what was logged after a checkpoint: it is about to happen again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        with replacing(self.log) as draft:
+            draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def _foreign(self) -> Iterator[Path]:
+        begun = ("lock", "lock.guard", "launcher", "launcher.guard", "jobs")  # of calls killed early
+        return (path for path in self.path.iterdir() if path.name not in begun and path.suffix != PARTIAL)
+
+
+def versions() -> dict[str, str | None]:
+    """What a training is made with."""
+    import numpy as np
+    import torch
+
+    told = {"unetcli": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    return {**told, "torch": str(torch.__version__), "revision": revision()}
+
+
+def revision() -> str | None:
+    """The commit of the checkout that unetcli runs from, with ``+`` where files were changed; None elsewhere."""
+    here = str(Path(__file__).parent)
+    command = ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

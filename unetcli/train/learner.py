@@ -1,0 +1,154 @@
+"""Network and optimiser, and one step of both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from unetcli.model.device import channelwise, on_device
+from unetcli.model.network import UNet
+from unetcli.train.augment import augment
+from unetcli.train.checkpoint import Checkpoint
+from unetcli.train.compiling import telling_uncompilable
+from unetcli.train.loss import weight_table, weighted_cross_entropy
+from unetcli.train.recipes import Optimisation
+from unetcli.train.sampling import Sample, Sampler
+from unetcli.train.settings import TrainingConfig
+from unetcli.train.survey import Survey
+from unetcli.train.world import World
+
+LEAST_WEIGHT = 1e-20
+"""What the weights of a step without any truth are taken for; their share is 0, and its inverse is not infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step learns from, on the device."""
+
+    images: Tensor
+    """(batch, c, tile, tile) float32, mean 0 and standard deviation 1 over the training images."""
+    classes: Tensor
+    """(batch, output, output) int64"""
+    raised: Tensor
+    """(batch, output, output) float32"""
+    keep: Tensor
+    """(batch, channels, 1, 1) float32: dropout."""
+
+
+class Learner:
+    """Everything that a step changes."""
+
+    def __init__(
+        self, config: TrainingConfig, found: Survey, device: torch.device, world: World, *, compiled: bool = False
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.found, self.device, self.world = config, found, device, world
+        self.network = UNet(config.architecture)
+        on_device(self.network, device).train()
+        self.averaged = copy.deepcopy(self.network) if config.optimisation.ema else None
+        self.optimizer = create_optimizer(config.optimisation, self.network)
+        self.table = weight_table(found.class_weights(balance=config.balance)).to(device)
+        shared = world.shared(self.network, device)
+        self._forward = torch.compile(shared) if compiled else shared
+        self._telling = telling_uncompilable if compiled else nullcontext
+
+    @property
+    def kept(self) -> UNet:
+        """The network that is judged and kept: the average over the last steps, where there is one."""
+        return self.network if self.averaged is None else self.averaged
+
+    def batch(self, samples: Sequence[Sample], keeps: Sequence[Any]) -> Batch:
+        """Samples augmented on the device."""
+        architecture = self.config.architecture
+        output = self.config.tile - 2 * architecture.footprint().context[-1]
+        images, classes, raised = augment(
+            [self._grey(item.image) for item in samples],
+            [torch.from_numpy(item.classes).to(self.device) for item in samples],
+            [torch.from_numpy(item.raised).to(self.device) for item in samples],
+            [item.draw for item in samples],
+            tile=self.config.tile,
+            output=output,
+            mean=channelwise(self.found.mean, self.device),
+            std=channelwise(self.found.std, self.device),
+        )
+        keep = torch.from_numpy(np.stack(keeps)).to(self.device)[:, :, None, None]
+        return Batch(images, classes, raised, keep)
+
+    def step(self, batch: Batch, number: int) -> Tensor:
+        """One step of gradient descent, ``number`` from 0; its loss, over all processes, not waited for."""
+        optimisation = self.config.optimisation
+        for group in self.optimizer.param_groups:
+            group["lr"] = optimisation.rate(number)
+        with self._telling(), autocast(self.device, self.config.precision):
+            logits = self._forward(batch.images, batch.keep if self.config.architecture.dropout else None)
+        total, weight = weighted_cross_entropy(logits, batch.classes, batch.raised, self.table)
+        sums = self.world.add(torch.stack([total.detach(), weight]))
+        everything = sums[1].clamp_min(LEAST_WEIGHT)
+        self.optimizer.zero_grad(set_to_none=True)
+        share = total * (self.world.size / everything)  # gradients are averaged over the processes: a sum is wanted
+        with self._telling():
+            share.backward()  # type: ignore[no-untyped-call]
+        if optimisation.clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), optimisation.clip)
+        self.optimizer.step()
+        self._average(number)
+        return sums[0] / everything
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint."""
+        self.network.load_state_dict(checkpoint.network)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.averaged is not None and checkpoint.averaged is not None:
+            self.averaged.load_state_dict(checkpoint.averaged)
+
+    @torch.no_grad()
+    def _average(self, number: int) -> None:
+        """Move the average a little; over fewer steps in the beginning, when they go far."""
+        if self.averaged is None:
+            return
+        decay = min(self.config.optimisation.ema, (1 + number) / (10 + number))
+        mine, theirs = (_floating(network) for network in (self.averaged, self.network))
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+    def _grey(self, image: NDArray[Any]) -> Tensor:
+        """Grey values on the device, bytes as bytes: the rest is made of them there."""
+        grey = image if image.dtype == np.uint8 else image.astype(np.float32)
+        return torch.from_numpy(np.ascontiguousarray(grey)).to(self.device)
+
+
+def _floating(network: nn.Module) -> list[Tensor]:
+    """Weights and, of batch normalisation, running statistics, which one tile alone makes jump."""
+    return [*network.parameters(), *(values for values in network.buffers() if values.is_floating_point())]
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The forward pass in that precision; weights and their updates stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def create_optimizer(optimisation: Optimisation, network: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum, Adam or AdamW."""
+    rate, momentum, decay = optimisation.learning_rate, optimisation.momentum, optimisation.weight_decay
+    parameters = list(network.parameters())
+    if optimisation.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if optimisation.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=rate, betas=(momentum, 0.999), weight_decay=decay, foreach=True)
+
+
+def batches(learner: Learner, sampler: Sampler, numbers: Iterable[int]) -> Iterable[Batch]:
+    """The batch of each step, this process's part of it."""
+    size, architecture = learner.config.optimisation.batch_size, learner.config.architecture
+    width = architecture.channels(architecture.depth)
+    for number in numbers:
+        mine = learner.world.mine(range(number * size, (number + 1) * size))
+        samples = [sampler.sample(n) for n in mine]
+        yield learner.batch(samples, [sampler.keep(n, width, architecture.dropout) for n in mine])
