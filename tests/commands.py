@@ -21,7 +21,7 @@ HEAVY = [
     "unetcli.cli",
     "unetcli.evaluate.evaluate",
     "unetcli.label.run",
-    "unetcli.planning.preview",
+    "unetcli.predict.preview",
     "unetcli.engine.prediction",
     "unetcli.engine.status",
     "unetcli.engine.verify",

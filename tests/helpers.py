@@ -13,9 +13,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.geometry import Box
 from unetcli.engine.pyramid import Pyramid
-from unetcli.model.architecture import Architecture
 from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.planning.plan import Choices, Plan, Sources
 from unetcli.planning.pyramid_plan import PyramidPlan

@@ -14,12 +14,9 @@ from structure import imported, modules
 PROJECT = Path(__file__).parents[1]
 MODULES = modules()
 LIGHT_PACKAGES = {"core", "planning"}
-HEAVY = {"planning.probe", "planning.preview", "planning.resolve"}
-"""They read volumes and run the network."""
-ALSO_LIGHT = {"config", "model.architecture", "engine.receipts", "engine.status", "train.augmentation", "cli"}
+ALSO_LIGHT = {"config", "engine.receipts", "engine.status", "train.augmentation", "cli"}
 WITHOUT_TORCH_AND_ZARR = sorted(
     {name for name in (found.removeprefix("unetcli.") for found in MODULES) if name.split(".")[0] in LIGHT_PACKAGES}
-    - HEAVY
     | ALSO_LIGHT
 )
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.geometry import Box
-from unetcli.model.architecture import Architecture
 from unetcli.model.network import UNet
-from unetcli.model.predictor import Predictor, predict_blocks
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import Input, make_plan
+from unetcli.predict.predictor import Predictor, predict_blocks
 from unetcli.volumes.volume import UNNAMED, Volume
 
 TOLERANCE = 2e-5

@@ -19,12 +19,12 @@ from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.model.file import find_model, load_network
 from unetcli.planning.plan import Plan
-from unetcli.planning.resolve import resolve_plan
+from unetcli.predict.resolve import resolve_plan
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, axes_from_names
 
 if TYPE_CHECKING:
-    from unetcli.model.predictor import Predictor
+    from unetcli.predict.predictor import Predictor
 
 CHUNK_BYTES = 64 * 2**20
 """About the largest chunk of the result; neighbouring blocks share one, so that the graph stays small."""
@@ -86,7 +86,7 @@ class Group:
     channel_axis: int | None
 
     def __call__(self, numbers: NDArray[np.intp]) -> NDArray[Any]:
-        from unetcli.model.predictor import predict_blocks
+        from unetcli.predict.predictor import predict_blocks
 
         plan = self.plan
         first, last = plan.block(int(numbers.flat[0])).box, plan.block(int(numbers.flat[-1])).box
@@ -127,7 +127,7 @@ class _Computed:
 @functools.lru_cache(maxsize=1)
 def _loaded(model: str, device: str | None, choices: Any) -> Predictor:
     from unetcli.model.device import exact_float32, resolve_device
-    from unetcli.model.predictor import Predictor
+    from unetcli.predict.predictor import Predictor
 
     exact_float32()
     return Predictor(load_network(Path(model)), choices, resolve_device(device))

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import AxisFootprint, Footprint, Kind, Layer
-from unetcli.model.architecture import Architecture
 
 DEPTHS = range(7)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.footprint import Footprint
-from unetcli.model.architecture import Architecture
 from unetcli.model.network import UNet
 
 

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.config import PredictRequest
+from unetcli.core.architecture import Architecture
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.engine.prediction import predict_volume
-from unetcli.model.architecture import Architecture
 from unetcli.planning import estimate as module
 from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
 from unetcli.planning.plan import Plan
-from unetcli.planning.preview import plan_volume, stored_input
+from unetcli.predict.preview import plan_volume, stored_input
 from unetcli.volumes.opening import open_volume
 
 TINY = Architecture(depth=2, base_channels=4)
@@ -157,8 +157,8 @@ import numpy as np
 from unetcli.core.process import prepare
 prepare()
 import torch
-from unetcli.model.architecture import Architecture
-from unetcli.model.predictor import Predictor
+from unetcli.core.architecture import Architecture
+from unetcli.predict.predictor import Predictor
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Choices
 depth, base, tile, precision = *map(int, sys.argv[1:4]), sys.argv[4]

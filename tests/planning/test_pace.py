@@ -9,8 +9,8 @@ from helpers import CHOICES, SOURCES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.geometry import Box
-from unetcli.model.architecture import Architecture
 from unetcli.planning.estimate import Estimate, StoredInput, estimate
 from unetcli.planning.pace import (
     STARTUP_SECONDS,

@@ -8,10 +8,10 @@ from helpers import CHOICES, SOURCES, plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import Footprint, Layer
 from unetcli.core.geometry import Box
-from unetcli.model.architecture import Architecture
 from unetcli.planning.plan import Plan, differences
 
 PLAN = plan_of(Box((1, 33, 5), (3, 133, 127)), extent=(4, 140, 150))

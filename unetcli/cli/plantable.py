@@ -14,7 +14,7 @@ from unetcli.cli.asking import asked
 
 if TYPE_CHECKING:
     from unetcli.planning.pace import Link, Traffic
-    from unetcli.planning.preview import PlanReport
+    from unetcli.predict.preview import PlanReport
 
 WIDTH, LABEL = 80, 12
 NOT_OF_PLAN = (
@@ -36,7 +36,7 @@ def show_plan(options: Mapping[str, Any], **question: Any) -> None:
     """Plan as the options say, and print it."""
     from unetcli.core.process import prepare
     from unetcli.engine.clusters import probe_in_job, request_accepted
-    from unetcli.planning.preview import Question, plan_volume
+    from unetcli.predict.preview import Question, plan_volume
 
     prepare()  # before torch is imported, if it is
     request, where = asked({name: value for name, value in options.items() if name not in NOT_OF_PLAN})

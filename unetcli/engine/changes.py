@@ -9,7 +9,7 @@ from unetcli.core.checksums import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.runfolder import Places
 from unetcli.planning.plan import UNREADABLE, Plan
-from unetcli.skipping import open_mask
+from unetcli.predict.skipping import open_mask
 from unetcli.volumes.fingerprint import fingerprint, sampled_boxes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe

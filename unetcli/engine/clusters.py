@@ -30,7 +30,7 @@ from unetcli.executors.slurm.journal import JobBook
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.executors.slurm.submit import submit_jobs, would_start
 from unetcli.executors.slurm.watch import ENDED, JobEnd, JobWatch, squeue
-from unetcli.planning.preview import GIB, MEMORY_MARGIN, sizes
+from unetcli.predict.preview import GIB, MEMORY_MARGIN, sizes
 
 log = logging.getLogger(__name__)
 

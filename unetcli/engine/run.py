@@ -17,7 +17,7 @@ from unetcli.engine.runfolder import Places, RunFolder
 from unetcli.model.file import find_model
 from unetcli.planning.plan import Plan, differences
 from unetcli.planning.pyramid_plan import PyramidPlan
-from unetcli.planning.resolve import absolute, resolve_plan
+from unetcli.predict.resolve import absolute, resolve_plan
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker, remove_output, require_no_others, require_ours
 from unetcli.volumes.volume import Volume

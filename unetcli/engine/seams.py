@@ -110,7 +110,7 @@ def blocks_of(plan: Plan, box: Box) -> NDArray[np.intp]:
 
 def difference(bench: Workbench, box: Box) -> Seam:
     """The largest difference between what is stored in a window and what comes out now."""
-    from unetcli.model.predictor import predict_blocks  # torch
+    from unetcli.predict.predictor import predict_blocks  # torch
 
     plan, reason = bench.plan, ""
     alone = plan_of_window(plan, box)

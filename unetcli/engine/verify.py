@@ -28,7 +28,7 @@ from unetcli.engine.workbench import Workbench, open_workbench
 from unetcli.evaluate.checking import counts_made
 from unetcli.label.repair import labels_made, prediction_changes, repair_labels, wrong_with_table
 from unetcli.planning.plan import Plan
-from unetcli.planning.resolve import absolute
+from unetcli.predict.resolve import absolute
 from unetcli.volumes.output import Output
 
 log = logging.getLogger(__name__)

@@ -15,13 +15,13 @@ from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import Places, RunFolder
 from unetcli.model.file import load_network
 from unetcli.planning.plan import Plan
-from unetcli.skipping import Mask, open_mask
+from unetcli.predict.skipping import Mask, open_mask
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output
 from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:
-    from unetcli.model.predictor import FinishedBlock, Predictor
+    from unetcli.predict.predictor import FinishedBlock, Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Workbench:
     """To be refreshed before it is believed."""
 
     def predict(self, blocks: Iterable[int], stopping: Callable[[], bool] = bool) -> Generator[FinishedBlock]:
-        """Blocks one after the other; see :func:`unetcli.model.predictor.predict_blocks`."""
-        from unetcli.model.predictor import predict_blocks  # torch
+        """Blocks one after the other; see :func:`unetcli.predict.predictor.predict_blocks`."""
+        from unetcli.predict.predictor import predict_blocks  # torch
 
         return predict_blocks(self.plan, self.predictor, self.source, blocks, stopping, self.mask)
 
@@ -53,7 +53,7 @@ class Workbench:
             This machine cannot run what was planned: its result would be another.
         """
         from unetcli.model.device import exact_float32, require_precision, resolve_device
-        from unetcli.model.predictor import Predictor
+        from unetcli.predict.predictor import Predictor
 
         choices = self.plan.choices
         try:

@@ -26,7 +26,7 @@ from unetcli.engine.workbench import Workbench, workbench
 from unetcli.volumes.volume import describe
 
 if TYPE_CHECKING:
-    from unetcli.model.predictor import FinishedBlock
+    from unetcli.predict.predictor import FinishedBlock
 
 log = logging.getLogger(__name__)
 

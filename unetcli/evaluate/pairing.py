@@ -13,7 +13,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parent_of, place_of
 from unetcli.core.geometry import Box
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.skipping import Mask, factor
+from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker, marker_around
 from unetcli.volumes.regions import resolve_region

@@ -26,7 +26,7 @@ from unetcli.evaluate.totals import total_counts
 from unetcli.evaluate.work import count_blocks, digest
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.label.tables import DamagedTable
-from unetcli.planning.resolve import absolute
+from unetcli.predict.resolve import absolute
 
 log = logging.getLogger(__name__)
 

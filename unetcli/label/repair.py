@@ -37,7 +37,7 @@ from unetcli.label.request import LabelRequest
 from unetcli.label.run import compute
 from unetcli.label.setting_up import LabelRun, require_complete
 from unetcli.label.work import Bench
-from unetcli.planning.resolve import absolute
+from unetcli.predict.resolve import absolute
 from unetcli.volumes.fingerprint import fingerprint
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker

@@ -24,8 +24,8 @@ from unetcli.label.plan import BLOCK_VOXELS, LabelPlan, Settings, choose_block, 
 from unetcli.label.request import DEPTHS, REACHES, LabelRequest
 from unetcli.label.threshold import choose_threshold
 from unetcli.planning.pyramid_plan import largest_possible_levels
-from unetcli.planning.resolve import absolute
 from unetcli.planning.stages import Stage
+from unetcli.predict.resolve import absolute
 from unetcli.volumes.fingerprint import fingerprint
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker, marker_around, remove_output

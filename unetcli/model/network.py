@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.footprint import Layer
-from unetcli.model.architecture import Architecture
 from unetcli.model.batchnorm import BatchNorm, fold
 
 

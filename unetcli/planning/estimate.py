@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.footprint import AxisFootprint
-from unetcli.model.architecture import Architecture
 from unetcli.planning.plan import Plan, axis_spans
 from unetcli.planning.planner import ITEM_BYTES, forward_bytes
 
@@ -32,7 +32,7 @@ HOST_BASE = {"cpu": 330 * MIB, "cuda": 2048 * MIB}
 """Python, torch and zarr; CUDA's libraries come on top."""
 WINDOWS_HELD, RESULTS_HELD, PIECES_HELD = 4, 2, 6
 """At most alive at a time in the three stages: windows read, waiting, computed and assembled; results assembled and
-stored; pieces computed, waiting (4) and put together. See :mod:`unetcli.model.predictor`."""
+stored; pieces computed, waiting (4) and put together. See :mod:`unetcli.predict.predictor`."""
 CHUNKS_AT_ONCE = 10
 """Chunks that zarr decodes or encodes together, each there twice: raw and compressed."""
 

@@ -9,9 +9,9 @@ import torch
 from unetcli.core.geometry import Box
 from unetcli.model.device import cpu_threads
 from unetcli.model.network import UNet
-from unetcli.model.predictor import Predictor, predict_blocks
 from unetcli.planning.plan import Choices, Plan, Sources
 from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan
+from unetcli.predict.predictor import Predictor, predict_blocks
 from unetcli.train.corpus import Corpus
 from unetcli.train.figures import Judged, Sums, Validation
 from unetcli.train.settings import TrainingConfig

@@ -22,7 +22,7 @@ from unetcli.planning.planner import (
     output_files,
     require_files,
 )
-from unetcli.skipping import open_mask
+from unetcli.predict.skipping import open_mask
 from unetcli.volumes.fingerprint import fingerprint, sampled_statistics
 from unetcli.volumes.regions import resolve_region
 from unetcli.volumes.volume import Volume

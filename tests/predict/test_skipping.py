@@ -23,9 +23,9 @@ from unetcli.engine.receipts import read_receipts
 from unetcli.engine.run import Run
 from unetcli.engine.shares import predict_share
 from unetcli.engine.workbench import workbench
-from unetcli.model.predictor import predict_blocks
 from unetcli.planning import planner
-from unetcli.skipping import Mask, factor
+from unetcli.predict.predictor import predict_blocks
+from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker
 
@@ -377,8 +377,8 @@ def test_a_factor_is_found_again(extent: int, by: int, up: bool) -> None:
 
 
 def test_a_fingerprint_is_of_all_cells(model: Path, cells: NDArray[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unetcli.skipping.HASHED_SIDE", 64)
-    monkeypatch.setattr("unetcli.skipping.HASHED_SECTIONS", 2)
+    monkeypatch.setattr("unetcli.predict.skipping.HASHED_SIDE", 64)
+    monkeypatch.setattr("unetcli.predict.skipping.HASHED_SECTIONS", 2)
     write_zarr(Path("big.zarr"), grey(*SHAPE))
     source, seen = open_volume("big.zarr"), set()
     for number, place in enumerate([None, *map(tuple, np.argwhere(cells | True))]):

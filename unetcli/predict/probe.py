@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.checksums import checksum
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Box
 from unetcli.core.machine import cpu_name
-from unetcli.model.architecture import Architecture
 from unetcli.model.file import load_network, read_header
 from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
 from unetcli.planning.pace import Rates
@@ -32,7 +32,7 @@ from unetcli.volumes.volume import Volume
 if TYPE_CHECKING:
     import torch
 
-    from unetcli.model.predictor import Predictor
+    from unetcli.predict.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
     import torch
 
     from unetcli.model.device import exact_float32, resolve_device
-    from unetcli.model.predictor import Predictor
+    from unetcli.predict.predictor import Predictor
 
     started = time.perf_counter()
     exact_float32()

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from unetcli.config import PredictRequest, Where
+from unetcli.core.architecture import Architecture
 from unetcli.core.machine import Machine, cpu_name, cpu_threads, may_have_gpu
 from unetcli.engine.machines import slurm_request, with_machine
 from unetcli.engine.run import folder_of
 from unetcli.executors.slurm.request import SlurmRequest
-from unetcli.model.architecture import Architecture
 from unetcli.model.file import find_model, read_header
 from unetcli.planning.estimate import Estimate, StoredInput, estimate
 from unetcli.planning.pace import STARTUP_SECONDS, Rates, Timing, Traffic, timing, traffic
 from unetcli.planning.plan import Plan, differences
-from unetcli.planning.probe import Probe, measure_plan, recall, remember, run_in_job
 from unetcli.planning.pyramid_plan import PyramidPlan
-from unetcli.planning.resolve import GPU_BYTES_ELSEWHERE, resolve_plan
+from unetcli.predict.probe import Probe, measure_plan, recall, remember, run_in_job
+from unetcli.predict.resolve import GPU_BYTES_ELSEWHERE, resolve_plan
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -227,7 +227,7 @@ def kind_of_device(name: str | None) -> str:
 def gpu_here(name: str | None, threads: int) -> Machine:
     """The GPU meant, which is at hand."""
     from unetcli.model.device import free_bytes, resolve_device
-    from unetcli.planning.probe import device_name
+    from unetcli.predict.probe import device_name
 
     device = resolve_device(name)
     return Machine(device=device.type, threads=threads, name=device_name(device), free_bytes=free_bytes(device))

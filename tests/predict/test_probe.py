@@ -15,12 +15,12 @@ import pytest
 from helpers import grey, write_model, write_zarr
 
 from unetcli.config import PredictRequest
-from unetcli.model.architecture import Architecture
+from unetcli.core.architecture import Architecture
 from unetcli.model.file import find_model
 from unetcli.planning.pace import STARTUP_SECONDS
 from unetcli.planning.plan import Plan
-from unetcli.planning.preview import Question, plan_volume
-from unetcli.planning.probe import Probe, cache_file, measure, recall, remember, remembered, run_in_job
+from unetcli.predict.preview import Question, plan_volume
+from unetcli.predict.probe import Probe, cache_file, measure, recall, remember, remembered, run_in_job
 from unetcli.volumes.opening import open_volume
 
 

@@ -23,7 +23,7 @@ from unetcli.core.streams import prefetch
 from unetcli.model.device import channelwise, on_device
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Block, Choices, Plan, Tile
-from unetcli.skipping import Kept, Mask, all_kept, background, bright, cell_sides, voxels_of
+from unetcli.predict.skipping import Kept, Mask, all_kept, background, bright, cell_sides, voxels_of
 from unetcli.volumes.volume import Volume, describe
 
 log = logging.getLogger(__name__)

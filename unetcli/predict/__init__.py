@@ -1,0 +1,1 @@
+"""Probabilities of volumes of any size."""
