@@ -59,19 +59,19 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
     source, file = as_volume(x, axes), find_model(None if model is None else Path(model))
     plan = resolve_plan(PredictRequest(volume=source.path, **options), source, file, None)
     lead = 1 if "t" in plan.axes else 0
-    several = plan.choices.outputs > 1
+    several = plan.settings.outputs > 1
     groups = group_shape(plan)
-    numbers = da.from_array(np.arange(plan.blocks).reshape(plan.grid), chunks=groups)  # type: ignore[no-untyped-call]
+    numbers = da.from_array(np.arange(plan.blocks).reshape(plan.grid.shape), chunks=groups)  # type: ignore[no-untyped-call]
     sides = [merged(sides, n) for sides, n in zip(block_sides(plan), groups, strict=True)]
     if several:
-        sides.insert(lead, (plan.choices.outputs,))
+        sides.insert(lead, (plan.settings.outputs,))
     result: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
         Group(plan, source, str(file.absolute()), lead if several else None),
         numbers,
-        dtype=plan.choices.dtype,
+        dtype=plan.settings.dtype,
         chunks=tuple(sides),
         new_axis=[lead] if several else None,
-        meta=np.empty((0,) * len(sides), plan.choices.dtype),
+        meta=np.empty((0,) * len(sides), plan.settings.dtype),
     )
     return result
 
@@ -91,7 +91,7 @@ class Group:
         plan = self.plan
         first, last = plan.block(int(numbers.flat[0])).box, plan.block(int(numbers.flat[-1])).box
         shape = tuple(b - a for a, b in zip(first.start, last.stop, strict=True))
-        values = np.empty((plan.choices.outputs, *shape), plan.choices.dtype)
+        values = np.empty((plan.settings.outputs, *shape), plan.settings.dtype)
         with _one_at_a_time:  # the network uses all its threads, or the GPU, by itself
             for block in predict_blocks(plan, _predictor(self.model, plan), self.source, map(int, numbers.flat)):
                 if block.error is not None:
@@ -125,16 +125,16 @@ class _Computed:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, device: str | None, choices: Any) -> Predictor:
+def _loaded(model: str, device: str | None, settings: Any) -> Predictor:
     from unetcli.model.device import exact_float32, resolve_device
     from unetcli.predict.predictor import Predictor
 
     exact_float32()
-    return Predictor(load_network(Path(model)), choices, resolve_device(device))
+    return Predictor(load_network(Path(model)), settings, resolve_device(device))
 
 
 def _predictor(model: str, plan: Plan) -> Predictor:
-    return _loaded(model, plan.choices.device, plan.choices)
+    return _loaded(model, plan.settings.device, plan.settings)
 
 
 def block_sides(plan: Plan) -> list[tuple[int, ...]]:
@@ -148,10 +148,10 @@ def block_sides(plan: Plan) -> list[tuple[int, ...]]:
 
 def group_shape(plan: Plan) -> tuple[int, ...]:
     """Blocks along each axis that share a chunk: as many as ``CHUNK_BYTES`` hold, the last axes first."""
-    held = math.prod(plan.block_shape) * plan.choices.outputs * np.dtype(plan.choices.dtype).itemsize
-    shape = [1] * len(plan.grid)
+    held = math.prod(plan.block_shape) * plan.settings.outputs * np.dtype(plan.settings.dtype).itemsize
+    shape = [1] * len(plan.grid.shape)
     for axis in reversed(range(len(shape))):
-        shape[axis] = min(plan.grid[axis], max(1, CHUNK_BYTES // held))
+        shape[axis] = min(plan.grid.shape[axis], max(1, CHUNK_BYTES // held))
         held *= shape[axis]
     return tuple(shape)
 

@@ -103,7 +103,7 @@ def _run(request: EvaluateRequest, where: Where) -> Evaluation:
     from unetcli.core.process import prepare
 
     prepare()
-    from unetcli.engine.prediction import arrays_of
+    from unetcli.engine.run import arrays_of
     from unetcli.evaluate.evaluate import evaluate_volume
     from unetcli.evaluate.run import Unfinished
 

@@ -85,7 +85,7 @@ def _run(request: LabelRequest, where: Where) -> LabelSummary:
 def _tell(summary: LabelSummary, json: bool) -> None:
     from dataclasses import asdict
 
-    from unetcli.engine.prediction import arrays_of
+    from unetcli.engine.run import arrays_of
 
     talk.say(summary.sentence)
     words = arrays_of(summary.jobs) or [summary.output]

@@ -35,8 +35,8 @@ NOT_OF_PLAN = (
 def show_plan(options: Mapping[str, Any], **question: Any) -> None:
     """Plan as the options say, and print it."""
     from unetcli.core.process import prepare
-    from unetcli.engine.clusters import probe_in_job, request_accepted
     from unetcli.predict.preview import Question, plan_volume
+    from unetcli.predict.probe import probe_in_job, request_accepted
 
     prepare()  # before torch is imported, if it is
     request, where = asked({name: value for name, value in options.items() if name not in NOT_OF_PLAN})
@@ -85,7 +85,7 @@ def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
     channels = f" in {report.source.channels} channels" if report.source.channels > 1 else ""
     yield "volume", f"{extent}: {_voxels(plan.region.size)} of {report.source.dtype}{channels}"
     network = f"depth {a.depth}, {a.base_channels} channels, {a.classes} classes"
-    yield "network", f"{network}; {plan.choices.device}, {plan.choices.precision}"
+    yield "network", f"{network}; {plan.settings.device}, {plan.settings.precision}"
     side, footprint = plan.tile[-1], plan.footprint
     step, context = footprint.step(plan.tile)[-1], footprint.context[-1]
     out, adds = footprint.output(plan.tile)[-1], talk.amount(e.tile_multiply_adds)
@@ -94,7 +94,7 @@ def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
 
 
 def _costs(report: PlanReport) -> Iterator[tuple[str, str]]:
-    e, choices = report.estimate, report.plan.choices
+    e, choices = report.estimate, report.plan.settings
     yield "wasted work", f"{e.wasted_work:.0%} more is computed than comes out (context, alignment, edges)"
     largest = f"{_count(report.blocks_per_share)} block{'s' if report.blocks_per_share > 1 else ''}"
     yield "shares", f"{_count(report.timing.shares)} of {'at most ' if report.timing.shares > 1 else ''}{largest}"
@@ -112,7 +112,7 @@ def _time(report: PlanReport) -> str:
 
     if report.rates is None or report.gpu_hours is None:
         return f"unknown: {report.rates_reason}"
-    on_cpu, hours = report.plan.choices.device == "cpu", report.gpu_hours
+    on_cpu, hours = report.plan.settings.device == "cpu", report.gpu_hours
     if hours < 1:
         takes = f"{talk.duration(3600 * hours)} of one {'worker' if on_cpu else 'GPU'}"
     else:

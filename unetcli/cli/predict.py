@@ -13,7 +13,7 @@ from unetcli.cli.plantable import show_plan
 
 if TYPE_CHECKING:
     from unetcli.config import PredictRequest, Where
-    from unetcli.engine.prediction import PredictSummary
+    from unetcli.predict.run import PredictSummary
 
 
 def predict(
@@ -79,8 +79,7 @@ def _run(request: PredictRequest, where: Where, share: str | None, close: bool) 
 
     prepare()  # before torch is imported
     from unetcli.config import parse_share
-    from unetcli.engine.prediction import predict_volume
-    from unetcli.engine.shares import close_run, predict_share
+    from unetcli.predict.run import close_run, predict_share, predict_volume
 
     stopping = o.stop_on_sigterm()
     with talk.progress("voxels") as report:
@@ -94,7 +93,7 @@ def _run(request: PredictRequest, where: Where, share: str | None, close: bool) 
 def _tell(summary: PredictSummary, json: bool) -> None:
     from dataclasses import asdict
 
-    from unetcli.engine.prediction import arrays_of
+    from unetcli.engine.run import arrays_of
 
     talk.say(summary.sentence)
     words = arrays_of(summary.jobs) or [summary.output]

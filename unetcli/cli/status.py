@@ -33,7 +33,7 @@ def status(
     Exits 0 whenever they can be read; scripts take --json.
     """
     from unetcli.engine.status import Watcher
-    from unetcli.engine.steps import steps_of
+    from unetcli.registry import steps_of
 
     watchers = [Watcher(found) for found in steps_of(output, run_folder, step)]
     if not watch:

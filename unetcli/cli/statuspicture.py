@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unetcli.engine.crew import Failure
-    from unetcli.engine.paces import HostPace
-    from unetcli.engine.status import StageStatus, Status
+    from unetcli.engine.status import HostPace, StageStatus, Status
+    from unetcli.engine.workers import Failure
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "missing": "bright_black"}
 WIDEST = 100

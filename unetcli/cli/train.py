@@ -204,7 +204,7 @@ def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
         raise UnetcliError(f"--cluster {options['cluster']}: expected local or slurm")
     signals = Signals().listen()
     prepare()  # before torch is imported
-    from unetcli.engine.machines import slurm_request
+    from unetcli.engine.clusters import slurm_request
     from unetcli.train.launch import Processes, launch
 
     names = ("nodes", "gpus_per_node", "tasks_per_node")

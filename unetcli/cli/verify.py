@@ -11,11 +11,10 @@ from unetcli.cli import options as o
 from unetcli.cli import talk
 
 if TYPE_CHECKING:
-    from unetcli.engine.reading_back import Damage
-    from unetcli.engine.seams import Seams
-    from unetcli.engine.verify import Verification
+    from unetcli.engine.verify import Damage, Verification
+    from unetcli.predict.seams import Seams
 
-PARTS = {"pyramid": ", coarser levels", "evaluate": ", counts of its evaluation"}
+PARTS = {"evaluate": ", counts of its evaluation"}
 """Of what is made of an output, by step."""
 AGAIN = "verify --repair computes them anew, as the same {} command does those without receipt"
 REPAIRS = {
@@ -52,7 +51,7 @@ def verify(
 
     prepare()  # before torch is imported
     from unetcli.config import VerifyRequest
-    from unetcli.engine.verify import verify_output
+    from unetcli.registry import verify_output
 
     request = VerifyRequest(
         output=output,

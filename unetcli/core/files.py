@@ -92,6 +92,11 @@ def is_remote(place: Place) -> bool:
     return isinstance(place, str) and "://" in place
 
 
+def absolute(place: str) -> str:
+    """A path that other processes understand; a URL stays as it is."""
+    return place if "://" in place else str(Path(place).absolute())
+
+
 def parent_of(place: Place) -> Place:
     """What a file, folder or object lies in.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -61,3 +63,24 @@ def _put(ready: queue.Queue[T | _Failure | None], item: T | _Failure | None, clo
         except queue.Full:
             continue
     return False
+
+
+def ordered_map(make: Callable[[int], T], numbers: Iterable[int], threads: int) -> Iterator[tuple[int, Future[T]]]:
+    """Each number with what a thread makes of it, in order; never more in work or waiting than threads, and one."""
+    waiting: deque[tuple[int, Future[T]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for number in numbers:
+                waiting.append((number, pool.submit(make, number)))
+                if len(waiting) > threads:
+                    yield _ended(waiting)
+            while waiting:
+                yield _ended(waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _ended(waiting: deque[tuple[int, Future[T]]]) -> tuple[int, Future[T]]:
+    number, future = waiting.popleft()
+    future.exception()  # waits
+    return number, future

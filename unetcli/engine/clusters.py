@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import secrets
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, remove_aside, replacing
-from unetcli.engine.liveness import await_workers
-from unetcli.engine.machines import slurm_request
-from unetcli.engine.run import Run
+from unetcli.core.files import Place, remove_aside
 from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.step import Step
+from unetcli.engine.workers import await_workers
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.local import InProcess
 from unetcli.executors.slurm.commands import SlurmError, call, named
@@ -29,59 +26,47 @@ from unetcli.executors.slurm.executor import SlurmExecutor, still_live
 from unetcli.executors.slurm.journal import JobBook
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.executors.slurm.submit import submit_jobs, would_start
-from unetcli.executors.slurm.watch import ENDED, JobEnd, JobWatch, squeue
-from unetcli.predict.preview import GIB, MEMORY_MARGIN, sizes
+from unetcli.executors.slurm.watch import ENDED, JobWatch, squeue
 
 log = logging.getLogger(__name__)
 
 DASK_WORKERS = 8
 """Worker jobs that a Dask cluster on SLURM has where nobody says how many."""
-PROBE_TIME = "00:10:00"
+PROFILE = "UNETCLI_PROFILE"
+GIB = 2**30
 SECONDS_TO_FINISH = 120.0
 """For workers of a killed launcher, at most, to finish the block at hand."""
 SECONDS_TO_LEAVE = 20.0
 """Worker jobs leave by themselves when their scheduler ends; after that long they are cancelled."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What an executor has to know of the work that it will be given."""
-
-    folder: RunFolder
-    blocks: int
-    sized: Callable[[], tuple[SlurmRequest, int]]
-    """What each SLURM job asks for, and how many blocks it gets."""
-    every_gpu: bool = False
-    """Whether here each GPU gets a worker."""
-
-    @classmethod
-    def of(cls, where: Where, run: Run) -> Work:
-        """The blocks of a prediction."""
-        return cls(
-            folder=run.folder,
-            blocks=run.plan.blocks,
-            sized=lambda: sized_request(where, run),
-            every_gpu=run.plan.choices.device == "cuda" and not run.request.device,
-        )
-
-
-def executor_for(where: Where, run: Run) -> AbstractContextManager[Executor]:
-    """The executor that was asked for, for a prediction; see :func:`executor_on`."""
-    return executor_on(where, Work.of(where, run))
-
-
 @contextmanager
-def executor_on(where: Where, work: Work) -> Iterator[Executor]:
+def executor_for(where: Where, step: Step) -> Iterator[Executor]:
     """The executor that was asked for; what it started ends with the block, except a SLURM array."""
     if where.cluster == "slurm":
-        request, blocks = work.sized()
+        request, blocks = job_request(where, step)
         yield SlurmExecutor(request=request, blocks_per_job=blocks, detach=where.detach)
     elif where.cluster == "dask":
-        with dask_on_scheduler(where, work) if where.scheduler else dask_on_slurm(where, work) as executor:
+        with dask_on_scheduler(where, step) if where.scheduler else dask_on_slurm(where, step) as executor:
             yield executor
     else:
-        with local_executor(where, work) as executor:
+        with local_executor(where, step) as executor:
             yield executor
+
+
+def slurm_request(where: Where) -> SlurmRequest:
+    """What is asked of SLURM: the profile of ``--profile`` or ``$UNETCLI_PROFILE``, and options over it."""
+    named = where.profile or (Path(os.environ[PROFILE]) if os.environ.get(PROFILE) else None)
+    return SlurmRequest.load(named, **where.slurm)
+
+
+def job_request(where: Where, step: Step) -> tuple[SlurmRequest, int]:
+    """What each SLURM job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
+    asked = slurm_request(where)
+    needed = step.resources(asked)
+    says = asked.mem or any(name.startswith("mem-per-") for name, _ in asked.extra)
+    memory = f"{math.ceil(needed.host_bytes / GIB)}G"
+    return asked if says else replace(asked, mem=memory), asked.blocks_per_job or needed.blocks
 
 
 def left_at_work(executor: Executor) -> list[str]:
@@ -90,9 +75,9 @@ def left_at_work(executor: Executor) -> list[str]:
 
 
 @contextmanager
-def local_executor(where: Where, work: Work) -> Iterator[Executor]:
+def local_executor(where: Where, step: Step) -> Iterator[Executor]:
     """This process, or several here where there are several GPUs or ``--workers`` says so."""
-    gpus = visible_gpus() if work.every_gpu else []
+    gpus = visible_gpus() if step.every_gpu else []
     count = where.workers or max(1, len(gpus))
     if count == 1:
         yield InProcess()
@@ -101,7 +86,7 @@ def local_executor(where: Where, work: Work) -> Iterator[Executor]:
     from unetcli.executors.dask.local import local_workers
 
     log.info("%d worker processes here%s", count, f" on {len(gpus)} GPUs" if gpus else "")
-    with local_workers(work.folder.path, count, gpus=gpus) as cluster:
+    with local_workers(step.folder.path, count, gpus=gpus) as cluster:
         yield DaskExecutor(cluster)
 
 
@@ -114,28 +99,28 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def dask_on_scheduler(where: Where, work: Work) -> Iterator[Executor]:
+def dask_on_scheduler(where: Where, step: Step) -> Iterator[Executor]:
     """Workers of a Dask scheduler that others started."""
     from unetcli.executors.dask.cluster import existing_scheduler
     from unetcli.executors.dask.executor import DaskExecutor
 
     assert where.scheduler is not None
-    with existing_scheduler(where.scheduler, work.folder.path, where.tls) as cluster:
+    with existing_scheduler(where.scheduler, step.folder.path, where.tls) as cluster:
         yield DaskExecutor(cluster)
 
 
 @contextmanager
-def dask_on_slurm(where: Where, work: Work) -> Iterator[Executor]:
+def dask_on_slurm(where: Where, step: Step) -> Iterator[Executor]:
     """A Dask scheduler here, and workers as SLURM jobs."""
     from unetcli.executors.dask.cluster import own_scheduler
     from unetcli.executors.dask.executor import DaskExecutor
 
-    request, _ = work.sized()
-    count = min(where.workers or request.max_running or DASK_WORKERS, work.blocks)
-    jobs = WorkerJobs(request, work.folder)
+    request, _ = job_request(where, step)
+    count = min(where.workers or request.max_running or DASK_WORKERS, step.blocks)
+    jobs = WorkerJobs(request, step.folder)
     log.info("a Dask scheduler here, %d worker jobs on SLURM", count)
     try:
-        with own_scheduler(work.folder.path, jobs.launch, jobs.ended, count) as cluster:
+        with own_scheduler(step.folder.path, jobs.launch, jobs.ended, count) as cluster:
             yield DaskExecutor(cluster)
     finally:
         jobs.leave()
@@ -213,13 +198,6 @@ def require_accepted(where: Where, *, needed: bool) -> None:
         would_start(slurm_request(where).options())
 
 
-def require_no_jobs(where: Where, run: Run) -> None:
-    """Raise where SLURM jobs of an earlier launcher work on the output, unless this call is to wait for them."""
-    attaches = where.cluster == "slurm" and not run.request.overwrite
-    if not attaches:
-        require_no_live_jobs(run.request.output_path, run.folder, run.pyramid_folder)
-
-
 def require_no_live_jobs(output: Place, *folders: RunFolder) -> None:
     """Raise where SLURM jobs of an earlier launcher work on an output, in one of its run folders."""
     if jobs := [job for folder in folders for job in live_jobs(folder)]:
@@ -227,60 +205,3 @@ def require_no_live_jobs(output: Place, *folders: RunFolder) -> None:
         raise UnetcliError(
             f"{output}: {len(jobs)} SLURM jobs work on it; --cluster slurm waits for them, `scancel {arrays}` ends them"
         )
-
-
-def request_accepted(where: Where) -> Callable[[Mapping[str, str]], str]:
-    """A function that tells what SLURM says of a request; also where it would refuse, or is not here."""
-
-    def ask(options: Mapping[str, str]) -> str:
-        try:
-            return would_start(options)
-        except UnetcliError as error:
-            return str(error)
-
-    return ask
-
-
-def probe_in_job(where: Where) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
-    """A function that has ``task(text)`` done by a short SLURM job and gives back what that returned."""
-
-    def submit(task: Callable[[str], dict[str, Any]], text: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix=".unetcli-probe-", dir=Path.cwd()) as place:  # nodes have to see it
-            result = Path(place) / "result.json"
-            request = replace(slurm_request(where), time=PROBE_TIME)
-            arguments = [(task, text, str(result))]
-            jobs = submit_jobs(request, Path(place), write_result, arguments, name=f"unetcli-{secrets.token_hex(6)}")
-            log.info("probe: SLURM job %s", jobs[0])
-            try:
-                end = await_end(jobs)
-            finally:
-                cancel_jobs(jobs)
-            if not result.exists():
-                raise UnetcliError(f"the probe's job {end.job} on {end.host}: {end.reason}")
-            return dict(json.loads(result.read_text()))
-
-    return submit
-
-
-def write_result(task: Callable[[str], dict[str, Any]], text: str, path: str) -> None:
-    """Store what a task returns, as a job does."""
-    with replacing(Path(path)) as draft:
-        draft.write_text(json.dumps(task(text)))
-
-
-def await_end(jobs: Sequence[str]) -> JobEnd:
-    """How a single job ended."""
-    watch = JobWatch(jobs, every=2)
-    while True:
-        if ends := watch.poll():
-            return ends[0]
-        time.sleep(0.5)
-
-
-def sized_request(where: Where, run: Run) -> tuple[SlurmRequest, int]:
-    """What each job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
-    asked = slurm_request(where)
-    numbers, times = sizes(run.plan, run.source, run.model, asked)
-    memory = f"{math.ceil(MEMORY_MARGIN * numbers.host_bytes / GIB)}G"
-    says = asked.mem or any(name.startswith("mem-per-") for name, _ in asked.extra)
-    return asked if says else replace(asked, mem=memory), math.ceil(run.plan.blocks / times.shares)

@@ -20,9 +20,9 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import draft_of, drafts, is_draft, publish, remove, replacing, sync
 
 MARKER = "unetcli-run.json"
-FORMAT = 1
+FORMAT = 2
 """Version of what a run folder holds, and where."""
-PREDICT, PYRAMID, LABEL, EVALUATE = "predict", "pyramid", "label", "evaluate"
+PREDICT, LABEL, EVALUATE = "predict", "label", "evaluate"
 """Steps that have run folders."""
 LOCK_NAMES = ("lock", "lock.guard")
 SHOWN = 3

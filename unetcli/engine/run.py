@@ -1,154 +1,206 @@
-"""One run of predict: request, plan, run folder and output, brought together and checked before anything happens."""
+"""The one launch of every step: freeze the plan, have missing blocks computed, finish once nothing is missing."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-from unetcli.config import PredictRequest
-from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, is_remote, require_apart
-from unetcli.engine.ownership import PREDICT, PYRAMID, require_claimable
-from unetcli.engine.receipts import Ledger
-from unetcli.engine.runfolder import Places, RunFolder
-from unetcli.model.file import find_model
-from unetcli.planning.plan import Plan, differences
-from unetcli.planning.pyramid_plan import PyramidPlan
-from unetcli.predict.resolve import absolute, resolve_plan
-from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import Output, marker, remove_output, require_no_others, require_ours
-from unetcli.volumes.volume import Volume
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.config import Where
+from unetcli.core.files import telling_unwritable
+from unetcli.engine.clusters import (
+    end_earlier_launch,
+    executor_for,
+    left_at_work,
+    live_jobs,
+    require_accepted,
+    require_no_live_jobs,
+)
+from unetcli.engine.failures import BlockFailure, current_failures
+from unetcli.engine.retry import Progress, Report, Rounds
+from unetcli.engine.step import DamagedResult, Step
+from unetcli.engine.worker import MOST_ATTEMPTS, void
+from unetcli.executors.contract import Executor, JobFailure
+from unetcli.executors.slurm.executor import SlurmExecutor
+
+log = logging.getLogger(__name__)
+
+
+def quiet(done: int, total: int) -> None:
+    """Reports progress to nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A request with all that it means."""
+class RunOptions:
+    """How a step is run. Options that do not affect the result."""
 
-    request: PredictRequest
-    source: Volume
-    model: Path
-    folder: RunFolder
-    plan: Plan
+    where: Where = field(default_factory=Where)
+    retries: int = 1
+    overwrite: bool = False
+    take_over: bool = False
 
-    @classmethod
-    def settle(cls, request: PredictRequest) -> Run:
-        """Resolve a request; nothing is written yet.
 
-        Raises
-        ------
-        UnetcliError
-            Anything about the request that the user can put right.
-        """
-        model, source = find_model(request.model), open_volume(request.volume)
-        inputs = [request.volume, *([request.mask] if request.mask else [])]
-        require_place(request.output_path, [*inputs, model])
-        require_alone(request)
-        if request.overwrite:
-            require_no_others(request.output_path)
-        folder = folder_of(request)
-        require_claimable(folder.path, PREDICT, overwrite=request.overwrite)
-        plan = settle_plan(request, source, model, folder)
-        run = cls(request=request, source=source, model=model, folder=folder, plan=plan)
-        if PyramidPlan.of(plan, request.levels).levels > 1:  # refuses a number of levels that cannot be
-            require_claimable(run.pyramid_folder.path, PYRAMID, overwrite=request.overwrite)
-        return run
+@dataclass(slots=True, kw_only=True)
+class RunOutcome:
+    """What a launch found, did and left."""
 
-    @property
-    def output(self) -> Output:
-        return Output(self.request.output_path, self.plan)
+    complete: bool = False
+    found: NDArray[np.bool_]
+    """Mask of blocks that were done before."""
+    done: NDArray[np.bool_]
+    """Mask of blocks that are done now."""
+    failures: Sequence[JobFailure] = ()
+    left_running: Sequence[str] = ()
+    """SLURM jobs that were left at work, with ``--detach``."""
+    set_aside: Sequence[BlockFailure] = ()
+    result: Any = None
+    """What the step's ``finish`` returned."""
 
-    @property
-    def pyramid_folder(self) -> RunFolder:
-        """The run folder of the step that makes coarser levels."""
-        return self.folder.of_step(PYRAMID)
+    def notes(self) -> dict[str, Any]:
+        """The part of a command's summary that every step has."""
+        return {
+            "set_aside": [failure.note() for failure in self.set_aside],
+            "failed_jobs": [f"job {failure.job} on {failure.host}: {failure.reason}" for failure in self.failures],
+            "jobs": list(self.left_running),
+        }
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every block is there, by the output's own word."""
-        return bool((marker(self.request.output_path) or {}).get("complete"))
 
-    def launcher(self, *, take_over: bool = False, wait: float = 0) -> AbstractContextManager[None]:
-        """Hold the launcher's lock; see :meth:`RunFolder.launcher`."""
-        return self.folder.launcher(PREDICT, overwrite=self.request.overwrite, take_over=take_over, wait=wait)
+def run(
+    step: Step, options: RunOptions, report: Report = quiet, stopping: Callable[[], bool] = bool, then: Any = None
+) -> RunOutcome:
+    """Continue a step where an earlier launch stopped; ``then`` is called while the lock is held, once all is there.
 
-    def prepare(self) -> None:
-        """Freeze the plan and make the output where they are not there yet. For who holds the launcher's lock."""
-        output = self.request.output_path
-        if self.request.overwrite:
-            self.folder.forget_run()
-            remove_output(output)
-        require_same(self.folder.publish_plan(self.plan), self.plan, output)
-        if marker(output) is None:
-            self.folder.forget_receipts()  # of an output that was deleted
-            self.output.create(self.source)
-        self.folder.tell_places(self.places())
+    Raises
+    ------
+    UnetcliError
+        SLURM refuses the request (nothing has been written then), or another launcher or its jobs work on the output.
+    """
+    begun = step.folder.plan_file.exists() and not options.overwrite
+    require_accepted(options.where, needed=not (begun and step.is_complete()))
+    with launching(step, options):
+        attaches = options.where.cluster == "slurm" and not options.overwrite
+        if not attaches:
+            require_no_live_jobs(step.output, step.folder)
+        prepare(step, overwrite=options.overwrite)
+        outcome = work_off(step, options, report, stopping)
+        if then and outcome.complete:
+            then()
+    return outcome
 
-    def close(self, ledger: Ledger) -> bool:
-        """Mark the output complete if nothing is missing; whether it is. For who holds the launcher's lock."""
-        if not ledger.refresh().complete:
-            return False
-        if not self.is_complete:
-            self.output.store.sweep()
-            self.output.mark_complete()
-        return True
 
-    def places(self) -> Places:
-        """Where its data lie now."""
-        request = self.request
-        return Places(
-            volume=absolute(request.volume),
-            model=absolute(str(self.model)),
-            output=absolute(str(request.output_path)),
-            mask=absolute(request.mask) if request.mask else None,
-            device=request.device,
+@contextmanager
+def launching(step: Step, options: RunOptions, wait: float = 0) -> Iterator[None]:
+    """Hold the launcher's lock; see :meth:`RunFolder.launcher`. No share may be at work."""
+    with (
+        telling_unwritable(step.output),
+        step.folder.launcher(
+            step.command, step.own_files, overwrite=options.overwrite, take_over=options.take_over, wait=wait
+        ),
+    ):
+        if not wait:
+            step.folder.require_no_shares(take_over=options.take_over)
+        yield
+
+
+def prepare(step: Step, *, overwrite: bool = False) -> None:
+    """Freeze the plan and make the output where they are not there yet. The caller holds the launcher's lock."""
+    if overwrite:
+        step.folder.clear_run(step.own_files)
+        step.discard()
+    step.continue_from(step.folder.publish_plan(step.plan, step.FORMAT))
+    if step.is_gone(step.ledger.refresh().done):
+        step.folder.clear_receipts(step.own_files)
+        step.ledger.refresh()
+    step.create()
+    step.folder.write_paths(step.paths.absolute())
+
+
+def work_off(step: Step, options: RunOptions, report: Report, stopping: Callable[[], bool]) -> RunOutcome:
+    """Have missing blocks computed, stage by stage, and finish. The caller holds the launcher's lock."""
+    ledger = step.ledger.refresh()
+    outcome = RunOutcome(found=ledger.done.copy(), done=ledger.done)
+    while True:
+        if not ledger.complete:
+            compute(step, options, outcome, report, stopping)
+        if outcome.left_running or not ledger.refresh().complete:
+            break
+        if finish(step, outcome):
+            break
+    outcome.set_aside = current_failures(step.folder.failures, ledger)
+    return outcome
+
+
+def compute(step: Step, options: RunOptions, outcome: RunOutcome, report: Report, stopping: Callable[[], bool]) -> None:
+    """Have the missing blocks worked off, stage by stage, as long as that leads anywhere."""
+    attached = live_jobs(step.folder)
+    end_earlier_launch(step.folder, attached)
+    if not attached:
+        step.folder.clear_failures()  # they are tried again
+        step.folder.sweep_workers()
+        step.sweep()
+    step.announce(int(step.ledger.done.sum()))
+    progress = Progress(step, report)
+    progress.tell()
+    with executor_for(options.where, step) as executor:
+        rounds = Rounds(
+            step=step,
+            executor=executor,
+            progress=progress,
+            stopping=stopping,
+            retries=0 if options.where.detach else options.retries,
+        )
+        try:
+            outcome.failures = run_stages(step, rounds, stopping)
+        except KeyboardInterrupt:
+            name_running_jobs(step, executor)
+            raise
+        outcome.left_running = left_at_work(executor)
+
+
+def run_stages(step: Step, rounds: Rounds, stopping: Callable[[], bool]) -> list[JobFailure]:
+    """Rounds over all stages in turn; the jobs that failed in the last one."""
+    failures = list[JobFailure]()
+    while len(todo := step.pending()) and not stopping():
+        step.prepare_stage(step.stage_of(int(todo[0])))
+        failures = rounds.run(todo)
+        if np.array_equal(todo, step.pending()):
+            break  # a round that brought nothing, or one that goes on without us
+    return failures
+
+
+def finish(step: Step, outcome: RunOutcome) -> bool:
+    """Finish a step whose blocks are all there; False where one turned out to be damaged, which is void then."""
+    try:
+        outcome.result, outcome.complete = step.finish(), True
+    except DamagedResult as error:
+        if step.ledger.attempts[error.block] >= MOST_ATTEMPTS:
+            raise
+        log.warning("%s", error)
+        void(step, step.ledger, [error.block])
+        step.ledger.refresh()
+    return outcome.complete
+
+
+def name_running_jobs(step: Step, executor: Executor) -> None:
+    """After Ctrl-C: jobs of an array go on without us."""
+    if isinstance(executor, SlurmExecutor) and executor.jobs:
+        log.info(
+            "%d SLURM jobs run on; `unetcli status %s` shows them, the same command attaches, `scancel %s` ends them",
+            len(executor.jobs),
+            step.output,
+            " ".join(arrays_of(executor.jobs)),
         )
 
 
-def folder_of(request: PredictRequest) -> RunFolder:
-    """The run folder of a request: the one it names, else the one beside the output."""
-    return RunFolder(request.run_folder) if request.run_folder else RunFolder.of(request.output_path)
+def arrays_of(jobs: Iterable[str]) -> list[str]:
+    """Ids of whole arrays.
 
-
-def require_place(output: Place, inputs: Sequence[Place]) -> None:
-    """Refuse an output that would touch an input, or anything that is not ours."""
-    require_apart(output, inputs)
-    if not is_remote(output) and not (folder := Path(output).absolute().parent).is_dir():
-        raise UnetcliError(f"{output}: the folder {folder} does not exist")
-    require_ours(output)
-
-
-def require_alone(request: PredictRequest) -> None:
-    """Refuse to replace an output from one of many jobs that share it."""
-    if request.overwrite and (task := os.environ.get("SLURM_ARRAY_TASK_ID")):
-        raise UnetcliError(
-            f"--overwrite: refused in array element {task}, which shares {request.output_path} with others"
-        )
-
-
-def settle_plan(request: PredictRequest, source: Volume, model: Path, folder: RunFolder) -> Plan:
-    """The plan that the request means; refused where the output belongs to another one."""
-    made = marker(
-        request.output_path
-    )  # looked at first: another share may publish the plan, then the output, right now
-    frozen = None if request.overwrite else folder.plan()
-    plan = resolve_plan(request, source, model, frozen)
-    if frozen:
-        require_same(frozen, plan, request.output_path)
-    elif made and not request.overwrite:
-        raise UnetcliError(
-            f"{request.output_path}: exists, but {folder.plan_file}, which says how it was made, is gone; "
-            "--overwrite starts anew, --output names another place"
-        )
-    return plan
-
-
-def require_same(frozen: Plan, plan: Plan, output: Place) -> None:
-    """Refuse to go on with other settings than the output was begun with."""
-    if told := differences(frozen, plan):
-        raise UnetcliError(
-            f"{output}: begun with other settings: {'; '.join(told)}; "
-            "use those again, --overwrite starts anew, --output names another place"
-        )
+    >>> arrays_of(["12_0", "12_1", "15"])
+    ['12', '15']
+    """
+    return list(dict.fromkeys(job.partition("_")[0] for job in jobs))

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, drafts, is_remote, publish, remove, remove_aside, replacing
 from unetcli.core.lock import hold, require_free
+from unetcli.core.records import from_json, to_json
 from unetcli.engine.ownership import LOCK_NAMES, MARKER, claim, mark, renew, sweep_beside
 from unetcli.engine.receipts import Ledger
 from unetcli.executors.slurm.journal import JobBook
-from unetcli.planning.plan import Plan
 
+T = TypeVar("T")
 CLAIMS = 50
 """How often a launcher claims a run folder that others delete at the same moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where a run's data lie: what a worker needs beside the plan."""
-
-    volume: str
-    model: str
-    output: str
-    mask: str | None = None
-    device: str | None = None
-    """Which one of the plan's kind, where the user said so."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Division:
-    """The blocks' division into shares, and which elements of a job array they are."""
+class ShareLayout:
+    """How the blocks are divided into shares, and which elements of a job array these are."""
 
     count: int
     first: int = 0
@@ -57,10 +47,6 @@ class RunFolder:
             raise UnetcliError(f"{store}: --run-folder FOLDER names a place on this file system for plan and receipts")
         return cls(Path(f"{os.path.abspath(store)}.run") / step)  # noqa: PTH100 - resolves no links
 
-    def of_step(self, step: str) -> RunFolder:
-        """The folder of another step of the same output: beside ``predict``, else inside a folder that a user named."""
-        return RunFolder((self.path.parent if self.path.name == "predict" else self.path) / step)
-
     @property
     def plan_file(self) -> Path:
         return self.path / "plan.json"
@@ -74,9 +60,9 @@ class RunFolder:
         return self.path / "logs"
 
     @property
-    def troubles(self) -> Path:
-        """Blocks that failed or were set aside, a JSON line each; see :mod:`unetcli.engine.troubles`."""
-        return self.path / "troubles"
+    def failures(self) -> Path:
+        """Blocks that failed or were set aside, a JSON line each; see :mod:`unetcli.engine.failures`."""
+        return self.path / "failures"
 
     @property
     def workers(self) -> Path:
@@ -94,12 +80,12 @@ class RunFolder:
         return self.path / "stop"
 
     @property
-    def places_file(self) -> Path:
-        return self.path / "places.json"
+    def paths_file(self) -> Path:
+        return self.path / "paths.json"
 
     @property
     def shares_file(self) -> Path:
-        """The number of shares; see :class:`Division`."""
+        """The number of shares; see :class:`ShareLayout`."""
         return self.path / "shares.json"
 
     @property
@@ -119,12 +105,12 @@ class RunFolder:
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that exist while a run does."""
-        return (self.receipts, self.logs, self.troubles, self.workers, self.canaries)
+        return (self.receipts, self.logs, self.failures, self.workers, self.canaries)
 
     @property
     def contents(self) -> list[Path]:
         """What the engine keeps here for any step, beside marker and locks. The plan comes first."""
-        files = (self.plan_file, self.places_file, self.shares_file, self.stop, self.dask_jobs_file)
+        files = (self.plan_file, self.paths_file, self.shares_file, self.stop, self.dask_jobs_file)
         return [*files, JobBook(self.path).file, *self.folders, self.tls]
 
     def make(self) -> None:
@@ -132,55 +118,62 @@ class RunFolder:
         for folder in self.folders:
             folder.mkdir(exist_ok=True)
 
-    def plan(self) -> Plan | None:
+    def read_plan(self, kind: type[T], version: int) -> T | None:
         """The frozen plan, or None where none was published."""
         try:
-            return Plan.from_json(self.plan_file.read_text())
+            return from_json(kind, self.plan_file.read_text(), version, "plan")
         except FileNotFoundError:
             return None
 
-    def publish_plan(self, plan: Plan) -> Plan:
+    def publish_plan(self, plan: T, version: int) -> T:
         """Freeze the plan; returns the one that holds, which is an earlier one where another launcher was faster."""
-        publish(self.plan_file, plan.to_json())
-        frozen = self.plan()
+        publish(self.plan_file, to_json(plan, version))
+        frozen = self.read_plan(type(plan), version)
         assert frozen is not None
         return frozen
 
-    def places(self) -> Places:
-        """Where the run's data are now."""
-        return Places(**json.loads(self.places_file.read_text()))
+    def replace_plan(self, plan: object, version: int) -> None:
+        """Freeze another plan. For who holds the launcher's lock, once nothing vouches for blocks of the old one."""
+        with replacing(self.plan_file) as draft:
+            draft.write_text(to_json(plan, version))
 
-    def tell_places(self, places: Places) -> None:
+    def read_paths(self, kind: type[T]) -> T:
+        """Where the run's data are now."""
+        return kind(**json.loads(self.paths_file.read_text()))
+
+    def write_paths(self, paths: Any) -> None:
         """Note where the data are, for workers; paths may change between two launches, the plan does not."""
-        with replacing(self.places_file) as draft:
-            draft.write_text(json.dumps(asdict(places), indent=1))
+        with replacing(self.paths_file) as draft:
+            draft.write_text(json.dumps(asdict(paths), indent=1))
 
     def ledger(self, blocks: int) -> Ledger:
         """What the receipts say by now."""
         return Ledger(self.receipts, blocks).refresh()
 
-    def forget_receipts(self) -> None:
-        """Drop all receipts: nothing they vouch for exists any more."""
+    def clear_receipts(self, own: Iterable[Path] = ()) -> None:
+        """Drop all receipts, and with them ``own``: nothing they vouch for exists any more."""
         remove_aside(self.receipts)
-        self.forget_troubles()
+        self.clear_failures()
+        for path in own:
+            remove_aside(path)
 
-    def forget_troubles(self) -> None:
+    def clear_failures(self) -> None:
         """Drop what went wrong before: it is tried again."""
         self.stop.unlink(missing_ok=True)
-        for folder in (self.troubles, self.workers):
+        for folder in (self.failures, self.workers):
             remove_aside(folder)
         self.make()
 
-    def forget_run(self) -> None:
-        """Drop plan, receipts and logs. The plan goes first: without it nothing else is ever trusted.
+    def clear_run(self, own: Iterable[Path] = ()) -> None:
+        """Drop plan, receipts, logs and ``own``. The plan goes first: without it nothing else is ever trusted.
 
-        The marker stays: the folder is still ours, wherever this is killed.
+        The marker stays: the folder is still unetcli's, wherever this is killed.
         """
         self.plan_file.unlink(missing_ok=True)
         self.shares_file.unlink(missing_ok=True)
         for folder in (self.logs, self.canaries):
             remove_aside(folder)
-        self.forget_receipts()
+        self.clear_receipts(own)
         renew(self.path)
 
     @contextmanager
@@ -238,14 +231,14 @@ class RunFolder:
         for path in sorted(self.path.glob("share-*.lock")):
             require_free(path, take_over=take_over)
 
-    def division(self) -> Division | None:
+    def share_layout(self) -> ShareLayout | None:
         """Into how many shares the blocks were divided, or None where nobody asked for shares yet."""
         try:
-            return Division(**json.loads((self.shares_file).read_text()))
+            return ShareLayout(**json.loads((self.shares_file).read_text()))
         except FileNotFoundError:
             return None
 
-    def publish_division(self, division: Division) -> Division:
+    def publish_share_layout(self, layout: ShareLayout) -> ShareLayout:
         """Freeze the number of shares; returns the one that holds."""
-        publish(self.shares_file, json.dumps(asdict(division)))
-        return self.division() or division
+        publish(self.shares_file, json.dumps(asdict(layout)))
+        return self.share_layout() or layout

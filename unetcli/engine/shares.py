@@ -1,131 +1,132 @@
-"""predict as one of many: a share of the blocks for each element of a hand-written job array or workflow."""
+"""A share of the blocks for each element of a hand-written job array or workflow; the last one to end finishes."""
 
 from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import telling_unwritable
 from unetcli.core.lock import InUse, hold
-from unetcli.engine.closing import Closing, close
-from unetcli.engine.prediction import Ends, PredictSummary, announce, summarise
-from unetcli.engine.receipts import Ledger
-from unetcli.engine.rounds import Progress, Report, Rounds
-from unetcli.engine.run import Run
-from unetcli.engine.runfolder import Division, RunFolder
-from unetcli.engine.troubles import read_troubles
-from unetcli.engine.worker import run_blocks
-from unetcli.executors.contract import JobFailure
+from unetcli.engine.failures import current_failures, read_failures
+from unetcli.engine.retry import Progress, Report, Rounds
+from unetcli.engine.run import RunOptions, RunOutcome, launching, prepare, quiet, work_off
+from unetcli.engine.runfolder import RunFolder, ShareLayout
+from unetcli.engine.step import Step
 from unetcli.executors.local import InProcess
 
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 300.0
-"""How long a share waits for another one that sets up the run or closes it."""
+"""How long a share waits for another one that sets up the run or finishes it."""
 
 
-def predict_share(
-    request: PredictRequest,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareOutcome:
+    """What one share found and did."""
+
+    blocks: NDArray[np.intp]
+    share: RunOutcome
+    whole: RunOutcome | None
+    """How finishing ended; None where another share finishes."""
+
+
+def run_share(
+    step: Step,
     share: tuple[int, int] | None,
-    report: Report = lambda done, total: None,
+    options: RunOptions,
+    announce: Callable[[int, tuple[int, int]], None],
+    report: Report = quiet,
     stopping: Callable[[], bool] = bool,
-) -> PredictSummary:
-    """Compute share I of N, or the one that the array's environment names (None); the last one done closes.
+) -> ShareOutcome:
+    """Compute share I of N of the first stage, or the one that the array's environment names (None).
+
+    ``announce`` is called with the number of blocks found done and the share, before anything is computed.
 
     Raises
     ------
     UnetcliError
         The share is at work elsewhere, or the run was divided otherwise.
     """
-    started = time.perf_counter()
     if share is None:
         array_index()  # before anything is written
-    run = Run.settle(request)
-    with telling_unwritable(request.output_path), ExitStack() as held:
-        with run.launcher(wait=WAIT_SECONDS):
-            run.prepare()
-            lift_stop(run.folder)
-            number, count = resolve_share(run.folder, share)
-            held.enter_context(hold(run.folder.share_lock(number), take_over=request.take_over))
-        ledger = run.folder.ledger(run.plan.blocks)
-        mine = np.array(run.plan.share(number, count).blocks, np.intp)
-        found = int(ledger.done[mine].sum())
-        announce(run, found, share=(number, count))
-        failures = compute_share(run, ledger, mine, report, stopping)
-    closing = close_if_last(run, ledger, stopping)
-    return summarise(run, ledger, found, Ends(failures), closing, time.perf_counter() - started, mine)
+    with ExitStack() as held:
+        with launching(step, options, wait=WAIT_SECONDS):
+            prepare(step, overwrite=options.overwrite)
+            lift_stop(step.folder)
+            number, count = resolve_share(step.folder, share)
+            held.enter_context(hold(step.folder.share_lock(number), take_over=options.take_over))
+        ledger, mine = step.ledger.refresh(), share_blocks(step, number, count)
+        outcome = RunOutcome(found=ledger.done.copy(), done=ledger.done)
+        announce(int(ledger.done[mine].sum()), (number, count))
+        outcome.failures = Rounds(
+            step=step,
+            executor=InProcess(),
+            progress=Progress(step, report, mine),
+            stopping=stopping,
+            retries=options.retries,
+        ).run(mine)
+    outcome.complete = bool(ledger.refresh().done[mine].all())
+    outcome.set_aside = current_failures(step.folder.failures, ledger)
+    return ShareOutcome(blocks=mine, share=outcome, whole=finish_if_last(step, options, stopping))
 
 
-def compute_share(
-    run: Run, ledger: Ledger, blocks: NDArray[np.intp], report: Report, stopping: Callable[[], bool]
-) -> list[JobFailure]:
-    """Work off those of the blocks that are missing."""
-    return Rounds(
-        executor=InProcess(),
-        task=run_blocks,
-        folder=run.folder,
-        ledger=ledger,
-        progress=Progress(run.plan, ledger, report, blocks),
-        stopping=stopping,
-        retries=run.request.retries,
-    ).run(blocks)
+def share_blocks(step: Step, number: int, count: int) -> NDArray[np.intp]:
+    """Share ``number`` of ``count``: consecutive blocks of the first stage, sizes differing by one at most."""
+    blocks = len(step.stages[0].blocks)
+    return np.arange(blocks * number // count, blocks * (number + 1) // count)
+
+
+def finish_if_last(step: Step, options: RunOptions, stopping: Callable[[], bool]) -> RunOutcome | None:
+    """Work off later stages and finish, if nothing is missing of the first; of several that find so, one does it."""
+    if not shares_done(step):
+        return None
+    try:
+        with launching(step, options, wait=WAIT_SECONDS):
+            return work_off(step, options, quiet, stopping)
+    except InUse as error:  # setting up takes no time: who holds the lock for so long is finishing
+        log.info("left to another: %s", error)
+        return None
+
+
+def finish_shares(step: Step, options: RunOptions, report: Report, stopping: Callable[[], bool]) -> RunOutcome:
+    """Finish a run whose blocks were computed in shares; changes nothing where some are missing."""
+    with launching(step, options, wait=WAIT_SECONDS):
+        prepare(step)
+        if shares_done(step):
+            return work_off(step, options, report, stopping)
+        ledger = step.ledger
+        failures = current_failures(step.folder.failures, ledger)
+        return RunOutcome(found=ledger.done.copy(), done=ledger.done, set_aside=failures)
+
+
+def shares_done(step: Step) -> bool:
+    """Whether every block of the first stage has its receipt."""
+    return bool(step.ledger.refresh().done[step.stages[0].blocks].all())
 
 
 def lift_stop(folder: RunFolder) -> None:
     """Have a stop of earlier shares forgotten: by the first one after them, but not by others of the same array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if not folder.stop.exists() or any(
-        trouble.job.split("_")[0] == array for trouble in read_troubles(folder.troubles)
+        failure.job.split("_")[0] == array for failure in read_failures(folder.failures)
     ):
         return
     with suppress(UnetcliError):  # others are at work: they are to see it
         folder.require_no_shares()
-        folder.forget_troubles()
-
-
-def close_if_last(run: Run, ledger: Ledger, stopping: Callable[[], bool]) -> Closing | None:
-    """Close the run if nothing is missing; of several that find so, one does it. None for the others."""
-    if not ledger.refresh().complete:
-        return None
-    with telling_unwritable(run.request.output_path):
-        try:
-            with run.launcher(wait=WAIT_SECONDS):
-                return close(run, ledger, stopping=stopping)
-        except InUse as error:  # setting up takes no time: who holds the lock for so long is closing
-            log.info("left to another: %s", error)
-            return None
-
-
-def close_run(
-    request: PredictRequest,
-    report: Report = lambda done, total: None,
-    stopping: Callable[[], bool] = bool,
-) -> PredictSummary:
-    """Mark an output complete whose blocks were computed in shares; changes nothing where some are missing."""
-    started = time.perf_counter()
-    run = Run.settle(request)
-    if run.folder.plan() is None:
-        raise UnetcliError(f"{request.output_path}: nothing to close, no share has begun it")
-    with telling_unwritable(request.output_path), run.launcher(wait=WAIT_SECONDS):
-        run.prepare()
-        ledger = run.folder.ledger(run.plan.blocks)
-        closing = close(run, ledger, report=report, stopping=stopping)
-    return summarise(run, ledger, int(ledger.done.sum()), Ends(), closing, time.perf_counter() - started)
+        folder.clear_failures()
 
 
 def resolve_share(folder: RunFolder, share: tuple[int, int] | None) -> tuple[int, int]:
     """Number and count of a share; the count is frozen by the first one that asks."""
     if share is None:
         return share_of_array(folder)
-    frozen = folder.publish_division(Division(count=share[1]))
+    frozen = folder.publish_share_layout(ShareLayout(count=share[1]))
     if frozen.count != share[1]:
         raise UnetcliError(
             f"--share {share[0]}/{share[1]}: this run was divided into {frozen.count} shares; "
@@ -137,7 +138,7 @@ def resolve_share(folder: RunFolder, share: tuple[int, int] | None) -> tuple[int
 def share_of_array(folder: RunFolder) -> tuple[int, int]:
     """The share that this element of a SLURM array stands for; a later array may name just some of the elements."""
     index = array_index()
-    frozen = folder.division() or folder.publish_division(division_of_array())
+    frozen = folder.share_layout() or folder.publish_share_layout(layout_of_array())
     number, rest = divmod(index - frozen.first, frozen.step)
     if rest or not 0 <= number < frozen.count:
         last = frozen.first + (frozen.count - 1) * frozen.step
@@ -156,7 +157,7 @@ def array_index() -> int:
     return int(index)
 
 
-def division_of_array() -> Division:
+def layout_of_array() -> ShareLayout:
     """One share for each element of this job array."""
     names = ("MIN", "MAX", "STEP", "COUNT")
     try:
@@ -168,4 +169,4 @@ def division_of_array() -> Division:
             f"--share auto: an array of {count} elements between {first} and {last} is not whole, and nothing says how "
             f"many shares there are; run the whole array first, or --share $SLURM_ARRAY_TASK_ID/N"
         )
-    return Division(count=count, first=first, step=step)
+    return ShareLayout(count=count, first=first, step=step)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.crew import Crew, Failure, Scheduler
+from unetcli.engine.failures import BlockFailure, current_failures
 from unetcli.engine.heartbeat import Beat
-from unetcli.engine.liveness import PATIENCE_SECONDS
-from unetcli.engine.paces import HostPace, host_paces
-from unetcli.engine.receipts import Ledger
-from unetcli.engine.steps import Step
-from unetcli.engine.troubles import Trouble, current_troubles
+from unetcli.engine.receipts import DONE, Ledger, Receipt
+from unetcli.engine.step import Step
+from unetcli.engine.workers import PATIENCE_SECONDS, Failure, Scheduler, Workers
 from unetcli.executors.slurm.job_state import SlurmWord
-from unetcli.planning.stages import pending, within
+from unetcli.planning.grid import pending, within
 
 STATES = ("done", "running", "failed", "missing")
 """Every block is in one of these."""
+TAIL_BYTES, FILES_PER_HOST = 4096, 2
+"""Read to time a host: the last 30 blocks or so of its newest receipts files, however long the run."""
 SLOWEST = 5
 """Hosts told of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPace:
+    """What one host did, and how long it took lately."""
+
+    host: str
+    blocks: int
+    """Done in all."""
+    seconds_per_block: float
+    """Mean over its last blocks, all stages together; they overlap, so that blocks may come faster."""
+    read_seconds: float
+    forward_seconds: float
+    write_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +114,7 @@ class Watcher:
 
     def __init__(self, step: Step, scheduler: Scheduler | None = None, patience: float = PATIENCE_SECONDS) -> None:
         self.step, self.folder = step, step.folder
-        self.crew = Crew(step.folder, scheduler or SlurmWord(), patience)
+        self.workers = Workers(step.folder, scheduler or SlurmWord(), patience)
         self.ledger = Ledger(step.folder.receipts, step.blocks)
 
     def look(self, wait: bool = True) -> Status:
@@ -107,29 +123,29 @@ class Watcher:
         Where only the counters of workers tell whether they live, waits for each to change, as long as patience lasts:
         no clock but the reader's is asked. Without ``wait``, it takes later looks to know.
         """
-        crew = self.crew
-        crew.look()
+        workers = self.workers
+        workers.look()
         if wait:
-            crew.await_signs()
-        complete, living = self._read_receipts(), crew.living
-        troubles = current_troubles(self.folder.troubles, self.ledger)
-        stages = self._stages(sum(beat.in_hand for beat in living), troubles)
+            workers.await_signs()
+        complete, living = self._read_receipts(), workers.living
+        failures = current_failures(self.folder.failures, self.ledger)
+        stages = self._stages(sum(beat.in_hand for beat in living), failures)
         return Status(
-            failures=[] if self.ledger.complete else [*crew.lost(), *map(_of_block, troubles)],
-            output=self.step.output,
+            failures=[] if self.ledger.complete else [*workers.lost(), *map(_of_block, failures)],
+            output=str(self.step.output),
             step=self.step.name,
             command=self.step.command,
             complete=complete,
             gone=not complete and self.step.is_gone(self.ledger.done),
-            levels_missing=self.step.levels_missing() if self.ledger.complete and not complete else 0,
+            levels_missing=_levels_missing(stages),
             workers=len(living),
-            silent=crew.undecided,
+            silent=workers.undecided,
             hosts=len({beat.holder.host for beat in living}),
             stopped=_first_line(self.folder.stop),
             stages=stages,
             blocks=self.step.blocks,
             **{state: sum(getattr(stage, state) for stage in stages) for state in STATES},
-            **crew.queue,
+            **workers.queue,
             **self._pace(living),
             **self._hosts(),
         )
@@ -142,15 +158,15 @@ class Watcher:
             if self.folder.plan_file.exists():
                 raise
         if self.folder.plan_file.exists():
-            return self.ledger.complete and self.step.closed()
-        if not self.step.closed():
+            return self.ledger.complete and self.step.is_complete()
+        if not self.step.is_complete():
             raise UnetcliError(f"{self.step.output}: its run folder {self.folder.path} is gone")
         self.ledger.done[:] = True  # an evaluation deletes its folder once it has told the scores
         return True
 
-    def _stages(self, in_hand: int, troubles: Sequence[Trouble]) -> list[StageStatus]:
+    def _stages(self, in_hand: int, failures: Sequence[BlockFailure]) -> list[StageStatus]:
         missing = self.ledger.missing
-        failed = np.array([trouble.block for trouble in troubles], np.intp)
+        failed = np.array([failure.block for failure in failures], np.intp)
         now = np.setdiff1d(pending(self.step.stages, missing), failed)[:in_hand]
         return [
             StageStatus(name=stage.name, blocks=len(stage.blocks), **_counts(stage.blocks, missing, now, failed))
@@ -186,8 +202,15 @@ def _counts(
     return {"done": len(blocks) - rest, "running": running, "failed": bad, "missing": rest - running - bad}
 
 
-def _of_block(trouble: Trouble) -> Failure:
-    return Failure(job=trouble.job, host=trouble.host, block=trouble.block, place=trouble.place, reason=trouble.reason)
+def _of_block(found: BlockFailure) -> Failure:
+    return Failure(job=found.job, host=found.host, block=found.block, place=found.place, reason=found.reason)
+
+
+def _levels_missing(stages: Sequence[StageStatus]) -> int:
+    """Blocks of coarser levels that are missing, once all other blocks are done."""
+    levels = [stage for stage in stages if stage.name.startswith("level")]
+    others_done = all(stage.done == stage.blocks for stage in stages if stage not in levels)
+    return sum(stage.blocks - stage.done for stage in levels) if others_done else 0
 
 
 def _first_line(path: Path) -> str | None:
@@ -195,3 +218,45 @@ def _first_line(path: Path) -> str | None:
         return path.read_text().partition("\n")[0]
     except FileNotFoundError:
         return None
+
+
+def host_paces(receipts: Path, blocks: Mapping[str, int]) -> list[HostPace]:
+    """How long each host took for its last blocks, the slowest first; ``blocks``: how many it did in all."""
+    last: dict[str, list[Receipt]] = {}
+    for receipt in recent_receipts(receipts):
+        if receipt.state == DONE and receipt.tile:  # a block that was skipped says nothing
+            last.setdefault(receipt.host, []).append(receipt)
+    paces = [_pace_of(host, found, blocks.get(host, 0)) for host, found in last.items()]
+    return sorted(paces, key=lambda pace: -pace.seconds_per_block)
+
+
+def recent_receipts(folder: Path) -> Iterator[Receipt]:
+    """The last few of each host."""
+    newest: dict[str, list[tuple[float, str]]] = {}
+    with os.scandir(folder) as entries:
+        for entry in (entry for entry in entries if entry.name.endswith(".txt")):
+            host = entry.name.rsplit("-", 2)[0]
+            files = newest.setdefault(host, [])
+            files.append((entry.stat().st_mtime, entry.path))
+            files.sort(reverse=True)
+            del files[FILES_PER_HOST:]
+    for _, path in itertools.chain(*newest.values()):
+        with open(path, "rb") as file:  # noqa: PTH123 - a path for each of many files is slow
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).decode(errors="replace").splitlines()
+        yield from filter(None, map(Receipt.from_line, lines))  # the first may be cut: no receipt
+
+
+def _pace_of(host: str, receipts: Sequence[Receipt], blocks: int) -> HostPace:
+    stages = [
+        round(statistics.fmean(getattr(receipt, f"{stage}_seconds") for receipt in receipts), 3)
+        for stage in ("read", "forward", "write")
+    ]
+    return HostPace(
+        host=host,
+        blocks=blocks,
+        seconds_per_block=round(sum(stages), 3),
+        read_seconds=stages[0],
+        forward_seconds=stages[1],
+        write_seconds=stages[2],
+    )

@@ -2,60 +2,131 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from unetcli.config import VerifyRequest
-from unetcli.core.files import place_of
-from unetcli.engine.changes import Change, changes
-from unetcli.engine.ownership import EVALUATE, PREDICT, PYRAMID
-from unetcli.engine.reading_back import Damage, Drain, Findings, Made, find_damage, named, without_missing
-from unetcli.engine.repair import (
-    PredictionMade,
-    adopted,
-    levels_of,
-    repair_levels,
-    repair_prediction,
-    require_output,
-)
-from unetcli.engine.rounds import Report
-from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.seams import Seams, check_seams
-from unetcli.engine.steps import Step, steps_of
-from unetcli.engine.workbench import Workbench, open_workbench
-from unetcli.evaluate.checking import counts_made
-from unetcli.label.repair import labels_made, prediction_changes, repair_labels, wrong_with_table
-from unetcli.planning.plan import Plan
-from unetcli.predict.resolve import absolute
-from unetcli.volumes.output import Output
+import numpy as np
 
-log = logging.getLogger(__name__)
+from unetcli.config import VerifyRequest
+from unetcli.core.errors import UnetcliError
+from unetcli.core.streams import ordered_map
+from unetcli.engine.clusters import require_no_live_jobs
+from unetcli.engine.receipts import Ledger
+from unetcli.engine.retry import Report
+from unetcli.engine.run import RunOptions, launching, prepare, quiet, work_off
+from unetcli.engine.step import Change, Step
+from unetcli.engine.worker import void
+
+Drain = Callable[[], Callable[[], bool]]
+"""From now on a signal asks for an orderly end; the function returned says whether it came."""
+
+READ_BYTES = 2**30
+"""About the most that is held of blocks that are being read back."""
+COPIES = 3
+"""Copies of a block while it is decoded, put in order and summed up."""
+MISSING, OTHER = "no receipt", "other content than its receipt says"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """A block that is not what was computed."""
+
+    block: int
+    place: str
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """How many blocks were read back, and what is wrong with which."""
+
+    checked: int = 0
+    damaged: dict[int, str] = field(default_factory=dict)
+    repaired: dict[int, str] = field(default_factory=dict)
+
+
+def find_damage(step: Step, ledger: Ledger, report: Report = quiet) -> Findings:
+    """Read every block back; a block that is made anew meanwhile is looked at once more."""
+    attempts, there = ledger.attempts.copy(), np.flatnonzero(ledger.done & step.kept(ledger))
+    damaged = dict(damage_of(step, ledger, there, report))
+    ledger.refresh()
+    remade = [number for number in damaged if ledger.attempts[number] != attempts[number]]
+    for number in remade:
+        del damaged[number]
+    damaged |= damage_of(step, ledger, [number for number in remade if ledger.done[number]])
+    damaged |= {int(number): MISSING for number in ledger.missing}
+    return Findings(checked=len(there), damaged=damaged)
+
+
+def without_missing(found: Findings) -> Findings:
+    """Damage alone, where it is no matter that blocks are not made yet."""
+    return replace(found, damaged={number: what for number, what in found.damaged.items() if what != MISSING})
+
+
+def damage_of(step: Step, ledger: Ledger, blocks: Iterable[int], report: Report = quiet) -> Iterator[tuple[int, str]]:
+    """Blocks that are not what their receipts say, and how; several are read at a time."""
+    numbers, readers = [int(number) for number in blocks], reading_at_once(step.block_bytes)
+    read = ordered_map(lambda number: damage(step, ledger, number), numbers, readers)
+    for done, (number, future) in enumerate(read, 1):
+        if (what := future.result()) is not None:
+            yield number, what
+        report(done, len(numbers))
+
+
+def reading_at_once(block_bytes: int) -> int:
+    """Threads that read: one per core, fewer where blocks are large."""
+    return max(1, min(len(os.sched_getaffinity(0)), READ_BYTES // (COPIES * max(block_bytes, 1))))
+
+
+def damage(step: Step, ledger: Ledger, number: int) -> str | None:
+    """What is wrong with a block; None: nothing."""
+    try:
+        found = step.read_back(number)
+    except MemoryError:
+        raise
+    except Exception as error:  # codecs raise what they like
+        return f"unreadable ({' '.join(str(error).split()) or type(error).__name__})"
+    return None if found == ledger.checksum(number) else OTHER
+
+
+def look_again(step: Step, ledger: Ledger, before: Findings) -> Findings:
+    """What is still damaged of what was, and what is not."""
+    again = [number for number in before.damaged if ledger.done[number] and step.kept(ledger)[number]]
+    still = dict(damage_of(step, ledger, again)) | {int(number): MISSING for number in ledger.missing}
+    mended = {number: what for number, what in before.damaged.items() if number not in still}
+    return Findings(checked=before.checked, damaged=still, repaired=mended)
+
+
+def named(step: Step, damaged: dict[int, str]) -> list[Damage]:
+    """Damage with its place, in the order of the blocks."""
+    return [Damage(block=number, place=step.place(number), what=what) for number, what in sorted(damaged.items())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What verify found, and what is left of it after a repair."""
+    """What verify found in one step, and what is left of it after a repair."""
 
     blocks: int
     checked: int
     """Blocks read back."""
     damaged: list[Damage]
-    """Those that are not what was computed, or were not computed yet."""
+    """Blocks that are not what was computed, or were not computed yet."""
     output: str
     complete: bool
-    """By the output's own word."""
+    """Whether the output says that it is complete."""
     repaired: list[Damage]
     """What was wrong with blocks that are sound now."""
-    seams: Seams | None = None
+    seams: Any = None
+    """Windows across borders, computed again in other tiles; has ``exceeded``."""
     input_changes: list[Change] | None = None
     step: str
-    """predict, pyramid (its coarser levels), instances (or what labels are called), evaluate."""
+    """Name of the step: predict, evaluate, or what labels are called."""
     command: str
-    """That makes missing blocks."""
+    """The command that makes missing blocks."""
     not_kept: int
-    """Blocks that what they made is not kept of, by design: what was found before it was numbered."""
+    """Blocks whose intermediate results are deleted by design."""
     table: str | None = None
     """What is wrong with the table of objects."""
 
@@ -68,127 +139,76 @@ class Verification:
         return asdict(self) | {"sound": self.sound}
 
 
-def verify_output(
-    request: VerifyRequest, report: Report = lambda done, total: None, drain: Drain = lambda: bool
-) -> list[Verification]:
-    """Compare what was made of an output, step by step, with its receipts, and as far as asked with its input.
+def verify_step(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
+    """Compare what a step made with its receipts, and as far as asked with its input.
 
     ``drain`` is called before a repair computes; once what it returns is true, the blocks at work are the last ones.
 
     Raises
     ------
     UnetcliError
-        There is no output of ours, or nothing that says how it was made; or a repair that cannot be.
+        There is no output, or it cannot be repaired.
     """
-    return [verify_step(step, request, report, drain) for step in wanted(request)]
+    step.require_readable()
+    found = look_at(step, request, report, drain)
+    extra = step.look_closer(request)
+    changes = step.input_changes() if request.input or (extra.get("seams") and extra["seams"].exceeded) else None
+    return Verification(
+        blocks=step.blocks,
+        not_kept=step.blocks - int(step.kept(step.ledger.refresh()).sum()),
+        checked=found.checked,
+        damaged=named(step, found.damaged),
+        output=str(step.output),
+        complete=step.is_complete(),
+        repaired=named(step, found.repaired),
+        step=step.name,
+        command=step.command,
+        input_changes=changes if changes or request.input else None,
+        **extra,
+    )
 
 
-def wanted(request: VerifyRequest) -> list[Step]:
-    """The steps that can tell something about what is asked for."""
-    steps = steps_of(str(request.output), request.run_folder, request.step)
-    telling = [step for step in steps if request.blocks or step.name not in (PYRAMID, EVALUATE)]
-    return [telling[0], *(step for step in telling[1:] if not said_to_be_gone(step))] if telling else steps
-
-
-def said_to_be_gone(step: Step) -> bool:
-    """Whether labels were deleted, which is said: what else there is can be looked at all the same."""
-    gone = step.command == "label" and step.is_gone(step.folder.ledger(step.blocks).done)
-    if gone:
-        log.warning("%s: gone; the same label command makes them anew", step.output)
-    return gone
-
-
-def verify_step(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
-    """The same for one step."""
-    request = replace(request, output=place_of(step.output))
+def look_at(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Findings:
+    """Damaged blocks, and those that were repaired."""
 
     def in_voxels(done: int, total: int) -> None:
         report(step.size * done // max(total, 1), step.size)
 
-    verify = verify_labels if step.command == "label" else _BY_NAME[step.name]
-    return verify(step, request, in_voxels if not request.repair else report, drain)
+    if request.repair and step.repairable:
+        return repair(step, request, report, drain)
+    found = find_damage(step, step.ledger.refresh(), in_voxels) if request.blocks else Findings()
+    return found if step.repairable else without_missing(found)
 
 
-def verify_prediction(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
-    """Full resolution, and what can be computed anew of it in other tiles."""
-    plan = plan_of(step)
-    require_output(request.output, plan)
-    made, found = PredictionMade(Output(request.output, plan)), Findings()
-    if request.repair:
-        found = repair_prediction(request, adopted(request, step.folder, plan), report, drain)
-    elif request.blocks:
-        found = find_damage(made, step.folder.ledger(plan.blocks), report)
-    seams = check_seams(workbench_of(request, step.folder, plan), request.seams) if request.seams else None
-    changed = changes(plan, step.folder.places()) if request.input or (seams and seams.exceeded) else None
-    return _verification(step, made, found, seams=seams, input_changes=changed if changed or request.input else None)
+def repair(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Findings:
+    """Compute again what is damaged or missing, and nothing else; then look at it again.
+
+    The receipts are void before anything is touched: wherever this is killed, the step's command or another repair
+    continues.
+    """
+    options = RunOptions(retries=request.retries, take_over=request.take_over)
+    with launching(step, options):
+        require_no_live_jobs(step.output, step.folder)
+        ledger = step.ledger.refresh()
+        found = find_damage(step, ledger, report)
+        if found.damaged:
+            step.require_ready()
+            require_same_input(step)
+            stopping = drain()
+            if step.restore(sorted(found.damaged), ledger, stopping):
+                step.reopen()
+                void(step, ledger, step.also_void(sorted(found.damaged)))
+                prepare(step)
+                work_off(step, options, report, stopping)
+            found = look_again(step, ledger.refresh(), found)
+        else:
+            work_off(step, options, quiet, bool)  # nothing is missing: it is only finished
+    return found
 
 
-def verify_levels(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
-    """The coarser levels of a prediction."""
-    plan = plan_of(step)
-    require_output(request.output, plan)
-    made, found = levels_of(step.folder, Output(request.output, plan)), Findings()
-    if request.repair:
-        finest = next(other for other in steps_of(step.output, request.run_folder) if other.name == PREDICT)
-        found = repair_levels(request, adopted(request, finest.folder, plan), step.folder, report, drain)
-    elif request.blocks:
-        found = find_damage(made, step.folder.ledger(step.blocks), report)
-    return _verification(step, made, found)
-
-
-def verify_labels(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
-    """Labels at all levels, their table, and what the run folder keeps of them."""
-    made, found = labels_made(step), Findings()
-    if request.repair:
-        found = repair_labels(request, step, made, report, drain)
-    elif request.blocks:
-        found = find_damage(made, step.folder.ledger(step.blocks), report)
-    table = wrong_with_table(step, made) if request.blocks and step.closed() else None
-    return _verification(
-        step, made, found, table=table, input_changes=prediction_changes(made) if request.input else None
-    )
-
-
-def verify_counts(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
-    """What an evaluation has counted so far; what it has not is no damage. Its command counts damaged ones again."""
-    made, found = counts_made(step.folder), Findings()
-    if request.blocks:
-        found = without_missing(find_damage(made, step.folder.ledger(step.blocks), report))
-    return _verification(step, made, found)
-
-
-_BY_NAME: Mapping[str, Callable[[Step, VerifyRequest, Report, Drain], Verification]] = {
-    PREDICT: verify_prediction,
-    PYRAMID: verify_levels,
-    EVALUATE: verify_counts,
-}
-
-
-def _verification(step: Step, made: Made, found: Findings, **more: Any) -> Verification:
-    kept = made.kept(step.folder.ledger(step.blocks))
-    return Verification(
-        blocks=step.blocks,
-        not_kept=step.blocks - int(kept.sum()),
-        checked=found.checked,
-        damaged=named(made, found.damaged),
-        output=step.output,
-        complete=step.closed(),
-        repaired=named(made, found.repaired),
-        step=step.name,
-        command=step.command,
-        **more,
-    )
-
-
-def plan_of(step: Step) -> Plan:
-    """The plan of a prediction."""
-    return Plan.from_json(step.folder.plan_file.read_text())
-
-
-def workbench_of(request: VerifyRequest, folder: RunFolder, plan: Plan) -> Workbench:
-    """What it takes to compute windows of an output anew."""
-    places = folder.places()
-    places = replace(places, output=absolute(str(request.output)), device=request.device or places.device)
-    bench = open_workbench(folder, plan, places)
-    bench.ledger.refresh()
-    return bench
+def require_same_input(step: Step) -> None:
+    """Raise where the input is not what it was: what it gives would not fit the rest."""
+    for change in step.input_changes():
+        raise UnetcliError(
+            f"{step.output}: cannot be repaired, the {change.source} {change.path} {change.what}; {step.way_out}"
+        )

@@ -1,37 +1,35 @@
-"""The last stage of a worker: store each finished block, then vouch for it with a receipt."""
+"""The one loop of every worker: blocks are computed by their step, and receipts or failures are put on record."""
 
 from __future__ import annotations
 
-import functools
+import itertools
 import logging
 import re
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from unetcli.core.checksums import checksum
-from unetcli.core.errors import UnetcliError, UnreadableBlock
-from unetcli.core.files import UNWRITABLE, publish, telling_unwritable
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import publish, telling_unwritable
 from unetcli.core.lock import job_id
 from unetcli.core.process import prepare
 from unetcli.core.ranges import Ranges, numbers
+from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook
 from unetcli.engine.heartbeat import Heartbeat
-from unetcli.engine.receipts import DONE, Receipt, ReceiptBook
+from unetcli.engine.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.troubles import FAILED, UNUSABLE, Trouble, TroubleBook
-from unetcli.engine.workbench import Workbench, workbench
-from unetcli.volumes.volume import describe
-
-if TYPE_CHECKING:
-    from unetcli.predict.predictor import FinishedBlock
+from unetcli.engine.step import BlockResult, DamagedResult, Step, is_unusable
+from unetcli.planning.grid import Stage
 
 log = logging.getLogger(__name__)
 
 ALIKE = 3
-"""A worker whose first so many blocks fail alike ends: the fault is not the blocks'."""
+"""A worker whose first blocks fail alike, so many of them, ends: the fault is not the blocks'."""
+MOST_ATTEMPTS = 8
+"""A block whose stored result is damaged again and again is given up: the disk is at fault."""
 STOP_LOOK_SECONDS = 1.0
 
 
@@ -39,16 +37,12 @@ class AllAlike(UnetcliError):
     """The first blocks of a worker all failed in the same way."""
 
 
-def run_blocks(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-    """Work off the blocks of a run folder that have no receipt; how many were finished.
-
-    The task of every executor (see :class:`unetcli.executors.contract.Task`).
-    """
+def work(step: Step, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
+    """Compute the blocks that have no receipt; how many were finished."""
     prepare()
-    bench = workbench(folder)
-    bench.ledger.refresh()  # what another worker finished meanwhile is not done again
-    todo = [number for number in numbers(blocks) if not bench.ledger.done[number]]
-    return Worker(bench, StopFile(bench.folder, stopping)).run(todo) if todo else 0
+    step.ledger.refresh()  # what another worker finished meanwhile is not done again
+    todo = [number for number in numbers(blocks) if not step.ledger.done[number]]
+    return Worker(step, StopFile(step.folder, stopping)).run(todo) if todo else 0
 
 
 @dataclass
@@ -68,100 +62,82 @@ class StopFile:
 
 @dataclass
 class Worker:
-    """Computes blocks of one run, here and now."""
+    """Works off blocks of one run, here and now."""
 
-    bench: Workbench
+    step: Step
     stopping: Callable[[], bool]
     finished: int = 0
     alike: list[str] = field(default_factory=list)
     """Signatures of the failures before the first success."""
 
-    @functools.cached_property
-    def array(self) -> Any:
-        return self.bench.output.open()
-
-    @functools.cached_property
-    def troubles(self) -> TroubleBook:
-        return TroubleBook(self.bench.folder.troubles)
-
     def run(self, blocks: list[int]) -> int:
-        """Compute, store and vouch for each block; those that fail are noted, the rest goes on."""
-        from unetcli.engine.canary import require_same_results  # torch
-
-        bench = self.bench
-        with telling_unwritable(bench.output.path), Heartbeat(bench.folder.workers, len(blocks)) as beat:
-            require_same_results(bench)
-            with ReceiptBook(bench.folder.receipts, bench.output.path) as book:
-                for block in bench.predict(blocks, self.stopping):
-                    if self._keep(block, book):
-                        beat.done(block.block.box.size)
-                    else:
-                        beat.set_aside()
+        """Compute each block and vouch for it; those that fail are put on record, the rest goes on."""
+        with Heartbeat(self.step.folder.workers, len(blocks)) as beat:
+            for stage, several in itertools.groupby(blocks, self.step.stage_of):
+                self._run_stage(stage, list(several), beat)
         return self.finished
 
-    def _keep(self, block: FinishedBlock, book: ReceiptBook) -> bool:
-        try:
-            if block.error is not None:
-                raise block.error
-            self._store(block, book)
-        except Exception as error:
-            self._note(block, error)
-            return False
-        self.finished += 1
-        return True
+    def _run_stage(self, stage: Stage, blocks: list[int], beat: Heartbeat) -> None:
+        step, data = self.step, self.step.data(stage)
+        with (
+            telling_unwritable(data),
+            ReceiptBook(step.folder.receipts, data) as book,
+            closing(step.compute(blocks, self.stopping)) as results,
+        ):
+            for result in results:
+                if result.error is None:
+                    book.add(receipt_of(result, self._attempt(result.number)), result.files)
+                    self.finished += 1
+                    beat.done(result.voxels)
+                else:
+                    self._record(result, result.error, book)
+                    beat.set_aside()
 
-    def _store(self, block: FinishedBlock, book: ReceiptBook) -> None:
-        assert block.values is not None
-        output, number = self.bench.output, block.block.number
-        started, box = time.perf_counter(), self.bench.plan.output_box(block.block)
-        output.write(self.array, box, block.values)
-        receipt = Receipt(
-            block=number,
-            attempt=int(self.bench.ledger.attempts[number]) + 1,
-            state=DONE,
-            checksum=checksum(block.values),
-            tile=block.tile,
-            read_seconds=block.read_seconds,
-            forward_seconds=block.forward_seconds,
-            write_seconds=time.perf_counter() - started,
-            device=self.bench.plan.choices.device,
-            host=socket.gethostname(),
-            job=job_id(),
-        )
-        book.add(receipt, output.files(box))
+    def _attempt(self, number: int) -> int:
+        return int(self.step.ledger.attempts[number]) + 1
 
-    def _note(self, block: FinishedBlock, error: Exception) -> None:
+    def _record(self, result: BlockResult, error: Exception, book: ReceiptBook) -> None:
         """Put a block's failure on record; raise where going on is useless."""
-        if isinstance(error, OSError) and error.errno in UNWRITABLE and block.error is None:
-            raise error
-        trouble = Trouble(
-            block=block.block.number,
-            place=describe(block.block.box, self.bench.plan.axes),
+        if isinstance(error, DamagedResult) and self._attempt(error.block) <= MOST_ATTEMPTS:
+            book.add(void_receipt(error.block, self._attempt(error.block)))
+        failure = BlockFailure(
+            block=result.number,
+            place=self.step.place(result.number),
             kind=UNUSABLE if is_unusable(error) else FAILED,
             reason=one_line(error),
             traceback="".join(traceback.format_exception(error)),
             host=socket.gethostname(),
             job=job_id(),
         )
-        self.troubles.add(trouble)
-        log.warning("block %d (%s) set aside: %s", trouble.block, trouble.place, trouble.reason)
-        if trouble.kind == FAILED and not self.finished:
-            self._count(trouble)
+        FailureBook(self.step.folder.failures).add(failure)
+        log.warning("block %d (%s) set aside: %s", failure.block, failure.place, failure.reason)
+        if failure.kind == FAILED and not self.finished:
+            self._stop_if_alike(failure)
 
-    def _count(self, trouble: Trouble) -> None:
+    def _stop_if_alike(self, failure: BlockFailure) -> None:
         """Raise once the first blocks all failed alike, unless this host finished others before."""
-        self.alike.append(re.sub(r"\d+", "#", trouble.reason))
-        ledger = self.bench.ledger
+        self.alike.append(signature(failure.reason))
+        ledger = self.step.ledger
         if (
             len(self.alike) != ALIKE
             or len(set(self.alike)) > 1
-            or (ledger.refresh().done & ledger.made_by(trouble.host)).any()
+            or (ledger.refresh().done & ledger.made_by(failure.host)).any()
         ):
             return
-        message = f"the first {ALIKE} blocks all failed alike on {trouble.host}: {trouble.reason}"
+        message = f"the first {ALIKE} blocks all failed alike on {failure.host}: {failure.reason}"
         if not ledger.done.any():
-            publish(self.bench.folder.stop, f"{message}\n{trouble.traceback}")
+            publish(self.step.folder.stop, f"{message}\n{failure.traceback}")
         raise AllAlike(message)
+
+
+def signature(reason: str) -> str:
+    """A reason without what differs from block to block: numbers, and the hexadecimal digits of drafts.
+
+    >>> signature("OSError: [Errno 5] c/0/12.0123456789abcdef.partial") == signature(
+    ...     "OSError: [Errno 5] c/3/4.fedcba9876543210.partial")
+    True
+    """
+    return re.sub(r"[0-9a-f]{8,}|\d+", "#", reason)
 
 
 def one_line(error: Exception) -> str:
@@ -169,11 +145,46 @@ def one_line(error: Exception) -> str:
     return " ".join((str(error) if isinstance(error, UnetcliError) else f"{type(error).__name__}: {error}").split())
 
 
-def is_unusable(error: Exception) -> bool:
-    """Whether the input itself is at fault, and not the way to it: trying again would not help."""
-    cause = error.__cause__
-    unreachable = isinstance(cause, OSError) and cause.errno is not None
-    return isinstance(error, UnreadableBlock) and not unreachable
+def receipt_of(result: BlockResult, attempt: int) -> Receipt:
+    """The receipt of a finished block."""
+    return Receipt(
+        block=result.number,
+        attempt=attempt,
+        state=DONE,
+        checksum=result.checksum,
+        tile=result.tile,
+        read_seconds=result.read_seconds,
+        forward_seconds=result.forward_seconds,
+        write_seconds=result.write_seconds,
+        device=result.device,
+        host=socket.gethostname(),
+        job=job_id(),
+    )
+
+
+def void_receipt(block: int, attempt: int) -> Receipt:
+    """The receipt that says: what earlier attempts wrote is to be computed again."""
+    return Receipt(
+        block=block,
+        attempt=attempt,
+        state=VOID,
+        checksum="-",
+        tile=0,
+        read_seconds=0.0,
+        forward_seconds=0.0,
+        write_seconds=0.0,
+        device="-",
+        host=socket.gethostname(),
+        job=job_id(),
+    )
+
+
+def void(step: Step, ledger: Ledger, blocks: Iterable[int]) -> None:
+    """Take back the receipts of blocks; on disk when this returns."""
+    with ReceiptBook(step.folder.receipts, step.folder.path) as book:
+        for number in blocks:
+            if ledger.done[number]:
+                book.add(void_receipt(number, int(ledger.attempts[number]) + 1))
 
 
 def why_stopped(folder: RunFolder) -> str | None:

@@ -20,7 +20,7 @@ from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.result import VERSION, Scores
 from unetcli.metrics.bootstrap import Difference, Interval, differences
 from unetcli.metrics.cells import CellSums
-from unetcli.planning.plan import same_data
+from unetcli.volumes.fingerprint import same_data
 
 UNPAIRED = "objects of a result are others in another prediction, only sections can be paired, and there are too few"
 

@@ -9,7 +9,7 @@ from unetcli.config import Where, resolve_sections
 from unetcli.core.checksums import Checksum, file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.engine.rounds import Report
+from unetcli.engine.retry import Report
 from unetcli.evaluate.baseline import compared, packed, require_baseline
 from unetcli.evaluate.counting import judge, labels_of, probabilities
 from unetcli.evaluate.counts import Adding, Counts

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterator
 from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.machine import cpu_threads
-from unetcli.engine.rounds import Report
+from unetcli.core.streams import ordered_map
+from unetcli.engine.retry import Report
 from unetcli.evaluate.baseline import compared, packed, require_baseline
 from unetcli.evaluate.challenge import evaluate_challenge
 from unetcli.evaluate.counts import Counts
-from unetcli.evaluate.folder import EvaluationFolder
-from unetcli.evaluate.here import in_order
 from unetcli.evaluate.request import EvaluateRequest
+from unetcli.evaluate.resolve import Evaluated
 from unetcli.evaluate.result import Evaluation
 from unetcli.evaluate.run import Unfinished, counted_in_folder
 from unetcli.evaluate.scoring import looks_inverted, score_all
-from unetcli.evaluate.settling import Settled
 from unetcli.evaluate.totals import total_counts
 from unetcli.volumes.ctc import is_challenge_result, is_challenge_truth
 
@@ -64,12 +63,12 @@ def evaluate_volume(
         return evaluate_challenge(request, report, where)
     if is_challenge_result(request.prediction):
         raise UnetcliError(f"{request.prediction}: a folder of masks; its truth is one too, 01_GT or 01_ST, no volume")
-    settled = Settled.of(request)
-    require_baseline(request, settled.judged())
-    counts = count(settled, report, stopping, where)
-    settled.require_probabilities(counts)
-    plan, settings = settled.plan, settled.plan.settings
-    scored = score_all(counts, settings.metrics, settled.places(), by_object=plan.by_object, three_d=settings.three_d)
+    evaluated = Evaluated.of(request)
+    require_baseline(request, evaluated.judged())
+    counts = count(evaluated, report, stopping, where)
+    evaluated.require_probabilities(counts)
+    plan, settings = evaluated.plan, evaluated.plan.settings
+    scored = score_all(counts, settings.metrics, evaluated.places(), by_object=plan.by_object, three_d=settings.three_d)
     inverted = looks_inverted(counts)
     if inverted:
         log.warning("%s: %s", request.prediction, INVERTED)
@@ -81,38 +80,37 @@ def evaluate_volume(
         scores=scored.scores,
         sections=scored.sections,
         curves=scored.curves,
-        thresholds=settled.thresholds(),
+        thresholds=evaluated.thresholds(),
         axes=plan.axes,
         region=plan.region,
-        voxel_size=settled.pair.voxel_size,
-        units=settled.pair.units,
-        notes=tuple(filter(None, [*settled.notes, INVERTED if inverted else None, scored.note_on_intervals()])),
-        judged=settled.judged(),
+        voxel_size=evaluated.pair.voxel_size,
+        units=evaluated.pair.units,
+        notes=tuple(filter(None, [*evaluated.notes, INVERTED if inverted else None, scored.note_on_intervals()])),
+        judged=evaluated.judged(),
         sums=packed(scored.families),
         comparison=compared(request, scored.scores, scored.families),
-        read_section=settled.images,
+        read_section=evaluated.images,
     )
 
 
-def count(settled: Settled, report: Report, stopping: Callable[[], bool], where: Where) -> Counts:
+def count(evaluated: Evaluated, report: Report, stopping: Callable[[], bool], where: Where) -> Counts:
     """Counts of everything: here and now, or block by block in a run folder."""
-    if fits_here(settled, where):
-        return total_counts(settled.plan, counted_here(settled, report, stopping))
-    folder = EvaluationFolder.of(settled.request)
-    return counted_in_folder(settled, where, report, stopping, folder=folder)
+    if fits_here(evaluated, where):
+        return total_counts(evaluated.plan, counted_here(evaluated, report, stopping))
+    return counted_in_folder(evaluated, where, report, stopping)
 
 
-def fits_here(settled: Settled, where: Where) -> bool:
+def fits_here(evaluated: Evaluated, where: Where) -> bool:
     """Whether it is a matter of minutes in this process, and nobody asked for more."""
-    work = settled.plan.region.size * (EM_WORK if "em" in settled.plan.settings.metrics else 1)
-    plain = where.cluster == "local" and where.workers is None and settled.request.run_folder is None
+    work = evaluated.plan.region.size * (EM_WORK if "em" in evaluated.plan.settings.metrics else 1)
+    plain = where.cluster == "local" and where.workers is None and evaluated.request.run_folder is None
     return plain and work <= WORK_HERE
 
 
-def counted_here(settled: Settled, report: Report, stopping: Callable[[], bool]) -> Iterator[Counts]:
+def counted_here(evaluated: Evaluated, report: Report, stopping: Callable[[], bool]) -> Iterator[Counts]:
     """Counts of the blocks, in order."""
-    plan, done = settled.plan, 0
-    for number, counts in in_order(settled.count, range(plan.blocks), cpu_threads()):
+    plan, done = evaluated.plan, 0
+    for number, counts in ordered_map(evaluated.count, range(plan.blocks), cpu_threads()):
         if stopping():
             raise Unfinished("stopped; of so small an evaluation nothing is kept, the same command begins anew", [])
         found = counts.result()

@@ -20,7 +20,7 @@ from unetcli.core.geometry import Box
 from unetcli.evaluate.pairing import Pair
 from unetcli.evaluate.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest
 from unetcli.volumes.fingerprint import sampled_voxels
-from unetcli.volumes.output import group_file, marker_around
+from unetcli.volumes.image import group_file, marker_around
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume
 

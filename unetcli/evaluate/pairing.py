@@ -14,8 +14,8 @@ from unetcli.core.files import Place, parent_of, place_of
 from unetcli.core.geometry import Box
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.predict.skipping import Mask, factor
+from unetcli.volumes.image import marker, marker_around
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import marker, marker_around
 from unetcli.volumes.regions import resolve_region
 from unetcli.volumes.volume import Volume, describe
 from unetcli.volumes.voxels import require_same_voxels, stated_sizes

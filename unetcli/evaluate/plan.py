@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError
-from unetcli.core.geometry import Box, ceil_to
+from unetcli.core.geometry import Box
 from unetcli.evaluate.request import PROBABILITY
+from unetcli.planning.grid import BlockGrid
 
-KEY, VERSION = "unetcli_evaluation", 1
-"""What a plan begins with."""
+FORMAT = 2
+"""Version of a plan's JSON."""
 BLOCK_VOXELS = 2**23
 """About the most in a block: half a gigabyte of memory where every voxel is another label, mostly a tenth of that."""
 SEVERAL = 16
@@ -79,35 +76,27 @@ class EvaluationPlan:
         return Box(self.start, self.stop)
 
     @functools.cached_property
-    def edges(self) -> tuple[tuple[int, ...], ...]:
-        """Where blocks begin and the last ends, per axis: on multiples of their sides, counted in the prediction."""
-        sides = zip(self.start, self.stop, self.offset, self.block_shape, strict=True)
-        return tuple(cuts(a, b, first, side) for a, b, first, side in sides)
-
-    @functools.cached_property
-    def grid(self) -> tuple[int, ...]:
-        """Number of blocks along each axis."""
-        return tuple(len(along) - 1 for along in self.edges)
+    def grid(self) -> BlockGrid:
+        """The blocks, in voxels of the truth; edges lie on multiples of the sides, from the prediction's start."""
+        return BlockGrid(self.region, self.block_shape, self.offset)
 
     @property
     def blocks(self) -> int:
-        return math.prod(self.grid)
+        return self.grid.blocks
 
     def box(self, number: int) -> Box:
         """The voxels of a block, in the truth; blocks are counted in C order."""
-        place = [int(i) for i in np.unravel_index(number, self.grid)]
-        sides = [along[i : i + 2] for i, along in zip(place, self.edges, strict=True)]
-        return Box(tuple(a for a, _ in sides), tuple(b for _, b in sides))
+        return self.grid.box(number)
 
     def slabs(self) -> Iterator[range]:
         """Blocks that together cover whole sections, slab by slab."""
-        each = math.prod(self.grid[-2:])
+        each = math.prod(self.grid.shape[-2:])
         return (range(first, first + each) for first in range(0, self.blocks, each))
 
     @property
     def sees_sections(self) -> bool:
         """Whether each block covers whole sections of the region."""
-        return math.prod(self.grid[-2:]) == 1
+        return math.prod(self.grid.shape[-2:]) == 1
 
     @property
     def sections(self) -> int:
@@ -140,36 +129,6 @@ class EvaluationPlan:
     def by_object(self) -> bool:
         """Whether there are too few units to draw from, so that objects are drawn."""
         return "cells" in self.settings.metrics and self.units < FEW
-
-    def voxels(self, blocks: NDArray[np.bool_]) -> int:
-        """Voxels of some blocks, by a mask over ``range(self.blocks)``."""
-        sides = [np.diff(along) for along in self.edges]
-        sizes = functools.reduce(np.multiply.outer, sides).reshape(-1)
-        return int(sizes[blocks].sum())
-
-    def to_json(self) -> str:
-        return json.dumps({KEY: VERSION, **asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> EvaluationPlan:
-        values: dict[str, Any] = json.loads(text)
-        if (found := values.pop(KEY, None)) != VERSION:
-            raise UnetcliError(f"plan of an evaluation of version {found}, this unetcli reads version {VERSION}")
-        for name in ("start", "stop", "offset", "block_shape"):
-            values[name] = tuple(values[name])
-        settings = values.pop("settings")
-        return cls(**values, settings=Settings(**{**settings, "metrics": tuple(settings["metrics"])}))
-
-
-def cuts(start: int, stop: int, first: int, side: int) -> tuple[int, ...]:
-    """Where pieces of a side begin, on multiples of it counted from ``first``, and where the last ends.
-
-    >>> cuts(3, 22, first=1, side=8), cuts(3, 8, first=1, side=8)
-    ((3, 9, 17, 22), (3, 8))
-    """
-    if side >= stop - start:
-        return (start, stop)
-    return (start, *range(first + ceil_to(start - first + 1, side), stop, side), stop)
 
 
 def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit: int | None = None) -> tuple[int, ...]:

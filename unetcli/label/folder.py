@@ -1,11 +1,10 @@
-"""The run folder of a labelling: what lies in it beside receipts, and for how long."""
+"""What a labelling keeps in its run folder beside receipts, and for how long."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.checksums import Checksum
-from unetcli.core.files import publish, remove_aside, replacing
-from unetcli.engine.ownership import LABEL
-from unetcli.engine.runfolder import RunFolder
+from unetcli.core.files import replacing
+from unetcli.engine.tables import Tables
 from unetcli.label.merging import Merged
 from unetcli.label.objects import sizes, write_table
-from unetcli.label.plan import LabelPlan
-from unetcli.label.tables import Tables
 
 BYTES_AT_ONCE = 2**22
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelPlaces:
-    """Where a labelling's data lie."""
-
-    prediction: str
-    output: str
-    intensity: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
-class LabelFolder:
-    """Owns every path of one labelling."""
+class LabelFiles:
+    """The files of one labelling in its run folder, beside the engine's."""
 
-    run: RunFolder
-
-    @property
-    def path(self) -> Path:
-        return self.run.path
+    path: Path
 
     @property
     def tables(self) -> Tables:
@@ -67,37 +50,6 @@ class LabelFolder:
     def summary_file(self) -> Path:
         """What the merging told; it stays."""
         return self.path / "merged.json"
-
-    def launcher(self, *, overwrite: bool = False, take_over: bool = False) -> AbstractContextManager[None]:
-        """Hold the launcher's lock; see :meth:`RunFolder.launcher`."""
-        own = [*self.of_merging, self.tables.folder]
-        return self.run.launcher(LABEL, own, overwrite=overwrite, take_over=take_over)
-
-    def sweep_workers(self) -> None:
-        """Delete what killed workers left unfinished; only if no worker lives."""
-        self.run.sweep_workers()
-        self.tables.sweep()
-
-    def plan(self) -> LabelPlan | None:
-        """The frozen plan, or None where none was published."""
-        try:
-            return LabelPlan.from_json(self.run.plan_file.read_text())
-        except FileNotFoundError:
-            return None
-
-    def publish_plan(self, plan: LabelPlan) -> LabelPlan:
-        """Freeze the plan; returns the one that holds, which is an earlier one where another launcher was faster."""
-        publish(self.run.plan_file, plan.to_json())
-        frozen = self.plan()
-        assert frozen is not None
-        return frozen
-
-    def places(self) -> LabelPlaces:
-        return LabelPlaces(**json.loads(self.run.places_file.read_text()))
-
-    def tell_places(self, places: LabelPlaces) -> None:
-        with replacing(self.run.places_file) as draft:
-            draft.write_text(json.dumps(asdict(places), indent=1))
 
     @property
     def of_merging(self) -> list[Path]:
@@ -139,19 +91,3 @@ class LabelFolder:
         start, stop = np.load(self.offsets, mmap_mode="r")[piece : piece + 2]
         numbers = np.load(self.numbers, mmap_mode="r")
         return np.concatenate([np.zeros(1, numbers.dtype), numbers[start:stop]])
-
-    def tidy(self) -> None:
-        """Delete what was found in each block: only later stages need it."""
-        self.tables.remove()
-
-    def forget_results(self) -> None:
-        """Drop receipts and all that they vouch for."""
-        self.run.forget_receipts()
-        for path in self.of_merging:
-            remove_aside(path)
-        self.tidy()
-
-    def forget(self) -> None:
-        """Drop everything. The plan goes first: without it nothing else is ever trusted."""
-        self.run.forget_run()
-        self.forget_results()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from unetcli.core.files import Place, is_remote, place_of
 from unetcli.core.geometry import ceil_to
 from unetcli.label.plan import LabelPlan
 from unetcli.volumes import ngff
-from unetcli.volumes.level import Level
+from unetcli.volumes.image import MARKER, ArraySpec, Image, group_file, image_attributes
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import MARKER, group_file, marker
-from unetcli.volumes.store import Store, store_at
+from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume
 
 KIND = "instances"
@@ -73,82 +71,23 @@ class Parent:
         return f"{self.place}/labels/{name}" if is_remote(self.place) else Path(self.place) / "labels" / name
 
 
-@dataclass(frozen=True)
-class LabelImage:
-    """The labels of a plan at ``path``; their type is known once all objects are."""
-
-    path: Place
-    plan: LabelPlan
-    dtype: str
-
-    @cached_property
-    def store(self) -> Store:
-        return store_at(self.path)
-
-    @cached_property
-    def level(self) -> Level:
-        """Full resolution."""
-        return Level(
-            store=self.store,
-            name="0",
-            axes=self.plan.axes,
-            shape=self.plan.shape,
-            chunks=self.plan.chunks,
-            write_chunks=self.plan.write_chunks,
-            outputs=1,
-            dtype=self.dtype,
-            zarr_format=self.plan.zarr_format,
-        )
-
-    def create(self, source: Volume, told: Mapping[str, Any]) -> None:
-        """Make the empty image; in a folder it appears complete or not at all. One that is there already stays."""
-        attributes = self._attributes(source, told)
-
-        def make(store: Store) -> None:
-            for name, text in ngff.documents(attributes, self.plan.zarr_format).items():
-                store.replace_text(name, text)
-            self.level.create(store)
-
-        try:
-            self.store.publish(make)
-        except OSError:
-            if marker(self.path) is None:
-                raise
-
-    def mark_complete(self, *, complete: bool = True) -> None:
-        """Say in the group's metadata that every voxel has its label, or that some are made anew."""
-        found = self.attributes()
-        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete}})
-
-    def attributes(self) -> dict[str, Any]:
-        """Of the group; it has to be ours."""
-        found = group_file(self.store)
-        if found is None or MARKER not in found[1]:
-            raise UnetcliError(f"{self.path}: no labels of unetcli (any more)")
-        return found[1]
-
-    def replace_attributes(self, attributes: dict[str, Any]) -> None:
-        name, text = next(iter(ngff.documents(attributes, self.plan.zarr_format).items()))
-        self.store.replace_text(name, text)
-
-    def _attributes(self, source: Volume, told: Mapping[str, Any]) -> dict[str, Any]:
-        axes = self.plan.axes
-        grid = ngff.Grid(
-            scale={axis: source.voxel_size.get(axis, 1.0) for axis in axes},
-            translation={axis: source.translation.get(axis, 0.0) for axis in axes},
-        )
-        entry = ngff.image(str(self.path).rpartition("/")[2], axes, source.units, [grid])
-        found = ngff.labels_of(ngff.attributes(entry, self.plan.zarr_format), source="../../")
-        return {**found, MARKER: {"complete": False, "kind": KIND, **told}}
+def spec_of(plan: LabelPlan, dtype: str) -> ArraySpec:
+    """The array that holds the labels of a plan; their type is known once all objects are."""
+    return ArraySpec(
+        axes=plan.axes,
+        shape=plan.shape,
+        chunks=plan.chunks,
+        write_chunks=plan.write_chunks,
+        outputs=1,
+        dtype=dtype,
+        zarr_format=plan.zarr_format,
+    )
 
 
-def require_ours(place: Place) -> None:
-    """Raise unless a place for labels is free or holds labels of ours: nothing else is ever replaced."""
-    store = store_at(place)
-    found = group_file(store)
-    ours = found is not None and (found[1].get(MARKER) or {}).get("kind") == KIND
-    if not ours and not store.is_free():
-        raise UnetcliError(f"{place}: exists and was not written by unetcli label; --name names other labels")
+def attributes_of(image: Image, source: Volume, own: Mapping[str, Any]) -> dict[str, Any]:
+    """OME-Zarr metadata of labels of ``source``, and the marker with what they say of themselves."""
+    found = ngff.labels_of(image_attributes(image.spec, image.path, source, {}), source="../../")
+    return {**found, MARKER: {"complete": False, "kind": KIND, **own}}
 
 
 def make_labels_group(parent: Place, zarr_format: int) -> None:

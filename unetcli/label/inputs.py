@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.files import Place
 from unetcli.core.geometry import Box
-from unetcli.volumes.output import marker_around
+from unetcli.volumes.image import marker_around
 from unetcli.volumes.volume import Volume, describe
 
 
@@ -79,3 +79,15 @@ def offset_in(other: Volume, prediction: Volume, place: Place) -> tuple[int, ...
 
 def _shape(volume: Volume) -> str:
     return ", ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.extent, strict=True))
+
+
+def require_complete(prediction: str) -> None:
+    """Refuse a prediction of unetcli that is not finished."""
+    if is_incomplete(prediction):
+        raise UnetcliError(f"{prediction}: not complete; run its predict command again, or --allow-incomplete")
+
+
+def is_incomplete(prediction: str) -> bool:
+    """Whether a prediction is ours and not finished."""
+    ours = marker_around(prediction)
+    return ours is not None and not ours.get("complete")

@@ -16,11 +16,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from unetcli.core.distinct import distinct
+from unetcli.engine.tables import Arrays
 from unetcli.label.components import smallest_dtype
 from unetcli.label.finding import landscape, name
 from unetcli.label.measures import NAMES, Measures
 from unetcli.label.plan import LabelPlan
-from unetcli.label.tables import Arrays
 
 Load = Callable[[int, Collection[str] | None], Arrays]
 """Arrays of a block by names; of all names, where it is None."""

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, ceil_to
+from unetcli.core.records import changed
+from unetcli.planning.grid import BlockGrid, Stage
 from unetcli.planning.pyramid_plan import PyramidPlan
-from unetcli.planning.stages import Stage
-from unetcli.planning.stages import pending as pending_of
 
-KEY, VERSION = "unetcli_labels", 2
-"""What a plan begins with."""
+FORMAT = 3
+"""Version of a plan's JSON."""
 METHODS = ("components", "watershed")
 LANDSCAPES = ("distance", "probability")
 BLOCK_VOXELS = {"components": 2**24, "watershed": 2**22}
@@ -107,14 +105,14 @@ class LabelPlan:
         return "".join(axis for axis in self.axes if axis in ("zyx" if self.settings.three_d else "yx"))
 
     @functools.cached_property
-    def grid(self) -> tuple[int, ...]:
-        """Number of blocks along each axis."""
-        return tuple(math.ceil(n / side) for n, side in zip(self.shape, self.block_shape, strict=True))
+    def grid(self) -> BlockGrid:
+        """The pieces that the volume is cut into."""
+        return BlockGrid(Box.of_shape(self.shape), self.block_shape)
 
     @property
     def pieces(self) -> int:
-        """Blocks that the volume is cut into."""
-        return math.prod(self.grid)
+        """Number of pieces that the volume is cut into."""
+        return self.grid.blocks
 
     @functools.cached_property
     def pyramid(self) -> PyramidPlan:
@@ -154,29 +152,20 @@ class LabelPlan:
 
     def stage(self, number: int) -> Stage:
         """The stage of a block."""
-        found = next((stage for stage in self.stages if number in stage.blocks), None)
-        if found is None:
-            raise IndexError(f"block {number} of {self.blocks}")
-        return found
-
-    def place(self, piece: int) -> tuple[int, ...]:
-        """Where a piece lies in the grid; pieces are counted in C order."""
-        return tuple(int(i) for i in np.unravel_index(piece, self.grid))
+        return next(stage for stage in self.stages if number in stage.blocks)
 
     def box(self, piece: int) -> Box:
-        """The voxels of a piece."""
-        start = tuple(i * side for i, side in zip(self.place(piece), self.block_shape, strict=True))
-        stop = tuple(a + side for a, side in zip(start, self.block_shape, strict=True))
-        return Box(start, stop).clipped(Box.of_shape(self.shape))
+        """The voxels of a piece; pieces are counted in C order."""
+        return self.grid.box(piece)
 
     def neighbours(self, piece: int, side: int) -> Iterator[tuple[tuple[int, ...], int]]:
         """Steps to the pieces that may share objects, later (side 1) or earlier (-1) ones, and their numbers."""
-        place = self.place(piece)
+        place = self.grid.place(piece)
         choices = [(0, side) if axis in self.joined else (0,) for axis in self.axes]
         for step in itertools.product(*choices):
-            other = tuple(i + d for i, d in zip(place, step, strict=True))
-            if any(step) and all(0 <= i < n for i, n in zip(other, self.grid, strict=True)):
-                yield step, int(np.ravel_multi_index(other, self.grid))
+            other = self.grid.number([i + d for i, d in zip(place, step, strict=True)])
+            if any(step) and other is not None:
+                yield step, other
 
     def extended(self, piece: int) -> Box:
         """A piece and the voxels right behind it along the axes where voxels may touch."""
@@ -185,10 +174,10 @@ class LabelPlan:
         return Box(box.start, stop).clipped(Box.of_shape(self.shape))
 
     def voxels(self, blocks: NDArray[np.bool_]) -> int:
-        """Voxels that the blocks of a mask over ``range(self.blocks)`` go through, if none were cut at an edge."""
+        """Voxels that the blocks of a mask over ``range(self.blocks)`` go through."""
         n, last = self.pieces, self.before_levels
-        once = np.count_nonzero(blocks[:n]) + np.count_nonzero(blocks[n + 1 : last])
-        return int(once) * math.prod(self.block_shape) + self.pyramid.voxels(blocks[last:])
+        once = self.grid.voxels(blocks[:n]) + self.grid.voxels(blocks[n + 1 : last])
+        return once + self.pyramid.voxels(blocks[last:])
 
     def voxels_of(self, number: int) -> int:
         """Voxels that one block goes through."""
@@ -201,43 +190,20 @@ class LabelPlan:
         """Whether what the blocks of a stage make lies in the run folder, and not in the labels."""
         return stage.name in (FIND, MERGE)
 
-    def pending(self, missing: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Of rising missing blocks, those that can be worked off now."""
-        return pending_of(self.stages, missing)
-
-    def to_json(self) -> str:
-        return json.dumps({KEY: VERSION, **asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> LabelPlan:
-        values: dict[str, Any] = json.loads(text)
-        if (found := values.pop(KEY, None)) != VERSION:
-            raise UnetcliError(
-                f"plan of labels of version {found}, this unetcli reads version {VERSION}; --overwrite starts anew"
-            )
-        for name in ("shape", "chunks", "write_chunks", "block_shape", "voxel_size"):
-            values[name] = tuple(values[name])
-        return cls(**{**values, "settings": Settings(**values["settings"])})
-
 
 def differences(old: LabelPlan, new: LabelPlan) -> list[str]:
-    """What two plans do differently, one phrase each."""
-    told = [
-        f"{field.name.replace('_', '-')} {value} (was {before})"
-        for field in fields(Settings)
-        if (value := getattr(new.settings, field.name)) != (before := getattr(old.settings, field.name))
+    """What two plans do differently, a phrase each."""
+    phrases = [
+        f"{name.replace('_', '-')} {now} (was {before})" for name, before, now in changed(old.settings, new.settings)
     ]
-    told += [
-        f"{name.replace('_', ' ')} {getattr(new, name)} (was {getattr(old, name)})"
-        for name in ("shape", "levels", "zarr_format", "write_chunks", "block_shape")
-        if getattr(new, name) != getattr(old, name)
-    ]
-    told += [
-        f"the {name} is another" for name in ("prediction", "intensity") if getattr(new, name) != getattr(old, name)
-    ]
+    for name, before, now in changed(old, new):
+        if name in ("shape", "levels", "zarr_format", "write_chunks", "block_shape"):
+            phrases.append(f"{name.replace('_', ' ')} {now} (was {before})")
+        elif name in ("prediction", "intensity"):
+            phrases.append(f"the {name} is another")
     if old.of_incomplete and not new.of_incomplete:
-        told.append("the prediction is complete now, and was not")
-    return told
+        phrases.append("the prediction is complete now, and was not")
+    return phrases
 
 
 def choose_block(

@@ -1,1 +1,1 @@
-"""What will run, as integers and frozen choices, before anything does."""
+"""What will run, as integers and frozen settings, before anything does."""

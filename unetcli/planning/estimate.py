@@ -165,7 +165,7 @@ class Estimate:
 
 def estimate(plan: Plan, architecture: Architecture, stored: StoredInput) -> Estimate:
     """All that follows from a plan by counting."""
-    work, outputs = plan_work(plan, stored.chunks), plan.choices.outputs
+    work, outputs = plan_work(plan, stored.chunks), plan.settings.outputs
     places = math.prod(axis.chunks for axis in work)
     files = math.prod(math.ceil(n / c) for n, c in zip(plan.region.shape, plan.write_chunks, strict=True))
     return Estimate(
@@ -174,11 +174,11 @@ def estimate(plan: Plan, architecture: Architecture, stored: StoredInput) -> Est
         wasted_work=math.prod(axis.read for axis in work) / plan.region.size - 1,
         tile_multiply_adds=multiply_adds(architecture, (plan.tile[-2], plan.tile[-1])),
         multiply_adds=_all_multiply_adds(architecture, work),
-        device_bytes=device_bytes(architecture, plan.tile[-1], plan.choices.device, plan.choices.precision),
+        device_bytes=device_bytes(architecture, plan.tile[-1], plan.settings.device, plan.settings.precision),
         host_bytes=host_bytes(plan, architecture, stored, work),
         input_chunks=places * stored.files_per_place,
         input_bytes=places * stored.chunk_bytes,
-        output_bytes=plan.region.size * outputs * ITEM_BYTES[plan.choices.dtype],
+        output_bytes=plan.region.size * outputs * ITEM_BYTES[plan.settings.dtype],
         output_files=files * outputs,
         receipts_bytes=plan.blocks * RECEIPT_BYTES,
     )
@@ -247,18 +247,18 @@ def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work
 
     A window that is mirrored is copied once per axis while it is read. On a CPU the network's memory is part of it.
     """
-    item = ITEM_BYTES[plan.choices.dtype] * plan.choices.outputs
+    item = ITEM_BYTES[plan.settings.dtype] * plan.settings.outputs
     block = math.prod(min(b, n) for b, n in zip(plan.block_shape, plan.region.shape, strict=True))
     voxels = math.prod(axis.longest_window for axis in work)
     mask = voxels  # which values are finite
     piece = math.prod(plan.footprint.output(plan.tile)) * item
     chunk = max(stored.chunk_bytes // stored.files_per_place, math.prod(plan.write_chunks) * item)
     network = 2 * 4 * parameters(architecture)  # the file's tensors and the network's, while it is loaded
-    if plan.choices.device == "cpu":
-        network = max(network, device_bytes(architecture, plan.tile[-1], "cpu", plan.choices.precision))
+    if plan.settings.device == "cpu":
+        network = max(network, device_bytes(architecture, plan.tile[-1], "cpu", plan.settings.precision))
     held = (WINDOWS_HELD + 2) * voxels * stored.bytes_per_voxel + mask + RESULTS_HELD * block * item
     return (
-        HOST_BASE.get(plan.choices.device, HOST_BASE["cuda"])
+        HOST_BASE.get(plan.settings.device, HOST_BASE["cuda"])
         + held
         + PIECES_HELD * piece
         + 2 * CHUNKS_AT_ONCE * chunk

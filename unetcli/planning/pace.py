@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unetcli.planning.estimate import Estimate
-from unetcli.planning.plan import Choices
+from unetcli.planning.plan import Settings
 
 STARTUP_SECONDS = 20.0
 """Of a worker, until its first block is at work: Python, torch and the model over a shared file system."""
@@ -99,11 +99,11 @@ class Timing:
 
 
 def timing(
-    estimate: Estimate, choices: Choices, rates: Rates | None, workers: int | None, forced: int | None
+    estimate: Estimate, settings: Settings, rates: Rates | None, workers: int | None, forced: int | None
 ) -> Timing:
     """Shares and time; without rates shares are sized for fast hardware, and the time is not known."""
-    sizing = rates or nominal_rates(estimate, choices.device, choices.precision, choices.threads)
-    per_block = seconds_per_block(estimate, sizing, choices.device)
+    sizing = rates or nominal_rates(estimate, settings.device, settings.precision, settings.threads)
+    per_block = seconds_per_block(estimate, sizing, settings.device)
     shares = share_count(estimate.blocks, blocks_per_share(per_block), workers, forced)
     if rates is None:
         return Timing(shares=shares, seconds_per_block=None, worker_seconds=None)

@@ -1,27 +1,24 @@
-"""Which voxels are computed by whom: integers and frozen choices from which every block, tile and share follows."""
+"""Which voxels are computed by whom: integers and frozen settings from which every block, tile and share follows."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import AxisFootprint, Footprint
 from unetcli.core.geometry import Box, hull
 from unetcli.core.intensity import PerChannel, stored
+from unetcli.core.records import changed
+from unetcli.planning.grid import BlockGrid
+from unetcli.volumes.fingerprint import same_data
 
-KEY, VERSION = "unetcli_plan", 2
-"""What a plan begins with."""
-UNREADABLE = "-"
-"""Stands in a fingerprint for a chunk that could not be read."""
+FORMAT = 3
+"""Version of a plan's JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +44,9 @@ class Block:
     box: Box
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """The blocks given to one worker job."""
-
-    number: int
-    blocks: range
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """Settings beside geometry that show in the result's bytes; frozen when a run is planned."""
+class Settings:
+    """Settings beside geometry that affect the bytes of the result; frozen when a run is planned."""
 
     dtype: str
     """Of the output: uint8, float16 or float32."""
@@ -115,8 +104,10 @@ class Plan:
     """Smallest region of the output written as a unit: shards where it has them, else chunks."""
     block_shape: tuple[int, ...]
     zarr_format: int
-    """Of the output: 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4, without shards)."""
-    choices: Choices
+    """3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4, without shards)."""
+    levels: int = 1
+    """Resolution levels of the output."""
+    settings: Settings
     sources: Sources
 
     def __post_init__(self) -> None:
@@ -145,41 +136,18 @@ class Plan:
         return self.write_chunks != self.chunks
 
     @functools.cached_property
-    def grid(self) -> tuple[int, ...]:
-        """Number of blocks along each axis."""
-        return tuple(math.ceil(n / b) for n, b in zip(self.region.shape, self.block_shape, strict=True))
+    def grid(self) -> BlockGrid:
+        """The blocks, in coordinates of the volume."""
+        return BlockGrid(self.region, self.block_shape)
 
     @property
     def blocks(self) -> int:
-        """Number of blocks."""
-        return math.prod(self.grid)
+        """Number of blocks at full resolution."""
+        return self.grid.blocks
 
     def block(self, number: int) -> Block:
         """Block ``number`` of ``range(plan.blocks)``, counted in C order."""
-        if not 0 <= number < self.blocks:
-            raise IndexError(f"block {number} of {self.blocks}")
-        place, rest = [], number
-        for n in reversed(self.grid):
-            rest, index = divmod(rest, n)
-            place.append(index)
-        corner = tuple(r + i * b for r, i, b in zip(self.region.start, reversed(place), self.block_shape, strict=True))
-        box = Box(corner, tuple(c + b for c, b in zip(corner, self.block_shape, strict=True)))
-        return Block(number, box.clipped(self.region))
-
-    def voxels(self, blocks: NDArray[np.bool_]) -> int:
-        """Voxels of the blocks that a mask over ``range(plan.blocks)`` picks.
-
-        Only the last block along an axis is cut, so that 2 parts an axis are counted, and no number a block is made.
-        """
-        parts = [
-            ((slice(0, -1), side), (slice(-1, None), extent - (count - 1) * side))
-            for extent, side, count in zip(self.region.shape, self.block_shape, self.grid, strict=True)
-        ]
-        picked, total = blocks.reshape(self.grid), 0
-        for part in itertools.product(*parts):
-            slices, sides = zip(*part, strict=True)
-            total += int(np.count_nonzero(picked[slices])) * math.prod(sides)
-        return total
+        return Block(number, self.grid.box(number))
 
     def output_box(self, block: Block) -> Box:
         """The block in coordinates of the output."""
@@ -201,32 +169,6 @@ class Plan:
         """All that the tiles of a block read."""
         return hull([tile.read for tile in self.tiles(block)])
 
-    def share(self, number: int, count: int) -> Share:
-        """Share ``number`` of ``count``: consecutive blocks, sizes differing by one at most."""
-        edges = [self.blocks * n // count for n in (number, number + 1)]
-        return Share(number, range(*edges))
-
-    def to_json(self) -> str:
-        return json.dumps({KEY: VERSION, **asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        values: dict[str, Any] = json.loads(text)
-        if (found := values.pop(KEY, None)) != VERSION:
-            raise UnetcliError(f"plan of version {found}, this unetcli reads version {VERSION}")
-        footprint = Footprint(tuple(AxisFootprint(**axis) for axis in values["footprint"]["axes"]))
-        region = values["region"]
-        shapes = {name: tuple(values[name]) for name in ("extent", "tile", "chunks", "write_chunks", "block_shape")}
-        return cls(
-            axes=values["axes"],
-            region=Box(tuple(region["start"]), tuple(region["stop"])),
-            footprint=footprint,
-            zarr_format=values["zarr_format"],
-            choices=Choices(**values["choices"]),
-            sources=Sources(**values["sources"]),
-            **shapes,
-        )
-
 
 def axis_spans(
     axis: AxisFootprint, side: int, start: int, stop: int
@@ -246,36 +188,24 @@ def axis_spans(
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
-    """What two plans do differently, one phrase each; paths do not count, only what they led to."""
-    told = [
-        f"{name} {_show(getattr(new, name))} (was {_show(getattr(old, name))})"
-        for name in ("extent", "region", "footprint", "zarr_format", "write_chunks", "chunks")
-        if getattr(new, name) != getattr(old, name)
-        and (name != "chunks" or new.write_chunks == old.write_chunks)  # else the same is told twice
+    """What two plans do differently, a phrase each; levels and paths do not count, only what paths led to."""
+    found = {name: f"{name} {_show(now)} (was {_show(before)})" for name, before, now in changed(old, new)}
+    named = [
+        name for name in ("extent", "region", "footprint", "zarr_format", "write_chunks", "chunks") if name in found
     ]
-    if new.tile != old.tile:
-        told.append(f"tile {new.tile[-1]} (was {old.tile[-1]})")
-    elif not told and new.block_shape != old.block_shape:  # of the same tile: another unetcli, or other input chunks
-        told.append(f"block_shape {_show(new.block_shape)} (was {_show(old.block_shape)})")
-    told += [
-        f"{field.name} {value} (was {before})"
-        for field in fields(Choices)
-        if (value := getattr(new.choices, field.name)) != (before := getattr(old.choices, field.name))
-    ]
+    if "write_chunks" in named:
+        named = [name for name in named if name != "chunks"]  # else the same is said twice
+    phrases = [found[name] for name in named]
+    if "tile" in found:
+        phrases.append(f"tile {new.tile[-1]} (was {old.tile[-1]})")
+    elif not phrases and "block_shape" in found:  # of the same tile: another unetcli, or other input chunks
+        phrases.append(found["block_shape"])
+    phrases += [f"{name} {now} (was {before})" for name, before, now in changed(old.settings, new.settings)]
     for source in ("volume", "model"):
         if not same_data(*(getattr(plan.sources, f"{source}_fingerprint") for plan in (old, new))):
-            told.append(f"{source} {getattr(new.sources, source)} (was {getattr(old.sources, source)}, or other data)")
-    return told
-
-
-def same_data(one: str, other: str) -> bool:
-    """Whether two fingerprints, words each, agree wherever both could be taken.
-
-    >>> same_data("a b -", "a - c"), same_data("a b", "a c")
-    (True, False)
-    """
-    pairs = list(itertools.zip_longest(one.split(), other.split()))
-    return all(UNREADABLE in pair or pair[0] == pair[1] for pair in pairs)
+            path, before = (getattr(plan.sources, source) for plan in (new, old))
+            phrases.append(f"{source} {path} (was {before}, or other data)")
+    return phrases
 
 
 def _box(sides: Sequence[tuple[int, int]]) -> Box:

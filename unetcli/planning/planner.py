@@ -10,7 +10,7 @@ from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import AxisFootprint, Footprint
 from unetcli.core.geometry import Box, ceil_to
-from unetcli.planning.plan import Choices, Plan, Sources, axis_spans
+from unetcli.planning.plan import Plan, Settings, Sources, axis_spans
 
 CHUNK = 512
 """In-plane side of an output chunk."""
@@ -45,7 +45,7 @@ def make_plan(
     region: Box,
     architecture: Architecture,
     tile: int,
-    choices: Choices,
+    settings: Settings,
     sources: Sources,
     *,
     max_files: int = MAX_FILES,
@@ -61,8 +61,8 @@ def make_plan(
     shape = (1,) * (len(source.axes) - seen) + (tile,) * seen
     footprint.require_usable(shape)
     chunks = output_chunks(region.shape, seen)
-    voxel_bytes = max(source.bytes_per_voxel, choices.outputs * ITEM_BYTES[choices.dtype])
-    limit = (max_files - _metadata_files(zarr_format)) // choices.outputs
+    voxel_bytes = max(source.bytes_per_voxel, settings.outputs * ITEM_BYTES[settings.dtype])
+    limit = (max_files - _metadata_files(zarr_format)) // settings.outputs
     shards = output_shards(region.shape, chunks, footprint, voxel_bytes, limit)
     write_chunks = shards if zarr_format > 2 else chunks
     return Plan(
@@ -75,7 +75,7 @@ def make_plan(
         write_chunks=write_chunks,
         block_shape=_block_shape(source, region, footprint, shape, write_chunks, voxel_bytes),
         zarr_format=zarr_format,
-        choices=choices,
+        settings=settings,
         sources=sources,
     )
 
@@ -104,7 +104,7 @@ def output_shards(
 def output_files(plan: Plan) -> int:
     """Files of the output where no chunk is all zero (those have none); without pyramid."""
     pieces = _pieces(plan.region.shape, plan.write_chunks)
-    return plan.choices.outputs * pieces + _metadata_files(plan.zarr_format)
+    return plan.settings.outputs * pieces + _metadata_files(plan.zarr_format)
 
 
 def require_files(plan: Plan, max_files: int) -> None:

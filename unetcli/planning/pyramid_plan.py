@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, ceil_to
+from unetcli.planning.grid import BlockGrid
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import CHUNK
 
-VERSION = 1
 PLANE = "yx"
 """The axes that are halved."""
 BLOCK_VOXELS = 2**30
@@ -59,15 +57,14 @@ class PyramidBlock:
     """What is read, in voxels of level ``base``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Blocks that need nothing of each other, only the stages before."""
+@dataclass(frozen=True)
+class LevelStage:
+    """Blocks that make the levels ``base + 1`` to ``top`` from level ``base``."""
 
     base: int
     top: int
-    block_shape: tuple[int, ...]
+    grid: BlockGrid
     """In voxels of level ``base``."""
-    grid: tuple[int, ...]
     blocks: range
 
 
@@ -92,31 +89,18 @@ class PyramidPlan:
         if not 1 <= self.levels <= most:
             raise UnetcliError(f"--levels {self.levels}: expected 1 to {most}, where one voxel is left, or auto")
 
-    @classmethod
-    def of(cls, plan: Plan, levels: int | None) -> PyramidPlan:
-        """The pyramid of a plan's output; None: levels until the plane fits one chunk."""
-        shape = plan.region.shape
-        return cls(
-            axes=plan.axes,
-            shape=shape,
-            chunks=plan.chunks,
-            write_chunks=plan.write_chunks,
-            outputs=plan.choices.outputs,
-            levels=largest_levels(shape, plan.axes) if levels is None else levels,
-        )
-
     @functools.cached_property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[LevelStage, ...]:
         """To be run one after the other; the blocks of each in any order, by anyone."""
-        stages: list[Stage] = []
+        stages: list[LevelStage] = []
         base, first = 0, 0
         while base < self.levels - 1:
             top = base + 1
             while top < self.levels - 1 and self._voxels(self._block_shape(base, top + 1)) <= self._limit:
                 top += 1
             shape = self._thickened(base, self._block_shape(base, top))
-            grid = tuple(math.ceil(n / side) for n, side in zip(self.shape_of(base), shape, strict=True))
-            stages.append(Stage(base, top, shape, grid, range(first, first + math.prod(grid))))
+            grid = BlockGrid(Box.of_shape(self.shape_of(base)), shape)
+            stages.append(LevelStage(base, top, grid, range(first, first + grid.blocks)))
             base, first = top, stages[-1].blocks.stop
         return tuple(stages)
 
@@ -135,24 +119,20 @@ class PyramidPlan:
         return self.outputs * sum(pieces)
 
     def voxels(self, blocks: NDArray[np.bool_]) -> int:
-        """Voxels that the blocks of a mask over ``range(self.blocks)`` read, if none were cut at an edge."""
-        return sum(
-            int(np.count_nonzero(blocks[stage.blocks.start : stage.blocks.stop])) * math.prod(stage.block_shape)
-            for stage in self.stages
-        )
+        """Voxels that the blocks of a mask over ``range(self.blocks)`` read."""
+        return sum(stage.grid.voxels(blocks[stage.blocks.start : stage.blocks.stop]) for stage in self.stages)
 
     def block(self, number: int) -> PyramidBlock:
         """Block ``number`` of ``range(blocks)``."""
         stage = next((stage for stage in self.stages if number in stage.blocks), None)
         if stage is None:
             raise IndexError(f"block {number} of {self.blocks}")
-        place, rest = [], number - stage.blocks.start
-        for n in reversed(stage.grid):
-            rest, index = divmod(rest, n)
-            place.append(index)
-        corner = tuple(i * side for i, side in zip(reversed(place), stage.block_shape, strict=True))
-        box = Box(corner, tuple(a + side for a, side in zip(corner, stage.block_shape, strict=True)))
-        return PyramidBlock(number, stage.base, stage.top, box.clipped(Box.of_shape(self.shape_of(stage.base))))
+        return PyramidBlock(number, stage.base, stage.top, stage.grid.box(number - stage.blocks.start))
+
+    def above(self, box: Box) -> Iterator[int]:
+        """Numbers of the blocks that depend on voxels of level 0 in a box."""
+        for stage in self.stages:
+            yield from (stage.blocks.start + int(n) for n in stage.grid.touching(self.coarser(box, stage.base)))
 
     def pieces(self, block: PyramidBlock) -> Iterator[tuple[int, Box]]:
         """What a block writes, level by level: level, and a box that is one chunk (shard) of it."""
@@ -200,18 +180,6 @@ class PyramidPlan:
             if axis in PLANE
         }
 
-    def to_json(self) -> str:
-        return json.dumps({"unetcli_pyramid": VERSION, **asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> PyramidPlan:
-        values: dict[str, Any] = json.loads(text)
-        if (found := values.pop("unetcli_pyramid", None)) != VERSION:
-            raise UnetcliError(f"pyramid of version {found}, this unetcli reads version {VERSION}")
-        for name in ("shape", "chunks", "write_chunks"):
-            values[name] = tuple(values[name])
-        return cls(**values)
-
     @property
     def _limit(self) -> int:
         return max(BLOCK_VOXELS, BLOCK_CHUNKS * self._voxels(self.write_chunks))
@@ -236,6 +204,18 @@ class PyramidPlan:
 
     def _times(self, place: tuple[int, ...], factor: int) -> tuple[int, ...]:
         return tuple(v * factor if axis in PLANE else v for v, axis in zip(place, self.axes, strict=True))
+
+
+def pyramid_of(plan: Plan) -> PyramidPlan:
+    """The coarser levels of a plan's output."""
+    return PyramidPlan(
+        axes=plan.axes,
+        shape=plan.region.shape,
+        chunks=plan.chunks,
+        write_chunks=plan.write_chunks,
+        outputs=plan.settings.outputs,
+        levels=plan.levels,
+    )
 
 
 def split(box: Box, sides: tuple[int, ...]) -> Iterator[Box]:

@@ -22,7 +22,7 @@ from unetcli.core.process import give_back_freed_memory
 from unetcli.core.streams import prefetch
 from unetcli.model.device import channelwise, on_device
 from unetcli.model.network import UNet
-from unetcli.planning.plan import Block, Choices, Plan, Tile
+from unetcli.planning.plan import Block, Plan, Settings, Tile
 from unetcli.predict.skipping import Kept, Mask, all_kept, background, bright, cell_sides, voxels_of
 from unetcli.volumes.volume import Volume, describe
 
@@ -77,10 +77,10 @@ class FinishedBlock:
 class Predictor:
     """Network, normalisation and quantisation: grey values of a tile in, stored values out."""
 
-    def __init__(self, network: UNet, choices: Choices, device: torch.device) -> None:
-        self.choices, self.device = choices, device
+    def __init__(self, network: UNet, settings: Settings, device: torch.device) -> None:
+        self.settings, self.device = settings, device
         self.network = on_device(network, device).eval()
-        self._mean, self._std = channelwise(choices.mean, device), channelwise(choices.std, device)
+        self._mean, self._std = channelwise(settings.mean, device), channelwise(settings.std, device)
         self._tile: tuple[int, ...] | None = None
 
     def fitting(self, plan: Plan) -> Plan:
@@ -111,17 +111,17 @@ class Predictor:
         """
         x = torch.from_numpy(np.ascontiguousarray(voxels, np.float32)).to(self.device)[np.newaxis]
         x = ((x - self._mean) / self._std).to(memory_format=torch.channels_last)
-        bfloat16 = self.choices.precision == "bfloat16"
+        bfloat16 = self.settings.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             logits = self.network(x)[0].float()  # (classes, y, x)
         return self.quantise(torch.softmax(logits, dim=0)).cpu().numpy()
 
     def quantise(self, probabilities: Tensor) -> Tensor:
         """What is stored of (classes, y, x): the foreground's of two classes; as uint8 floor(255 p + 0.5)."""
-        stored = probabilities[1:] if self.choices.outputs == 1 else probabilities
-        if self.choices.dtype == "uint8":
+        stored = probabilities[1:] if self.settings.outputs == 1 else probabilities
+        if self.settings.dtype == "uint8":
             stored = torch.floor(255 * stored + 0.5)
-        return stored.to(DTYPES[self.choices.dtype])
+        return stored.to(DTYPES[self.settings.dtype])
 
 
 def predict_blocks(
@@ -133,7 +133,7 @@ def predict_blocks(
     mask: Mask | None = None,
 ) -> Generator[FinishedBlock]:
     """Blocks one after the other, while the next are read and computed; ends early once ``stopping()`` is true."""
-    if (mask is None) != (plan.choices.mask is None):
+    if (mask is None) != (plan.settings.mask is None):
         raise ValueError("a plan is computed with the mask that it was made for, and no other")
     windows = prefetch(read_windows(plan, source, mask, blocks), ahead=WINDOWS_AHEAD)
     with closing(prefetch(compute(plan, predictor, windows, stopping), ahead=PIECES_AHEAD)) as pieces:
@@ -157,15 +157,15 @@ def read_window(plan: Plan, source: Volume, mask: Mask | None, block: Block) -> 
     boxes = [tile.read for tile in kept_tiles(plan, block, kept)]
     if not boxes:
         return Window(block, block.box, None, kept, None, 0.0)
-    if plan.choices.skip_below is None:
+    if plan.settings.skip_below is None:
         box = hull(boxes)
-        return Window(block, box, read_finite(source, box, plan.choices, mask), kept, None, 0.0)
+        return Window(block, box, read_finite(source, box, plan.settings, mask), kept, None, 0.0)
     kept = all_kept(block.box, cell_sides(plan.footprint)) if kept is None else kept
     cells = voxels_of(kept.box, kept.sides, plan.extent)  # all of each cell decides, not just the block's part
     box = hull([*boxes, cells])
-    voxels = read_finite(source, box, plan.choices, mask)
+    voxels = read_finite(source, box, plan.settings, mask)
     inside = voxels[(slice(None), *cells.relative_to(box).slices)]
-    kept = kept.but(bright(inside, cells, kept.sides, plan.choices.skip_below))
+    kept = kept.but(bright(inside, cells, kept.sides, plan.settings.skip_below))
     return Window(block, box, voxels if kept else None, kept, None, 0.0)
 
 
@@ -174,19 +174,19 @@ def kept_tiles(plan: Plan, block: Block, kept: Kept | None) -> list[Tile]:
     return [tile for tile in plan.tiles(block) if kept is None or kept.meets(tile.write)]
 
 
-def read_finite(source: Volume, box: Box, choices: Choices, mask: Mask | None = None) -> NDArray[Any]:
+def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None = None) -> NDArray[Any]:
     """The voxels of a box; NaN and infinity replaced where the user said by what, else refused with their place.
 
     Where a mask rules them out they are no error, and the mean stands in for them.
     """
-    voxels = source.read(box, choices.channel)
+    voxels = source.read(box, settings.channel)
     if voxels.dtype.kind != "f" or (finite := np.isfinite(voxels)).all():
         return voxels
-    if choices.nonfinite is not None:
-        return np.where(finite, voxels, voxels.dtype.type(choices.nonfinite))
+    if settings.nonfinite is not None:
+        return np.where(finite, voxels, voxels.dtype.type(settings.nonfinite))
     wrong = ~finite if mask is None else ~(finite | mask.rules_out(box))
     if not wrong.any():
-        return np.where(finite, voxels, along(choices.mean, voxels.ndim).astype(voxels.dtype))
+        return np.where(finite, voxels, along(settings.mean, voxels.ndim).astype(voxels.dtype))
     first = np.argwhere(wrong)[0][1:]
     place = source.inside(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
     voxel = Box(place, tuple(p + 1 for p in place))
@@ -200,7 +200,7 @@ def compute(
     plan: Plan, predictor: Predictor, windows: Iterable[Window], stopping: Callable[[], bool]
 ) -> Iterator[Piece]:
     """The forward passes of each window."""
-    torch.set_num_threads(plan.choices.threads)  # of the thread that runs this
+    torch.set_num_threads(plan.settings.threads)  # of the thread that runs this
     for window in windows:
         if stopping():
             return
@@ -281,10 +281,10 @@ def assemble(plan: Plan, pieces: Iterable[Piece]) -> Iterator[FinishedBlock]:
 
     A later piece of the same place counts.
     """
-    blank = background(plan.choices).reshape(-1, *(1,) * len(plan.axes))
+    blank = background(plan.settings).reshape(-1, *(1,) * len(plan.axes))
     for window, group in itertools.groupby(pieces, key=lambda piece: piece.window):
         box, seconds, error, side = window.block.box, 0.0, window.error, 0
-        values = np.empty((plan.choices.outputs, *box.shape), plan.choices.dtype)
+        values = np.empty((plan.settings.outputs, *box.shape), plan.settings.dtype)
         if window.kept is not None:
             values[...] = blank
         for piece in group:

@@ -11,16 +11,16 @@ from typing import Any
 from unetcli.config import PredictRequest, Where
 from unetcli.core.architecture import Architecture
 from unetcli.core.machine import Machine, cpu_name, cpu_threads, may_have_gpu
-from unetcli.engine.machines import slurm_request, with_machine
-from unetcli.engine.run import folder_of
+from unetcli.core.records import to_json
+from unetcli.engine.clusters import slurm_request
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.model.file import find_model, read_header
 from unetcli.planning.estimate import Estimate, StoredInput, estimate
 from unetcli.planning.pace import STARTUP_SECONDS, Rates, Timing, Traffic, timing, traffic
-from unetcli.planning.plan import Plan, differences
-from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.planning.plan import FORMAT, Plan, differences
+from unetcli.planning.pyramid_plan import pyramid_of
 from unetcli.predict.probe import Probe, measure_plan, recall, remember, run_in_job
-from unetcli.predict.resolve import GPU_BYTES_ELSEWHERE, resolve_plan
+from unetcli.predict.resolve import GPU_BYTES_ELSEWHERE, folder_of, resolve_plan, with_machine
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -88,7 +88,7 @@ class PlanReport:
             "tile": list(plan.tile),
             "step": list(plan.footprint.step(plan.tile)),
             "context": list(plan.footprint.context),
-            "precision": plan.choices.precision,
+            "precision": plan.settings.precision,
             "blocks": e.blocks,
             "tiles": e.tiles,
             "shares": self.timing.shares,
@@ -104,7 +104,7 @@ class PlanReport:
             "seconds_per_block": self.timing.seconds_per_block,
             "blocks_per_share": self.blocks_per_share,
             "block_shape": list(plan.block_shape),
-            "device": plan.choices.device,
+            "device": plan.settings.device,
             "stored_bytes": self.stored_bytes,
             "multiply_adds": e.multiply_adds,
             "tile_multiply_adds": e.tile_multiply_adds,
@@ -135,16 +135,16 @@ def plan_volume(
     request, asked = with_machine(request, where), slurm_request(where)
     model, source = find_model(request.model), open_volume(request.volume)
     architecture = read_header(model).architecture
-    frozen = None if request.overwrite else folder_of(request).plan()
+    frozen = None if request.overwrite else folder_of(request).read_plan(Plan, FORMAT)
     machine, assumed = find_machine(request, frozen)
     plan = resolve_plan(request, source, model, frozen, machine)
-    numbers = with_levels(estimate(plan, architecture, stored_input(plan, source)), plan, request.levels)
+    numbers = with_levels(estimate(plan, architecture, stored_input(plan, source)), plan)
     probe = None if question.tile_seconds else find_probe(plan, architecture, question, machine, submit)
     if probe is not None and probe.device_bytes is not None:
         numbers = replace(numbers, device_bytes=probe.device_bytes)
     rates = find_rates(question, probe, plan)
     workers = question.workers or asked.max_running
-    times = timing(numbers, plan.choices, rates, workers, asked.blocks_per_job)
+    times = timing(numbers, plan.settings, rates, workers, asked.blocks_per_job)
     job = job_options(plan, numbers, times, asked) if where.cluster == "slurm" else None
     return PlanReport(
         request=request,
@@ -165,20 +165,20 @@ def plan_volume(
     )
 
 
-def with_levels(numbers: Estimate, plan: Plan, levels: int | None) -> Estimate:
+def with_levels(numbers: Estimate, plan: Plan) -> Estimate:
     """The same with the files of the coarser levels."""
-    return replace(numbers, output_files=numbers.output_files + PyramidPlan.of(plan, levels).files)
+    return replace(numbers, output_files=numbers.output_files + pyramid_of(plan).files)
 
 
 def conflicts(frozen: Plan, plan: Plan) -> tuple[str, ...]:
     """Settings in which a sketch differs from a frozen plan; what only the voxels would tell is taken as equal."""
-    known = replace(frozen.choices, mean=plan.choices.mean, std=plan.choices.std)
-    return tuple(differences(replace(frozen, sources=plan.sources, choices=known), plan))
+    known = replace(frozen.settings, mean=plan.settings.mean, std=plan.settings.std)
+    return tuple(differences(replace(frozen, sources=plan.sources, settings=known), plan))
 
 
 def stored_input(plan: Plan, source: Volume) -> StoredInput:
     """How the volume lies on disk, with as many channels as are read."""
-    chunk, read = source.chunk_channels, source.channels if plan.choices.channel is None else 1
+    chunk, read = source.chunk_channels, source.channels if plan.settings.channel is None else 1
     files = math.ceil(read / chunk)
     return StoredInput(
         chunks=source.chunks,
@@ -194,15 +194,15 @@ def sizes(plan: Plan, source: Volume, model: Path, asked: SlurmRequest) -> tuple
     numbers = estimate(plan, architecture, stored_input(plan, source))
     probe = recall(plan, architecture, None)
     rates = probe.rates(plan.sources.volume) if probe else None
-    return numbers, timing(numbers, plan.choices, rates, asked.max_running, asked.blocks_per_job)
+    return numbers, timing(numbers, plan.settings, rates, asked.max_running, asked.blocks_per_job)
 
 
 def find_machine(request: PredictRequest, frozen: Plan | None) -> tuple[Machine, tuple[str, ...]]:
     """Where the plan is to run, and what was assumed of it. Imports torch only where a GPU may be here and is meant."""
-    threads = frozen.choices.threads if frozen else request.threads or cpu_threads()
+    threads = frozen.settings.threads if frozen else request.threads or cpu_threads()
     elsewhere, assumed = request.elsewhere, list[str]()
     kept = request.device is None and frozen is not None
-    kind = frozen.choices.device if kept and frozen else kind_of_device(request.device)
+    kind = frozen.settings.device if kept and frozen else kind_of_device(request.device)
     if kind == "cpu":
         return Machine(device=kind, threads=threads, name=None if elsewhere else cpu_name()), ()
     if kind == "cuda" and may_have_gpu() and not elsewhere:
@@ -239,7 +239,7 @@ def find_probe(
     """A probe made now where one is asked for, else one that is remembered."""
     if not question.probe:
         return recall(plan, architecture, machine.name)
-    made = run_in_job(plan, submit) if submit else Probe.from_dict(measure_plan(plan.to_json()))
+    made = run_in_job(plan, submit) if submit else Probe.from_dict(measure_plan(to_json(plan, FORMAT)))
     remember(made)
     return made
 
@@ -262,19 +262,19 @@ def no_measurement(plan: Plan, machine: Machine) -> str:
     """Why there are no hours."""
     place = machine.name or ("a GPU" if machine.device == "cuda" else machine.device)
     return (
-        f"no measurement of this network with tile {plan.tile[-1]} in {plan.choices.precision} on {place}; "
+        f"no measurement of this network with tile {plan.tile[-1]} in {plan.settings.precision} on {place}; "
         "--probe makes one in a minute, --tile-seconds S gives it"
     )
 
 
 def job_options(plan: Plan, numbers: Estimate, times: Timing, asked: SlurmRequest) -> dict[str, str]:
     """Long options of sbatch, without dashes; the user's own go before ours."""
-    on_gpu, chosen = plan.choices.device != "cpu", asked.options()
+    on_gpu, chosen = plan.settings.device != "cpu", asked.options()
     running = f"%{asked.max_running}" if asked.max_running else ""
     ours = {
         "array": f"0-{times.shares - 1}{running}",
         "mem": f"{math.ceil(MEMORY_MARGIN * numbers.host_bytes / GIB)}G",
-        "cpus-per-task": str(GPU_JOB_CPUS if on_gpu else plan.choices.threads),
+        "cpus-per-task": str(GPU_JOB_CPUS if on_gpu else plan.settings.threads),
     }
     if on_gpu and not asked.wants_gpu:
         ours["gpus"] = "1"

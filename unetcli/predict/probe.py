@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +17,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.config import Where
 from unetcli.core.architecture import Architecture
 from unetcli.core.checksums import checksum
+from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Box
 from unetcli.core.machine import cpu_name
+from unetcli.core.records import from_json, to_json
+from unetcli.engine.clusters import cancel_jobs, slurm_request
+from unetcli.executors.slurm.submit import submit_jobs, would_start
+from unetcli.executors.slurm.watch import JobEnd, JobWatch
 from unetcli.model.file import load_network, read_header
 from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
 from unetcli.planning.pace import Rates
-from unetcli.planning.plan import Plan, Tile
+from unetcli.planning.plan import FORMAT, Plan, Tile
+from unetcli.predict.output import attributes_of, spec_of
+from unetcli.volumes.image import Image
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import Output
 from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0
+PROBE_TIME = "00:10:00"
 RUNS = 5
 """Forward passes timed, where time allows; their median counts."""
 
@@ -56,14 +65,14 @@ class Key:
 
     @classmethod
     def of(cls, plan: Plan, architecture: Architecture, device: str) -> Key:
-        choices = plan.choices
+        settings = plan.settings
         return cls(
-            kind=choices.device,
+            kind=settings.device,
             device=device,
             network=json.dumps(architecture.to_dict(), sort_keys=True),
             tile=plan.tile[-1],
-            precision=choices.precision,
-            threads=choices.threads if choices.device == "cpu" else 0,
+            precision=settings.precision,
+            threads=settings.threads if settings.device == "cpu" else 0,
         )
 
 
@@ -141,7 +150,7 @@ def recall(plan: Plan, architecture: Architecture, device: str | None) -> Probe 
 
 def run_in_job(plan: Plan, submit: Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]) -> Probe:
     """The probe of a plan made elsewhere: ``submit(task, text)`` returns what ``task(text)`` returned in a job."""
-    return Probe.from_dict(submit(measure_plan, plan.to_json()))
+    return Probe.from_dict(submit(measure_plan, to_json(plan, FORMAT)))
 
 
 def measure_plan(text: str) -> dict[str, Any]:
@@ -149,7 +158,7 @@ def measure_plan(text: str) -> dict[str, Any]:
     from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
-    plan = Plan.from_json(text)
+    plan = from_json(Plan, text, FORMAT, "plan")
     return asdict(measure(plan, Path(plan.sources.model), open_volume(plan.sources.volume)))
 
 
@@ -162,10 +171,10 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
 
     started = time.perf_counter()
     exact_float32()
-    torch.set_num_threads(plan.choices.threads)
-    device = resolve_device(plan.choices.device)
+    torch.set_num_threads(plan.settings.threads)
+    device = resolve_device(plan.settings.device)
     architecture = read_header(model).architecture
-    predictor = Predictor(load_network(model), plan.choices, device)
+    predictor = Predictor(load_network(model), plan.settings, device)
     block = plan.block(plan.blocks // 2)
     tile = next(plan.tiles(block))
     read_rate, voxels = _time_reading(plan, source, tile, seconds / 6)
@@ -229,11 +238,11 @@ def _time_reading(plan: Plan, source: Volume, tile: Tile, seconds: float) -> tup
     block = plan.block(plan.blocks // 2)
     window = plan.window(block)
     started = time.perf_counter()
-    voxels = source.read(tile.read, plan.choices.channel)
+    voxels = source.read(tile.read, plan.settings.channel)
     box, took = tile.read, time.perf_counter() - started
     if took * window.size / tile.read.size < seconds:
         started = time.perf_counter()
-        source.read(window, plan.choices.channel)
+        source.read(window, plan.settings.channel)
         box, took = window, time.perf_counter() - started
     plane = voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
     return _chunk_bytes(plan, source, box) / max(took, 1e-6), plane
@@ -246,7 +255,7 @@ def _chunk_bytes(plan: Plan, source: Volume, box: Box) -> int:
         -(-stop // chunk) - start // chunk
         for start, stop, chunk in zip(inner.start, inner.stop, source.chunks, strict=True)
     ]
-    channels = source.channels if plan.choices.channel is None else 1
+    channels = source.channels if plan.settings.channel is None else 1
     return int(np.prod(places) * np.prod(source.chunks)) * source.dtype.itemsize * channels
 
 
@@ -259,14 +268,14 @@ def _time_writing(plan: Plan, source: Volume, values: NDArray[Any]) -> tuple[flo
     box = plan.output_box(block)
     filled = _repeated(values, block.box.shape)
     with tempfile.TemporaryDirectory(prefix="unetcli-probe-") as folder:
-        output = Output(Path(folder) / "probe.zarr", plan)
-        output.create(source)
-        array = output.open()
+        image = Image(Path(folder) / "probe.zarr", spec_of(plan))
+        image.create(attributes_of(plan, image.path, source))
+        array = image.level.open()
         started = time.perf_counter()
         checksum(filled)
-        output.write(array, box, filled)
+        image.level.write(array, box, filled)
         took = time.perf_counter() - started
-        stored = sum(file.stat().st_size for file in output.files(box) if file.exists())
+        stored = sum(file.stat().st_size for file in image.level.files(box) if file.exists())
     return filled.nbytes / max(took, 1e-6), stored / filled.nbytes
 
 
@@ -284,3 +293,51 @@ def _device_peak(device: torch.device) -> int | None:
     import torch
 
     return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT if device.type == "cuda" else None
+
+
+def request_accepted(where: Where) -> Callable[[Mapping[str, str]], str]:
+    """A function that tells what SLURM says of a request; also where it would refuse, or is not here."""
+
+    def ask(options: Mapping[str, str]) -> str:
+        try:
+            return would_start(options)
+        except UnetcliError as error:
+            return str(error)
+
+    return ask
+
+
+def probe_in_job(where: Where) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
+    """A function that has ``task(text)`` done by a short SLURM job and gives back what that returned."""
+
+    def submit(task: Callable[[str], dict[str, Any]], text: str) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix=".unetcli-probe-", dir=Path.cwd()) as place:  # nodes have to see it
+            result = Path(place) / "result.json"
+            request = replace(slurm_request(where), time=PROBE_TIME)
+            arguments = [(task, text, str(result))]
+            jobs = submit_jobs(request, Path(place), write_result, arguments, name=f"unetcli-{secrets.token_hex(6)}")
+            log.info("probe: SLURM job %s", jobs[0])
+            try:
+                end = await_end(jobs)
+            finally:
+                cancel_jobs(jobs)
+            if not result.exists():
+                raise UnetcliError(f"the probe's job {end.job} on {end.host}: {end.reason}")
+            return dict(json.loads(result.read_text()))
+
+    return submit
+
+
+def write_result(task: Callable[[str], dict[str, Any]], text: str, path: str) -> None:
+    """Store what a task returns, as a job does."""
+    with replacing(Path(path)) as draft:
+        draft.write_text(json.dumps(task(text)))
+
+
+def await_end(jobs: Sequence[str]) -> JobEnd:
+    """How a single job ended."""
+    watch = JobWatch(jobs, every=2)
+    while True:
+        if ends := watch.poll():
+            return ends[0]
+        time.sleep(0.5)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from unetcli.config import PredictRequest
+from unetcli.config import PredictRequest, Where
 from unetcli.core.checksums import file_sha256
 from unetcli.core.errors import UnetcliError
-from unetcli.core.machine import Machine
+from unetcli.core.files import absolute
+from unetcli.core.machine import Machine, cpu_threads
+from unetcli.engine.clusters import slurm_request
+from unetcli.engine.runfolder import RunFolder
 from unetcli.model.file import ModelHeader, read_header
-from unetcli.planning.plan import Choices, Plan, Sources
+from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.planner import (
     CPU_TILE,
     MAX_FILES,
@@ -22,6 +26,7 @@ from unetcli.planning.planner import (
     output_files,
     require_files,
 )
+from unetcli.planning.pyramid_plan import largest_levels, largest_possible_levels
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.fingerprint import fingerprint, sampled_statistics
 from unetcli.volumes.regions import resolve_region
@@ -50,7 +55,7 @@ def resolve_plan(
     require_known(request)
     header = read_header(model)
     require_match(request, source, header)
-    choices = resolve_choices(request, source, header, frozen, machine)
+    settings = resolve_settings(request, source, header, frozen, machine)
     channels = source.channels if request.channel is None else 1
     if request.zarr_format not in (2, 3):
         raise UnetcliError(f"--zarr-format {request.zarr_format}: expected 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)")
@@ -63,8 +68,8 @@ def resolve_plan(
         ),
         resolve_region(request.sections, request.roi, source),
         header.architecture,
-        resolve_tile(request, header, frozen, choices.device, machine),
-        choices,
+        resolve_tile(request, header, frozen, settings.device, machine),
+        settings,
         Sources(
             volume=absolute(request.volume),
             volume_fingerprint="" if machine else fingerprint(source),
@@ -74,14 +79,10 @@ def resolve_plan(
         max_files=request.max_files or (output_files(frozen) if frozen else MAX_FILES),
         zarr_format=request.zarr_format,
     )
+    plan = replace(plan, levels=resolve_levels(request, plan, frozen))
     if request.max_files is not None or (request.zarr_format == 2 and frozen is None):
         require_files(plan, request.max_files or MAX_FILES)
     return plan
-
-
-def absolute(place: str) -> str:
-    """A path that other processes understand; a URL stays as it is."""
-    return place if "://" in place else str(Path(place).absolute())
 
 
 def require_known(request: PredictRequest) -> None:
@@ -129,19 +130,30 @@ def resolve_tile(
     return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
 
 
-def resolve_choices(
+def resolve_levels(request: PredictRequest, plan: Plan, frozen: Plan | None) -> int:
+    """Resolution levels of the output: those asked for; where nothing is said, the frozen ones."""
+    shape = plan.region.shape
+    if request.levels is None:
+        return largest_levels(shape, plan.axes)
+    most = largest_possible_levels(shape, plan.axes)
+    if not 1 <= request.levels <= most:
+        raise UnetcliError(f"--levels {request.levels}: expected 1 to {most}, where one voxel is left, or auto")
+    return frozen.levels if frozen and request.levels == 1 else request.levels
+
+
+def resolve_settings(
     request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None, machine: Machine | None = None
-) -> Choices:
+) -> Settings:
     """All other settings that show in the bytes of the result."""
     mean, std = header.intensity.mean, header.intensity.std
-    if frozen is not None and frozen.choices.normalise == request.normalise == "volume":
-        mean, std = frozen.choices.mean, frozen.choices.std
+    if frozen is not None and frozen.settings.normalise == request.normalise == "volume":
+        mean, std = frozen.settings.mean, frozen.settings.std
     elif request.normalise == "volume" and machine is None:
         mean, std = sampled_statistics(source, request.channel)
     device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
     classes = header.architecture.classes
     mask = open_mask(request.mask, source, header.architecture.footprint().lifted(len(source.axes)))
-    return Choices(
+    return Settings(
         dtype=request.dtype,
         outputs=1 if classes == 2 else classes,
         channel=request.channel,
@@ -160,11 +172,11 @@ def resolve_choices(
 def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, int]:
     """Kind of device and number of threads; a rerun takes the frozen ones, and so gives the same bytes."""
     if frozen is not None and request.device is None:
-        return frozen.choices.device, frozen.choices.threads
-    threads = frozen.choices.threads if frozen else request.threads
+        return frozen.settings.device, frozen.settings.threads
+    threads = frozen.settings.threads if frozen else request.threads
     if request.elsewhere:
         return kind_of(request.device or "cpu"), threads or 1
-    from unetcli.model.device import cpu_threads, resolve_device
+    from unetcli.model.device import resolve_device
 
     return resolve_device(request.device).type, threads or cpu_threads()
 
@@ -176,3 +188,19 @@ def kind_of(device: str) -> str:
     ('cuda', 'cuda', 'cpu')
     """
     return "cuda" if device.isdigit() else device.partition(":")[0]
+
+
+def folder_of(request: PredictRequest) -> RunFolder:
+    """The run folder of a request: the one it names, else the one beside the output."""
+    return RunFolder(request.run_folder) if request.run_folder else RunFolder.of(request.output_path)
+
+
+def with_machine(request: PredictRequest, where: Where) -> PredictRequest:
+    """The request, planned for the machines that will run it, which may not be this one."""
+    if where.cluster == "local":
+        return replace(request, threads=max(1, cpu_threads() // where.workers)) if where.workers else request
+    if where.scheduler:
+        return replace(request, elsewhere=True, threads=request.threads or 1)
+    asked = slurm_request(where)
+    device = request.device or ("cuda" if asked.wants_gpu else "cpu")
+    return replace(request, elsewhere=True, device=device, threads=request.threads or asked.cpus_per_task or 1)

@@ -17,7 +17,7 @@ from unetcli.core.checksums import Checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import AxisFootprint, Footprint
 from unetcli.core.geometry import Box, ceil_to, mirror_indices
-from unetcli.planning.plan import Choices
+from unetcli.planning.plan import Settings
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -226,11 +226,11 @@ def hashed_boxes(cells: Box, sides: Sequence[int]) -> Iterator[Box]:
         yield Box(corner, tuple(a + step for a, step in zip(corner, steps, strict=True))).clipped(cells)
 
 
-def background(choices: Choices) -> NDArray[Any]:
+def background(settings: Settings) -> NDArray[Any]:
     """What is stored of a voxel that is not computed, (outputs,): no foreground; of several classes, the first."""
-    values = np.zeros(choices.outputs, choices.dtype)
-    if choices.outputs > 1:
-        values[0] = 255 if choices.dtype == "uint8" else 1
+    values = np.zeros(settings.outputs, settings.dtype)
+    if settings.outputs > 1:
+        values[0] = 255 if settings.dtype == "uint8" else 1
     return values
 
 

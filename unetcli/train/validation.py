@@ -9,7 +9,7 @@ import torch
 from unetcli.core.geometry import Box
 from unetcli.model.device import cpu_threads
 from unetcli.model.network import UNet
-from unetcli.planning.plan import Choices, Plan, Sources
+from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan
 from unetcli.predict.predictor import Predictor, predict_blocks
 from unetcli.train.corpus import Corpus
@@ -27,7 +27,7 @@ class Validator:
 
     def __init__(self, config: TrainingConfig, corpus: Corpus, found: Survey, device: torch.device) -> None:
         self.config, self.corpus, self.found, self.device = config, corpus, found, device
-        self.choices = choices_for(config, found, device)
+        self.settings = settings_for(config, found, device)
 
     def __call__(self, network: UNet, stopping: Callable[[], bool] = bool) -> tuple[Validation | None, list[Judged]]:
         """Figures, and a few sections for a picture; nothing where no section is held out.
@@ -35,7 +35,7 @@ class Validator:
         Ends early, with figures of a part, once ``stopping()`` is true.
         """
         training = network.training
-        predictor = Predictor(network, self.choices, self.device)
+        predictor = Predictor(network, self.settings, self.device)
         sums = Sums(self.found.class_weights(balance=self.config.balance), self.config.select)
         shown: list[Judged] = []
         for item in self._judged(predictor, stopping):
@@ -48,7 +48,7 @@ class Validator:
     def _judged(self, predictor: Predictor, stopping: Callable[[], bool]) -> Iterator[Judged]:
         for part in self.corpus.held_out:
             pair = self.corpus.pairs[part.pair]
-            plan = validation_plan(self.config, pair.raw, part.region, self.choices)
+            plan = validation_plan(self.config, pair.raw, part.region, self.settings)
             for finished in predict_blocks(plan, predictor, pair.raw, range(plan.blocks), stopping):
                 if finished.error is not None:
                     raise finished.error
@@ -59,10 +59,10 @@ class Validator:
                         yield Judged(pair, box, values.reshape(-1, *values.shape[-2:]), pair.classes(box))
 
 
-def choices_for(config: TrainingConfig, found: Survey, device: torch.device) -> Choices:
+def settings_for(config: TrainingConfig, found: Survey, device: torch.device) -> Settings:
     """As predict would choose, probabilities in float32."""
     classes = config.architecture.classes
-    return Choices(
+    return Settings(
         dtype="float32",
         outputs=1 if classes == 2 else classes,
         channel=config.channel,
@@ -76,10 +76,10 @@ def choices_for(config: TrainingConfig, found: Survey, device: torch.device) -> 
     )
 
 
-def validation_plan(config: TrainingConfig, raw: Volume, region: Box, choices: Choices) -> Plan:
+def validation_plan(config: TrainingConfig, raw: Volume, region: Box, settings: Settings) -> Plan:
     """Blocks of held-out sections."""
     bytes_per_voxel = raw.dtype.itemsize * config.architecture.in_channels
     source = Input(axes=raw.axes, extent=raw.extent, chunks=raw.chunks, bytes_per_voxel=bytes_per_voxel)
     tile = largest_tile(config.architecture.footprint(), CPU_TILE)
     nothing = Sources(volume="", volume_fingerprint="", model="", model_fingerprint="")
-    return make_plan(source, region, config.architecture, tile, choices, nothing)
+    return make_plan(source, region, config.architecture, tile, settings, nothing)

@@ -16,8 +16,8 @@ from unetcli.core.files import PARTIAL, is_remote, plain, remove_aside
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
 from unetcli.volumes import ngff
+from unetcli.volumes.image import MARKER, marker
 from unetcli.volumes.level import Level
-from unetcli.volumes.output import MARKER, marker
 from unetcli.volumes.store import LocalStore, Store
 from unetcli.volumes.volume import Volume
 

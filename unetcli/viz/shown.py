@@ -16,8 +16,8 @@ from unetcli.core.files import place_of
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.evaluate.pairing import region_around
 from unetcli.viz.colours import means_of
+from unetcli.volumes.image import marker_around
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import marker_around
 from unetcli.volumes.volume import Volume
 
 WINDOW_VOXELS = 2**22

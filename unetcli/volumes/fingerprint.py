@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from unetcli.core.checksums import short_checksum
 from unetcli.core.errors import UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.core.intensity import Moments, PerChannel
-from unetcli.planning.plan import UNREADABLE
 from unetcli.volumes.volume import Volume
 
+UNREADABLE = "-"
+"""Stands in a fingerprint for a chunk that could not be read."""
 SAMPLES = 64
 SAMPLED_BYTES = 256 * 2**20
 """At most about this much is read, so that huge chunks do not make every start slow."""
@@ -46,12 +48,22 @@ def sampled_voxels(volume: Volume) -> Iterator[NDArray[Any] | None]:
 def fingerprint(volume: Volume) -> str:
     """Words: a digest of shape, axes and dtype, then one of each sampled chunk's voxels, ``-`` where unreadable.
 
-    Compared by :func:`unetcli.planning.plan.same_data`: a chunk that is mended later makes no other volume of it.
+    Compared by :func:`same_data`: a chunk that is mended later makes no other volume of it.
     """
     words = [short_checksum(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())]
     for voxels in sampled_voxels(volume):
         words.append(UNREADABLE if voxels is None else short_checksum(voxels))
     return " ".join(words)
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two fingerprints agree wherever both could be taken.
+
+    >>> same_data("a b -", "a - c"), same_data("a b", "a c")
+    (True, False)
+    """
+    pairs = list(itertools.zip_longest(one.split(), other.split()))
+    return all(UNREADABLE in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def sampled_statistics(volume: Volume, channel: int | None) -> tuple[PerChannel, PerChannel]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zarr
@@ -15,38 +15,12 @@ from numpy.typing import NDArray
 from unetcli.core.checksums import Checksum
 from unetcli.core.files import sync_all
 from unetcli.core.geometry import Box
+from unetcli.engine.step import BlockResult
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.volumes import ngff
+from unetcli.volumes.image import Image
 from unetcli.volumes.level import Level
-from unetcli.volumes.store import Store
 from unetcli.volumes.volume import describe
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """What making a block left."""
-
-    checksum: str
-    """BLAKE2b (128 bit, hex) of all voxels written: level by level, piece by piece."""
-    files: list[Path]
-    """To be synced; none of a remote output."""
-
-
-class Image(Protocol):
-    """An OME-Zarr image of ours whose level 0 is there."""
-
-    @property
-    def path(self) -> Path | str: ...
-
-    @property
-    def store(self) -> Store: ...
-
-    @property
-    def level(self) -> Level: ...
-
-    def attributes(self) -> dict[str, Any]: ...
-
-    def replace_attributes(self, attributes: dict[str, Any]) -> None: ...
 
 
 def halved(values: NDArray[Any]) -> NDArray[Any]:
@@ -84,9 +58,9 @@ def place(plan: PyramidPlan, number: int) -> str:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The coarser levels of an image by a plan of theirs."""
+    """The coarser levels of an image, by their own plan."""
 
-    output: Image
+    image: Image
     plan: PyramidPlan
     coarser: Callable[[NDArray[Any]], NDArray[Any]] = halved
     """One voxel of 2 x 2."""
@@ -105,12 +79,15 @@ class Pyramid:
         if missing:
             self.hide()
         for level in missing:
-            level.create(self.output.store)
-        made = [file for level in missing for file in self.output.store.files(level.metadata_key)]
-        sync_all(made, Path(self.output.path))
+            level.create(self.image.store)
+        made = [file for level in missing for file in self.image.store.files(level.metadata_key)]
+        sync_all(made, Path(self.image.path))
 
-    def build(self, number: int) -> Built:
-        """Make a block's part of its levels; may be repeated, and needs the stages before, nothing else."""
+    def build(self, number: int, first: int = 0) -> BlockResult:
+        """Make a block's part of its levels; may be repeated, and needs the stages before, nothing else.
+
+        ``first`` is the number that the first of these blocks has in its step.
+        """
         files: list[Path] = []
 
         def make(level: int, piece: Box) -> NDArray[Any]:
@@ -119,7 +96,9 @@ class Pyramid:
             files.extend(self._levels[level].files(piece))
             return values
 
-        return Built(self._checksum(number, make), files)
+        checksum = self._checksum(number, make)
+        voxels = self.plan.block(number).box.size
+        return BlockResult(number=first + number, checksum=checksum, files=files, voxels=voxels)
 
     def checksum(self, number: int) -> str:
         """As :meth:`build` gave it, of what is stored; raises :class:`UnreadableBlock` where that is damaged."""
@@ -140,25 +119,25 @@ class Pyramid:
         return digest.hexdigest()
 
     def _made(self, level: int, piece: Box) -> NDArray[Any]:
-        result = np.empty((self.plan.outputs, *piece.shape), self.output.level.dtype)
+        result = np.empty((self.plan.outputs, *piece.shape), self.image.level.dtype)
         for part, below in self.plan.parts(level, piece):
             finer = self._levels[level - 1].read(self._read[level - 1], below)
             result[(slice(None), *part.relative_to(piece).slices)] = self.coarser(finer)
         return result
 
     def _show(self, levels: int) -> None:
-        attributes = self.output.attributes()
+        attributes = self.image.attributes()
         image = ngff.images(attributes)[0]
         finest = ngff.Grid.of(image)
         grids = [finest.downsampled(self.plan.factors(level)) for level in range(levels)]
         shown = {**image, "datasets": ngff.datasets(grids)}
         if shown != image:
-            self.output.replace_attributes(ngff.with_image(attributes, shown))
+            self.image.replace_attributes(ngff.with_image(attributes, shown))
 
     @cached_property
     def _levels(self) -> list[Level]:
-        coarser = [self.output.level.like(str(n), **self._sizes(n)) for n in range(1, self.plan.levels)]
-        return [self.output.level, *coarser]
+        coarser = [self.image.level.like(str(n), **self._sizes(n)) for n in range(1, self.plan.levels)]
+        return [self.image.level, *coarser]
 
     def _sizes(self, level: int) -> dict[str, tuple[int, ...]]:
         plan = self.plan

@@ -13,8 +13,8 @@ import numcodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnreadableBlock
 from unetcli.core.files import draft_of, drafts, remove, remove_aside
+from unetcli.engine.step import DamagedResult
 
 ZSTD = numcodecs.Zstd(level=1, checksum=True)
 FRAME_BYTES = 2**26
@@ -22,14 +22,6 @@ FRAME_BYTES = 2**26
 FILES_PER_FOLDER = 1000
 
 Arrays = dict[str, NDArray[Any]]
-
-
-class DamagedTable(UnreadableBlock):
-    """The file of a block cannot be read: the block is to be worked off again."""
-
-    def __init__(self, piece: int, path: Path, error: Exception) -> None:
-        super().__init__(f"{path}: cannot be read ({error}); the same command makes it anew")
-        self.piece = piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +58,15 @@ class Tables:
 
         Raises
         ------
-        DamagedTable
-            Or gone.
+        DamagedResult
+            The file is damaged or gone.
         """
         path = self.path(piece)
         try:
             with path.open("rb") as file:
                 return read_arrays(file, names)
         except Exception as error:  # codecs raise what they like
-            raise DamagedTable(piece, path, error) from error
+            raise damaged(piece, path, error) from error
 
     def remove(self) -> None:
         remove_aside(self.folder)
@@ -84,6 +76,11 @@ class Tables:
         for folder in self.folder.glob("[0-9]" * 4):
             for draft in drafts(folder, "*.tables"):
                 remove(draft)
+
+
+def damaged(piece: int, path: Path, why: object) -> DamagedResult:
+    """The error that says: the file of a block cannot be used, the block has to be computed again."""
+    return DamagedResult(piece, f"{path}: cannot be read ({why}); the same command makes it anew")
 
 
 def write_arrays(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:

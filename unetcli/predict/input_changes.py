@@ -1,37 +1,50 @@
-"""Whether the input of a run is still what it was planned for, and what is not."""
+"""Where the data of a prediction lie, and whether they are what they were when it was planned."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unetcli.core.checksums import file_sha256
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.runfolder import Places
-from unetcli.planning.plan import UNREADABLE, Plan
+from unetcli.core.files import absolute
+from unetcli.engine.step import Change
+from unetcli.planning.plan import Plan
 from unetcli.predict.skipping import open_mask
-from unetcli.volumes.fingerprint import fingerprint, sampled_boxes
+from unetcli.volumes.fingerprint import UNREADABLE, fingerprint, sampled_boxes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """Something that is not as it was when the run was planned."""
+class Paths:
+    """Where the data of a prediction lie now."""
 
-    source: str
-    """``volume``, ``model`` or ``mask``."""
-    path: str
-    what: str
+    volume: str
+    model: str
+    output: str
+    mask: str | None = None
+    device: str | None = None
+    """Which device of the plan's kind, where the user said so."""
+
+    def absolute(self) -> Paths:
+        """Paths that other processes understand."""
+        return replace(
+            self,
+            volume=absolute(self.volume),
+            model=absolute(self.model),
+            output=absolute(self.output),
+            mask=self.mask and absolute(self.mask),
+        )
 
 
-def changes(plan: Plan, places: Places) -> list[Change]:
+def input_changes(plan: Plan, paths: Paths) -> list[Change]:
     """What differs now; of a volume, shape, axes, type and up to 64 sampled chunks are looked at."""
-    told = [("volume", places.volume, what) for what in volume_changes(plan, places.volume)]
-    told += [("model", places.model, what) for what in model_changes(plan, Path(places.model))]
-    if places.mask and plan.choices.mask:
-        told += [("mask", places.mask, what) for what in mask_changes(plan, places.volume, places.mask)]
-    return [Change(source=source, path=path, what=what) for source, path, what in told]
+    found = [("volume", paths.volume, what) for what in volume_changes(plan, paths.volume)]
+    found += [("model", paths.model, what) for what in model_changes(plan, Path(paths.model))]
+    if paths.mask and plan.settings.mask:
+        found += [("mask", paths.mask, what) for what in mask_changes(plan, paths.volume, paths.mask)]
+    return [Change(source=source, path=path, what=what) for source, path, what in found]
 
 
 def volume_changes(plan: Plan, place: str) -> list[str]:
@@ -68,7 +81,7 @@ def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:
         now = opened and opened.fingerprint(plan.region)
     except UnetcliError as error:
         return [f"cannot be opened: {error}"]
-    return [] if now == plan.choices.mask else ["leaves other parts to be computed"]
+    return [] if now == plan.settings.mask else ["leaves other parts to be computed"]
 
 
 def shape_of(volume: Volume) -> str:

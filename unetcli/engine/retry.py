@@ -1,4 +1,4 @@
-"""Blocks worked off by an executor, and those that failed tried again on another host."""
+"""Rounds over the missing blocks: one over all of them, then others over those that failed, on other hosts."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import to_ranges
+from unetcli.engine.failures import FAILED, UNUSABLE, current_failures
 from unetcli.engine.receipts import Ledger
-from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.troubles import FAILED, UNUSABLE, current_troubles
+from unetcli.engine.step import Step
 from unetcli.engine.worker import why_stopped
-from unetcli.executors.contract import Executor, JobFailure, Task
+from unetcli.executors.contract import Executor, JobFailure
 
 log = logging.getLogger(__name__)
 
@@ -28,24 +27,14 @@ LOOK_SECONDS = 0.5
 """Between two looks at the receipts."""
 
 
-class Counted(Protocol):
-    """A plan, as far as progress needs it."""
-
-    @property
-    def blocks(self) -> int: ...
-
-    def voxels(self, blocks: NDArray[np.bool_]) -> int: ...
-
-
 @dataclass
 class Progress:
-    """Tells how far a run is, from its receipts."""
+    """Reports how far a run is, from its receipts."""
 
-    plan: Counted
-    ledger: Ledger
+    step: Step
     report: Report
     blocks: NDArray[np.intp] | None = None
-    """Of these; None: of all."""
+    """Blocks that count. Default: all."""
     lines: int = -1
     looked: float = 0.0
 
@@ -54,40 +43,41 @@ class Progress:
         if time.monotonic() - self.looked < LOOK_SECONDS:
             return
         self.looked = time.monotonic()
-        if self.ledger.refresh().lines != self.lines:
+        if self.step.ledger.refresh().lines != self.lines:
             self.tell()
 
     def tell(self) -> None:
-        self.lines = self.ledger.refresh().lines
-        counted = np.ones(self.plan.blocks, np.bool_)
+        ledger = self.step.ledger.refresh()
+        self.lines, counted = ledger.lines, np.ones(self.step.blocks, np.bool_)
         if self.blocks is not None:
             counted[:] = False
             counted[self.blocks] = True
-        self.report(self.plan.voxels(self.ledger.done & counted), self.plan.voxels(counted))
+        self.report(self.step.voxels(ledger.done & counted), self.step.voxels(counted))
 
 
 @dataclass(kw_only=True)
 class Rounds:
     """One round over the missing ones of some blocks, then others over those that failed."""
 
+    step: Step
     executor: Executor
-    task: Task
-    folder: RunFolder
-    ledger: Ledger
     progress: Progress
     stopping: Callable[[], bool]
     retries: int
     failures: list[JobFailure] = field(default_factory=list)
 
-    def run(self, blocks: NDArray[np.intp] | None = None) -> list[JobFailure]:
-        """Have blocks (None: all) computed that have no receipt; every job that failed.
+    @property
+    def ledger(self) -> Ledger:
+        return self.step.ledger
+
+    def run(self, wanted: NDArray[np.intp]) -> list[JobFailure]:
+        """Have those of the blocks computed that have no receipt; every job that failed in the last round.
 
         Raises
         ------
         UnetcliError
             The first blocks all failed alike; the traceback is in the log.
         """
-        wanted = np.arange(len(self.ledger.done)) if blocks is None else blocks
         self._round(wanted[~self.ledger.done[wanted]], [])
         for _ in range(self.retries):
             again, hosts = self._failed(wanted)
@@ -104,23 +94,23 @@ class Rounds:
         if not len(blocks):
             return
         self.failures += self.executor.run(
-            self.task,
-            self.folder.path,
+            self.step.work,
+            self.step.folder.path,
             to_ranges(blocks),
             tick=self.progress,
             stopping=self.stopping,
             avoid=avoid,
         )
         self.progress.tell()
-        if why := why_stopped(self.folder):
+        if why := why_stopped(self.step.folder):
             message, _, traceback = why.partition("\n")
             log.error("%s", traceback.rstrip())
             raise UnetcliError(message)
 
     def _failed(self, wanted: NDArray[np.intp]) -> tuple[NDArray[np.intp], list[str]]:
         """Blocks worth another try, and the hosts where they failed."""
-        open_troubles = current_troubles(self.folder.troubles, self.ledger)
-        unusable = [trouble.block for trouble in open_troubles if trouble.kind == UNUSABLE]
-        hosts = {trouble.host for trouble in open_troubles if trouble.kind == FAILED}
+        open_failures = current_failures(self.step.folder.failures, self.ledger)
+        unusable = [failure.block for failure in open_failures if failure.kind == UNUSABLE]
+        hosts = {failure.host for failure in open_failures if failure.kind == FAILED}
         hosts |= {failure.host for failure in self.failures if failure.host}
         return np.setdiff1d(wanted[~self.ledger.done[wanted]], unusable), sorted(hosts)

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from unetcli.core.footprint import AxisFootprint
 from unetcli.core.geometry import Box
-from unetcli.engine.canary import tolerance
-from unetcli.engine.workbench import Workbench
 from unetcli.planning.plan import Plan
+from unetcli.predict.canary import Predicting, tolerance
 from unetcli.volumes.volume import describe
 
 log = logging.getLogger(__name__)
@@ -48,13 +47,13 @@ class Seams:
     exceeded: list[Seam]
 
 
-def check_seams(bench: Workbench, count: int) -> Seams:
+def check_seams(step: Predicting, count: int) -> Seams:
     """Compute windows anew from the input, each as one tile of its own, and compare."""
-    boxes = list(itertools.islice(windows(bench.plan, bench.ledger.done), count))
-    allowed, largest, exceeded = tolerance(bench.plan.choices), 0.0, []
+    boxes = list(itertools.islice(windows(step.plan, step.ledger.refresh().done[: step.plan.blocks]), count))
+    allowed, largest, exceeded = tolerance(step.plan.settings), 0.0, []
     log.info("%d windows across borders are computed anew", len(boxes))
     for box in boxes:
-        found = difference(bench, box)
+        found = difference(step, box)
         if found.difference is None or found.difference > allowed:
             exceeded.append(found)
         largest = max(largest, found.difference or 0.0)
@@ -77,7 +76,7 @@ def windows(plan: Plan, done: NDArray[np.bool_]) -> Iterator[Box]:
             borders = {tile.start[axis], tile.stop[axis]} - {plan.region.start[axis], plan.region.stop[axis]}
             centre[axis] = int(chance.choice(sorted(borders))) if borders else centre[axis]
         box = window_at(plan, centre, seen)
-        if done[blocks_of(plan, box)].all():
+        if done[plan.grid.touching(box)].all():
             failed = 0
             yield box
         else:
@@ -97,29 +96,18 @@ def window_at(plan: Plan, centre: list[int], seen: list[int]) -> Box:
     return Box(tuple(start), tuple(stop))
 
 
-def blocks_of(plan: Plan, box: Box) -> NDArray[np.intp]:
-    """Numbers of the blocks that a box of the volume touches."""
-    inside = box.relative_to(plan.region)
-    ranges = [
-        range(a // side, -(-b // side)) for a, b, side in zip(inside.start, inside.stop, plan.block_shape, strict=True)
-    ]
-    places = np.array(list(itertools.product(*ranges)), np.intp)
-    numbers: NDArray[np.intp] = np.ravel_multi_index(tuple(places.T), plan.grid)
-    return numbers
-
-
-def difference(bench: Workbench, box: Box) -> Seam:
+def difference(step: Predicting, box: Box) -> Seam:
     """The largest difference between what is stored in a window and what comes out now."""
     from unetcli.predict.predictor import predict_blocks  # torch
 
-    plan, reason = bench.plan, ""
+    plan, reason = step.plan, ""
     alone = plan_of_window(plan, box)
-    with closing(predict_blocks(alone, bench.predictor, bench.source, [0], mask=bench.mask)) as blocks:
+    with closing(predict_blocks(alone, step.predictor, step.source, [0], mask=step.mask)) as blocks:
         block = next(blocks)
     try:
         if block.values is None:
             raise block.error or ValueError("no result")
-        stored = bench.output.read(box.relative_to(plan.region))
+        stored = step.read(box)
     except Exception as error:  # codecs raise what they like
         reason = f"cannot be compared: {error}"
         return Seam(place=describe(box, plan.axes), difference=None, reason=reason)

@@ -24,7 +24,7 @@ PIECES = "the truth is a mask; its objects are what is 4-connected in a section"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
+class Evaluated:
     """A request with all that it means."""
 
     request: EvaluateRequest
@@ -33,7 +33,7 @@ class Settled:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: EvaluateRequest) -> Settled:
+    def of(cls, request: EvaluateRequest) -> Evaluated:
         """Resolve a request; nothing is written.
 
         Raises
@@ -45,7 +45,7 @@ class Settled:
         region, kind = pair.select(request), kind_of(request, pair.prediction)
         metrics = metrics_of(request, kind.name, pair.prediction)
         pieces = bool({"cells", "voi"} & set(metrics)) and not request.three_d and is_mask(pair.truth)
-        three_d, said = settle_three_d(request, pair, region, kind, metrics) if not pieces else (False, PIECES)
+        three_d, said = resolve_three_d(request, pair, region, kind, metrics) if not pieces else (False, PIECES)
         settings = Settings(
             metrics=metrics,
             kind=kind.name,
@@ -123,7 +123,7 @@ class Settled:
             )
 
 
-def settle_three_d(
+def resolve_three_d(
     request: EvaluateRequest, pair: Pair, region: Box, kind: Kind, metrics: Sequence[str]
 ) -> tuple[bool, str]:
     """Whether objects go through sections, and what to say about it."""

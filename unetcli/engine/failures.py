@@ -14,7 +14,7 @@ UNUSABLE, FAILED = "unusable", "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
+class BlockFailure:
     """Why a block has no receipt."""
 
     block: int
@@ -31,28 +31,28 @@ class Trouble:
         return {"block": self.block, "place": self.place, "reason": self.reason}
 
 
-class TroubleBook:
-    """A worker's own file of troubles, made when there is a first one."""
+class FailureBook:
+    """A worker's own file of failures, made when there is a first one."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{worker_name()}.jsonl"
 
-    def add(self, trouble: Trouble) -> None:
+    def add(self, failure: BlockFailure) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(asdict(trouble)) + "\n")
+            file.write(json.dumps(asdict(failure)) + "\n")
 
 
-def read_troubles(folder: Path) -> Iterator[Trouble]:
-    """Every trouble that is on record, workers by when they last met one; torn lines are left out."""
+def read_failures(folder: Path) -> Iterator[BlockFailure]:
+    """Every failure that is on record, workers by when they last met one; torn lines are left out."""
     for path in sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
         for line in path.read_text(errors="replace").splitlines():
             try:
-                yield Trouble(**json.loads(line))
+                yield BlockFailure(**json.loads(line))
             except (ValueError, TypeError):
                 continue
 
 
-def current_troubles(folder: Path, ledger: Ledger) -> list[Trouble]:
-    """The last trouble of each block that has no receipt."""
-    last = {trouble.block: trouble for trouble in read_troubles(folder)}
-    return [trouble for block, trouble in sorted(last.items()) if block < len(ledger.done) and not ledger.done[block]]
+def current_failures(folder: Path, ledger: Ledger) -> list[BlockFailure]:
+    """The last failure of each block that has no receipt."""
+    last = {failure.block: failure for failure in read_failures(folder)}
+    return [failure for block, failure in sorted(last.items()) if block < len(ledger.done) and not ledger.done[block]]

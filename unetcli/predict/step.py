@@ -1,0 +1,315 @@
+"""The step of predict: probabilities of every block, then the coarser levels of the output."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from unetcli.core.checksums import checksum
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import Place, place_of
+from unetcli.engine.levels import Pyramid, place
+from unetcli.engine.ownership import PREDICT
+from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.step import BlockResult, Change, Resources, Step, attempt, require_continued
+from unetcli.engine.worker import void
+from unetcli.model.file import load_network
+from unetcli.planning.grid import Stage
+from unetcli.planning.plan import FORMAT, Plan, differences
+from unetcli.planning.planner import ITEM_BYTES, wasted_work
+from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
+from unetcli.predict.input_changes import Paths, input_changes
+from unetcli.predict.output import attributes_of, spec_of
+from unetcli.predict.skipping import Mask, open_mask
+from unetcli.volumes.image import Image, marker, remove_output
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import Volume, describe
+
+if TYPE_CHECKING:
+    from unetcli.predict.predictor import FinishedBlock, Predictor
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictStep(Step):
+    """Blocks of full resolution are numbered as in the plan; those of the coarser levels follow."""
+
+    FORMAT = FORMAT
+
+    folder: RunFolder
+    plan: Plan
+    paths: Paths
+
+    # ---- what it is
+
+    @property
+    def command(self) -> str:
+        return PREDICT
+
+    @property
+    def output(self) -> Place:
+        return place_of(self.paths.output)
+
+    @functools.cached_property
+    def levels(self) -> PyramidPlan:
+        return pyramid_of(self.plan)
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        n = self.plan.blocks
+        coarser = (
+            Stage(f"level {stage.base + 1}", range(n + stage.blocks.start, n + stage.blocks.stop))
+            for stage in self.levels.stages
+        )
+        return (Stage(PREDICT, range(n)), *coarser)
+
+    def place(self, number: int) -> str:
+        n = self.plan.blocks
+        return place(self.levels, number - n) if number >= n else describe(self.plan.grid.box(number), self.plan.axes)
+
+    def voxels(self, blocks: NDArray[np.bool_]) -> int:
+        n = self.plan.blocks
+        return self.plan.grid.voxels(blocks[:n]) + self.levels.voxels(blocks[n:])
+
+    # ---- what it works on
+
+    @functools.cached_property
+    def source(self) -> Volume:
+        return open_volume(self.paths.volume)
+
+    @functools.cached_property
+    def mask(self) -> Mask | None:
+        given = self.paths.mask if self.plan.settings.mask else None
+        return open_mask(given, self.source, self.plan.footprint)
+
+    @functools.cached_property
+    def image(self) -> Image:
+        return Image(self.output, spec_of(self.plan))
+
+    @functools.cached_property
+    def pyramid(self) -> Pyramid:
+        return Pyramid(self.image, self.levels)
+
+    @functools.cached_property
+    def _written(self) -> zarr.Array[Any]:
+        return self.image.level.open()
+
+    @functools.cached_property
+    def _stored(self) -> zarr.Array[Any]:
+        return self.image.level.open_to_read()
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The network on its device.
+
+        Raises
+        ------
+        UnetcliError
+            This machine cannot run what was planned: its result would be another.
+        """
+        from unetcli.model.device import exact_float32, require_precision, resolve_device
+        from unetcli.predict.predictor import Predictor
+
+        settings = self.plan.settings
+        try:
+            device = resolve_device(self.paths.device or settings.device)
+            require_precision(device, settings.precision)
+        except UnetcliError as error:
+            raise UnetcliError(f"host {socket.gethostname()}: {error}") from error
+        exact_float32()
+        return Predictor(load_network(Path(self.paths.model)), settings, device)
+
+    def predict(self, blocks: Iterable[int], stopping: Callable[[], bool] = bool) -> Generator[FinishedBlock]:
+        """Blocks one after the other, not stored; see :func:`unetcli.predict.predictor.predict_blocks`."""
+        from unetcli.predict.predictor import predict_blocks  # torch
+
+        return predict_blocks(self.plan, self.predictor, self.source, blocks, stopping, self.mask)
+
+    # ---- in a worker
+
+    def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
+        if blocks[0] >= self.plan.blocks:
+            yield from self._coarser(blocks, stopping)
+            return
+        from unetcli.predict.canary import require_same_results  # torch
+
+        require_same_results(self)
+        with closing(self.predict(blocks, stopping)) as finished:
+            for block in finished:
+                if block.error is None:
+                    yield attempt(block.block.number, functools.partial(self._store, block))
+                else:
+                    yield BlockResult(number=block.block.number, error=block.error)
+
+    def _store(self, block: FinishedBlock) -> BlockResult:
+        assert block.values is not None
+        started, box = time.perf_counter(), self.plan.output_box(block.block)
+        self.image.level.write(self._written, box, block.values)
+        return BlockResult(
+            number=block.block.number,
+            checksum=checksum(block.values),
+            files=list(self.image.level.files(box)),
+            voxels=box.size,
+            device=self.plan.settings.device,
+            tile=block.tile,
+            read_seconds=block.read_seconds,
+            forward_seconds=block.forward_seconds,
+            write_seconds=time.perf_counter() - started,
+        )
+
+    def _coarser(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Iterator[BlockResult]:
+        n = self.plan.blocks
+        for number in itertools.takewhile(lambda _: not stopping(), blocks):
+            yield attempt(number, functools.partial(self.pyramid.build, number - n, n))
+
+    # ---- reading back
+
+    def read_back(self, number: int) -> str:
+        n = self.plan.blocks
+        return self.pyramid.checksum(number - n) if number >= n else checksum(self.read(self.plan.grid.box(number)))
+
+    def read(self, box: Any) -> NDArray[Any]:
+        """Stored values (outputs, *box.shape) of a box of the volume; raises :class:`UnreadableBlock`."""
+        return self.image.level.read(self._stored, box.relative_to(self.plan.region))
+
+    @property
+    def block_bytes(self) -> int:
+        settings = self.plan.settings
+        return math.prod(self.plan.block_shape) * settings.outputs * ITEM_BYTES[settings.dtype]
+
+    def require_readable(self) -> None:
+        if not self.is_made():
+            raise UnetcliError(f"{self.output}: no output of unetcli predict; the same predict command makes it")
+        try:
+            self.image.level.open_to_read()
+        except Exception as error:
+            raise UnetcliError(
+                f"{self.output}: its array cannot be opened ({error}); --overwrite of predict starts anew"
+            ) from error
+
+    def look_closer(self, request: Any) -> dict[str, Any]:
+        from unetcli.predict.seams import check_seams
+
+        return {"seams": check_seams(self, request.seams)} if request.seams else {}
+
+    # ---- in a launcher
+
+    def is_made(self) -> bool:
+        return marker(self.output) is not None
+
+    def is_complete(self) -> bool:
+        return bool((marker(self.output) or {}).get("complete"))
+
+    def differences(self, frozen: Plan) -> list[str]:
+        return differences(frozen, self.plan)
+
+    def continue_from(self, frozen: Plan) -> None:
+        require_continued(self, frozen, "--overwrite starts anew, --output names another place")
+        if frozen.levels != self.plan.levels:
+            self._renumber_levels(replace(self, plan=frozen))
+
+    def _renumber_levels(self, before: PredictStep) -> None:
+        """Take up another number of levels: nothing may vouch for blocks of the old ones any more."""
+        if before.levels.levels > 1 and self.is_made():
+            before.pyramid.hide()
+        void(before, before.ledger.refresh(), range(before.plan.blocks, before.blocks))
+        self.folder.replace_plan(self.plan, self.FORMAT)
+        self.ledger.refresh()
+
+    def create(self) -> None:
+        """Make the empty output; forget levels that were deleted."""
+        if not self.is_made():
+            self.image.create(attributes_of(self.plan, self.output, self.source))
+        n = self.plan.blocks
+        if self.ledger.refresh().done[n:].any() and not self.pyramid.is_made:
+            void(self, self.ledger, range(n, self.blocks))
+
+    def prepare_stage(self, stage: Stage) -> None:
+        if stage.blocks.start >= self.plan.blocks and not self.pyramid.is_made:
+            self.pyramid.create()
+
+    def discard(self) -> None:
+        remove_output(self.output)
+
+    def sweep(self) -> None:
+        self.image.store.sweep()
+
+    def finish(self) -> None:
+        """Show the levels, and say that the output is complete."""
+        if self.levels.levels > 1:
+            self.pyramid.publish()
+        if not self.is_complete():
+            self.image.store.sweep()
+            self.image.mark(complete=True)
+
+    def reopen(self) -> None:
+        self.image.mark(complete=False)
+
+    def also_void(self, damaged: Sequence[int]) -> Iterable[int]:
+        """Damaged blocks, and blocks of levels that are made of those."""
+        n, found = self.plan.blocks, set(damaged)
+        for number in damaged:
+            if number < n:
+                box = self.plan.grid.box(number).relative_to(self.plan.region)
+                found |= {n + above for above in self.levels.above(box)}
+        return sorted(found)
+
+    @property
+    def way_out(self) -> str:
+        return "predict with the unchanged one notes where it is now"
+
+    @property
+    def every_gpu(self) -> bool:
+        return self.plan.settings.device == "cuda" and not self.paths.device
+
+    def resources(self, asked: Any) -> Resources:
+        from unetcli.predict.preview import MEMORY_MARGIN, sizes
+
+        numbers, times = sizes(self.plan, self.source, Path(self.paths.model), asked)
+        return Resources(
+            host_bytes=int(MEMORY_MARGIN * numbers.host_bytes), blocks=math.ceil(self.plan.blocks / times.shares)
+        )
+
+    def moved(self, output: Place, device: str | None = None) -> PredictStep:
+        paths = replace(self.paths, output=str(output), device=device or self.paths.device)
+        return replace(self, paths=paths)
+
+    def announce(self, found: int) -> None:
+        log_plan(self, found)
+
+    def input_changes(self) -> list[Change]:
+        return input_changes(self.plan, self.paths)
+
+
+def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None) -> None:
+    """Log what is about to be computed: where, and how."""
+    plan = step.plan
+    tile, inner = plan.tile[-1], plan.footprint.output(plan.tile)[-1]
+    part = f"share {share[0]} of {share[1]} (0-{share[1] - 1}) of " if share else ""
+    log.info("%s (%s) -> %s", step.paths.volume, describe(plan.region, plan.axes), step.paths.output)
+    log.info(
+        "%s%d blocks of %s%s; tile %d -> %d, %.0f%% extra for context; %s %s%s",
+        part,
+        plan.blocks,
+        "x".join(map(str, plan.block_shape)),
+        f" ({found} found done)" if found else "",
+        tile,
+        inner,
+        100 * wasted_work(plan),
+        plan.settings.device,
+        plan.settings.precision,
+        f"; {plan.levels} levels" if plan.levels > 1 else "",
+    )

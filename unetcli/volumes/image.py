@@ -1,0 +1,175 @@
+"""The OME-Zarr images that unetcli writes: their chunks appear whole, and a marker says whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import Place, is_remote, parent_of
+from unetcli.volumes import ngff
+from unetcli.volumes.level import Level
+from unetcli.volumes.store import Store, store_at
+from unetcli.volumes.volume import Volume
+
+MARKER = "unetcli"
+"""Attribute of the group that says that unetcli wrote it, what it is, and whether it is complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """Description of the full-resolution array; sizes in voxels, in the order of ``axes``, without channels."""
+
+    axes: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    write_chunks: tuple[int, ...]
+    """Shards, where they are larger than the chunks."""
+    outputs: int
+    """Channels; an axis of their own where there are several."""
+    dtype: str
+    zarr_format: int
+    """3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """The image group at ``path``, a folder or a URL; level 0 is the array ``0``."""
+
+    path: Place
+    spec: ArraySpec
+
+    @cached_property
+    def store(self) -> Store:
+        return store_at(self.path)
+
+    @cached_property
+    def level(self) -> Level:
+        """Full resolution; boxes in voxels from the start of the array."""
+        return Level(store=self.store, name="0", **vars(self.spec))
+
+    def create(self, attributes: dict[str, Any], finish: Callable[[Store], None] = lambda store: None) -> None:
+        """Make the empty image; in a folder it appears complete or not at all. One that exists already stays.
+
+        ``finish`` is called with the store before it appears, to put more into it.
+        """
+
+        def make(store: Store) -> None:
+            for name, text in ngff.documents(attributes, self.spec.zarr_format).items():
+                store.replace_text(name, text)  # first says whose it is, so that what is half made can be made again
+            self.level.create(store)
+            finish(store)
+
+        try:
+            self.store.publish(make)
+        except OSError:
+            if marker(self.path) is None:
+                raise
+
+    def mark(self, *, complete: bool) -> None:
+        """Say in the group's metadata whether every voxel is there."""
+        found = self.attributes()
+        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete}})
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the group, which has to be written by unetcli."""
+        found = group_file(self.store)
+        if found is None or MARKER not in found[1]:
+            raise UnetcliError(f"{self.path}: no output of unetcli (any more)")
+        return found[1]
+
+    def replace_attributes(self, attributes: dict[str, Any]) -> None:
+        name, text = next(iter(ngff.documents(attributes, self.spec.zarr_format).items()))
+        self.store.replace_text(name, text)
+
+
+def image_attributes(spec: ArraySpec, path: Place, source: Volume, start: dict[str, int]) -> dict[str, Any]:
+    """OME-Zarr attributes of an image with the voxel size of ``source``, whose voxel ``start`` is its first one."""
+    axes = "".join(axis for axis in "tczyx" if axis in spec.axes or (axis == "c" and spec.outputs > 1))
+    sizes = {axis: source.voxel_size.get(axis, 1.0) if axis != "c" else 1.0 for axis in axes}
+    starts = {axis: source.translation.get(axis, 0.0) + start.get(axis, 0) * sizes[axis] for axis in spec.axes}
+    grid = ngff.Grid(scale=sizes, translation={axis: starts.get(axis, 0.0) for axis in axes})
+    name = str(path).rpartition("/")[2].removesuffix(".zarr")
+    return ngff.attributes(ngff.image(name, axes, source.units, [grid]), spec.zarr_format)
+
+
+def marker(place: Place) -> dict[str, Any] | None:
+    """What an output says of itself if unetcli wrote it, else None; None for one that is not wholly made, too."""
+    store = store_at(place)
+    found = _marker(store)
+    made = found is not None and any(store.read_text(f"0/{name}") for name in ("zarr.json", ".zarray"))
+    return found if made else None
+
+
+def marker_around(place: Place) -> dict[str, Any] | None:
+    """The marker of a group, or of the group that an array lies in."""
+    return marker(place) or marker(parent_of(place))
+
+
+def require_ours(place: Place, command: str, way: str, kind: str | None = None) -> None:
+    """Raise unless a place is free or holds what unetcli wrote, of that kind: nothing else is ever replaced.
+
+    Parameters
+    ----------
+    command
+        The command that would have written it.
+    way
+        What the user can do.
+    """
+    store = store_at(place)
+    found = _marker(store)
+    ours = found is not None and kind in (None, found.get("kind"))
+    if not ours and not store.is_free():
+        raise UnetcliError(f"{place}: exists and was not written by unetcli {command}; {way}")
+
+
+def require_no_others(place: Place) -> None:
+    """Raise where labels that others made lie in an output that is to be deleted."""
+    labels = f"{place}/labels"
+    found = group_file(store_at(labels))
+    names = {*ngff.label_names(found[1] if found else {}), *_folders(labels)}
+    for name in sorted(names):
+        inside = store_at(f"{labels}/{name}")
+        if _marker(inside) is None and not inside.is_free():
+            raise UnetcliError(
+                f"{labels}/{name}: in the way of --overwrite, and not written by unetcli; move it elsewhere first"
+            )
+
+
+def _folders(place: str) -> list[str]:
+    """Names of what a folder holds; of a remote one only its own list of labels is known."""
+    if is_remote(place) or not Path(place).is_dir():
+        return []
+    return [path.name for path in Path(place).iterdir() if path.name not in (*ngff.ATTRIBUTES.values(), ".zgroup")]
+
+
+def remove_output(place: Place) -> None:
+    """Delete a prediction of ours; anything else stays."""
+    store = store_at(place)
+    if (found := group_file(store)) and MARKER in found[1]:
+        store.remove(last=found[0])
+
+
+def _marker(store: Store) -> dict[str, Any] | None:
+    found = (_attributes(store) or {}).get(MARKER)
+    return found if isinstance(found, dict) else None
+
+
+def _attributes(store: Store) -> dict[str, Any] | None:
+    found = group_file(store)
+    return found[1] if found else None
+
+
+def group_file(store: Store) -> tuple[str, dict[str, Any]] | None:
+    """The file that holds a group's attributes, and those."""
+    for name in ngff.ATTRIBUTES.values():
+        text = store.read_text(name)
+        if text is not None:
+            try:
+                return name, ngff.parse(name, text)
+            except ValueError:
+                return None
+    return None
