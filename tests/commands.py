@@ -22,7 +22,7 @@ HEAVY = [
     "unetcli.evaluate.evaluate",
     "unetcli.label.run",
     "unetcli.predict.preview",
-    "unetcli.engine.prediction",
+    "unetcli.predict.run",
     "unetcli.engine.status",
     "unetcli.engine.verify",
     "unetcli.train.train",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from unetcli.core.architecture import Architecture
 from unetcli.core.geometry import Box
-from unetcli.engine.pyramid import Pyramid
+from unetcli.engine.levels import Pyramid
 from unetcli.model.file import Intensity, ModelHeader, save_model
-from unetcli.planning.plan import Choices, Plan, Sources
-from unetcli.planning.pyramid_plan import PyramidPlan
-from unetcli.volumes.output import Output
+from unetcli.planning.plan import Plan, Settings, Sources
+from unetcli.planning.pyramid_plan import pyramid_of
+from unetcli.predict.output import attributes_of, spec_of
+from unetcli.volumes.image import Image
 from unetcli.volumes.volume import Volume
 
-CHOICES = Choices(
+SETTINGS = Settings(
     dtype="uint8",
     outputs=1,
     channel=None,
@@ -106,10 +107,40 @@ def plan_of(region: Box, **changes: Any) -> Plan:
         "write_chunks": (*lead, 8, 8),
         "zarr_format": 3,
         "block_shape": (*lead, 24, 40),
-        "choices": CHOICES,
+        "settings": SETTINGS,
         "sources": SOURCES,
     }
     return Plan(**{**values, **changes})
+
+
+class Output:
+    """The image of a plan's probabilities, as a prediction makes, fills and closes it."""
+
+    def __init__(self, path: Path | str, plan: Plan) -> None:
+        self.path, self.plan = path, plan
+        self.image = Image(path, spec_of(plan))
+        self.store, self.level = self.image.store, self.image.level
+
+    def create(self, source: Volume) -> None:
+        self.image.create(attributes_of(self.plan, self.path, source))
+
+    def open(self) -> zarr.Array[Any]:
+        return self.level.open()
+
+    def write(self, array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> None:
+        self.level.write(array, box, values)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        return self.level.read(self.level.open_to_read(), box)
+
+    def files(self, box: Box) -> Iterator[Path]:
+        return self.level.files(box)
+
+    def attributes(self) -> dict[str, Any]:
+        return self.image.attributes()
+
+    def mark_complete(self) -> None:
+        self.image.mark(complete=True)
 
 
 def write_prediction(
@@ -119,16 +150,16 @@ def write_prediction(
     axes = changes.pop("axes", "tzyx"[-len(chunks) :])
     stored = values if values.ndim > len(chunks) else values[np.newaxis]
     region = Box.of_shape(stored.shape[1:])
-    choices = replace(CHOICES, dtype=str(values.dtype), outputs=len(stored))
+    settings = replace(SETTINGS, dtype=str(values.dtype), outputs=len(stored))
     shards = changes.pop("shards", chunks)
     plan = plan_of(
-        region, axes=axes, choices=choices, chunks=chunks, write_chunks=shards, block_shape=shards, **changes
+        region, axes=axes, settings=settings, chunks=chunks, write_chunks=shards, block_shape=shards, **changes
     )
     output = Output(path, plan)
     output.create(Volume(path="in", array=np.zeros(plan.extent, np.uint8), stored_axes=axes, voxel_size={"z": 2.0}))
     array = output.open()
     output.write(array, region, stored)
-    pyramid = Pyramid(output, PyramidPlan.of(plan, levels))
+    pyramid = Pyramid(output.image, pyramid_of(replace(plan, levels=levels)))
     pyramid.create()
     for number in range(pyramid.plan.blocks):
         pyramid.build(number)

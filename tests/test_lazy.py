@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unetcli import lazy
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.prediction import predict_volume
+from unetcli.predict.run import predict_volume
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from unetcli.volumes.volume import UNNAMED, Volume
 
 TOLERANCE = 2e-5
 SHAPE = (777, 1031)
-CHOICES = replace(helpers.CHOICES, dtype="float32", mean=0.0, std=1.0, threads=2)
+SETTINGS = replace(helpers.SETTINGS, dtype="float32", mean=0.0, std=1.0, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +62,14 @@ def _pad_thin(image: NDArray[np.float32], margins: list[tuple[int, int]]) -> NDA
 
 def plan_for(network: UNet, image: NDArray[Any], tile: int) -> Plan:
     source = Input(axes=UNNAMED[image.ndim], extent=image.shape, chunks=image.shape, bytes_per_voxel=4)
-    return make_plan(source, Box.of_shape(image.shape), network.architecture, tile, CHOICES, helpers.SOURCES)
+    return make_plan(source, Box.of_shape(image.shape), network.architecture, tile, SETTINGS, helpers.SOURCES)
 
 
 def predict(network: UNet, plan: Plan, image: NDArray[Any]) -> NDArray[np.float32]:
     source = Volume(path="image", array=image, stored_axes=UNNAMED[image.ndim])
     result = np.full(plan.region.shape, np.nan, np.float32)
     for finished in predict_blocks(
-        plan, Predictor(network, plan.choices, torch.device("cpu")), source, range(plan.blocks)
+        plan, Predictor(network, plan.settings, torch.device("cpu")), source, range(plan.blocks)
     ):
         assert finished.values is not None
         result[plan.output_box(finished.block).slices] = finished.values[0]
@@ -146,7 +146,7 @@ def test_uint8_is_within_one_level_for_any_tile(network: UNet, image: NDArray[np
     results = []
     for tile in (300, 700):
         plan = plan_for(network, image, tile)
-        predictor = Predictor(network, replace(plan.choices, dtype="uint8"), torch.device("cpu"))
+        predictor = Predictor(network, replace(plan.settings, dtype="uint8"), torch.device("cpu"))
         source = Volume(path="image", array=image, stored_axes="yx")
         first = next(iter(predict_blocks(plan, predictor, source, [0])))
         assert first.values is not None

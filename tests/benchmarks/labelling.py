@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.tables import Arrays
 from unetcli.label.finding import find_objects
 from unetcli.label.folder import LabelFolder
 from unetcli.label.merging import merge
 from unetcli.label.plan import LabelPlan, Settings
-from unetcli.label.tables import Arrays
 
 SIDE = 512
 """Of a square block."""

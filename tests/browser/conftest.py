@@ -77,13 +77,13 @@ def opened(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
     yield open_
     for one in pages:
         one.page.close()
-    assert [trouble for one in pages for trouble in one.troubles] == []
+    assert [trouble for one in pages for trouble in one.failures] == []
 
 
 def watch(one: Opened) -> None:
-    one.page.on("console", lambda said: one.troubles.append(said.text))
-    one.page.on("pageerror", lambda error: one.troubles.append(str(error)))
-    one.page.on("request", lambda sent: require_inside(sent.url, one.troubles))
+    one.page.on("console", lambda said: one.failures.append(said.text))
+    one.page.on("pageerror", lambda error: one.failures.append(str(error)))
+    one.page.on("request", lambda sent: require_inside(sent.url, one.failures))
 
 
 def require_inside(url: str, troubles: list[str]) -> None:

@@ -142,9 +142,9 @@ def test_bad_input_gets_one_line_and_its_code(
 
 def test_a_bug_of_ours_ends_with_its_traceback_and_70(tmp_path: Path) -> None:
     code = (
-        "import unetcli.engine.prediction\n"
+        "import unetcli.predict.run\n"
         "def broken(*_): raise ZeroDivisionError('ours')\n"
-        "unetcli.engine.prediction.predict_volume = broken\n"
+        "unetcli.predict.run.predict_volume = broken\n"
         "import sys; sys.argv = ['unetcli', 'predict', 'x']\n"
         "from unetcli.cli import main; main()"
     )
@@ -156,9 +156,9 @@ def test_a_bug_of_ours_ends_with_its_traceback_and_70(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_with_one_line(tmp_path: Path) -> None:
     code = (
-        "import unetcli.engine.prediction, errno\n"
+        "import unetcli.predict.run, errno\n"
         "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device', 'big.pred.zarr/0')\n"
-        "unetcli.engine.prediction.predict_volume = full\n"
+        "unetcli.predict.run.predict_volume = full\n"
         "import sys; sys.argv = ['unetcli', 'predict', 'x']\n"
         "from unetcli.cli import main; main()"
     )

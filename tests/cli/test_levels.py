@@ -14,17 +14,17 @@ from damage import truncate
 from helpers import grey, write_zarr
 
 from unetcli.config import PredictRequest, VerifyRequest
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.shares import close_run, predict_share
 from unetcli.engine.verify import verify_output
-from unetcli.volumes.output import marker
+from unetcli.predict.run import predict_volume
+from unetcli.volumes.image import marker
 
 Unetcli = Callable[..., subprocess.CompletedProcess[str]]
 STORE = "big.pred.zarr"
 PREDICT = ["predict", "big.zarr", "--tile", "204"]
 STOPPED = """
 import os, signal
-from unetcli.engine.pyramid import Pyramid
+from unetcli.engine.levels import Pyramid
 build = Pyramid.build
 def build_while_asked_to_stop(pyramid, number):
     os.kill(os.getpid(), signal.SIGTERM)

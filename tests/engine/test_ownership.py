@@ -16,28 +16,28 @@ import pytest
 from helpers import grey, write_model, write_prediction, write_zarr
 from killing import AFTER, BEFORE, Launcher, Point, launcher
 from label.maps import blobs
+from unetcli.evaluate.folder import EvaluationFolder
 
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, PYRAMID, claim, read_mark
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.shares import close_run, predict_share
-from unetcli.engine.steps import steps_of
+from unetcli.engine.tables import Tables
 from unetcli.engine.verify import verify_output
 from unetcli.evaluate.evaluate import evaluate_volume
-from unetcli.evaluate.folder import EvaluationFolder
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished
 from unetcli.executors.slurm.worker import Outcome
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
-from unetcli.label.tables import Tables
+from unetcli.predict.run import predict_volume
+from unetcli.registry import steps_of
 
 RUN = Path("run")
 HEX = "0123456789abcdef"
 MINE = [
-    *(f"{name}/mine.txt" for name in ("receipts", "workers", "troubles", "logs", "canaries", "blocks", "counts")),
+    *(f"{name}/mine.txt" for name in ("receipts", "workers", "failures", "logs", "canaries", "blocks", "counts")),
     *("downloads/film.mkv.partial", "objects.csv", "numbers.npy", "merged.json", "plan.json", "shares.json", "lock"),
     *(f"receipts.{HEX}.partial/mine.txt", f"plan.json.{HEX}.partial", "x.partial"),
 ]
@@ -260,8 +260,8 @@ THEIRS = [
     f"a/lock.{HEX}.partial",
 ]
 OURS = [
-    *(f"{name}.{HEX}.partial" for name in (MARKER, "plan.json", "places.json", "lock", "share-3.lock", "stop")),
-    *(f"{name}.{HEX}.partial/x" for name in ("receipts", "troubles", "workers", "logs", "canaries", "tls")),
+    *(f"{name}.{HEX}.partial" for name in (MARKER, "plan.json", "paths.json", "lock", "share-3.lock", "stop")),
+    *(f"{name}.{HEX}.partial/x" for name in ("receipts", "failures", "workers", "logs", "canaries", "tls")),
     f"canaries/node1.json.{HEX}.partial",
     f"logs/slurm/unetcli-1/outcomes/0.json.{HEX}.partial",
 ]

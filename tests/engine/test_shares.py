@@ -18,10 +18,10 @@ from helpers import grey, wait_for, write_model, write_zarr
 
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.receipts import read_receipts
 from unetcli.engine.shares import close_run, predict_share
-from unetcli.volumes.output import marker
+from unetcli.predict.run import predict_volume
+from unetcli.volumes.image import marker
 
 FOLDER, STORE = Path("big.pred.zarr.run/predict"), Path("big.pred.zarr")
 SECTIONS = 11
@@ -264,7 +264,7 @@ def test_shares_that_stopped_for_failures_alike_go_on_when_all_is_well(
         array_element(monkeypatch, index, 0, 2, 3)
         with pytest.raises(UnetcliError, match="first 3 blocks all failed alike"):
             predict_share(request_, None)
-    troubles = "".join(path.read_text() for path in (FOLDER / "troubles").glob("*.jsonl"))
+    troubles = "".join(path.read_text() for path in (FOLDER / "failures").glob("*.jsonl"))
     assert len(troubles.splitlines()) == 3  # the later elements of the same array try nothing
     for chunk in chunks:
         Path(f"{chunk}.sound").replace(chunk)

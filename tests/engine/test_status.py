@@ -23,14 +23,13 @@ from helpers import grey, wait_for, write_zarr
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.heartbeat import read_beats
-from unetcli.engine.paces import host_paces
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.receipts import DONE, Receipt
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.status import STATES, Watcher
-from unetcli.engine.steps import steps_of
+from unetcli.engine.status import STATES, Watcher, host_paces
 from unetcli.engine.worker import run_blocks
 from unetcli.executors.slurm.job_state import OVER, RUNNING, WAITING, JobWord
+from unetcli.predict.run import predict_volume
+from unetcli.registry import steps_of
 
 OUTPUT = "big.pred.zarr"
 KEYS = ["blocks", "done", "running", "failed", "missing", "voxels_per_second", "seconds_left", "failures"]

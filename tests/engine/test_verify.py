@@ -17,22 +17,21 @@ import pytest
 import zarr
 from commands import Command
 from damage import flip_a_bit, truncate
-from helpers import grey, write_model, write_zarr
+from helpers import Output, grey, write_model, write_zarr
 from numpy.typing import NDArray
+from unetcli.engine.repair import PredictionMade
 
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.ownership import PREDICT
-from unetcli.engine.prediction import predict_volume
-from unetcli.engine.reading_back import MISSING, OTHER, READ_BYTES, find_damage, reading_at_once
 from unetcli.engine.receipts import ReceiptBook, read_receipts
-from unetcli.engine.repair import PredictionMade
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.seams import plan_of_window, windows
-from unetcli.engine.verify import Verification, verify_output
-from unetcli.volumes.output import Output, marker
+from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once, verify_output
+from unetcli.predict.run import predict_volume
+from unetcli.predict.seams import plan_of_window, windows
+from unetcli.volumes.image import marker
 
 OUTPUT = Path("big.pred.zarr")
 CLI = Callable[..., subprocess.CompletedProcess[str]]

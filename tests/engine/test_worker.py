@@ -21,10 +21,10 @@ from helpers import grey, wait_for, write_model, write_zarr
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine import worker
-from unetcli.engine.prediction import predict_volume
+from unetcli.engine.failures import FAILED, UNUSABLE, read_failures
 from unetcli.engine.receipts import read_receipts
-from unetcli.engine.troubles import FAILED, UNUSABLE, read_troubles
 from unetcli.engine.worker import run_blocks
+from unetcli.predict.run import predict_volume
 
 FOLDER = Path("big.pred.zarr.run/predict")
 SECTIONS = 6
@@ -67,7 +67,7 @@ def test_a_failed_block_is_tried_once_more_then_set_aside_and_the_rest_goes_on(r
     summary = predict_volume(request_)
     assert (summary.complete, summary.computed) == (False, SECTIONS - 1)
     assert [(aside["block"], aside["place"]) for aside in summary.set_aside] == [(2, "z 2:3, y 0:40, x 0:50")]
-    troubles = list(read_troubles(FOLDER / "troubles"))
+    troubles = list(read_failures(FOLDER / "failures"))
     assert [(trouble.block, trouble.kind) for trouble in troubles] == [(2, FAILED)] * 2
     assert "symbolic links" in troubles[0].reason
     assert "\n" not in troubles[0].reason
@@ -86,7 +86,7 @@ def test_a_block_that_fails_once_is_done_in_the_next_round(
             if "once more" in record.getMessage():
                 mend(chunk)
 
-    log, handler = logging.getLogger("unetcli.engine.rounds"), Mending()
+    log, handler = logging.getLogger("unetcli.engine.retry"), Mending()
     caplog.set_level(logging.INFO, "unetcli")
     log.addHandler(handler)
     try:
@@ -102,7 +102,7 @@ def test_damage_is_not_tried_again(request_: PredictRequest) -> None:
         Path(f"big.zarr/c/{section}/0/0").write_bytes(b"damaged")
     summary = predict_volume(request_)
     assert [aside["block"] for aside in summary.set_aside] == [0, 1, 2, 3]
-    assert [trouble.kind for trouble in read_troubles(FOLDER / "troubles")] == [UNUSABLE] * 4
+    assert [trouble.kind for trouble in read_failures(FOLDER / "failures")] == [UNUSABLE] * 4
     assert summary.computed == SECTIONS - 4
 
 
@@ -114,7 +114,7 @@ def test_the_first_blocks_all_failing_alike_stop_the_run_until_the_next_launch(
     with pytest.raises(UnetcliError, match="first 3 blocks all failed alike") as caught:
         predict_volume(request_)
     assert "\n" not in str(caught.value)
-    assert len(list(read_troubles(FOLDER / "troubles"))) == 3
+    assert len(list(read_failures(FOLDER / "failures"))) == 3
     assert "Traceback" in (FOLDER / "stop").read_text()
     for chunk in chunks:
         mend(chunk)
@@ -150,7 +150,7 @@ from unetcli.core.process import prepare
 prepare()
 import torch
 from unetcli.config import PredictRequest
-from unetcli.engine.prediction import predict_volume
+from unetcli.predict.run import predict_volume
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20,) * 2)
 summary = predict_volume(PredictRequest(volume="wide.zarr", output=Path("tight.zarr"), tile=996, device="cpu"))

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
+from unetcli.evaluate.settling import Settled
 
 from unetcli.evaluate.counts import Counts
 from unetcli.evaluate.plan import BLOCK_VOXELS
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.evaluate.settling import Settled
 from unetcli.metrics import cells, voi
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CHOICES, grey, plan_of, write_zarr
+from helpers import SETTINGS, Output, grey, plan_of, write_zarr
 from numpy.typing import NDArray
 
 from unetcli.config import Sections
@@ -18,7 +18,6 @@ from unetcli.evaluate.evaluate import evaluate_volume as evaluate
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.result import Scores
 from unetcli.metrics.em import scores, section_counts
-from unetcli.volumes.output import Output
 from unetcli.volumes.volume import Volume
 
 SHAPE = (6, 13, 22)
@@ -28,8 +27,8 @@ VALUES = np.where(TRUTH > 0, grey(*SHAPE, seed=2) // 2 + 100, grey(*SHAPE, seed=
 
 def predicted(path: Path, values: NDArray[Any], region: Box, extent: tuple[int, ...], *, complete: bool = True) -> str:
     """A prediction of ours that holds ``values``, (outputs, *region.shape)."""
-    choices = replace(CHOICES, dtype=str(values.dtype), outputs=len(values))
-    plan = plan_of(region, extent=extent, choices=choices, block_shape=(1,) * (len(extent) - 2) + (64, 64))
+    settings = replace(SETTINGS, dtype=str(values.dtype), outputs=len(values))
+    plan = plan_of(region, extent=extent, settings=settings, block_shape=(1,) * (len(extent) - 2) + (64, 64))
     output = Output(path, plan)
     output.create(Volume(path="in", array=np.zeros(extent, np.uint8), stored_axes=plan.axes))
     for number in range(plan.blocks):

@@ -14,6 +14,9 @@ from commands import Command, finished
 from helpers import wait_for
 from pairs import blobs, evaluated, stored
 from places import PLACES, place_of
+from unetcli.evaluate.folder import EvaluationFolder, Inputs
+from unetcli.evaluate.settling import Settled
+from unetcli.evaluate.work import count_blocks
 
 from unetcli.config import VerifyRequest, Where
 from unetcli.core.errors import UnetcliError
@@ -23,12 +26,9 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.verify import verify_output
 from unetcli.evaluate import evaluate as door
 from unetcli.evaluate.evaluate import evaluate_volume
-from unetcli.evaluate.folder import EvaluationFolder, Inputs
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished, sized
-from unetcli.evaluate.settling import Settled
 from unetcli.evaluate.totals import total_counts
-from unetcli.evaluate.work import count_blocks
 
 LABELS = blobs(9, 40, 50, seed=1)
 FOUND = np.roll(LABELS, 1, axis=2)

@@ -50,5 +50,5 @@ def values(here: Path, finished_prediction: Path) -> NDArray[np.uint8]:
 def labels(here: Path, finished_labels: Path) -> None:
     """What ``values`` holds, labelled."""
     shutil.copytree(finished_labels, here, dirs_exist_ok=True)
-    places = FOLDER / "places.json"
+    places = FOLDER / "paths.json"
     places.write_text(places.read_text().replace(str(finished_labels), str(here)))

@@ -30,13 +30,13 @@ from label.store import (
 from numpy.typing import NDArray
 from places import site
 from scipy import ndimage
+from unetcli.label.work import label_blocks
 
 from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import numbers
 from unetcli.engine.receipts import read_receipts
 from unetcli.label.components import in_order, neighbourhood
-from unetcli.label.work import label_blocks
 
 pytestmark = pytest.mark.usefixtures("here")
 

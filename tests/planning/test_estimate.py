@@ -13,18 +13,18 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import zarr
-from helpers import CHOICES, PEAK, grey, plan_of, write_model, write_zarr
+from helpers import PEAK, SETTINGS, grey, plan_of, write_model, write_zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.config import PredictRequest
 from unetcli.core.architecture import Architecture
 from unetcli.core.geometry import Box, mirror_indices
-from unetcli.engine.prediction import predict_volume
 from unetcli.planning import estimate as module
 from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
 from unetcli.planning.plan import Plan
 from unetcli.predict.preview import plan_volume, stored_input
+from unetcli.predict.run import predict_volume
 from unetcli.volumes.opening import open_volume
 
 TINY = Architecture(depth=2, base_channels=4)
@@ -126,7 +126,7 @@ def test_ten_million_blocks_take_little_memory_and_no_more_steps_than_few(grid: 
 def test_output_is_counted_by_class_and_item() -> None:
     plan = plan_of(Box.of_shape((3, 20, 17)))
     one = estimate(plan, TINY, STORED)
-    five = estimate(replace(plan, choices=replace(CHOICES, outputs=5, dtype="float32")), TINY, STORED)
+    five = estimate(replace(plan, settings=replace(SETTINGS, outputs=5, dtype="float32")), TINY, STORED)
     assert (one.output_bytes, one.output_files) == (3 * 20 * 17, 3 * 3 * 3)
     assert (five.output_bytes, five.output_files) == (20 * one.output_bytes, 5 * one.output_files)
     assert five.host_bytes > one.host_bytes
@@ -145,7 +145,7 @@ def test_channels_stored_together_are_decoded_together(
 ) -> None:
     """Three channels of two bytes in chunks of two: the odd one's chunk is as large as the other."""
     write_zarr(tmp_path / "c.zarr", np.zeros((3, 5, 40, 40), np.uint16), (2, 1, 16, 8), dimension_names=list("czyx"))
-    plan = plan_of(Box.of_shape((5, 40, 40)), choices=replace(CHOICES, channel=channel))
+    plan = plan_of(Box.of_shape((5, 40, 40)), settings=replace(SETTINGS, channel=channel))
     stored = stored_input(plan, open_volume(tmp_path / "c.zarr"))
     assert (stored.chunks, stored.files_per_place, stored.bytes_per_voxel) == ((1, 16, 8), files, bytes_per_voxel)
     assert stored.chunk_bytes == files * 2 * 16 * 8 * 2
@@ -160,13 +160,13 @@ import torch
 from unetcli.core.architecture import Architecture
 from unetcli.predict.predictor import Predictor
 from unetcli.model.network import UNet
-from unetcli.planning.plan import Choices
+from unetcli.planning.plan import Settings
 depth, base, tile, precision = *map(int, sys.argv[1:4]), sys.argv[4]
 torch.set_num_threads(1)
-choices = Choices(dtype="uint8", outputs=1, channel=None, normalise="model", mean=0.0, std=1.0, nonfinite=None,
+settings = Settings(dtype="uint8", outputs=1, channel=None, normalise="model", mean=0.0, std=1.0, nonfinite=None,
                   device="cpu", precision=precision, threads=1)
 before = peak()
-Predictor(UNet(Architecture(depth=depth, base_channels=base)), choices, torch.device("cpu"))(
+Predictor(UNet(Architecture(depth=depth, base_channels=base)), settings, torch.device("cpu"))(
     np.zeros((1, tile, tile), np.uint8))
 print(peak() - before)
 """
@@ -195,7 +195,7 @@ from pathlib import Path
 from unetcli.core.process import prepare
 prepare()
 from unetcli.config import PredictRequest
-from unetcli.engine.prediction import predict_volume
+from unetcli.predict.run import predict_volume
 assert predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu", dtype=sys.argv[2])).complete
 print(peak())
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from helpers import CHOICES, SOURCES
+from helpers import SETTINGS, SOURCES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ def petabyte() -> Estimate:
     extent = (100_000, 100_000, 100_000)
     source = Input(axes="zyx", extent=extent, chunks=CHUNK.chunks, bytes_per_voxel=1)
     return estimate(
-        make_plan(source, Box.of_shape(extent), Architecture(), 2236, CHOICES, SOURCES), Architecture(), CHUNK
+        make_plan(source, Box.of_shape(extent), Architecture(), 2236, SETTINGS, SOURCES), Architecture(), CHUNK
     )
 
 
@@ -71,13 +71,13 @@ def test_a_slow_store_holds_up_a_gpu_and_adds_to_the_work_of_a_cpu() -> None:
 
 
 def test_without_rates_there_are_shares_but_no_hours() -> None:
-    times = timing(PETABYTE, CHOICES, None, workers=1000, forced=None)
+    times = timing(PETABYTE, SETTINGS, None, workers=1000, forced=None)
     assert times.seconds_per_block is times.worker_seconds is None
     assert 1000 <= times.shares <= 20_000
 
 
 def test_a_petabyte_on_a_thousand_gpus_is_held_up_by_file_operations() -> None:
-    times = timing(PETABYTE, CHOICES, Rates(tile_seconds=0.05, origin="test"), workers=1000, forced=None)
+    times = timing(PETABYTE, SETTINGS, Rates(tile_seconds=0.05, origin="test"), workers=1000, forced=None)
     assert times.worker_seconds is not None
     assert times.shares * STARTUP_SECONDS < 0.02 * times.worker_seconds
     found = traffic(PETABYTE, 1000, times.worker_seconds)
@@ -93,7 +93,7 @@ def test_a_petabyte_on_a_thousand_gpus_is_held_up_by_file_operations() -> None:
 
 
 def test_slow_gpus_are_the_weakest_link_themselves() -> None:
-    times = timing(PETABYTE, CHOICES, Rates(tile_seconds=5.0, origin="test"), workers=1000, forced=None)
+    times = timing(PETABYTE, SETTINGS, Rates(tile_seconds=5.0, origin="test"), workers=1000, forced=None)
     found = traffic(PETABYTE, 1000, times.worker_seconds)
     assert found.network_is_weakest
     assert found.to_dict()["weakest_link"] == "network"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import CHOICES, SOURCES, plan_of
+from helpers import SETTINGS, SOURCES, plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,7 +112,7 @@ def test_a_plan_survives_json(plan: Plan) -> None:
 
 
 def test_statistics_of_each_channel_survive_json() -> None:
-    each = replace(PLAN, choices=replace(CHOICES, mean=(1.0, 200.5), std=(0.5, 1e3)))
+    each = replace(PLAN, settings=replace(SETTINGS, mean=(1.0, 200.5), std=(0.5, 1e3)))
     assert Plan.from_json(each.to_json()) == each
     assert differences(each, PLAN)[0] == "mean 100.0 (was (1.0, 200.5))"
 
@@ -142,9 +142,9 @@ def test_a_crop_finds_the_written_voxels_in_the_output_of_the_network() -> None:
         ({"chunks": (1, 4, 8)}, "chunks 1x4x8 (was 1x8x8)"),
         ({"zarr_format": 2}, "zarr_format 2 (was 3)"),
         ({"block_shape": (1, 24, 48)}, "block_shape 1x24x48 (was 1x24x40)"),
-        ({"choices": replace(CHOICES, threads=2)}, "threads 2 (was 1)"),
-        ({"choices": replace(CHOICES, dtype="float16")}, "dtype float16 (was uint8)"),
-        ({"choices": replace(CHOICES, nonfinite=0.0)}, "nonfinite 0.0 (was None)"),
+        ({"settings": replace(SETTINGS, threads=2)}, "threads 2 (was 1)"),
+        ({"settings": replace(SETTINGS, dtype="float16")}, "dtype float16 (was uint8)"),
+        ({"settings": replace(SETTINGS, nonfinite=0.0)}, "nonfinite 0.0 (was None)"),
         ({"sources": replace(SOURCES, volume_fingerprint="w")}, "volume /in.zarr (was /in.zarr, or other data)"),
         ({"sources": replace(SOURCES, model_fingerprint="n")}, "model"),
     ],

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import CHOICES, SOURCES
+from helpers import SETTINGS, SOURCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,9 +45,9 @@ def plan_for(
 ) -> Plan:
     chunks = chunks or (1,) * (len(extent) - 2) + (64, 64)
     source = Input(axes="tzyx"[-len(extent) :], extent=extent, chunks=chunks, bytes_per_voxel=1)
-    choices = replace(CHOICES, outputs=outputs, dtype=dtype)
+    settings = replace(SETTINGS, outputs=outputs, dtype=dtype)
     region = region or Box.of_shape(extent)
-    return make_plan(source, region, Architecture(depth=depth), tile, choices, SOURCES, **options)
+    return make_plan(source, region, Architecture(depth=depth), tile, settings, SOURCES, **options)
 
 
 def voxels_read(plan: Plan) -> int:

@@ -52,7 +52,7 @@ def test_a_probe_measures_forward_pass_reading_and_writing() -> None:
     assert probe.write_bytes_per_second > 0
     assert 0 < probe.stored_fraction < 1.5
     assert probe.key.tile == 100
-    assert probe.key.threads == plan.choices.threads
+    assert probe.key.threads == plan.settings.threads
 
 
 def test_a_probe_without_time_measures_the_smallest_tile_and_scales_it() -> None:
@@ -89,7 +89,7 @@ def test_a_probe_is_remembered_for_its_own_network_tile_precision_and_threads(mo
     assert recall(plan, replace(architecture, classes=3), None) is None
     assert recall(plan_with(tile=104)[0], architecture, None) is None
     assert recall(plan_with(precision="bfloat16")[0], architecture, None) is None
-    monkeypatch.setenv("OMP_NUM_THREADS", str(plan.choices.threads + 1))
+    monkeypatch.setenv("OMP_NUM_THREADS", str(plan.settings.threads + 1))
     assert recall(plan_with()[0], architecture, None) is None
 
 

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_model, write_zarr
+from helpers import Output, grey, write_model, write_zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from unetcli.engine.workbench import workbench
 
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.engine.prediction import PredictSummary, predict_volume
 from unetcli.engine.receipts import read_receipts
 from unetcli.engine.run import Run
 from unetcli.engine.shares import predict_share
-from unetcli.engine.workbench import workbench
 from unetcli.planning import planner
 from unetcli.predict.predictor import predict_blocks
+from unetcli.predict.run import PredictSummary, predict_volume
 from unetcli.predict.skipping import Mask, factor
+from unetcli.volumes.image import marker
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import Output, marker
 
 SHAPE = (3, 150, 200)
 SIDES = (1, 64, 64)

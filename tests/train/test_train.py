@@ -22,11 +22,11 @@ from train.scenes import Stop, contents, discs, log_rows, same, state, weights
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.signals import Signals
-from unetcli.engine.prediction import predict_volume
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.file import load_network, read_header
 from unetcli.model.network import UNet
+from unetcli.predict.run import predict_volume
 from unetcli.train import pace
 from unetcli.train.checkpoint import Checkpoint
 from unetcli.train.learning import Training

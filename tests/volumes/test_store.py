@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import s3fs
 import zarr
-from helpers import CHOICES, grey, plan_of, write_zarr
+from helpers import SETTINGS, Output, grey, plan_of, write_zarr
 from s3 import serving
 
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.verify import verify_output
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
+from unetcli.predict.run import predict_volume
+from unetcli.volumes.image import marker, marker_around, remove_output, require_ours
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import Output, marker, marker_around, remove_output, require_ours
 from unetcli.volumes.volume import Volume
 
 REGION = Box((1, 3, 5), (3, 29, 11))
@@ -49,7 +49,7 @@ def bucket(server: str) -> str:
 
 
 def outputs(place: str | Path, kind: str = "zarr 3") -> Output:
-    plan = plan_of(REGION, choices=replace(CHOICES, outputs=2), **KINDS[kind])
+    plan = plan_of(REGION, settings=replace(SETTINGS, outputs=2), **KINDS[kind])
     output = Output(place, plan)
     output.create(Volume(path="in", array=np.zeros(plan.extent, np.uint8), stored_axes=plan.axes))
     return output
@@ -239,7 +239,7 @@ def test_without_s3fs_the_extra_is_named() -> None:
     program = (
         "import sys; sys.modules['s3fs'] = None\n"
         "from unetcli.core.errors import UnetcliError\n"
-        "from unetcli.volumes.opening import open_volume; from unetcli.volumes.output import marker\n"
+        "from unetcli.volumes.opening import open_volume; from unetcli.volumes.image import marker\n"
         "for call in (open_volume, marker):\n"
         "    try: call('s3://bucket/a.zarr')\n"
         "    except UnetcliError as error: print(error)\n"

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import yaozarrs
 import zarr
-from helpers import CHOICES, grey, plan_of
+from helpers import SETTINGS, Output, grey, plan_of
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import output_files
+from unetcli.volumes.image import marker, remove_output, require_ours
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import Output, marker, remove_output, require_ours
 from unetcli.volumes.volume import Volume
 
 REGION = Box((1, 3, 5), (4, 40, 50))
@@ -42,8 +42,8 @@ def created(
     **details: Any,
 ) -> Output:
     chunks = (1,) * (len(region.shape) - 2) + (side, 8)
-    choices = replace(CHOICES, dtype=dtype, outputs=outputs)
-    plan = plan_of(region, choices=choices, chunks=chunks, zarr_format=zarr_format)
+    settings = replace(SETTINGS, dtype=dtype, outputs=outputs)
+    plan = plan_of(region, settings=settings, chunks=chunks, zarr_format=zarr_format)
     output = Output(path, plan)
     output.create(source(plan, **details))
     return output

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import zarr
 from helpers import grey, write_zarr
+from unetcli.engine.workbench import workbench
 
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.canary import TOLERANCE, blocks_of_others, tolerance
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.receipts import read_receipts
-from unetcli.engine.workbench import workbench
 from unetcli.engine.worker import run_blocks
 from unetcli.planning.plan import Plan
+from unetcli.predict.canary import TOLERANCE, blocks_of_others, tolerance
+from unetcli.predict.run import predict_volume
 
 FOLDER = Path("big.pred.zarr.run/predict")
 HERE, SECTIONS, DONE = socket.gethostname(), 6, 3
@@ -147,9 +147,9 @@ def test_a_plan_for_a_gpu_is_refused_where_there_is_none_naming_the_host(
     predict_volume(request_, stopping=lambda: True)
     file = FOLDER / "plan.json"
     plan = Plan.from_json(file.read_text())
-    file.write_text(replace(plan, choices=replace(plan.choices, device="cuda")).to_json())
-    told = json.loads((FOLDER / "places.json").read_text()) | {"device": None}
-    (FOLDER / "places.json").write_text(json.dumps(told))
+    file.write_text(replace(plan, settings=replace(plan.settings, device="cuda")).to_json())
+    told = json.loads((FOLDER / "paths.json").read_text()) | {"device": None}
+    (FOLDER / "paths.json").write_text(json.dumps(told))
     with pytest.raises(UnetcliError, match=f"host {HERE}: --device cuda: not available"):
         run_blocks(str(FOLDER), ((0, SECTIONS),))
     with pytest.raises(UnetcliError, match=f"host {HERE}: --device cuda: not available"):
@@ -158,6 +158,6 @@ def test_a_plan_for_a_gpu_is_refused_where_there_is_none_naming_the_host(
 
 def test_bfloat16_is_compared_more_loosely(request_: PredictRequest) -> None:
     predict_volume(request_, stopping=lambda: True)
-    choices = workbench(str(FOLDER)).plan.choices
-    assert tolerance(choices) == TOLERANCE["uint8"] == 1
-    assert tolerance(replace(choices, precision="bfloat16")) > 10
+    settings = workbench(str(FOLDER)).plan.settings
+    assert tolerance(settings) == TOLERANCE["uint8"] == 1
+    assert tolerance(replace(settings, precision="bfloat16")) > 10

@@ -22,15 +22,15 @@ from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.heartbeat import read_beats
 from unetcli.engine.ownership import LABEL, claim
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.status import STATES, Status, Watcher
-from unetcli.engine.steps import steps_of
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
+from unetcli.predict.run import predict_volume
+from unetcli.registry import steps_of
 
 OUTPUT = "big.pred.zarr"
 CLI = Callable[..., subprocess.CompletedProcess[str]]

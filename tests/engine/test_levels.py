@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaozarrs
 import zarr
-from helpers import CHOICES, grey, plan_of
+from helpers import SETTINGS, Output, grey, plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 import unetcli.planning.pyramid_plan as sizes
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
-from unetcli.engine.pyramid import Pyramid, halved
+from unetcli.engine.levels import Pyramid, halved
 from unetcli.planning.pyramid_plan import PyramidBlock, PyramidPlan, largest_levels
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import Output
 from unetcli.volumes.volume import Volume
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -49,8 +48,8 @@ def finished(path: Path, values: NDArray[Any], kind: str = "zarr 3") -> Output:
     outputs, *shape = values.shape
     lead = (1,) * (len(shape) - 2)
     sides = {k: lead + v if isinstance(v, tuple) else v for k, v in KINDS[kind].items()}
-    choices = replace(CHOICES, outputs=outputs, dtype=values.dtype.name)
-    output = Output(path, plan_of(Box.of_shape(shape), choices=choices, **sides))
+    settings = replace(SETTINGS, outputs=outputs, dtype=values.dtype.name)
+    output = Output(path, plan_of(Box.of_shape(shape), settings=settings, **sides))
     size = {"z": 50.0, "y": 4.0, "x": 4.5}
     source = Volume(
         path="in",
@@ -82,7 +81,7 @@ def level_of(output: Output, level: int) -> NDArray[Any]:
     """What another reader finds, with the channels first."""
     found = np.asarray(zarr.open_array(f"{output.path}/{level}", mode="r")[...])
     lead = int("t" in output.plan.axes)
-    return np.moveaxis(found, lead, 0) if output.plan.choices.outputs > 1 else found[np.newaxis]
+    return np.moveaxis(found, lead, 0) if output.plan.settings.outputs > 1 else found[np.newaxis]
 
 
 def values_of(outputs: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_zarr
+from helpers import Output, grey, write_zarr
+from unetcli.engine.pyramid_run import PyramidRun, build_blocks
 
 import unetcli.planning.pyramid_plan as sizes
 from unetcli.config import PredictRequest
 from unetcli.core.ranges import to_ranges
 from unetcli.engine import prediction
-from unetcli.engine.prediction import predict_volume
-from unetcli.engine.pyramid import halved
-from unetcli.engine.pyramid_run import PyramidRun, build_blocks
+from unetcli.engine.failures import UNUSABLE, read_failures
+from unetcli.engine.levels import halved
 from unetcli.engine.receipts import read_receipts
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.troubles import UNUSABLE, read_troubles
 from unetcli.executors.contract import JobFailure
+from unetcli.predict.run import predict_volume
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import Output
 
 OUTPUT = Path("big.pred.zarr")
 FOLDER = Path("big.pred.zarr.run/pyramid")
@@ -132,7 +131,7 @@ def test_a_damaged_chunk_below_fails_its_block_with_the_place_and_no_other() -> 
     run = begun(levels=2)
     assert make(run) == run.pyramid.plan.blocks - 1
     assert not run.close(run.ledger())
-    troubles = list(read_troubles(run.folder.troubles))
+    troubles = list(read_failures(run.folder.failures))
     assert {trouble.block for trouble in troubles} == set(run.pending(run.ledger()))
     trouble = troubles[0]
     assert trouble.kind == UNUSABLE

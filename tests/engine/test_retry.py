@@ -12,9 +12,9 @@ from helpers import grey, write_zarr
 
 from unetcli.config import PredictRequest
 from unetcli.core.ranges import Ranges, numbers
-from unetcli.engine.rounds import Progress, Rounds
+from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook, current_failures
+from unetcli.engine.retry import Progress, Rounds
 from unetcli.engine.run import Run
-from unetcli.engine.troubles import FAILED, UNUSABLE, Trouble, TroubleBook, current_troubles
 from unetcli.engine.worker import run_blocks
 from unetcli.executors.contract import JobFailure, Task
 from unetcli.executors.local import InProcess
@@ -124,18 +124,18 @@ def test_damage_is_left_out_of_the_next_round(run: Run) -> None:
     ours = rounds(run, executor, retries=2)
     ours.run()
     assert [blocks for blocks, _ in executor.calls] == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
-    assert [trouble.block for trouble in current_troubles(run.folder.troubles, ours.ledger)] == [3]
+    assert [trouble.block for trouble in current_failures(run.folder.failures, ours.ledger)] == [3]
 
 
 def test_the_last_trouble_of_a_missing_block_counts(run: Run) -> None:
-    book = TroubleBook(run.folder.troubles)
-    trouble = Trouble(block=2, place="", kind=UNUSABLE, reason="first", traceback="", host="a", job="-")
-    for change in (trouble, Trouble(**{**_values(trouble), "kind": FAILED, "reason": "second"})):
+    book = FailureBook(run.folder.failures)
+    trouble = BlockFailure(block=2, place="", kind=UNUSABLE, reason="first", traceback="", host="a", job="-")
+    for change in (trouble, BlockFailure(**{**_values(trouble), "kind": FAILED, "reason": "second"})):
         book.add(change)
     ours = rounds(run, InProcess())
-    assert [found.reason for found in current_troubles(run.folder.troubles, ours.ledger)] == ["second"]
+    assert [found.reason for found in current_failures(run.folder.failures, ours.ledger)] == ["second"]
     ours.run()
-    assert current_troubles(run.folder.troubles, ours.ledger) == []
+    assert current_failures(run.folder.failures, ours.ledger) == []
 
 
 def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: Run) -> None:
@@ -158,5 +158,5 @@ def test_progress_of_a_share_counts_its_own_blocks(run: Run) -> None:
     assert told == [(40 * 50, 3 * 40 * 50)]
 
 
-def _values(trouble: Trouble) -> dict[str, object]:
-    return {name: getattr(trouble, name) for name in Trouble.__slots__}
+def _values(trouble: BlockFailure) -> dict[str, object]:
+    return {name: getattr(trouble, name) for name in BlockFailure.__slots__}

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from unetcli.config import PredictRequest
 from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.prediction import PredictSummary, predict_volume
+from unetcli.engine.failures import read_failures
 from unetcli.engine.receipts import read_receipts
 from unetcli.engine.run import Run
 from unetcli.engine.shares import close_run, predict_share
-from unetcli.engine.troubles import read_troubles
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
+from unetcli.predict.run import PredictSummary, predict_volume
+from unetcli.volumes.image import marker
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.output import marker
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +239,7 @@ def test_a_block_with_nan_is_set_aside_with_its_place_and_the_rest_is_done(tmp_p
     assert (summary.computed, len(summary.set_aside)) == (2, 1)
     assert summary.set_aside[0]["block"] == 1
     assert "z 1:2, y 5:6, x 7:8" in summary.set_aside[0]["reason"]
-    noted = list(read_troubles(Path("nan.pred.zarr.run/predict/troubles")))
+    noted = list(read_failures(Path("nan.pred.zarr.run/predict/troubles")))
     assert [trouble.note() for trouble in noted] == summary.set_aside
     assert noted[0].kind == "unusable"
     filled = predict_volume(replace(request, nonfinite=0.0, output=Path("filled.zarr")))
