@@ -15,8 +15,8 @@ from helpers import grey, write_zarr
 
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.engine.shares import close_run, predict_share
-from unetcli.engine.verify import verify_output
 from unetcli.predict.run import predict_volume
+from unetcli.registry import verify_output
 from unetcli.volumes.image import marker
 
 Unetcli = Callable[..., subprocess.CompletedProcess[str]]

@@ -24,7 +24,6 @@ from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, P
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.shares import close_run, predict_share
 from unetcli.engine.tables import Tables
-from unetcli.engine.verify import verify_output
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished
@@ -32,7 +31,7 @@ from unetcli.executors.slurm.worker import Outcome
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.predict.run import predict_volume
-from unetcli.registry import steps_of
+from unetcli.registry import steps_of, verify_output
 
 RUN = Path("run")
 HEX = "0123456789abcdef"

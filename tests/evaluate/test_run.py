@@ -23,12 +23,12 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import to_ranges
 from unetcli.engine.ownership import EVALUATE, claim
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.verify import verify_output
 from unetcli.evaluate import evaluate as door
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished, sized
 from unetcli.evaluate.totals import total_counts
+from unetcli.registry import verify_output
 
 LABELS = blobs(9, 40, 50, seed=1)
 FOUND = np.roll(LABELS, 1, axis=2)

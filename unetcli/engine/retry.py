@@ -15,7 +15,7 @@ from unetcli.core.ranges import to_ranges
 from unetcli.engine.failures import FAILED, UNUSABLE, current_failures
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.step import Step
-from unetcli.engine.worker import why_stopped
+from unetcli.engine.worker import StepTask, why_stopped
 from unetcli.executors.contract import Executor, JobFailure
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Rounds:
         if not len(blocks):
             return
         self.failures += self.executor.run(
-            self.step.work,
+            StepTask(type(self.step)),
             self.step.folder.path,
             to_ranges(blocks),
             tick=self.progress,

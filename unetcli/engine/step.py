@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.files import UNWRITABLE, Place
-from unetcli.core.ranges import Ranges
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import RunFolder
 from unetcli.planning.grid import Stage, pending
@@ -290,20 +289,6 @@ class Step(ABC):
         if plan is None:
             raise FileNotFoundError(folder.plan_file)
         return cls(folder=folder, plan=plan, paths=folder.read_paths(types["paths"]))  # type: ignore[call-arg]
-
-    @classmethod
-    def work(cls, folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-        """Work off the blocks that have no receipt; the task that executors are given."""
-        from unetcli.engine.worker import work
-
-        run = RunFolder(Path(folder))
-        return work(_opened(cls, run, run.plan_file.read_text(), run.paths_file.read_text()), blocks, stopping)
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(step: type[Step], folder: RunFolder, plan: str, paths: str) -> Step:
-    """Opened once for all calls of a process."""
-    return step.open(folder)
 
 
 def attempt(number: int, make: Callable[[], BlockResult]) -> BlockResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -11,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import publish, telling_unwritable
@@ -35,6 +37,25 @@ STOP_LOOK_SECONDS = 1.0
 
 class AllAlike(UnetcliError):
     """The first blocks of a worker all failed in the same way."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTask:
+    """The task of a step that executors are given; travels to workers by the name of the step's class."""
+
+    step: type[Step]
+
+    def __call__(self, folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
+        """Work off the blocks of the run folder that have no receipt; how many were finished."""
+        run = RunFolder(Path(folder))
+        opened = _opened(self.step, run, run.plan_file.read_text(), run.paths_file.read_text())
+        return work(opened, blocks, stopping)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(step: type[Step], folder: RunFolder, plan: str, paths: str) -> Step:
+    """The step of a run folder, opened once for all calls of a process, unless plan or paths changed."""
+    return step.open(folder)
 
 
 def work(step: Step, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
