@@ -14,8 +14,7 @@ from damage import truncate
 from helpers import grey, write_zarr
 
 from unetcli.config import PredictRequest, VerifyRequest
-from unetcli.engine.shares import close_run, predict_share
-from unetcli.predict.run import predict_volume
+from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.registry import verify_output
 from unetcli.volumes.image import marker
 

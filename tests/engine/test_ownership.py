@@ -22,7 +22,6 @@ from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, PYRAMID, claim, read_mark
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.shares import close_run, predict_share
 from unetcli.engine.tables import Tables
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
@@ -30,7 +29,7 @@ from unetcli.evaluate.run import Unfinished
 from unetcli.executors.slurm.worker import Outcome
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
-from unetcli.predict.run import predict_volume
+from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.registry import steps_of, verify_output
 
 RUN = Path("run")

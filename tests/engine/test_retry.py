@@ -14,12 +14,14 @@ from unetcli.config import PredictRequest
 from unetcli.core.ranges import Ranges, numbers
 from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook, current_failures
 from unetcli.engine.retry import Progress, Rounds
-from unetcli.engine.run import Run
-from unetcli.engine.worker import run_blocks
+from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.executors.contract import JobFailure, Task
 from unetcli.executors.local import InProcess
+from unetcli.predict.run import resolve_step
+from unetcli.predict.step import PredictStep
 
 SECTIONS = 6
+ALL = np.arange(SECTIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +30,13 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(model: Path) -> Run:
+def run(model: Path) -> PredictStep:
     """A run that is set up, one block a section."""
     write_zarr(Path("big.zarr"), grey(SECTIONS, 40, 50), chunks=(1, 32, 32))
-    settled = Run.settle(PredictRequest(volume="big.zarr", tile=68, device="cpu"))
-    with settled.launcher():
-        settled.prepare()
-    return settled
+    step = resolve_step(PredictRequest(volume="big.zarr", tile=68, device="cpu"))
+    with launching(step, RunOptions()):
+        prepare(step)
+    return step
 
 
 @dataclass
@@ -63,52 +65,49 @@ class Losing:
 
 
 def rounds(
-    run: Run, executor: Losing | InProcess, retries: int = 1, told: list[tuple[int, int]] | None = None
+    run: PredictStep, executor: Losing | InProcess, retries: int = 1, told: list[tuple[int, int]] | None = None
 ) -> Rounds:
-    ledger = run.folder.ledger(run.plan.blocks)
     report = (lambda done, total: None) if told is None else lambda done, total: told.append((done, total))
     return Rounds(
+        step=run,
         executor=executor,
-        task=run_blocks,
-        folder=run.folder,
-        ledger=ledger,
-        progress=Progress(run.plan, ledger, report),
+        progress=Progress(run, report),
         stopping=bool,
         retries=retries,
     )
 
 
-def test_blocks_of_a_job_that_died_are_computed_elsewhere(run: Run) -> None:
+def test_blocks_of_a_job_that_died_are_computed_elsewhere(run: PredictStep) -> None:
     executor = Losing(lost=1)
     ours = rounds(run, executor)
-    assert ours.run() == []  # what failed was made good
+    assert ours.run(ALL) == []  # what failed was made good
     assert ours.ledger.complete
     assert executor.calls == [(list(range(SECTIONS)), []), (list(range(1, SECTIONS)), ["node1"])]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_there_are_as_many_rounds_as_asked_for(run: Run, retries: int) -> None:
+def test_there_are_as_many_rounds_as_asked_for(run: PredictStep, retries: int) -> None:
     executor = Losing(lost=99)
-    failures = rounds(run, executor, retries).run()
+    failures = rounds(run, executor, retries).run(ALL)
     assert len(executor.calls) == 1 + retries
     assert [failure.reason for failure in failures] == ["killed"]
 
 
-def test_a_final_failure_is_not_tried_again(run: Run) -> None:
+def test_a_final_failure_is_not_tried_again(run: PredictStep) -> None:
     executor = Losing(lost=1, final=True)
-    assert [failure.final for failure in rounds(run, executor, 3).run()] == [True]
+    assert [failure.final for failure in rounds(run, executor, 3).run(ALL)] == [True]
     assert len(executor.calls) == 1
 
 
-def test_a_stopped_run_is_not_tried_again(run: Run) -> None:
+def test_a_stopped_run_is_not_tried_again(run: PredictStep) -> None:
     executor = Losing(lost=99)
     ours = rounds(run, executor, 3)
     ours.stopping = lambda: bool(executor.calls)
-    ours.run()
+    ours.run(ALL)
     assert len(executor.calls) == 1
 
 
-def test_only_the_blocks_asked_for_are_computed(run: Run) -> None:
+def test_only_the_blocks_asked_for_are_computed(run: PredictStep) -> None:
     executor = Losing(lost=0)
     ours = rounds(run, executor)
     ours.run(np.array([1, 4]))
@@ -118,31 +117,31 @@ def test_only_the_blocks_asked_for_are_computed(run: Run) -> None:
     assert ours.ledger.missing.tolist() == [2, 3, 5]
 
 
-def test_damage_is_left_out_of_the_next_round(run: Run) -> None:
+def test_damage_is_left_out_of_the_next_round(run: PredictStep) -> None:
     Path("big.zarr/c/3/0/0").write_bytes(b"damaged")
     executor = Losing(lost=1)
     ours = rounds(run, executor, retries=2)
-    ours.run()
+    ours.run(ALL)
     assert [blocks for blocks, _ in executor.calls] == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
     assert [trouble.block for trouble in current_failures(run.folder.failures, ours.ledger)] == [3]
 
 
-def test_the_last_trouble_of_a_missing_block_counts(run: Run) -> None:
+def test_the_last_trouble_of_a_missing_block_counts(run: PredictStep) -> None:
     book = FailureBook(run.folder.failures)
     trouble = BlockFailure(block=2, place="", kind=UNUSABLE, reason="first", traceback="", host="a", job="-")
     for change in (trouble, BlockFailure(**{**_values(trouble), "kind": FAILED, "reason": "second"})):
         book.add(change)
     ours = rounds(run, InProcess())
     assert [found.reason for found in current_failures(run.folder.failures, ours.ledger)] == ["second"]
-    ours.run()
+    ours.run(ALL)
     assert current_failures(run.folder.failures, ours.ledger) == []
 
 
-def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: Run) -> None:
+def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: PredictStep) -> None:
     first: list[tuple[int, int]] = []
     rounds(run, InProcess(), told=first).run(np.array([0, 1]))
     second: list[tuple[int, int]] = []
-    rounds(run, InProcess(), told=second).run()
+    rounds(run, InProcess(), told=second).run(ALL)
     section = 40 * 50
     assert first[-1] == (2 * section, SECTIONS * section)
     assert second[-1] == (SECTIONS * section, SECTIONS * section)
@@ -150,11 +149,10 @@ def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: Run) -> No
     assert done == sorted(done)
 
 
-def test_progress_of_a_share_counts_its_own_blocks(run: Run) -> None:
+def test_progress_of_a_share_counts_its_own_blocks(run: PredictStep) -> None:
     rounds(run, InProcess()).run(np.array([0, 5]))
     told: list[tuple[int, int]] = []
-    ledger = run.folder.ledger(run.plan.blocks)
-    Progress(run.plan, ledger, lambda done, total: told.append((done, total)), np.array([0, 1, 2])).tell()
+    Progress(run, lambda done, total: told.append((done, total)), np.array([0, 1, 2])).tell()
     assert told == [(40 * 50, 3 * 40 * 50)]
 
 

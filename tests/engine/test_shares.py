@@ -19,8 +19,7 @@ from helpers import grey, wait_for, write_model, write_zarr
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.receipts import read_receipts
-from unetcli.engine.shares import close_run, predict_share
-from unetcli.predict.run import predict_volume
+from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.volumes.image import marker
 
 FOLDER, STORE = Path("big.pred.zarr.run/predict"), Path("big.pred.zarr")

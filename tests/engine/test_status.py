@@ -26,9 +26,10 @@ from unetcli.engine.heartbeat import read_beats
 from unetcli.engine.receipts import DONE, Receipt
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.status import STATES, Watcher, host_paces
-from unetcli.engine.worker import run_blocks
+from unetcli.engine.worker import StepTask
 from unetcli.executors.slurm.job_state import OVER, RUNNING, WAITING, JobWord
 from unetcli.predict.run import predict_volume
+from unetcli.predict.step import PredictStep
 from unetcli.registry import steps_of
 
 OUTPUT = "big.pred.zarr"
@@ -176,7 +177,7 @@ def test_a_worker_that_failed_says_why() -> None:
     folder = stopped_run()
     folder.tell_places(replace(folder.places(), device="cuda:99"))
     with pytest.raises(UnetcliError):
-        run_blocks(str(folder.path), ((0, 6),))
+        StepTask(PredictStep)(str(folder.path), ((0, 6),))
     (failure,) = watcher(OUTPUT).look().failures
     assert "--device cuda:99: not available here" in failure.reason
 
@@ -275,7 +276,7 @@ def test_the_picture_fits_80_columns(unetcli: Callable[..., subprocess.Completed
     folder = stopped_run()
     folder.tell_places(replace(folder.places(), device="cuda:99"))
     with pytest.raises(UnetcliError):
-        run_blocks(str(folder.path), ((0, 6),))
+        StepTask(PredictStep)(str(folder.path), ((0, 6),))
     told = on_terminal("status", OUTPUT)
     assert "not running" in told
     assert "not available here" in told

@@ -19,7 +19,6 @@ from commands import Command
 from damage import flip_a_bit, truncate
 from helpers import Output, grey, write_model, write_zarr
 from numpy.typing import NDArray
-from unetcli.engine.repair import PredictionMade
 
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.checksums import checksum
@@ -28,10 +27,13 @@ from unetcli.core.geometry import Box
 from unetcli.engine.ownership import PREDICT
 from unetcli.engine.receipts import ReceiptBook, read_receipts
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once, verify_output
+from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once
 from unetcli.predict.run import predict_volume
 from unetcli.predict.seams import plan_of_window, windows
+from unetcli.predict.step import PredictStep
+from unetcli.registry import verify_output
 from unetcli.volumes.image import marker
+from unetcli.volumes.level import Level
 
 OUTPUT = Path("big.pred.zarr")
 CLI = Callable[..., subprocess.CompletedProcess[str]]
@@ -70,8 +72,7 @@ def array_bytes(path: Path) -> dict[str, bytes]:
 
 def chunk(block: int) -> Path:
     """The largest chunk file of a block."""
-    plan = folder().plan()
-    assert plan is not None
+    plan = PredictStep.open(folder()).plan
     files = [file for file in Output(OUTPUT, plan).files(plan.output_box(plan.block(block))) if file.exists()]
     return max(files, key=lambda file: file.stat().st_size)
 
@@ -159,13 +160,13 @@ def test_the_receipts_are_void_and_the_output_incomplete_before_data_is_touched(
     predicted()
     flip_a_bit(chunk(1))
     seen: list[tuple[list[int], bool, bytes]] = []
-    damaged, real = chunk(1).read_bytes(), Output.write
+    damaged, real = chunk(1).read_bytes(), Level.write
 
-    def watched(self: Output, array: Any, box: Box, values: NDArray[Any]) -> None:
+    def watched(self: Level, array: Any, box: Box, values: NDArray[Any]) -> None:
         seen.append((folder().ledger(4).missing.tolist(), (marker(OUTPUT) or {})["complete"], chunk(1).read_bytes()))
         real(self, array, box, values)
 
-    monkeypatch.setattr(Output, "write", watched)
+    monkeypatch.setattr(Level, "write", watched)
     verified(repair=True)
     assert seen == [([1], False, damaged)]
 
@@ -217,11 +218,10 @@ def test_nothing_is_repaired_from_input_that_changed(source: str) -> None:
 
 def test_a_block_made_anew_meanwhile_is_looked_at_again() -> None:
     predicted(3, 90, 90)
-    plan = folder().plan()
-    assert plan is not None
+    step = PredictStep.open(folder())
     stale = folder().ledger(3)
     rewrite(np.zeros((3, 90, 90), np.uint8))
-    assert find_damage(PredictionMade(Output(OUTPUT, plan)), stale).damaged == {}
+    assert find_damage(step, stale).damaged == {}
 
 
 def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
@@ -237,18 +237,16 @@ def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
 
 def test_so_many_blocks_are_read_at_once_as_memory_allows() -> None:
     predicted(2, 90, 90)
-    plan = folder().plan()
-    assert plan is not None
-    assert reading_at_once(PredictionMade(Output(OUTPUT, plan)).block_bytes) == len(os.sched_getaffinity(0))
-    large = replace(plan, region=Box((0, 0, 0), (1, 90, 90)), block_shape=(1, 90 * 2**9, 90 * 2**9))
-    assert reading_at_once(PredictionMade(Output(OUTPUT, large)).block_bytes) == 1
+    step = PredictStep.open(folder())
+    assert reading_at_once(step.block_bytes) == len(os.sched_getaffinity(0))
+    large = replace(step.plan, region=Box((0, 0, 0), (1, 90, 90)), block_shape=(1, 90 * 2**9, 90 * 2**9))
+    assert reading_at_once(replace(step, plan=large).block_bytes) == 1
     assert READ_BYTES < 3 * 90 * 90 * 2**18
 
 
 def rewrite(values: NDArray[Any]) -> None:
     """Other content that receipts vouch for: what a network with a fault would have left."""
-    plan = folder().plan()
-    assert plan is not None
+    plan = PredictStep.open(folder()).plan
     output, ledger = Output(OUTPUT, plan), folder().ledger(plan.blocks)
     last = {receipt.block: receipt for receipt in read_receipts(folder().receipts)}
     with ReceiptBook(folder().receipts, OUTPUT) as book:
@@ -307,8 +305,7 @@ def test_data_shifted_by_a_pixel_are_found(dtype: str) -> None:
 
 def test_a_seam_at_one_tile_border_of_one_section_is_found_and_named() -> None:
     predicted(2, 300, 310, tile=100, dtype="float32")
-    plan = folder().plan()
-    assert plan is not None
+    plan = PredictStep.open(folder()).plan
     border = sorted({tile.write.start[2] for tile in plan.tiles(plan.block(0))})[2]
     values = stored()
     values[1, :, border] += 0.001
@@ -333,8 +330,7 @@ def test_where_other_tiles_differ_because_the_input_changed_this_is_told() -> No
 
 def test_windows_cross_borders_of_tiles_and_blocks_in_tiles_that_the_plan_does_not_have() -> None:
     predicted(2, 1100, 1100, tile=212)
-    plan = folder().plan()
-    assert plan is not None
+    plan = PredictStep.open(folder()).plan
     smaller = replace(plan, block_shape=(1, 512, 512))
     crossed = {"tile": 0, "block": 0}
     for box in [box for _, box in zip(range(60), windows(smaller, np.ones(smaller.blocks, np.bool_)), strict=False)]:
@@ -353,8 +349,7 @@ def test_windows_cross_borders_of_tiles_and_blocks_in_tiles_that_the_plan_does_n
 
 def test_windows_stay_on_blocks_that_are_done() -> None:
     predicted(4, 90, 90)
-    plan = folder().plan()
-    assert plan is not None
+    plan = PredictStep.open(folder()).plan
     done = np.array([True, False, True, False])
     assert {box.start[0] for _, box in zip(range(20), windows(plan, done), strict=False)} == {0, 2}
     assert not list(windows(plan, np.zeros(4, np.bool_)))

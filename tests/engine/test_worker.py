@@ -23,8 +23,9 @@ from unetcli.core.errors import UnetcliError
 from unetcli.engine import worker
 from unetcli.engine.failures import FAILED, UNUSABLE, read_failures
 from unetcli.engine.receipts import read_receipts
-from unetcli.engine.worker import run_blocks
+from unetcli.engine.worker import StepTask
 from unetcli.predict.run import predict_volume
+from unetcli.predict.step import PredictStep
 
 FOLDER = Path("big.pred.zarr.run/predict")
 SECTIONS = 6
@@ -118,7 +119,7 @@ def test_the_first_blocks_all_failing_alike_stop_the_run_until_the_next_launch(
     assert "Traceback" in (FOLDER / "stop").read_text()
     for chunk in chunks:
         mend(chunk)
-    assert run_blocks(str(FOLDER), ((0, SECTIONS),)) == 0  # another worker begins nothing
+    assert StepTask(PredictStep)(str(FOLDER), ((0, SECTIONS),)) == 0  # another worker begins nothing
     assert predict_volume(request_).complete
     assert not (FOLDER / "stop").exists()
 
@@ -137,9 +138,9 @@ def test_failures_alike_stop_no_host_that_has_finished_blocks(request_: PredictR
 def test_finished_blocks_are_not_done_again_and_a_run_begun_anew_is_seen(request_: PredictRequest) -> None:
     predict_volume(request_)
     folder = str(FOLDER.absolute())  # as launchers call it
-    assert run_blocks(folder, ((0, SECTIONS),)) == 0
+    assert StepTask(PredictStep)(folder, ((0, SECTIONS),)) == 0
     predict_volume(replace(request_, overwrite=True), stopping=lambda: True)
-    assert run_blocks(folder, ((1, 2), (3, 5))) == 3  # in the process that had seen the earlier receipts
+    assert StepTask(PredictStep)(folder, ((1, 2), (3, 5))) == 3  # in the process that had seen the earlier receipts
     assert computed() == [1, 3, 4]
 
 

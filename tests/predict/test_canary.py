@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import zarr
 from helpers import grey, write_zarr
-from unetcli.engine.workbench import workbench
 
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
+from unetcli.core.records import from_json, to_json
 from unetcli.engine.receipts import read_receipts
-from unetcli.engine.worker import run_blocks
-from unetcli.planning.plan import Plan
+from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.worker import StepTask
+from unetcli.planning.plan import FORMAT, Plan
 from unetcli.predict.canary import TOLERANCE, blocks_of_others, tolerance
 from unetcli.predict.run import predict_volume
+from unetcli.predict.step import PredictStep
 
 FOLDER = Path("big.pred.zarr.run/predict")
 HERE, SECTIONS, DONE = socket.gethostname(), 6, 3
@@ -50,7 +52,7 @@ def begun_elsewhere(request: PredictRequest, host: str = "elsewhere") -> None:
     asked = [False] * DONE
     predict_volume(request, stopping=lambda: not asked or asked.pop())
     sign_as(host)
-    assert workbench(str(FOLDER)).ledger.refresh().done.sum() == DONE
+    assert PredictStep.open(RunFolder(FOLDER)).ledger.refresh().done.sum() == DONE
 
 
 def record() -> dict[str, object]:
@@ -59,10 +61,10 @@ def record() -> dict[str, object]:
 
 def test_a_host_that_computes_the_same_is_let_in_and_compared_once(request_: PredictRequest) -> None:
     begun_elsewhere(request_)
-    assert run_blocks(str(FOLDER), ((3, 4),)) == 1
+    assert StepTask(PredictStep)(str(FOLDER), ((3, 4),)) == 1
     assert record() == {"block": 0, "host": "elsewhere", "difference": 0.0}
     zarr.open_array("big.pred.zarr/0", mode="r+")[:3] = 0  # a second comparison would not pass
-    assert run_blocks(str(FOLDER), ((0, SECTIONS),)) == 2
+    assert StepTask(PredictStep)(str(FOLDER), ((0, SECTIONS),)) == 2
 
 
 def test_a_host_alone_has_nothing_to_compare(request_: PredictRequest) -> None:
@@ -116,8 +118,8 @@ def test_where_one_block_is_damaged_another_is_compared(request_: PredictRequest
     begun_elsewhere(request_)
     place = "big.pred.zarr/0/c/0/0/0" if broken == "stored" else "big.zarr/c/0/0/0"
     Path(place).write_bytes(b"damaged")
-    workbench(str(FOLDER)).ledger.refresh()
-    assert run_blocks(str(FOLDER), ((3, SECTIONS),)) == 3
+    PredictStep.open(RunFolder(FOLDER)).ledger.refresh()
+    assert StepTask(PredictStep)(str(FOLDER), ((3, SECTIONS),)) == 3
     assert record()["block"] == 1
 
 
@@ -134,7 +136,7 @@ def test_a_skipped_block_says_nothing_of_a_host(request_: PredictRequest) -> Non
 def test_the_blocks_compared_are_of_others_few_and_far_apart(request_: PredictRequest) -> None:
     predict_volume(request_)
     sign_as("elsewhere", {0, 1, 2, 4, 5})
-    bench = workbench(str(FOLDER))
+    bench = PredictStep.open(RunFolder(FOLDER))
     bench.ledger.refresh()
     assert blocks_of_others(bench, HERE) == [0, 1, 2, 5]  # four of 0, 1, 2, 4, 5
     assert blocks_of_others(bench, "elsewhere") == [3]
@@ -146,18 +148,18 @@ def test_a_plan_for_a_gpu_is_refused_where_there_is_none_naming_the_host(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     predict_volume(request_, stopping=lambda: True)
     file = FOLDER / "plan.json"
-    plan = Plan.from_json(file.read_text())
-    file.write_text(replace(plan, settings=replace(plan.settings, device="cuda")).to_json())
+    plan = from_json(Plan, file.read_text(), FORMAT, "plan")
+    file.write_text(to_json(replace(plan, settings=replace(plan.settings, device="cuda")), FORMAT))
     told = json.loads((FOLDER / "paths.json").read_text()) | {"device": None}
     (FOLDER / "paths.json").write_text(json.dumps(told))
     with pytest.raises(UnetcliError, match=f"host {HERE}: --device cuda: not available"):
-        run_blocks(str(FOLDER), ((0, SECTIONS),))
+        StepTask(PredictStep)(str(FOLDER), ((0, SECTIONS),))
     with pytest.raises(UnetcliError, match=f"host {HERE}: --device cuda: not available"):
         predict_volume(replace(request_, device=None))  # adopts what was frozen
 
 
 def test_bfloat16_is_compared_more_loosely(request_: PredictRequest) -> None:
     predict_volume(request_, stopping=lambda: True)
-    settings = workbench(str(FOLDER)).plan.settings
+    settings = PredictStep.open(RunFolder(FOLDER)).plan.settings
     assert tolerance(settings) == TOLERANCE["uint8"] == 1
     assert tolerance(replace(settings, precision="bfloat16")) > 10

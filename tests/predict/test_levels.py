@@ -1,141 +1,157 @@
-"""The pyramid as a step of a run: frozen, resumable, with receipts of its own."""
+"""Coarser levels as stages of predict: frozen, resumable, with receipts of their own; added to a finished output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
-from helpers import Output, grey, write_zarr
-from unetcli.engine.pyramid_run import PyramidRun, build_blocks
+from helpers import grey, write_zarr
 
+import unetcli.engine.run as running
 import unetcli.planning.pyramid_plan as sizes
 from unetcli.config import PredictRequest
 from unetcli.core.ranges import to_ranges
-from unetcli.engine import prediction
 from unetcli.engine.failures import UNUSABLE, read_failures
 from unetcli.engine.levels import halved
 from unetcli.engine.receipts import read_receipts
+from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.worker import StepTask
 from unetcli.executors.contract import JobFailure
-from unetcli.predict.run import predict_volume
+from unetcli.predict.run import predict_volume, resolve_step
+from unetcli.predict.step import PredictStep
 from unetcli.volumes.opening import open_volume
 
 OUTPUT = Path("big.pred.zarr")
-FOLDER = Path("big.pred.zarr.run/pyramid")
+FOLDER = RunFolder(Path("big.pred.zarr.run/predict"))
 
 
 @pytest.fixture(autouse=True)
-def _predicted(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A complete output of five sections, and blocks so small that there are several stages."""
+def request_(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> PredictRequest:
+    """A complete output of five sections, and blocks so small that there are several stages of levels."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sizes, "BLOCK_VOXELS", 64)
     monkeypatch.setattr(sizes, "BLOCK_CHUNKS", 1)
     monkeypatch.setattr(sizes, "SMALL_VOXELS", 64)
     write_zarr(Path("big.zarr"), grey(5, 700, 600), chunks=(1, 350, 300))
-    predict_volume(PredictRequest(volume="big.zarr", model=model, device="cpu"))
+    request = PredictRequest(volume="big.zarr", model=model, device="cpu")
+    predict_volume(request)
+    return replace(request, levels=5)
 
 
-def begun(levels: int | None = 5) -> PyramidRun:
-    predicted = RunFolder.of(OUTPUT)
-    plan = predicted.plan()
-    assert plan is not None
-    finest = predicted.ledger(plan.blocks).refresh()
-    return PyramidRun.begin(RunFolder(FOLDER), Output(OUTPUT, plan), predicted.places(), levels, finest)
+def step() -> PredictStep:
+    opened = PredictStep.open(FOLDER)
+    opened.ledger.refresh()
+    return opened
 
 
-def make(run: PyramidRun, stopping: Callable[[], bool] = bool) -> int:
-    """All stages in turn, as long as that leads anywhere."""
-    ledger, made = run.ledger(), 0
-    while len(todo := run.pending(ledger)):
-        finished = build_blocks(str(run.folder.path), to_ranges(todo), stopping)
-        made += finished
-        if not finished:
-            break
-    return made
+def begin(request: PredictRequest) -> PredictStep:
+    """The run as a launcher has it before the first block."""
+    begun = resolve_step(request)
+    with launching(begun, RunOptions()):
+        prepare(begun)
+    return begun
 
 
 def files() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in OUTPUT.rglob("*") if path.is_file()}
 
 
-def test_a_pyramid_shows_once_all_its_blocks_have_receipts_that_hold() -> None:
-    run = begun()
-    assert len(run.pyramid.plan.stages) > 1
-    assert not run.close(run.ledger())
-    assert make(run) == run.pyramid.plan.blocks
-    assert run.close(run.ledger())
-    receipts = {receipt.block: receipt for receipt in read_receipts(run.folder.receipts)}
-    assert sorted(receipts) == list(range(run.pyramid.plan.blocks))
-    assert all(run.pyramid.checksum(number) == receipt.checksum for number, receipt in receipts.items())
+def shown() -> int:
+    return len(zarr.open_group(OUTPUT, mode="r").attrs["ome"]["multiscales"][0]["datasets"])
+
+
+def receipts() -> list[int]:
+    n = step().plan.blocks
+    return sorted(receipt.block - n for receipt in read_receipts(FOLDER.receipts) if receipt.block >= n)
+
+
+def test_levels_added_later_show_once_all_their_blocks_have_receipts_that_hold(request_: PredictRequest) -> None:
+    full = files()
+    assert predict_volume(request_).complete
+    made = step()
+    assert len(made.levels.stages) > 1
+    assert receipts() == list(range(made.levels.blocks))
+    assert all(made.read_back(number) == made.ledger.checksum(number) for number in range(made.blocks))
+    assert files().items() >= {path: data for path, data in full.items() if path.startswith(f"{OUTPUT}/0")}.items()
     values = open_volume(OUTPUT).read(open_volume(OUTPUT).whole())[0]
     for level in range(1, 5):
         values = halved(values)
         assert np.array_equal(zarr.open_array(OUTPUT / str(level), mode="r")[...], values)
-    assert len(zarr.open_group(OUTPUT, mode="r").attrs["ome"]["multiscales"][0]["datasets"]) == 5
+    assert shown() == 5
 
 
-def test_stopped_again_and_again_it_comes_out_the_same_and_nothing_is_made_twice() -> None:
-    make(run := begun())
-    run.close(run.ledger())
-    whole, receipts = files(), len(list(read_receipts(run.folder.receipts)))
+def test_stopped_again_and_again_they_come_out_the_same_and_nothing_is_made_twice(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    whole, count = files(), len(receipts())
     for level in range(1, 5):
-        for path in sorted((OUTPUT / str(level)).rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        (OUTPUT / str(level)).rmdir()
-    made = 0
-    for _ in range(receipts):
+        shutil.rmtree(OUTPUT / str(level))
+    begin(request_)  # notices that they are gone
+    before = len(receipts())
+    for _ in range(count):
+        begun = begin(request_)
+        todo = begun.pending()
+        begun.prepare_stage(begun.stage_of(int(todo[0])))
         answers = iter([False])
-        made += build_one(begun(), lambda: next(answers, True))  # noqa: B023 - called at once
-    run = begun()
-    assert (made, make(run)) == (receipts, 0)
-    assert run.close(run.ledger())
+        assert StepTask(PredictStep)(str(FOLDER.path), to_ranges(todo), lambda: next(answers, True)) == 1  # noqa: B023
+    assert len(receipts()) - before == count
+    assert predict_volume(request_).complete
     assert files() == whole
 
 
-def build_one(run: PyramidRun, stopping: Callable[[], bool]) -> int:
-    return build_blocks(str(run.folder.path), to_ranges(run.pending(run.ledger())), stopping)
-
-
-def test_beginning_again_touches_nothing() -> None:
-    make(run := begun())
-    run.close(run.ledger())
+def test_beginning_again_touches_nothing(request_: PredictRequest) -> None:
+    predict_volume(request_)
     before = files()
-    again = begun()
-    assert len(again.pending(again.ledger())) == 0
+    assert len(begin(request_).pending()) == 0
     assert files() == before
 
 
-def test_other_voxels_or_other_levels_hide_what_was_made() -> None:
-    make(run := begun())
-    run.close(run.ledger())
-    fewer = begun(levels=3)
-    assert len(fewer.pending(fewer.ledger())) > 0
-    assert len(zarr.open_group(OUTPUT, mode="r").attrs["ome"]["multiscales"][0]["datasets"]) == 1
-    make(fewer)
-    assert fewer.close(fewer.ledger())
-    receipts = next(iter(RunFolder.of(OUTPUT).receipts.glob("*.txt")))
-    receipts.write_text("".join(receipts.read_text().splitlines(keepends=True)[:-1]))  # a block was made anew
-    changed = begun(levels=3)
-    assert len(changed.pending(changed.ledger())) > 0
-    assert len(zarr.open_group(OUTPUT, mode="r").attrs["ome"]["multiscales"][0]["datasets"]) == 1
+def test_who_says_nothing_of_levels_keeps_those_that_there_are(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    before = files()
+    assert predict_volume(replace(request_, levels=1)).complete
+    assert (files(), shown()) == (before, 5)
 
 
-def test_a_damaged_chunk_below_fails_its_block_with_the_place_and_no_other() -> None:
+def test_another_number_of_levels_hides_what_was_made(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    fewer = replace(request_, levels=3)
+    assert len(begin(fewer).pending()) > 0
+    assert shown() == 1
+    assert predict_volume(fewer).complete
+    assert shown() == 3
+
+
+def test_levels_of_a_block_that_is_computed_again_are_made_again(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    before = files()
+    file = next(iter(sorted(FOLDER.receipts.glob("*.txt"))))
+    lines = file.read_text().splitlines(keepends=True)
+    lost = next(line for line in lines if line.split()[0] == "0" and line.split()[2] == "done")
+    file.write_text("".join(line for line in lines if line != lost))
+    begun = begin(request_)
+    missing = set(begun.ledger.refresh().missing.tolist())
+    assert missing == {0, *(begun.plan.blocks + n for n in begun.levels.above(begun.plan.grid.box(0)))}
+    assert len(missing) > len(begun.levels.stages)
+    assert predict_volume(request_).complete
+    assert files() == before
+
+
+def test_a_damaged_chunk_below_fails_its_block_with_the_place_and_no_other(request_: PredictRequest) -> None:
     chunk = next(path for path in sorted((OUTPUT / "0" / "c" / "2").rglob("*")) if path.is_file())
     chunk.write_bytes(chunk.read_bytes()[:-7])
-    run = begun(levels=2)
-    assert make(run) == run.pyramid.plan.blocks - 1
-    assert not run.close(run.ledger())
-    troubles = list(read_failures(run.folder.failures))
-    assert {trouble.block for trouble in troubles} == set(run.pending(run.ledger()))
-    trouble = troubles[0]
-    assert trouble.kind == UNUSABLE
-    assert "big.pred.zarr/0: cannot read z 2:3" in trouble.reason
+    summary = predict_volume(replace(request_, levels=2))
+    assert (summary.complete, summary.levels_missing) == (False, 1)
+    (failure,) = read_failures(FOLDER.failures)
+    assert [failure.block] == step().ledger.missing.tolist()
+    assert failure.kind == UNUSABLE
+    assert "big.pred.zarr/0: cannot read z 2:3" in failure.reason
 
 
 class Failing:
@@ -145,10 +161,10 @@ class Failing:
         return [JobFailure(job="7", host="n1", reason="killed", final=True)]
 
 
-def test_jobs_that_fail_at_the_levels_are_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "executor_for", lambda where, run: nullcontext(Failing()))
-    summary = predict_volume(PredictRequest(volume="big.zarr", model=model, device="cpu", levels=5))
+def test_jobs_that_fail_at_the_levels_are_named(request_: PredictRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "executor_for", lambda where, step: nullcontext(Failing()))
+    summary = predict_volume(request_)
     assert (summary.finished, summary.complete) == (False, False)
-    assert summary.levels_missing == begun().pyramid.plan.blocks
+    assert summary.levels_missing == step().levels.blocks
     assert summary.failed_jobs == ["job 7 on n1: killed"]
     assert "1 jobs failed; the same command continues" in summary.sentence

@@ -19,13 +19,11 @@ from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.failures import read_failures
 from unetcli.engine.receipts import read_receipts
-from unetcli.engine.run import Run
-from unetcli.engine.shares import close_run, predict_share
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
-from unetcli.predict.run import PredictSummary, predict_volume
+from unetcli.predict.run import PredictSummary, close_run, predict_share, predict_volume, resolve_step
 from unetcli.volumes.image import marker
 from unetcli.volumes.opening import open_volume
 
@@ -239,7 +237,7 @@ def test_a_block_with_nan_is_set_aside_with_its_place_and_the_rest_is_done(tmp_p
     assert (summary.computed, len(summary.set_aside)) == (2, 1)
     assert summary.set_aside[0]["block"] == 1
     assert "z 1:2, y 5:6, x 7:8" in summary.set_aside[0]["reason"]
-    noted = list(read_failures(Path("nan.pred.zarr.run/predict/troubles")))
+    noted = list(read_failures(Path("nan.pred.zarr.run/predict/failures")))
     assert [trouble.note() for trouble in noted] == summary.set_aside
     assert noted[0].kind == "unusable"
     filled = predict_volume(replace(request, nonfinite=0.0, output=Path("filled.zarr")))
@@ -331,7 +329,7 @@ def test_chunks_thick_in_z_are_read_once_per_slab(model: Path, monkeypatch: pyte
 
     monkeypatch.setattr(zarr.storage.LocalStore, "get", counting)
     request = PredictRequest(volume="thick.zarr", model=model, tile=68, device="cpu")
-    Run.settle(request)  # takes a fingerprint, as every call does
+    resolve_step(request)  # takes a fingerprint, as every call does
     settling = reads.copy()
     reads.clear()
     assert predict_volume(request).complete

@@ -14,18 +14,17 @@ from helpers import Output, grey, write_model, write_zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from unetcli.engine.workbench import workbench
 
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.receipts import read_receipts
-from unetcli.engine.run import Run
-from unetcli.engine.shares import predict_share
+from unetcli.engine.runfolder import RunFolder
 from unetcli.planning import planner
 from unetcli.predict.predictor import predict_blocks
-from unetcli.predict.run import PredictSummary, predict_volume
+from unetcli.predict.run import PredictSummary, predict_share, predict_volume, resolve_step
 from unetcli.predict.skipping import Mask, factor
+from unetcli.predict.step import PredictStep
 from unetcli.volumes.image import marker
 from unetcli.volumes.opening import open_volume
 
@@ -208,7 +207,7 @@ def test_wholly_skipped_blocks_have_receipts_and_no_tile(request_: PredictReques
     write_zarr(Path("mask.zarr"), one_voxel_each(cells))
     predict_volume(replace(request_, mask="mask.zarr"))
     folder = Path("big.pred.zarr.run/predict")
-    bench, wanted = workbench(str(folder)), spread(cells)
+    bench, wanted = PredictStep.open(RunFolder(folder)), spread(cells)
     tiles = {receipt.block: receipt.tile for receipt in read_receipts(folder / "receipts")}
     assert sorted(tiles) == list(range(bench.plan.blocks))
     empty = {n for n in tiles if not wanted[bench.plan.block(n).box.slices].any()}
@@ -230,7 +229,7 @@ def test_what_a_mask_rules_out_is_not_read(request_: PredictRequest) -> None:
             chunk.write_bytes(b"damaged")
             damaged += 1
     assert damaged > 60
-    whole = Output(Path("masked.zarr"), Run.settle(replace(request_, mask="mask.zarr")).plan)
+    whole = Output(Path("masked.zarr"), resolve_step(replace(request_, mask="mask.zarr")).plan)
     masked = predicted(request_, "masked.zarr", mask="mask.zarr", tile=44)
     assert whole.plan.blocks > 9
     assert np.abs(masked[1, 128:, :64].astype(int) - plain[1, 128:, :64]).max() <= 1
@@ -258,7 +257,7 @@ def test_a_block_reads_the_hull_of_its_computed_tiles_and_an_empty_one_nothing(
     mask[1, 70, 70] = 1
     write_zarr(Path("mask.zarr"), mask)
     predict_volume(replace(request_, tile=44, mask="mask.zarr", roi=((None, None), (None, None), (None, None))))
-    bench = workbench("big.pred.zarr.run/predict")
+    bench = PredictStep.open(RunFolder(Path("big.pred.zarr.run/predict")))
     counting = Counting(grey(*SHAPE))
     source = replace(bench.source, array=counting)
     for _ in predict_blocks(bench.plan, bench.predictor, source, range(bench.plan.blocks), mask=bench.mask):

@@ -21,7 +21,7 @@ from unetcli.engine.clusters import (
     require_accepted,
     require_no_live_jobs,
 )
-from unetcli.engine.failures import BlockFailure, current_failures
+from unetcli.engine.failures import UNUSABLE, BlockFailure, current_failures
 from unetcli.engine.retry import Progress, Report, Rounds
 from unetcli.engine.step import DamagedResult, Step
 from unetcli.engine.worker import MOST_ATTEMPTS, void
@@ -132,6 +132,9 @@ def work_off(step: Step, options: RunOptions, report: Report, stopping: Callable
         if finish(step, outcome):
             break
     outcome.set_aside = current_failures(step.folder.failures, ledger)
+    later = step.stages[0].blocks.stop
+    if any(failure.kind == UNUSABLE and failure.block >= later for failure in outcome.set_aside):
+        log.warning("`unetcli verify --repair %s` computes damaged blocks again", step.output)
     return outcome
 
 
@@ -165,11 +168,11 @@ def compute(step: Step, options: RunOptions, outcome: RunOutcome, report: Report
 def run_stages(step: Step, rounds: Rounds, stopping: Callable[[], bool]) -> list[JobFailure]:
     """Rounds over all stages in turn; the jobs that failed in the last one."""
     failures = list[JobFailure]()
-    while len(todo := step.pending()) and not stopping():
+    while len(todo := step.pending()):
         step.prepare_stage(step.stage_of(int(todo[0])))
         failures = rounds.run(todo)
-        if np.array_equal(todo, step.pending()):
-            break  # a round that brought nothing, or one that goes on without us
+        if stopping() or not len(np.setdiff1d(step.pending(), todo)):
+            break  # what is missing was tried, or goes on without us
     return failures
 
 

@@ -230,15 +230,20 @@ class PredictStep(Step):
         self.ledger.refresh()
 
     def create(self) -> None:
-        """Make the empty output; forget levels that were deleted."""
+        """Make the empty output; forget levels that were deleted, or are made of blocks that are computed again."""
         if not self.is_made():
             self.image.create(attributes_of(self.plan, self.output, self.source))
-        n = self.plan.blocks
-        if self.ledger.refresh().done[n:].any() and not self.pyramid.is_made:
-            void(self, self.ledger, range(n, self.blocks))
+        n, done = self.plan.blocks, self.ledger.refresh().done
+        if done[n:].any():
+            gone = not self.pyramid.is_made
+            stale = range(n, self.blocks) if gone else self.also_void(np.flatnonzero(~done[:n]).tolist())
+            void(self, self.ledger, stale)
 
     def prepare_stage(self, stage: Stage) -> None:
-        if stage.blocks.start >= self.plan.blocks and not self.pyramid.is_made:
+        if stage.blocks.start < self.plan.blocks:
+            return
+        self.pyramid.hide()
+        if not self.pyramid.is_made:
             self.pyramid.create()
 
     def discard(self) -> None:
