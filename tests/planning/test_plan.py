@@ -96,15 +96,6 @@ def test_tiles_start_on_the_grid_of_the_volume_and_hold_all_their_context(plan: 
             assert tile.read.clipped(window) == tile.read
 
 
-@given(plans(), st.integers(1, 40))
-@settings(deadline=None)
-def test_shares_hold_every_block_once_in_sizes_that_differ_by_one(plan: Plan, count: int) -> None:
-    shares = [plan.grid.share(n, count) for n in range(count)]
-    assert [block for share in shares for block in share] == list(range(plan.blocks))
-    sizes = [len(share) for share in shares]
-    assert max(sizes) - min(sizes) <= 1
-
-
 def again(plan: Plan) -> Plan:
     """The plan after a way through a file."""
     return from_json(Plan, to_json(plan, FORMAT), FORMAT, "plan")
