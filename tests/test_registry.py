@@ -121,7 +121,7 @@ def test_a_block_that_cannot_be_labelled_is_named(unetcli: CLI) -> None:
         2,
         25,
     )  # the block of that chunk, and the one that looks over at it
-    assert {failure.place[:6] for failure in found.failures if failure.place} == {"z 1:2,"}
+    assert {failure.place[:12] for failure in found.failures if failure.place} == {"find: z 1:2,"}
     assert [stage.failed for stage in found.stages][1:] == [0] * (len(found.stages) - 1)
     done = unetcli("status", OUTPUT)
     assert "cannot read z 1:2" in done.stdout
@@ -136,12 +136,11 @@ def test_all_that_is_made_of_a_store_is_shown_or_what_is_asked_for(unetcli: CLI)
     told = json.loads(unetcli("status", OUTPUT, "--json").stdout)
     assert (told["step"], told["complete"], told["done"]) == ("predict", True, told["blocks"])
     assert [(other["step"], other["complete"]) for other in told["others"]] == [
-        ("pyramid", True),
         ("cells", False),
         ("instances", True),
     ]
     shown = unetcli("status", OUTPUT).stdout
-    assert "coarser levels  complete" in shown
+    assert f"{OUTPUT}  complete" in shown
     assert f"{OUTPUT}/labels/cells  labels  not running" in shown
     for words in (
         [f"{OUTPUT}/labels/cells"],
@@ -153,7 +152,7 @@ def test_all_that_is_made_of_a_store_is_shown_or_what_is_asked_for(unetcli: CLI)
     done = unetcli("status", OUTPUT, "--step", "nuclei")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "no step nuclei; " in done.stderr
-    assert done.stderr.endswith(" has predict, pyramid, cells, instances\n")
+    assert done.stderr.endswith(" has predict, cells, instances\n")
 
 
 def test_an_evaluation_is_shown_until_it_has_told_its_scores(unetcli: CLI) -> None:
@@ -212,21 +211,22 @@ def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixt
     label()
     broken = Path(f"{OUTPUT}.run/broken")
     claim(broken, LABEL)
-    for text in ("{", '{"unetcli_labels": 99}', "[]", '{"unetcli_plan": 2}'):
+    (broken / "paths.json").write_text("{}")
+    for text in ("{", '{"format": 99}', "[]", '{"unetcli_plan": 2}'):
         (broken / "plan.json").write_text(text)
         assert [step.name for step in steps_of(OUTPUT)] == ["instances"]
     assert "version 99" in caplog.text
-    (broken / "plan.json").write_text('{"unetcli_labels": 99}')
+    (broken / "plan.json").write_text('{"format": 99}')
     shutil.rmtree(f"{OUTPUT}.run/instances")
-    with pytest.raises(UnetcliError, match=r"broken/plan\.json: plan of labels of version 99, this unetcli reads"):
+    with pytest.raises(UnetcliError, match=r"broken/plan\.json: plan of version 99, this unetcli reads"):
         steps_of(OUTPUT)
 
 
-def test_a_worker_of_the_levels_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_of_the_levels_is_seen() -> None:
     write_zarr(Path("big.zarr"), grey(3, 150, 170), chunks=(1, 150, 170))
     predict_volume(PredictRequest(volume="big.zarr", device="cpu", levels=3))
-    (beat,) = read_beats(RunFolder.of(Path(OUTPUT), "pyramid").workers).values()
-    assert beat.blocks == looks()["pyramid"].blocks > 0
+    (beat,) = read_beats(RunFolder.of(Path(OUTPUT)).workers).values()
+    assert beat.blocks == looks()["predict"].blocks == 3 + stages(looks()["predict"])["level 1"]
 
 
 def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> None:

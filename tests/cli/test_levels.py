@@ -25,9 +25,9 @@ STOPPED = """
 import os, signal
 from unetcli.engine.levels import Pyramid
 build = Pyramid.build
-def build_while_asked_to_stop(pyramid, number):
+def build_while_asked_to_stop(pyramid, *numbers):
     os.kill(os.getpid(), signal.SIGTERM)
-    return build(pyramid, number)
+    return build(pyramid, *numbers)
 Pyramid.build = build_while_asked_to_stop
 from unetcli.cli import main
 main()
@@ -120,7 +120,10 @@ def test_sigterm_while_levels_are_made_ends_with_3_and_status_names_them(unetcli
     assert "INCOMPLETE; 1 blocks of coarser levels missing; the same command continues" in done.stderr
     assert shown() == ["0"]
     status = json.loads(unetcli("status", STORE, "--json").stdout)
-    assert [(other["step"], other["done"], other["missing"]) for other in status["others"]] == [("pyramid", 1, 1)]
+    assert [(stage["name"], stage["done"], stage["missing"]) for stage in status["stages"]] == [
+        ("predict", 2, 0),
+        ("level 1", 1, 1),
+    ]
     if how != "close":  # which leaves an output that was complete before it was asked for levels as it is
         assert (status["complete"], status["levels_missing"]) == (False, 1)
         said = unetcli("status", STORE).stdout

@@ -16,11 +16,10 @@ import pytest
 from helpers import grey, write_model, write_prediction, write_zarr
 from killing import AFTER, BEFORE, Launcher, Point, launcher
 from label.maps import blobs
-from unetcli.evaluate.folder import EvaluationFolder
 
 from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, PYRAMID, claim, read_mark
+from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, claim, read_mark, remove_run_folder
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.tables import Tables
 from unetcli.evaluate.evaluate import evaluate_volume
@@ -170,19 +169,7 @@ def test_an_empty_folder_is_taken_and_drafts_of_the_marker_count_for_nothing(
     assert RUN.exists() == (command != "evaluate")
 
 
-def test_the_folder_of_coarser_levels_is_looked_at_before_any_work(here: Path) -> None:
-    (RUN / PYRAMID).mkdir(parents=True)
-    claim(RUN / "x", PREDICT)
-    (RUN / "x" / MARKER).rename(RUN / MARKER)
-    (RUN / "x").rmdir()
-    (RUN / PYRAMID / "notes.txt").write_text("mine")
-    before = files()
-    with pytest.raises(UnetcliError, match=r"run/pyramid: holds notes\.txt and no"):
-        predict(levels=2)
-    assert files() == before
-
-
-@pytest.mark.parametrize("made", [PREDICT, PYRAMID, LABEL, EVALUATE])
+@pytest.mark.parametrize("made", [PREDICT, LABEL, EVALUATE])
 @pytest.mark.parametrize("command", WRITING)
 def test_the_run_folder_of_another_step_is_refused_and_stays(here: Path, command: str, made: str) -> None:
     step = command.partition(" ")[0]
@@ -289,17 +276,6 @@ def test_drafts_of_ours_are_swept_by_name_and_place_and_no_others(here: Path, st
     assert {path.name for path in here.glob("*.partial")} == set()
 
 
-def test_drafts_in_the_folder_of_coarser_levels_are_swept(here: Path) -> None:
-    claim(RUN / PYRAMID, PYRAMID)
-    claim(RUN / "x", PREDICT)
-    (RUN / "x" / MARKER).rename(RUN / MARKER)
-    (RUN / "x").rmdir()
-    for name in ("plan.json", "pyramid.json", MARKER):
-        (RUN / PYRAMID / f"{name}.{HEX}.partial").write_text("torn")
-    predict(levels=2)
-    assert not list(here.rglob("*.partial"))
-
-
 def test_a_store_keeps_files_of_others_that_are_called_partial(here: Path) -> None:
     predict_volume(request_(), stopping=lambda: True)
     zarrs = Path(f"o.zarr/0/c/0.{HEX}{HEX}.partial")
@@ -388,7 +364,7 @@ def test_interrupted_removals_are_finished_where_the_folder_is_ours(here: Path) 
 
 
 def test_who_waits_for_the_lock_of_a_folder_that_vanishes_makes_it_again(here: Path) -> None:
-    first, second = EvaluationFolder(RunFolder(RUN)), RunFolder(RUN)
+    first, second = RunFolder(RUN), RunFolder(RUN)
     waiting, done = threading.Event(), list[bool]()
 
     def wait() -> None:
@@ -396,14 +372,14 @@ def test_who_waits_for_the_lock_of_a_folder_that_vanishes_makes_it_again(here: P
         with second.launcher(EVALUATE, wait=60):
             done.append((RUN / MARKER).exists() and second.lock.exists() and second.receipts.is_dir())
 
-    with first.launcher():
+    with first.launcher(EVALUATE):
         thread = threading.Thread(target=wait)
         thread.start()
         waiting.wait()
         for _ in range(3):
             with suppress(UnetcliError), second.launcher(EVALUATE):
                 raise AssertionError("the lock is held")
-        first.remove()
+        remove_run_folder(RUN, [path.name for path in first.contents])
     thread.join(60)
     assert done == [True]
     assert not second.lock.exists()
@@ -415,10 +391,10 @@ def test_of_many_launchers_that_come_and_go_none_is_refused(here: Path) -> None:
     def again() -> None:
         try:
             for _ in range(15):
-                folder = EvaluationFolder(RunFolder(RUN))
-                with folder.launcher(wait=60):
+                folder = RunFolder(RUN)
+                with folder.launcher(EVALUATE, wait=60):
                     assert read_mark(RUN)
-                    folder.remove()
+                    remove_run_folder(RUN, [path.name for path in folder.contents])
         except BaseException as error:
             errors.append(error)
 

@@ -28,6 +28,7 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.status import STATES, Watcher, host_paces
 from unetcli.engine.worker import StepTask
 from unetcli.executors.slurm.job_state import OVER, RUNNING, WAITING, JobWord
+from unetcli.predict.input_changes import Paths
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
 from unetcli.registry import steps_of
@@ -175,7 +176,7 @@ def test_a_worker_killed_near_its_memory_limit_is_told_to_ask_for_more() -> None
 
 def test_a_worker_that_failed_says_why() -> None:
     folder = stopped_run()
-    folder.tell_places(replace(folder.places(), device="cuda:99"))
+    folder.write_paths(replace(folder.read_paths(Paths), device="cuda:99"))
     with pytest.raises(UnetcliError):
         StepTask(PredictStep)(str(folder.path), ((0, 6),))
     (failure,) = watcher(OUTPUT).look().failures
@@ -274,7 +275,7 @@ def test_the_json_begins_with_what_scripts_rely_on(unetcli: Callable[..., subpro
 
 def test_the_picture_fits_80_columns(unetcli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     folder = stopped_run()
-    folder.tell_places(replace(folder.places(), device="cuda:99"))
+    folder.write_paths(replace(folder.read_paths(Paths), device="cuda:99"))
     with pytest.raises(UnetcliError):
         StepTask(PredictStep)(str(folder.path), ((0, 6),))
     told = on_terminal("status", OUTPUT)
