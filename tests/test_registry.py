@@ -256,4 +256,4 @@ def test_a_store_in_a_folder_called_labels_is_no_label_of_it(name: str) -> None:
     Path(f"{OUTPUT}.run").rename(f"labels/{name}.run")
     for output in (f"labels/{name}", f"labels/{name}/labels/instances", f"labels/{name}/"):
         (found,) = steps_of(output)
-        assert (found.name, found.output) == ("instances", f"labels/{name}/labels/instances")
+        assert (found.name, str(found.output)) == ("instances", f"labels/{name}/labels/instances")
