@@ -21,7 +21,7 @@ from unetcli.core.machine import cpu_threads
 from unetcli.model.device import on_device, resolve_device
 from unetcli.model.network import UNet
 from unetcli.train.augment import Augmentation, Draw, augment, draw
-from unetcli.train.loss import weighted_cross_entropy
+from unetcli.train.optim import weighted_cross_entropy
 
 NETWORKS = {"full": (Architecture(), 572), "small": (Architecture(depth=3, base_channels=16), 316)}
 SOURCE = 1400

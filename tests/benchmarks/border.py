@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.train.border import border_raise, cells_of
-from unetcli.train.targets import FAINTEST, TruthRules, classes_of
+from unetcli.train.recipes import FAINTEST, TruthRules
+from unetcli.train.targets import classes_of
 
 Labels = NDArray[np.integer]
 STACK_BYTES = 2**32

@@ -27,9 +27,14 @@ import zarr  # noqa: E402
 from unetcli.core.streams import prefetch  # noqa: E402
 from unetcli.model.device import cpu_threads  # noqa: E402
 from unetcli.train.folder import TrainingFolder  # noqa: E402
-from unetcli.train.learner import Batch, Learner, autocast, batches  # noqa: E402
-from unetcli.train.learning import BATCHES_AHEAD, Course, Training  # noqa: E402
-from unetcli.train.loss import weighted_cross_entropy  # noqa: E402
+from unetcli.train.loop import BATCHES_AHEAD, Course, Training  # noqa: E402
+from unetcli.train.optim import (  # noqa: E402
+    Batch,
+    Learner,
+    autocast,
+    batches,
+    weighted_cross_entropy,
+)
 from unetcli.train.request import TrainRequest  # noqa: E402
 from unetcli.train.resolve import resolve_training  # noqa: E402
 

@@ -12,17 +12,16 @@ from numpy.typing import NDArray
 
 from unetcli.core.signals import Signals
 from unetcli.model.file import load_network
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.corpus import Annotated, Corpus, Part
+from unetcli.train.dataset import Annotated, Corpus, Part
+from unetcli.train.recipes import Augmentation, TruthRules
 from unetcli.train.request import TrainRequest
 from unetcli.train.settings import Ranges
-from unetcli.train.targets import TruthRules
 from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:  # scenes are made without torch too
     import torch
 
-    from unetcli.train.sampling import Sampler
+    from unetcli.train.dataset import Sampler
 
 TURNS = Augmentation.from_dict({**Augmentation.none().to_dict(), "flip": True})
 """Samples are mirrored, and nothing else."""
@@ -55,7 +54,7 @@ def region(pair: Annotated, box: Any) -> Corpus:
 
 
 def sampler(corpus: Corpus, tile: int, output: int, seed: int = 0, augmentation: Augmentation = TURNS) -> Sampler:
-    from unetcli.train.sampling import Sampler
+    from unetcli.train.dataset import Sampler
 
     return Sampler(corpus, tile, output, augmentation, seed)
 
@@ -113,7 +112,7 @@ def weights(folder: str = "model") -> dict[str, torch.Tensor]:
 
 
 def state(folder: str = "model") -> dict[str, torch.Tensor]:
-    from unetcli.train.checkpoint import Checkpoint
+    from unetcli.train.folder import Checkpoint
 
     return Checkpoint.load(Path(folder) / "checkpoint.pt").network
 

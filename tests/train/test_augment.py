@@ -10,9 +10,7 @@ import torch
 from helpers import grey
 from numpy.typing import NDArray
 
-from unetcli.train.augment import Augmentation, Draw, augment, draw
-from unetcli.train.deformation import Deformation
-from unetcli.train.greyvalues import GreyChange
+from unetcli.train.augment import Augmentation, Deformation, Draw, GreyChange, augment, draw
 
 TILE, OUTPUT = 44, 20
 ALL = Augmentation(noise=0.5, blur=2.0)

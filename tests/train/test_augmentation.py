@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from unetcli.core.errors import UnetcliError
-from unetcli.train.augmentation import HIGHEST, Augmentation, spread
+from unetcli.train.recipes import HIGHEST, Augmentation, spread
 
 
 def test_settings_survive_being_written_as_plain_values() -> None:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.train import border
-from unetcli.train.border import border_raise, cells_of, loss_weights
-from unetcli.train.line import touching
-from unetcli.train.targets import FAINTEST, IGNORED, TRUTHS, TruthRules, classes_of
+from unetcli.train.border import border_raise, cells_of, loss_weights, touching
+from unetcli.train.recipes import FAINTEST, IGNORED, TRUTHS, TruthRules
+from unetcli.train.targets import classes_of
 
 Labels = NDArray[np.integer]
 SEED = st.integers(0, 2**32 - 1)

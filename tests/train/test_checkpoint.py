@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from unetcli.core.errors import UnetcliError
-from unetcli.train.checkpoint import Checkpoint
-from unetcli.train.folder import TrainingFolder
+from unetcli.train.folder import Checkpoint, TrainingFolder
 
 
 def checkpoint(step: int) -> Checkpoint:

@@ -10,9 +10,9 @@ from train.scenes import annotated, corpus, volume
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.train import corpus as module
-from unetcli.train.corpus import Annotated, Part, require_alike, require_pair
-from unetcli.train.targets import IGNORED, TruthRules
+from unetcli.train import dataset as module
+from unetcli.train.dataset import Annotated, Part, require_alike, require_pair
+from unetcli.train.recipes import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume
 
 SHAPE = (3, 13, 22)

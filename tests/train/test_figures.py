@@ -16,9 +16,9 @@ from unetcli.core.geometry import Box
 from unetcli.metrics import em
 from unetcli.metrics.cells import seg_sums
 from unetcli.metrics.pixels import Confusion
-from unetcli.train.figures import Judged, Sums, Validation, better
+from unetcli.train.recipes import IGNORED
 from unetcli.train.request import MEASURES
-from unetcli.train.targets import IGNORED
+from unetcli.train.validation import Judged, Sums, Validation, better
 
 SHAPE = (3, 37, 46)
 EVEN = np.ones(2, np.float32)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from unetcli.train.greyvalues import GreyChange, change_grey, noise
+from unetcli.train.augment import GreyChange, change_grey, noise
 
 
 def images(batch: int = 3, channels: int = 2, height: int = 21, width: int = 34) -> torch.Tensor:

@@ -15,14 +15,11 @@ from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
 from unetcli.model.batchnorm import BatchNorm
 from unetcli.model.network import UNet
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.learner import LEAST_WEIGHT, Batch, Learner, batches, create_optimizer
-from unetcli.train.recipes import Optimisation
-from unetcli.train.sampling import Sampler
+from unetcli.train.dataset import Sampler, survey
+from unetcli.train.distributed import World, require_divisible
+from unetcli.train.optim import LEAST_WEIGHT, Batch, Learner, batches, create_optimizer
+from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.survey import survey
-from unetcli.train.targets import TruthRules
-from unetcli.train.world import World, require_divisible
 
 CPU = torch.device("cpu")
 RAW, LABELS = discs()

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, mirror_indices
-from unetcli.train import lessons
+from unetcli.train import targets as module
 from unetcli.train.border import border_raise
-from unetcli.train.lessons import Lessons
-from unetcli.train.targets import IGNORED, TRUTHS, TruthRules, classes_of
+from unetcli.train.recipes import IGNORED, TRUTHS, TruthRules
+from unetcli.train.targets import Lessons, classes_of
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -50,13 +50,13 @@ def whole(section: NDArray[np.uint16], rules: TruthRules) -> tuple[NDArray[np.ui
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if 40 pixels were a section too large to be looked at as a whole."""
     for name, value in (("LARGEST", 40), ("PIECE", 32), ("TILE", 8), ("CELL_MARGIN", 10)):
-        monkeypatch.setattr(lessons, name, value)
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize("truth", TRUTHS)
 @pytest.mark.parametrize("tile", [16, 512])
 def test_a_window_is_a_part_of_the_whole_section(monkeypatch: pytest.MonkeyPatch, truth: str, tile: int) -> None:
-    monkeypatch.setattr(lessons, "TILE", tile)
+    monkeypatch.setattr(module, "TILE", tile)
     rules, labels = TruthRules(truth=truth, sigma=1.5), crowd(*SHAPE) % 200
     here = Lessons(volume(labels), rules)
     for section, y, x in [(0, 0, 0), (2, 17, 40), (1, 30, 51)]:
@@ -106,7 +106,7 @@ def test_whatever_the_window_and_what_was_asked_before_a_pixel_is_the_same(
 
 
 def test_what_is_kept_stays_below_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lessons, "TILE", 16)
+    monkeypatch.setattr(module, "TILE", 16)
     labels = crowd(12, 64, 64)
     section = 64 * 64 * (1 + 4 + 4)
     here = Lessons(volume(labels), RULES, budget_bytes=3 * section)

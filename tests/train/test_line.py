@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.train.line import dividing_line, numbered, touching
+from unetcli.train.border import dividing_line, numbered, touching
 
 SEED = st.integers(0, 2**32 - 1)
 CORNERS = np.ones((3, 3), int)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetcli.train.border import border_raise
-from unetcli.train.loss import weight_table, weighted_cross_entropy
-from unetcli.train.targets import IGNORED, TruthRules, classes_of
+from unetcli.train.optim import weight_table, weighted_cross_entropy
+from unetcli.train.recipes import IGNORED, TruthRules
+from unetcli.train.targets import classes_of
 
 
 def problem(seed: int, classes: int = 3, shape: tuple[int, int] = (7, 11)) -> tuple[torch.Tensor, ...]:

@@ -17,11 +17,10 @@ from train.scenes import TINY, discs, volume, write_discs
 from unetcli.config import Sections
 from unetcli.core.errors import UnetcliError
 from unetcli.train.folder import TrainingFolder
-from unetcli.train.learning import Training
+from unetcli.train.loop import Training
 from unetcli.train.request import TrainRequest
-from unetcli.train.resolve import require_pairs, resolve_training
+from unetcli.train.resolve import require_pairs, resolve_training, split
 from unetcli.train.settings import Ranges
-from unetcli.train.split import split
 from unetcli.volumes.volume import Volume
 
 

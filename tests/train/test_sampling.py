@@ -15,13 +15,10 @@ from train.scenes import TURNS, annotated, corpus, region, sampler
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.train import corpus as corpus_module
-from unetcli.train import sampling
+from unetcli.train import dataset as module
 from unetcli.train.augment import augment
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.corpus import Annotated, Corpus
-from unetcli.train.sampling import ROUND, ROUND_PLACES, Sample, Sampler
-from unetcli.train.targets import IGNORED
+from unetcli.train.dataset import ROUND, ROUND_PLACES, Annotated, Corpus, Sample, Sampler
+from unetcli.train.recipes import IGNORED, Augmentation
 from unetcli.volumes.opening import open_volume
 
 TILE, OUTPUT = 18, 10
@@ -152,7 +149,7 @@ def test_where_nothing_is_drawn_nothing_is_learned_unless_asked_for() -> None:
 
 
 def test_no_truth_anywhere_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "TRIES", 300)
+    monkeypatch.setattr(module, "TRIES", 300)
     labels = np.full(SHAPE, 9, np.uint8)
     labels[0, 0, 0] = 1  # drawn, so the section counts; the corpus is cut below so that it is out of reach
     data = region(annotated(grey(*SHAPE), labels, ignore=9), Box((2, 0, 0), SHAPE))
@@ -191,7 +188,7 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a corpus of volumes that are read from disk by chunk, as if they were too large for memory."""
 
     def make(raw: NDArray[Any], labels: NDArray[Any], chunks: tuple[int, ...], **more: Any) -> tuple[Corpus, Counted]:
-        monkeypatch.setattr(corpus_module, "IN_MEMORY_BYTES", min(raw.nbytes, labels.nbytes) - 1)
+        monkeypatch.setattr(module, "IN_MEMORY_BYTES", min(raw.nbytes, labels.nbytes) - 1)
         opened = [
             open_volume(write_zarr(tmp_path / f"{name}.zarr", values, chunks)).array
             for name, values in (("raw", raw), ("labels", labels))

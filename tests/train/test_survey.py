@@ -10,8 +10,8 @@ from train.scenes import annotated, corpus, region, volume
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.train import survey as module
-from unetcli.train.survey import label_values, require_usable, resolve_truth, survey
+from unetcli.train import dataset as module
+from unetcli.train.dataset import label_values, require_usable, resolve_truth, survey
 
 SHAPE = (3, 13, 22)
 

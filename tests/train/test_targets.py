@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.core.errors import UnetcliError
-from unetcli.train.targets import IGNORED, TRUTHS, TruthRules, class_weights, classes_of, is_empty
+from unetcli.train.recipes import IGNORED, TRUTHS, TruthRules
+from unetcli.train.targets import class_weights, classes_of, is_empty
 
 SEED = st.integers(0, 2**32 - 1)
 

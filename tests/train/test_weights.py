@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from yaozarrs import validate_zarr_store
 
 from unetcli.core.errors import UnetcliError
-from unetcli.train import lessons
+from unetcli.train import targets as module
 from unetcli.train.border import border_raise, loss_weights
-from unetcli.train.targets import IGNORED, TruthRules, class_weights, classes_of
-from unetcli.train.weights import WeightsRequest, WeightsSummary, write_weights
+from unetcli.train.recipes import IGNORED, TruthRules
+from unetcli.train.targets import class_weights, classes_of
+from unetcli.train.weight_map import WeightsRequest, WeightsSummary, write_weights
 from unetcli.volumes.opening import open_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,7 +80,7 @@ def test_the_map_holds_class_weight_and_raise_of_every_pixel(labels: Path, optio
 
 def test_sections_in_pieces_are_written_whole(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LARGEST", 40), ("PIECE", 32), ("TILE", 16), ("CELL_MARGIN", 30)):
-        monkeypatch.setattr(lessons, name, value)
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("unetcli.train.weight_map.CHUNK", 16)
     found = open_volume(write(labels).output)
     weights = expected(crowd(*SHAPE), TruthRules(truth="instances"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
+from unetcli.core.errors import UnetcliError
 from unetcli.model.device import channelwise, on_device
 from unetcli.model.network import UNet
 from unetcli.train.augment import augment
-from unetcli.train.checkpoint import Checkpoint
-from unetcli.train.compiling import telling_uncompilable
-from unetcli.train.loss import weight_table, weighted_cross_entropy
-from unetcli.train.recipes import Optimisation
-from unetcli.train.sampling import Sample, Sampler
+from unetcli.train.dataset import Sample, Sampler, Survey
+from unetcli.train.distributed import World
+from unetcli.train.folder import Checkpoint
+from unetcli.train.recipes import IGNORED, Optimisation
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.survey import Survey
-from unetcli.train.world import World
 
 LEAST_WEIGHT = 1e-20
 """What the weights of a step without any truth are taken for; their share is 0, and its inverse is not infinite."""
+COMPILERS = ("torch._dynamo.", "torch._inductor.")
+"""Modules of the errors that torch raises while it compiles; importing them takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +153,53 @@ def batches(learner: Learner, sampler: Sampler, numbers: Iterable[int]) -> Itera
         mine = learner.world.mine(range(number * size, (number + 1) * size))
         samples = [sampler.sample(n) for n in mine]
         yield learner.batch(samples, [sampler.keep(n, width, architecture.dropout) for n in mine])
+
+
+def weight_table(class_weights: NDArray[np.float32]) -> Tensor:
+    """(256,) float32: w_c by class, 0 for pixels that are ignored."""
+    table = np.zeros(IGNORED + 1, np.float32)
+    table[: len(class_weights)] = class_weights
+    return torch.from_numpy(table)
+
+
+def weighted_cross_entropy(logits: Tensor, classes: Tensor, raised: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of -w(x) log p(true class), and the sum of w: two numbers, so that processes can share one mean.
+
+    The paper sums; the mean makes the learning rate independent of the tile's size.
+
+    Parameters
+    ----------
+    logits : (batch, classes, y, x), float
+    classes : (batch, y, x), int64
+        ``IGNORED`` where there is no truth.
+    raised : (batch, y, x), float32
+        What is added to the class's weight near borders; 0 where ignored.
+    table : (256,), float32
+        w_c of eq. 2 by class, 0 where ignored.
+    """
+    losses = functional.cross_entropy(logits.float(), classes, reduction="none", ignore_index=IGNORED)  # (batch, y, x)
+    weights = table[classes] + raised
+    return (losses * weights).sum(), weights.sum()
+
+
+@contextmanager
+def telling_uncompilable() -> Iterator[None]:
+    """Within, an error of torch's compilers is a :class:`UnetcliError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(kind.__module__.startswith(COMPILERS) for kind in type(error).__mro__):
+            raise
+        raise UnetcliError(f"--compile: {reason(str(error))}; the same command without --compile goes on") from error
+
+
+def reason(said: str) -> str:
+    """The line that says why: a C++ compiler's first error, else the first one.
+
+    >>> reason("CppCompileError: C++ compile error\\n\\nCommand:\\ng++ a.cpp\\n\\nfatal error: omp.h: not found\\n")
+    'fatal error: omp.h: not found'
+    >>> reason("InvalidCxxCompiler: No working C++ compiler found")
+    'InvalidCxxCompiler: No working C++ compiler found'
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["torch does not say why"]
+    return next((line for line in lines[1:] if "error:" in line), lines[0])

@@ -21,23 +21,19 @@ from unetcli.core.signals import Signals
 from unetcli.core.streams import prefetch
 from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.model.network import folded
-from unetcli.train.album import draw_look, draw_seen, forget_looks, tell_tensorboard
-from unetcli.train.checkpoint import Checkpoint
-from unetcli.train.corpus import Corpus
-from unetcli.train.figures import Validation, better, describe_row, note_of
-from unetcli.train.folder import TrainingFolder
-from unetcli.train.learner import Learner, batches
-from unetcli.train.sampling import Sampler
+from unetcli.train.dataset import Corpus, Sampler, Survey
+from unetcli.train.distributed import World
+from unetcli.train.folder import Checkpoint, TrainingFolder
+from unetcli.train.optim import Learner, batches
+from unetcli.train.plots import draw_look, draw_seen, forget_looks, tell_tensorboard
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.survey import Survey
-from unetcli.train.validation import Validator
-from unetcli.train.world import World
+from unetcli.train.validation import Validation, Validator, better, describe_row, note_of
 
 log = logging.getLogger(__name__)
-
 BATCHES_AHEAD = 3
 TELL_SECONDS = 0.5
 """Between two looks at the loss for the progress bar, each of which waits for the device."""
+PROBE_STEPS, PROBE_WARM_UP = 5, 3
 
 
 class Report(Protocol):
@@ -292,3 +288,29 @@ def header(training: Training, step: int, result: Validation | None) -> ModelHea
             "pairs": [[pair.raw.path, pair.labels.path] for pair in training.corpus.pairs],
         },
     )
+
+
+def seconds_per_step(training: Training, at_most: float = math.inf) -> float:
+    """Time of a training step here, measured on a network that is thrown away; about ``at_most`` seconds long."""
+    alone = replace(training, world=World(), config=own_share(training))
+    learner, sampler = alone.learner(), alone.sampler()
+    started = time.perf_counter()
+    stream = batches(learner, sampler, range(PROBE_WARM_UP + PROBE_STEPS if at_most == math.inf else 10**9))
+    took: list[float] = []
+    with closing(prefetch(stream, BATCHES_AHEAD)) as items:
+        before = started
+        for number, batch in enumerate(items):
+            float(learner.step(batch, number))
+            now = time.perf_counter()
+            took, before = [*took, now - before], now
+            if now - started > at_most and len(took) > 1:
+                break
+    counted = took[PROBE_WARM_UP:] or took[1:] or took
+    return float(np.mean(counted))
+
+
+def own_share(training: Training) -> TrainingConfig:
+    """The configuration with the part of a batch that each process has."""
+    optimisation = training.config.optimisation
+    own = replace(optimisation, batch_size=optimisation.batch_size // training.world.size)
+    return replace(training.config, optimisation=own)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import remove_aside, replacing
-from unetcli.train.figures import Judged
 from unetcli.train.folder import TrainingFolder
+from unetcli.train.validation import Judged
 from unetcli.viz.pictures import draw_samples
 
 if TYPE_CHECKING:
-    from unetcli.train.learner import Learner
-    from unetcli.train.sampling import Sampler
+    from unetcli.train.dataset import Sampler
+    from unetcli.train.optim import Learner
 
 SEEN = 4
 """Tiles in the picture of what the network sees."""

@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import subprocess
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.lock import hold, holding_job
+from unetcli.core.process import prepare
 from unetcli.core.signals import Signals
 from unetcli.executors.slurm.commands import require_slurm
 from unetcli.executors.slurm.executor import LATE_SECONDS, last_words, still_live
 from unetcli.executors.slurm.journal import JobBook, Submission
 from unetcli.executors.slurm.request import SlurmRequest
+from unetcli.executors.slurm.requeue import requeue_job
 from unetcli.executors.slurm.submit import log_of, submit_jobs
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
-from unetcli.train.folder import TrainingFolder
-from unetcli.train.learning import Report
 from unetcli.train.request import TrainRequest
-from unetcli.train.resolve import require_pairs
-from unetcli.train.task import BUG, USER, train_here
-from unetcli.train.train import TrainSummary, settle, summarise
-from unetcli.train.world import World
+
+if TYPE_CHECKING:
+    from unetcli.train.folder import TrainingFolder
+    from unetcli.train.loop import Report
+    from unetcli.train.train import TrainSummary
 
 log = logging.getLogger(__name__)
-
 SECONDS_PER_QUESTION = 5.0
 PAUSE_SECONDS = 0.5
 WHOLE = ((0, 1),)
 """A training is one block, in the words of the book of jobs."""
+USER, INCOMPLETE, BUG = 1, 3, 70
+"""Exit codes, as the command's own; SLURM keeps the highest of all processes."""
+PORTS = range(20_000, 60_000)
+MASTER = "UNETCLI_MASTER"
+"""Environment variable with the address of the first process, where its node's name does not resolve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,9 @@ def launch(
     Incomplete
         The job ended otherwise: the same command submits another one, which goes on.
     """
+    from unetcli.train.folder import TrainingFolder
+    from unetcli.train.train import summarise
+
     folder = TrainingFolder(request.output)
     done = None if request.overwrite else summarise(folder, request.steps, request.patience)
     if done is not None and done.finished:
@@ -101,6 +113,11 @@ def launch(
 
 def check(request: TrainRequest, slurm: SlurmRequest, processes: Processes) -> None:
     """Refuse here what the job would refuse; what depends on a GPU that this host may lack is left to the job."""
+    from unetcli.train.distributed import World
+    from unetcli.train.folder import TrainingFolder
+    from unetcli.train.resolve import require_pairs
+    from unetcli.train.train import settle
+
     if slurm.wants_gpu or processes.gpus_per_node:
         TrainingFolder(request.output).require_ours()
         require_pairs(request)
@@ -155,6 +172,8 @@ def wait(
     signals: Signals,
 ) -> TrainSummary | None:
     """Show how far the job is until it ends."""
+    from unetcli.train.train import summarise
+
     job = submission.jobs[0]
     file = log_of(book.logs, submission.name, job)
     watch = JobWatch([job], every=SECONDS_PER_QUESTION, log_of=lambda _: file)
@@ -213,3 +232,76 @@ def tell(folder: TrainingFolder, report: Report) -> None:
     if frozen and rows:
         batch = frozen[0].optimisation.batch_size
         report(rows[-1]["step"] * batch, frozen[1] * batch, f"loss {rows[-1]['loss']:.3f}")
+
+
+def train_here(request: TrainRequest, place: str) -> None:
+    """Join the others and train; SIGUSR2, before the time limit or for preemption, sends the job back into the queue.
+
+    Called by submitit in each task of the job, again from the start after each requeue. It ends by SystemExit wherever
+    work is left: submitit would note a return as a success, and an exception as one that it has to tell.
+    """
+    signals = Signals().listen()  # over submitit's own handlers: the work is told at its next step
+    os.chdir(place)
+    os.environ |= joining()
+    first = os.environ["RANK"] == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
+    prepare()  # before torch is imported
+    try:
+        summary = trained(of_this_life(request), signals, first)
+        if not summary.finished:
+            raise SystemExit(ended_early(signals) if first else 0)
+    finally:
+        # srun ends the others as soon as one has failed: that must not replace the exit code of who is about to leave
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def of_this_life(request: TrainRequest) -> TrainRequest:
+    """A job that comes back keeps what its earlier life has done."""
+    again = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return replace(request, overwrite=False, take_over=False) if again else request
+
+
+def trained(request: TrainRequest, signals: Signals, first: bool) -> TrainSummary:
+    """How far it came; whatever goes wrong is one line of the log and an exit code."""
+    from unetcli.train.distributed import Deserted, Elsewhere
+    from unetcli.train.train import train_model
+
+    try:
+        summary = train_model(request, signals=signals)
+    except Elsewhere:
+        raise SystemExit(USER) from None
+    except Deserted as error:
+        if not first:  # SLURM keeps the highest code of all: the lowest leaves the word to whoever ended first
+            raise SystemExit(USER) from None
+        log.error("unetcli: %s", error)
+        raise SystemExit(INCOMPLETE) from None
+    except (UnetcliError, OSError) as error:
+        log.error("unetcli: %s", " ".join(str(error).split()))
+        raise SystemExit(USER) from None
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(BUG) from None
+    log.info("%s", summary.sentence)
+    return summary
+
+
+def ended_early(signals: Signals) -> int:
+    """Exit code of the first process, once the job is in the queue again where it belongs there."""
+    requeued = signals.stop() == signal.SIGUSR2 and requeue_job()
+    return 0 if requeued else INCOMPLETE
+
+
+def joining() -> dict[str, str]:
+    """What tells torch which process of how many this is, and where the first one is."""
+    words = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    found = {ours: os.environ[theirs] for ours, theirs in words.items()}
+    port = PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]  # jobs that share a node do not meet
+    return {**found, "MASTER_ADDR": os.environ.get(MASTER) or first_host(), "MASTER_PORT": str(port)}
+
+
+def first_host() -> str:
+    """The job's first node, where SLURM starts process 0; this host itself where there is no other."""
+    if os.environ.get("SLURM_JOB_NUM_NODES") == "1":
+        return "127.0.0.1"
+    command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
