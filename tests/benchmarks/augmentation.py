@@ -45,7 +45,7 @@ class Windows:
 
     @property
     def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.grey, self.classes, self.raised
+        return self.grey, self.classes, self.border_weight
 
     def cut(self, draws: list[Draw], tile: int, output: int, device: torch.device) -> list[list[torch.Tensor]]:
         """Windows of the draws on the device: images, classes, weights."""

@@ -27,7 +27,7 @@ import zarr  # noqa: E402
 from unetcli.core.streams import prefetch  # noqa: E402
 from unetcli.model.device import cpu_threads  # noqa: E402
 from unetcli.train.folder import TrainingFolder  # noqa: E402
-from unetcli.train.loop import BATCHES_AHEAD, Course, Training  # noqa: E402
+from unetcli.train.loop import BATCHES_AHEAD, Training, TrainingLoop  # noqa: E402
 from unetcli.train.optim import (  # noqa: E402
     Batch,
     Learner,
@@ -76,7 +76,7 @@ def laid(place: Path, options: argparse.Namespace) -> Training:
 
 def compare(training: Training, place: Path, steps: int, rounds: int) -> None:
     learner, sampler = training.learner(), training.sampler()
-    course = Course(training, 10_000, lambda done, total, note="": None)
+    course = TrainingLoop(training, 10_000, lambda done, total, note="": None)
     course.state = course._state(0, None, 0, 0.0)
     course.start_clock()
     batch = next(iter(batches(learner, sampler, [0])))
@@ -97,13 +97,13 @@ def bare_once(learner: Learner, batch: Batch) -> None:
     """Forward, backward, optimiser."""
     with autocast(learner.device, learner.config.precision):
         logits = learner.network(batch.images, batch.keep)
-    total, weight = weighted_cross_entropy(logits, batch.classes, batch.raised, learner.table)
+    total, weight = weighted_cross_entropy(logits, batch.classes, batch.border_weight, learner.table)
     learner.optimizer.zero_grad(set_to_none=True)
     (total / weight).backward()  # type: ignore[no-untyped-call]
     learner.optimizer.step()
 
 
-def whole_once(course: Course, learner: Learner, stream: Iterator[Batch]) -> None:
+def whole_once(course: TrainingLoop, learner: Learner, stream: Iterator[Batch]) -> None:
     """A step as train takes it."""
     course.losses.append(learner.step(next(stream), len(course.losses)))
     course.tell(len(course.losses))

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
+from train.scenes import border_of
 
 from unetcli.train import border
-from unetcli.train.border import border_raise, cells_of, loss_weights, touching
+from unetcli.train.border import cells_of, touching
 from unetcli.train.recipes import FAINTEST, IGNORED, TRUTHS, TruthRules
-from unetcli.train.targets import classes_of
+from unetcli.train.targets import classes_of, weight_table
 
 Labels = NDArray[np.integer]
 SEED = st.integers(0, 2**32 - 1)
@@ -54,7 +55,7 @@ def plain_cells(labels: Labels, classes: NDArray[np.uint8], rules: TruthRules) -
 
 
 def assert_equal_to_plain(labels: Labels, rules: TruthRules) -> None:
-    raised = border_raise(labels, classes_of(labels, rules), rules)
+    raised = border_of(labels, classes_of(labels, rules), rules)
     expected, exponential = plain(labels, rules)
     assert raised.dtype == np.float32
     assert raised.shape == labels.shape
@@ -74,7 +75,7 @@ def test_it_is_so_with_pixels_that_have_no_truth(seed: int, ignore: int, partial
     rules = TruthRules(truth="instances", ignore=ignore, partial=partial)
     assert_equal_to_plain(crowd(seed), rules)
     classes = classes_of(crowd(seed), rules)
-    assert not border_raise(crowd(seed), classes, rules)[classes == IGNORED].any()
+    assert not border_of(crowd(seed), classes, rules)[classes == IGNORED].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 3), (13, 700), (700, 13)], ids=str)
@@ -86,10 +87,10 @@ def test_images_of_any_size_will_do(shape: tuple[int, int]) -> None:
 
 def test_strips_and_slabs_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, rules = crowd(3, (90, 31)), TruthRules(truth="instances", sigma=1.7)
-    whole = border_raise(labels, classes_of(labels, rules), rules)
+    whole = border_of(labels, classes_of(labels, rules), rules)
     monkeypatch.setattr(border, "STRIP_ROWS", 17)
     monkeypatch.setattr(border, "SLAB_BYTES", 4 * 31 * 5)
-    assert np.array_equal(border_raise(labels, classes_of(labels, rules), rules), whole)
+    assert np.array_equal(border_of(labels, classes_of(labels, rules), rules), whole)
 
 
 @pytest.mark.parametrize(
@@ -108,14 +109,14 @@ def test_it_is_so_on_real_sections(data: Path, file: str, truth: str, section: i
 def test_one_pixel_between_two_cells_weighs_almost_w0() -> None:
     labels = np.array([[1, 1, 0, 2, 2]])
     rules = TruthRules(truth="instances", w0=10, sigma=5)
-    raised = border_raise(labels, classes_of(labels, rules), rules)
+    raised = border_of(labels, classes_of(labels, rules), rules)
     assert raised[0].tolist() == pytest.approx([0, 0, 10 * np.exp(-4 / 50), 0, 0])
 
 
 def test_inside_a_cell_the_nearest_cell_is_its_own() -> None:
     labels = np.array([[1, 1, 0, 2, 2]])
     rules = TruthRules(truth="instances", everywhere=True)
-    raised = border_raise(labels, classes_of(labels, rules), rules)
+    raised = border_of(labels, classes_of(labels, rules), rules)
     assert raised[0].tolist() == pytest.approx((10 * np.exp(-(np.array([3, 2, 2, 2, 3]) ** 2) / 50)).tolist())
 
 
@@ -124,20 +125,20 @@ def test_one_cell_alone_raises_nothing(truth: str) -> None:
     labels = np.zeros((20, 23), np.uint8)
     labels[5:9, 6:20] = 1
     rules = TruthRules(truth=truth, everywhere=True)
-    assert not border_raise(labels, classes_of(labels, rules), rules).any()
+    assert not border_of(labels, classes_of(labels, rules), rules).any()
 
 
 def test_w0_of_0_raises_nothing() -> None:
     rules = TruthRules(truth="instances", w0=0)
-    assert not border_raise(crowd(1), classes_of(crowd(1), rules), rules).any()
+    assert not border_of(crowd(1), classes_of(crowd(1), rules), rules).any()
 
 
 @given(SEED)
 def test_w0_is_a_factor(seed: int) -> None:
     labels, one, seven = crowd(seed), *(TruthRules(truth="instances", w0=w0) for w0 in (1, 7))
     classes = classes_of(labels, one)
-    expected = 7 * border_raise(labels, classes, one)
-    np.testing.assert_allclose(border_raise(labels, classes, seven), expected, rtol=1e-5)
+    expected = 7 * border_of(labels, classes, one)
+    np.testing.assert_allclose(border_of(labels, classes, seven), expected, rtol=1e-5)
 
 
 def test_cells_of_one_class_that_meet_at_a_corner_are_two() -> None:
@@ -149,7 +150,7 @@ def test_cells_of_one_class_that_meet_at_a_corner_are_two() -> None:
 def test_an_object_in_two_places_is_one_cell() -> None:
     labels = np.array([[5, 0, 0, 5]])
     rules = TruthRules(truth="instances")
-    assert not border_raise(labels, classes_of(labels, rules), rules).any()
+    assert not border_of(labels, classes_of(labels, rules), rules).any()
 
 
 @given(SEED)
@@ -158,13 +159,13 @@ def test_distances_begin_where_the_line_ends(seed: int) -> None:
     labels = np.kron(np.random.default_rng(seed).integers(0, 5, (5, 7)), np.ones((6, 8), int))
     rules = TruthRules(truth="instances")
     thinner = np.where(touching(labels), 0, labels)
-    raised = border_raise(labels, classes_of(labels, rules), rules)
-    np.testing.assert_array_equal(raised, border_raise(thinner, classes_of(thinner, rules), rules))
+    raised = border_of(labels, classes_of(labels, rules), rules)
+    np.testing.assert_array_equal(raised, border_of(thinner, classes_of(thinner, rules), rules))
 
 
 def test_weights_are_those_of_the_class_and_the_raise_and_0_without_truth() -> None:
     classes = np.array([[0, 1, IGNORED, 2, 7]], np.uint8)
-    raised = np.array([[4, 0.5, 3, 0, 0]], np.float32)
-    found = loss_weights(classes, raised, np.array([0.5, 2, 8], np.float32))
+    raised = np.array([[4, 0.5, 0, 0, 0]], np.float32)
+    found = weight_table(np.array([0.5, 2, 8], np.float32))[classes] + raised
     assert found.dtype == np.float32
     assert found.tolist() == [[4.5, 2.5, 0, 8, 0]]

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from helpers import grey
 from numpy.typing import NDArray
-from train.scenes import annotated, corpus, volume
+from train.scenes import annotated, dataset, volume
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
-from unetcli.train.dataset import Annotated, Part, require_alike, require_pair
+from unetcli.train.dataset import AnnotatedVolume, Part
 from unetcli.train.recipes import IGNORED, TruthRules
+from unetcli.train.resolve import require_alike, require_pair
 from unetcli.volumes.volume import Volume
 
 SHAPE = (3, 13, 22)
@@ -109,7 +110,7 @@ def test_pairs_may_have_other_shapes_and_axes() -> None:
 
 def test_parts_are_the_sections_named_of_pairs_that_have_any() -> None:
     pairs = [annotated(grey(*shape), grey(*shape) % 2) for shape in (SHAPE, (13, 22), (4, 5, 6))]
-    data = corpus(*pairs, train=((0, 2), (0, 1), (3, 3)), held_out=((2, 3), (1, 1), (0, 4)))
+    data = dataset(*pairs, train=((0, 2), (0, 1), (3, 3)), held_out=((2, 3), (1, 1), (0, 4)))
     assert data.train == (Part(0, Box((0, 0, 0), (2, 13, 22))), Part(1, Box((0, 0), (13, 22))))
     assert data.held_out == (Part(0, Box((2, 0, 0), (3, 13, 22))), Part(2, Box((0, 0, 0), (4, 5, 6))))
 
@@ -118,11 +119,11 @@ def test_runs_are_the_sections_with_truth_and_nothing_between_them() -> None:
     labels = np.zeros((2, 7, 5, 6), np.uint8)
     for t, z in ((0, 1), (0, 2), (0, 6), (1, 0), (1, 4)):
         labels[t, z, 2, 3] = 1
-    data = corpus(annotated(grey(*labels.shape), labels))
+    data = dataset(annotated(grey(*labels.shape), labels))
     runs = [run.region for run in data.runs(data.train[0])]
     expected = [(0, 1, 3), (0, 6, 7), (1, 0, 1), (1, 4, 5)]
     assert runs == [Box((t, a, 0, 0), (t + 1, b, 5, 6)) for t, a, b in expected]
-    everything = corpus(annotated(grey(*labels.shape), labels), keep_empty=True)
+    everything = dataset(annotated(grey(*labels.shape), labels), keep_empty=True)
     assert list(everything.runs(everything.train[0])) == list(everything.train)
 
 
@@ -155,7 +156,7 @@ def test_memory_is_shared_by_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Volumes that would each fit are read by chunk where all together would not."""
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1000)
     values, rules = volume(grey(*SHAPE)), TruthRules(truth="binary")  # 858 bytes
-    alone, one_of_four = (Annotated.lay(values, values, rules, None, pairs=n) for n in (1, 4))
+    alone, one_of_four = (AnnotatedVolume.buffered(values, values, rules, None, pairs=n) for n in (1, 4))
     assert isinstance(alone.raw.array, np.ndarray)
     assert not isinstance(one_of_four.raw.array, np.ndarray)
     assert np.array_equal(one_of_four.image(Box((1, 0, 0), (2, 13, 22))), alone.image(Box((1, 0, 0), (2, 13, 22))))
@@ -165,8 +166,8 @@ def test_classes_and_raise_of_a_window_belong_together() -> None:
     labels = np.zeros((40, 40), np.uint16)
     labels[5:15, 5:15], labels[5:15, 17:27], labels[30:, 30:] = 1, 2, 9
     pair = annotated(grey(40, 40), labels, truth="instances", ignore=9, w0=10.0)
-    classes, raised = pair.lesson(Box((-6, 0), (44, 50)))
+    classes, raised = pair.targets.window(Box((-6, 0), (44, 50)))
     assert (raised[classes == IGNORED] == 0).all()
     assert (raised[classes == 1] == 0).all()
     assert raised[6 + 10, 15:17].min() > 5
-    assert np.array_equal(classes, pair.classes(Box((-6, 0), (44, 50))))
+    assert np.array_equal(classes, pair.targets.classes(Box((-6, 0), (44, 50))))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train.scenes import annotated, corpus, discs
+from train.scenes import annotated, dataset, discs
 
 from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
 from unetcli.model.batchnorm import BatchNorm
 from unetcli.model.network import UNet
-from unetcli.train.dataset import Sampler, survey
+from unetcli.train.dataset import Sampler, dataset_statistics
 from unetcli.train.distributed import World, require_divisible
 from unetcli.train.optim import LEAST_WEIGHT, Batch, Learner, batches, create_optimizer
 from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
@@ -23,8 +23,8 @@ from unetcli.train.settings import TrainingConfig
 
 CPU = torch.device("cpu")
 RAW, LABELS = discs()
-CORPUS = corpus(annotated(RAW, LABELS, truth="binary", w0=10.0))
-FOUND = survey(CORPUS)
+CORPUS = dataset(annotated(RAW, LABELS, truth="binary", w0=10.0))
+FOUND = dataset_statistics(CORPUS)
 CONFIG = TrainingConfig(
     recipe="paper",
     architecture=Architecture(depth=1, base_channels=4),
@@ -71,7 +71,7 @@ def started(config: TrainingConfig = CONFIG) -> tuple[Learner, list[Batch]]:
 
 def plain_loss(network: UNet, batch: Batch) -> torch.Tensor:
     """The weighted mean over the batch's pixels."""
-    weights = torch.tensor(FOUND.class_weights(balance=True))[batch.classes] + batch.raised
+    weights = torch.tensor(FOUND.class_weights(balance=True))[batch.classes] + batch.border_weight
     losses = torch.nn.functional.cross_entropy(network(batch.images, batch.keep), batch.classes, reduction="none")
     return (losses * weights).sum() / weights.sum()
 
@@ -113,14 +113,14 @@ def test_the_average_follows_the_weights_by_its_formula() -> None:
         learner.step(batch, number)
         decay = min(0.25, (1 + number) / (10 + number))
         expected = [decay * a + (1 - decay) * w for a, w in zip(expected, weights(learner.network), strict=True)]
-    for one, other in zip(weights(learner.kept), expected, strict=True):
+    for one, other in zip(weights(learner.validated), expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
-    assert any(not torch.equal(a, b) for a, b in zip(weights(learner.kept), weights(learner.network), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(weights(learner.validated), weights(learner.network), strict=True))
 
 
 def test_without_an_average_the_weights_themselves_are_kept() -> None:
     learner, _ = started()
-    assert learner.kept is learner.network
+    assert learner.validated is learner.network
 
 
 def test_statistics_of_batch_normalisation_are_averaged_too() -> None:
@@ -128,7 +128,9 @@ def test_statistics_of_batch_normalisation_are_averaged_too() -> None:
     learner, items = started(replace(config, architecture=replace(config.architecture, batch_norm=True)))
     for number, batch in enumerate(items):
         learner.step(batch, number)
-    norms = [[m for m in network.modules() if isinstance(m, BatchNorm)] for network in (learner.kept, learner.network)]
+    norms = [
+        [m for m in network.modules() if isinstance(m, BatchNorm)] for network in (learner.validated, learner.network)
+    ]
     for averaged, last in zip(*norms, strict=True):
         assert averaged.running_mean is not None
         assert last.running_mean is not None
@@ -147,7 +149,7 @@ def test_a_batch_is_its_samples_whatever_they_are_batched_with() -> None:
     learner, items = started()
     sampler = Sampler(CORPUS, CONFIG.tile, 28, CONFIG.augmentation, CONFIG.seed)
     alone = learner.batch([sampler.sample(3)], [sampler.keep(3, 8, 0.5)])
-    for name in ("images", "classes", "raised", "keep"):
+    for name in ("images", "classes", "border_weight", "keep"):
         assert torch.equal(getattr(items[1], name)[1:], getattr(alone, name)), name
 
 
@@ -163,7 +165,9 @@ def test_images_are_normalised_by_the_training_images() -> None:
 def test_pixels_without_truth_change_nothing_at_all() -> None:
     learner, items = started()
     before = weights(learner.network)
-    nothing = replace(items[0], classes=torch.full_like(items[0].classes, 255), raised=0 * items[0].raised)
+    nothing = replace(
+        items[0], classes=torch.full_like(items[0].classes, 255), border_weight=0 * items[0].border_weight
+    )
     assert float(learner.step(nothing, 0)) == 0
     assert all(torch.equal(a, b) for a, b in zip(before, weights(learner.network), strict=True))
 

@@ -10,13 +10,13 @@ from helpers import write_zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from train.scenes import border_of
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.train import targets as module
-from unetcli.train.border import border_raise
 from unetcli.train.recipes import IGNORED, TRUTHS, TruthRules
-from unetcli.train.targets import Lessons, classes_of
+from unetcli.train.targets import TargetCache, classes_of
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -43,7 +43,7 @@ def volume(values: NDArray[Any]) -> Volume:
 
 def whole(section: NDArray[np.uint16], rules: TruthRules) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     classes = classes_of(section, rules)
-    return classes, border_raise(section, classes, rules)
+    return classes, border_of(section, classes, rules)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_window_is_a_part_of_the_whole_section(monkeypatch: pytest.MonkeyPatch, truth: str, tile: int) -> None:
     monkeypatch.setattr(module, "TILE", tile)
     rules, labels = TruthRules(truth=truth, sigma=1.5), crowd(*SHAPE) % 200
-    here = Lessons(volume(labels), rules)
+    here = TargetCache(volume(labels), rules)
     for section, y, x in [(0, 0, 0), (2, 17, 40), (1, 30, 51)]:
         found = here.window(Box((section, y, x), (section + 1, y + 31, x + 32)))
         for part, expected in zip(found, whole(labels[section], rules), strict=True):
@@ -69,7 +69,7 @@ def test_a_window_is_a_part_of_the_whole_section(monkeypatch: pytest.MonkeyPatch
 @given(st.integers(-150, 90), st.integers(-200, 120), st.integers(-4, 6), st.integers(1, 90))
 def test_outside_its_section_a_window_is_mirrored(y: int, x: int, section: int, side: int) -> None:
     labels = crowd(*SHAPE)
-    found = Lessons(volume(labels), RULES).window(Box((section, y, x), (section + 1, y + side, x + 2 * side)))
+    found = TargetCache(volume(labels), RULES).window(Box((section, y, x), (section + 1, y + side, x + 2 * side)))
     place = int(mirror_indices(section, section + 1, SHAPE[0])[0])
     rows, columns = mirror_indices(y, y + side, SHAPE[1]), mirror_indices(x, x + 2 * side, SHAPE[2])
     for part, expected in zip(found, whole(labels[place], RULES), strict=True):
@@ -82,7 +82,7 @@ def test_a_section_in_pieces_is_as_the_whole_where_no_cell_is_larger_than_the_ma
     rules, labels = TruthRules(truth=truth, sigma=1.5, partial=6), crowd(70, 131, seed=4) % 200
     if truth == "binary":
         labels[::9], labels[:, ::9] = 0, 0  # connected cells would be larger
-    found = Lessons(volume(labels), rules).window(Box((0, 0), labels.shape))
+    found = TargetCache(volume(labels), rules).window(Box((0, 0), labels.shape))
     for part, expected in zip(found, whole(labels, rules), strict=True):
         np.testing.assert_array_equal(part, expected)
 
@@ -95,8 +95,8 @@ def test_whatever_the_window_and_what_was_asked_before_a_pixel_is_the_same(
 ) -> None:
     """Even where pieces cut cells that are larger than the margin."""
     labels, random = np.kron(crowd(24, 44), np.ones((3, 3), np.uint16)), np.random.default_rng(seed)
-    here, rules = Lessons(volume(labels), RULES, budget_bytes=int(random.integers(2**17))), RULES
-    expected = Lessons(volume(labels), rules).window(Box((0, 0), labels.shape))
+    here, rules = TargetCache(volume(labels), RULES, budget_bytes=int(random.integers(2**17))), RULES
+    expected = TargetCache(volume(labels), rules).window(Box((0, 0), labels.shape))
     for corner in [*random.integers(-30, 130, (3, 2)), (y, x)]:
         start = tuple(int(v) for v in corner)
         found = here.window(Box(start, (start[0] + side, start[1] + side)))
@@ -109,7 +109,7 @@ def test_what_is_kept_stays_below_the_budget(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "TILE", 16)
     labels = crowd(12, 64, 64)
     section = 64 * 64 * (1 + 4 + 4)
-    here = Lessons(volume(labels), RULES, budget_bytes=3 * section)
+    here = TargetCache(volume(labels), RULES, budget_bytes=3 * section)
     for number in [*range(12), 3, 0]:
         here.window(Box((number, 0, 0), (number + 1, 64, 64)))
         assert here.kept_bytes <= 3 * section
@@ -126,7 +126,7 @@ def test_a_section_is_read_once_while_it_is_kept() -> None:
             return self.values[picks]
 
     array = Counting(crowd(*SHAPE))
-    here = Lessons(Volume(path="labels.zarr", array=array, stored_axes="zyx"), RULES)
+    here = TargetCache(Volume(path="labels.zarr", array=array, stored_axes="zyx"), RULES)
     for y in (0, 9, 20):
         here.window(Box((1, y, 5), (2, y + 30, 40)))
     assert array.reads == 1
@@ -134,7 +134,7 @@ def test_a_section_is_read_once_while_it_is_kept() -> None:
 
 def test_threads_may_share_lessons() -> None:
     labels = crowd(5, 61, 83)
-    here = Lessons(volume(labels), RULES, budget_bytes=50_000)
+    here = TargetCache(volume(labels), RULES, budget_bytes=50_000)
     troubles: list[int] = []
 
     def look(seed: int) -> None:
@@ -154,27 +154,27 @@ def test_threads_may_share_lessons() -> None:
 @pytest.mark.usefixtures("small_pieces")
 def test_a_census_counts_pixels_by_class_and_every_cell_once() -> None:
     labels, rules = crowd(70, 131), TruthRules(truth="instances", ignore=3)
-    here = Lessons(volume(labels), rules)
-    found, classes = here.census(Box((0, 0), labels.shape)), classes_of(labels, rules)
+    here = TargetCache(volume(labels), rules)
+    found, classes = here.count(Box((0, 0), labels.shape)), classes_of(labels, rules)
     assert found.class_counts.tolist() == [(classes == 0).sum(), (classes == 1).sum()]
     assert found.ignored == (classes == IGNORED).sum()
     assert found.cells == len(np.unique(labels[classes == 1]))
-    parts = [here.census(part) for part in here.pieces(Box((0, 0), labels.shape))]
+    parts = [here.count(part) for part in here.pieces(Box((0, 0), labels.shape))]
     assert len(parts) > 2
     assert sum(part.cells for part in parts) == found.cells
     assert np.array_equal(sum(part.pixels for part in parts), found.pixels)
 
 
 def test_class_counts_go_up_to_the_highest_class() -> None:
-    here = Lessons(volume(np.array([[0, 0, 4], [2, 9, 9]])), TruthRules(truth="classes", ignore=9))
-    assert here.census(Box((0, 0), (2, 3))).class_counts.tolist() == [2, 0, 1, 0, 1]
-    assert here.census(Box((0, 0), (1, 2))).class_counts.tolist() == [2, 0]
+    here = TargetCache(volume(np.array([[0, 0, 4], [2, 9, 9]])), TruthRules(truth="classes", ignore=9))
+    assert here.count(Box((0, 0), (2, 3))).class_counts.tolist() == [2, 0, 1, 0, 1]
+    assert here.count(Box((0, 0), (1, 2))).class_counts.tolist() == [2, 0]
 
 
 def test_labels_of_a_file_are_read_as_they_are(tmp_path: Path) -> None:
     labels = crowd(2, *SHAPE).astype(">u2")
     path = write_zarr(tmp_path / "labels.zarr", labels, (1, 1, 20, 30), dimension_names=["t", "z", "y", "x"])
-    found = Lessons(open_volume(path), RULES).window(Box((1, 2, 0, 0), (2, 3, 61, 83)))
+    found = TargetCache(open_volume(path), RULES).window(Box((1, 2, 0, 0), (2, 3, 61, 83)))
     for part, expected in zip(found, whole(labels[1, 2], RULES), strict=True):
         np.testing.assert_array_equal(part, expected)
 
@@ -183,17 +183,17 @@ def test_labels_of_a_file_are_read_as_they_are(tmp_path: Path) -> None:
 def test_volumes_that_are_no_labels_are_refused(values: NDArray[Any]) -> None:
     axes = "zyx" if values.ndim == 3 else "czyx"
     with pytest.raises(UnetcliError, match=r"labels.zarr: .*; labels (are integers|have one)"):
-        Lessons(Volume(path="labels.zarr", array=values, stored_axes=axes), RULES)
+        TargetCache(Volume(path="labels.zarr", array=values, stored_axes=axes), RULES)
 
 
 def test_a_label_that_is_no_class_is_told_with_its_place() -> None:
     labels = np.zeros((3, 8, 9), np.uint16)
     labels[2, 4, 4] = 300
-    here = Lessons(volume(labels), TruthRules(truth="classes"))
+    here = TargetCache(volume(labels), TruthRules(truth="classes"))
     with pytest.raises(UnetcliError, match=r"labels.zarr: z 2:3, y 0:8, x 0:9: class 300; classes are"):
         here.window(Box((2, 0, 0), (3, 3, 3)))
 
 
 def test_a_window_of_several_sections_is_our_mistake() -> None:
     with pytest.raises(ValueError, match="no window of one section"):
-        Lessons(volume(crowd(*SHAPE)), RULES).window(Box((0, 0, 0), (2, 5, 5)))
+        TargetCache(volume(crowd(*SHAPE)), RULES).window(Box((0, 0, 0), (2, 5, 5)))

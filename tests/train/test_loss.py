@@ -5,11 +5,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from train.scenes import border_of
 
-from unetcli.train.border import border_raise
-from unetcli.train.optim import weight_table, weighted_cross_entropy
+from unetcli.train.optim import weighted_cross_entropy
 from unetcli.train.recipes import IGNORED, TruthRules
-from unetcli.train.targets import classes_of
+from unetcli.train.targets import classes_of, weight_table
+
+
+def table_of(weights: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(weight_table(weights))
 
 
 def problem(seed: int, classes: int = 3, shape: tuple[int, int] = (7, 11)) -> tuple[torch.Tensor, ...]:
@@ -19,7 +23,7 @@ def problem(seed: int, classes: int = 3, shape: tuple[int, int] = (7, 11)) -> tu
     truth[random.random(truth.shape) < 0.2] = IGNORED
     raised = random.random(truth.shape).astype(np.float32) * 5
     raised[truth == IGNORED] = 0
-    table = weight_table(random.random(classes).astype(np.float32) + 0.1)
+    table = table_of(random.random(classes).astype(np.float32) + 0.1)
     logits = torch.from_numpy(random.standard_normal((2, classes, *shape)).astype(np.float32) * 3)
     return logits.requires_grad_(), torch.from_numpy(truth), torch.from_numpy(raised), table
 
@@ -86,8 +90,8 @@ def test_the_border_raises_background_between_two_cells_and_nothing_else(everywh
     labels[:, 55:] = 9
     rules = TruthRules(truth="instances", ignore=9, everywhere=everywhere)
     classes = classes_of(labels, rules)
-    raised = border_raise(labels, classes, rules)
-    table = weight_table(np.ones(2, np.float32))
+    raised = border_of(labels, classes, rules)
+    table = table_of(np.ones(2, np.float32))
     flat = torch.zeros(1, 2, *labels.shape)  # every pixel costs log 2 times its weight
 
     def cost(weights: np.ndarray) -> float:

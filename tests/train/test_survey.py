@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from helpers import grey
 from numpy.typing import NDArray
-from train.scenes import annotated, corpus, region, volume
+from train.scenes import annotated, dataset, region, volume
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
-from unetcli.train.dataset import label_values, require_usable, resolve_truth, survey
+from unetcli.train.dataset import dataset_statistics, label_values, require_usable, resolve_truth
 
 SHAPE = (3, 13, 22)
 
@@ -24,7 +24,7 @@ def truth_of(labels: NDArray[Any], truth: str = "auto", ignore: int | None = Non
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_statistics_are_of_the_training_sections_alone(box: Box, dtype: str) -> None:
     raw, labels = grey(*SHAPE).astype(dtype), grey(*SHAPE, seed=1) % 3
-    found = survey(region(annotated(raw, labels), box))
+    found = dataset_statistics(region(annotated(raw, labels), box))
     inside = raw[box.slices].astype(float)
     assert (found.mean, found.std) == pytest.approx((inside.mean(), inside.std()))
     assert found.class_counts.tolist() == np.bincount(labels[box.slices].ravel()).tolist()
@@ -34,7 +34,7 @@ def test_statistics_are_of_the_training_sections_alone(box: Box, dtype: str) -> 
 def test_several_pairs_are_counted_as_one() -> None:
     one, two = grey(*SHAPE), grey(9, 31, seed=5)
     pairs = [annotated(values, values % 3) for values in (one, two)]
-    found = survey(corpus(*pairs))
+    found = dataset_statistics(dataset(*pairs))
     together = np.concatenate([one.ravel(), two.ravel()])
     assert (found.mean, found.std) == pytest.approx((together.mean(), together.std()))
     assert found.class_counts.tolist() == np.bincount(together % 3).tolist()
@@ -43,9 +43,9 @@ def test_several_pairs_are_counted_as_one() -> None:
 
 def test_one_channel_alone_is_measured_where_one_is_chosen() -> None:
     raw = np.stack([grey(13, 22), grey(13, 22, seed=3) // 2])
-    found = survey(corpus(annotated(raw, grey(13, 22) % 2, axes="cyx", channel=1)))
+    found = dataset_statistics(dataset(annotated(raw, grey(13, 22) % 2, axes="cyx", channel=1)))
     assert found.mean == pytest.approx(raw[1].mean())
-    both = survey(corpus(annotated(raw, grey(13, 22) % 2, axes="cyx")))
+    both = dataset_statistics(dataset(annotated(raw, grey(13, 22) % 2, axes="cyx")))
     assert both.mean == pytest.approx((raw[0].mean(), raw[1].mean()))
     assert both.std == pytest.approx((raw[0].std(), raw[1].std()))
 
@@ -54,7 +54,7 @@ def test_sections_in_which_nothing_is_drawn_are_left_out_unless_asked_for() -> N
     raw, labels = grey(*SHAPE), grey(*SHAPE, seed=1) % 2
     labels[1] = 0
     data = annotated(raw, labels)
-    without, with_all = survey(corpus(data)), survey(corpus(data, keep_empty=True))
+    without, with_all = dataset_statistics(dataset(data)), dataset_statistics(dataset(data, keep_empty=True))
     assert (without.sections, without.left_out) == (2, 1)
     assert without.mean == pytest.approx(raw[[0, 2]].mean())
     assert (with_all.sections, with_all.left_out) == (3, 0)
@@ -64,7 +64,7 @@ def test_sections_in_which_nothing_is_drawn_are_left_out_unless_asked_for() -> N
 def test_ignored_values_are_neither_counted_nor_drawn() -> None:
     raw, labels = grey(*SHAPE), grey(*SHAPE, seed=1) % 2
     labels[0, :4], labels[2] = 7, 7
-    found = survey(corpus(annotated(raw, labels, ignore=7)))
+    found = dataset_statistics(dataset(annotated(raw, labels, ignore=7)))
     assert found.class_counts.tolist() == np.bincount(labels[labels != 7]).tolist()
     assert (found.sections, found.left_out) == (2, 1)
 
@@ -72,31 +72,36 @@ def test_ignored_values_are_neither_counted_nor_drawn() -> None:
 def test_nothing_drawn_at_all_is_refused_naming_the_way_out() -> None:
     data = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
     with pytest.raises(UnetcliError, match=r"labels\.zarr: nothing is drawn in any training section; --sections"):
-        survey(corpus(data))
+        dataset_statistics(dataset(data))
 
 
 def test_more_classes_in_later_sections_are_counted() -> None:
     labels = np.zeros(SHAPE, np.uint8)
     labels[0, 0, :3], labels[2, 0, :4], labels[1, 1, 1] = 1, 3, 2
-    assert survey(corpus(annotated(grey(*SHAPE), labels))).class_counts.tolist() == [labels.size - 8, 3, 1, 4]
+    assert dataset_statistics(dataset(annotated(grey(*SHAPE), labels))).class_counts.tolist() == [
+        labels.size - 8,
+        3,
+        1,
+        4,
+    ]
 
 
 def test_images_of_one_value_have_deviation_1() -> None:
     raw = np.full(SHAPE, 7, np.uint8)
-    found = survey(corpus(annotated(raw, grey(*SHAPE) % 2)))
+    found = dataset_statistics(dataset(annotated(raw, grey(*SHAPE) % 2)))
     assert (found.mean, found.std) == (7, 1)
 
 
 def test_the_border_between_objects_counts_as_background() -> None:
     labels = np.ones((13, 22), np.uint8)
     labels[:, 11:] = 2
-    found = survey(corpus(annotated(grey(13, 22), labels, truth="instances")))
+    found = dataset_statistics(dataset(annotated(grey(13, 22), labels, truth="instances")))
     assert found.class_counts.tolist() == [2 * 13, 20 * 13]
 
 
 @pytest.mark.parametrize("balance", [True, False])
 def test_balanced_classes_weigh_the_same_in_all_else_pixels_do(balance: bool) -> None:
-    found = survey(corpus(annotated(grey(*SHAPE), (grey(*SHAPE, seed=1) > 200).astype(np.uint8))))
+    found = dataset_statistics(dataset(annotated(grey(*SHAPE), (grey(*SHAPE, seed=1) > 200).astype(np.uint8))))
     weights = found.class_weights(balance=balance)
     if balance:
         shares = weights * found.class_counts
@@ -114,13 +119,13 @@ def test_balanced_classes_weigh_the_same_in_all_else_pixels_do(balance: bool) ->
 def test_a_class_without_a_pixel_is_refused(values: list[int], truth: str, missing: int) -> None:
     labels = np.resize(np.array(values, np.uint8), SHAPE)
     with pytest.raises(UnetcliError, match=rf"labels\.zarr: no pixel of class {missing} in the training sections"):
-        survey(corpus(annotated(grey(*SHAPE), labels, truth=truth), keep_empty=True))
+        dataset_statistics(dataset(annotated(grey(*SHAPE), labels, truth=truth), keep_empty=True))
 
 
 def test_a_negative_class_is_refused() -> None:
     labels = np.resize(np.array([0, 1, -1], np.int16), SHAPE)
     with pytest.raises(UnetcliError, match=r"labels\.zarr: .*label -1; classes are numbered 0, 1, 2"):
-        survey(corpus(annotated(grey(*SHAPE), labels)))
+        dataset_statistics(dataset(annotated(grey(*SHAPE), labels)))
 
 
 def test_of_a_large_corpus_pieces_from_all_over_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +133,7 @@ def test_of_a_large_corpus_pieces_from_all_over_are_looked_at(monkeypatch: pytes
     monkeypatch.setattr(module, "PIXELS", 4 * 61 * 83 // 4)
     monkeypatch.setattr(module, "PIECE", 8)
     raw = np.add.outer(np.arange(4), np.add.outer(np.arange(61), np.arange(83))).astype(np.uint16)
-    found = survey(corpus(annotated(raw, grey(*raw.shape) % 2)))
+    found = dataset_statistics(dataset(annotated(raw, grey(*raw.shape) % 2)))
     assert found.share == pytest.approx(0.25)
     assert found.class_counts.sum() == pytest.approx(raw.size / 4, rel=0.2)
     assert found.mean == pytest.approx(raw.mean(), rel=0.05)
@@ -191,8 +196,8 @@ def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:
     labels[:, 4:] = 1
     labels[3, 6:] = 2
     pair = annotated(labels, labels)
-    fine, bad = (corpus(pair, train=((0, 2),), held_out=((n, n + 1),)) for n in (2, 3))
-    found = survey(fine)
+    fine, bad = (dataset(pair, train=((0, 2),), held_out=((n, n + 1),)) for n in (2, 3))
+    found = dataset_statistics(fine)
     require_usable(fine, found)
     with pytest.raises(UnetcliError, match="class 2 in the held-out sections only"):
         require_usable(bad, found)
@@ -203,15 +208,15 @@ def test_held_out_sections_that_cannot_be_read_are_refused_before_training(value
     raw = np.zeros((3, 8, 8), np.float64)
     raw[2, 1, 1] = value
     labels = np.tile(np.arange(2, dtype=np.uint8), (3, 8, 4))
-    data = corpus(annotated(raw, labels), train=((0, 2),), held_out=((2, 3),))
+    data = dataset(annotated(raw, labels), train=((0, 2),), held_out=((2, 3),))
     with pytest.raises(UnetcliError, match=r"NaN, infinity or a number beyond 1e\+30 at z 2:3"):
-        require_usable(data, survey(data))
+        require_usable(data, dataset_statistics(data))
 
 
 def test_scribbles_leave_the_background_class_without_pixels() -> None:
     labels = np.resize(np.array([0, 1, 2, 2], np.uint8), SHAPE)
-    found = survey(corpus(annotated(grey(*SHAPE), labels, ignore=0)))
+    found = dataset_statistics(dataset(annotated(grey(*SHAPE), labels, ignore=0)))
     assert found.class_counts.tolist() == [0, *np.bincount(labels.ravel())[1:]]
     assert found.class_weights(balance=True)[0] == 0
     with pytest.raises(UnetcliError, match="no pixel of class 0"):
-        survey(corpus(annotated(grey(*SHAPE), np.maximum(labels, 1))))
+        dataset_statistics(dataset(annotated(grey(*SHAPE), np.maximum(labels, 1))))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_rules_that_cannot_be_followed_are_refused_by_option(option: dict[str, A
 
 def test_rules_survive_being_written_down() -> None:
     rules = TruthRules(truth="instances", w0=3, sigma=2.5, everywhere=True, ignore=-1, partial=7)
-    assert TruthRules.from_dict(rules.to_dict()) == rules
+    assert TruthRules(**asdict(rules)) == rules
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from commands import Command
 from helpers import wait_for, write_zarr
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from train.scenes import border_of
 from yaozarrs import validate_zarr_store
 
 from unetcli.core.errors import UnetcliError
 from unetcli.train import targets as module
-from unetcli.train.border import border_raise, loss_weights
 from unetcli.train.recipes import IGNORED, TruthRules
-from unetcli.train.targets import class_weights, classes_of
+from unetcli.train.targets import class_weights, classes_of, weight_table
 from unetcli.train.weight_map import WeightsRequest, WeightsSummary, write_weights
 from unetcli.volumes.opening import open_volume
 
@@ -59,7 +59,7 @@ def expected(values: NDArray[np.uint16], rules: TruthRules) -> NDArray[np.float3
     classes = np.stack([classes_of(section, rules) for section in values])
     counts = np.bincount(classes[drawn].ravel(), minlength=IGNORED + 1)[:2]
     found = [
-        loss_weights(c, border_raise(v, c, rules), class_weights(counts)) * used
+        (weight_table(class_weights(counts))[c] + border_of(v, c, rules)) * used
         for v, c, used in zip(values, classes, drawn, strict=True)
     ]
     return np.stack(found)
@@ -170,7 +170,7 @@ def test_the_picture_shows_the_section_with_most_raise(labels: Path, monkeypatch
     write(labels)
     drawn, classes, weights, title, _ = shown
     raised = [
-        border_raise(v, classes_of(v, TruthRules(truth="instances")), TruthRules(truth="instances")).sum()
+        border_of(v, classes_of(v, TruthRules(truth="instances")), TruthRules(truth="instances")).sum()
         for v in crowd(*SHAPE)
     ]
     place = int(np.argmax(raised))

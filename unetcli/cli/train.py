@@ -161,16 +161,16 @@ def _run(request: TrainRequest, json: bool) -> None:
 
     signals = Signals().listen()
     prepare()  # before torch is imported
-    from unetcli.train.distributed import Deserted, Elsewhere, World
+    from unetcli.train.distributed import OtherRankFailed, PeerLost, World
     from unetcli.train.train import silent, train_model
 
     first = World.from_environment().is_first
     try:
         with talk.progress("tiles") if first else nullcontext(silent) as report:
             summary = train_model(request, report, signals)
-    except Elsewhere:
+    except OtherRankFailed:
         raise typer.Exit(1) from None
-    except Deserted:
+    except PeerLost:
         if first:
             raise
         raise typer.Exit(o.INCOMPLETE) from None

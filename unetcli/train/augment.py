@@ -1,7 +1,8 @@
 """Random changes of training samples that leave them possible images of the same kind (paper, section 3.1).
 
-``draw`` makes one sample's random choices, from a generator that the caller keys; ``augment`` carries out a batch's, as
-tensor operations where the tensors are, and without waiting for a GPU.
+``draw`` makes one sample's random choices, from a generator that the caller keys; ``augment`` applies those of a batch,
+as tensor operations where the tensors are, and without waiting for a GPU. A :class:`Deformation` is a smooth map from
+the pixels of a tile to places in the image; a :class:`GreyChange` is another exposure, display and detector.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from unetcli.train.recipes import Augmentation, spread
+from unetcli.train.recipes import Augmentation, log_uniform
 
 RARE = 0.25
 """Share of the samples that get noise, and of those that get a blur: both only take from what an image shows."""
@@ -59,12 +60,12 @@ def draw(settings: Augmentation, random: np.random.Generator, tile: int) -> Draw
         tile,
         degrees=settings.rotation * turn,
         flips=(settings.flip and bool(down < 0.5), settings.flip and bool(right < 0.5)),
-        scale=spread(settings.scale, scale),
+        scale=log_uniform(settings.scale, scale),
         displacements=displacements.tolist(),
     )
     grey = GreyChange(
-        gamma=spread(settings.gamma, gamma),
-        contrast=spread(settings.contrast, contrast),
+        gamma=log_uniform(settings.gamma, gamma),
+        contrast=log_uniform(settings.contrast, contrast),
         brightness=float(settings.brightness * brightness),
         noise=float(settings.noise * noise) if noisy < RARE else 0.0,
         blur=float(settings.blur * blur) if soft < RARE else 0.0,
@@ -77,7 +78,7 @@ def draw(settings: Augmentation, random: np.random.Generator, tile: int) -> Draw
 def augment(
     images: Sequence[Tensor],
     classes: Sequence[Tensor],
-    raised: Sequence[Tensor],
+    border_weights: Sequence[Tensor],
     draws: Sequence[Draw],
     *,
     tile: int,
@@ -85,7 +86,7 @@ def augment(
     mean: Tensor | float = 0.0,
     std: Tensor | float = 1.0,
 ) -> Batch:
-    """A batch as the network is to see it. Each sample depends on its windows and its draw alone.
+    """A batch as the network sees it. Each sample depends on its windows and its draw alone.
 
     Parameters
     ----------
@@ -94,21 +95,22 @@ def augment(
         Larger concentric ones give the same to rounding.
     classes : (side, side) each, uint8
         The same place; 255 is ignored. A window of ``draw.side(output)`` is enough, and less to read.
-    raised : (side, side) each, float32
-        What is added to the weights of the classes; as large as ``classes``.
+    border_weights : (side, side) each, float32
+        What the border adds to the class weights; as large as ``classes``.
     tile, output
-        Sides of the network's input and of what it says something about, its centre.
+        Sides of the network's input and of its output, the centre of the input.
     mean, std
-        Of the images' grey values, numbers or (c, 1, 1) beside the images: (v - mean) / std is what is changed and
-        returned. The defaults take the images as normalised already.
+        Mean and standard deviation of the grey values, numbers or (c, 1, 1) on the images' device: (v - mean) / std is
+        what is changed and returned. By default the images are taken as normalised already.
 
     Returns
     -------
-    images (b, c, tile, tile), float32, channels last; classes (b, output, output), int64; raised (b, output, output),
-    float32. Classes and raised weights come from one and the same pixel, the nearest.
+    images (b, c, tile, tile), float32, channels last; classes (b, output, output), int64; border weights
+    (b, output, output), float32. Classes and border weights come from one and the same pixel, the nearest.
     """
-    samples = [_Sample(*parts).checked(tile, output) for parts in zip(images, classes, raised, draws, strict=True)]
-    bent = iter(_interpolate([one for one in samples if not one.deformation.whole], tile, output))
+    windows = zip(images, classes, border_weights, draws, strict=True)
+    samples = [_Sample(*parts).checked(tile, output) for parts in windows]
+    bent = iter(_interpolate([one for one in samples if not one.deformation.whole], output))
     moved = [_turn(one, tile, output) if one.deformation.whole else next(bent) for one in samples]
     tiles, targets, weights = zip(*moved, strict=True)
     changed = change_grey(torch.stack(tiles).sub_(mean).div_(std), [one.draw.grey for one in samples])
@@ -122,7 +124,7 @@ def augment(
 class _Sample(NamedTuple):
     image: Tensor
     classes: Tensor
-    raised: Tensor
+    border_weight: Tensor
     draw: Draw
 
     @property
@@ -131,10 +133,11 @@ class _Sample(NamedTuple):
 
     def checked(self, tile: int, output: int) -> _Sample:
         """Itself; refused where it was drawn for another tile, or a window is too small or not concentric with it."""
-        if self.deformation.tile != tile or self.raised.shape != self.classes.shape:
+        if self.deformation.tile != tile or self.border_weight.shape != self.classes.shape:
             raise ValueError(
-                f"drawn for a tile of {self.deformation.tile}, not {tile}; or weights {tuple(self.raised.shape)} "
-                f"of other pixels than the classes {tuple(self.classes.shape)}"
+                f"drawn for a tile of {self.deformation.tile}, not {tile}; "
+                f"or weights {tuple(self.border_weight.shape)} of other pixels "
+                f"than the classes {tuple(self.classes.shape)}"
             )
         for window, extent in ((self.image, tile), (self.classes, output)):
             height, width = window.shape[-2:]
@@ -144,13 +147,13 @@ class _Sample(NamedTuple):
 
 
 def _turn(one: _Sample, tile: int, output: int) -> Batch:
-    """Image, classes and raised weights of a sample whose pixels only change places."""
+    """Image, classes and border weights of a sample whose pixels only change places."""
     image = turned(centre(one.image, tile), one.deformation).to(torch.float32)
-    classes, raised = (turned(centre(window, output), one.deformation) for window in (one.classes, one.raised))
-    return image, classes, raised
+    classes, weights = (turned(centre(part, output), one.deformation) for part in (one.classes, one.border_weight))
+    return image, classes, weights
 
 
-def _interpolate(samples: Sequence[_Sample], tile: int, output: int) -> Iterator[Batch]:
+def _interpolate(samples: Sequence[_Sample], output: int) -> Iterator[Batch]:
     """The same of samples that are turned by any angle, scaled or deformed."""
     if not samples:
         return
@@ -158,17 +161,7 @@ def _interpolate(samples: Sequence[_Sample], tile: int, output: int) -> Iterator
     grids = sampling_grids([one.deformation for one in samples], sides, samples[0].image.device)
     pixels = nearest(centre(grids, output), sides, windows)  # (b, output, output)
     for one, grid, pixel in zip(samples, grids, pixels, strict=True):
-        yield interpolated(one.image, grid), picked(one.classes, pixel), picked(one.raised, pixel)
-
-
-def dihedral(array: NDArray[Any], number: int) -> NDArray[Any]:
-    """One of the eight rotations and flips of the last two axes; a view.
-
-    >>> [dihedral(np.array([[0, 1], [2, 3]]), n).ravel().tolist() for n in (0, 1, 4)]
-    [[0, 1, 2, 3], [1, 3, 0, 2], [1, 0, 3, 2]]
-    """
-    turned = np.rot90(array, number % 4, axes=(-2, -1))
-    return turned[..., ::-1] if number >= 4 else turned
+        yield interpolated(one.image, grid), picked(one.classes, pixel), picked(one.border_weight, pixel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,12 +253,6 @@ def spline(extent: int) -> NDArray[np.float64]:
     return weights
 
 
-@lru_cache(maxsize=16)
-def spline_on(extent: int, device: torch.device) -> Tensor:
-    """``spline`` as float32 on a device."""
-    return torch.from_numpy(spline(extent).astype(np.float32)).to(device)
-
-
 def sampling_grids(deformations: Sequence[Deformation], sides: Sequence[int], device: torch.device) -> Tensor:
     """Where in its window each pixel comes from, (b, 2, tile, tile), x first; -1 and 1 are the window's edges.
 
@@ -274,7 +261,7 @@ def sampling_grids(deformations: Sequence[Deformation], sides: Sequence[int], de
     """
     points = np.stack([d.points()[::-1] * (2 / side) for d, side in zip(deformations, sides, strict=True)])
     grid = to_device(points, device)  # (b, 2, 3, 3)
-    weights = spline_on(deformations[0].tile, device)  # (tile, 3)
+    weights = to_device(spline(deformations[0].tile), device)  # (tile, 3)
     rows = _blend([weights[:, j, None] for j in range(POINTS)], [grid[:, :, j, None] for j in range(POINTS)])
     return _blend([weights[:, k] for k in range(POINTS)], [rows[..., k, None] for k in range(POINTS)])
 
@@ -418,7 +405,7 @@ def reach(sigma: float) -> int:
 
 
 def _blurred(images: Tensor, weights: Sequence[Tensor], axis: int) -> Tensor:
-    """Sums of shifted images along one axis; ``weights`` (b, 1, 1, 1) by distance."""
+    """MetricSums of shifted images along one axis; ``weights`` (b, 1, 1, 1) by distance."""
     margin, extent = len(weights) - 1, images.shape[axis]
     pad = [0, 0, margin, margin] if axis == -2 else [margin, margin, 0, 0]
     wide = functional.pad(images, pad, mode="reflect")

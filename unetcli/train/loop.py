@@ -1,4 +1,4 @@
-"""The course of a training: step after step, from where the last checkpoint stands, with looks at held-out sections."""
+"""The training loop: step after step from the last checkpoint, validated on the held-out sections at intervals."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from unetcli.core.signals import Signals
 from unetcli.core.streams import prefetch
 from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.model.network import folded
-from unetcli.train.dataset import Corpus, Sampler, Survey
+from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
 from unetcli.train.distributed import World
 from unetcli.train.folder import Checkpoint, TrainingFolder
-from unetcli.train.optim import Learner, batches
-from unetcli.train.plots import draw_look, draw_seen, forget_looks, tell_tensorboard
+from unetcli.train.optim import Learner, batches, output_side
+from unetcli.train.plots import draw_first_samples, draw_validation, remove_pictures_after, write_tensorboard
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.validation import Validation, Validator, better, describe_row, note_of
+from unetcli.train.validation import ValidationMetrics, Validator, better, describe_row
 
 log = logging.getLogger(__name__)
 BATCHES_AHEAD = 3
-TELL_SECONDS = 0.5
-"""Between two looks at the loss for the progress bar, each of which waits for the device."""
+PROGRESS_SECONDS = 0.5
+"""Least time between two updates of the progress bar: each waits for the device."""
 PROBE_STEPS, PROBE_WARM_UP = 5, 3
 
 
 class Report(Protocol):
-    """Told how many tiles are done, of how many, and how it goes."""
+    """Called with the number of tiles done, their total, and a note on the loss."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
-    """How a training is run, which does not show in what it learns."""
+class RunOptions:
+    """Options that do not affect what is learned."""
 
     checkpoint_minutes: float = 10.0
     patience: int | None = None
-    """Looks without a better one after which it ends."""
+    """Validations without a better one after which training ends."""
     compiled: bool = False
     tensorboard: bool = False
 
     def is_over(self, state: Checkpoint, steps: int) -> bool:
-        """Whether all steps are done and looked at, or patience is at its end."""
+        """Whether all steps are done and validated, or patience is at its end."""
         return (state.step >= steps and not state.pending) or (
             self.patience is not None and state.looks_since_best >= self.patience
         )
@@ -61,59 +61,57 @@ class Manner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training: what is learned, from what, and where it is kept."""
+    """One training: its configuration, its data, and its folder."""
 
     config: TrainingConfig
-    corpus: Corpus
-    found: Survey
+    dataset: Dataset
+    statistics: DatasetStatistics
     folder: TrainingFolder
     device: torch.device
     world: World = field(default_factory=World)
-    manner: Manner = field(default_factory=Manner)
+    options: RunOptions = field(default_factory=RunOptions)
 
     def learner(self) -> Learner:
-        return Learner(self.config, self.found, self.device, self.world, compiled=self.manner.compiled)
+        return Learner(self.config, self.statistics, self.device, self.world, compiled=self.options.compiled)
 
     def sampler(self) -> Sampler:
-        output = self.config.tile - 2 * self.config.architecture.footprint().context[-1]
-        classes = self.config.architecture.classes
-        return Sampler(self.corpus, self.config.tile, output, self.config.augmentation, self.config.seed, classes)
-
-    def is_over(self, state: Checkpoint, steps: int) -> bool:
-        return self.manner.is_over(state, steps)
+        config = self.config
+        output, classes = output_side(config), config.architecture.classes
+        return Sampler(self.dataset, config.tile, output, config.augmentation, config.seed, classes)
 
     def run(self, steps: int, report: Report, signals: Signals) -> Checkpoint:
         """Go on from the last checkpoint to ``steps`` steps, or until a signal asks for an end."""
-        course = Course(self, steps, report)
-        state = course.begin()
-        if self.is_over(state, steps):
+        loop = TrainingLoop(self, steps, report)
+        state = loop.begin()
+        if self.options.is_over(state, steps):
             return state
-        course.start_clock()
+        loop.start_clock()
         numbers = range(state.step, steps)
-        if course.look_is_due(state.step) and course.settle(state.step, signals):
-            return course.state
-        with closing(prefetch(batches(course.learner, course.sampler, numbers), BATCHES_AHEAD)) as stream:
+        if loop.validation_is_due(state.step) and loop.validate_or_save(state.step, signals):
+            return loop.state
+        with closing(prefetch(batches(loop.learner, loop.sampler, numbers), BATCHES_AHEAD)) as stream:
             for number, batch in zip(numbers, stream, strict=True):
-                course.losses.append(course.learner.step(batch, number))
+                loop.losses.append(loop.learner.step(batch, number))
                 done = number + 1
                 asked = (signals.stop() or SIGTERM) if signals.stopping() else 0
-                stop, save = self.world.greatest(asked, signals.checkpoint() or course.checkpoint_is_due())
+                stop, save = self.world.greatest(asked, signals.checkpoint() or loop.checkpoint_is_due())
                 if stop:
                     signals.note(stop)  # to end alike, whichever process was asked
-                course.tell(done)
-                if course.settle(done, signals, stop=stop, save=save):
+                loop.show_progress(done)
+                if loop.validate_or_save(done, signals, stop=stop, save=save):
                     break
-        return course.state
+        return loop.state
 
 
-class Course:
-    """Where a training is, between its steps."""
+class TrainingLoop:
+    """The state of a training between its steps."""
 
     def __init__(self, training: Training, steps: int, report: Report) -> None:
         self.training, self.steps, self.report = training, steps, report
         self.learner, self.sampler = training.learner(), training.sampler()
-        self.validator = Validator(training.config, training.corpus, training.found, training.device)
+        self.validator = Validator(training.config, training.dataset, training.statistics, training.device)
         self.losses: list[Tensor | float] = []
+        """Losses since the last validation; tensors where the device has not been waited for."""
         self._lost: float | None = None
         self.state: Checkpoint
         self.note = ""
@@ -126,7 +124,7 @@ class Course:
             self.learner.restore(found)
             self.state = found
         else:
-            self.state = self._state(0, None, 0, 0.0)
+            self.state = self._checkpoint(0, None, 0, 0.0)
         self.losses = list(self.state.pending)
         world.first(self._tidy)
         if found is None:
@@ -134,93 +132,98 @@ class Course:
         return self.state
 
     def _tidy(self) -> None:
-        """Forget what came after the checkpoint, and show what the network is about to see."""
+        """Remove what was logged and drawn after the checkpoint, and draw the first samples."""
         folder = self.training.folder
-        looked_at = self.state.step - self.look_is_due(self.state.step)
-        folder.trim_log(looked_at)
-        forget_looks(folder, looked_at)
-        draw_seen(folder, self.learner, self.sampler)
+        validated = self.state.step - self.validation_is_due(self.state.step)
+        folder.trim_log(validated)
+        remove_pictures_after(folder, validated)
+        draw_first_samples(folder, self.learner, self.sampler)
 
     def start_clock(self) -> None:
-        self._started = self._saved = self._told = time.monotonic()
+        self._started = self._saved = self._shown = time.monotonic()
         self._show(self.state.step, "")
 
-    def tell(self, done: int) -> None:
-        """Show where it is."""
+    def show_progress(self, done: int) -> None:
+        """Report steps and loss, twice a second at most."""
         now = time.monotonic()
-        if self.training.world.is_first and (now - self._told >= TELL_SECONDS or done == self.steps):
-            self._told = now
+        if self.training.world.is_first and (now - self._shown >= PROGRESS_SECONDS or done == self.steps):
+            self._shown = now
             self._show(done, f"loss {self._recent():.3f}{self.note}")
 
     def checkpoint_is_due(self) -> bool:
-        """At once where the loss is seen to be no number: a checkpoint refuses that, in all processes alike."""
-        return self._lost is not None or time.monotonic() - self._saved >= 60 * self.training.manner.checkpoint_minutes
+        """Also where the loss is no number: a checkpoint refuses that, in all processes alike."""
+        minutes = self.training.options.checkpoint_minutes
+        return self._lost is not None or time.monotonic() - self._saved >= 60 * minutes
 
-    def look_is_due(self, done: int) -> bool:
-        """Where an end was asked for before or while it was taken, the next call takes it."""
+    def validation_is_due(self, done: int) -> bool:
+        """A validation that was interrupted stays due: the next call does it."""
         return bool(self.losses) and (done % self.training.config.validate_every == 0 or done >= self.steps)
 
-    def settle(self, done: int, signals: Signals, *, stop: int = 0, save: int = 0) -> bool:
-        """Look, or write a checkpoint, where that is due; whether it ends here. An end asked for goes first."""
-        if not stop and self.look_is_due(done):
-            stop = self.look(done, signals)
+    def validate_or_save(self, done: int, signals: Signals, *, stop: int = 0, save: int = 0) -> bool:
+        """Validate or write a checkpoint where that is due; whether training ends. A request to end goes first."""
+        if not stop and self.validation_is_due(done):
+            stop = self._validate(done, signals)
         elif stop or save:
-            self.keep(done)
-        return bool(stop) or self.training.is_over(self.state, self.steps)
+            self._save_between(done)
+        return bool(stop) or self.training.options.is_over(self.state, self.steps)
 
-    def keep(self, done: int) -> None:
-        """A checkpoint between two looks."""
+    def _save_between(self, done: int) -> None:
+        """Write a checkpoint between two validations."""
         self.training.world.first(self._loss)
-        self.state = self._state(done, self.state.best, self.state.looks_since_best, self._seconds())
+        self.state = self._checkpoint(done, self.state.best, self.state.looks_since_best, self._seconds())
         self._save()
 
-    def look(self, done: int, signals: Signals) -> int:
+    def _validate(self, done: int, signals: Signals) -> int:
         """Validate, keep the model if it is the best so far, and write log, pictures and checkpoint.
 
-        Where an end is asked for meanwhile, a checkpoint alone is written: the signal, else 0.
+        Where an end is asked for meanwhile, only a checkpoint is written, and the signal is returned; else 0.
         """
         world = self.training.world
-        found = world.first(lambda: self._judge(done, lambda: signals.stop() is not None))
+        found = world.first(lambda: self._validate_here(done, lambda: signals.stop() is not None))
         if found is None:
-            self.keep(done)
+            self._save_between(done)
             (stop,) = world.greatest(signals.stop() or 0)
             signals.note(stop)
             return stop
         self.losses = []
-        self.state = self._state(done, *found, self._seconds())
+        self.state = self._checkpoint(done, *found, self._seconds())
         self._save()
         return 0
 
-    def _judge(self, done: int, stopping: Callable[[], bool]) -> tuple[float | None, int] | None:
-        """Best value so far, and how many looks ago it was found; None where it was stopped."""
+    def _validate_here(self, done: int, stopping: Callable[[], bool]) -> tuple[float | None, int] | None:
+        """Best value so far, and how many validations ago it was found; None where it was stopped."""
         training, before = self.training, self.state
-        self._show(done, f"loss {self._loss():.3f}, {'judging' if training.corpus.held_out else 'saving'} ..")
-        result, shown = self.validator(self.learner.kept, stopping)
+        self._show(done, f"loss {self._loss():.3f}, {'judging' if training.dataset.held_out else 'saving'} ..")
+        metrics, shown = self.validator(self.learner.validated, stopping)
         if stopping():
             return None
-        value = result.selected if result else None
+        value = metrics.selected if metrics else None
         wins = before.best is None or (value is not None and better(training.config.select, value, before.best))
         if wins:
-            save_model(training.folder.model, folded(self.learner.kept), header(training, done, result))
+            save_model(training.folder.model, folded(self.learner.validated), model_header(training, done, metrics))
         row: dict[str, Any] = {"step": done, "loss": round(float(np.mean(self._floats())), 6), "best": wins}
-        row |= result.to_dict() if result else {}
+        row |= metrics.to_dict() if metrics else {}
         row |= {"learning_rate": training.config.optimisation.rate(done - 1), "seconds": round(self._seconds(), 2)}
         training.folder.append_log(row)
-        log.info("%s", describe_row(row, result))
-        draw_look(training.folder, done, shown)
-        if training.manner.tensorboard:
-            tell_tensorboard(training.folder, row)
+        log.info("%s", describe_row(row, metrics))
+        draw_validation(training.folder, done, shown)
+        if training.options.tensorboard:
+            write_tensorboard(training.folder, row)
         best = value if wins and value is not None else before.best
         since = 0 if wins else before.looks_since_best + 1
-        self.note = f", {note_of(value, best)}" if value is not None else ""
+        if value is not None:
+            self.note = f", held out {value:.3f}" + (f", best {best:.3f}" if best is not None else "")
+        else:
+            self.note = ""
         self._show(done, f"loss {row['loss']:.3f}{self.note}")
         return best, since
 
     def _show(self, done: int, note: str) -> None:
-        self.report(self._tiles(done), self._tiles(self.steps), note)
+        batch = self.training.config.optimisation.batch_size
+        self.report(done * batch, self.steps * batch, note)
 
     def _loss(self) -> float:
-        """The recent loss; refused where any since the last look is no number."""
+        """The recent loss; refused where any since the last validation is no number."""
         recent = self._recent()
         if self._lost is not None:
             rate = self.training.config.optimisation.learning_rate
@@ -232,7 +235,7 @@ class Course:
         return float(np.mean(self._floats()[-50:]))
 
     def _floats(self) -> list[float]:
-        """All losses since the last look as numbers."""
+        """All losses since the last validation as numbers; waits for the device."""
         for place in range(len(self.losses) - 1, -1, -1):
             loss = self.losses[place]
             if isinstance(loss, float):
@@ -245,10 +248,7 @@ class Course:
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._started
 
-    def _tiles(self, steps: int) -> int:
-        return steps * self.training.config.optimisation.batch_size
-
-    def _state(self, step: int, best: float | None, since: int, seconds: float) -> Checkpoint:
+    def _checkpoint(self, step: int, best: float | None, since: int, seconds: float) -> Checkpoint:
         learner = self.learner
         self._started = time.monotonic()
         return Checkpoint(
@@ -269,48 +269,47 @@ class Course:
         self._saved = time.monotonic()
 
 
-def header(training: Training, step: int, result: Validation | None) -> ModelHeader:
-    """What a kept model says of itself."""
-    config, found, raw = training.config, training.found, training.corpus.raw
+def model_header(training: Training, step: int, metrics: ValidationMetrics | None) -> ModelHeader:
+    """The header of a kept model: architecture, intensity statistics and provenance."""
+    config, statistics = training.config, training.statistics
     classes = config.architecture.classes
     names = ("background", "foreground") if classes == 2 else tuple(f"class {k}" for k in range(classes))
     return ModelHeader(
         architecture=replace(config.architecture, batch_norm=False),
         class_names=names,
-        intensity=Intensity(dtype=str(raw.dtype), mean=found.mean, std=found.std),
+        intensity=Intensity(dtype=str(training.dataset.raw.dtype), mean=statistics.mean, std=statistics.std),
         provenance={
             "unetcli": __version__,
             "torch": torch.__version__,
             "step": step,
-            "validation": result.to_dict() if result else None,
-            "class_counts": found.class_counts.tolist(),
+            "validation": metrics.to_dict() if metrics else None,
+            "class_counts": statistics.class_counts.tolist(),
             "config": config.to_dict(),
-            "pairs": [[pair.raw.path, pair.labels.path] for pair in training.corpus.pairs],
+            "pairs": [[pair.raw.path, pair.labels.path] for pair in training.dataset.pairs],
         },
     )
 
 
 def seconds_per_step(training: Training, at_most: float = math.inf) -> float:
-    """Time of a training step here, measured on a network that is thrown away; about ``at_most`` seconds long."""
-    alone = replace(training, world=World(), config=own_share(training))
+    """Duration of a training step on this machine, measured on a network that is thrown away.
+
+    Takes about ``at_most`` seconds. A process that trains with others measures its own share of a batch.
+    """
+    config = training.config
+    share = config.optimisation.batch_size // training.world.size
+    own = replace(config, optimisation=replace(config.optimisation, batch_size=share))
+    alone = replace(training, world=World(), config=own)
     learner, sampler = alone.learner(), alone.sampler()
-    started = time.perf_counter()
+    started = before = time.perf_counter()
     stream = batches(learner, sampler, range(PROBE_WARM_UP + PROBE_STEPS if at_most == math.inf else 10**9))
     took: list[float] = []
     with closing(prefetch(stream, BATCHES_AHEAD)) as items:
-        before = started
         for number, batch in enumerate(items):
             float(learner.step(batch, number))
             now = time.perf_counter()
-            took, before = [*took, now - before], now
+            took.append(now - before)
+            before = now
             if now - started > at_most and len(took) > 1:
                 break
     counted = took[PROBE_WARM_UP:] or took[1:] or took
     return float(np.mean(counted))
-
-
-def own_share(training: Training) -> TrainingConfig:
-    """The configuration with the part of a batch that each process has."""
-    optimisation = training.config.optimisation
-    own = replace(optimisation, batch_size=optimisation.batch_size // training.world.size)
-    return replace(training.config, optimisation=own)

@@ -1,4 +1,4 @@
-"""Two recipes: what the paper states, and what reaches a good result soonest; and what both leave open.
+"""The settings of a training as numbers: truth, augmentation, optimisation; and two recipes for the latter.
 
 The paper's recipe, and our choice where it is silent:
 
@@ -44,16 +44,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from unetcli.core.errors import UnetcliError
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "poly")
 POLY_POWER = 0.9
 """Of the polynomial decay, as in most networks trained with it."""
 RATES = {"sgd": 3e-4, "adam": 1e-3, "adamw": 1e-3}
+"""Learning rate of each optimizer where it is not the recipe's own."""
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "optimizer": "sgd",
@@ -127,20 +127,20 @@ class Optimisation:
     """Length of a decaying schedule; None for a constant one, which has no end."""
 
     def __post_init__(self) -> None:
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
+        require_one_of("optimizer", self.optimizer, tuple(RATES))
+        require_one_of("schedule", self.schedule, SCHEDULES)
         _within("lr", self.learning_rate, 0 < self.learning_rate < math.inf, "a number above 0")
-        _within("momentum", self.momentum, 0 <= self.momentum < 1, "0 up to, not with, 1")
+        _within("momentum", self.momentum, 0 <= self.momentum < 1, "0 <= momentum < 1")
         _within("weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
         _within("warm-up", self.warm_up, self.warm_up >= 0, "0 or more steps")
-        _within("ema", self.ema, 0 <= self.ema < 1, "0 up to, not with, 1")
+        _within("ema", self.ema, 0 <= self.ema < 1, "0 <= ema < 1")
         _within("batch-size", self.batch_size, self.batch_size >= 1, "at least 1")
         if self.clip is not None:
             _within("clip", self.clip, 0 < self.clip < math.inf, "a number above 0")
 
     @property
     def decays(self) -> bool:
-        """Whether the course depends on how many steps it is to have."""
+        """Whether the learning rate depends on the number of steps."""
         return self.schedule != "constant"
 
     def rate(self, step: int) -> float:
@@ -152,11 +152,9 @@ class Optimisation:
         decay = left**POLY_POWER if self.schedule == "poly" else (1 - math.cos(math.pi * left)) / 2
         return self.learning_rate * warmth * decay
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+def require_one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that an option does not know."""
     if value not in allowed:
         raise UnetcliError(f"--{option} {value}: expected {', '.join(allowed[:-1])} or {allowed[-1]}")
 
@@ -209,8 +207,8 @@ class Augmentation:
     def none(cls) -> Augmentation:
         """Everything off: samples are plain crops.
 
-        >>> Augmentation.none() == Augmentation.from_dict({name: 0 for name in HIGHEST} | {"flip": False})
-        True
+        >>> Augmentation.none().flip, Augmentation.none().elastic
+        (False, 0.0)
         """
         return cls(flip=False, **dict.fromkeys(HIGHEST, 0.0))
 
@@ -225,21 +223,11 @@ class Augmentation:
         """
         return min(self.elastic, tile * LARGEST_PART)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Augmentation:
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise UnetcliError(f"augmentation: no setting {unknown[0]!r}; there are {', '.join(known)}")
-        return cls(**values)
-
-
-def spread(strength: float, uniform: float) -> float:
+def log_uniform(strength: float, uniform: float) -> float:
     """A factor from 1 / (1 + strength) to 1 + strength, log-uniform for ``uniform`` in -1..1.
 
-    >>> [round(spread(0.25, u), 3) for u in (-1, 0, 1)]
+    >>> [round(log_uniform(0.25, u), 3) for u in (-1, 0, 1)]
     [0.8, 1.0, 1.25]
     """
     return math.exp(uniform * math.log1p(strength))
@@ -247,15 +235,15 @@ def spread(strength: float, uniform: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruthRules:
-    """How labels become classes and loss weights; as the options of the same names say."""
+    """How labels become classes and loss weights; the options of the same names set it."""
 
     truth: str
     """``binary``: 0 is background, all else foreground. ``instances``: likewise, one number per object, and where two
     touch, a line of background between them. ``classes``: labels are classes, 0 is background."""
     w0: float = 10.0
-    """Height of the raise between cells that nearly touch (eq. 2); 0 switches it off."""
+    """Height of the border weight between cells that nearly touch (eq. 2); 0 switches it off."""
     sigma: float = 5.0
-    """Pixels over which the raise fades."""
+    """Pixels over which the border weight fades."""
     everywhere: bool = False
     """Raise the weight of all pixels, not of the background alone."""
     ignore: int | None = None
@@ -264,8 +252,7 @@ class TruthRules:
     """Background farther than this many pixels from every drawn cell has no truth."""
 
     def __post_init__(self) -> None:
-        if self.truth not in TRUTHS:
-            raise UnetcliError(f"--truth {self.truth}: expected {', '.join(TRUTHS[:-1])} or {TRUTHS[-1]}")
+        require_one_of("truth", self.truth, TRUTHS)
         if not 0 <= self.w0 < math.inf:
             raise UnetcliError(f"--w0 {self.w0:g}: expected 0 (no raise) or more; the paper has 10")
         if not 0 < self.sigma <= WIDEST_SIGMA:
@@ -286,7 +273,7 @@ class TruthRules:
 
     @property
     def reach(self) -> int:
-        """Pixels around a window that its classes and raise depend on, where objects are no larger.
+        """Pixels around a window that its classes and border weights depend on, where objects are no larger.
 
         Objects matter as a whole: whether two parts are one, and whether the line would make one vanish.
 
@@ -294,10 +281,3 @@ class TruthRules:
         (28, 41)
         """
         return max(math.ceil(self.fade), self.partial or 0) + LINE
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TruthRules:
-        return cls(**values)

@@ -1,4 +1,7 @@
-"""Training as one SLURM job of many processes: submitted, watched, and found again by the same command."""
+"""Training as one SLURM job of many processes: submitted, watched, and found again by the same command.
+
+The processes of the job import this module before they know which of them they are: torch is imported in functions.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +39,9 @@ log = logging.getLogger(__name__)
 SECONDS_PER_QUESTION = 5.0
 PAUSE_SECONDS = 0.5
 WHOLE = ((0, 1),)
-"""A training is one block, in the words of the book of jobs."""
+"""A training counts as one block in the journal of jobs."""
 USER, INCOMPLETE, BUG = 1, 3, 70
-"""Exit codes, as the command's own; SLURM keeps the highest of all processes."""
+"""Exit codes, those of the command; SLURM keeps the highest of all processes."""
 PORTS = range(20_000, 60_000)
 MASTER = "UNETCLI_MASTER"
 """Environment variable with the address of the first process, where its node's name does not resolve."""
@@ -64,6 +68,7 @@ class Processes:
 
     @property
     def on_each(self) -> int:
+        """Processes on each node."""
         return self.gpus_per_node or self.tasks_per_node or 1
 
     @property
@@ -71,7 +76,7 @@ class Processes:
         return self.nodes * self.on_each
 
     def asked_of(self, slurm: SlurmRequest) -> SlurmRequest:
-        """A profile's one GPU, for jobs of one process, gives way to those of each node."""
+        """The request with the GPUs of each node in place of a profile's one GPU, which is for jobs of one process."""
         if not self.gpus_per_node:
             return slurm
         ours = tuple(pair for pair in slurm.extra if not pair[0].startswith("gpus-per-"))
@@ -86,47 +91,50 @@ def launch(
 ) -> TrainSummary | str | None:
     """Submit the training, or find its job, and wait for it; the job's id at once where ``detach``.
 
-    A launcher that is asked to stop leaves the job at work, and tells how far it is: None where nothing is trained yet.
+    Asked to stop, it leaves the job running and returns how far that is: None where nothing is trained yet.
 
     Raises
     ------
     UnetcliError
-        Bad input, told before anything is submitted; SLURM refuses; or the job found something to put right.
+        Bad input, reported before anything is submitted; SLURM refuses; or the job met an error of the user's.
     Incomplete
-        The job ended otherwise: the same command submits another one, which goes on.
+        The job ended otherwise; the same command submits another one, which goes on.
     """
     from unetcli.train.folder import TrainingFolder
     from unetcli.train.train import summarise
 
     folder = TrainingFolder(request.output)
-    done = None if request.overwrite else summarise(folder, request.steps, request.patience)
+    summary = partial(summarise, folder, request.steps, request.patience)
+    done = None if request.overwrite else summary()
     if done is not None and done.finished:
         return done
-    check(request, slurm, processes)
+    _check(request, slurm, processes)
     require_slurm()
     folder.jobs.mkdir(parents=True, exist_ok=True)
     with hold(folder.path / "launcher", take_over=request.take_over):
         book = JobBook(folder.jobs)
-        submission = at_work(request, book) or submit(request, slurm, processes, folder, book)
-        return submission.jobs[0] if detach else wait(request, folder, book, submission, report, signals)
+        submission = _running(request, book) or _submit(request, slurm, processes, folder, book)
+        if detach:
+            return submission.jobs[0]
+        return _wait(folder, book, submission, report, signals, summary)
 
 
-def check(request: TrainRequest, slurm: SlurmRequest, processes: Processes) -> None:
+def _check(request: TrainRequest, slurm: SlurmRequest, processes: Processes) -> None:
     """Refuse here what the job would refuse; what depends on a GPU that this host may lack is left to the job."""
     from unetcli.train.distributed import World
     from unetcli.train.folder import TrainingFolder
     from unetcli.train.resolve import require_pairs
-    from unetcli.train.train import settle
+    from unetcli.train.train import resolve_locally
 
     if slurm.wants_gpu or processes.gpus_per_node:
         TrainingFolder(request.output).require_ours()
         require_pairs(request)
     else:
-        settle(request, World(size=processes.all))
+        resolve_locally(request, World(size=processes.all))
 
 
-def at_work(request: TrainRequest, book: JobBook) -> Submission | None:
-    """What an earlier call submitted, if its job waits or runs."""
+def _running(request: TrainRequest, book: JobBook) -> Submission | None:
+    """The submission of an earlier call, if its job waits or runs."""
     found = still_live(book)
     if not found:
         return None
@@ -137,10 +145,10 @@ def at_work(request: TrainRequest, book: JobBook) -> Submission | None:
     return found[-1]
 
 
-def submit(
+def _submit(
     request: TrainRequest, slurm: SlurmRequest, processes: Processes, folder: TrainingFolder, book: JobBook
 ) -> Submission:
-    """One job of all processes; written down before it is made."""
+    """Submit one job of all processes; it is recorded before it is made."""
     if holding_job(folder.path / "lock") in {job for earlier in book.on_record() for job in earlier.jobs}:
         request = replace(request, take_over=True)  # the lock of a job of ours that SLURM knows to be over
     submission = book.intend([WHOLE])
@@ -163,40 +171,37 @@ def submit(
     return submission
 
 
-def wait(
-    request: TrainRequest,
+def _wait(
     folder: TrainingFolder,
     book: JobBook,
     submission: Submission,
     report: Report,
     signals: Signals,
+    summary: Callable[[], TrainSummary | None],
 ) -> TrainSummary | None:
-    """Show how far the job is until it ends."""
-    from unetcli.train.train import summarise
-
+    """Report how far the job is until it ends."""
     job = submission.jobs[0]
     file = log_of(book.logs, submission.name, job)
     watch = JobWatch([job], every=SECONDS_PER_QUESTION, log_of=lambda _: file)
     ends: list[JobEnd] = []
     while not ends and not signals.stopping():
         ends = watch.poll()
-        tell(folder, report)
+        frozen, rows = folder.frozen(), folder.rows()
+        if frozen and rows:
+            batch = frozen[0].optimisation.batch_size
+            report(rows[-1]["step"] * batch, frozen[1] * batch, f"loss {rows[-1]['loss']:.3f}")
         time.sleep(PAUSE_SECONDS)
-
-    def found() -> TrainSummary | None:
-        return summarise(folder, request.steps, request.patience)
-
     if not ends:
         log.info("job %s stays at work; the same command attaches to it again", job)
-        return found()
+        return summary()
     book.end(submission, [job])
-    return outcome(ends[0], file, found)
+    return outcome(ends[0], file, summary)
 
 
 def outcome(
     end: JobEnd, file: Path, found: Callable[[], TrainSummary | None], late: float = LATE_SECONDS
 ) -> TrainSummary:
-    """What an ended job has trained, or why it has not."""
+    """The summary of an ended job; an error where it has not finished."""
     deadline = time.monotonic() + (late if end.state == "COMPLETED" else 0)  # a network file system may lag behind
     while not ((summary := found()) and summary.finished) and time.monotonic() < deadline:
         time.sleep(PAUSE_SECONDS)
@@ -208,8 +213,8 @@ def outcome(
     raise Incomplete(f"{line}; the same command continues (log: {file})")
 
 
-def reason(end: JobEnd, said: str) -> str:
-    """Why a job ended, in unetcli's own words where it has said so.
+def reason(end: JobEnd, text: str) -> str:
+    """Why a job ended: unetcli's own message, if the end of the job's log has one.
 
     >>> reason(JobEnd(job="1", state="FAILED", exit_code=1), "step 9\\nunetcli: the loss is nan\\nsrun: error: x\\n")
     'the loss is nan'
@@ -218,59 +223,50 @@ def reason(end: JobEnd, said: str) -> str:
     >>> reason(JobEnd(job="1", state="CANCELLED"), "step 9\\n")
     'cancelled'
     """
-    ours = [line.removeprefix("unetcli: ") for line in said.splitlines() if line.startswith("unetcli: ")]
+    ours = [line.removeprefix("unetcli: ") for line in text.splitlines() if line.startswith("unetcli: ")]
     if end.state != "FAILED" or not end.exit_code:
         return end.reason
     if ours:
         return ours[-1].removesuffix("; the same command continues from the last checkpoint")
-    return f"{end.reason}: {last_words(said) or 'it said nothing'}"
-
-
-def tell(folder: TrainingFolder, report: Report) -> None:
-    """Progress as the log of the training has it."""
-    frozen, rows = folder.frozen(), folder.rows()
-    if frozen and rows:
-        batch = frozen[0].optimisation.batch_size
-        report(rows[-1]["step"] * batch, frozen[1] * batch, f"loss {rows[-1]['loss']:.3f}")
+    return f"{end.reason}: {last_words(text) or 'it said nothing'}"
 
 
 def train_here(request: TrainRequest, place: str) -> None:
     """Join the others and train; SIGUSR2, before the time limit or for preemption, sends the job back into the queue.
 
     Called by submitit in each task of the job, again from the start after each requeue. It ends by SystemExit wherever
-    work is left: submitit would note a return as a success, and an exception as one that it has to tell.
+    work is left: submitit would record a return as a success, and report an exception.
     """
-    signals = Signals().listen()  # over submitit's own handlers: the work is told at its next step
+    signals = Signals().listen()  # over submitit's own handlers: training ends at its next step
     os.chdir(place)
     os.environ |= joining()
     first = os.environ["RANK"] == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     prepare()  # before torch is imported
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # a job that comes back keeps what its earlier life has done
+        request = replace(request, overwrite=False, take_over=False)
     try:
-        summary = trained(of_this_life(request), signals, first)
-        if not summary.finished:
-            raise SystemExit(ended_early(signals) if first else 0)
+        finished = _trained(request, signals, first)
+        if not finished and first:
+            requeued = signals.stop() == signal.SIGUSR2 and requeue_job()
+            raise SystemExit(0 if requeued else INCOMPLETE)
+        if not finished:
+            raise SystemExit(0)
     finally:
         # srun ends the others as soon as one has failed: that must not replace the exit code of who is about to leave
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def of_this_life(request: TrainRequest) -> TrainRequest:
-    """A job that comes back keeps what its earlier life has done."""
-    again = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    return replace(request, overwrite=False, take_over=False) if again else request
-
-
-def trained(request: TrainRequest, signals: Signals, first: bool) -> TrainSummary:
-    """How far it came; whatever goes wrong is one line of the log and an exit code."""
-    from unetcli.train.distributed import Deserted, Elsewhere
+def _trained(request: TrainRequest, signals: Signals, first: bool) -> bool:
+    """Train; whether it is finished. Whatever goes wrong is one line of the log and an exit code."""
+    from unetcli.train.distributed import OtherRankFailed, PeerLost
     from unetcli.train.train import train_model
 
     try:
         summary = train_model(request, signals=signals)
-    except Elsewhere:
+    except OtherRankFailed:
         raise SystemExit(USER) from None
-    except Deserted as error:
+    except PeerLost as error:
         if not first:  # SLURM keeps the highest code of all: the lowest leaves the word to whoever ended first
             raise SystemExit(USER) from None
         log.error("unetcli: %s", error)
@@ -282,17 +278,11 @@ def trained(request: TrainRequest, signals: Signals, first: bool) -> TrainSummar
         traceback.print_exc()
         raise SystemExit(BUG) from None
     log.info("%s", summary.sentence)
-    return summary
-
-
-def ended_early(signals: Signals) -> int:
-    """Exit code of the first process, once the job is in the queue again where it belongs there."""
-    requeued = signals.stop() == signal.SIGUSR2 and requeue_job()
-    return 0 if requeued else INCOMPLETE
+    return summary.finished
 
 
 def joining() -> dict[str, str]:
-    """What tells torch which process of how many this is, and where the first one is."""
+    """Environment from which torch knows the rank of this process, their number, and the address of the first."""
     words = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
     found = {ours: os.environ[theirs] for ours, theirs in words.items()}
     port = PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]  # jobs that share a node do not meet

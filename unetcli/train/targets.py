@@ -1,4 +1,4 @@
-"""From label maps to what the network is to say: a class per pixel. Arrays in, arrays out."""
+"""Training targets: the class of each pixel and its weight near borders, of label maps and windows of volumes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, mirror_indices
-from unetcli.train.border import cells_of, dividing_line, numbered, raise_between
+from unetcli.train.border import border_weights, cells_of, dividing_line, numbered
 from unetcli.train.recipes import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume, describe
 
 LARGEST = 4096
-"""Pixels: an axis up to this long is looked at as a whole."""
+"""Longest axis, in pixels, that is not cut into pieces."""
 PIECE, TILE = 2048, 512
-"""Pixels: pieces of a longer axis, and the unit in which the raise is made; a piece is a multiple of a tile."""
+"""Sides, in pixels, of a piece of a longer axis, and of the unit in which border weights are computed, which divides
+it."""
 CELL_MARGIN = 256
 """Pixels beyond the reach of the rules in which a piece follows its cells; larger ones may be taken for two."""
 Place = tuple[int, ...]
 """A section: its index along each leading axis."""
+Value = TypeVar("Value")
 
 
 def classes_of(labels: NDArray[Any], rules: TruthRules) -> NDArray[np.uint8]:
@@ -44,16 +47,17 @@ def classes_of(labels: NDArray[Any], rules: TruthRules) -> NDArray[np.uint8]:
     UnetcliError
         A label that is no class, or below 0.
     """
-    untold = None if rules.ignore is None else labels == rules.ignore
-    drawn = labels if untold is None else np.where(untold, np.zeros((), labels.dtype), labels)
+    unknown = None if rules.ignore is None else labels == rules.ignore
+    drawn = labels if unknown is None else np.where(unknown, np.zeros((), labels.dtype), labels)
     _require_numbers(drawn, rules)
     classes = (drawn if rules.truth == "classes" else drawn != 0).astype(np.uint8)
     if rules.truth == "instances":
         classes[dividing_line(numbered(drawn))] = 0
     if rules.partial is not None:
-        classes[_far(drawn != 0, rules.partial)] = IGNORED
-    if untold is not None:
-        classes[untold] = IGNORED
+        distance = ndimage.distance_transform_edt(drawn == 0) if drawn.any() else np.full(drawn.shape, np.inf)
+        classes[distance > rules.partial] = IGNORED
+    if unknown is not None:
+        classes[unknown] = IGNORED
     return classes
 
 
@@ -64,9 +68,15 @@ def is_empty(labels: NDArray[Any], rules: TruthRules) -> bool:
 
 def class_weights(counts: NDArray[np.int64]) -> NDArray[np.float32]:
     """w_c(k) = n / (K n_k): every class weighs the same in the loss; 0 for a class that does not occur."""
-    occurring = np.maximum(counts, 1)
-    weights = counts.sum() / (len(counts) * occurring)
+    weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 0).astype(np.float32)
+
+
+def weight_table(class_weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(256,) float32: w_c of eq. 2 by class, 0 for pixels without truth."""
+    table = np.zeros(IGNORED + 1, np.float32)
+    table[: len(class_weights)] = class_weights
+    return table
 
 
 def _require_numbers(drawn: NDArray[Any], rules: TruthRules) -> None:
@@ -85,30 +95,16 @@ def _require_numbers(drawn: NDArray[Any], rules: TruthRules) -> None:
         )
 
 
-def _far(drawn: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """Pixels farther than that from all that is drawn (Euclidean, between centres)."""
-    from scipy import ndimage
-
-    if not drawn.any():
-        return np.ones(drawn.shape, np.bool_)
-    far: NDArray[np.bool_] = ndimage.distance_transform_edt(~drawn) > pixels
-    return far
-
-
 @dataclass(frozen=True, slots=True)
-class Census:
-    """What some pixels hold."""
+class LabelCounts:
+    """Number of pixels by class, and of cells."""
 
-    pixels: NDArray[np.int64]
+    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(IGNORED + 1, np.int64))
     """(256,): pixels of each class, those without truth last."""
-    cells: int
+    cells: int = 0
 
-    def __add__(self, other: Census) -> Census:
-        return Census(self.pixels + other.pixels, self.cells + other.cells)
-
-    @classmethod
-    def nothing(cls) -> Census:
-        return cls(np.zeros(IGNORED + 1, np.int64), 0)
+    def __add__(self, other: LabelCounts) -> LabelCounts:
+        return LabelCounts(self.pixels + other.pixels, self.cells + other.cells)
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
@@ -122,10 +118,13 @@ class Census:
         return int(self.pixels[IGNORED])
 
 
-class Lessons:
-    """Classes and raise of an annotated volume, by window; threads may share one.
+class TargetCache:
+    """Classes and border weights of a label volume, by window; threads may share one.
 
-    What is kept is bounded by ``budget_bytes`` or, where that is more, by what one section needs.
+    Cells are found in whole sections, so that a window shows what its section as a whole would; only sections beyond
+    ``LARGEST`` are taken in pieces of a grid that is fixed to the section. With the cells known, the border weight is
+    local: it is made tile by tile, where windows need it. Both are kept while they fit into ``budget_bytes``; what one
+    section needs is always kept.
     """
 
     def __init__(self, labels: Volume, rules: TruthRules, budget_bytes: int = 2**30) -> None:
@@ -135,36 +134,36 @@ class Lessons:
         self._section = Box((0, 0), (height, width))
         self._pieces = _Grid(tuple(n if n <= LARGEST else PIECE for n in (height, width)), self._section)
         self._tiles = _Grid((TILE, TILE), self._section)
-        self._grounds: _Kept[_Ground] = _Kept(budget_bytes // 2)
-        self._raises: _Kept[NDArray[np.float32]] = _Kept(budget_bytes // 2)
+        self._cell_maps, self._border_tiles = _ByteCache(budget_bytes // 2), _ByteCache(budget_bytes // 2)
         self._lock = threading.Lock()
 
     @property
     def kept_bytes(self) -> int:
-        """Memory that is held now."""
-        return self._grounds.nbytes + self._raises.nbytes
+        """Memory held at present."""
+        return self._cell_maps.nbytes + self._border_tiles.nbytes
 
     def window(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Classes and raise of one section's window, (y, x) each.
+        """Classes and border weights of one section's window, (y, x) each.
 
         It may reach outside the section, where it is mirrored as images are.
         """
-        return self.classes(box), self._mirrored(box, self._raised)
+        return self.classes(box), self._mirrored(box, self._border_weights)
 
     def classes(self, box: Box) -> NDArray[np.uint8]:
-        """The classes of one section's window alone, (y, x): no raise is made."""
+        """The classes of one section's window alone, (y, x): no border weight is computed."""
         return self._mirrored(box, self._classes)
 
-    def census(self, box: Box) -> Census:
+    def count(self, box: Box) -> LabelCounts:
         """Classes and cells of one section's window, not mirrored; a cell counts where its first pixel lies."""
         place, inner = _flat(box)
-        found = Census.nothing()
+        counts = LabelCounts()
         with self._lock:
             for piece in self._pieces.meeting(inner):
-                ground = self._ground(place, piece)
-                inside = inner.clipped(piece).relative_to(ground.box)
-                found += Census(ground.pixels(inside), ground.cells_from(inside))
-        return found
+                cell_map = self._cell_map(place, piece)
+                inside = inner.clipped(piece).relative_to(cell_map.box)
+                pixels = np.bincount(cell_map.classes[inside.slices].ravel(), minlength=IGNORED + 1)
+                counts += LabelCounts(pixels, cell_map.cells_from(inside))
+        return counts
 
     def is_empty(self, section: Box) -> bool:
         """Whether nothing is drawn in a section: no truth to learn from."""
@@ -192,33 +191,33 @@ class Lessons:
     def _classes(self, place: Place, box: Box) -> NDArray[np.uint8]:
         found = np.empty(box.shape, np.uint8)
         for piece in self._pieces.meeting(box):
-            ground, part = self._ground(place, piece), box.clipped(piece)
-            found[part.relative_to(box).slices] = ground.classes[part.relative_to(ground.box).slices]
+            cell_map, part = self._cell_map(place, piece), box.clipped(piece)
+            found[part.relative_to(box).slices] = cell_map.classes[part.relative_to(cell_map.box).slices]
         return found
 
-    def _raised(self, place: Place, box: Box) -> NDArray[np.float32]:
+    def _border_weights(self, place: Place, box: Box) -> NDArray[np.float32]:
         found = np.zeros(box.shape, np.float32)
         for tile in self._tiles.meeting(box) if self.rules.w0 else ():
-            raised, part = self._tile(place, tile), box.clipped(tile)
-            found[part.relative_to(box).slices] = raised[part.relative_to(tile).slices]
+            weights, part = self._border_tile(place, tile), box.clipped(tile)
+            found[part.relative_to(box).slices] = weights[part.relative_to(tile).slices]
         return found
 
-    def _tile(self, place: Place, tile: Box) -> NDArray[np.float32]:
-        """The raise of a tile."""
+    def _border_tile(self, place: Place, tile: Box) -> NDArray[np.float32]:
+        """The border weights of a tile."""
 
         def make() -> NDArray[np.float32]:
-            ground = self._ground(place, next(self._pieces.meeting(tile)))
-            around = tile.grown((int(self.rules.fade),) * 2).clipped(ground.box)
-            seen = around.relative_to(ground.box).slices
-            raised = raise_between(ground.cells[seen], ground.classes[seen], self.rules)
-            return np.ascontiguousarray(raised[tile.relative_to(around).slices])
+            cell_map = self._cell_map(place, next(self._pieces.meeting(tile)))
+            around = tile.grown((int(self.rules.fade),) * 2).clipped(cell_map.box)
+            seen = around.relative_to(cell_map.box).slices
+            weights = border_weights(cell_map.cells[seen], cell_map.classes[seen], self.rules)
+            return np.ascontiguousarray(weights[tile.relative_to(around).slices])
 
-        return self._raises.get((place, tile), make)
+        return self._border_tiles.get((place, tile), make)
 
-    def _ground(self, place: Place, piece: Box) -> _Ground:
+    def _cell_map(self, place: Place, piece: Box) -> _CellMap:
         """Classes and cells of a piece."""
 
-        def make() -> _Ground:
+        def make() -> _CellMap:
             around = piece.grown((self.rules.reach + CELL_MARGIN,) * 2).clipped(self._section)
             box = Box(place + around.start, tuple(n + 1 for n in place) + around.stop)
             labels = self.labels.read(box).reshape(around.shape)
@@ -226,9 +225,9 @@ class Lessons:
                 classes = classes_of(labels, self.rules)
             except UnetcliError as error:
                 raise UnetcliError(f"{self.labels.path}: {describe(box, self.labels.axes)}: {error}") from error
-            return _Ground(around, classes, cells_of(labels, classes, self.rules))
+            return _CellMap(around, classes, cells_of(labels, classes, self.rules))
 
-        return self._grounds.get((place, piece), make)
+        return self._cell_maps.get((place, piece), make)
 
 
 def require_labels(volume: Volume) -> None:
@@ -240,8 +239,8 @@ def require_labels(volume: Volume) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ground:
-    """Classes and cells of a piece and of what lies around it."""
+class _CellMap:
+    """Classes and cells of a piece and its surroundings."""
 
     box: Box
     """(y, x) in the section."""
@@ -252,12 +251,8 @@ class _Ground:
     def nbytes(self) -> int:
         return self.classes.nbytes + self.cells.nbytes
 
-    def pixels(self, inside: Box) -> NDArray[np.int64]:
-        """Pixels of each class."""
-        return np.bincount(self.classes[inside.slices].ravel(), minlength=IGNORED + 1)
-
     def cells_from(self, inside: Box) -> int:
-        """Cells whose first pixel lies there."""
+        """Number of cells whose first pixel lies there."""
         flat = self.cells.ravel()[::-1]
         first = np.empty(int(flat.max(initial=0)) + 1, np.intp)
         first[flat] = np.arange(len(flat))[::-1]  # of several values for one cell the last is kept
@@ -281,34 +276,26 @@ class _Grid:
             yield Box(start, tuple(a + n for a, n in zip(start, self.sides, strict=True))).clipped(self.section)
 
 
-class _Sized(Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-
-Value = TypeVar("Value", bound=_Sized)
-
-
-class _Kept(Generic[Value]):
-    """Values that were asked for last, up to a number of bytes; the very last one always."""
+class _ByteCache:
+    """The values used last, up to a number of bytes; the very last one always."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget, self.nbytes = budget_bytes, 0
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of a key, made where it is not kept."""
+        """The value of a key, made where it is not kept; it has ``nbytes``."""
         if key not in self._values:
             self._values[key] = make()
             self.nbytes += self._values[key].nbytes
         self._values.move_to_end(key)
         while self.nbytes > self._budget and len(self._values) > 1:
             self.nbytes -= self._values.popitem(last=False)[1].nbytes
-        return self._values[key]
+        return cast(Value, self._values[key])
 
 
 def _flat(box: Box) -> tuple[Place, Box]:
-    """A window's section and its place in there."""
+    """A window's section, and its place in there."""
     if any(side != 1 for side in box.shape[:-2]):
         raise ValueError(f"no window of one section: {box}")
     return box.start[:-2], Box(box.start[-2:], box.stop[-2:])

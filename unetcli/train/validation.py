@@ -1,4 +1,4 @@
-"""How good a network is on sections held out from training, predicted as predict would."""
+"""Validation of a network: metrics on sections held out from training, predicted as predict would."""
 
 from __future__ import annotations
 
@@ -21,79 +21,80 @@ from unetcli.model.network import UNet
 from unetcli.planning.plan import Choices, Plan, Sources
 from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan
 from unetcli.predict.predictor import Predictor, predict_blocks
-from unetcli.train.dataset import Annotated, Corpus, Survey
+from unetcli.train.dataset import AnnotatedVolume, Dataset, DatasetStatistics
 from unetcli.train.recipes import IGNORED
 from unetcli.train.settings import TrainingConfig
 from unetcli.volumes.volume import Volume
 
 SHOWN = 2
-"""Sections in the picture of a look; those of the first blocks."""
+"""Sections in the picture of a validation; those of the first blocks."""
 HIGHER_IS_BETTER = ("iou", "seg")
 HALF = 0.5
 """Probability above which a pixel is foreground where no level is chosen: iou and seg."""
 
 
 class Validator:
-    """Judges networks on the held-out sections of a training."""
+    """Validates networks on the held-out sections of a training."""
 
-    def __init__(self, config: TrainingConfig, corpus: Corpus, found: Survey, device: torch.device) -> None:
-        self.config, self.corpus, self.found, self.device = config, corpus, found, device
-        self.choices = choices_for(config, found, device)
+    def __init__(
+        self, config: TrainingConfig, dataset: Dataset, statistics: DatasetStatistics, device: torch.device
+    ) -> None:
+        self.config, self.dataset, self.statistics, self.device = config, dataset, statistics, device
+        classes = config.architecture.classes
+        self.choices = Choices(
+            dtype="float32",
+            outputs=1 if classes == 2 else classes,
+            channel=config.channel,
+            normalise="model",
+            mean=statistics.mean,
+            std=statistics.std,
+            nonfinite=None,
+            device=device.type,
+            precision=config.precision,
+            threads=cpu_threads(),
+        )
 
-    def __call__(self, network: UNet, stopping: Callable[[], bool] = bool) -> tuple[Validation | None, list[Judged]]:
-        """Figures, and a few sections for a picture; nothing where no section is held out.
+    def __call__(
+        self, network: UNet, stopping: Callable[[], bool] = bool
+    ) -> tuple[ValidationMetrics | None, list[ValidatedSection]]:
+        """Metrics, and a few sections for a picture; nothing where no section is held out.
 
-        Ends early, with figures of a part, once ``stopping()`` is true.
+        Ends early, with metrics of a part, once ``stopping()`` is true.
         """
         training = network.training
         predictor = Predictor(network, self.choices, self.device)
-        sums = Sums(self.found.class_weights(balance=self.config.balance), self.config.select)
-        shown: list[Judged] = []
-        for item in self._judged(predictor, stopping):
+        sums = MetricSums(self.statistics.class_weights(balance=self.config.balance), self.config.select)
+        shown: list[ValidatedSection] = []
+        for item in self._predicted(predictor, stopping):
             sums.add(item)
             if len(shown) < SHOWN:
                 shown.append(item)
         network.train(training)
         return sums.result(), shown
 
-    def _judged(self, predictor: Predictor, stopping: Callable[[], bool]) -> Iterator[Judged]:
-        for part in self.corpus.held_out:
-            pair = self.corpus.pairs[part.pair]
-            plan = validation_plan(self.config, pair.raw, part.region, self.choices)
+    def _predicted(self, predictor: Predictor, stopping: Callable[[], bool]) -> Iterator[ValidatedSection]:
+        for part in self.dataset.held_out:
+            pair = self.dataset.pairs[part.pair]
+            plan = self._plan(pair.raw, part.region)
             for finished in predict_blocks(plan, predictor, pair.raw, range(plan.blocks), stopping):
                 if finished.error is not None:
                     raise finished.error
                 assert finished.values is not None
                 for box in finished.block.box.planes():
-                    if self.corpus.is_used(pair, box):
+                    if self.dataset.is_used(pair, box):
                         values = finished.values[(slice(None), *box.relative_to(finished.block.box).slices)]
-                        yield Judged(pair, box, values.reshape(-1, *values.shape[-2:]), pair.classes(box))
+                        yield ValidatedSection(
+                            pair, box, values.reshape(-1, *values.shape[-2:]), pair.targets.classes(box)
+                        )
 
-
-def choices_for(config: TrainingConfig, found: Survey, device: torch.device) -> Choices:
-    """As predict would choose, probabilities in float32."""
-    classes = config.architecture.classes
-    return Choices(
-        dtype="float32",
-        outputs=1 if classes == 2 else classes,
-        channel=config.channel,
-        normalise="model",
-        mean=found.mean,
-        std=found.std,
-        nonfinite=None,
-        device=device.type,
-        precision=config.precision,
-        threads=cpu_threads(),
-    )
-
-
-def validation_plan(config: TrainingConfig, raw: Volume, region: Box, choices: Choices) -> Plan:
-    """Blocks of held-out sections."""
-    bytes_per_voxel = raw.dtype.itemsize * config.architecture.in_channels
-    source = Input(axes=raw.axes, extent=raw.extent, chunks=raw.chunks, bytes_per_voxel=bytes_per_voxel)
-    tile = largest_tile(config.architecture.footprint(), CPU_TILE)
-    nothing = Sources(volume="", volume_fingerprint="", model="", model_fingerprint="")
-    return make_plan(source, region, config.architecture, tile, choices, nothing)
+    def _plan(self, raw: Volume, region: Box) -> Plan:
+        """Blocks of held-out sections."""
+        architecture = self.config.architecture
+        bytes_per_voxel = raw.dtype.itemsize * architecture.in_channels
+        source = Input(axes=raw.axes, extent=raw.extent, chunks=raw.chunks, bytes_per_voxel=bytes_per_voxel)
+        tile = largest_tile(architecture.footprint(), CPU_TILE)
+        nothing = Sources(volume="", volume_fingerprint="", model="", model_fingerprint="")
+        return make_plan(source, region, architecture, tile, self.choices, nothing)
 
 
 def better(measure: str, new: float, old: float) -> bool:
@@ -102,32 +103,37 @@ def better(measure: str, new: float, old: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """Figures on the held-out sections."""
+class ValidationMetrics:
+    """Metrics on the held-out sections."""
 
     loss: float
     """Cross-entropy with class weights as in training."""
     pixel_disagreement: float
-    """Share of wrong pixels, at the best of the 11 levels for two classes."""
+    """Share of wrong pixels; for two classes at the best of 11 thresholds."""
     threshold: float | None
-    """That level; None beyond two classes, where the likeliest class is taken."""
+    """That threshold; None beyond two classes, where the likeliest class is taken."""
     iou: float | None
-    """Of the foreground at 0.5; beyond two classes their mean."""
+    """Intersection over union of the foreground at 0.5; beyond two classes the mean over classes."""
     measure: str
     selected: float | None
     """The measure that the model is chosen by; None where it is undefined on these sections."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the log; the selected measure under its own name."""
-        told = {"validation_loss": self.loss, "pixel_disagreement": self.pixel_disagreement}
-        return {**told, "threshold": self.threshold, "iou": self.iou, self.measure: self.selected}
+        """Columns of the log; the selected measure has its own name."""
+        return {
+            "validation_loss": self.loss,
+            "pixel_disagreement": self.pixel_disagreement,
+            "threshold": self.threshold,
+            "iou": self.iou,
+            self.measure: self.selected,
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """One section as the network sees it, beside its truth."""
+class ValidatedSection:
+    """Prediction and truth of one section."""
 
-    pair: Annotated
+    pair: AnnotatedVolume
     box: Box
     values: NDArray[np.float32]
     """(outputs, y, x)"""
@@ -147,8 +153,8 @@ class Judged:
 
 
 @dataclass(slots=True)
-class Sums:
-    """What sections add up to."""
+class MetricSums:
+    """Sums over sections that the metrics are computed from."""
 
     weights: NDArray[np.float32]
     """w_c of each class."""
@@ -160,8 +166,8 @@ class Sums:
     rand: list[PairCounts] = field(default_factory=lambda: [PairCounts(0, 0, 0) for _ in LEVELS])
     seg: tuple[float, int] = (0.0, 0)
 
-    def add(self, item: Judged) -> None:
-        """One section more."""
+    def add(self, item: ValidatedSection) -> None:
+        """Add one section."""
         counted = item.counted
         truth, per_class = item.classes[counted].astype(np.int64), item.per_class[:, counted]
         weight = self.weights[truth]
@@ -176,7 +182,7 @@ class Sums:
         if self.measure == "seg":
             self._add_seg(item)
 
-    def _add_levels(self, item: Judged, counted: NDArray[np.bool_]) -> None:
+    def _add_levels(self, item: ValidatedSection, counted: NDArray[np.bool_]) -> None:
         interior = (item.classes > 0) & counted
         cells = Cells.of(interior, counted) if self.measure == "rand_error" else None
         for place, level in enumerate(LEVELS):
@@ -185,14 +191,14 @@ class Sums:
             if cells is not None:
                 self.rand[place] += Overlap.of(cells, components(proposal)).pairs
 
-    def _add_seg(self, item: Judged) -> None:
-        """Connected components above 0.5 against the instances; of a binary truth, its components."""
+    def _add_seg(self, item: ValidatedSection) -> None:
+        """Score connected components above 0.5 against the instances, or the components of a binary truth."""
         found = ndimage.label((item.values[0] > HALF) & item.counted)[0]
         total, objects = seg_sums(item.pair.instances(item.box), found)
         self.seg = (self.seg[0] + total, self.seg[1] + objects)
 
-    def result(self) -> Validation | None:
-        """The figures; None where no section had any truth."""
+    def result(self) -> ValidationMetrics | None:
+        """The metrics; None where no section had any truth."""
         if self.confusion is None or not self.confusion.counts.sum():
             return None
         wrong = [counts.fp + counts.fn for counts in self.levels]
@@ -207,7 +213,7 @@ class Sums:
             "pixel_error": _lowest([counts.f_score for counts in self.levels]),
             "rand_error": _lowest([counts.f_score for counts in self.rand]),
         }
-        return Validation(
+        return ValidationMetrics(
             loss=round(self.loss / self.weight, 6) if self.weight else 0.0,
             pixel_disagreement=round(mistaken / pixels, 6),
             threshold=LEVELS[place] if binary else None,
@@ -217,21 +223,16 @@ class Sums:
         )
 
 
-def describe_row(row: dict[str, Any], result: Validation | None) -> str:
-    """One line about a look at the held-out sections."""
+def describe_row(row: dict[str, Any], metrics: ValidationMetrics | None) -> str:
+    """One line about a validation."""
     text = f"step {row['step']}: loss {row['loss']:.4f}"
-    if result:
-        text += f"; held out: loss {result.loss:.4f}, pixel disagreement {result.pixel_disagreement:.4f}"
-        if result.measure != "pixel_disagreement" and result.selected is not None:
-            text += f", {result.measure.replace('_', ' ')} {result.selected:.4f}"
-    if not result:
+    if metrics:
+        text += f"; held out: loss {metrics.loss:.4f}, pixel disagreement {metrics.pixel_disagreement:.4f}"
+        if metrics.measure != "pixel_disagreement" and metrics.selected is not None:
+            text += f", {metrics.measure.replace('_', ' ')} {metrics.selected:.4f}"
+    if not metrics:
         return f"{text} (kept: nothing is held out to judge by)"
     return text + (" (best so far, kept)" if row["best"] else "")
-
-
-def note_of(value: float, best: float | None) -> str:
-    """The held-out measure for the progress bar."""
-    return f"held out {value:.3f}" + (f", best {best:.3f}" if best is not None else "")
 
 
 def _lowest(f_scores: list[float | None]) -> float | None:

@@ -1,9 +1,10 @@
-"""weights: the loss weights that training gives to the pixels of a label volume, as an image and a picture."""
+"""The loss weights that training gives to the pixels of a label volume, as an image and a picture (`weights`)."""
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,12 @@ from numpy.typing import NDArray
 
 from unetcli.config import Sections, resolve_sections, stem
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import PARTIAL, is_remote, plain, remove_aside, require_apart, telling_unwritable
+from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_apart, telling_unwritable
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
-from unetcli.train.border import loss_weights
 from unetcli.train.dataset import resolve_truth
 from unetcli.train.recipes import TruthRules
-from unetcli.train.targets import Census, Lessons, class_weights, require_labels
+from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
 from unetcli.volumes import ngff
 from unetcli.volumes.level import Level
 from unetcli.volumes.opening import open_volume
@@ -28,21 +28,21 @@ from unetcli.volumes.store import LocalStore, Store
 from unetcli.volumes.volume import Volume, describe
 
 SHOWN = 768
-"""Largest side of what the picture shows, in pixels."""
+"""Largest side of the window in the picture, in pixels."""
 STEP = 64
-"""Pixels by which its place is found."""
+"""Spacing, in pixels, of the windows that are compared for it."""
 Report = Callable[[int, int], None]
 KIND = "weights"
 CHUNK = 512
 WRITER = "writer.json"
-"""In a draft: who writes it, so that a dead one's is known for what it is."""
+"""File in a draft that names its writer, so that the draft of a dead one is recognised."""
 Write = Callable[[Box, NDArray[np.float32]], None]
 """Stores a window of one section, in coordinates of the labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsRequest:
-    """What a user asks for; None leaves it as train has it."""
+    """Options of weights; None is the default of train."""
 
     labels: str
     output: str | None = None
@@ -58,10 +58,10 @@ class WeightsRequest:
     overwrite: bool = False
 
     def rules(self, labels: Volume, region: Box) -> TruthRules:
-        """With the kind of truth found out, where it is left open."""
-        asked = {name: getattr(self, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
-        given = {name: value for name, value in asked.items() if value is not None}
-        TruthRules(truth="binary", **given)  # what is wrong with options goes first: no data have to be read
+        """The rules asked for, with the kind of truth found out where it is left open."""
+        names = ("w0", "sigma", "everywhere", "ignore", "partial")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        TruthRules(truth="binary", **given)  # wrong options are refused before data are read
         return TruthRules(truth=resolve_truth(self.truth, [(labels, region)], self.ignore), **given)
 
 
@@ -77,7 +77,7 @@ class ClassWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsSummary:
-    """What a call of weights found and wrote."""
+    """Result of a call of weights."""
 
     output: str
     picture: str
@@ -100,123 +100,112 @@ class WeightsSummary:
 
 
 def write_weights(request: WeightsRequest, report: Report = lambda done, total: None) -> WeightsSummary:
-    """Write the loss weights of all sections asked for, and a picture of the place where they are raised most.
+    """Write the loss weights of all sections asked for, and a picture of the place where the border raises them most.
 
     Raises
     ------
     UnetcliError
         Anything about the request that the user can put right; nothing has been written then.
     """
-    place = resolve_place(request)
-    rules = request.rules(place.labels, place.region)
-    lessons = Lessons(place.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
-    planes = used_planes(lessons, place.region, keep_empty=bool(request.keep_empty))
-    found = take_census(lessons, planes, lambda done: report(done, 2 * len(planes)))
-    weights = class_weights(found.class_counts)
+    output = _resolve_output(request)
+    rules = request.rules(output.labels, output.region)
+    targets = TargetCache(output.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
+    planes = [plane for plane in output.region.planes() if request.keep_empty or not targets.is_empty(plane)]
+    if not planes:
+        raise UnetcliError(f"{output.labels.path}: nothing is drawn in any section; --keep-empty takes that for truth")
+    counts = LabelCounts()
+    for done, plane in enumerate(planes, start=1):
+        counts += targets.count(plane)
+        report(done, 2 * len(planes))
+    weights = class_weights(counts.class_counts)
     if request.balance is False:
         weights = np.ones_like(weights)
-    work = Weighing(lessons, weights)
+    weighing = _Weighing(targets, weight_table(weights))
 
     def fill(write: Write) -> None:
         for done, plane in enumerate(planes, start=1):
-            work.write(plane, write)
+            weighing.write(plane, write)
             report(len(planes) + done, 2 * len(planes))
 
-    told = {"rules": lessons.rules.to_dict(), "class_weights": [round(float(w), 6) for w in weights]}
-    with telling_unwritable(place.path, "writes it anew"):
-        place.publish(told, fill)
-        work.draw(place.picture)
+    provenance = {"rules": asdict(rules), "class_weights": [round(float(w), 6) for w in weights]}
+    with telling_unwritable(output.path, "writes it anew"):
+        output.publish(provenance, fill)
+        weighing.draw(output.picture)
+    first = "class 1" if rules.truth == "classes" else "foreground"
+    names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
     return WeightsSummary(
-        output=str(place.path),
-        picture=str(place.picture),
-        rules=lessons.rules.to_dict(),
-        sections=place.sections,
-        left_out=place.sections[1] - place.sections[0] - len(planes),
-        classes=class_table(lessons.rules.truth, found, weights),
-        ignored=found.ignored,
-        cells=found.cells,
-        highest=round(work.highest, 6),
+        output=str(output.path),
+        picture=str(output.picture),
+        rules=asdict(rules),
+        sections=output.sections,
+        left_out=output.sections[1] - output.sections[0] - len(planes),
+        classes=[
+            ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6))
+            for name, n, w in zip(names, counts.class_counts, weights, strict=True)
+        ],
+        ignored=counts.ignored,
+        cells=counts.cells,
+        highest=round(weighing.highest, 6),
     )
 
 
-def resolve_place(request: WeightsRequest) -> WeightMap:
-    """The image to write, whose place is free or may be written anew."""
+def _resolve_output(request: WeightsRequest) -> WeightMap:
+    """The image to write; refused where its place is taken."""
     labels = open_volume(request.labels).channels_as_sections()
     require_labels(labels)
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
     sections = resolve_sections(request.sections, count, labels.path)
-    place = WeightMap.at(request.output or f"{stem(request.labels)}.weights.zarr", labels, sections)
-    require_apart(place.path, [request.labels])
-    place.require_free(overwrite=request.overwrite)
-    return place
-
-
-def used_planes(lessons: Lessons, region: Box, *, keep_empty: bool) -> list[Box]:
-    """The sections in which something is drawn, or all."""
-    planes = [plane for plane in region.planes() if keep_empty or not lessons.is_empty(plane)]
-    if not planes:
-        raise UnetcliError(f"{lessons.labels.path}: nothing is drawn in any section; --keep-empty takes that for truth")
-    return planes
-
-
-def take_census(lessons: Lessons, planes: Sequence[Box], report: Callable[[int], None]) -> Census:
-    """Classes and cells of all sections."""
-    found = Census.nothing()
-    for done, plane in enumerate(planes, start=1):
-        found += lessons.census(plane)
-        report(done)
-    return found
-
-
-def class_table(truth: str, found: Census, weights: NDArray[np.float32]) -> list[ClassWeight]:
-    """The classes by name."""
-    foreground = "class 1" if truth == "classes" else "foreground"
-    names = ["background", foreground, *(f"class {n}" for n in range(2, len(weights)))]
-    counted = zip(names, found.class_counts, weights, strict=True)
-    return [ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6)) for name, n, w in counted]
+    place = request.output or f"{stem(request.labels)}.weights.zarr"
+    if is_remote(plain(place)):
+        raise UnetcliError(f"--output {place}: a weight map is written to a folder here")
+    output = WeightMap(Path(plain(place)), labels, sections)
+    require_apart(output.path, [request.labels])
+    output.require_free(overwrite=request.overwrite)
+    return output
 
 
 @dataclass(slots=True)
-class Weighing:
-    """Weights of one section after another; remembers where they are raised most."""
+class _Weighing:
+    """Computes the weights of one section after another; remembers where the border raises them most."""
 
-    lessons: Lessons
-    class_weights: NDArray[np.float32]
+    targets: TargetCache
+    table: NDArray[np.float32]
+    """(256,): weight of each class."""
     highest: float = 0.0
     _busiest: Box | None = None
-    _raise: float = -1.0
+    _total: float = -1.0
 
     def write(self, plane: Box, write: Write) -> None:
         """Store the weights of a section, piece by piece."""
-        for piece in self.lessons.pieces(plane):
-            classes, raised = self.lessons.window(piece)
-            weights = loss_weights(classes, raised, self.class_weights)
+        for piece in self.targets.pieces(plane):
+            classes, border = self.targets.window(piece)
+            weights = self.table[classes] + border
             write(piece, weights)
             self.highest = max(self.highest, float(weights.max()))
-            if (total := float(raised.sum(dtype=np.float64))) > self._raise:
-                self._busiest, self._raise = piece, total
+            if (total := float(border.sum(dtype=np.float64))) > self._total:
+                self._busiest, self._total = piece, total
 
     def draw(self, file: Path) -> None:
-        """Labels, classes and weights where there is most to see."""
+        """Draw labels, classes and weights of the busiest window."""
         from unetcli.viz.pictures import draw_weights
 
         assert self._busiest is not None, "nothing was written"
-        box = busiest_window(self._busiest, self.lessons.window(self._busiest)[1])
-        classes, raised = self.lessons.window(box)
-        labels = self.lessons.labels.read(box).reshape(classes.shape)
-        title = f"{Path(self.lessons.labels.path).name}: {describe(box, self.lessons.labels.axes)}"
-        draw_weights(labels, classes, loss_weights(classes, raised, self.class_weights), title, file)
+        box = busiest_window(self._busiest, self.targets.window(self._busiest)[1])
+        classes, border = self.targets.window(box)
+        labels = self.targets.labels.read(box).reshape(classes.shape)
+        title = f"{Path(self.targets.labels.path).name}: {describe(box, self.targets.labels.axes)}"
+        draw_weights(labels, classes, self.table[classes] + border, title, file)
 
 
-def busiest_window(box: Box, raised: NDArray[np.float32]) -> Box:
-    """The part of a window, at most ``SHOWN`` pixels a side, with the most raise.
+def busiest_window(box: Box, border: NDArray[np.float32]) -> Box:
+    """The part of a window, at most ``SHOWN`` pixels a side, with the largest sum of border weights.
 
     >>> busiest_window(Box((3, 0, 100), (4, 9, 1200)), np.eye(9, 1100, 900, dtype=np.float32))
     Box(start=(3, 0, 292), stop=(4, 9, 1060))
     """
-    sums = np.pad(raised.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
-    rows, columns = (np.arange(0, max(n - SHOWN, 0) + STEP, STEP).clip(0, max(n - SHOWN, 0)) for n in raised.shape)
-    below, right = (np.minimum(at + SHOWN, n) for at, n in zip((rows, columns), raised.shape, strict=True))
+    sums = np.pad(border.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
+    rows, columns = (np.arange(0, max(n - SHOWN, 0) + STEP, STEP).clip(0, max(n - SHOWN, 0)) for n in border.shape)
+    below, right = (np.minimum(at + SHOWN, n) for at, n in zip((rows, columns), border.shape, strict=True))
     inside = sums[np.ix_(below, right)] - sums[np.ix_(rows, right)] - sums[np.ix_(below, columns)]
     row, column = np.unravel_index(np.argmax(inside + sums[np.ix_(rows, columns)]), inside.shape)
     start = (box.start[-2] + int(rows[row]), box.start[-1] + int(columns[column]))
@@ -231,12 +220,6 @@ class WeightMap:
     path: Path
     labels: Volume
     sections: tuple[int, int]
-
-    @classmethod
-    def at(cls, place: str, labels: Volume, sections: tuple[int, int]) -> WeightMap:
-        if is_remote(plain(place)):
-            raise UnetcliError(f"--output {place}: a weight map is written to a folder here")
-        return cls(Path(plain(place)), labels, sections)
 
     @property
     def region(self) -> Box:
@@ -263,12 +246,14 @@ class WeightMap:
         if not overwrite:
             raise UnetcliError(f"{self.path}: exists; --overwrite writes it anew, --output names another place")
 
-    def publish(self, told: Mapping[str, Any], fill: Callable[[Write], None]) -> None:
+    def publish(self, provenance: Mapping[str, Any], fill: Callable[[Write], None]) -> None:
         """Make the image with all that ``fill`` stores, in place of an earlier weight map.
 
         Killed at any time, nothing is left under the image's name; the next call removes the draft.
         """
-        self._sweep()
+        for draft in drafts(self.path.parent, glob.escape(self.path.name)):
+            if _is_abandoned(draft / WRITER):
+                remove_aside(draft)
 
         def make(store: Store) -> None:
             store.replace_text(WRITER, json.dumps(asdict(Holder.myself())))
@@ -276,7 +261,7 @@ class WeightMap:
             level.create(store)
             array = level.open()
             fill(lambda box, w: level.write(array, box.relative_to(self.region), w.reshape(1, *box.shape)))
-            for name, text in ngff.documents(self._attributes(told), level.zarr_format).items():
+            for name, text in ngff.documents(self._attributes(provenance), level.zarr_format).items():
                 store.replace_text(name, text)
             Path(store.place, WRITER).unlink()
             self.require_free(overwrite=True)
@@ -299,7 +284,7 @@ class WeightMap:
             zarr_format=3,
         )
 
-    def _attributes(self, told: Mapping[str, Any]) -> dict[str, Any]:
+    def _attributes(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
         axes, first = self.labels.axes, dict(zip(self.labels.axes, self.region.start, strict=True))
         sizes = {axis: self.labels.voxel_size.get(axis, 1.0) for axis in axes}
         starts = {axis: self.labels.translation.get(axis, 0.0) + first[axis] * sizes[axis] for axis in axes}
@@ -311,16 +296,11 @@ class WeightMap:
             "extent": list(self.labels.extent),
             "region": [[a, b] for a, b in zip(self.region.start, self.region.stop, strict=True)],
         }
-        return {**ngff.attributes(image, 3), MARKER: {**ours, **told}}
-
-    def _sweep(self) -> None:
-        """Remove drafts whose writer has provably ended."""
-        for draft in self.path.parent.glob(f"*{PARTIAL}"):
-            if draft.name.startswith(f"{self.path.name}.") and _is_dead(draft / WRITER):
-                remove_aside(draft)
+        return {**ngff.attributes(image, 3), MARKER: {**ours, **provenance}}
 
 
-def _is_dead(writer: Path) -> bool:
+def _is_abandoned(writer: Path) -> bool:
+    """Whether the writer of a draft has provably ended."""
     try:
         return Holder(**json.loads(writer.read_text())).is_gone()
     except (OSError, ValueError, TypeError):
