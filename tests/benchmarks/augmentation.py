@@ -50,7 +50,10 @@ class Windows:
     def cut(self, draws: list[Draw], tile: int, output: int, device: torch.device) -> list[list[torch.Tensor]]:
         """Windows of the draws on the device: images, classes, weights."""
         return [
-            [part[..., : one.side(extent), : one.side(extent)].to(device, non_blocking=True) for one in draws]
+            [
+                part[..., : one.deformation.side(extent), : one.deformation.side(extent)].to(device, non_blocking=True)
+                for one in draws
+            ]
             for part, extent in zip(self.parts, (tile, output, output), strict=True)
         ]
 

@@ -37,7 +37,7 @@ VALUES = np.clip(0.6 * blobs(*SHAPE) + 0.4 * blobs(*SHAPE, seed=9), 0, 1).astype
 
 
 def judged(values: NDArray[np.float32], labels: NDArray[Any], measure: str, **rules: Any) -> MetricSums:
-    """MetricSums over all sections; values (z, y, x) or (classes, z, y, x)."""
+    """Sums over all sections; values (z, y, x) or (classes, z, y, x)."""
     pair = annotated(grey(*labels.shape), labels, **{"truth": "binary", **rules})
     outputs = values[None] if values.ndim == labels.ndim else values
     sums = MetricSums(EVEN if len(outputs) == 1 else np.ones(len(outputs), np.float32), measure)

@@ -43,16 +43,9 @@ class Draw:
     deformation: Deformation
     grey: GreyChange
 
-    def side(self, extent: int) -> int:
-        """Side of the concentric square window that the tile's central ``extent`` pixels are read from."""
-        return self.deformation.side(extent)
-
 
 def draw(settings: Augmentation, random: np.random.Generator, tile: int) -> Draw:
-    """Random choices for a tile. The numbers drawn are the same whatever the settings: they only scale them.
-
-    So a change that is switched off leaves the others as they were.
-    """
+    """Random choices for a tile; settings only scale them: without one change the others are as they were."""
     displacements = random.standard_normal(len(UNMOVED)) * settings.displacement(tile)
     turn, scale, gamma, contrast, brightness = random.uniform(-1, 1, 5)
     noise, blur, noisy, soft, down, right = random.uniform(0, 1, 6)
@@ -91,10 +84,10 @@ def augment(
     Parameters
     ----------
     images : (c, side, side) each, any real dtype
-        Windows of ``draw.side(tile)`` pixels around the sample's centre, mirrored where they reach beyond the image.
-        Larger concentric ones give the same to rounding.
+        Windows of ``deformation.side(tile)`` pixels around the sample's centre, mirrored beyond the image. Larger
+        concentric ones give the same to rounding.
     classes : (side, side) each, uint8
-        The same place; 255 is ignored. A window of ``draw.side(output)`` is enough, and less to read.
+        The same place; 255 is ignored. A window of ``deformation.side(output)`` is enough, and less to read.
     border_weights : (side, side) each, float32
         What the border adds to the class weights; as large as ``classes``.
     tile, output
@@ -108,12 +101,12 @@ def augment(
     images (b, c, tile, tile), float32, channels last; classes (b, output, output), int64; border weights
     (b, output, output), float32. Classes and border weights come from one and the same pixel, the nearest.
     """
-    windows = zip(images, classes, border_weights, draws, strict=True)
+    windows = zip(images, classes, border_weights, [draw.deformation for draw in draws], strict=True)
     samples = [_Sample(*parts).checked(tile, output) for parts in windows]
     bent = iter(_interpolate([one for one in samples if not one.deformation.whole], output))
     moved = [_turn(one, tile, output) if one.deformation.whole else next(bent) for one in samples]
     tiles, targets, weights = zip(*moved, strict=True)
-    changed = change_grey(torch.stack(tiles).sub_(mean).div_(std), [one.draw.grey for one in samples])
+    changed = change_grey(torch.stack(tiles).sub_(mean).div_(std), [draw.grey for draw in draws])
     return (
         changed.contiguous(memory_format=torch.channels_last),
         torch.stack(targets).to(torch.int64),
@@ -125,24 +118,19 @@ class _Sample(NamedTuple):
     image: Tensor
     classes: Tensor
     border_weight: Tensor
-    draw: Draw
-
-    @property
-    def deformation(self) -> Deformation:
-        return self.draw.deformation
+    deformation: Deformation
 
     def checked(self, tile: int, output: int) -> _Sample:
         """Itself; refused where it was drawn for another tile, or a window is too small or not concentric with it."""
         if self.deformation.tile != tile or self.border_weight.shape != self.classes.shape:
             raise ValueError(
-                f"drawn for a tile of {self.deformation.tile}, not {tile}; "
-                f"or weights {tuple(self.border_weight.shape)} of other pixels "
-                f"than the classes {tuple(self.classes.shape)}"
+                f"drawn for a tile of {self.deformation.tile}, not {tile}; or weights "
+                f"{tuple(self.border_weight.shape)} of other pixels than the classes {tuple(self.classes.shape)}"
             )
         for window, extent in ((self.image, tile), (self.classes, output)):
             height, width = window.shape[-2:]
             if width < extent or (width - extent) % 2 or height != width:
-                raise ValueError(f"window of {height} x {width} for {extent} x {extent} pixels: see Draw.side")
+                raise ValueError(f"window of {height} x {width} for {extent} x {extent} pixels: see Deformation.side")
         return self
 
 
@@ -209,14 +197,12 @@ class Deformation:
         line = np.linspace(-1, 1, POINTS) * (self.tile - 1) / 2
         grid = np.stack(np.meshgrid(line, line, indexing="ij"))
         moved = np.asarray(self.displacements).reshape(2, POINTS, POINTS)
-        places: NDArray[np.float64] = np.tensordot(np.reshape(self.matrix, (2, 2)), grid, axes=1) + moved
-        return places
+        return np.asarray(np.tensordot(np.reshape(self.matrix, (2, 2)), grid, axes=1) + moved)
 
     def places(self, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[np.float64]:
         """Sources of a tile's pixels, (2, y, x)."""
         weights = spline(self.tile)
-        places: NDArray[np.float64] = weights[rows] @ self.points() @ weights[columns].T
-        return places
+        return np.asarray(weights[rows] @ self.points() @ weights[columns].T)
 
     def side(self, extent: int) -> int:
         """Side of the concentric square window that the central ``extent`` pixels of the tile are read from.
@@ -238,9 +224,9 @@ class Deformation:
 def spline(extent: int) -> NDArray[np.float64]:
     """Weights of the three grid points at each of ``extent`` pixels, (extent, 3): the natural cubic spline.
 
-    It passes through the points, so displacements have the standard deviation that was asked for (cubic B-splines would
-    halve it); its first and second derivatives are continuous, where cubic convolution breaks the second at the
-    middle point; and it needs no points beyond the edge. Straight lines come out straight.
+    It passes through the points, so displacements keep their standard deviation (cubic B-splines would halve it); its
+    second derivative is continuous, which cubic convolution's is not; it needs no points beyond the edge. Straight
+    lines come out straight.
 
     >>> spline(5).tolist()[1]
     [0.40625, 0.6875, -0.09375]
@@ -279,8 +265,7 @@ def interpolated(window: Tensor, grid: Tensor) -> Tensor:
     Bicubic: it keeps 74 % of the variance of pixel noise, bilinear 45 %, and a network trained on smoother images than
     it will predict has learned something else. It costs 0.9 instead of 0.2 ms for a tile of 316 on one core.
     """
-    images = window.to(torch.float32)[None]
-    places = grid.permute(1, 2, 0)[None]
+    images, places = window.to(torch.float32)[None], grid.permute(1, 2, 0)[None]
     return functional.grid_sample(images, places, mode="bicubic", padding_mode="border", align_corners=False)[0]
 
 
@@ -372,10 +357,7 @@ def apply_tone(images: Tensor, gammas: Sequence[float]) -> None:
 
 
 def noise(image: Tensor, seed: int) -> Tensor:
-    """Standard normal values, (c, y, x), from a stream of their own; the same for any number of threads.
-
-    A GPU draws others than a CPU.
-    """
+    """Standard normal values, (c, y, x), of one seed; the same for any number of threads, not on CPU and GPU."""
     generator = torch.Generator(image.device).manual_seed(seed)
     return torch.randn(image.shape, generator=generator, device=image.device)
 
@@ -395,8 +377,7 @@ def half_kernel(sigma: float, extent: int) -> NDArray[np.float64]:
     """
     distances = np.arange(extent + 1)
     weights = np.exp(-0.5 * (distances / max(sigma, 1e-6)) ** 2) * (distances <= reach(sigma))
-    kernel: NDArray[np.float64] = weights / (2 * weights.sum() - weights[0])
-    return kernel
+    return np.asarray(weights / (2 * weights.sum() - weights[0]))
 
 
 def reach(sigma: float) -> int:
@@ -405,7 +386,7 @@ def reach(sigma: float) -> int:
 
 
 def _blurred(images: Tensor, weights: Sequence[Tensor], axis: int) -> Tensor:
-    """MetricSums of shifted images along one axis; ``weights`` (b, 1, 1, 1) by distance."""
+    """Sums of shifted images along one axis; ``weights`` (b, 1, 1, 1) by distance."""
     margin, extent = len(weights) - 1, images.shape[axis]
     pad = [0, 0, margin, margin] if axis == -2 else [margin, margin, 0, 0]
     wide = functional.pad(images, pad, mode="reflect")

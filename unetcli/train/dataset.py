@@ -162,11 +162,6 @@ class Dataset:
         """The first pair's images: all have the same dtype and channels."""
         return self.pairs[0].raw
 
-    @property
-    def channels(self) -> int:
-        """Channels that the network sees."""
-        return self.raw.channels if self.pairs[0].channel is None else 1
-
 
 @dataclass(frozen=True, slots=True)
 class DatasetStatistics:
@@ -319,9 +314,9 @@ class Sampler:
             part = self._round(number // ROUND, attempt // PATIENCE)[int(random.integers(ROUND_PLACES))]
             pair, centre = self.dataset.pairs[part.pair], _random_voxel(part.region, random)
             drawn = draw(self.augmentation, random, self.tile)
-            seen = _window(centre, drawn.side(self.output))
+            seen = _window(centre, drawn.deformation.side(self.output))
             if (pair.targets.classes(seen) != IGNORED).any():
-                image = pair.image(_window(centre, drawn.side(self.tile)))
+                image = pair.image(_window(centre, drawn.deformation.side(self.tile)))
                 classes, border_weight = pair.targets.window(seen)
                 self._require_known(pair, classes)
                 return Sample(number, image, classes, border_weight, drawn)

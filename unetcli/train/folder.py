@@ -29,60 +29,37 @@ CONFIG_VERSION = CHECKPOINT_VERSION = 2
 log = logging.getLogger(__name__)
 
 
+class _Inside:
+    """The path of a file or folder inside of a training's folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: TrainingFolder, owner: type[TrainingFolder]) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingFolder:
     """Owns every path of one training."""
 
     path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "training.json"
-
-    @property
-    def model(self) -> Path:
-        return self.path / FILE_NAME
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoint.pt"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before the last one."""
-        return self.path / "checkpoint.previous.pt"
-
-    @property
-    def damaged(self) -> Path:
-        """A checkpoint that could not be read, as it was found."""
-        return self.path / "checkpoint.damaged.pt"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
-
-    @property
-    def samples(self) -> Path:
-        """Picture of the first training samples."""
-        return self.path / "samples.png"
-
-    @property
-    def predictions(self) -> Path:
-        """Pictures of held-out sections, one for each validation."""
-        return self.path / "predictions"
-
-    @property
-    def jobs(self) -> Path:
-        """Logs of SLURM jobs."""
-        return self.path / "jobs"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
+    config = _Inside("training.json")
+    model = _Inside(FILE_NAME)
+    checkpoint = _Inside("checkpoint.pt")
+    previous = _Inside("checkpoint.previous.pt")
+    """The checkpoint before the last one."""
+    damaged = _Inside("checkpoint.damaged.pt")
+    """A checkpoint that could not be read, as it was found."""
+    log = _Inside("log.jsonl")
+    curves = _Inside("curves.png")
+    samples = _Inside("samples.png")
+    """Picture of the first training samples."""
+    predictions = _Inside("predictions")
+    """Pictures of held-out sections, one for each validation."""
+    jobs = _Inside("jobs")
+    """Logs of SLURM jobs."""
+    tensorboard = _Inside("tensorboard")
 
     def prediction(self, step: int) -> Path:
         return self.predictions / f"step-{step:07d}.jpg"

@@ -49,7 +49,7 @@ class RunOptions:
     checkpoint_minutes: float = 10.0
     patience: int | None = None
     """Validations without a better one after which training ends."""
-    compiled: bool = False
+    compile: bool = False
     tensorboard: bool = False
 
     def is_over(self, state: Checkpoint, steps: int) -> bool:
@@ -72,7 +72,7 @@ class Training:
     options: RunOptions = field(default_factory=RunOptions)
 
     def learner(self) -> Learner:
-        return Learner(self.config, self.statistics, self.device, self.world, compiled=self.options.compiled)
+        return Learner(self.config, self.statistics, self.device, self.world, compiled=self.options.compile)
 
     def sampler(self) -> Sampler:
         config = self.config
@@ -120,21 +120,21 @@ class TrainingLoop:
         """The last checkpoint, or a first one."""
         world = self.training.world
         found = world.first(self.training.folder.load_checkpoint)  # another node may still see an older one
+        step = 0
         if found is not None:
             self.learner.restore(found)
-            self.state = found
-        else:
-            self.state = self._checkpoint(0, None, 0, 0.0)
-        self.losses = list(self.state.pending)
-        world.first(self._tidy)
+            self.losses, step = list(found.pending), found.step
+        world.first(lambda: self._tidy(step))
         if found is None:
-            self._save()
+            self._save(0, None, 0, 0.0)
+        else:
+            self.state = found
         return self.state
 
-    def _tidy(self) -> None:
-        """Remove what was logged and drawn after the checkpoint, and draw the first samples."""
+    def _tidy(self, step: int) -> None:
+        """Remove what was logged and drawn after a step, and draw the first samples."""
         folder = self.training.folder
-        validated = self.state.step - self.validation_is_due(self.state.step)
+        validated = step - self.validation_is_due(step)
         folder.trim_log(validated)
         remove_pictures_after(folder, validated)
         draw_first_samples(folder, self.learner, self.sampler)
@@ -170,8 +170,7 @@ class TrainingLoop:
     def _save_between(self, done: int) -> None:
         """Write a checkpoint between two validations."""
         self.training.world.first(self._loss)
-        self.state = self._checkpoint(done, self.state.best, self.state.looks_since_best, self._seconds())
-        self._save()
+        self._save(done, self.state.best, self.state.looks_since_best, self._seconds())
 
     def _validate(self, done: int, signals: Signals) -> int:
         """Validate, keep the model if it is the best so far, and write log, pictures and checkpoint.
@@ -186,8 +185,7 @@ class TrainingLoop:
             signals.note(stop)
             return stop
         self.losses = []
-        self.state = self._checkpoint(done, *found, self._seconds())
-        self._save()
+        self._save(done, *found, self._seconds())
         return 0
 
     def _validate_here(self, done: int, stopping: Callable[[], bool]) -> tuple[float | None, int] | None:
@@ -248,10 +246,11 @@ class TrainingLoop:
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._started
 
-    def _checkpoint(self, step: int, best: float | None, since: int, seconds: float) -> Checkpoint:
-        learner = self.learner
+    def _save(self, step: int, best: float | None, since: int, seconds: float) -> None:
+        """Make a checkpoint of the present state and write it."""
+        learner, folder = self.learner, self.training.folder
         self._started = time.monotonic()
-        return Checkpoint(
+        self.state = Checkpoint(
             config=self.training.config.to_dict(),
             step=step,
             network=learner.network.state_dict(),
@@ -262,9 +261,6 @@ class TrainingLoop:
             pending=self._floats(),
             seconds=seconds,
         )
-
-    def _save(self) -> None:
-        folder = self.training.folder
         self.training.world.first(lambda: self.state.save(folder.checkpoint, folder.previous))
         self._saved = time.monotonic()
 

@@ -101,7 +101,7 @@ IGNORED = 255
 LINE = 1
 """Pixels of an object that the line takes where it touches another."""
 FAINTEST = 1e-6
-"""Where the exponential of eq. 2 falls below this, the raise is taken for 0."""
+"""Where the exponential of eq. 2 falls below this, the border weight is 0."""
 WIDEST_SIGMA = 1000.0
 
 

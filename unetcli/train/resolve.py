@@ -91,12 +91,6 @@ def resolve_training(
         device=device.type,
         data=prints,
     )
-    options = RunOptions(
-        checkpoint_minutes=request.checkpoint_minutes,
-        patience=request.patience,
-        compiled=request.compile,
-        tensorboard=request.tensorboard,
-    )
     return Training(
         config=config,
         dataset=dataset,
@@ -104,7 +98,7 @@ def resolve_training(
         folder=folder,
         device=device,
         world=world,
-        options=options,
+        options=_settings(RunOptions, request, None, {}),
     )
 
 
@@ -187,8 +181,9 @@ def resolve_architecture(
     defaults = {name: RECIPES[recipe][name] for name in ("dropout", "batch_norm")}
     defaults |= SMALL if device.type == "cpu" else PAPER
     kept = frozen.architecture if frozen else None
+    channels = dataset.raw.channels if request.channel is None else 1
     values = {name: _chosen(name, request, kept, default) for name, default in defaults.items()}
-    return Architecture(**values, in_channels=dataset.channels, classes=len(statistics.class_counts))
+    return Architecture(**values, in_channels=channels, classes=len(statistics.class_counts))
 
 
 def resolve_tile(

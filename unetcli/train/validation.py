@@ -179,8 +179,10 @@ class MetricSums:
         self.confusion = confusion if self.confusion is None else self.confusion + confusion
         if len(per_class) == 2:
             self._add_levels(item, counted)
-        if self.measure == "seg":
-            self._add_seg(item)
+        if self.measure == "seg":  # components above 0.5 against the instances, or the components of a binary truth
+            found = ndimage.label((item.values[0] > HALF) & counted)[0]
+            total, objects = seg_sums(item.pair.instances(item.box), found)
+            self.seg = (self.seg[0] + total, self.seg[1] + objects)
 
     def _add_levels(self, item: ValidatedSection, counted: NDArray[np.bool_]) -> None:
         interior = (item.classes > 0) & counted
@@ -190,12 +192,6 @@ class MetricSums:
             self.levels[place] += pixel_counts(proposal, interior, counted)
             if cells is not None:
                 self.rand[place] += Overlap.of(cells, components(proposal)).pairs
-
-    def _add_seg(self, item: ValidatedSection) -> None:
-        """Score connected components above 0.5 against the instances, or the components of a binary truth."""
-        found = ndimage.label((item.values[0] > HALF) & item.counted)[0]
-        total, objects = seg_sums(item.pair.instances(item.box), found)
-        self.seg = (self.seg[0] + total, self.seg[1] + objects)
 
     def result(self) -> ValidationMetrics | None:
         """The metrics; None where no section had any truth."""

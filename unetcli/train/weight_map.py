@@ -236,7 +236,7 @@ class WeightMap:
         if not self.path.parent.is_dir():
             raise UnetcliError(f"--output {self.path}: no folder {self.path.parent}; make it first")
         if LocalStore(self.path).is_free():
-            if self.picture.exists():  # whose it is nothing tells
+            if self.picture.exists():  # nothing says whose it is
                 raise UnetcliError(f"{self.picture}: exists without its weight map; --output names another place")
             return
         if (found := marker(self.path)) is None or found.get("kind") != KIND:
