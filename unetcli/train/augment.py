@@ -364,7 +364,7 @@ def noise(image: Tensor, seed: int) -> Tensor:
 
 def blurred(images: Tensor, sigmas: Sequence[float]) -> Tensor:
     """A Gaussian blur of each image along y and x, mirrored at the edges."""
-    kernels = np.stack([half_kernel(sigma, max(map(reach, sigmas))) for sigma in sigmas])
+    kernels = np.stack([half_kernel(sigma, math.ceil(BLUR_REACH * max(sigmas))) for sigma in sigmas])
     weights = per_sample(kernels.T, images.device)
     return _blurred(_blurred(images, weights, -2), weights, -1)
 
@@ -376,13 +376,8 @@ def half_kernel(sigma: float, extent: int) -> NDArray[np.float64]:
     [1.0, 0.0, 0.0]
     """
     distances = np.arange(extent + 1)
-    weights = np.exp(-0.5 * (distances / max(sigma, 1e-6)) ** 2) * (distances <= reach(sigma))
+    weights = np.exp(-0.5 * (distances / max(sigma, 1e-6)) ** 2) * (distances <= math.ceil(BLUR_REACH * sigma))
     return np.asarray(weights / (2 * weights.sum() - weights[0]))
-
-
-def reach(sigma: float) -> int:
-    """Pixels to either side that a blur reads."""
-    return math.ceil(BLUR_REACH * sigma)
 
 
 def _blurred(images: Tensor, weights: Sequence[Tensor], axis: int) -> Tensor:

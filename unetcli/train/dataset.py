@@ -157,11 +157,6 @@ class Dataset:
         """Whether a section has truth to train or validate on."""
         return self.keep_empty or not pair.is_empty(plane)
 
-    @property
-    def raw(self) -> Volume:
-        """The first pair's images: all have the same dtype and channels."""
-        return self.pairs[0].raw
-
 
 @dataclass(frozen=True, slots=True)
 class DatasetStatistics:
@@ -281,7 +276,6 @@ def label_values(labels: Volume, region: Box) -> list[int]:
 class Sample:
     """One training tile and its random choices."""
 
-    number: int
     image: NDArray[Any]
     """(c, side, side), the volume's dtype; the window that the draw needs of the tile."""
     classes: NDArray[np.uint8]
@@ -318,22 +312,19 @@ class Sampler:
             if (pair.targets.classes(seen) != IGNORED).any():
                 image = pair.image(_window(centre, drawn.deformation.side(self.tile)))
                 classes, border_weight = pair.targets.window(seen)
-                self._require_known(pair, classes)
-                return Sample(number, image, classes, border_weight, drawn)
+                highest = int(classes[classes != IGNORED].max())
+                if highest >= self.classes:
+                    raise UnetcliError(
+                        f"{pair.labels.path}: class {highest}, but the part that was surveyed has {self.classes} "
+                        "classes; --sections with all of them, or --ignore that label"
+                    )
+                return Sample(image, classes, border_weight, drawn)
         raise UnetcliError(f"{pair.labels.path}: {TRIES} places tried, none with any truth; --sections, --keep-empty")
 
     def keep(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
         """Dropout of a sample: (channels,), 0 or 1 / (1 - p)."""
         random = np.random.default_rng([self.seed, DROPOUT, number])
         return (random.random(channels) >= probability).astype(np.float32) / np.float32(1 - probability)
-
-    def _require_known(self, pair: AnnotatedVolume, classes: NDArray[np.uint8]) -> None:
-        highest = int(classes[classes != IGNORED].max())
-        if highest >= self.classes:
-            raise UnetcliError(
-                f"{pair.labels.path}: class {highest}, but the part that was surveyed has {self.classes} classes; "
-                "--sections with all of them, or --ignore that label"
-            )
 
     @cached_property
     def _runs(self) -> tuple[Part, ...]:

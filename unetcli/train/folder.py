@@ -61,9 +61,6 @@ class TrainingFolder:
     """Logs of SLURM jobs."""
     tensorboard = _Inside("tensorboard")
 
-    def prediction(self, step: int) -> Path:
-        return self.predictions / f"step-{step:07d}.jpg"
-
     @contextmanager
     def launcher(self, *, take_over: bool = False) -> Iterator[None]:
         """One training at a time; see :func:`unetcli.core.lock.hold`."""

@@ -209,10 +209,7 @@ class TrainingLoop:
             write_tensorboard(training.folder, row)
         best = value if wins and value is not None else before.best
         since = 0 if wins else before.looks_since_best + 1
-        if value is not None:
-            self.note = f", held out {value:.3f}" + (f", best {best:.3f}" if best is not None else "")
-        else:
-            self.note = ""
+        self.note = "" if value is None else f", held out {value:.3f}, best {best:.3f}"
         self._show(done, f"loss {row['loss']:.3f}{self.note}")
         return best, since
 
@@ -273,7 +270,7 @@ def model_header(training: Training, step: int, metrics: ValidationMetrics | Non
     return ModelHeader(
         architecture=replace(config.architecture, batch_norm=False),
         class_names=names,
-        intensity=Intensity(dtype=str(training.dataset.raw.dtype), mean=statistics.mean, std=statistics.std),
+        intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
         provenance={
             "unetcli": __version__,
             "torch": torch.__version__,

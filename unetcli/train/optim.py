@@ -62,16 +62,13 @@ class Learner:
         self.network = UNet(config.architecture)
         on_device(self.network, device).train()
         self.averaged = copy.deepcopy(self.network) if config.optimisation.ema else None
+        self.validated = self.network if self.averaged is None else self.averaged
+        """The network that is validated and saved: the average over the last steps, where there is one."""
         self.optimizer = create_optimizer(config.optimisation, self.network)
         self.table = torch.from_numpy(weight_table(statistics.class_weights(balance=config.balance))).to(device)
         shared = world.shared(self.network, device)
         self._forward = torch.compile(shared) if compiled else shared
         self._compiling = reporting_compile_errors if compiled else nullcontext
-
-    @property
-    def validated(self) -> UNet:
-        """The network that is validated and saved: the average over the last steps, where there is one."""
-        return self.network if self.averaged is None else self.averaged
 
     def batch(self, samples: Sequence[Sample], keeps: Sequence[Any]) -> Batch:
         """Samples augmented on the device."""

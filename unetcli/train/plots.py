@@ -49,7 +49,7 @@ def draw_validation(folder: TrainingFolder, step: int, shown: Sequence[Validated
     rows = [np.hstack([np.pad(plane, frame, constant_values=WHITE) for plane in _planes(item)]) for item in shown]
     width = max(row.shape[1] for row in rows)
     page = np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1])), constant_values=WHITE) for row in rows])
-    with replacing(folder.prediction(step)) as draft:
+    with replacing(folder.predictions / f"step-{step:07d}.jpg") as draft:
         draft.write_bytes(jpeg8_encode(page, level=QUALITY))
 
 

@@ -181,7 +181,7 @@ def resolve_architecture(
     defaults = {name: RECIPES[recipe][name] for name in ("dropout", "batch_norm")}
     defaults |= SMALL if device.type == "cpu" else PAPER
     kept = frozen.architecture if frozen else None
-    channels = dataset.raw.channels if request.channel is None else 1
+    channels = dataset.pairs[0].raw.channels if request.channel is None else 1
     values = {name: _chosen(name, request, kept, default) for name, default in defaults.items()}
     return Architecture(**values, in_channels=channels, classes=len(statistics.class_counts))
 
@@ -199,10 +199,8 @@ def resolve_tile(
 
 def resolve_augmentation(request: TrainRequest, frozen: TrainingConfig | None) -> Augmentation:
     """The changes asked for; ``--no-augment`` switches off all that are not."""
-    base = Augmentation() if request.augment else Augmentation.none()
-    if request.augment and frozen is not None:
-        base = frozen.augmentation
-    return _settings(Augmentation, request, base, {})
+    kept = frozen.augmentation if frozen else Augmentation()
+    return _settings(Augmentation, request, kept if request.augment else Augmentation.none(), {})
 
 
 def resolve_optimisation(
@@ -225,9 +223,8 @@ def resolve_precision(request: TrainRequest, frozen: TrainingConfig | None, devi
     """bfloat16 where the device computes in it, else float32."""
     precision: str = _chosen("precision", request, frozen, "auto")
     require_one_of("precision", precision, ("auto", "float32", "bfloat16"))
-    if precision != "auto":
-        return precision
-    return "bfloat16" if has_bfloat16(device) else "float32"
+    fastest = "bfloat16" if has_bfloat16(device) else "float32"
+    return fastest if precision == "auto" else precision
 
 
 def resolve_measure(request: TrainRequest, frozen: TrainingConfig | None, architecture: Architecture) -> str:

@@ -247,11 +247,9 @@ def train_here(request: TrainRequest, place: str) -> None:
         request = replace(request, overwrite=False, take_over=False)
     try:
         finished = _trained(request, signals, first)
-        if not finished and first:
-            requeued = signals.stop() == signal.SIGUSR2 and requeue_job()
-            raise SystemExit(0 if requeued else INCOMPLETE)
         if not finished:
-            raise SystemExit(0)
+            requeued = first and signals.stop() == signal.SIGUSR2 and requeue_job()
+            raise SystemExit(INCOMPLETE if first and not requeued else 0)
     finally:
         # srun ends the others as soon as one has failed: that must not replace the exit code of who is about to leave
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

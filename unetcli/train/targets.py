@@ -112,11 +112,6 @@ class LabelCounts:
         occurring = np.flatnonzero(self.pixels[:IGNORED])
         return self.pixels[: max(int(occurring.max(initial=0)) + 1, 2)]
 
-    @property
-    def ignored(self) -> int:
-        """Pixels without truth."""
-        return int(self.pixels[IGNORED])
-
 
 class TargetCache:
     """Classes and border weights of a label volume, by window; threads may share one.
@@ -136,11 +131,6 @@ class TargetCache:
         self._tiles = _Grid((TILE, TILE), self._section)
         self._cell_maps, self._border_tiles = _ByteCache(budget_bytes // 2), _ByteCache(budget_bytes // 2)
         self._lock = threading.Lock()
-
-    @property
-    def kept_bytes(self) -> int:
-        """Memory held at present."""
-        return self._cell_maps.nbytes + self._border_tiles.nbytes
 
     def window(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Classes and border weights of one section's window, (y, x) each.

@@ -143,8 +143,7 @@ class ValidatedSection:
     @property
     def counted(self) -> NDArray[np.bool_]:
         """Where there is truth."""
-        counted: NDArray[np.bool_] = self.classes != IGNORED
-        return counted
+        return np.asarray(self.classes != IGNORED)
 
     @property
     def per_class(self) -> NDArray[np.float32]:
@@ -222,12 +221,11 @@ class MetricSums:
 def describe_row(row: dict[str, Any], metrics: ValidationMetrics | None) -> str:
     """One line about a validation."""
     text = f"step {row['step']}: loss {row['loss']:.4f}"
-    if metrics:
-        text += f"; held out: loss {metrics.loss:.4f}, pixel disagreement {metrics.pixel_disagreement:.4f}"
-        if metrics.measure != "pixel_disagreement" and metrics.selected is not None:
-            text += f", {metrics.measure.replace('_', ' ')} {metrics.selected:.4f}"
-    if not metrics:
+    if metrics is None:
         return f"{text} (kept: nothing is held out to judge by)"
+    text += f"; held out: loss {metrics.loss:.4f}, pixel disagreement {metrics.pixel_disagreement:.4f}"
+    if metrics.measure != "pixel_disagreement" and metrics.selected is not None:
+        text += f", {metrics.measure.replace('_', ' ')} {metrics.selected:.4f}"
     return text + (" (best so far, kept)" if row["best"] else "")
 
 

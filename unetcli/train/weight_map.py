@@ -18,7 +18,7 @@ from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_a
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
 from unetcli.train.dataset import resolve_truth
-from unetcli.train.recipes import TruthRules
+from unetcli.train.recipes import IGNORED, TruthRules
 from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
 from unetcli.volumes import ngff
 from unetcli.volumes.level import Level
@@ -143,7 +143,7 @@ def write_weights(request: WeightsRequest, report: Report = lambda done, total: 
             ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6))
             for name, n, w in zip(names, counts.class_counts, weights, strict=True)
         ],
-        ignored=counts.ignored,
+        ignored=int(counts.pixels[IGNORED]),
         cells=counts.cells,
         highest=round(weighing.highest, 6),
     )
