@@ -76,9 +76,10 @@ def laid(place: Path, options: argparse.Namespace) -> Training:
 
 def compare(training: Training, place: Path, steps: int, rounds: int) -> None:
     learner, sampler = training.learner(), training.sampler()
-    course = TrainingLoop(training, 10_000, lambda done, total, note="": None)
-    course.state = course._state(0, None, 0, 0.0)
-    course.start_clock()
+    training.folder.path.mkdir()
+    loop = TrainingLoop(training, 10_000, lambda done, total, note="": None)
+    loop.begin()
+    loop.start_clock()
     batch = next(iter(batches(learner, sampler, [0])))
     bare_once(learner, batch)
     with closing(prefetch(batches(learner, sampler, range(10**9)), BATCHES_AHEAD)) as stream:
@@ -86,7 +87,7 @@ def compare(training: Training, place: Path, steps: int, rounds: int) -> None:
         bare, whole = [], []
         for _ in range(rounds):
             bare += [timed(learner, lambda: bare_once(learner, batch)) for _ in range(steps)]
-            whole += [timed(learner, lambda: whole_once(course, learner, stream)) for _ in range(steps)]
+            whole += [timed(learner, lambda: whole_once(loop, learner, stream)) for _ in range(steps)]
     a = training.config.architecture
     print(f"{training.device}, {training.config.precision}, depth {a.depth}, {a.base_channels} channels, tile", end=" ")
     print(f"{training.config.tile}: bare {median(bare):.4f} s, train {median(whole):.4f} s a step", end=", ")
@@ -103,10 +104,10 @@ def bare_once(learner: Learner, batch: Batch) -> None:
     learner.optimizer.step()
 
 
-def whole_once(course: TrainingLoop, learner: Learner, stream: Iterator[Batch]) -> None:
+def whole_once(loop: TrainingLoop, learner: Learner, stream: Iterator[Batch]) -> None:
     """A step as train takes it."""
-    course.losses.append(learner.step(next(stream), len(course.losses)))
-    course.tell(len(course.losses))
+    loop.losses.append(learner.step(next(stream), len(loop.losses)))
+    loop.show_progress(len(loop.losses))
 
 
 def timed(learner: Learner, work: object) -> float:
