@@ -14,7 +14,7 @@ from structure import imported, modules
 PROJECT = Path(__file__).parents[1]
 MODULES = modules()
 LIGHT_PACKAGES = {"core", "planning"}
-ALSO_LIGHT = {"config", "engine.receipts", "engine.status", "train.augmentation", "cli"}
+ALSO_LIGHT = {"config", "engine.receipts", "engine.status", "train.recipes", "train.slurm", "cli"}
 WITHOUT_TORCH_AND_ZARR = sorted(
     {name for name in (found.removeprefix("unetcli.") for found in MODULES) if name.split(".")[0] in LIGHT_PACKAGES}
     | ALSO_LIGHT

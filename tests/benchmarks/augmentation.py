@@ -21,7 +21,7 @@ from unetcli.core.machine import cpu_threads
 from unetcli.model.device import on_device, resolve_device
 from unetcli.model.network import UNet
 from unetcli.train.augment import Augmentation, Draw, augment, draw
-from unetcli.train.loss import weighted_cross_entropy
+from unetcli.train.optim import weighted_cross_entropy
 
 NETWORKS = {"full": (Architecture(), 572), "small": (Architecture(depth=3, base_channels=16), 316)}
 SOURCE = 1400
@@ -45,12 +45,15 @@ class Windows:
 
     @property
     def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.grey, self.classes, self.raised
+        return self.grey, self.classes, self.border_weight
 
     def cut(self, draws: list[Draw], tile: int, output: int, device: torch.device) -> list[list[torch.Tensor]]:
         """Windows of the draws on the device: images, classes, weights."""
         return [
-            [part[..., : one.side(extent), : one.side(extent)].to(device, non_blocking=True) for one in draws]
+            [
+                part[..., : one.deformation.side(extent), : one.deformation.side(extent)].to(device, non_blocking=True)
+                for one in draws
+            ]
             for part, extent in zip(self.parts, (tile, output, output), strict=True)
         ]
 

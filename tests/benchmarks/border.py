@@ -25,8 +25,9 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.train.border import border_raise, cells_of
-from unetcli.train.targets import FAINTEST, TruthRules, classes_of
+from unetcli.train.border import border_weights, cells_of
+from unetcli.train.recipes import FAINTEST, TruthRules
+from unetcli.train.targets import classes_of
 
 Labels = NDArray[np.integer]
 STACK_BYTES = 2**32
@@ -116,7 +117,7 @@ def row(truth: str, labels: Labels, plain_cells: int) -> str:
     numbers = np.arange(1, cells.max() + 1)
     looked = numbers[:plain_cells]
     scale = len(numbers) / len(looked)
-    seconds, peak, raised = measured(lambda: border_raise(labels, classes, rules), 3)
+    seconds, peak, raised = measured(lambda: border_weights(cells_of(labels, classes, rules), classes, rules), 3)
     lean_s, lean_mb, both = measured(lambda: lean_sum(cells, looked), 1)
     lean = f"{lean_s * scale:>8.1f} {lean_mb:>8.0f} {lean_s * scale / seconds:>6.0f}"
     plain = f"{'':>8} {8 * cells.size * len(numbers) / 2**20:>8.0f} {'':>6}"

@@ -27,9 +27,14 @@ import zarr  # noqa: E402
 from unetcli.core.streams import prefetch  # noqa: E402
 from unetcli.model.device import cpu_threads  # noqa: E402
 from unetcli.train.folder import TrainingFolder  # noqa: E402
-from unetcli.train.learner import Batch, Learner, autocast, batches  # noqa: E402
-from unetcli.train.learning import BATCHES_AHEAD, Course, Training  # noqa: E402
-from unetcli.train.loss import weighted_cross_entropy  # noqa: E402
+from unetcli.train.loop import BATCHES_AHEAD, Training, TrainingLoop  # noqa: E402
+from unetcli.train.optim import (  # noqa: E402
+    Batch,
+    Learner,
+    autocast,
+    batches,
+    weighted_cross_entropy,
+)
 from unetcli.train.request import TrainRequest  # noqa: E402
 from unetcli.train.resolve import resolve_training  # noqa: E402
 
@@ -71,9 +76,10 @@ def laid(place: Path, options: argparse.Namespace) -> Training:
 
 def compare(training: Training, place: Path, steps: int, rounds: int) -> None:
     learner, sampler = training.learner(), training.sampler()
-    course = Course(training, 10_000, lambda done, total, note="": None)
-    course.state = course._state(0, None, 0, 0.0)
-    course.start_clock()
+    training.folder.path.mkdir()
+    loop = TrainingLoop(training, 10_000, lambda done, total, note="": None)
+    loop.begin()
+    loop.start_clock()
     batch = next(iter(batches(learner, sampler, [0])))
     bare_once(learner, batch)
     with closing(prefetch(batches(learner, sampler, range(10**9)), BATCHES_AHEAD)) as stream:
@@ -81,7 +87,7 @@ def compare(training: Training, place: Path, steps: int, rounds: int) -> None:
         bare, whole = [], []
         for _ in range(rounds):
             bare += [timed(learner, lambda: bare_once(learner, batch)) for _ in range(steps)]
-            whole += [timed(learner, lambda: whole_once(course, learner, stream)) for _ in range(steps)]
+            whole += [timed(learner, lambda: whole_once(loop, learner, stream)) for _ in range(steps)]
     a = training.config.architecture
     print(f"{training.device}, {training.config.precision}, depth {a.depth}, {a.base_channels} channels, tile", end=" ")
     print(f"{training.config.tile}: bare {median(bare):.4f} s, train {median(whole):.4f} s a step", end=", ")
@@ -92,16 +98,16 @@ def bare_once(learner: Learner, batch: Batch) -> None:
     """Forward, backward, optimiser."""
     with autocast(learner.device, learner.config.precision):
         logits = learner.network(batch.images, batch.keep)
-    total, weight = weighted_cross_entropy(logits, batch.classes, batch.raised, learner.table)
+    total, weight = weighted_cross_entropy(logits, batch.classes, batch.border_weight, learner.table)
     learner.optimizer.zero_grad(set_to_none=True)
     (total / weight).backward()  # type: ignore[no-untyped-call]
     learner.optimizer.step()
 
 
-def whole_once(course: Course, learner: Learner, stream: Iterator[Batch]) -> None:
+def whole_once(loop: TrainingLoop, learner: Learner, stream: Iterator[Batch]) -> None:
     """A step as train takes it."""
-    course.losses.append(learner.step(next(stream), len(course.losses)))
-    course.tell(len(course.losses))
+    loop.losses.append(learner.step(next(stream), len(loop.losses)))
+    loop.show_progress(len(loop.losses))
 
 
 def timed(learner: Learner, work: object) -> float:

@@ -18,7 +18,7 @@ from helpers import grey, write_zarr
 from slurm.cluster import SlurmCluster, until
 
 from unetcli.core.lock import Holder
-from unetcli.train.checkpoint import Checkpoint
+from unetcli.train.folder import Checkpoint
 
 COMMON = "--depth 1 --base-channels 8 --tile 44 --batch-size 2 --device cpu --precision float32 --recipe paper"
 CLUSTER = "--cluster slurm --nodes 2 --mem 1G --cpus-per-task 1 --time 60"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +13,19 @@ from numpy.typing import NDArray
 
 from unetcli.core.signals import Signals
 from unetcli.model.file import load_network
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.corpus import Annotated, Corpus, Part
+from unetcli.train.border import border_weights, cells_of
+from unetcli.train.dataset import AnnotatedVolume, Dataset, Part, Sampler
+from unetcli.train.recipes import Augmentation, TruthRules
 from unetcli.train.request import TrainRequest
 from unetcli.train.settings import Ranges
-from unetcli.train.targets import TruthRules
 from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:  # scenes are made without torch too
     import torch
 
-    from unetcli.train.sampling import Sampler
+    from unetcli.train.border import border_weights, cells_of
 
-TURNS = Augmentation.from_dict({**Augmentation.none().to_dict(), "flip": True})
+TURNS = replace(Augmentation.none(), flip=True)
 """Samples are mirrored, and nothing else."""
 
 
@@ -32,32 +33,37 @@ def volume(values: Any, axes: str | None = None, path: str = "labels.zarr", **mo
     return Volume(path=path, array=values, stored_axes=axes or "tzyx"[-len(values.shape) :], **more)
 
 
-def annotated(raw: Any, labels: Any, axes: str | None = None, channel: int | None = None, **rules: Any) -> Annotated:
+def annotated(
+    raw: Any, labels: Any, axes: str | None = None, channel: int | None = None, **rules: Any
+) -> AnnotatedVolume:
     """Images and labels; the labels are classes where no rules say otherwise, and no weight is raised."""
     axes = axes or "tzyx"[-len(raw.shape) :]
     volumes = volume(raw, axes, "raw.zarr"), volume(labels, axes.replace("c", ""))
-    return Annotated.lay(*volumes, TruthRules(**{"truth": "classes", "w0": 0.0, **rules}), channel)
+    return AnnotatedVolume.buffered(*volumes, TruthRules(**{"truth": "classes", "w0": 0.0, **rules}), channel)
 
 
-def corpus(
-    *pairs: Annotated, train: Ranges | None = None, held_out: Ranges | None = None, keep_empty: bool = False
-) -> Corpus:
+def dataset(
+    *pairs: AnnotatedVolume, train: Ranges | None = None, held_out: Ranges | None = None, keep_empty: bool = False
+) -> Dataset:
     """Sections of pairs; all of them to train on, where nothing is said."""
     counts = [1 if (axis := pair.raw.section_axis) is None else pair.raw.extent[axis] for pair in pairs]
     everything = tuple((0, count) for count in counts)
     nothing = tuple((0, 0) for _ in counts)
-    return Corpus.lay(pairs, train or everything, held_out or nothing, keep_empty=keep_empty)
+    return Dataset.of_sections(pairs, train or everything, held_out or nothing, keep_empty=keep_empty)
 
 
-def region(pair: Annotated, box: Any) -> Corpus:
+def region(pair: AnnotatedVolume, box: Any) -> Dataset:
     """Any part of one pair to train on."""
-    return Corpus((pair,), (Part(0, box),), (), keep_empty=True)
+    return Dataset((pair,), (Part(0, box),), (), keep_empty=True)
 
 
-def sampler(corpus: Corpus, tile: int, output: int, seed: int = 0, augmentation: Augmentation = TURNS) -> Sampler:
-    from unetcli.train.sampling import Sampler
+def sampler(dataset: Dataset, tile: int, output: int, seed: int = 0, augmentation: Augmentation = TURNS) -> Sampler:
+    return Sampler(dataset, tile, output, augmentation, seed)
 
-    return Sampler(corpus, tile, output, augmentation, seed)
+
+def border_of(labels: NDArray[Any], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.float32]:
+    """What the border adds to the weight of each pixel of a label map."""
+    return border_weights(cells_of(labels, classes, rules), classes, rules)
 
 
 def write_discs(folder: Path) -> None:
@@ -113,7 +119,7 @@ def weights(folder: str = "model") -> dict[str, torch.Tensor]:
 
 
 def state(folder: str = "model") -> dict[str, torch.Tensor]:
-    from unetcli.train.checkpoint import Checkpoint
+    from unetcli.train.folder import Checkpoint
 
     return Checkpoint.load(Path(folder) / "checkpoint.pt").network
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from helpers import grey
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
-from unetcli.train.augment import Augmentation, Draw, augment, draw
-from unetcli.train.deformation import Deformation
-from unetcli.train.greyvalues import GreyChange
+from unetcli.train.augment import Augmentation, Deformation, Draw, GreyChange, augment, change_grey, draw, noise
 
 TILE, OUTPUT = 44, 20
 ALL = Augmentation(noise=0.5, blur=2.0)
@@ -40,9 +39,9 @@ RAISED = np.arange(SOURCE * SOURCE, dtype=np.float32).reshape(SOURCE, SOURCE)
 
 def augmented(draws: list[Draw], numbers: list[int], image: NDArray[np.generic] = IMAGE, **options: float) -> Batch:
     """A batch of samples; ``numbers`` say where they are cut."""
-    images = [window(image, one.side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
+    images = [window(image, one.deformation.side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
     classes, raised = (
-        [window(source, one.side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
+        [window(source, one.deformation.side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
         for source in (CLASSES, RAISED)
     )
     return augment(images, classes, raised, draws, tile=TILE, output=OUTPUT, **options)
@@ -68,7 +67,7 @@ def test_with_everything_off_samples_are_plain_crops_bit_for_bit() -> None:
     images, classes, raised = augmented(draws, numbers)
     edge = (TILE - OUTPUT) // 2
     for n in numbers:
-        assert draws[n].side(TILE) == TILE
+        assert draws[n].deformation.side(TILE) == TILE
         inner = [window(source, TILE, n)[edge:-edge, edge:-edge] for source in (CLASSES, RAISED)]
         assert torch.equal(images[n], window(IMAGE, TILE, n))
         assert torch.equal(classes[n], inner[0].long())
@@ -149,7 +148,7 @@ def test_lower_precision_around_it_does_not_show() -> None:
 def test_inputs_are_left_as_they_are() -> None:
     for settings in (ALL, Augmentation.none(), replace(ALL, elastic=0, rotation=0, scale=0)):
         one = drawn(settings, 1)
-        parts = [window(source, one.side(TILE), 1) for source in (IMAGE, CLASSES, RAISED)]
+        parts = [window(source, one.deformation.side(TILE), 1) for source in (IMAGE, CLASSES, RAISED)]
         before = [part.clone() for part in parts]
         augment([parts[0]], [parts[1]], [parts[2]], [one], tile=TILE, output=OUTPUT, mean=1.0, std=2.0)
         assert all(torch.equal(a, b) for a, b in zip(parts, before, strict=True))
@@ -175,12 +174,12 @@ def test_each_channel_can_have_its_own_statistics() -> None:
 
 def test_smaller_windows_of_labels_are_enough_and_larger_ones_give_the_same() -> None:
     one = drawn(ALL, 2)
-    sides = (one.side(OUTPUT), one.side(TILE), one.side(TILE) + 2)
+    sides = (one.deformation.side(OUTPUT), one.deformation.side(TILE), one.deformation.side(TILE) + 2)
     assert sides[0] < sides[1]
     found = []
     for side in sides:
         classes, raised = window(CLASSES, side, 2), window(RAISED, side, 2)
-        image = window(IMAGE, one.side(TILE), 2)
+        image = window(IMAGE, one.deformation.side(TILE), 2)
         found.append(augment([image], [classes], [raised], [one], tile=TILE, output=OUTPUT))
     assert same(found[0], found[1])
     assert same(found[0], found[2])
@@ -189,7 +188,7 @@ def test_smaller_windows_of_labels_are_enough_and_larger_ones_give_the_same() ->
 @pytest.mark.parametrize(
     ("sides", "tile", "said"),
     [
-        ((TILE - 2, TILE, TILE), TILE, r"window of 42 x 42 for 44 x 44 pixels: see Draw\.side"),
+        ((TILE - 2, TILE, TILE), TILE, r"window of 42 x 42 for 44 x 44 pixels: see Deformation\.side"),
         ((TILE + 1, TILE, TILE), TILE, r"window of 45 x 45"),
         ((TILE, OUTPUT - 2, OUTPUT - 2), TILE, r"window of 18 x 18 for 20 x 20"),
         ((TILE, TILE, OUTPUT), TILE, r"weights \(20, 20\) of other pixels than the classes \(44, 44\)"),
@@ -263,9 +262,10 @@ def test_a_gpu_is_never_waited_for_and_gives_the_same_up_to_rounding() -> None:
     draws = [drawn(replace(ALL, noise=0), number) for number in range(4)]
     expected = augmented(draws, [0, 1, 2, 3])
     parts = [
-        [window(source, one.side(TILE), n).cuda() for n, one in enumerate(draws)] for source in (IMAGE, CLASSES, RAISED)
+        [window(source, one.deformation.side(TILE), n).cuda() for n, one in enumerate(draws)]
+        for source in (IMAGE, CLASSES, RAISED)
     ]
-    augment(*parts, draws, tile=TILE, output=OUTPUT)  # constants of the tile are sent once
+    augment(*parts, draws, tile=TILE, output=OUTPUT)  # what is set up once may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = augment(*parts, draws, tile=TILE, output=OUTPUT)
@@ -279,3 +279,71 @@ def test_a_draw_can_be_put_together_by_hand() -> None:
     one = Draw(Deformation.of(TILE, degrees=90), GreyChange())
     images, _, _ = augmented([one], [0])
     assert np.array_equal(images[0], np.rot90(window(IMAGE, TILE, 0).numpy(), axes=(1, 2)))
+
+
+def images(batch: int = 3, channels: int = 2, height: int = 21, width: int = 34) -> torch.Tensor:
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def changed(**strengths: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image before and after."""
+    before = images(1)
+    return before, change_grey(before.clone(), [GreyChange(**strengths)])  # type: ignore[arg-type]
+
+
+def test_contrast_is_a_factor_and_brightness_is_added() -> None:
+    before, after = changed(contrast=1.5, brightness=-0.25)
+    assert torch.allclose(after, before * 1.5 - 0.25)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.2])
+def test_blur_is_a_gaussian_mirrored_at_the_edges(sigma: float) -> None:
+    before, after = changed(blur=sigma)
+    reach = int(np.ceil(3 * sigma))
+    expected = gaussian_filter(before.numpy(), (0, 0, sigma, sigma), mode="mirror", radius=(0, 0, reach, reach))
+    assert np.allclose(after.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.6, 0.9, 1.2, 2.0])
+def test_gamma_bends_like_a_power_within_the_range_of_each_channel(gamma: float) -> None:
+    before, after = changed(gamma=gamma)
+    for one, other in zip(before[0], after[0], strict=True):
+        low, high = one.min(), one.max()
+        assert torch.allclose(torch.stack([other.min(), other.max()]), torch.stack([low, high]), atol=1e-5)
+        tone, bent = ((values - low) / (high - low) for values in (one, other))
+        assert (bent - tone**gamma).abs().max() < 0.2 * abs(np.log(gamma))
+        order = one.flatten().argsort()
+        assert (other.flatten()[order].diff() > -1e-5).all()
+        assert ((bent - tone).mean() > 0) == (gamma < 1)
+
+
+def test_gamma_leaves_a_uniform_image_as_it_is() -> None:
+    uniform = torch.full((1, 1, 5, 8), 3.0)
+    assert torch.equal(change_grey(uniform.clone(), [GreyChange(gamma=2.0)]), uniform)
+
+
+def test_noise_has_the_standard_deviation_asked_for_and_differs_by_seed() -> None:
+    added = [after - before for before, after in (changed(noise=0.3, seed=seed) for seed in (5, 5, 6))]
+    assert torch.equal(added[0], added[1])
+    assert abs(float(added[0].std()) - 0.3) < 0.02
+    assert abs(float(added[0].mean())) < 0.03
+    assert abs(float(torch.corrcoef(torch.stack([added[0].flatten(), added[2].flatten()]))[0, 1])) < 0.1
+
+
+def test_channels_get_noise_of_their_own() -> None:
+    one, other = noise(images(1)[0], 3)
+    assert abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])) < 0.1
+
+
+def test_a_sample_changes_alone_as_among_others_and_neutral_ones_do_not_change() -> None:
+    changes = [
+        GreyChange(blur=1.7, noise=0.1, seed=1),
+        GreyChange(),
+        GreyChange(gamma=1.3, blur=0.4),
+        GreyChange(contrast=0.8, brightness=0.1, gamma=0.7),
+    ]
+    before = images(4)
+    together = change_grey(before.clone(), changes)
+    assert torch.equal(together[1], before[1])
+    for number, change in enumerate(changes):
+        assert torch.equal(change_grey(before[number : number + 1].clone(), [change])[0], together[number])

@@ -17,8 +17,8 @@ from helpers import wait_for
 from train.scenes import same, state, write_discs
 
 from unetcli.core.errors import UnetcliError
-from unetcli.train.checkpoint import Checkpoint
-from unetcli.train.compiling import reason
+from unetcli.train.folder import Checkpoint
+from unetcli.train.optim import reason
 from unetcli.train.request import TrainRequest
 from unetcli.train.train import train_model
 

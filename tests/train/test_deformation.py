@@ -7,8 +7,7 @@ from helpers import grey
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.deformation import (
+from unetcli.train.augment import (
     SIDE_STEP,
     TAPS,
     Deformation,
@@ -20,6 +19,7 @@ from unetcli.train.deformation import (
     spline,
     turned,
 )
+from unetcli.train.recipes import Augmentation
 
 CPU = torch.device("cpu")
 FLIPS = [(False, False), (True, False), (False, True), (True, True)]

@@ -16,7 +16,7 @@ from commands import Command
 from helpers import wait_for
 from train.scenes import write_discs
 
-from unetcli.train.checkpoint import Checkpoint
+from unetcli.train.folder import Checkpoint
 
 SMALL = ["--depth", "1", "--base-channels", "4", "--tile", "44", "--device", "cpu"]
 OFTEN = ["--checkpoint-minutes", "0.001"]

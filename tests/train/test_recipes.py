@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetcli.core.errors import UnetcliError
-from unetcli.train.recipes import OPTIMIZERS, POLY_POWER, RATES, RECIPES, SCHEDULES, Optimisation
+from unetcli.train.recipes import (
+    HIGHEST,
+    POLY_POWER,
+    RATES,
+    RECIPES,
+    SCHEDULES,
+    Augmentation,
+    Optimisation,
+    log_uniform,
+)
 
 BASE = Optimisation(
     optimizer="sgd",
@@ -85,12 +94,12 @@ def test_a_rate_is_never_below_0_nor_above_the_one_asked_for(
         ({"learning_rate": 0.0}, "--lr 0.0: a number above 0"),
         ({"learning_rate": math.inf}, "--lr inf"),
         ({"learning_rate": math.nan}, "--lr nan"),
-        ({"momentum": 1.0}, "--momentum 1.0: 0 up to, not with, 1"),
+        ({"momentum": 1.0}, "--momentum 1.0: 0 <= momentum < 1"),
         ({"momentum": -0.1}, "--momentum -0.1"),
         ({"weight_decay": -1e-4}, "--weight-decay -0.0001: 0 or more"),
         ({"weight_decay": math.nan}, "--weight-decay nan"),
         ({"warm_up": -1}, "--warm-up -1: 0 or more steps"),
-        ({"ema": 1.0}, "--ema 1.0: 0 up to, not with, 1"),
+        ({"ema": 1.0}, "--ema 1.0: 0 <= ema < 1"),
         ({"batch_size": 0}, "--batch-size 0: at least 1"),
         ({"clip": 0.0}, "--clip 0.0: a number above 0"),
         ({"clip": math.inf}, "--clip inf"),
@@ -112,7 +121,46 @@ def test_a_recipe_says_all_that_is_needed(recipe: str) -> None:
     assert chosen.decays == (ours["schedule"] != "constant")
 
 
-def test_every_optimizer_has_a_rate_and_the_paper_s_numbers_are_the_paper_s() -> None:
-    assert set(RATES) == set(OPTIMIZERS)
+def test_every_recipe_s_optimizer_has_a_rate_and_the_paper_s_numbers_are_the_paper_s() -> None:
+    assert {ours["optimizer"] for ours in RECIPES.values()} <= set(RATES)
     paper = RECIPES["paper"]
     assert (paper["optimizer"], paper["momentum"], paper["batch_size"], paper["batch_norm"]) == ("sgd", 0.99, 1, False)
+
+
+def test_settings_survive_being_written_as_plain_values() -> None:
+    settings = Augmentation(elastic=3, flip=False, blur=0.5)
+    values = asdict(settings)
+    assert {type(value) for value in values.values()} == {float, bool}
+    assert Augmentation(**values) == settings
+
+
+@pytest.mark.parametrize("name", HIGHEST)
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "1", True, None], ids=repr)
+def test_what_is_no_strength_is_refused_naming_the_option(name: str, value: Any) -> None:
+    with pytest.raises(UnetcliError, match=rf"^{name} = .*: expected a number from 0 \(off\) to"):
+        Augmentation(**{name: value})
+
+
+@pytest.mark.parametrize("name", HIGHEST)
+def test_the_highest_strength_is_allowed_and_no_more(name: str) -> None:
+    highest = HIGHEST[name][0]
+    assert getattr(Augmentation(**{name: highest}), name) == highest
+    with pytest.raises(UnetcliError, match=name):
+        Augmentation(**{name: highest * 1.001})
+
+
+def test_a_flip_is_a_yes_or_no() -> None:
+    with pytest.raises(UnetcliError, match="flip = 1: expected true or false"):
+        Augmentation(flip=1)  # type: ignore[arg-type]
+
+
+def test_displacements_are_the_papers_until_a_tile_is_too_small_for_them() -> None:
+    paper = Augmentation()
+    assert [paper.displacement(tile) for tile in (1212, 572, 316, 240)] == [10.0] * 4
+    assert paper.displacement(96) == 4.0
+    assert replace(paper, elastic=1.5).displacement(96) == 1.5
+
+
+def test_a_strength_and_its_inverse_are_equally_likely() -> None:
+    assert log_uniform(0.3, 0.7) * log_uniform(0.3, -0.7) == pytest.approx(1)
+    assert log_uniform(0.0, 0.7) == 1.0

@@ -17,11 +17,10 @@ from train.scenes import TINY, discs, volume, write_discs
 from unetcli.config import Sections
 from unetcli.core.errors import UnetcliError
 from unetcli.train.folder import TrainingFolder
-from unetcli.train.learning import Training
+from unetcli.train.loop import Training
 from unetcli.train.request import TrainRequest
-from unetcli.train.resolve import require_pairs, resolve_training
+from unetcli.train.resolve import require_pairs, resolve_training, split
 from unetcli.train.settings import Ranges
-from unetcli.train.split import split
 from unetcli.volumes.volume import Volume
 
 
@@ -99,7 +98,7 @@ def test_which_sections_are_trained_on_and_held_out(
         ([8], asked(validation=(0, 8)), r"--validation 0:8: leaves no section to train on"),
         ([8], asked((5, 8), (3, 8)), r"--validation 3:8: leaves no section to train on"),
         ([4, 4], asked((9, 10)), r"all 2 pairs together"),
-        ([8], asked(fraction=1.0), r"--validation-fraction 1.0: expected 0 up to, not with, 1"),
+        ([8], asked(fraction=1.0), r"--validation-fraction 1.0: expected 0 <= fraction < 1"),
         ([8], asked(fraction=-0.1), r"--validation-fraction -0.1"),
     ],
     ids=["outside", "held out outside", "amid", "at the start", "all", "all named", "pairs", "fraction 1", "below 0"],
@@ -166,8 +165,8 @@ def test_sections_that_are_neither_trained_on_nor_held_out_are_not_looked_at(her
     write_zarr(here / "labels2.zarr", labels)
     dirty = resolved(replace(request, pairs=(("raw2.zarr", "labels2.zarr"),)))
     assert dirty.config.rules == clean.config.rules
-    assert (dirty.found.mean, dirty.found.std) == pytest.approx((clean.found.mean, clean.found.std))
-    assert dirty.found.class_counts.tolist() == clean.found.class_counts.tolist()
+    assert (dirty.statistics.mean, dirty.statistics.std) == pytest.approx((clean.statistics.mean, clean.statistics.std))
+    assert dirty.statistics.class_counts.tolist() == clean.statistics.class_counts.tolist()
     for number in range(20):
         assert np.array_equal(dirty.sampler().sample(number).image, clean.sampler().sample(number).image)
 

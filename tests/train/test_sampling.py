@@ -11,17 +11,14 @@ import pytest
 import torch
 from helpers import grey, write_zarr
 from numpy.typing import NDArray
-from train.scenes import TURNS, annotated, corpus, region, sampler
+from train.scenes import TURNS, annotated, dataset, region, sampler
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.train import corpus as corpus_module
-from unetcli.train import sampling
+from unetcli.train import dataset as module
 from unetcli.train.augment import augment
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.corpus import Annotated, Corpus
-from unetcli.train.sampling import ROUND, ROUND_PLACES, Sample, Sampler
-from unetcli.train.targets import IGNORED
+from unetcli.train.dataset import ROUND, ROUND_PLACES, AnnotatedVolume, Dataset, Sample, Sampler
+from unetcli.train.recipes import IGNORED, Augmentation
 from unetcli.volumes.opening import open_volume
 
 TILE, OUTPUT = 18, 10
@@ -31,7 +28,7 @@ SHAPE = (3, 13, 22)
 def seen(sample: Sample, tile: int = TILE, output: int = OUTPUT) -> tuple[NDArray[Any], NDArray[Any]]:
     """What the network gets of a sample: the tile (c, y, x), and its classes (y, x)."""
     image = torch.from_numpy(sample.image.astype(np.float32))
-    targets = torch.from_numpy(sample.classes), torch.from_numpy(sample.raised)
+    targets = torch.from_numpy(sample.classes), torch.from_numpy(sample.border_weight)
     images, classes, _ = augment([image], [targets[0]], [targets[1]], [sample.draw], tile=tile, output=output)
     return images[0].numpy(), classes[0].numpy()
 
@@ -50,7 +47,7 @@ def middles(sampler: Sampler, samples: int) -> Counter[int]:
     return found
 
 
-SAME = corpus(annotated(grey(*SHAPE) % 250, grey(*SHAPE) % 250), keep_empty=True)
+SAME = dataset(annotated(grey(*SHAPE) % 250, grey(*SHAPE) % 250), keep_empty=True)
 """The image is its own label."""
 
 
@@ -69,7 +66,7 @@ def test_a_sample_depends_on_seed_and_number_and_nothing_else() -> None:
     backwards = [other.sample(n) for n in (500, 70, 1, 0)]
     for one, again in zip(straight, reversed(backwards), strict=True):
         assert one.draw == again.draw
-        for name in ("image", "classes", "raised"):
+        for name in ("image", "classes", "border_weight"):
             assert np.array_equal(getattr(one, name), getattr(again, name))
 
 
@@ -109,7 +106,7 @@ def test_what_lies_outside_is_mirrored_classes_too() -> None:
     raw = grey(1, 7, 22) % 250
     padded = np.pad(raw[0], [(30, 30), (30, 30)], mode="reflect")
     windows = {padded[y : y + TILE, x : x + TILE].tobytes() for y in range(50) for x in range(65)}
-    data = sampler(corpus(annotated(raw, raw), keep_empty=True), TILE, TILE)
+    data = sampler(dataset(annotated(raw, raw), keep_empty=True), TILE, TILE)
     for number in range(30):
         sample = data.sample(number)
         assert sample.image[0].tobytes() in windows
@@ -119,16 +116,16 @@ def test_what_lies_outside_is_mirrored_classes_too() -> None:
 def test_channels_stay_apart_and_one_can_be_picked() -> None:
     raw = np.stack([grey(13, 22), grey(13, 22) // 2])
     both, second = (annotated(raw, grey(13, 22) % 250, axes="cyx", channel=channel) for channel in (None, 1))
-    image, _ = seen(sampler(corpus(both, keep_empty=True), TILE, OUTPUT).sample(3))
+    image, _ = seen(sampler(dataset(both, keep_empty=True), TILE, OUTPUT).sample(3))
     assert np.array_equal(image[0] // 2, image[1])
-    alone, _ = seen(sampler(corpus(second, keep_empty=True), TILE, OUTPUT).sample(3))
+    alone, _ = seen(sampler(dataset(second, keep_empty=True), TILE, OUTPUT).sample(3))
     assert np.array_equal(alone[0], image[1])
 
 
 def test_samples_come_from_all_pairs_by_their_number_of_voxels() -> None:
     """Sections of 300, a single image of 100 pixels: a quarter comes from the image."""
     large, small = np.zeros((3, 10, 10), np.uint8), np.ones((10, 10), np.uint8)
-    data = corpus(annotated(large, large), annotated(small, small), keep_empty=True)
+    data = dataset(annotated(large, large), annotated(small, small), keep_empty=True)
     found = middles(sampler(data, 5, 1), 4000)
     assert found[1] / 4000 == pytest.approx(0.25, abs=0.05)
 
@@ -137,7 +134,7 @@ def test_places_without_truth_are_passed_over() -> None:
     """Only a corner of one section is annotated; each sample's window holds some of it."""
     labels = np.full((3, 60, 70), 9, np.uint8)
     labels[1, :8, :8] = grey(8, 8) % 2
-    data = sampler(corpus(annotated(grey(3, 60, 70), labels, ignore=9)), TILE, OUTPUT)
+    data = sampler(dataset(annotated(grey(3, 60, 70), labels, ignore=9)), TILE, OUTPUT)
     for number in range(30):
         assert (data.sample(number).classes != IGNORED).any()
 
@@ -146,15 +143,15 @@ def test_where_nothing_is_drawn_nothing_is_learned_unless_asked_for() -> None:
     raw, labels = numbered((4, 6, 7)), np.zeros((4, 6, 7), np.uint8)
     labels[2, 0, 0] = 1
     for keep_empty, sections in ((False, {2}), (True, {0, 1, 2, 3})):
-        data = corpus(annotated(raw, labels), keep_empty=keep_empty)
+        data = dataset(annotated(raw, labels), keep_empty=keep_empty)
         found = middles(sampler(data, 5, 1), 400)
         assert {place // 42 for place in found} == sections
 
 
 def test_no_truth_anywhere_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "TRIES", 300)
+    monkeypatch.setattr(module, "TRIES", 300)
     labels = np.full(SHAPE, 9, np.uint8)
-    labels[0, 0, 0] = 1  # drawn, so the section counts; the corpus is cut below so that it is out of reach
+    labels[0, 0, 0] = 1  # drawn, so the section counts; the dataset is cut below so that it is out of reach
     data = region(annotated(grey(*SHAPE), labels, ignore=9), Box((2, 0, 0), SHAPE))
     with pytest.raises(UnetcliError, match=r"labels\.zarr: 300 places tried, none with any truth") as caught:
         sampler(data, 5, 1).sample(0)
@@ -188,16 +185,16 @@ class Counted:
 
 @pytest.fixture
 def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a corpus of volumes that are read from disk by chunk, as if they were too large for memory."""
+    """Makes a dataset of volumes that are read from disk by chunk, as if they were too large for memory."""
 
-    def make(raw: NDArray[Any], labels: NDArray[Any], chunks: tuple[int, ...], **more: Any) -> tuple[Corpus, Counted]:
-        monkeypatch.setattr(corpus_module, "IN_MEMORY_BYTES", min(raw.nbytes, labels.nbytes) - 1)
+    def make(raw: NDArray[Any], labels: NDArray[Any], chunks: tuple[int, ...], **more: Any) -> tuple[Dataset, Counted]:
+        monkeypatch.setattr(module, "IN_MEMORY_BYTES", min(raw.nbytes, labels.nbytes) - 1)
         opened = [
             open_volume(write_zarr(tmp_path / f"{name}.zarr", values, chunks)).array
             for name, values in (("raw", raw), ("labels", labels))
         ]
         counted = Counted(opened[0])
-        return corpus(annotated(counted, opened[1]), **more), counted
+        return dataset(annotated(counted, opened[1]), **more), counted
 
     return make
 
@@ -254,7 +251,7 @@ def test_truth_in_a_corner_of_a_volume_on_disk_is_found(on_disk: Any) -> None:
     labels[0, :8, :24] = grey(8, 24) % 2
     data, _ = on_disk(grey(1, 240, 240), labels, (1, 8, 8))
     pair = annotated(data.pairs[0].raw.array, data.pairs[0].labels.array, ignore=9)
-    drawn = sampler(corpus(pair), 5, 1)
+    drawn = sampler(dataset(pair), 5, 1)
     for number in (0, 70, 200):
         assert (drawn.sample(number).classes != IGNORED).any()
 
@@ -270,7 +267,7 @@ def test_samples_on_disk_and_in_memory_come_from_the_same_data(on_disk: Any) -> 
 
 def test_small_volumes_are_read_once(tmp_path: Path) -> None:
     opened = open_volume(write_zarr(tmp_path / "raw.zarr", grey(*SHAPE)))
-    data = Annotated.lay(opened, opened, annotated(grey(*SHAPE), grey(*SHAPE)).rules, None)
+    data = AnnotatedVolume.buffered(opened, opened, annotated(grey(*SHAPE), grey(*SHAPE)).rules, None)
     assert isinstance(data.raw.array, np.ndarray)
     assert isinstance(data.labels.array, np.ndarray)
 
@@ -288,7 +285,7 @@ def test_turns_are_only_those_asked_for() -> None:
 
 def test_a_class_that_the_network_does_not_have_is_told_not_learned() -> None:
     labels = np.full(SHAPE, 2, np.uint8)
-    both = corpus(annotated(grey(*SHAPE), labels))
+    both = dataset(annotated(grey(*SHAPE), labels))
     assert Sampler(both, TILE, OUTPUT, TURNS, 0, classes=3).sample(0).classes.max() == 2
     with pytest.raises(UnetcliError, match=r"labels\.zarr: class 2, but the part that was surveyed has 2 classes"):
         Sampler(both, TILE, OUTPUT, TURNS, 0, classes=2).sample(0)

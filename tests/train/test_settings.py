@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from unetcli.core.architecture import Architecture
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.recipes import Optimisation
+from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.targets import TruthRules
 
 CONFIG = TrainingConfig(
     recipe="fast",

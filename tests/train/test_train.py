@@ -22,14 +22,14 @@ from train.scenes import Stop, contents, discs, log_rows, same, state, weights
 from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.signals import Signals
+from unetcli.predict.run import predict_volume
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.file import load_network, read_header
 from unetcli.model.network import UNet
-from unetcli.predict.run import predict_volume
-from unetcli.train import pace
-from unetcli.train.checkpoint import Checkpoint
-from unetcli.train.learning import Training
+from unetcli.train import loop
+from unetcli.train.folder import Checkpoint
+from unetcli.train.loop import Training
 from unetcli.train.request import MEASURES, TrainRequest
 from unetcli.train.train import train_model
 
@@ -339,7 +339,7 @@ def test_without_steps_the_probe_chooses_them(request_: TrainRequest, monkeypatc
     found: list[float] = []
 
     def measured(training: Training) -> float:
-        found.append(pace.seconds_per_step(training))
+        found.append(loop.seconds_per_step(training))
         return found[0]
 
     monkeypatch.setattr(resolve, "MINUTES", 1 / 60)

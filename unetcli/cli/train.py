@@ -115,7 +115,7 @@ def train(
     try:
         request = request_of(options)
     except UnetcliError:
-        from unetcli.train.world import World
+        from unetcli.train.distributed import World
 
         if not World.from_environment().is_first:
             raise typer.Exit(1) from None  # all were started with the same words: the first process tells
@@ -161,16 +161,16 @@ def _run(request: TrainRequest, json: bool) -> None:
 
     signals = Signals().listen()
     prepare()  # before torch is imported
+    from unetcli.train.distributed import OtherRankFailed, PeerLost, World
     from unetcli.train.train import silent, train_model
-    from unetcli.train.world import Deserted, Elsewhere, World
 
     first = World.from_environment().is_first
     try:
         with talk.progress("tiles") if first else nullcontext(silent) as report:
             summary = train_model(request, report, signals)
-    except Elsewhere:
+    except OtherRankFailed:
         raise typer.Exit(1) from None
-    except Deserted:
+    except PeerLost:
         if first:
             raise
         raise typer.Exit(o.INCOMPLETE) from None
@@ -205,7 +205,7 @@ def _launch(request: TrainRequest, options: dict[str, Any]) -> None:
     signals = Signals().listen()
     prepare()  # before torch is imported
     from unetcli.engine.clusters import slurm_request
-    from unetcli.train.launch import Processes, launch
+    from unetcli.train.slurm import Processes, launch
 
     names = ("nodes", "gpus_per_node", "tasks_per_node")
     processes = Processes(**{name: options[name] for name in names})
@@ -229,7 +229,7 @@ def _preview(request: TrainRequest, json: bool) -> None:
     prepare()  # before torch is imported
     from dataclasses import asdict
 
-    from unetcli.train.preview import preview_training
+    from unetcli.train.train import preview_training
 
     found = asdict(preview_training(request))
     if json:
@@ -261,7 +261,7 @@ def in_force(options: Mapping[str, Any]) -> dict[str, Any]:
     from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
-    from unetcli.train.preview import options_in_force
+    from unetcli.train.train import options_in_force
 
     chosen = options_in_force(request_of(dict(options)))
     passed = ("sections", "validation", "augment", "minutes", "pair", "raw", "labels")

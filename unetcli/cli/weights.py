@@ -11,7 +11,7 @@ from unetcli.cli import options_train as t
 from unetcli.cli import talk
 
 if TYPE_CHECKING:
-    from unetcli.train.weights import WeightsSummary
+    from unetcli.train.weight_map import WeightsSummary
 
 
 def weights(
@@ -33,7 +33,7 @@ def weights(
     from dataclasses import asdict
 
     from unetcli.config import parse_sections
-    from unetcli.train.weights import WeightsRequest, write_weights
+    from unetcli.train.weight_map import WeightsRequest, write_weights
 
     request = WeightsRequest(
         labels=labels,

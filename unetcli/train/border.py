@@ -1,29 +1,128 @@
-"""The raise of the loss weight where two cells nearly touch: the second term of eq. 2 of the paper.
+"""Borders between cells: a line of background where two touch, and a raised loss weight where two nearly touch.
 
-w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)); d1 and d2 are the distances to the nearest and the second
-nearest cell. Both come from one pass over the image, whatever the number and shape of the cells. Along a column, each
-pixel gets the nearest cell and the nearest one of another number; these two suffice, as a third one of the column is
-farther than both from any pixel of the row. Then, along the row, d1^2 is the least of dx^2 + dy^2 over the columns, and
-d2^2 the least over what belongs to another cell. Columns where the exponential has faded to ``FAINTEST`` are not looked
-at.
+The weight is the second term of eq. 2 of the paper: w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)); d1 and d2
+are the distances to the nearest and the second nearest cell. Both come from one pass over the image, whatever the
+number and shape of the cells. Along a column, each pixel gets the nearest cell and the nearest one of another number;
+these two suffice, as a third one of the column is farther than both from any pixel of the row. Then, along the row,
+d1^2 is the least of dx^2 + dy^2 over the columns, and d2^2 the least over what belongs to another cell. Columns where
+the exponential has faded to ``FAINTEST`` are skipped.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.train.line import numbered
-from unetcli.train.targets import IGNORED, TruthRules
+from unetcli.core.distinct import distinct
+from unetcli.train.recipes import IGNORED, TruthRules
 
+Slices = tuple[slice, slice]
 FAR = 2**14
-"""Pixels to where there is no cell; its square plus that of the largest fade fits int32."""
+"""Distance, in pixels, where there is no cell; its square plus that of the largest fade fits int32."""
 STRIP_ROWS, SLAB_BYTES = 256, 2**18
-"""Rows looked at together along columns, and what is held at once along rows: what a processor's cache holds."""
+"""Rows searched together along columns, and memory used at once along rows: both fit a processor's cache."""
+
+
+def touching(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Labelled pixels that have another object among their eight neighbours."""
+    found = np.zeros(labels.shape, np.bool_)
+    for here, there, touch in _contacts(labels):
+        found[here] |= touch
+        found[there] |= touch
+    return found
+
+
+def dividing_line(cells: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Pixels to give to the background, so that no two objects are eight-connected any more.
+
+    Of two objects that touch both give their pixels there, which makes a line of two. An object that would vanish or
+    fall apart that way keeps its pixels, and its neighbours alone give theirs: the line is never more than all the
+    pixels that touch, and never leaves two objects connected.
+
+    Parameters
+    ----------
+    cells : (y, x), integer
+        Objects by number, 0 none.
+
+    Returns
+    -------
+    (y, x), bool
+    """
+    line = touching(cells)
+    if not line.any():
+        return line
+    ranks = _ranks(cells, line)
+    if not ranks.any():
+        return line
+    rank = ranks[cells]
+    line[:] = False
+    for here, there, touch in _contacts(cells):
+        line[here] |= touch & (rank[here] <= rank[there])
+        line[there] |= touch & (rank[there] <= rank[here])
+    return line
+
+
+def numbered(labels: NDArray[Any]) -> NDArray[np.int32]:
+    """The same objects numbered from 1 without gaps, whatever integers named them; 0 stays 0.
+
+    >>> numbered(np.array([[7, 0], [2**63, 7]], np.uint64)).tolist()
+    [[1, 0], [2, 1]]
+    """
+    values, places = distinct(labels)
+    return (places + int(values.size > 0 and values[0] != 0)).astype(np.int32)
+
+
+def _contacts(labels: NDArray[Any]) -> Iterator[tuple[Slices, Slices, NDArray[np.bool_]]]:
+    """Two views of the image that lay pixels upon their neighbours, and where those are of two objects.
+
+    Four pairs of views show each of the eight directions once, from one side or the other.
+    """
+    height, width = labels.shape
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        here = slice(0, height - dy), slice(max(0, -dx), width - max(0, dx))
+        there = slice(dy, height), slice(max(0, dx), width + min(0, dx))
+        yield here, there, (labels[here] != labels[there]) & (labels[here] != 0) & (labels[there] != 0)
+
+
+def _ranks(cells: NDArray[np.int32], line: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Per object 0, or its place among those that a line would destroy: what vanishes before what breaks, small first.
+
+    The higher one keeps its pixels. Ties go by place, so numbers do not matter.
+    """
+    areas = np.bincount(cells.ravel())
+    left = np.bincount(cells[~line], minlength=len(areas))
+    left[0] = areas[0]
+    ranks = np.zeros(len(areas), np.int32)
+    vanished, broken = np.flatnonzero((areas > 0) & (left == 0)), _broken(cells, line)
+    spared = np.concatenate([vanished, broken])
+    if len(spared):
+        wanted = np.zeros(len(areas), np.bool_)
+        wanted[spared] = True
+        places = np.flatnonzero(wanted[cells].ravel())
+        first = np.full(len(areas), cells.size)
+        np.minimum.at(first, cells.ravel()[places], places)
+        broke = np.arange(len(spared)) >= len(vanished)
+        order = np.lexsort((first[spared], areas[spared], broke))
+        ranks[spared[order]] = np.arange(len(spared), 0, -1)
+    return ranks
+
+
+def _broken(cells: NDArray[np.int32], line: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Objects that the line, taken away, would leave in more four-connected pieces than they are drawn in."""
+    apart = np.where(line, 0, cells)
+    components, count = ndimage.label(apart)
+    owner = np.zeros(count + 1, np.int32)
+    owner[components.ravel()] = apart.ravel()
+    pieces = np.bincount(owner[1:])
+    boxes = ndimage.find_objects(cells)
+    return np.array(
+        [n for n in np.flatnonzero(pieces > 1) if pieces[n] > ndimage.label(cells[boxes[n - 1]] == n)[1]], np.intp
+    )
 
 
 class Nearest(NamedTuple):
@@ -37,57 +136,42 @@ class Nearest(NamedTuple):
     """To the nearest of all other cells."""
 
 
-def border_raise(labels: NDArray[Any], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.float32]:
+def border_weights(cells: NDArray[np.int32], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.float32]:
     """w0 exp(-(d1 + d2)^2 / (2 sigma^2)) on background, or everywhere; 0 where fewer than two cells are near.
 
     Distances are exact (Euclidean, between pixel centres, 0 inside a cell); where the exponential is below ``FAINTEST``
-    the raise is 0.
+    the result is 0. A pixel depends on no other beyond ``rules.fade``.
 
     Parameters
     ----------
-    labels : (y, x), integer or bool
+    cells : (y, x), int32
+        Number of the cell of each pixel, as found by :func:`cells_of`.
     classes : (y, x), uint8
-        What :func:`unetcli.train.targets.classes_of` makes of them.
+        Class of each pixel, as found by :func:`unetcli.train.targets.classes_of`.
 
     Returns
     -------
     (y, x), float32
         0 on pixels without truth.
     """
-    return raise_between(cells_of(labels, classes, rules), classes, rules)
-
-
-def raise_between(cells: NDArray[np.int32], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.float32]:
-    """:func:`border_raise` for cells that :func:`cells_of` found; a part depends on no pixel beyond ``rules.fade``."""
-    raised = np.zeros(classes.shape, np.float32)
+    weights = np.zeros(classes.shape, np.float32)
     wanted = classes != IGNORED if rules.everywhere else classes == 0
     if not rules.w0 or not cells.any() or not wanted.any():
-        return raised
+        return weights
     height, margin = len(cells), math.floor(rules.fade)
     rows = max(STRIP_ROWS, 2 * margin)
     for top in range(0, height, rows):
         stop, first = min(top + rows, height), max(top - margin, 0)
         near = nearest_in_column(cells[first : stop + margin])
         inner = Nearest(*(values[top - first : stop - first] for values in near))
-        _raise_rows(inner, wanted[top:stop], rules, raised[top:stop])
-    return raised
-
-
-def loss_weights(
-    classes: NDArray[np.uint8], raised: NDArray[np.float32], class_weights: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """w(x) = w_c(x) + raise; 0 on pixels without truth."""
-    table = np.zeros(IGNORED + 1, np.float32)
-    table[: len(class_weights)] = class_weights
-    weights = table[classes] + raised
-    weights[classes == IGNORED] = 0
+        _fill_rows(inner, wanted[top:stop], rules, weights[top:stop])
     return weights
 
 
 def cells_of(labels: NDArray[Any], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.int32]:
-    """Number of the cell of each pixel, from 1, 0 for none.
+    """Number of the cell of each pixel, from 1; 0 for none.
 
-    A cell is what of an object the line leaves, with ``instances``; else a four-connected piece of one class.
+    With ``instances`` a cell is an object without its part of the line, else a four-connected piece of one class.
     """
     if rules.truth == "instances":
         return numbered(np.where(classes == 1, labels, np.zeros((), labels.dtype)))
@@ -122,15 +206,15 @@ def _above(cells: NDArray[np.int32]) -> Nearest:
     return Nearest(cell, np.minimum(rows - last, FAR), np.minimum(rows - before, FAR))
 
 
-def _raise_rows(near: Nearest, wanted: NDArray[np.bool_], rules: TruthRules, raised: NDArray[np.float32]) -> None:
-    """Fill in the raise of some rows from what is nearest along their columns."""
-    width, fade = raised.shape[1], rules.fade
+def _fill_rows(near: Nearest, wanted: NDArray[np.bool_], rules: TruthRules, weights: NDArray[np.float32]) -> None:
+    """Write the border weights of some rows, computed from what is nearest along their columns."""
+    width, fade = weights.shape[1], rules.fade
     step = max(1, SLAB_BYTES // (4 * width))
-    for top in range(0, len(raised), step):
+    for top in range(0, len(weights), step):
         rows = slice(top, top + step)
         both = np.sqrt(_squares(Nearest(*(values[rows] for values in near)), fade)).sum(0)  # d1 + d2
         here = wanted[rows] & (both <= fade)
-        raised[rows][here] = rules.w0 * np.exp(-(both[here] ** 2) / (2 * rules.sigma**2))
+        weights[rows][here] = rules.w0 * np.exp(-(both[here] ** 2) / (2 * rules.sigma**2))
 
 
 def _squares(near: Nearest, fade: float) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""From what a user asks of train to a configuration and its data, every "choose" resolved."""
+"""From the options of train to a configuration and its data; what was left open is chosen here."""
 
 from __future__ import annotations
 
@@ -8,37 +8,44 @@ from typing import Any, TypeVar
 
 import torch
 
+from unetcli.config import Sections, resolve_sections
 from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
 from unetcli.model.device import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.corpus import Annotated, Corpus, require_alike, require_pair
+from unetcli.train.dataset import (
+    AnnotatedVolume,
+    Dataset,
+    DatasetStatistics,
+    dataset_statistics,
+    require_usable,
+    resolve_truth,
+)
+from unetcli.train.distributed import World, require_divisible
 from unetcli.train.folder import TrainingFolder
-from unetcli.train.learning import Manner, Training
-from unetcli.train.pace import seconds_per_step
-from unetcli.train.recipes import RATES, RECIPES, Optimisation
+from unetcli.train.loop import RunOptions, Training, seconds_per_step
+from unetcli.train.recipes import RATES, RECIPES, Augmentation, Optimisation, TruthRules, require_one_of
 from unetcli.train.request import TrainRequest
 from unetcli.train.settings import Ranges, TrainingConfig
-from unetcli.train.split import split
-from unetcli.train.survey import Survey, require_usable, resolve_truth, survey
-from unetcli.train.targets import TruthRules
-from unetcli.train.world import World, require_divisible
+from unetcli.train.targets import require_labels
 from unetcli.volumes.fingerprint import fingerprint
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
+from unetcli.volumes.voxels import require_same_voxels
 
 T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}
 SMALL = {"depth": 3, "base_channels": 16}
 TILES = {"paper": (572, 316), "fast": (380, 204)}
-"""Of the paper's network and of the small one."""
+"""For the paper's network and for the small one."""
 MINUTES = 20
-"""How long a training on a CPU takes where nothing is said."""
+"""Default duration of a training on a CPU."""
 GPU_STEPS = 20_000
 DEFAULT_RECIPE = "fast"
-LOOKS = 200
-"""Steps between two looks at the held-out sections."""
+VALIDATE_EVERY = 200
+"""Default number of steps between two validations."""
+VALIDATION_FRACTION = 0.1
+RESAMPLE = "one must be resampled to the other's"
 
 
 def resolve_training(
@@ -53,16 +60,16 @@ def resolve_training(
     """
     volumes = require_pairs(request)
     prints = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
-    device = resolve_device(request.device or (frozen.device if frozen else None), world.local_rank)
+    device = resolve_device(_chosen("device", request, frozen), world.local_rank)
     sections, validation = split(request, [raw for raw, _ in volumes])
     rules = resolve_rules(request, frozen, volumes, sections, validation)
-    keep_empty = chosen(request.keep_empty, frozen.keep_empty if frozen else None, False)
-    pairs = [Annotated.lay(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
-    corpus = Corpus.lay(pairs, sections, validation, keep_empty=keep_empty)
-    found = survey(corpus)
-    require_usable(corpus, found)
-    recipe = request.recipe or (frozen.recipe if frozen else DEFAULT_RECIPE)
-    architecture = resolve_architecture(request, frozen, recipe, device, corpus, found)
+    keep_empty = _chosen("keep_empty", request, frozen, False)
+    pairs = [AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
+    dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
+    statistics = dataset_statistics(dataset)
+    require_usable(dataset, statistics)
+    recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
+    architecture = resolve_architecture(request, frozen, recipe, device, dataset, statistics)
     optimisation = resolve_optimisation(request, frozen, recipe, world)
     require_divisible(optimisation.batch_size, world)
     config = TrainingConfig(
@@ -71,14 +78,14 @@ def resolve_training(
         tile=resolve_tile(request, frozen, recipe, architecture, device),
         rules=rules,
         keep_empty=keep_empty,
-        balance=chosen(request.balance, frozen.balance if frozen else None, True),
+        balance=_chosen("balance", request, frozen, True),
         sections=sections,
         validation=validation,
         augmentation=resolve_augmentation(request, frozen),
         optimisation=optimisation,
         precision=resolve_precision(request, frozen, device),
         select=resolve_measure(request, frozen, architecture),
-        validate_every=chosen(request.validate_every, frozen.validate_every if frozen else None, LOOKS),
+        validate_every=_chosen("validate_every", request, frozen, VALIDATE_EVERY),
         seed=request.seed,
         channel=request.channel,
         device=device.type,
@@ -86,13 +93,25 @@ def resolve_training(
     )
     return Training(
         config=config,
-        corpus=corpus,
-        found=found,
+        dataset=dataset,
+        statistics=statistics,
         folder=folder,
         device=device,
         world=world,
-        manner=manner_of(request),
+        options=_settings(RunOptions, request, None, {}),
     )
+
+
+def _chosen(name: str, request: TrainRequest, frozen: object, default: Any = None) -> Any:
+    """A setting as asked for, else as frozen, else the default."""
+    values = (getattr(request, name, None), getattr(frozen, name, None))
+    return next((value for value in values if value is not None), default)
+
+
+def _settings(kind: type[T], request: TrainRequest, frozen: T | None, defaults: Mapping[str, Any]) -> T:
+    """Settings whose fields are, each, as asked for, else as frozen, else the default."""
+    values = {field.name: _chosen(field.name, request, frozen) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{**defaults, **{name: value for name, value in values.items() if value is not None}})
 
 
 def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
@@ -105,30 +124,29 @@ def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
     return volumes
 
 
-def manner_of(request: TrainRequest) -> Manner:
-    """How it is run, which may be another way each time."""
-    return Manner(
-        checkpoint_minutes=request.checkpoint_minutes,
-        patience=request.patience,
-        compiled=request.compile,
-        tensorboard=request.tensorboard,
-    )
+def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
+    """Refuse labels that do not cover the images' voxels, or are no labels."""
+    require_same_voxels(raw, labels, RESAMPLE)  # before the extents, which another size of voxel explains
+    if raw.extent != labels.extent:
+        raise UnetcliError(
+            f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
+            f"but {labels.path} is {'x'.join(map(str, labels.extent))}: labels must cover the same voxels"
+        )
+    require_labels(labels)
+    if channel is not None and not 0 <= channel < raw.channels:
+        raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
 
 
-def chosen(asked: T | None, frozen: T | None, otherwise: T) -> T:
-    """What was asked for, else what is frozen, else the default."""
-    return asked if asked is not None else frozen if frozen is not None else otherwise
-
-
-def settled(kind: type[T], request: TrainRequest, frozen: T | None, defaults: Mapping[str, Any]) -> T:
-    """Settings whose fields are, each, what was asked for, else what is frozen, else the default."""
-    values = dict(defaults)
-    for field in fields(kind):  # type: ignore[arg-type]
-        asked = getattr(request, field.name, None)
-        kept = getattr(frozen, field.name) if frozen is not None else None
-        if asked is not None or kept is not None:
-            values[field.name] = asked if asked is not None else kept
-    return kind(**values)
+def require_alike(pairs: Sequence[Volume]) -> None:
+    """Refuse images of several pairs that one network cannot read alike."""
+    first = pairs[0]
+    for other in pairs[1:]:
+        if (other.channels, other.dtype) != (first.channels, first.dtype):
+            raise UnetcliError(
+                f"{first.path} has {first.channels} channels of {first.dtype}, but {other.path} has {other.channels} "
+                f"of {other.dtype}: pairs must be alike"
+            )
+        require_same_voxels(first, other, RESAMPLE)
 
 
 def resolve_rules(
@@ -148,7 +166,7 @@ def resolve_rules(
         regions = [(labels, labels.sections(*ends)) for labels, ends in used if ends[0] < ends[1]]
         truth = resolve_truth(request.truth, regions, request.ignore)
     asked = replace(request, truth=truth)
-    return settled(TruthRules, asked, frozen.rules if frozen else None, {})
+    return _settings(TruthRules, asked, frozen.rules if frozen else None, {})
 
 
 def resolve_architecture(
@@ -156,16 +174,16 @@ def resolve_architecture(
     frozen: TrainingConfig | None,
     recipe: str,
     device: torch.device,
-    corpus: Corpus,
-    found: Survey,
+    dataset: Dataset,
+    statistics: DatasetStatistics,
 ) -> Architecture:
     """The network asked for, else the frozen one's, else the paper's on a GPU and a small one on a CPU."""
-    size = SMALL if device.type == "cpu" else PAPER
-    ours = {name: RECIPES[recipe][name] for name in ("dropout", "batch_norm")}
-    kept = {} if frozen is None else {name: getattr(frozen.architecture, name) for name in (*PAPER, *ours)}
-    asked = {name: value for name in (*PAPER, *ours) if (value := getattr(request, name)) is not None}
-    values: dict[str, Any] = {**size, **ours, **kept, **asked}
-    return Architecture(**values, in_channels=corpus.channels, classes=len(found.class_counts))
+    defaults = {name: RECIPES[recipe][name] for name in ("dropout", "batch_norm")}
+    defaults |= SMALL if device.type == "cpu" else PAPER
+    kept = frozen.architecture if frozen else None
+    channels = dataset.pairs[0].raw.channels if request.channel is None else 1
+    values = {name: _chosen(name, request, kept, default) for name, default in defaults.items()}
+    return Architecture(**values, in_channels=channels, classes=len(statistics.class_counts))
 
 
 def resolve_tile(
@@ -173,55 +191,45 @@ def resolve_tile(
 ) -> int:
     """The tile asked for, else the frozen one, else the recipe's, on a CPU a smaller one."""
     footprint = architecture.footprint()
-    if request.tile is None and frozen is not None:
-        return frozen.tile
-    if request.tile is None:
-        return largest_tile(footprint, TILES[recipe][device.type == "cpu"])
-    footprint.require_usable((request.tile,) * 2)
-    return request.tile
+    if request.tile is not None:
+        footprint.require_usable((request.tile,) * 2)
+        return request.tile
+    return frozen.tile if frozen else largest_tile(footprint, TILES[recipe][device.type == "cpu"])
 
 
 def resolve_augmentation(request: TrainRequest, frozen: TrainingConfig | None) -> Augmentation:
     """The changes asked for; ``--no-augment`` switches off all that are not."""
-    base = Augmentation() if request.augment else Augmentation.none()
-    if request.augment and frozen is not None:
-        base = frozen.augmentation
-    return settled(Augmentation, request, base, {})
+    kept = frozen.augmentation if frozen else Augmentation()
+    return _settings(Augmentation, request, kept if request.augment else Augmentation.none(), {})
 
 
 def resolve_optimisation(
     request: TrainRequest, frozen: TrainingConfig | None, recipe: str, world: World
 ) -> Optimisation:
     """The recipe's choices with what was asked for over them; a batch grows with the processes."""
-    ours = RECIPES[recipe]
-    names = [field.name for field in fields(Optimisation)]
-    defaults = {name: ours[name] for name in names if name in ours}
+    ours, kept = RECIPES[recipe], frozen.optimisation if frozen else None
+    defaults: dict[str, Any] = {field.name: ours.get(field.name) for field in fields(Optimisation)}
     defaults["batch_size"] *= world.size
-    optimizer = chosen(request.optimizer, frozen.optimisation.optimizer if frozen else None, ours["optimizer"])
-    if optimizer not in RATES:
-        raise UnetcliError(f"--optimizer {optimizer}: expected {', '.join(list(RATES)[:-1])} or {list(RATES)[-1]}")
+    optimizer = _chosen("optimizer", request, kept, ours["optimizer"])
+    require_one_of("optimizer", optimizer, tuple(RATES))
     if optimizer != ours["optimizer"]:
         defaults |= {"momentum": 0.99 if optimizer == "sgd" else 0.9, "learning_rate": RATES[optimizer]}
-    defaults["steps"] = None
-    schedule = chosen(request.schedule, frozen.optimisation.schedule if frozen else None, ours["schedule"])
-    kept = frozen.optimisation if frozen else None
-    asked = replace(request, steps=None) if schedule == "constant" else request
-    return settled(Optimisation, asked, kept, defaults)
+    if _chosen("schedule", request, kept, ours["schedule"]) == "constant":
+        request = replace(request, steps=None)
+    return _settings(Optimisation, request, kept, defaults)
 
 
 def resolve_precision(request: TrainRequest, frozen: TrainingConfig | None, device: torch.device) -> str:
     """bfloat16 where the device computes in it, else float32."""
-    asked = chosen(request.precision, frozen.precision if frozen else None, "auto")
-    if asked not in ("auto", "float32", "bfloat16"):
-        raise UnetcliError(f"--precision {asked}: expected auto, float32 or bfloat16")
-    if asked != "auto":
-        return asked
-    return "bfloat16" if has_bfloat16(device) else "float32"
+    precision: str = _chosen("precision", request, frozen, "auto")
+    require_one_of("precision", precision, ("auto", "float32", "bfloat16"))
+    fastest = "bfloat16" if has_bfloat16(device) else "float32"
+    return fastest if precision == "auto" else precision
 
 
 def resolve_measure(request: TrainRequest, frozen: TrainingConfig | None, architecture: Architecture) -> str:
-    """What the model is chosen by; a measure of two classes is refused for more."""
-    measure = chosen(request.select, frozen.select if frozen else None, "pixel_disagreement")
+    """The measure that selects the model; one of two classes is refused for more."""
+    measure: str = _chosen("select", request, frozen, "pixel_disagreement")
     if architecture.classes > 2 and measure not in ("pixel_disagreement", "iou"):
         raise UnetcliError(
             f"--select {measure}: of two classes only; with {architecture.classes}, pixel_disagreement or iou"
@@ -229,12 +237,12 @@ def resolve_measure(request: TrainRequest, frozen: TrainingConfig | None, archit
     return measure
 
 
-def resolve_steps(request: TrainRequest, training: Training, frozen: int | None) -> int:
+def resolve_steps(request: TrainRequest, training: Training, frozen: int | None, seconds: float | None = None) -> int:
     """The number of steps asked for, else the frozen one, else what takes about ``MINUTES`` here.
 
     With a constant learning rate the number is a goal, not part of the configuration: asking for more goes on, through
-    the same weights as asking for them at once. The last step of each goal is looked at too, so the model kept is the
-    best of one look more.
+    the same weights as asking for them at once. The last step of each goal is validated too, so the model kept is the
+    best of one validation more. ``seconds`` is the duration of a step, measured here where it is not given.
     """
     if request.steps is not None:
         return max(request.steps, frozen or 0) if not training.config.optimisation.decays else request.steps
@@ -242,13 +250,67 @@ def resolve_steps(request: TrainRequest, training: Training, frozen: int | None)
         return frozen
     if training.device.type != "cpu" and request.minutes is None:
         return GPU_STEPS
-    return two_digits(60 * (request.minutes or MINUTES) / seconds_per_step(training))
+    steps = 60 * (request.minutes or MINUTES) / (seconds or seconds_per_step(training))
+    return max(1, int(float(f"{steps:.1e}")))  # two significant digits
 
 
-def two_digits(value: float) -> int:
-    """Rounded to two significant digits, at least 1.
+def split(request: TrainRequest, images: Sequence[Volume]) -> tuple[Ranges, Ranges]:
+    """Training sections of each pair and those held out: the last of each, never random neighbours, which look alike.
 
-    >>> two_digits(17_234.5)
-    17000
+    Sections are counted through all pairs in their order.
     """
-    return max(1, int(float(f"{value:.1e}")))
+    counts = [1 if raw.section_axis is None else raw.extent[raw.section_axis] for raw in images]
+    named = images[0].path if len(images) == 1 else f"all {len(images)} pairs together"
+    used = resolve_sections(request.sections, sum(counts), named)
+    if request.validation is not None:
+        held_out = _resolve_validation(request.validation, sum(counts), named)
+        if request.sections == (None, None):
+            used = (0, held_out[0]) if held_out[0] > 0 else (held_out[1], sum(counts))
+        if held_out[0] < used[1] and used[0] < held_out[1]:
+            if held_out[1] != used[1]:
+                raise UnetcliError(
+                    f"--validation {held_out[0]}:{held_out[1]}: inside the training sections {used[0]}:{used[1]}; "
+                    "give --sections that do not overlap it"
+                )
+            used = (used[0], held_out[0])
+        if used[0] >= used[1]:
+            raise UnetcliError(f"--validation {held_out[0]}:{held_out[1]}: leaves no section to train on")
+        return by_pair(used, counts), by_pair(held_out, counts)
+    fraction = VALIDATION_FRACTION if request.validation_fraction is None else request.validation_fraction
+    if not 0 <= fraction < 1:
+        raise UnetcliError(f"--validation-fraction {fraction}: expected 0 <= fraction < 1")
+    ranges = by_pair(used, counts)
+    held = tuple(held_out_of(b - a, fraction) for a, b in ranges)
+    training = tuple((a, b - n) for (a, b), n in zip(ranges, held, strict=True))
+    return training, tuple((b - n, b) for (_, b), n in zip(ranges, held, strict=True))
+
+
+def held_out_of(count: int, fraction: float) -> int:
+    """How many of ``count`` sections are held out: one at least, where there are two and any are wanted.
+
+    >>> [held_out_of(n, 0.1) for n in (0, 1, 2, 25)]
+    [0, 0, 1, 2]
+    """
+    return 0 if fraction == 0 else max(0, min(max(1, round(count * fraction)), count - 1))
+
+
+def _resolve_validation(asked: Sections, count: int, named: str) -> tuple[int, int]:
+    """The sections held out; errors name the option."""
+    try:
+        return resolve_sections(asked, count, named)
+    except UnetcliError as error:
+        raise UnetcliError(str(error).replace("--sections", "--validation")) from None
+
+
+def by_pair(used: tuple[int, int], counts: Sequence[int]) -> Ranges:
+    """A range of sections counted through all pairs, as one range of each.
+
+    >>> by_pair((2, 7), [4, 5])
+    ((2, 4), (0, 3))
+    """
+    ranges, before = [], 0
+    for count in counts:
+        first, stop = (min(max(end - before, 0), count) for end in used)
+        ranges.append((first, stop))
+        before += count
+    return tuple(ranges)

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unetcli.core.architecture import Architecture
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.recipes import Optimisation
-from unetcli.train.targets import TruthRules
+from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
 
 Ranges = tuple[tuple[int, int], ...]
 """First and stop section of each pair."""

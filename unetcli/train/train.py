@@ -1,8 +1,9 @@
-"""train: resolve what is asked for, go on where an earlier call stopped, sum up."""
+"""Training as the command does it: resolve the options, go on where an earlier call stopped, sum up; or a preview."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,26 +11,32 @@ from typing import Any
 
 import torch
 
+from unetcli.core.architecture import Architecture
 from unetcli.core.files import require_apart, telling_unwritable
 from unetcli.core.signals import Signals
 from unetcli.model.device import cpu_threads
 from unetcli.model.network import UNet
-from unetcli.train.album import require_tensorboard
-from unetcli.train.checkpoint import Checkpoint
-from unetcli.train.folder import TrainingFolder
-from unetcli.train.learning import Manner, Report, Training
+from unetcli.train.distributed import World
+from unetcli.train.folder import Checkpoint, TrainingFolder
+from unetcli.train.loop import Report, RunOptions, Training, seconds_per_step
+from unetcli.train.optim import output_side
+from unetcli.train.plots import require_tensorboard
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
-from unetcli.train.settings import TrainingConfig
-from unetcli.train.survey import Survey
-from unetcli.train.world import World
+from unetcli.train.settings import Ranges, TrainingConfig
 
 log = logging.getLogger(__name__)
+PROBE_SECONDS = 10.0
+LIBRARY_BYTES = 600e6
+"""Memory of torch, of validations and of all else in the process; with it four real runs took 0.88 to 0.98 of what was
+expected (depth 3 and 4, both precisions, 585 to 906 MB)."""
+RENAMED = {"learning_rate": "lr", "everywhere": "weights_everywhere"}
+"""Settings whose options have other names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSummary:
-    """What a call of train found and did."""
+    """Result of a call of train."""
 
     model: str
     steps: int
@@ -42,14 +49,14 @@ class TrainSummary:
     """Whether patience ended it before the goal."""
     best_step: int | None
     measure: str
-    """What the kept model is the best by."""
+    """The measure that selects the kept model."""
     best_value: float | None
     """That measure of the kept model on the held-out sections."""
     best_error: float | None
     """Pixel disagreement of the kept model on the held-out sections, at its best threshold."""
     best_threshold: float | None
     seconds: float
-    """Spent on steps, by all calls together."""
+    """Time spent on steps by all calls together."""
     parameters: int
     tile: int
 
@@ -76,7 +83,7 @@ class TrainSummary:
 
 
 def silent(done: int, total: int, note: str = "") -> None:
-    """Nobody looks."""
+    """Report nothing."""
 
 
 def train_model(request: TrainRequest, report: Report = silent, signals: Signals | None = None) -> TrainSummary:
@@ -91,12 +98,12 @@ def train_model(request: TrainRequest, report: Report = silent, signals: Signals
     torch.set_num_threads(cpu_threads())
     with world.joined(), ExitStack() as stack, telling_unwritable(request.output):
         training, goal = resolve(request, world)
-        world.first(lambda: claim(request, training, goal, stack))
-        return finish(training, goal, report if world.is_first else silent, signals or Signals())
+        world.first(lambda: _claim(request, training, goal, stack))
+        return _finish(training, goal, report if world.is_first else silent, signals or Signals())
 
 
-def settle(request: TrainRequest, world: World) -> tuple[Training, int | None]:
-    """What is to be trained, and the frozen goal where it was begun before; nothing is written."""
+def resolve_locally(request: TrainRequest, world: World) -> tuple[Training, int | None]:
+    """The training of this process, and the frozen goal where it was begun before; nothing is written."""
     if request.tensorboard:
         require_tensorboard()
     folder = TrainingFolder(request.output)
@@ -105,31 +112,38 @@ def settle(request: TrainRequest, world: World) -> tuple[Training, int | None]:
     frozen = None if request.overwrite else folder.frozen()
     training = resolve_training(request, folder, frozen[0] if frozen else None, world)
     if frozen:
-        folder.require_same(with_steps(training, frozen[1] if request.steps is None else request.steps).config)
+        folder.require_same(_with_steps(training, frozen[1] if request.steps is None else request.steps).config)
     return training, frozen[1] if frozen else None
 
 
 def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
-    """What is to be trained, and for how many steps; said, and nothing is written."""
-    training, frozen = world.each(lambda: settle(request, world))
+    """The training, the same in all processes, and its number of steps; it is logged, and nothing is written."""
+    training, frozen = world.each(lambda: resolve_locally(request, world))
     world.require_same("the training", training.config.to_dict())
     goal = world.first(lambda: resolve_steps(request, training, frozen))
     if world.is_first:
-        announce(training, goal)
-        if frozen is None and request.depth is None and request.base_channels is None:
-            announce_choice(training.config, timed=request.steps is None, minutes=request.minutes)
-    return with_steps(training, goal), goal
+        _announce(training, goal)
+        a = training.config.architecture
+        chosen = frozen is None and request.depth is None and request.base_channels is None
+        if chosen and (a.depth, a.base_channels) != tuple(PAPER.values()):
+            timed = f" for about {request.minutes or MINUTES:g} minutes" if request.steps is None else ""
+            log.info(
+                "chosen for a CPU: a small network%s; "
+                "the paper's: --recipe paper --depth 4 --base-channels 64 --tile 572",
+                timed,
+            )
+    return _with_steps(training, goal), goal
 
 
-def with_steps(training: Training, steps: int) -> Training:
-    """A decaying learning rate ends with the last step."""
+def _with_steps(training: Training, steps: int) -> Training:
+    """The training, its decaying learning rate ending with the last step."""
     optimisation = training.config.optimisation
     if not optimisation.decays:
         return training
     return replace(training, config=replace(training.config, optimisation=replace(optimisation, steps=steps)))
 
 
-def claim(request: TrainRequest, training: Training, goal: int, stack: ExitStack) -> None:
+def _claim(request: TrainRequest, training: Training, goal: int, stack: ExitStack) -> None:
     """Take the folder, until the end of ``stack``, and freeze the configuration in it."""
     folder = training.folder
     stack.enter_context(folder.launcher(take_over=request.take_over))
@@ -139,29 +153,26 @@ def claim(request: TrainRequest, training: Training, goal: int, stack: ExitStack
     folder.freeze(training.config, goal)
 
 
-def finish(training: Training, goal: int, report: Report, signals: Signals) -> TrainSummary:
+def _finish(training: Training, goal: int, report: Report, signals: Signals) -> TrainSummary:
     """Train what is left to train, draw the curves, sum up."""
     from unetcli.viz.pictures import draw_curves
 
-    before = training.world.first(lambda: finished_before(training, goal))
-    found_finished = before is not None
+    is_over, folder = training.options.is_over, training.folder
+
+    def finished_before() -> Checkpoint | None:
+        found = folder.load_checkpoint()
+        return found if found and is_over(found, goal) else None
+
+    before = training.world.first(finished_before)
     state = before or training.run(goal, report, signals)
-    rows = training.folder.rows()
-    if training.world.is_first and (not found_finished or not training.folder.curves.exists()):
-        draw_curves(rows, training.folder.curves)
-    return sum_up(training.folder, training.config, goal, state, found_finished, training.is_over(state, goal))
+    if training.world.is_first and (before is None or not folder.curves.exists()):
+        draw_curves(folder.rows(), folder.curves)
+    return _sum_up(folder, training.config, goal, state, before is not None, is_over(state, goal))
 
 
-def finished_before(training: Training, goal: int) -> Checkpoint | None:
-    """The last checkpoint, where nothing is left to do."""
-    found = training.folder.load_checkpoint()
-    return found if found and training.is_over(found, goal) else None
-
-
-def sum_up(
+def _sum_up(
     folder: TrainingFolder, config: TrainingConfig, goal: int, state: Checkpoint, found_finished: bool, over: bool
 ) -> TrainSummary:
-    """What a training has come to."""
     best: dict[str, Any] = next((row for row in reversed(folder.rows()) if row["best"]), {})
     return TrainSummary(
         model=str(folder.model),
@@ -183,18 +194,21 @@ def sum_up(
 
 
 def summarise(folder: TrainingFolder, steps: int | None = None, patience: int | None = None) -> TrainSummary | None:
-    """The same from its files alone, with what is asked of it now; None where nothing was trained yet."""
+    """The summary of a training from its files alone; None where nothing was trained yet.
+
+    ``steps`` and ``patience`` are what is asked for now.
+    """
     frozen = folder.frozen()
     state = folder.load_checkpoint() if frozen else None
     if frozen is None or state is None:
         return None
     goal = max(frozen[1], steps or 0)
-    return sum_up(folder, frozen[0], goal, state, True, Manner(patience=patience).is_over(state, goal))
+    return _sum_up(folder, frozen[0], goal, state, True, RunOptions(patience=patience).is_over(state, goal))
 
 
-def announce(training: Training, goal: int) -> None:
-    """What is about to be trained, and on what."""
-    config, found = training.config, training.found
+def _announce(training: Training, goal: int) -> None:
+    """Log what is about to be trained, and on what."""
+    config, statistics = training.config, training.statistics
     a, o = config.architecture, config.optimisation
     norm = ", batch norm" if a.batch_norm else ""
     size = f"depth {a.depth}, {a.base_channels} channels{norm} ({parameters(config):,} parameters)"
@@ -202,21 +216,17 @@ def announce(training: Training, goal: int) -> None:
     batch = f", batch of {o.batch_size}" if o.batch_size > 1 else ""
     course = f"{o.optimizer}, learning rate {o.learning_rate:g} ({o.schedule}){batch}"
     log.info("recipe %s: %s; %d steps", config.recipe, course, goal)
-    log.info("sections %s, %s", ranges_text(config.sections), held_out_text(config))
-    if found.left_out:
-        log.info("%d of them left out: nothing is drawn there (--keep-empty keeps them)", found.left_out)
-    log.info("%s", balance_text(config, found))
-
-
-def balance_text(config: TrainingConfig, found: Survey) -> str:
-    """Class frequencies and weights in one line."""
-    counts = found.class_counts
+    held_out = f"held out {ranges_text(config.validation)}" if training.dataset.held_out else "none held out"
+    log.info("sections %s, %s", ranges_text(config.sections), held_out)
+    if statistics.left_out:
+        log.info("%d of them left out: nothing is drawn there (--keep-empty keeps them)", statistics.left_out)
+    counts = statistics.class_counts
     shares = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
-    weights = ", ".join(f"{w:.2f}" for w in found.class_weights(balance=config.balance))
-    return f"classes {shares}; weights {weights}"
+    weights = ", ".join(f"{w:.2f}" for w in statistics.class_weights(balance=config.balance))
+    log.info("classes %s; weights %s", shares, weights)
 
 
-def ranges_text(ranges: tuple[tuple[int, int], ...]) -> str:
+def ranges_text(ranges: Ranges) -> str:
     """Sections of each pair.
 
     >>> ranges_text(((0, 20), (0, 5)))
@@ -225,22 +235,115 @@ def ranges_text(ranges: tuple[tuple[int, int], ...]) -> str:
     return " and ".join(f"{a}:{b}" for a, b in ranges)
 
 
-def held_out_text(config: TrainingConfig) -> str:
-    return f"held out {ranges_text(config.validation)}" if any(a < b for a, b in config.validation) else "none held out"
-
-
-def announce_choice(config: TrainingConfig, *, timed: bool, minutes: float | None) -> None:
-    """What was chosen on a CPU, and how to have the paper's network instead."""
-    a = config.architecture
-    if (a.depth, a.base_channels) != tuple(PAPER.values()):
-        course = f" for about {minutes or MINUTES:g} minutes" if timed else ""
-        log.info(
-            "chosen for a CPU: a small network%s; the paper's: --recipe paper --depth 4 --base-channels 64 --tile 572",
-            course,
-        )
-
-
 def parameters(config: TrainingConfig) -> int:
     """Number of trained values."""
     with torch.device("meta"):
         return sum(values.numel() for values in UNet(config.architecture).parameters())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPreview:
+    """What a training would be: sections, classes, memory, speed and time (``train --dry-run``)."""
+
+    sections: int
+    """Training sections with truth."""
+    left_out: int
+    held_out: int
+    classes: dict[str, float]
+    """Share of the pixels by class, from 0 to 1."""
+    class_weights: list[float]
+    cells: int
+    """Objects in the training sections, counted with a border between touching ones."""
+    device: str
+    precision: str
+    recipe: str
+    depth: int
+    base_channels: int
+    parameters: int
+    tile: int
+    output: int
+    batch_size: int
+    memory_gb: float
+    """Expected peak of the process on a CPU, of the device on a GPU."""
+    steps: int
+    steps_per_second: float
+    minutes: float
+    """For all steps, from a probe of ten seconds; validations come on top."""
+
+
+def preview_training(request: TrainRequest) -> TrainPreview:
+    """Resolve a request and try a few steps of it; nothing is written."""
+    torch.set_num_threads(cpu_threads())
+    training, frozen = resolve_locally(request, World())
+    config, statistics, dataset = training.config, training.statistics, training.dataset
+    seconds = seconds_per_step(training, PROBE_SECONDS)
+    steps = resolve_steps(request, training, frozen, seconds)
+    counts, a = statistics.class_counts, config.architecture
+    return TrainPreview(
+        sections=statistics.sections,
+        left_out=statistics.left_out,
+        held_out=sum(1 for _ in dataset.planes(dataset.held_out)),
+        classes={str(k): round(float(n / counts.sum()), 4) for k, n in enumerate(counts)},
+        class_weights=[round(float(w), 3) for w in statistics.class_weights(balance=config.balance)],
+        cells=sum(pair.targets.count(box).cells for pair, box in dataset.planes(dataset.train)),
+        device=str(training.device),
+        precision=config.precision,
+        recipe=config.recipe,
+        depth=a.depth,
+        base_channels=a.base_channels,
+        parameters=parameters(config),
+        tile=config.tile,
+        output=output_side(config),
+        batch_size=config.optimisation.batch_size,
+        memory_gb=round(_memory_bytes(training) / 1e9, 2),
+        steps=steps,
+        steps_per_second=round(1 / seconds, 3),
+        minutes=round(steps * seconds / 60, 1),
+    )
+
+
+def _memory_bytes(training: Training) -> float:
+    """Expected peak: activations kept for the backward pass, weights and state of the optimiser, data in memory."""
+    config = training.config
+    share = config.optimisation.batch_size // training.world.size
+    activations = share * _activation_values(config.architecture, config.tile)
+    width = 2 if config.precision == "bfloat16" else 4
+    copies = {"sgd": 3, "adam": 4, "adamw": 4}[config.optimisation.optimizer] + bool(config.optimisation.ema)
+    device = width * activations + 4 * copies * parameters(config)
+    if training.device.type != "cpu":
+        return device
+    volumes = [volume for pair in training.dataset.pairs for volume in (pair.raw, pair.labels)]
+    return LIBRARY_BYTES + sum(getattr(volume.array, "nbytes", 0) for volume in volumes) + device
+
+
+def _activation_values(architecture: Architecture, tile: int) -> float:
+    """Number of values a training step keeps: the results of both convolutions of each level, joins, and gradients.
+
+    The peak of the backward pass needs about two of the widest results more.
+    """
+    a, side, total, widest = architecture, float(tile), 0.0, 0.0
+    per_convolution = 3 if a.batch_norm else 1
+    for level in range(a.depth + 1):
+        for _ in range(2):
+            side -= 2
+            total += per_convolution * a.channels(level) * side**2
+            widest = max(widest, a.channels(level) * side**2)
+        side = side / 2 if level < a.depth else side
+    for level in reversed(range(a.depth)):
+        side *= 2
+        total += 3 * a.channels(level) * side**2  # up-convolution, and what it is joined with
+        for _ in range(2):
+            side -= 2
+            total += per_convolution * a.channels(level) * side**2
+    return total + 3 * widest
+
+
+def options_in_force(request: TrainRequest) -> Mapping[str, Any]:
+    """Every choice resolved, by the names of the command line's options; what ``--print-config`` prints."""
+    torch.set_num_threads(cpu_threads())
+    training, goal = resolve(request, World())
+    config = training.config
+    values = config.to_dict()
+    for part in ("architecture", "rules", "augmentation", "optimisation"):
+        values |= values[part]
+    return {RENAMED.get(name, name): value for name, value in values.items()} | {"steps": goal}

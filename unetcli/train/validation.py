@@ -1,85 +1,239 @@
-"""How good a network is on sections held out from training, predicted as predict would."""
+"""Validation of a network: metrics on sections held out from training, predicted as predict would."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from unetcli.core.geometry import Box
+from unetcli.metrics.cells import seg_sums
+from unetcli.metrics.em_counts import LEVELS, PixelCounts, above, pixel_counts
+from unetcli.metrics.partitions import Cells, Overlap, PairCounts, components
+from unetcli.metrics.pixels import Confusion
 from unetcli.model.device import cpu_threads
 from unetcli.model.network import UNet
-from unetcli.planning.plan import Plan, Settings, Sources
+from unetcli.planning.plan import Settings, Plan, Sources
 from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan
 from unetcli.predict.predictor import Predictor, predict_blocks
-from unetcli.train.corpus import Corpus
-from unetcli.train.figures import Judged, Sums, Validation
+from unetcli.train.dataset import AnnotatedVolume, Dataset, DatasetStatistics
+from unetcli.train.recipes import IGNORED
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.survey import Survey
 from unetcli.volumes.volume import Volume
 
 SHOWN = 2
-"""Sections in the picture of a look; those of the first blocks."""
+"""Sections in the picture of a validation; those of the first blocks."""
+HIGHER_IS_BETTER = ("iou", "seg")
+HALF = 0.5
+"""Probability above which a pixel is foreground where no level is chosen: iou and seg."""
 
 
 class Validator:
-    """Judges networks on the held-out sections of a training."""
+    """Validates networks on the held-out sections of a training."""
 
-    def __init__(self, config: TrainingConfig, corpus: Corpus, found: Survey, device: torch.device) -> None:
-        self.config, self.corpus, self.found, self.device = config, corpus, found, device
-        self.settings = settings_for(config, found, device)
+    def __init__(
+        self, config: TrainingConfig, dataset: Dataset, statistics: DatasetStatistics, device: torch.device
+    ) -> None:
+        self.config, self.dataset, self.statistics, self.device = config, dataset, statistics, device
+        classes = config.architecture.classes
+        self.settings = Settings(
+            dtype="float32",
+            outputs=1 if classes == 2 else classes,
+            channel=config.channel,
+            normalise="model",
+            mean=statistics.mean,
+            std=statistics.std,
+            nonfinite=None,
+            device=device.type,
+            precision=config.precision,
+            threads=cpu_threads(),
+        )
 
-    def __call__(self, network: UNet, stopping: Callable[[], bool] = bool) -> tuple[Validation | None, list[Judged]]:
-        """Figures, and a few sections for a picture; nothing where no section is held out.
+    def __call__(
+        self, network: UNet, stopping: Callable[[], bool] = bool
+    ) -> tuple[ValidationMetrics | None, list[ValidatedSection]]:
+        """Metrics, and a few sections for a picture; nothing where no section is held out.
 
-        Ends early, with figures of a part, once ``stopping()`` is true.
+        Ends early, with metrics of a part, once ``stopping()`` is true.
         """
         training = network.training
         predictor = Predictor(network, self.settings, self.device)
-        sums = Sums(self.found.class_weights(balance=self.config.balance), self.config.select)
-        shown: list[Judged] = []
-        for item in self._judged(predictor, stopping):
+        sums = MetricSums(self.statistics.class_weights(balance=self.config.balance), self.config.select)
+        shown: list[ValidatedSection] = []
+        for item in self._predicted(predictor, stopping):
             sums.add(item)
             if len(shown) < SHOWN:
                 shown.append(item)
         network.train(training)
         return sums.result(), shown
 
-    def _judged(self, predictor: Predictor, stopping: Callable[[], bool]) -> Iterator[Judged]:
-        for part in self.corpus.held_out:
-            pair = self.corpus.pairs[part.pair]
-            plan = validation_plan(self.config, pair.raw, part.region, self.settings)
+    def _predicted(self, predictor: Predictor, stopping: Callable[[], bool]) -> Iterator[ValidatedSection]:
+        for part in self.dataset.held_out:
+            pair = self.dataset.pairs[part.pair]
+            plan = self._plan(pair.raw, part.region)
             for finished in predict_blocks(plan, predictor, pair.raw, range(plan.blocks), stopping):
                 if finished.error is not None:
                     raise finished.error
                 assert finished.values is not None
                 for box in finished.block.box.planes():
-                    if self.corpus.is_used(pair, box):
+                    if self.dataset.is_used(pair, box):
                         values = finished.values[(slice(None), *box.relative_to(finished.block.box).slices)]
-                        yield Judged(pair, box, values.reshape(-1, *values.shape[-2:]), pair.classes(box))
+                        yield ValidatedSection(
+                            pair, box, values.reshape(-1, *values.shape[-2:]), pair.targets.classes(box)
+                        )
+
+    def _plan(self, raw: Volume, region: Box) -> Plan:
+        """Blocks of held-out sections."""
+        architecture = self.config.architecture
+        bytes_per_voxel = raw.dtype.itemsize * architecture.in_channels
+        source = Input(axes=raw.axes, extent=raw.extent, chunks=raw.chunks, bytes_per_voxel=bytes_per_voxel)
+        tile = largest_tile(architecture.footprint(), CPU_TILE)
+        nothing = Sources(volume="", volume_fingerprint="", model="", model_fingerprint="")
+        return make_plan(source, region, architecture, tile, self.settings, nothing)
 
 
-def settings_for(config: TrainingConfig, found: Survey, device: torch.device) -> Settings:
-    """As predict would choose, probabilities in float32."""
-    classes = config.architecture.classes
-    return Settings(
-        dtype="float32",
-        outputs=1 if classes == 2 else classes,
-        channel=config.channel,
-        normalise="model",
-        mean=found.mean,
-        std=found.std,
-        nonfinite=None,
-        device=device.type,
-        precision=config.precision,
-        threads=cpu_threads(),
-    )
+def better(measure: str, new: float, old: float) -> bool:
+    """Whether one value of a measure beats another."""
+    return new > old if measure in HIGHER_IS_BETTER else new < old
 
 
-def validation_plan(config: TrainingConfig, raw: Volume, region: Box, settings: Settings) -> Plan:
-    """Blocks of held-out sections."""
-    bytes_per_voxel = raw.dtype.itemsize * config.architecture.in_channels
-    source = Input(axes=raw.axes, extent=raw.extent, chunks=raw.chunks, bytes_per_voxel=bytes_per_voxel)
-    tile = largest_tile(config.architecture.footprint(), CPU_TILE)
-    nothing = Sources(volume="", volume_fingerprint="", model="", model_fingerprint="")
-    return make_plan(source, region, config.architecture, tile, settings, nothing)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationMetrics:
+    """Metrics on the held-out sections."""
+
+    loss: float
+    """Cross-entropy with class weights as in training."""
+    pixel_disagreement: float
+    """Share of wrong pixels; for two classes at the best of 11 thresholds."""
+    threshold: float | None
+    """That threshold; None beyond two classes, where the likeliest class is taken."""
+    iou: float | None
+    """Intersection over union of the foreground at 0.5; beyond two classes the mean over classes."""
+    measure: str
+    selected: float | None
+    """The measure that the model is chosen by; None where it is undefined on these sections."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Columns of the log; the selected measure has its own name."""
+        return {
+            "validation_loss": self.loss,
+            "pixel_disagreement": self.pixel_disagreement,
+            "threshold": self.threshold,
+            "iou": self.iou,
+            self.measure: self.selected,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ValidatedSection:
+    """Prediction and truth of one section."""
+
+    pair: AnnotatedVolume
+    box: Box
+    values: NDArray[np.float32]
+    """(outputs, y, x)"""
+    classes: NDArray[np.uint8]
+    """(y, x)"""
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Where there is truth."""
+        return np.asarray(self.classes != IGNORED)
+
+    @property
+    def per_class(self) -> NDArray[np.float32]:
+        """(classes, y, x): the probability of each."""
+        return np.concatenate([1 - self.values, self.values]) if len(self.values) == 1 else self.values
+
+
+@dataclass(slots=True)
+class MetricSums:
+    """Sums over sections that the metrics are computed from."""
+
+    weights: NDArray[np.float32]
+    """w_c of each class."""
+    measure: str
+    loss: float = 0.0
+    weight: float = 0.0
+    confusion: Confusion | None = None
+    levels: list[PixelCounts] = field(default_factory=lambda: [PixelCounts(0, 0, 0, 0) for _ in LEVELS])
+    rand: list[PairCounts] = field(default_factory=lambda: [PairCounts(0, 0, 0) for _ in LEVELS])
+    seg: tuple[float, int] = (0.0, 0)
+
+    def add(self, item: ValidatedSection) -> None:
+        """Add one section."""
+        counted = item.counted
+        truth, per_class = item.classes[counted].astype(np.int64), item.per_class[:, counted]
+        weight = self.weights[truth]
+        likelihood = np.take_along_axis(per_class, truth[None], axis=0)[0]
+        self.loss += float((-np.log(np.maximum(likelihood, 1e-12)) * weight).sum())
+        self.weight += float(weight.sum())
+        likeliest = per_class.argmax(0) if len(per_class) > 2 else (per_class[1] > HALF).astype(np.int64)
+        confusion = Confusion.of(truth, likeliest, len(per_class))
+        self.confusion = confusion if self.confusion is None else self.confusion + confusion
+        if len(per_class) == 2:
+            self._add_levels(item, counted)
+        if self.measure == "seg":  # components above 0.5 against the instances, or the components of a binary truth
+            found = ndimage.label((item.values[0] > HALF) & counted)[0]
+            total, objects = seg_sums(item.pair.instances(item.box), found)
+            self.seg = (self.seg[0] + total, self.seg[1] + objects)
+
+    def _add_levels(self, item: ValidatedSection, counted: NDArray[np.bool_]) -> None:
+        interior = (item.classes > 0) & counted
+        cells = Cells.of(interior, counted) if self.measure == "rand_error" else None
+        for place, level in enumerate(LEVELS):
+            proposal = above(item.values[0], level)
+            self.levels[place] += pixel_counts(proposal, interior, counted)
+            if cells is not None:
+                self.rand[place] += Overlap.of(cells, components(proposal)).pairs
+
+    def result(self) -> ValidationMetrics | None:
+        """The metrics; None where no section had any truth."""
+        if self.confusion is None or not self.confusion.counts.sum():
+            return None
+        wrong = [counts.fp + counts.fn for counts in self.levels]
+        place, binary = int(np.argmin(wrong)), len(self.confusion.counts) == 2
+        pixels = int(self.confusion.counts.sum())
+        mistaken = wrong[place] if binary else pixels - int(self.confusion.counts.trace())
+        iou = self.confusion.scores()["iou"]
+        values = {
+            "pixel_disagreement": mistaken / pixels,
+            "iou": iou,
+            "seg": self.seg[0] / self.seg[1] if self.seg[1] else None,
+            "pixel_error": _lowest([counts.f_score for counts in self.levels]),
+            "rand_error": _lowest([counts.f_score for counts in self.rand]),
+        }
+        return ValidationMetrics(
+            loss=round(self.loss / self.weight, 6) if self.weight else 0.0,
+            pixel_disagreement=round(mistaken / pixels, 6),
+            threshold=LEVELS[place] if binary else None,
+            iou=_rounded(iou),
+            measure=self.measure,
+            selected=_rounded(values[self.measure]),
+        )
+
+
+def describe_row(row: dict[str, Any], metrics: ValidationMetrics | None) -> str:
+    """One line about a validation."""
+    text = f"step {row['step']}: loss {row['loss']:.4f}"
+    if metrics is None:
+        return f"{text} (kept: nothing is held out to judge by)"
+    text += f"; held out: loss {metrics.loss:.4f}, pixel disagreement {metrics.pixel_disagreement:.4f}"
+    if metrics.measure != "pixel_disagreement" and metrics.selected is not None:
+        text += f", {metrics.measure.replace('_', ' ')} {metrics.selected:.4f}"
+    return text + (" (best so far, kept)" if row["best"] else "")
+
+
+def _lowest(f_scores: list[float | None]) -> float | None:
+    """1 - the best F over the levels."""
+    defined = [1 - score for score in f_scores if score is not None]
+    return min(defined, default=None)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 6)

@@ -1,7 +1,8 @@
-"""The image of a weight map: written under a draft's name, and under its own once all of it is there."""
+"""The loss weights that training gives to the pixels of a label volume, as an image and a picture (`weights`)."""
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,23 +12,205 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.config import Sections, resolve_sections, stem
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import PARTIAL, is_remote, plain, remove_aside
+from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_apart, telling_unwritable
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
+from unetcli.train.dataset import resolve_truth
+from unetcli.train.recipes import IGNORED, TruthRules
+from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
 from unetcli.volumes import ngff
-from unetcli.volumes.image import MARKER, marker
 from unetcli.volumes.level import Level
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.image import MARKER, marker
 from unetcli.volumes.store import LocalStore, Store
-from unetcli.volumes.volume import Volume
+from unetcli.volumes.volume import Volume, describe
 
+SHOWN = 768
+"""Largest side of the window in the picture, in pixels."""
+STEP = 64
+"""Spacing, in pixels, of the windows that are compared for it."""
+Report = Callable[[int, int], None]
 KIND = "weights"
 CHUNK = 512
 WRITER = "writer.json"
-"""In a draft: who writes it, so that a dead one's is known for what it is."""
-
+"""File in a draft that names its writer, so that the draft of a dead one is recognised."""
 Write = Callable[[Box, NDArray[np.float32]], None]
 """Stores a window of one section, in coordinates of the labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsRequest:
+    """Options of weights; None is the default of train."""
+
+    labels: str
+    output: str | None = None
+    truth: str = "auto"
+    sections: Sections = (None, None)
+    w0: float | None = None
+    sigma: float | None = None
+    everywhere: bool | None = None
+    ignore: int | None = None
+    partial: int | None = None
+    keep_empty: bool | None = None
+    balance: bool | None = None
+    overwrite: bool = False
+
+    def rules(self, labels: Volume, region: Box) -> TruthRules:
+        """The rules asked for, with the kind of truth found out where it is left open."""
+        names = ("w0", "sigma", "everywhere", "ignore", "partial")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        TruthRules(truth="binary", **given)  # wrong options are refused before data are read
+        return TruthRules(truth=resolve_truth(self.truth, [(labels, region)], self.ignore), **given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassWeight:
+    """One class of the truth."""
+
+    name: str
+    pixels: int
+    weight: float
+    """w_c of eq. 2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSummary:
+    """Result of a call of weights."""
+
+    output: str
+    picture: str
+    rules: dict[str, Any]
+    sections: tuple[int, int]
+    left_out: int
+    """Sections in which nothing is drawn; their weights are 0."""
+    classes: list[ClassWeight]
+    ignored: int
+    """Pixels without truth, in the other sections."""
+    cells: int
+    highest: float
+    """The largest weight of all."""
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one line."""
+        left_out = f", {self.left_out} of them with nothing drawn: weight 0" if self.left_out else ""
+        return f"{self.output}: weights of sections {self.sections[0]}:{self.sections[1]}{left_out}; {self.picture}"
+
+
+def write_weights(request: WeightsRequest, report: Report = lambda done, total: None) -> WeightsSummary:
+    """Write the loss weights of all sections asked for, and a picture of the place where the border raises them most.
+
+    Raises
+    ------
+    UnetcliError
+        Anything about the request that the user can put right; nothing has been written then.
+    """
+    output = _resolve_output(request)
+    rules = request.rules(output.labels, output.region)
+    targets = TargetCache(output.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
+    planes = [plane for plane in output.region.planes() if request.keep_empty or not targets.is_empty(plane)]
+    if not planes:
+        raise UnetcliError(f"{output.labels.path}: nothing is drawn in any section; --keep-empty takes that for truth")
+    counts = LabelCounts()
+    for done, plane in enumerate(planes, start=1):
+        counts += targets.count(plane)
+        report(done, 2 * len(planes))
+    weights = class_weights(counts.class_counts)
+    if request.balance is False:
+        weights = np.ones_like(weights)
+    weighing = _Weighing(targets, weight_table(weights))
+
+    def fill(write: Write) -> None:
+        for done, plane in enumerate(planes, start=1):
+            weighing.write(plane, write)
+            report(len(planes) + done, 2 * len(planes))
+
+    provenance = {"rules": asdict(rules), "class_weights": [round(float(w), 6) for w in weights]}
+    with telling_unwritable(output.path, "writes it anew"):
+        output.publish(provenance, fill)
+        weighing.draw(output.picture)
+    first = "class 1" if rules.truth == "classes" else "foreground"
+    names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
+    return WeightsSummary(
+        output=str(output.path),
+        picture=str(output.picture),
+        rules=asdict(rules),
+        sections=output.sections,
+        left_out=output.sections[1] - output.sections[0] - len(planes),
+        classes=[
+            ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6))
+            for name, n, w in zip(names, counts.class_counts, weights, strict=True)
+        ],
+        ignored=int(counts.pixels[IGNORED]),
+        cells=counts.cells,
+        highest=round(weighing.highest, 6),
+    )
+
+
+def _resolve_output(request: WeightsRequest) -> WeightMap:
+    """The image to write; refused where its place is taken."""
+    labels = open_volume(request.labels).channels_as_sections()
+    require_labels(labels)
+    count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
+    sections = resolve_sections(request.sections, count, labels.path)
+    place = request.output or f"{stem(request.labels)}.weights.zarr"
+    if is_remote(plain(place)):
+        raise UnetcliError(f"--output {place}: a weight map is written to a folder here")
+    output = WeightMap(Path(plain(place)), labels, sections)
+    require_apart(output.path, [request.labels])
+    output.require_free(overwrite=request.overwrite)
+    return output
+
+
+@dataclass(slots=True)
+class _Weighing:
+    """Computes the weights of one section after another; remembers where the border raises them most."""
+
+    targets: TargetCache
+    table: NDArray[np.float32]
+    """(256,): weight of each class."""
+    highest: float = 0.0
+    _busiest: Box | None = None
+    _total: float = -1.0
+
+    def write(self, plane: Box, write: Write) -> None:
+        """Store the weights of a section, piece by piece."""
+        for piece in self.targets.pieces(plane):
+            classes, border = self.targets.window(piece)
+            weights = self.table[classes] + border
+            write(piece, weights)
+            self.highest = max(self.highest, float(weights.max()))
+            if (total := float(border.sum(dtype=np.float64))) > self._total:
+                self._busiest, self._total = piece, total
+
+    def draw(self, file: Path) -> None:
+        """Draw labels, classes and weights of the busiest window."""
+        from unetcli.viz.pictures import draw_weights
+
+        assert self._busiest is not None, "nothing was written"
+        box = busiest_window(self._busiest, self.targets.window(self._busiest)[1])
+        classes, border = self.targets.window(box)
+        labels = self.targets.labels.read(box).reshape(classes.shape)
+        title = f"{Path(self.targets.labels.path).name}: {describe(box, self.targets.labels.axes)}"
+        draw_weights(labels, classes, self.table[classes] + border, title, file)
+
+
+def busiest_window(box: Box, border: NDArray[np.float32]) -> Box:
+    """The part of a window, at most ``SHOWN`` pixels a side, with the largest sum of border weights.
+
+    >>> busiest_window(Box((3, 0, 100), (4, 9, 1200)), np.eye(9, 1100, 900, dtype=np.float32))
+    Box(start=(3, 0, 292), stop=(4, 9, 1060))
+    """
+    sums = np.pad(border.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
+    rows, columns = (np.arange(0, max(n - SHOWN, 0) + STEP, STEP).clip(0, max(n - SHOWN, 0)) for n in border.shape)
+    below, right = (np.minimum(at + SHOWN, n) for at, n in zip((rows, columns), border.shape, strict=True))
+    inside = sums[np.ix_(below, right)] - sums[np.ix_(rows, right)] - sums[np.ix_(below, columns)]
+    row, column = np.unravel_index(np.argmax(inside + sums[np.ix_(rows, columns)]), inside.shape)
+    start = (box.start[-2] + int(rows[row]), box.start[-1] + int(columns[column]))
+    stop = tuple(min(a + SHOWN, b) for a, b in zip(start, box.stop[-2:], strict=True))
+    return Box(box.start[:-2] + start, box.stop[:-2] + stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +220,6 @@ class WeightMap:
     path: Path
     labels: Volume
     sections: tuple[int, int]
-
-    @classmethod
-    def at(cls, place: str, labels: Volume, sections: tuple[int, int]) -> WeightMap:
-        if is_remote(plain(place)):
-            raise UnetcliError(f"--output {place}: a weight map is written to a folder here")
-        return cls(Path(plain(place)), labels, sections)
 
     @property
     def region(self) -> Box:
@@ -59,7 +236,7 @@ class WeightMap:
         if not self.path.parent.is_dir():
             raise UnetcliError(f"--output {self.path}: no folder {self.path.parent}; make it first")
         if LocalStore(self.path).is_free():
-            if self.picture.exists():  # whose it is nothing tells
+            if self.picture.exists():  # nothing says whose it is
                 raise UnetcliError(f"{self.picture}: exists without its weight map; --output names another place")
             return
         if (found := marker(self.path)) is None or found.get("kind") != KIND:
@@ -69,12 +246,14 @@ class WeightMap:
         if not overwrite:
             raise UnetcliError(f"{self.path}: exists; --overwrite writes it anew, --output names another place")
 
-    def publish(self, told: Mapping[str, Any], fill: Callable[[Write], None]) -> None:
+    def publish(self, provenance: Mapping[str, Any], fill: Callable[[Write], None]) -> None:
         """Make the image with all that ``fill`` stores, in place of an earlier weight map.
 
         Killed at any time, nothing is left under the image's name; the next call removes the draft.
         """
-        self._sweep()
+        for draft in drafts(self.path.parent, glob.escape(self.path.name)):
+            if _is_abandoned(draft / WRITER):
+                remove_aside(draft)
 
         def make(store: Store) -> None:
             store.replace_text(WRITER, json.dumps(asdict(Holder.myself())))
@@ -82,7 +261,7 @@ class WeightMap:
             level.create(store)
             array = level.open()
             fill(lambda box, w: level.write(array, box.relative_to(self.region), w.reshape(1, *box.shape)))
-            for name, text in ngff.documents(self._attributes(told), level.zarr_format).items():
+            for name, text in ngff.documents(self._attributes(provenance), level.zarr_format).items():
                 store.replace_text(name, text)
             Path(store.place, WRITER).unlink()
             self.require_free(overwrite=True)
@@ -105,7 +284,7 @@ class WeightMap:
             zarr_format=3,
         )
 
-    def _attributes(self, told: Mapping[str, Any]) -> dict[str, Any]:
+    def _attributes(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
         axes, first = self.labels.axes, dict(zip(self.labels.axes, self.region.start, strict=True))
         sizes = {axis: self.labels.voxel_size.get(axis, 1.0) for axis in axes}
         starts = {axis: self.labels.translation.get(axis, 0.0) + first[axis] * sizes[axis] for axis in axes}
@@ -117,16 +296,11 @@ class WeightMap:
             "extent": list(self.labels.extent),
             "region": [[a, b] for a, b in zip(self.region.start, self.region.stop, strict=True)],
         }
-        return {**ngff.attributes(image, 3), MARKER: {**ours, **told}}
-
-    def _sweep(self) -> None:
-        """Remove drafts whose writer has provably ended."""
-        for draft in self.path.parent.glob(f"*{PARTIAL}"):
-            if draft.name.startswith(f"{self.path.name}.") and _is_dead(draft / WRITER):
-                remove_aside(draft)
+        return {**ngff.attributes(image, 3), MARKER: {**ours, **provenance}}
 
 
-def _is_dead(writer: Path) -> bool:
+def _is_abandoned(writer: Path) -> bool:
+    """Whether the writer of a draft has provably ended."""
     try:
         return Holder(**json.loads(writer.read_text())).is_gone()
     except (OSError, ValueError, TypeError):

@@ -16,13 +16,14 @@ from commands import Command
 from helpers import wait_for, write_zarr
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from train.scenes import border_of
 from yaozarrs import validate_zarr_store
 
 from unetcli.core.errors import UnetcliError
-from unetcli.train import lessons
-from unetcli.train.border import border_raise, loss_weights
-from unetcli.train.targets import IGNORED, TruthRules, class_weights, classes_of
-from unetcli.train.weights import WeightsRequest, WeightsSummary, write_weights
+from unetcli.train import targets as module
+from unetcli.train.recipes import IGNORED, TruthRules
+from unetcli.train.targets import class_weights, classes_of, weight_table
+from unetcli.train.weight_map import WeightsRequest, WeightsSummary, write_weights
 from unetcli.volumes.opening import open_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,7 +59,7 @@ def expected(values: NDArray[np.uint16], rules: TruthRules) -> NDArray[np.float3
     classes = np.stack([classes_of(section, rules) for section in values])
     counts = np.bincount(classes[drawn].ravel(), minlength=IGNORED + 1)[:2]
     found = [
-        loss_weights(c, border_raise(v, c, rules), class_weights(counts)) * used
+        (weight_table(class_weights(counts))[c] + border_of(v, c, rules)) * used
         for v, c, used in zip(values, classes, drawn, strict=True)
     ]
     return np.stack(found)
@@ -79,7 +80,7 @@ def test_the_map_holds_class_weight_and_raise_of_every_pixel(labels: Path, optio
 
 def test_sections_in_pieces_are_written_whole(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LARGEST", 40), ("PIECE", 32), ("TILE", 16), ("CELL_MARGIN", 30)):
-        monkeypatch.setattr(lessons, name, value)
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("unetcli.train.weight_map.CHUNK", 16)
     found = open_volume(write(labels).output)
     weights = expected(crowd(*SHAPE), TruthRules(truth="instances"))
@@ -169,7 +170,7 @@ def test_the_picture_shows_the_section_with_most_raise(labels: Path, monkeypatch
     write(labels)
     drawn, classes, weights, title, _ = shown
     raised = [
-        border_raise(v, classes_of(v, TruthRules(truth="instances")), TruthRules(truth="instances")).sum()
+        border_of(v, classes_of(v, TruthRules(truth="instances")), TruthRules(truth="instances")).sum()
         for v in crowd(*SHAPE)
     ]
     place = int(np.argmax(raised))

@@ -1,11 +1,11 @@
-"""The processes that train together: one, or as many as ``torchrun`` or SLURM started."""
+"""Training by several processes together, as ``torchrun`` or SLURM started them; or by one alone."""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,19 +21,19 @@ from unetcli.model.batchnorm import BatchNorm
 
 T = TypeVar("T")
 GATHERING = timedelta(minutes=10)
-"""How long a process waits for the others to start: nodes read torch from a file system under load."""
+"""Time that a process waits for the others to start: nodes read torch from a file system under load."""
 PATIENCE = timedelta(minutes=60)
-"""How long it waits for them later: the first one validates meanwhile. One that died is noticed at once."""
+"""Time that it waits for them later: the first one validates meanwhile. One that died is noticed at once."""
 BROKEN = re.compile(r"gloo/transport|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
-"""What torch says, as a plain RuntimeError, when a process at the other end is gone."""
+"""Messages of torch, in a plain RuntimeError, when a process at the other end is gone."""
 
 
-class Elsewhere(UnetcliError):
-    """Another process has the reason, and tells it."""
+class OtherRankFailed(UnetcliError):
+    """Another rank failed and reports the error."""
 
 
-class Deserted(Incomplete):
-    """Another process has ended, and cannot be trained without."""
+class PeerLost(Incomplete):
+    """Another rank has ended; the rest cannot train without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """As ``torchrun`` says; alone where nobody does."""
+        """From the variables of ``torchrun``; a process alone where they are not set."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if any(not os.environ.get(name, "").isdecimal() for name in names[:2]):
             return cls()
@@ -54,16 +54,16 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files, judges and talks."""
+        """Whether this process writes files, validates and logs."""
         return self.rank == 0
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Within, the processes hear each other.
+        """Connect the processes for the block.
 
         Raises
         ------
-        Deserted
+        PeerLost
             One of them has ended.
         """
         if self.size == 1:
@@ -77,7 +77,7 @@ class World:
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or BROKEN.search(str(error))):
                 raise
-            raise Deserted(
+            raise PeerLost(
                 f"another of the {self.size} processes has ended; the same command continues from the last checkpoint"
             ) from error
         finally:
@@ -85,12 +85,12 @@ class World:
                 dist.destroy_process_group()
 
     def _gathered(self) -> Any:
-        """Where the processes leave word for each other, once all have.
+        """The store that connects the processes, once all of them have come.
 
         Raises
         ------
         UnetcliError
-            One does not come, or the first one's address leads nowhere.
+            One does not come, or the first one cannot be reached at its address.
         """
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
@@ -106,66 +106,61 @@ class World:
         return store
 
     def first(self, function: Callable[[], T]) -> T:
-        """What the first process finds, in all of them; an error there ends all.
+        """The result of the first process, in all of them; an error there ends all.
 
         Raises
         ------
         UnetcliError, OSError
-            The first process's own; :class:`Elsewhere` in the others.
+            The first process's own; :class:`OtherRankFailed` in the others.
         """
         if self.size == 1:
             return function()
         found: T | None = None
         error = None
         if self.is_first:
-            found, error = tried(function)
-        told: list[Any] = [(found, error is not None)]
-        dist.broadcast_object_list(told, src=0)
-        result, failed = told[0]
+            found, error = _tried(function)
+        message: list[Any] = [(found, error is not None)]
+        dist.broadcast_object_list(message, src=0)
+        result, failed = message[0]
         if failed:
-            raise error or Elsewhere("process 0 tells why")
+            raise error or OtherRankFailed("process 0 tells why")
         return cast(T, found if self.is_first else result)
 
     def each(self, function: Callable[[], T]) -> T:
-        """What each process finds for itself; an error in one ends all. They must not need each other meanwhile.
+        """The result of each process; an error in one ends all. They must not need each other meanwhile.
 
         Raises
         ------
         UnetcliError, OSError
-            This process's own, where it is the first that has one; :class:`Elsewhere` in all others.
+            This process's own, where it is the first that has one; :class:`OtherRankFailed` in all others.
         """
         if self.size == 1:
             return function()
-        found, error = tried(function)
-        failed = [rank for rank, (fails,) in enumerate(self.of_each([error is not None])) if fails]
+        found, error = _tried(function)
+        everyone = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(everyone, torch.tensor([int(error is not None)]))
+        failed = [rank for rank, fails in enumerate(everyone) if fails]
         if failed:
-            raise error if error and failed[0] == self.rank else Elsewhere(f"process {failed[0]} tells why")
+            raise error if error and failed[0] == self.rank else OtherRankFailed(f"process {failed[0]} tells why")
         return cast(T, found)
 
     def require_same(self, what: str, values: dict[str, Any]) -> None:
-        """Refuse where processes would do different things, as hosts of different kinds may choose."""
-        told = self.first(lambda: values)
-        other = [name for name in values if values[name] != told.get(name)]
+        """Refuse values that differ between processes, as hosts of different kinds may choose."""
+        first = self.first(lambda: values)
+        other = [name for name in values if values[name] != first.get(name)]
 
         def compare() -> None:
             if other:
                 name = other[0]
                 raise UnetcliError(
-                    f"{what}: {name} is {values[name]} in process {self.rank} and {told.get(name)} in process 0; "
+                    f"{what}: {name} is {values[name]} in process {self.rank} and {first.get(name)} in process 0; "
                     "name it, or take hosts of one kind"
                 )
 
         self.each(compare)
 
-    def of_each(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The numbers of each process, by rank."""
-        mine = torch.tensor(numbers, dtype=torch.int64)
-        everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(everyone, mine)
-        return [values.tolist() for values in everyone]
-
     def greatest(self, *numbers: int) -> list[int]:
-        """Of each number the greatest in any process: so all stop, or write a checkpoint, at the same step."""
+        """The maximum of each number over all processes: so all stop, or write a checkpoint, at the same step."""
         if self.size == 1:
             return list(numbers)
         values = torch.tensor(numbers, dtype=torch.int64)
@@ -184,7 +179,7 @@ class World:
         return numbers[self.rank * share : (self.rank + 1) * share]
 
     def shared(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network, its gradients averaged and its batch statistics taken over all processes."""
+        """The network with gradients averaged and batch statistics taken over all processes."""
         if self.size == 1:
             return network
         for module in network.modules():
@@ -196,8 +191,8 @@ class World:
             return nn.parallel.DistributedDataParallel(network, device_ids=places, broadcast_buffers=False)
 
 
-def tried(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What it returns, or the error that a user can put right."""
+def _tried(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """The result of a function, or the error that a user can put right."""
     try:
         return function(), None
     except (UnetcliError, OSError) as error:

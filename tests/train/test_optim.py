@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train.scenes import annotated, corpus, discs
+from hypothesis import given
+from hypothesis import strategies as st
+from train.scenes import annotated, border_of, dataset, discs
 
 from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
 from unetcli.model.batchnorm import BatchNorm
 from unetcli.model.network import UNet
-from unetcli.train.augmentation import Augmentation
-from unetcli.train.learner import LEAST_WEIGHT, Batch, Learner, batches, create_optimizer
-from unetcli.train.recipes import Optimisation
-from unetcli.train.sampling import Sampler
+from unetcli.train.dataset import Sampler, dataset_statistics
+from unetcli.train.distributed import World, require_divisible
+from unetcli.train.optim import LEAST_WEIGHT, Batch, Learner, batches, create_optimizer, weighted_cross_entropy
+from unetcli.train.recipes import IGNORED, Augmentation, Optimisation, TruthRules
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.survey import survey
-from unetcli.train.targets import TruthRules
-from unetcli.train.world import World, require_divisible
+from unetcli.train.targets import classes_of, weight_table
 
 CPU = torch.device("cpu")
 RAW, LABELS = discs()
-CORPUS = corpus(annotated(RAW, LABELS, truth="binary", w0=10.0))
-FOUND = survey(CORPUS)
+CORPUS = dataset(annotated(RAW, LABELS, truth="binary", w0=10.0))
+FOUND = dataset_statistics(CORPUS)
 CONFIG = TrainingConfig(
     recipe="paper",
     architecture=Architecture(depth=1, base_channels=4),
@@ -74,7 +74,7 @@ def started(config: TrainingConfig = CONFIG) -> tuple[Learner, list[Batch]]:
 
 def plain_loss(network: UNet, batch: Batch) -> torch.Tensor:
     """The weighted mean over the batch's pixels."""
-    weights = torch.tensor(FOUND.class_weights(balance=True))[batch.classes] + batch.raised
+    weights = torch.tensor(FOUND.class_weights(balance=True))[batch.classes] + batch.border_weight
     losses = torch.nn.functional.cross_entropy(network(batch.images, batch.keep), batch.classes, reduction="none")
     return (losses * weights).sum() / weights.sum()
 
@@ -116,14 +116,14 @@ def test_the_average_follows_the_weights_by_its_formula() -> None:
         learner.step(batch, number)
         decay = min(0.25, (1 + number) / (10 + number))
         expected = [decay * a + (1 - decay) * w for a, w in zip(expected, weights(learner.network), strict=True)]
-    for one, other in zip(weights(learner.kept), expected, strict=True):
+    for one, other in zip(weights(learner.validated), expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
-    assert any(not torch.equal(a, b) for a, b in zip(weights(learner.kept), weights(learner.network), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(weights(learner.validated), weights(learner.network), strict=True))
 
 
 def test_without_an_average_the_weights_themselves_are_kept() -> None:
     learner, _ = started()
-    assert learner.kept is learner.network
+    assert learner.validated is learner.network
 
 
 def test_statistics_of_batch_normalisation_are_averaged_too() -> None:
@@ -131,7 +131,9 @@ def test_statistics_of_batch_normalisation_are_averaged_too() -> None:
     learner, items = started(replace(config, architecture=replace(config.architecture, batch_norm=True)))
     for number, batch in enumerate(items):
         learner.step(batch, number)
-    norms = [[m for m in network.modules() if isinstance(m, BatchNorm)] for network in (learner.kept, learner.network)]
+    norms = [
+        [m for m in network.modules() if isinstance(m, BatchNorm)] for network in (learner.validated, learner.network)
+    ]
     for averaged, last in zip(*norms, strict=True):
         assert averaged.running_mean is not None
         assert last.running_mean is not None
@@ -150,7 +152,7 @@ def test_a_batch_is_its_samples_whatever_they_are_batched_with() -> None:
     learner, items = started()
     sampler = Sampler(CORPUS, CONFIG.tile, 28, CONFIG.augmentation, CONFIG.seed)
     alone = learner.batch([sampler.sample(3)], [sampler.keep(3, 8, 0.5)])
-    for name in ("images", "classes", "raised", "keep"):
+    for name in ("images", "classes", "border_weight", "keep"):
         assert torch.equal(getattr(items[1], name)[1:], getattr(alone, name)), name
 
 
@@ -166,7 +168,9 @@ def test_images_are_normalised_by_the_training_images() -> None:
 def test_pixels_without_truth_change_nothing_at_all() -> None:
     learner, items = started()
     before = weights(learner.network)
-    nothing = replace(items[0], classes=torch.full_like(items[0].classes, 255), raised=0 * items[0].raised)
+    nothing = replace(
+        items[0], classes=torch.full_like(items[0].classes, 255), border_weight=0 * items[0].border_weight
+    )
     assert float(learner.step(nothing, 0)) == 0
     assert all(torch.equal(a, b) for a, b in zip(before, weights(learner.network), strict=True))
 
@@ -188,3 +192,99 @@ def test_a_share_of_no_weight_is_0_for_any_number_of_processes() -> None:
     nothing = torch.zeros(())
     assert float(nothing * (4096 / nothing.clamp_min(LEAST_WEIGHT))) == 0
     assert 0 < LEAST_WEIGHT < 1e-6 * FOUND.class_weights(balance=True).min()
+
+
+def table_of(weights: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(weight_table(weights))
+
+
+def problem(seed: int, classes: int = 3, shape: tuple[int, int] = (7, 11)) -> tuple[torch.Tensor, ...]:
+    """Logits, classes of which a fifth is ignored, raised weights, table."""
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, classes, (2, *shape))
+    truth[random.random(truth.shape) < 0.2] = IGNORED
+    raised = random.random(truth.shape).astype(np.float32) * 5
+    raised[truth == IGNORED] = 0
+    table = table_of(random.random(classes).astype(np.float32) + 0.1)
+    logits = torch.from_numpy(random.standard_normal((2, classes, *shape)).astype(np.float32) * 3)
+    return logits.requires_grad_(), torch.from_numpy(truth), torch.from_numpy(raised), table
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 5))
+def test_it_is_the_weighted_sum_of_equation_1(seed: int, classes: int) -> None:
+    """E = sum of w(x) log p(x), over the pixels with truth, in double precision."""
+    logits, truth, raised, table = problem(seed, classes)
+    total, weight = weighted_cross_entropy(logits, truth, raised, table)
+    values = logits.detach().double().numpy()
+    p = np.exp(values) / np.exp(values).sum(1, keepdims=True)
+    expected, weights = 0.0, 0.0
+    for b, y, x in np.ndindex(*truth.shape):
+        k = int(truth[b, y, x])
+        if k != IGNORED:
+            w = float(table[k]) + float(raised[b, y, x])
+            expected, weights = expected - w * np.log(p[b, k, y, x]), weights + w
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    assert weight.item() == pytest.approx(weights, rel=1e-5)
+
+
+def test_pixels_without_truth_have_no_gradient_and_no_weight() -> None:
+    logits, truth, raised, table = problem(0)
+    total, weight = weighted_cross_entropy(logits, truth, raised, table)
+    total.backward()
+    assert logits.grad is not None
+    steep = logits.grad.abs().sum(1)
+    assert (steep[truth == IGNORED] == 0).all()
+    assert (steep[truth != IGNORED] > 0).all()
+    garbage = torch.where((truth == IGNORED)[:, None], torch.full_like(logits, 50.0), logits.detach())
+    again = weighted_cross_entropy(garbage, truth, raised, table)
+    assert (again[0].item(), again[1].item()) == (total.item(), weight.item())
+
+
+def test_nothing_but_ignored_pixels_is_a_loss_of_0() -> None:
+    logits, truth, raised, table = problem(0)
+    total, weight = weighted_cross_entropy(logits, torch.full_like(truth, IGNORED), 0 * raised, table)
+    total.backward()
+    assert (total.item(), weight.item()) == (0, 0)
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_twice_the_weight_counts_like_the_pixel_twice() -> None:
+    logits, truth, raised, table = problem(1)
+    one, two = (weighted_cross_entropy(logits, truth, r, t) for r, t in ((raised, table), (2 * raised, 2 * table)))
+    assert two[0].item() == pytest.approx(2 * one[0].item(), rel=1e-6)
+    assert two[1].item() == pytest.approx(2 * one[1].item(), rel=1e-6)
+
+
+def test_logits_in_bfloat16_are_summed_in_float32() -> None:
+    logits, truth, raised, table = problem(2)
+    half = logits.detach().to(torch.bfloat16)
+    total, _ = weighted_cross_entropy(half, truth, raised, table)
+    exact, _ = weighted_cross_entropy(half.float(), truth, raised, table)
+    assert total.dtype == torch.float32
+    assert total.item() == exact.item()
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_the_border_raises_background_between_two_cells_and_nothing_else(everywhere: bool) -> None:
+    labels = np.zeros((30, 60), np.uint8)
+    labels[5:25, 5:20], labels[5:25, 24:40] = 1, 2
+    labels[:, 55:] = 9
+    rules = TruthRules(truth="instances", ignore=9, everywhere=everywhere)
+    classes = classes_of(labels, rules)
+    raised = border_of(labels, classes, rules)
+    table = table_of(np.ones(2, np.float32))
+    flat = torch.zeros(1, 2, *labels.shape)  # every pixel costs log 2 times its weight
+
+    def cost(weights: np.ndarray) -> float:
+        found = weighted_cross_entropy(
+            flat, torch.from_numpy(classes[None].astype(np.int64)), torch.from_numpy(weights[None]), table
+        )
+        return found[0].item() / np.log(2)
+
+    assert cost(np.zeros_like(raised)) == pytest.approx((classes != IGNORED).sum(), rel=1e-5)
+    assert cost(raised) == pytest.approx((classes != IGNORED).sum() + raised.sum(), rel=1e-5)
+    assert (raised[classes == IGNORED] == 0).all()
+    assert raised[10:20, 20:24].min() > 5
+    assert raised[:, 50:].max() < 1e-4
+    assert (raised[classes == 1] > 0).any() == everywhere

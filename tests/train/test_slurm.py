@@ -9,8 +9,7 @@ import pytest
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.executors.slurm.watch import JobEnd
-from unetcli.train.launch import Processes, outcome
-from unetcli.train.task import PORTS, first_host, joining
+from unetcli.train.slurm import PORTS, Processes, first_host, joining, outcome
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from commands import Command
 from helpers import grey, wait_for, write_zarr
 
-from unetcli.train.checkpoint import Checkpoint
+from unetcli.train.folder import Checkpoint
 
 COMMON = "--depth 1 --base-channels 8 --tile 44 --batch-size 4 --device cpu --precision float32 --validate-every 10"
 WORDS = ["train", "raw.zarr", "labels.zarr", "--ignore", "7", "--truth", "binary", *COMMON.split()]

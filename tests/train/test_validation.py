@@ -16,9 +16,9 @@ from unetcli.core.geometry import Box
 from unetcli.metrics import em
 from unetcli.metrics.cells import seg_sums
 from unetcli.metrics.pixels import Confusion
-from unetcli.train.figures import Judged, Sums, Validation, better
+from unetcli.train.recipes import IGNORED
 from unetcli.train.request import MEASURES
-from unetcli.train.targets import IGNORED
+from unetcli.train.validation import MetricSums, ValidatedSection, ValidationMetrics, better
 
 SHAPE = (3, 37, 46)
 EVEN = np.ones(2, np.float32)
@@ -36,17 +36,17 @@ LABELS = (blobs(*SHAPE) > 0.5).astype(np.uint8)
 VALUES = np.clip(0.6 * blobs(*SHAPE) + 0.4 * blobs(*SHAPE, seed=9), 0, 1).astype(np.float32)
 
 
-def judged(values: NDArray[np.float32], labels: NDArray[Any], measure: str, **rules: Any) -> Sums:
+def judged(values: NDArray[np.float32], labels: NDArray[Any], measure: str, **rules: Any) -> MetricSums:
     """Sums over all sections; values (z, y, x) or (classes, z, y, x)."""
     pair = annotated(grey(*labels.shape), labels, **{"truth": "binary", **rules})
     outputs = values[None] if values.ndim == labels.ndim else values
-    sums = Sums(EVEN if len(outputs) == 1 else np.ones(len(outputs), np.float32), measure)
+    sums = MetricSums(EVEN if len(outputs) == 1 else np.ones(len(outputs), np.float32), measure)
     for box in Box.of_shape(labels.shape).planes():
-        sums.add(Judged(pair, box, outputs[:, box.start[0]], pair.classes(box)))
+        sums.add(ValidatedSection(pair, box, outputs[:, box.start[0]], pair.targets.classes(box)))
     return sums
 
 
-def figures(values: NDArray[np.float32], labels: NDArray[Any], measure: str, **rules: Any) -> Validation:
+def figures(values: NDArray[np.float32], labels: NDArray[Any], measure: str, **rules: Any) -> ValidationMetrics:
     found = judged(values, labels, measure, **rules).result()
     assert found is not None
     return found
@@ -79,9 +79,9 @@ def test_seg_is_that_of_components_against_the_objects(truth: str) -> None:
 
 def test_the_loss_is_the_weighted_mean_of_the_log_likelihood() -> None:
     pair = annotated(grey(*SHAPE), LABELS, truth="binary")
-    sums = Sums(np.array([0.5, 3.0], np.float32), "iou")
+    sums = MetricSums(np.array([0.5, 3.0], np.float32), "iou")
     for box in Box.of_shape(SHAPE).planes():
-        sums.add(Judged(pair, box, VALUES[box.start[0]][None], pair.classes(box)))
+        sums.add(ValidatedSection(pair, box, VALUES[box.start[0]][None], pair.targets.classes(box)))
     p = np.where(LABELS, VALUES, 1 - VALUES).astype(float)
     w = np.where(LABELS, 3.0, 0.5)
     found = sums.result()
@@ -141,7 +141,7 @@ def test_a_measure_without_anything_to_judge_is_undefined_not_perfect(measure: s
 
 
 def test_nothing_judged_gives_no_figures() -> None:
-    assert Sums(EVEN, "iou").result() is None
+    assert MetricSums(EVEN, "iou").result() is None
     everything_ignored = judged(VALUES, np.full(SHAPE, 7, np.uint8), "iou", ignore=7)
     assert everything_ignored.result() is None
 
@@ -157,7 +157,7 @@ def test_better_is_lower_for_errors_and_higher_for_overlaps_and_never_the_same()
 def test_pixels_without_truth_are_told_from_the_classes() -> None:
     pair = annotated(grey(*SHAPE), LABELS, truth="binary")
     box = Box((0, 0, 0), (1, *SHAPE[1:]))
-    item = Judged(pair, box, VALUES[:1], pair.classes(box))
+    item = ValidatedSection(pair, box, VALUES[:1], pair.targets.classes(box))
     half = replace(item, classes=np.where(np.arange(SHAPE[2]) < 10, IGNORED, item.classes).astype(np.uint8))
     assert item.counted.all()
     assert half.counted.mean() == pytest.approx(36 / 46)
