@@ -34,7 +34,7 @@ def place_discs(place: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_figures_out(patch: pytest.MonkeyPatch) -> None:
-    for name in ("unetcli.train.learning.draw_seen", "unetcli.viz.pictures.draw_curves"):
+    for name in ("unetcli.train.learning.draw_seen", "unetcli.viz.png.draw_curves"):
         patch.setattr(name, lambda *_: None)
 
 

@@ -141,7 +141,7 @@ def claim(request: TrainRequest, training: Training, goal: int, stack: ExitStack
 
 def finish(training: Training, goal: int, report: Report, signals: Signals) -> TrainSummary:
     """Train what is left to train, draw the curves, sum up."""
-    from unetcli.viz.pictures import draw_curves
+    from unetcli.viz.png import draw_curves
 
     before = training.world.first(lambda: finished_before(training, goal))
     found_finished = before is not None

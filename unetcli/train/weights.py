@@ -188,7 +188,7 @@ class Weighing:
 
     def draw(self, file: Path) -> None:
         """Labels, classes and weights where there is most to see."""
-        from unetcli.viz.pictures import draw_weights
+        from unetcli.viz.png import draw_weights
 
         assert self._busiest is not None, "nothing was written"
         box = busiest_window(self._busiest, self.lessons.window(self._busiest)[1])

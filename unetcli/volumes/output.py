@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,8 @@ from unetcli.volumes.store import Store, store_at
 from unetcli.volumes.volume import Volume
 
 MARKER = "unetcli"
+NESTING = 4
+"""Labels lie so many groups inside the prediction that says which region it is, at most."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,15 @@ def marker(place: Path | str) -> dict[str, Any] | None:
 def marker_around(place: Path | str) -> dict[str, Any] | None:
     """The marker of a group, or of the group that an array lies in."""
     return marker(place) or marker(parent_of(place))
+
+
+def region_around(place: Path | str) -> Mapping[str, Any]:
+    """What a prediction of ours says of its region, by itself or by the group that its labels or levels lie in."""
+    for _ in range(NESTING):
+        if "region" in (found := marker(place) or {}):
+            return found
+        place = parent_of(place)
+    return {}
 
 
 def require_ours(place: Path | str) -> None:

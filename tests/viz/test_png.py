@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from unetcli.viz.pictures import draw_curves, draw_samples
+from unetcli.viz.png import draw_curves, draw_samples
 
 TILE, OUTPUT = 44, 20
 
