@@ -24,6 +24,12 @@ def means(values: NDArray[Any], step: int) -> NDArray[np.float32]:
     return averaged
 
 
+def samples(values: NDArray[Any], step: int) -> NDArray[Any]:
+    """Every ``step``-th pixel of (y, x), the middle one of each block where it exists."""
+    picks = [np.minimum(np.arange(0, n, step) + step // 2, n - 1) for n in values.shape]
+    return values[np.ix_(*picks)]
+
+
 def enlarged(values: NDArray[Any], zoom: int) -> NDArray[Any]:
     """Each pixel of (y, x, ..) as a square of ``zoom`` x ``zoom``."""
     return values.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -40,6 +46,14 @@ def stretched(values: NDArray[np.float32]) -> NDArray[np.float32]:
     scaled = (np.where(finite, values, low) - low) / (high - low if high > low else 1)
     clipped: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
     return clipped
+
+
+def rgb(channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(y, x, 3) of one to three channels (c, y, x): one is grey, of two there is no blue."""
+    if len(channels) == 1:
+        channels = channels.repeat(3, axis=0)
+    coloured: NDArray[np.float32] = np.moveaxis(np.pad(channels, [(0, 3 - len(channels)), (0, 0), (0, 0)]), 0, -1)
+    return coloured
 
 
 def label_colours(labels: NDArray[Any]) -> NDArray[np.float32]:

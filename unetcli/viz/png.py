@@ -1,7 +1,8 @@
-"""Pictures as PNG files: pixels as they are, training curves, training samples, maps of loss weights."""
+"""Pictures as PNG files (pixels as they are, training curves and samples, loss weights) and as URLs inside a page."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.files import replacing
-from unetcli.viz.colour import PERCENTILES, label_colours
+from unetcli.viz.colour import PERCENTILES, label_colours, rgb, stretched
 
 DOTS_PER_INCH = 100
 SAMPLES_PER_ROW = 4
 IGNORED = 255
 """Class of pixels without truth."""
+QUALITY = 85
+"""Quality of the WebP that shows grey values; all that is measured on is stored without loss."""
 PANEL_DOTS, LEGEND = 512, 12
 Colour = tuple[float, float, float]
 KINDS: dict[str, Colour] = {
@@ -25,6 +28,43 @@ KINDS: dict[str, Colour] = {
     "foreground": (0.93, 0.93, 0.9),
 }
 """Colours of a class map, by what they stand for."""
+
+
+def grey_url(image: NDArray[np.float32]) -> str:
+    """Grey values (c, y, x) between their percentiles: three channels as colours, else the first."""
+    import imagecodecs
+
+    colours = rgb(np.stack([stretched(channel) for channel in image[: 3 if len(image) == 3 else 1]]))
+    dots = np.ascontiguousarray(np.rint(colours * 255).astype(np.uint8))
+    return _data_url("webp", imagecodecs.webp_encode(dots, level=QUALITY, lossless=False))
+
+
+def share_url(values: NDArray[np.float32]) -> str:
+    """Values (y, x) from 0 to 1 in 255 steps."""
+    return png_url(np.rint(values * 255).astype(np.uint8))
+
+
+def mask_url(values: NDArray[np.bool_]) -> str:
+    """A mask (y, x): 255 where it is true."""
+    return png_url(values.astype(np.uint8) * np.uint8(255))
+
+
+def labels_url(values: NDArray[Any]) -> str:
+    """Labels (y, x) in red, green and blue, red the lowest byte; those beyond 2^24 - 1 begin again at 1."""
+    bounded = values.astype(np.uint64)
+    bounded = np.where(bounded, (bounded - 1) % (2**24 - 1) + 1, 0)
+    return png_url(np.stack([(bounded >> np.uint64(n) & np.uint64(255)).astype(np.uint8) for n in (0, 8, 16)], axis=-1))
+
+
+def png_url(values: NDArray[np.uint8]) -> str:
+    """Grey values (y, x) or colours (y, x, 3) without loss."""
+    import imagecodecs
+
+    return _data_url("png", imagecodecs.png_encode(np.ascontiguousarray(values), level=9))
+
+
+def _data_url(kind: str, data: bytes | bytearray) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def save_dots(colours: NDArray[np.float32], bar: tuple[float, str] | None, file: Path, software: str) -> None:
@@ -138,9 +178,7 @@ def _draw_tile(axes: Any, image: NDArray[Any], truth: NDArray[Any]) -> None:
     """One tile (c, y, x) of 0..1, up to three channels as colours, with the outlines of each class of its centre."""
     from matplotlib.patches import Rectangle
 
-    shown = np.clip(image[:3], 0, 1)
-    colours = np.moveaxis(np.pad(shown, [(0, 3 - len(shown)), (0, 0), (0, 0)]), 0, -1) if len(shown) > 1 else shown[0]
-    axes.imshow(colours, cmap="gray", vmin=0, vmax=1)
+    axes.imshow(rgb(np.clip(image[:3], 0, 1)))
     edge = (image.shape[-1] - truth.shape[-1]) // 2
     inside = edge + np.arange(truth.shape[-1])
     for number in set(np.unique(truth).tolist()) - {0, IGNORED}:

@@ -19,7 +19,7 @@ from unetcli.config import stem
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import SIGNED_BYTES, place_of, require_apart
 from unetcli.core.geometry import Box, ceil_to
-from unetcli.viz.colour import enlarged, label_colours, means, outlines, stretched
+from unetcli.viz.colour import enlarged, label_colours, means, outlines, rgb, stretched
 from unetcli.viz.png import save_dots
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker_around, region_around
@@ -249,11 +249,7 @@ def _base_colours(base: SectionView, plane: Box, step: int, channel: int | None)
         return label_colours(base.read(plane, step, channel, mean=False)[0])
     values = base.read(plane, step, channel, mean=True)[:3].astype(np.float32)
     top = _certain(base.volume) if base.kind == "probabilities" else None
-    greys = [np.clip(v / top, 0, 1) if top else stretched(v) for v in values]
-    if len(greys) == 1:
-        return np.repeat(greys[0][..., np.newaxis], 3, axis=-1)
-    greys += [np.zeros_like(greys[0])] * (3 - len(greys))
-    return np.stack(greys, axis=-1)
+    return rgb(np.clip(values / top, 0, 1) if top else np.stack([stretched(channel) for channel in values]))
 
 
 def _certain(volume: Volume) -> float:
