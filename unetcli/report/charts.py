@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from unetcli.evaluate.result import Evaluation
-from unetcli.report.measure_texts import MEASURES, Measure, count, metrics_of, percent
+from unetcli.report.measure_texts import MEASURES, Measure, count, percent
 from unetcli.report.tables import table
 from unetcli.viz.markup import Axis, Html, Line, Plot, join, tag
 
@@ -19,8 +19,7 @@ Columns = Mapping[str, Values]
 
 def figures(evaluation: Evaluation) -> list[Html]:
     """All figures that the evaluation has data for."""
-    drawn = {"em": em_figures, "pixels": pixel_figures, "cells": cell_figures}
-    return [figure for metric in metrics_of(evaluation) if metric in drawn for figure in drawn[metric](evaluation)]
+    return [*em_figures(evaluation), *cell_figures(evaluation), *pixel_figures(evaluation)]
 
 
 def em_figures(evaluation: Evaluation) -> Iterable[Html]:
@@ -104,7 +103,7 @@ def reliability(evaluation: Evaluation) -> Html:
 
 def cell_figures(evaluation: Evaluation) -> Iterable[Html]:
     """How many objects still match as more overlap is required."""
-    curves, scores = evaluation.curves.get("cells", {}), evaluation.scores["cells"]
+    curves, scores = evaluation.curves.get("cells", {}), evaluation.scores.get("cells", {})
     shown = {"precision": "precision", "recall": "recall", "f1": "F1", "ap": "AP"}
     shown = {key: name for key, name in shown.items() if key in curves and scores.get(key) is not None}
     if not shown:

@@ -101,7 +101,20 @@ def _patches(pixels: NDArray[np.bool_], reach: NDArray[np.bool_]) -> Iterator[tu
 def object_errors(objects: tuple[ReferenceObjects, ResultObjects], places: tuple[Places, Places]) -> list[Mark]:
     """What went wrong with objects: of the reference and of the result."""
     reference, result = objects
-    return largest_first([*_of_reference(reference, places[0]), *_of_result(reference, result, places[1])])
+    marks = []
+    for label, pieces, found, size in zip(*_lists(reference, "labels", "pieces", "result", "sizes"), strict=True):
+        if pieces > 1:
+            marks.append(Mark(SPLIT, *places[0][label], size, f"true cell {label} lies in {pieces} pieces"))
+        elif not found:
+            marks.append(Mark(MISSED, *places[0][label], size, f"true cell {label}, {size} px"))
+    for label, covers, inside, size in zip(*_lists(result, "labels", "covers", "inside", "sizes"), strict=True):
+        if covers > 1:
+            joined = reference.labels[reference.result == label].tolist()
+            named = ", ".join(map(str, joined[:4])) + (" .." if len(joined) > 4 else "")
+            marks.append(Mark(MERGE, *places[1][label], size, f"found cell {label} joins true cells {named}"))
+        elif not covers and not inside:
+            marks.append(Mark(EXTRA, *places[1][label], size, f"found cell {label}, {size} px"))
+    return largest_first(marks)
 
 
 def fates(reference: ReferenceObjects) -> list[str]:
@@ -111,38 +124,22 @@ def fates(reference: ReferenceObjects) -> list[str]:
     return found
 
 
-def _of_reference(reference: ReferenceObjects, places: Places) -> Iterator[Mark]:
-    for number, label in enumerate(reference.labels.tolist()):
-        pieces, size = int(reference.pieces[number]), int(reference.sizes[number])
-        if pieces > 1:
-            yield Mark(SPLIT, *places[label], size, f"true cell {label} lies in {pieces} pieces")
-        elif not reference.result[number]:
-            yield Mark(MISSED, *places[label], size, f"true cell {label}, {size} px")
-
-
-def _of_result(reference: ReferenceObjects, result: ResultObjects, places: Places) -> Iterator[Mark]:
-    for number, label in enumerate(result.labels.tolist()):
-        size, covers = int(result.sizes[number]), int(result.covers[number])
-        if covers > 1:
-            joined = reference.labels[reference.result == label].tolist()
-            named = ", ".join(map(str, joined[:4])) + (" .." if len(joined) > 4 else "")
-            yield Mark(MERGE, *places[label], size, f"found cell {label} joins true cells {named}")
-        elif not covers and not result.inside[number]:
-            yield Mark(EXTRA, *places[label], size, f"found cell {label}, {size} px")
-
-
 def object_rows(
     section: Section, objects: tuple[ReferenceObjects, ResultObjects], places: tuple[Places, Places]
 ) -> Iterator[ObjectRow]:
     """Every true object of a section, and every found one without a counterpart, for the table."""
     reference, result = objects
-    for number, fate in enumerate(fates(reference)):
-        label, size = int(reference.labels[number]), int(reference.sizes[number])
-        overlap, found = float(reference.jaccard[number]), int(reference.result[number])
+    columns = _lists(reference, "labels", "jaccard", "sizes", "result")
+    for fate, label, overlap, size, found in zip(fates(reference), *columns, strict=True):
         yield ObjectRow(section, label, fate, overlap, size, found, places[0][label])
-    for number in np.flatnonzero((result.covers == 0) & ~result.inside).tolist():
-        label, size = int(result.labels[number]), int(result.sizes[number])
-        yield ObjectRow(section, 0, EXTRA, 0.0, size, label, places[1][label])
+    for label, covers, inside, size in zip(*_lists(result, "labels", "covers", "inside", "sizes"), strict=True):
+        if not covers and not inside:
+            yield ObjectRow(section, 0, EXTRA, 0.0, size, label, places[1][label])
+
+
+def _lists(objects: ReferenceObjects | ResultObjects, *names: str) -> list[list[Any]]:
+    """Columns of a table of objects as plain values."""
+    return [getattr(objects, name).tolist() for name in names]
 
 
 def largest_first(marks: list[Mark]) -> list[Mark]:

@@ -50,20 +50,16 @@ class Measure:
         """
         return "undefined" if value is None else f"{value:.{self.digits}f}"
 
-    def interval_text(self, scores: Scores) -> str:
-        """Both ends of the interval with as many digits as the score; a hyphen where there is none."""
-        return self.range_text(self.detail(scores, "interval"))
+    def interval_text(self, interval: Any) -> str:
+        """Both ends with as many digits as the score; a hyphen where there is none.
 
-    def range_text(self, interval: Any) -> str:
-        """
-        >>> MEASURES["em.rand_error"].range_text([0.25, 0.5]), MEASURES["em.rand_error"].range_text(None)
+        >>> MEASURES["em.rand_error"].interval_text([0.25, 0.5]), MEASURES["em.rand_error"].interval_text(None)
         ('0.2500 to 0.5000', '-')
         """
         return f"{self.text(interval[0])} to {self.text(interval[1])}" if interval and None not in interval else "-"
 
 
-_error = partial(Measure, lower=True)
-_score = partial(Measure, lower=False)
+_error, _score = Measure, partial(Measure, lower=False)
 _ALL = (
     _error("em.rand_error", "Rand error", "1 - F of pairs of pixels that share a cell: splits and merges, by area."),
     _error(
@@ -141,6 +137,10 @@ class Published:
     comparable: tuple[str, ...]
     """Whether figures of other data may be compared with them."""
 
+    @property
+    def metric(self) -> str:
+        return MEASURES[self.columns[0][0]].metric
+
 
 PUBLISHED = (
     Published(
@@ -191,6 +191,11 @@ def scored(evaluation: Evaluation, metric: str) -> list[Measure]:
     """The measures of one metric that the evaluation has, undefined ones too."""
     found = evaluation.scores.get(metric, {})
     return [measure for measure in MEASURES.values() if measure.metric == metric and measure.key in found]
+
+
+def headlines(evaluation: Evaluation, metric: str) -> list[Measure]:
+    """The scored measures of one metric that the summary shows."""
+    return [measure for measure in scored(evaluation, metric) if measure.key in HEADLINES[metric]]
 
 
 def ranked_by(evaluation: Evaluation) -> Measure | None:

@@ -45,12 +45,16 @@ def write_report(
 def page(evaluation: Evaluation, shown: Gallery) -> str:
     """The whole HTML."""
     parts = {key: part for key, part in contents(evaluation, shown).items() if any(part[1])}
+    sections = [
+        tag("section", tag("h2", name, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title")
+        for key, (name, content) in parts.items()
+    ]
     return Template(asset("page.html")).substitute(
-        title=join(f"{name_of(evaluation.request.prediction)}: evaluation"),
+        title=join(f"{Path(evaluation.request.prediction).name}: evaluation"),
         style=asset("style.css"),
         programs="\n".join(asset(f"{name}.js") for name in PROGRAMS),
         header=header(evaluation),
-        sections=join([section(key, *part) for key, part in parts.items()]),
+        sections=join(sections),
         links=join([tag("li", tag("a", name, href=f"#{key}")) for key, (name, _) in parts.items()]),
         pictures=embedded(shown.pictures),
         version=__version__,
@@ -73,10 +77,6 @@ def contents(evaluation: Evaluation, shown: Gallery) -> dict[str, tuple[str, lis
     }
 
 
-def section(key: str, name: str, content: list[Html | None]) -> Html:
-    return tag("section", tag("h2", name, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title")
-
-
 def header(evaluation: Evaluation) -> Html:
     """What was compared with what."""
     request = evaluation.request
@@ -85,7 +85,7 @@ def header(evaluation: Evaluation) -> Html:
     if size and unit:
         facts["Pixel size"] = f"{size:g} {unit}"
     rows = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()]
-    return join([tag("h1", "Evaluation of ", tag("span", name_of(request.prediction))), tag("dl", rows)])
+    return join([tag("h1", "Evaluation of ", tag("span", Path(request.prediction).name)), tag("dl", rows)])
 
 
 def statements(evaluation: Evaluation, shown: Gallery) -> Iterator[Html]:
@@ -130,15 +130,6 @@ def limits(evaluation: Evaluation, shown: Gallery) -> Iterator[str]:
         )
     if first["image"] is None:
         yield "Without the image itself: name it with --image to see the errors on it."
-
-
-def name_of(path: str) -> str:
-    """The last part of a path.
-
-    >>> name_of("s3://bucket/big.pred.zarr/")
-    'big.pred.zarr'
-    """
-    return path.rstrip("/").rpartition("/")[2]
 
 
 def embedded(values: Any) -> Html:

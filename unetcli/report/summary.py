@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from unetcli.evaluate.result import Evaluation
 from unetcli.report import measure_texts as texts
@@ -19,18 +20,13 @@ def sentences(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
     number, size = len(evaluation.sections), f"{width:,} x {height:,} pixels"
     ends = f", {evaluation.sections[0].name} to {evaluation.sections[-1].name}" if number > 1 else ""
     yield f"Judged: {'one section' if number == 1 else count(number, 'section')} of {size}{ends}."
-    by_metric = {
-        "em": em_sentences(evaluation, gallery),
-        "cells": cells_sentences(evaluation, gallery),
-        "voi": voi_sentences(evaluation),
-        "pixels": pixels_sentences(evaluation),
-    }
-    for metric in texts.metrics_of(evaluation):
-        yield from by_metric[metric]
+    yield from em_sentences(evaluation.scores.get("em", {}), gallery, number)
+    yield from cells_sentences(evaluation.scores.get("cells", {}), gallery, number)
+    yield from voi_sentences(evaluation.scores.get("voi", {}))
+    yield from pixels_sentences(evaluation.scores.get("pixels", {}), evaluation.thresholds.get("foreground", 0.5))
 
 
-def em_sentences(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
-    scores = evaluation.scores["em"]
+def em_sentences(scores: Mapping[str, Any], gallery: Gallery, sections: int) -> Iterator[str]:
     wrong, at = scores.get("pixel_disagreement"), scores.get("pixel_disagreement_threshold")
     if wrong is not None:
         yield f"{percent(wrong)} of the pixels are on the wrong side of the membrane at the best threshold, {at:.1f}."
@@ -43,15 +39,14 @@ def em_sentences(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
     if level is not None and shown:
         marks = sum((Counter(picture["found"]) for picture in gallery.whole), Counter())
         yield (
-            f"In the {count(shown, 'section' if shown == len(evaluation.sections) else 'worst section')} shown below, "
+            f"In the {count(shown, 'section' if shown == sections else 'worst section')} shown below, "
             f"{count(marks[SPLIT], 'place')} {'cuts' if marks[SPLIT] == 1 else 'cut'} a cell and "
             f"{count(marks[MERGE], 'place')} {'joins' if marks[MERGE] == 1 else 'join'} cells, at threshold "
             f"{level:.1f} where the warping error is least."
         )
 
 
-def cells_sentences(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
-    scores = evaluation.scores["cells"]
+def cells_sentences(scores: Mapping[str, Any], gallery: Gallery, sections: int) -> Iterator[str]:
     truth, found, matched = (scores.get(key) for key in ("reference_objects", "result_objects", "matched"))
     if truth and matched is not None:
         yield (
@@ -61,17 +56,16 @@ def cells_sentences(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
     if scores.get("seg") is not None:
         share = percent(scores["seg"])
         yield f"A true cell and the one found in its place share {share} of their area on average (SEG)."
-    if gallery.objects:
+    if scores and gallery.objects:
         fates, looked = Counter(row.fate for row in gallery.objects), gallery.looked
-        where = "" if looked == len(evaluation.sections) else f" in the worst {count(looked, 'section')}"
+        where = "" if looked == sections else f" in the worst {count(looked, 'section')}"
         yield (
             f"Errors{where}: {fates[MISSED]:,} missed, {fates[SPLIT]:,} split, {fates[MERGE]:,} merged with another; "
             f"{fates[EXTRA]:,} found that the truth does not have."
         )
 
 
-def voi_sentences(evaluation: Evaluation) -> Iterator[str]:
-    scores = evaluation.scores["voi"]
+def voi_sentences(scores: Mapping[str, Any]) -> Iterator[str]:
     split, merge = scores.get("split"), scores.get("merge")
     if split is None or merge is None:
         return
@@ -81,10 +75,8 @@ def voi_sentences(evaluation: Evaluation) -> Iterator[str]:
     yield f"Splits cost {split:.3f} nats of information and merges {merge:.3f}: {lean}."
 
 
-def pixels_sentences(evaluation: Evaluation) -> Iterator[str]:
-    scores = evaluation.scores["pixels"]
+def pixels_sentences(scores: Mapping[str, Any], at: float) -> Iterator[str]:
     accuracy, precision, recall = (scores.get(key) for key in ("accuracy", "precision", "recall"))
-    at = evaluation.thresholds.get("foreground", 0.5)
     if precision is not None and recall is not None:
         yield (
             f"Pixel by pixel, at threshold {at:g}: {percent(recall)} of the true foreground was found, and "
@@ -97,22 +89,21 @@ def pixels_sentences(evaluation: Evaluation) -> Iterator[str]:
 def headline_cards(evaluation: Evaluation) -> Iterator[Html]:
     """A group of large numbers for each metric."""
     for metric in texts.metrics_of(evaluation):
-        shown = [measure for measure in texts.scored(evaluation, metric) if measure.key in texts.HEADLINES[metric]]
-        cards = [card(measure, evaluation) for measure in shown]
+        cards = [card(measure, evaluation) for measure in texts.headlines(evaluation, metric)]
         yield tag("div", tag("h3", texts.METRIC_NAMES[metric]), tag("ul", cards, class_="cards"), class_="metric")
 
 
 def card(measure: Measure, evaluation: Evaluation) -> Html:
     """One score: what it is, how large, how sure, and which way is better."""
     scores = evaluation.scores
-    value, has_interval = measure.value(scores), measure.detail(scores, "interval")
+    value, interval = measure.value(scores), measure.detail(scores, "interval")
     threshold, reason = (measure.detail(scores, what) for what in ("threshold", "reason"))
     at = f"at threshold {threshold:.2g} · " if threshold is not None else ""
     return tag(
         "li",
         tag("p", measure.name, class_="name"),
         tag("p", measure.text(value), class_="value"),
-        tag("p", f"95 %: {measure.interval_text(scores)}", class_="interval") if has_interval else None,
+        tag("p", f"95 %: {measure.interval_text(interval)}", class_="interval") if interval else None,
         tag("p", at + measure.best, class_="small"),
         tag("p", reason, class_="small") if reason and value is None else None,
         tag("p", measure.meaning, class_="meaning"),

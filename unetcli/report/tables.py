@@ -79,10 +79,9 @@ def sections_table(evaluation: Evaluation, gallery: Gallery) -> Html | None:
         return None
     order, by = ranked(evaluation), texts.ranked_by(evaluation)
     shown = {picture["section"]: sum(picture["found"].values()) for picture in gallery.whole}
+    worst_first = "descending" if by and by.lower else "ascending"
     columns = [Column("section", number=False)]
-    for measure in measures:
-        worst_first = "descending" if measure.lower else "ascending"
-        columns.append(Column(measure.name, measure.meaning, worst_first if measure == by else "none"))
+    columns += [Column(m.name, m.meaning, worst_first if m == by else "none") for m in measures]
     columns.append(Column("errors seen", "Places where the picture shows an error, where there is a picture."))
     rows = [_section_row(section, measures, shown) for section in order[:MOST_ROWS]]
     worst = f"The worst {MOST_ROWS:,} of {len(order):,} sections" if len(order) > MOST_ROWS else None
@@ -93,13 +92,9 @@ def sections_table(evaluation: Evaluation, gallery: Gallery) -> Html | None:
 
 def section_measures(evaluation: Evaluation) -> list[Measure]:
     """What sections are compared by: headlines that a section alone can have."""
-    return [
-        measure
-        for metric in texts.metrics_of(evaluation)
-        for measure in texts.scored(evaluation, metric)
-        if measure.key in texts.HEADLINES[metric]
-        and any(measure.key in section.scores.get(metric, {}) for section in evaluation.sections)
-    ]
+    found = [measure for metric in texts.metrics_of(evaluation) for measure in texts.headlines(evaluation, metric)]
+    sections = evaluation.sections
+    return [m for m in found if any(m.key in section.scores.get(m.metric, {}) for section in sections)]
 
 
 def _section_row(section: Section, measures: Sequence[Measure], shown: Mapping[int, int]) -> Html:
@@ -166,15 +161,14 @@ def all_numbers(evaluation: Evaluation) -> Iterator[Html]:
 
 
 def _numbers_row(measure: Measure, evaluation: Evaluation) -> Html:
-    scores = evaluation.scores
-    threshold = measure.detail(scores, "threshold")
-    said = [measure.meaning, measure.detail(scores, "reason"), measure.detail(scores, "note")]
+    details = ("interval", "interval_reason", "threshold", "reason", "note")
+    interval, no_interval, threshold, *notes = (measure.detail(evaluation.scores, name) for name in details)
     return row(
         measure.name,
-        number(measure.text(measure.value(scores))),
-        number(measure.interval_text(scores), title=measure.detail(scores, "interval_reason")),
+        number(measure.text(measure.value(evaluation.scores))),
+        number(measure.interval_text(interval), title=no_interval),
         number("" if threshold is None else f"{threshold:.2f}".rstrip("0").rstrip(".")),
-        tag("td", [tag("p", text) for text in said if text], class_="long"),
+        tag("td", [tag("p", text) for text in (measure.meaning, *notes) if text], class_="long"),
     )
 
 
@@ -218,18 +212,14 @@ def _comparison_row(measure: Measure, pair: Mapping[str, Any]) -> Html:
     more = {True: "yes", False: "no", None: "not known"}[pair["more_than_noise"]]
     better = {True: "better", False: "worse"}[pair["gain"] > 0] if pair["gain"] else "the same"
     shown = [measure.text(pair["baseline"]), measure.text(pair["value"]), f"{pair['difference']:+.{measure.digits}f}"]
-    numbers = [number(text) for text in (*shown, measure.range_text(pair.get("interval")))]
+    numbers = [number(text) for text in (*shown, measure.interval_text(pair.get("interval")))]
     answer = f"{more}: {better}" if pair["more_than_noise"] else more
     return row(measure.name, numbers, tag("td", answer, title=pair.get("interval_reason")))
 
 
 def published_tables(evaluation: Evaluation) -> list[Html]:
     """The published figures of the measures that were scored, below those of this evaluation."""
-    return [
-        _published_table(each, evaluation)
-        for each in texts.PUBLISHED
-        if texts.MEASURES[each.columns[0][0]].metric in evaluation.metrics
-    ]
+    return [_published_table(each, evaluation) for each in texts.PUBLISHED if each.metric in evaluation.metrics]
 
 
 def _published_table(published: Published, evaluation: Evaluation) -> Html:
@@ -246,6 +236,6 @@ def _published_table(published: Published, evaluation: Evaluation) -> Html:
 
 def _own_cell(measure: Measure, evaluation: Evaluation, columns: int) -> Html:
     interval = measure.detail(evaluation.scores, "interval")
-    said = tag("span", measure.range_text(interval), class_="interval") if interval else None
+    said = tag("span", measure.interval_text(interval), class_="interval") if interval else None
     value = tag("strong", measure.text(measure.value(evaluation.scores)))
     return tag("td", value, said, colspan=columns if columns > 1 else None, class_="number")

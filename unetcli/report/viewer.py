@@ -163,7 +163,7 @@ class View:
             "image": None if image is None else png.grey_url(means(image, factor)),
             **self._prediction(factor),
             **self._truth(factor),
-            "judged": None if judged is None else png.mask_url(samples(judged, factor)),
+            "judged": None if judged is None else png.share_url(samples(judged, factor)),
             "outputs": len(confusion) or 2,
             "membrane": "em" in self.evaluation.metrics,
             "marks": [mark.scaled(factor) for mark in marks[:MOST_MARKS]],
@@ -194,12 +194,11 @@ class View:
         return found
 
     def _truth(self, factor: int) -> dict[str, Any]:
-        reference, objects = self.images.reference, self.images.true_objects
-        if objects is not None:
-            return {"truth": png.labels_url(samples(objects, factor)), "truth_kind": "labels"}
-        if self._has_classes:
-            return {"truth": png.labels_url(samples(reference, factor)), "truth_kind": "classes"}
-        return {"truth": png.mask_url(samples(reference != 0, factor)), "truth_kind": "mask"}
+        objects = self.images.true_objects
+        if objects is None and not self._has_classes:
+            return {"truth": png.share_url(samples(self._true_classes(), factor)), "truth_kind": "mask"}
+        kind, values = ("classes", self.images.reference) if objects is None else ("labels", objects)
+        return {"truth": png.labels_url(samples(values, factor)), "truth_kind": kind}
 
     @property
     def _has_classes(self) -> bool:

@@ -20,8 +20,7 @@ def means(values: NDArray[Any], step: int) -> NDArray[np.float32]:
     rows, columns = (np.arange(0, n, step) for n in values.shape[-2:])
     sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), rows, axis=-2), columns, axis=-1)
     counts = [np.diff([*starts, n]) for starts, n in zip((rows, columns), values.shape[-2:], strict=True)]
-    averaged: NDArray[np.float32] = (sums / np.outer(*counts)).astype(np.float32)
-    return averaged
+    return np.divide(sums, np.outer(*counts), dtype=np.float64).astype(np.float32)
 
 
 def samples(values: NDArray[Any], step: int) -> NDArray[Any]:
@@ -43,17 +42,15 @@ def stretched(values: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = np.percentile(values[finite], PERCENTILES)
     if high <= low:  # nearly all the same: a few bright spots on nothing
         low, high = values[finite].min(), values[finite].max()
-    scaled = (np.where(finite, values, low) - low) / (high - low if high > low else 1)
-    clipped: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
-    return clipped
+    scaled: NDArray[Any] = (np.where(finite, values, low) - low) / (high - low if high > low else 1)
+    return scaled.clip(0, 1).astype(np.float32)
 
 
 def rgb(channels: NDArray[np.float32]) -> NDArray[np.float32]:
     """(y, x, 3) of one to three channels (c, y, x): one is grey, of two there is no blue."""
     if len(channels) == 1:
         channels = channels.repeat(3, axis=0)
-    coloured: NDArray[np.float32] = np.moveaxis(np.pad(channels, [(0, 3 - len(channels)), (0, 0), (0, 0)]), 0, -1)
-    return coloured
+    return np.pad(channels, [(0, 3 - len(channels)), (0, 0), (0, 0)]).transpose(1, 2, 0)
 
 
 def label_colours(labels: NDArray[Any]) -> NDArray[np.float32]:
@@ -77,11 +74,8 @@ def outlines(labels: NDArray[Any], dots: int = 1) -> NDArray[np.bool_]:
     """
     edge = np.zeros(labels.shape, np.bool_)
     for shift in range(1, dots + 1):
-        down = labels[shift:] != labels[:-shift]
-        across = labels[:, shift:] != labels[:, :-shift]
-        edge[shift:] |= down
-        edge[:-shift] |= down
-        edge[:, shift:] |= across
-        edge[:, :-shift] |= across
-    inner: NDArray[np.bool_] = edge & (labels != 0)
-    return inner
+        for values, mask in ((labels, edge), (labels.T, edge.T)):
+            differ = values[shift:] != values[:-shift]
+            mask[shift:] |= differ
+            mask[:-shift] |= differ
+    return edge & labels.astype(np.bool_)

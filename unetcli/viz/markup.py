@@ -88,10 +88,6 @@ class Axis:
         steps = max(1, math.ceil(highest / step - 1e-9))
         return cls(name, 0.0, steps * step, tuple(round(n * step, 12) for n in range(steps + 1)))
 
-    def place(self, value: float) -> float:
-        """0 at the low end, 1 at the high end."""
-        return (value - self.low) / (self.high - self.low)
-
     def tick_texts(self) -> list[str]:
         """The ticks with as many digits as tell them apart.
 
@@ -122,8 +118,8 @@ class Plot:
 
     def at(self, x: float, y: float) -> Point:
         """The pixels of a point."""
-        across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-        return round(LEFT + across * self.x.place(x), 1), round(TOP + down * (1 - self.y.place(y)), 1)
+        across, up = ((value - a.low) / (a.high - a.low) for value, a in ((x, self.x), (y, self.y)))
+        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(TOP + (1 - up) * (HEIGHT - TOP - BOTTOM), 1)
 
     def line(self, line: Line, style: str) -> Html:
         """One polyline for each stretch without a gap."""

@@ -39,14 +39,9 @@ def grey_url(image: NDArray[np.float32]) -> str:
     return _data_url("webp", imagecodecs.webp_encode(dots, level=QUALITY, lossless=False))
 
 
-def share_url(values: NDArray[np.float32]) -> str:
-    """Values (y, x) from 0 to 1 in 255 steps."""
-    return png_url(np.rint(values * 255).astype(np.uint8))
-
-
-def mask_url(values: NDArray[np.bool_]) -> str:
-    """A mask (y, x): 255 where it is true."""
-    return png_url(values.astype(np.uint8) * np.uint8(255))
+def share_url(values: NDArray[Any]) -> str:
+    """Values (y, x) from 0 to 1, or a mask, in 255 steps."""
+    return png_url(np.rint(values * 255.0).astype(np.uint8))
 
 
 def labels_url(values: NDArray[Any]) -> str:
@@ -207,6 +202,7 @@ def draw_weights(
     for axes, (name, values) in zip(panels, shown.items(), strict=True):
         drawn = axes.imshow(values, cmap=heat, vmin=0, interpolation="nearest")
         axes.set_title(name, fontsize=10)
+        axes.set_axis_off()
     figure.colorbar(drawn, cax=bar)
     patches = [Patch(facecolor=colour, edgecolor="0.3", label=name) for name, colour, _ in kinds[:LEGEND]]
     style = {"frameon": False, "fontsize": 8, "borderaxespad": 0.4}
@@ -228,8 +224,6 @@ def _panels(height: int, width: int) -> tuple[Any, list[Any], Any]:
         return figure.add_axes((left / dots[0], bottom / dots[1], across / dots[0], high / dots[1]))
 
     panels = [axes(24 + slot * number + (slot - 24 - wide) // 2, wide) for number in range(3)]
-    for panel in panels:
-        panel.set_axis_off()
     return figure, panels, axes(24 + slot * 3 - 8, 14)
 
 

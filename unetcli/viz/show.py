@@ -157,16 +157,12 @@ def _coarser(name: str, volume: Volume) -> Iterator[tuple[int, Volume]]:
             level = open_volume(name, number)
         except UnetcliError:  # none, or none that can be used
             return
-        if (level.axes, level.channels) != (volume.axes, volume.channels) or not _is_coarser(level, volume, 2**number):
+        factor, planes = 2**number, zip(level.extent[-2:], volume.extent[-2:], strict=True)
+        halved = all(max(1, m // factor) <= n <= math.ceil(m / factor) for n, m in planes)  # a rest may be cut off
+        own, whole = ((v.axes, v.channels, v.extent[:-2]) for v in (level, volume))
+        if own != whole or not halved:
             return
-        yield 2**number, level
-
-
-def _is_coarser(level: Volume, volume: Volume, factor: int) -> bool:
-    """Whether a level has the volume's sections, of so many times fewer pixels; a rest at the far edge may be cut."""
-    pairs = list(zip(level.extent, volume.extent, strict=True))
-    halved = (max(1, m // factor) <= n <= math.ceil(m / factor) for n, m in pairs[-2:])
-    return all(n == m for n, m in pairs[:-2]) and all(halved)
+        yield factor, level
 
 
 def _at_level(box: Box, factor: int) -> Box:
@@ -231,16 +227,9 @@ def _output(request: ShowRequest, base: SectionView, plane: Box) -> Path:
     if not output.absolute().parent.is_dir():
         raise UnetcliError(f"--output {output}: no folder {output.absolute().parent}")
     require_apart(output, [place_of(name) for name in (request.volume, request.overlay) if name is not None])
-    if output.exists() and not _is_replaceable(output):
+    if output.exists() and not (output.is_file() and SIGNATURE.encode() in output.read_bytes()[:SIGNED_BYTES]):
         raise UnetcliError(f"{output}: exists, and show did not write it; --output names another place")
     return output
-
-
-def _is_replaceable(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return SIGNATURE.encode() in file.read(SIGNED_BYTES)
 
 
 def _base_colours(base: SectionView, plane: Box, step: int, channel: int | None) -> NDArray[np.float32]:
