@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from unetcli.evaluate.counting import probabilities
 from unetcli.evaluate.pairing import pair_up
-from unetcli.viz.pictures import draw_sections
+from unetcli.viz.colour import stretched
 from unetcli.volumes.opening import open_volume
 
 SECTIONS = 2
@@ -27,7 +28,14 @@ def main(volume: str, prediction: str, truth: str, picture: str) -> None:
         columns["input"].append(images.read(box)[0, 0])
         columns["prediction"].append(probabilities(piece.stored, prediction)[0, 0])
         columns["truth"].append(piece.reference[0])
-    draw_sections(columns, Path(picture))
+    figure = Figure(figsize=(4 * len(columns), 4 * SECTIONS + 0.4), layout="constrained")
+    axes = figure.subplots(SECTIONS, len(columns))
+    for place, (name, sections) in enumerate(columns.items()):
+        axes[0, place].set_title(name)
+        for row, section in enumerate(sections):
+            axes[row, place].imshow(stretched(section), cmap="gray", vmin=0, vmax=1)
+            axes[row, place].set_axis_off()
+    figure.savefig(picture, dpi=100)
 
 
 if __name__ == "__main__":

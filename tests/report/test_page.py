@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report.evaluations import (
     cell_image,
     cells_evaluation,
@@ -19,7 +21,7 @@ from report.evaluations import (
 )
 
 from unetcli.evaluate.result import Evaluation
-from unetcli.report.page import write_report
+from unetcli.report.page import embedded, write_report
 
 
 def written(evaluation: Evaluation, folder: Path, **options: Any) -> str:
@@ -142,3 +144,10 @@ def test_a_report_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> 
 def test_the_same_evaluation_gives_the_same_page(tmp_path: Path) -> None:
     evaluation = cells_evaluation(tmp_path)
     assert written(evaluation, tmp_path) == written(evaluation, tmp_path)
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_data_in_a_script_stay_in_it_and_come_out_as_they_were(values: dict[str, str]) -> None:
+    told = embedded(values | {"end": "</script><!--"})
+    assert "<" not in told
+    assert json.loads(told) == values | {"end": "</script><!--"}

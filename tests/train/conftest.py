@@ -34,7 +34,7 @@ def place_discs(place: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_figures_out(patch: pytest.MonkeyPatch) -> None:
-    for name in ("unetcli.train.loop.draw_first_samples", "unetcli.viz.pictures.draw_curves"):
+    for name in ("unetcli.train.loop.draw_first_samples", "unetcli.viz.png.draw_curves"):
         patch.setattr(name, lambda *_: None)
 
 

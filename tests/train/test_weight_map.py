@@ -166,7 +166,7 @@ def test_images_of_any_size_have_a_picture(tmp_path: Path, shape: tuple[int, int
 
 def test_the_picture_shows_the_section_with_most_raise(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr("unetcli.viz.pictures.draw_weights", lambda *what: shown.extend(what))
+    monkeypatch.setattr("unetcli.viz.png.draw_weights", lambda *what: shown.extend(what))
     write(labels)
     drawn, classes, weights, title, _ = shown
     raised = [

@@ -135,11 +135,11 @@ def _require_files(report: Path | None, image: str | None, csv: Path | None, lev
 
 
 def _write_report(path: Path, found: Evaluation, image: str | None) -> None:
-    from unetcli.report.behind import image_of
     from unetcli.report.page import write_report
+    from unetcli.report.viewer import source_image
 
     with talk.progress("sections") as progress:
-        write_report(found, path, image_of(found, image), progress)
+        write_report(found, path, source_image(found, image), progress)
 
 
 def _write_csv(path: Path, found: Evaluation) -> None:

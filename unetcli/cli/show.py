@@ -18,7 +18,7 @@ def show(
 
     Labels as outlines, a probability as a colour.
     """
-    from unetcli.viz.showing import ShowRequest, show
+    from unetcli.viz.show import ShowRequest, show
 
     request = ShowRequest(volume=volume, section=section, overlay=overlay, output=output, channel=channel)
     typer.echo(show(request))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,18 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, parent_of, place_of
+from unetcli.core.files import Place, place_of
 from unetcli.core.geometry import Box
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import marker, marker_around
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.image import marker_around, region_around
 from unetcli.volumes.regions import resolve_region
-from unetcli.volumes.volume import Volume, describe
+from unetcli.volumes.volume import Volume, describe, shape
 from unetcli.volumes.voxels import require_same_voxels, stated_sizes
-
-NESTING = 4
-"""Labels lie so many groups inside the prediction that says which region it is, at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,15 +208,6 @@ def offset_in(truth: Volume, prediction: Volume, store: Place) -> tuple[int, ...
     return offset if fits and part.clipped(truth.whole()) == part else None
 
 
-def region_around(place: Place) -> Mapping[str, Any]:
-    """What a prediction of ours says of its region, by itself or by the group that its labels or levels lie in."""
-    for _ in range(NESTING):
-        if "region" in (found := marker(place) or {}):
-            return found
-        place = parent_of(place)
-    return {}
-
-
 def require_same_axes(prediction: Volume, truth: Volume) -> None:
     """Refuse sections of another kind; an axis whose meaning nobody stored may be any."""
     unsaid = set(prediction.assumed) | set(truth.assumed)
@@ -227,8 +216,3 @@ def require_same_axes(prediction: Volume, truth: Volume) -> None:
             f"{prediction.path} has axes {', '.join(prediction.axes)}, but {truth.path} has {', '.join(truth.axes)}: "
             "not the same place"
         )
-
-
-def shape(volume: Volume) -> str:
-    """Axes and extent for people."""
-    return ", ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.extent, strict=True))

@@ -1,4 +1,4 @@
-"""Where a section is wrong: places to mark in its picture, the gravest first."""
+"""Errors of a section: places to mark in its picture, the largest first, and what became of each object."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.core.distinct import distinct
-from unetcli.evaluate.result import SectionImages
+from unetcli.evaluate.result import Section, SectionImages
 from unetcli.metrics.em_counts import errors_at
 from unetcli.metrics.objects import ReferenceObjects, ResultObjects
 from unetcli.metrics.warping import ErrorKind
@@ -26,13 +26,13 @@ NAMES = {
 }
 """By kind of error: the letter of its sign, and its name."""
 NEAR = 2
-"""Pixels of one error lie within so many of one another."""
+"""Dilations by which pixels of a split or merge grow together to one mark."""
 LEAST_PATCH = 12
-"""Pixels of the smallest patch that is marked."""
-FEW_LABELS = 2**22
-"""A box for each number up to this is affordable, whether it occurs or not."""
+"""Pixels of the smallest patch of wrong pixels that is marked."""
+SQUARE = np.ones((3, 3), bool)
+"""Neighbourhood of a pixel: corners count."""
 Places = dict[int, tuple[float, float, float]]
-"""By label: y and x of the middle of its bounding box, and half its longer side."""
+"""By label: y and x of the middle of its bounding box, and half its longer side, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,83 +53,101 @@ class Mark:
         return asdict(self) | shrunk
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """One true object, or one found object without a counterpart."""
+
+    section: Section
+    label: int
+    """The true object; 0: none."""
+    fate: str
+    overlap: float
+    size: int
+    result: int
+    """The found object in its place; 0: none."""
+    place: tuple[float, float, float]
+    """y, x and radius, in pixels of the section."""
+
+
 def splits_and_merges(images: SectionImages, level: float) -> list[Mark]:
-    """Splits and merges of the warping error at a threshold, pixels that lie together being one."""
+    """Splits and merges of the warping error at a threshold; pixels that lie together are one mark."""
     assert images.probability is not None
     interior = images.reference != 0
     found = errors_at(images.probability[0], interior, level, images.judged)
     marks = []
-    for kind, name in ((ErrorKind.SPLIT, SPLIT), (ErrorKind.MERGE, MERGE)):
+    for kind, name, what in ((ErrorKind.SPLIT, SPLIT, "too much"), (ErrorKind.MERGE, MERGE, "missing")):
         pixels = np.zeros(interior.shape, bool)
         pixels[tuple(found.of(kind).T)] = True
-        marks += list(together(pixels, name))
-    return gravest(marks)
-
-
-def together(pixels: NDArray[np.bool_], kind: str) -> Iterator[Mark]:
-    """A mark for each group of pixels."""
-    reach = ndimage.binary_dilation(pixels, np.ones((3, 3), bool), iterations=NEAR) if pixels.any() else pixels
-    groups, count = ndimage.label(reach, np.ones((3, 3), int))
-    groups[~pixels] = 0
-    sizes = np.bincount(groups.ravel(), minlength=count + 1)
-    for label, (y, x, radius) in places_of(groups).items():
-        size = int(sizes[label])
-        yield Mark(kind, y, x, radius, size, f"{size} px of membrane {'too much' if kind == SPLIT else 'missing'}")
+        reach = ndimage.binary_dilation(pixels, SQUARE, iterations=NEAR)
+        marks += [Mark(name, *at, size, f"{size} px of membrane {what}") for at, size in _patches(pixels, reach)]
+    return largest_first(marks)
 
 
 def wrong_patches(wrong: NDArray[np.bool_]) -> list[Mark]:
     """The connected patches of wrong pixels that are worth looking at."""
-    groups, count = ndimage.label(wrong, np.ones((3, 3), int))
+    found = [(at, size) for at, size in _patches(wrong, wrong) if size >= LEAST_PATCH]
+    return largest_first([Mark(WRONG, *at, size, f"{size} wrong pixels") for at, size in found])
+
+
+def _patches(pixels: NDArray[np.bool_], reach: NDArray[np.bool_]) -> Iterator[tuple[tuple[float, float, float], int]]:
+    """Place and number of pixels of each group that is connected within ``reach``."""
+    groups, count = ndimage.label(reach, SQUARE)
+    groups[~pixels] = 0
     sizes = np.bincount(groups.ravel(), minlength=count + 1)
-    large = sizes >= LEAST_PATCH
-    large[0] = False
-    places = places_of(np.where(large[groups], groups, 0))
-    return gravest([Mark(WRONG, *at, int(sizes[n]), f"{sizes[n]} wrong pixels") for n, at in places.items()])
+    for label, place in places_of(groups).items():
+        yield place, int(sizes[label])
 
 
 def object_errors(objects: tuple[ReferenceObjects, ResultObjects], places: tuple[Places, Places]) -> list[Mark]:
     """What went wrong with objects: of the reference and of the result."""
     reference, result = objects
-    return gravest([*_of_reference(reference, places[0]), *_of_result(reference, result, places[1])])
+    marks = []
+    for label, pieces, found, size in zip(*_lists(reference, "labels", "pieces", "result", "sizes"), strict=True):
+        if pieces > 1:
+            marks.append(Mark(SPLIT, *places[0][label], size, f"true cell {label} lies in {pieces} pieces"))
+        elif not found:
+            marks.append(Mark(MISSED, *places[0][label], size, f"true cell {label}, {size} px"))
+    for label, covers, inside, size in zip(*_lists(result, "labels", "covers", "inside", "sizes"), strict=True):
+        if covers > 1:
+            joined = reference.labels[reference.result == label].tolist()
+            named = ", ".join(map(str, joined[:4])) + (" .." if len(joined) > 4 else "")
+            marks.append(Mark(MERGE, *places[1][label], size, f"found cell {label} joins true cells {named}"))
+        elif not covers and not inside:
+            marks.append(Mark(EXTRA, *places[1][label], size, f"found cell {label}, {size} px"))
+    return largest_first(marks)
 
 
 def fates(reference: ReferenceObjects) -> list[str]:
-    """What became of each reference object: found, or one of our kinds; merged goes before split."""
+    """What became of each reference object: found, merge, split or missed; merge goes before split."""
     conditions = [reference.shared_with > 0, reference.pieces > 1, reference.result == 0]
     found: list[str] = np.select(conditions, [MERGE, SPLIT, MISSED], "found").tolist()
     return found
 
 
-def _of_reference(reference: ReferenceObjects, places: Places) -> Iterator[Mark]:
-    for number, label in enumerate(reference.labels.tolist()):
-        pieces, size = int(reference.pieces[number]), int(reference.sizes[number])
-        if pieces > 1:
-            yield Mark(SPLIT, *places[label], size, f"true cell {label} lies in {pieces} pieces")
-        elif not reference.result[number]:
-            yield Mark(MISSED, *places[label], size, f"true cell {label}, {size} px")
+def object_rows(
+    section: Section, objects: tuple[ReferenceObjects, ResultObjects], places: tuple[Places, Places]
+) -> Iterator[ObjectRow]:
+    """Every true object of a section, and every found one without a counterpart, for the table."""
+    reference, result = objects
+    columns = _lists(reference, "labels", "jaccard", "sizes", "result")
+    for fate, label, overlap, size, found in zip(fates(reference), *columns, strict=True):
+        yield ObjectRow(section, label, fate, overlap, size, found, places[0][label])
+    for label, covers, inside, size in zip(*_lists(result, "labels", "covers", "inside", "sizes"), strict=True):
+        if not covers and not inside:
+            yield ObjectRow(section, 0, EXTRA, 0.0, size, label, places[1][label])
 
 
-def _of_result(reference: ReferenceObjects, result: ResultObjects, places: Places) -> Iterator[Mark]:
-    for number, label in enumerate(result.labels.tolist()):
-        size, covers = int(result.sizes[number]), int(result.covers[number])
-        if covers > 1:
-            joined = reference.labels[reference.result == label].tolist()
-            named = ", ".join(map(str, joined[:4])) + (" .." if len(joined) > 4 else "")
-            yield Mark(MERGE, *places[label], size, f"found cell {label} joins true cells {named}")
-        elif not covers and not result.inside[number]:
-            yield Mark(EXTRA, *places[label], size, f"found cell {label}, {size} px")
+def _lists(objects: ReferenceObjects | ResultObjects, *names: str) -> list[list[Any]]:
+    """Columns of a table of objects as plain values."""
+    return [getattr(objects, name).tolist() for name in names]
 
 
-def gravest(marks: list[Mark]) -> list[Mark]:
-    """The largest first."""
+def largest_first(marks: list[Mark]) -> list[Mark]:
     return sorted(marks, key=lambda mark: -mark.size)
 
 
 def places_of(labels: NDArray[Any]) -> Places:
-    """Where each label that is not 0 lies."""
-    if labels.max(initial=0) <= FEW_LABELS:
-        boxes = ndimage.find_objects(labels.astype(np.int32))
-        return {label: _middle(box) for label, box in enumerate(boxes, start=1) if box is not None}
+    """The place of each label (y, x) that is not 0."""
     names, compact = distinct(labels)
     boxes = ndimage.find_objects(compact.astype(np.int32) + 1)
     return {int(name): _middle(box) for name, box in zip(names, boxes, strict=True) if name}

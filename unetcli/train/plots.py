@@ -15,7 +15,8 @@ from unetcli.train.dataset import Sampler
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.optim import Learner
 from unetcli.train.validation import ValidatedSection
-from unetcli.viz.pictures import draw_samples
+from unetcli.viz.colour import stretched
+from unetcli.viz.png import draw_samples
 
 SAMPLES = 4
 """Tiles in the picture of the first samples."""
@@ -57,12 +58,10 @@ def _planes(item: ValidatedSection) -> list[NDArray[np.uint8]]:
     """Image, prediction and truth of a section as grey values; grey where there is no truth."""
     thin = -(-max(item.classes.shape) // SIDE)
     image = item.pair.image(item.box)[0].astype(np.float32)
-    low, high = np.percentile(image, (0.5, 99.5))
-    stretched = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
     top = max(1, len(item.values) - 1)
     likeliest = item.values[0] if len(item.values) == 1 else item.values.argmax(0) / top
     truth = np.where(item.counted, item.classes / top, 0.5)
-    return [(WHITE * plane[::thin, ::thin]).astype(np.uint8) for plane in (stretched, likeliest, truth)]
+    return [(WHITE * plane[::thin, ::thin]).astype(np.uint8) for plane in (stretched(image), likeliest, truth)]
 
 
 def remove_pictures_after(folder: TrainingFolder, step: int) -> None:

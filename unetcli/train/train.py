@@ -155,7 +155,7 @@ def _claim(request: TrainRequest, training: Training, goal: int, stack: ExitStac
 
 def _finish(training: Training, goal: int, report: Report, signals: Signals) -> TrainSummary:
     """Train what is left to train, draw the curves, sum up."""
-    from unetcli.viz.pictures import draw_curves
+    from unetcli.viz.png import draw_curves
 
     is_over, folder = training.options.is_over, training.folder
 

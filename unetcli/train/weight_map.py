@@ -187,7 +187,7 @@ class _Weighing:
 
     def draw(self, file: Path) -> None:
         """Draw labels, classes and weights of the busiest window."""
-        from unetcli.viz.pictures import draw_weights
+        from unetcli.viz.png import draw_weights
 
         assert self._busiest is not None, "nothing was written"
         box = busiest_window(self._busiest, self.targets.window(self._busiest)[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from unetcli.volumes.volume import Volume
 
 MARKER = "unetcli"
 """Attribute of the group that says that unetcli wrote it, what it is, and whether it is complete."""
+NESTING = 4
+"""Labels lie at most so many groups inside the prediction that says which region it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,15 @@ def marker(place: Place) -> dict[str, Any] | None:
 def marker_around(place: Place) -> dict[str, Any] | None:
     """The marker of a group, or of the group that an array lies in."""
     return marker(place) or marker(parent_of(place))
+
+
+def region_around(place: Place) -> Mapping[str, Any]:
+    """What a prediction of unetcli says of its region, by itself or by the group that its labels or levels lie in."""
+    for _ in range(NESTING):
+        if "region" in (found := marker(place) or {}):
+            return found
+        place = parent_of(place)
+    return {}
 
 
 def require_ours(place: Place, command: str, way: str, kind: str | None = None) -> None:

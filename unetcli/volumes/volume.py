@@ -193,6 +193,11 @@ def describe(box: Box, axes: str) -> str:
     return ", ".join(f"{axis} {a}:{b}" for axis, a, b in zip(axes, box.start, box.stop, strict=True))
 
 
+def shape(volume: Volume) -> str:
+    """Axes and extent for people."""
+    return ", ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.extent, strict=True))
+
+
 def stored_names(array: Any) -> list[str] | None:
     """The axis names that a Zarr array carries, in its own metadata (v3) or xarray's attribute (v2)."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")

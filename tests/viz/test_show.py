@@ -18,15 +18,14 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.viz import shown
-from unetcli.viz.colours import label_colours, outlines
-from unetcli.viz.showing import ShowRequest, show
+from unetcli.viz.colour import label_colours, outlines
+from unetcli.viz.show import ShowRequest, show
 
 Run = Callable[..., CompletedProcess[str]]
 HUGE = """
 from pathlib import Path
 import matplotlib.image, scipy.ndimage
-from unetcli.viz.showing import ShowRequest, show
+from unetcli.viz.show import ShowRequest, show
 from unetcli.volumes.opening import open_volume
 open_volume("huge.zarr")
 before = peak()
@@ -104,7 +103,7 @@ def test_large_sections_are_thinned_and_read_in_windows(tmp_path: Path, monkeypa
     raw, labels = write_zarr(tmp_path / "a.zarr", values), write_zarr(tmp_path / "l.zarr", values)
     whole = picture(raw, overlay=str(labels))
     assert whole.shape == (1667, 401, 3)
-    monkeypatch.setattr(shown, "WINDOW_VOXELS", 1201 * 7)
+    monkeypatch.setattr("unetcli.viz.show.WINDOW_VOXELS", 1201 * 7)
     assert np.array_equal(picture(raw, overlay=str(labels)), whole)
 
 

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetcli.report.svg import Axis, Plot, tick_texts
+from unetcli.viz.markup import HEIGHT, WIDTH, Axis, Html, Plot, join, tag
+
+
+@given(st.text())
+def test_text_never_becomes_an_element(text: str) -> None:
+    assert "<" not in join(text)
+    assert tag("p", text).count("<") == 2
+    assert tag("p", title=text).count('"') == 2
+
+
+def test_what_is_html_already_stays_as_it_is() -> None:
+    assert tag("p", Html("<b>1</b>"), [None, "a&b"]) == "<p><b>1</b>a&amp;b</p>"
 
 
 @given(st.floats(1e-7, 1e7))
@@ -20,7 +31,7 @@ def test_an_axis_starts_at_zero_and_reaches_over_its_highest_value_with_few_tick
 
 @given(st.floats(1e-6, 1e6))
 def test_ticks_are_told_apart(highest: float) -> None:
-    texts = tick_texts(Axis.up_to("score", highest).ticks)
+    texts = Axis.up_to("score", highest).tick_texts()
     assert len(set(texts)) == len(texts)
 
 
@@ -47,5 +58,5 @@ def test_words_beside_a_point_stay_inside_the_plot() -> None:
         for y in (0.0, 1.0):
             words = plot.highlight(x, y, "threshold 0.5")
             place = [float(found) for found in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"', words)[0]]
-            assert 40 < place[0] < plot.width - 40
-            assert 8 < place[1] < plot.height
+            assert 40 < place[0] < WIDTH - 40
+            assert 8 < place[1] < HEIGHT

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 from helpers import grey
 
-from unetcli.viz.colours import label_colours, means_of, outlines
+from unetcli.viz.colour import label_colours, means, outlines
 
 
 def test_thinned_grey_values_are_means_to_the_far_edge() -> None:
     values = grey(2, 7, 11).astype(np.float64)
-    means = means_of(values, 3)
-    assert means.shape == (2, 3, 4)
-    assert np.allclose(means[:, 1, 2], values[:, 3:6, 6:9].mean(axis=(1, 2)))
-    assert np.allclose(means[:, 2, 3], values[:, 6:, 9:].mean(axis=(1, 2)))
+    thin = means(values, 3)
+    assert thin.shape == (2, 3, 4)
+    assert np.allclose(thin[:, 1, 2], values[:, 3:6, 6:9].mean(axis=(1, 2)))
+    assert np.allclose(thin[:, 2, 3], values[:, 6:, 9:].mean(axis=(1, 2)))
 
 
 def test_many_neighbouring_numbers_have_colours_that_differ() -> None:

@@ -1,0 +1,248 @@
+"""Pictures as PNG files (pixels as they are, training curves and samples, loss weights) and as URLs inside a page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.core.files import replacing
+from unetcli.viz.colour import PERCENTILES, label_colours, rgb, stretched
+
+DOTS_PER_INCH = 100
+SAMPLES_PER_ROW = 4
+IGNORED = 255
+"""Class of pixels without truth."""
+QUALITY = 85
+"""Quality of the WebP that shows grey values; all that is measured on is stored without loss."""
+PANEL_DOTS, LEGEND = 512, 12
+Colour = tuple[float, float, float]
+KINDS: dict[str, Colour] = {
+    "background": (0.12, 0.12, 0.14),
+    "line": (0.9, 0.25, 0.2),
+    "no truth": (0.5, 0.55, 0.62),
+    "foreground": (0.93, 0.93, 0.9),
+}
+"""Colours of a class map, by what they stand for."""
+
+
+def grey_url(image: NDArray[np.float32]) -> str:
+    """Grey values (c, y, x) between their percentiles: three channels as colours, else the first."""
+    import imagecodecs
+
+    colours = rgb(np.stack([stretched(channel) for channel in image[: 3 if len(image) == 3 else 1]]))
+    dots = np.ascontiguousarray(np.rint(colours * 255).astype(np.uint8))
+    return _data_url("webp", imagecodecs.webp_encode(dots, level=QUALITY, lossless=False))
+
+
+def share_url(values: NDArray[Any]) -> str:
+    """Values (y, x) from 0 to 1, or a mask, in 255 steps."""
+    return png_url(np.rint(values * 255.0).astype(np.uint8))
+
+
+def labels_url(values: NDArray[Any]) -> str:
+    """Labels (y, x) in red, green and blue, red the lowest byte; those beyond 2^24 - 1 begin again at 1."""
+    bounded = values.astype(np.uint64)
+    bounded = np.where(bounded, (bounded - 1) % (2**24 - 1) + 1, 0)
+    return png_url(np.stack([(bounded >> np.uint64(n) & np.uint64(255)).astype(np.uint8) for n in (0, 8, 16)], axis=-1))
+
+
+def png_url(values: NDArray[np.uint8]) -> str:
+    """Grey values (y, x) or colours (y, x, 3) without loss."""
+    import imagecodecs
+
+    return _data_url("png", imagecodecs.png_encode(np.ascontiguousarray(values), level=9))
+
+
+def _data_url(kind: str, data: bytes | bytearray) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def save_dots(colours: NDArray[np.float32], bar: tuple[float, str] | None, file: Path, software: str) -> None:
+    """Write (y, x, 3) in 0..1 with one dot per value, so that nothing is smoothed.
+
+    Parameters
+    ----------
+    bar
+        Length in dots and text of a scale bar, drawn at the lower right.
+    software
+        Written to the file's metadata; by it a picture is recognised as one that may be replaced.
+    """
+    from matplotlib.image import imsave
+
+    if bar is not None:
+        drawn = _scale_bar(*bar, height=colours.shape[0], width=colours.shape[1])
+        opacity = drawn[..., 3:]
+        colours = colours * (1 - opacity) + drawn[..., :3] * opacity
+    dots = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
+    with replacing(file) as draft:
+        imsave(draft, dots, format="png", metadata={"Software": software})
+
+
+def _scale_bar(length: float, text: str, *, height: int, width: int) -> NDArray[np.float32]:
+    """A white bar with its length above it, dark around, on nothing: (height, width, 4) in 0..1."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    figure = Figure(figsize=((width + 0.5) / DOTS_PER_INCH, (height + 0.5) / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
+    figure.patch.set_alpha(0)
+    thick, margin = max(3, width // 200), max(4, width // 40)
+    left = width - margin - length
+    style: dict[str, Any] = {"color": "white", "path_effects": [withStroke(linewidth=2, foreground="black")]}
+    figure.add_artist(Rectangle((left, margin), length, thick, transform=None, linewidth=0, **style))
+    middle, above, size = (left + length / 2) / width, (margin + 1.6 * thick) / height, max(7, width / 72)
+    figure.text(middle, above, text, ha="center", va="bottom", size=size, **style)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn: NDArray[np.float32] = (np.asarray(canvas.buffer_rgba()) / 255).astype(np.float32)
+    return drawn
+
+
+def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Loss and, where sections are held out, pixel disagreement over the steps, from the rows of the training log."""
+    from matplotlib.figure import Figure
+
+    looked = [row for row in rows if "pixel_disagreement" in row]
+    figure = Figure(figsize=(8 if looked else 4, 3.6), layout="constrained")
+    left, *right = figure.subplots(1, 2 if looked else 1, squeeze=False)[0]
+    _plot(left, rows, "loss", label="training", color="tab:blue", marker=".")
+    if looked:
+        _plot(left, looked, "validation_loss", label="held out", color="tab:orange", marker=".")
+        _draw_validation(right[0], looked)
+    left.set(xlabel="step", ylabel="weighted cross-entropy", title="loss")
+    left.legend(frameon=False)
+    _save(figure, file)
+
+
+def _draw_validation(axes: Any, looked: Sequence[dict[str, Any]]) -> None:
+    """Pixel disagreement of each validation; that of the kept model is marked, by whatever measure it was chosen."""
+    _plot(axes, looked, "pixel_disagreement", color="tab:orange", marker=".")
+    for row in [row for row in looked if row["best"]][-1:]:
+        label = f"kept: step {row['step']}, {row['pixel_disagreement']:.4f}"
+        _plot(axes, [row], "pixel_disagreement", label=label, color="tab:red", marker="o", linestyle="none")
+        axes.legend(frameon=False)
+    axes.set_ylim(0, 1.15 * max(row["pixel_disagreement"] for row in looked) or 1)
+    axes.set(xlabel="step", ylabel="share of wrong pixels", title="pixel disagreement, held out")
+
+
+def _plot(axes: Any, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
+    axes.plot([row["step"] for row in rows], [row[name] for row in rows], **style)
+
+
+def draw_samples(
+    images: NDArray[np.floating], classes: NDArray[np.integer], weights: NDArray[np.floating], file: Path
+) -> None:
+    """Tiles as the network sees them with the outlines of the classes, and below each the weights of the loss.
+
+    Parameters
+    ----------
+    images : (sample, c, tile, tile)
+        Normalised; all are shown with the same black and white, so that changes of grey values show.
+    classes, weights : (sample, output, output)
+        Of the centre of each tile, which is framed; the rest is context. Class 255 is ignored.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    columns = min(len(images), SAMPLES_PER_ROW)
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.8, 7.2 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for place in axes.flat:
+        place.set_axis_off()
+    low, high = np.percentile(images, PERCENTILES)
+    greys, heaviest = (images - low) / max(high - low, 1e-6), float(np.percentile(weights, 99.9))
+    colours = colormaps["inferno"].with_extremes(bad="0.6")
+    for number, (image, truth, weight) in enumerate(zip(greys, classes, weights, strict=True)):
+        row, column = divmod(number, columns)
+        _draw_tile(axes[2 * row, column], image, truth)
+        below, known = axes[2 * row + 1, column], np.where(truth == IGNORED, np.nan, weight)
+        shown = below.imshow(known, cmap=colours, vmin=0, vmax=heaviest)
+    figure.colorbar(shown, ax=axes, shrink=0.4, pad=0.01, extend="max", label="weight in the loss (grey: ignored)")
+    figure.suptitle("training samples: tile, its output framed and the classes outlined; below, weights of the output")
+    _save(figure, file)
+
+
+def _draw_tile(axes: Any, image: NDArray[Any], truth: NDArray[Any]) -> None:
+    """One tile (c, y, x) of 0..1, up to three channels as colours, with the outlines of each class of its centre."""
+    from matplotlib.patches import Rectangle
+
+    axes.imshow(rgb(np.clip(image[:3], 0, 1)))
+    edge = (image.shape[-1] - truth.shape[-1]) // 2
+    inside = edge + np.arange(truth.shape[-1])
+    for number in set(np.unique(truth).tolist()) - {0, IGNORED}:
+        if not (mask := truth == number).all():  # else there is no outline, which matplotlib warns of
+            axes.contour(inside, inside, mask, [0.5], colors=[f"C{number % 10}"], linewidths=1.1)
+    corner = (edge - 0.5, edge - 0.5)
+    axes.add_patch(Rectangle(corner, len(inside), len(inside), facecolor="none", edgecolor="white", linewidth=1))
+
+
+def draw_weights(
+    labels: NDArray[np.integer], classes: NDArray[np.uint8], weights: NDArray[np.floating], title: str, file: Path
+) -> None:
+    """Labels, the classes made of them with the line between cells, and the weights of the loss; (y, x) each."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    figure, panels, bar = _panels(*classes.shape)
+    figure.suptitle(title, fontsize=10)
+    kinds = _kinds(labels, classes)
+    coloured = np.zeros((*classes.shape, 3))
+    for _, colour, pixels in kinds:
+        coloured[pixels] = colour
+    known = np.where(classes == IGNORED, np.nan, weights)
+    heat = colormaps["inferno"].with_extremes(bad=KINDS["no truth"])
+    shown = {"labels": label_colours(labels), "classes": coloured, "weight in the loss": known}
+    for axes, (name, values) in zip(panels, shown.items(), strict=True):
+        drawn = axes.imshow(values, cmap=heat, vmin=0, interpolation="nearest")
+        axes.set_title(name, fontsize=10)
+        axes.set_axis_off()
+    figure.colorbar(drawn, cax=bar)
+    patches = [Patch(facecolor=colour, edgecolor="0.3", label=name) for name, colour, _ in kinds[:LEGEND]]
+    style = {"frameon": False, "fontsize": 8, "borderaxespad": 0.4}
+    panels[1].legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, **style)
+    _save(figure, file)
+
+
+def _panels(height: int, width: int) -> tuple[Any, list[Any], Any]:
+    """A figure, three panels side by side with every pixel a square of whole dots, and a place for a colour bar."""
+    from matplotlib.figure import Figure
+
+    zoom = max(1, round(PANEL_DOTS / max(height, width)))
+    high, wide = height * zoom, width * zoom
+    slot, top, bottom, edge = max(wide, 200) + 24, 56, 56, 70
+    dots = (slot * 3 + 24 + edge, high + top + bottom)
+    figure = Figure(figsize=(dots[0] / DOTS_PER_INCH, dots[1] / DOTS_PER_INCH))
+
+    def axes(left: float, across: float) -> Any:
+        return figure.add_axes((left / dots[0], bottom / dots[1], across / dots[0], high / dots[1]))
+
+    panels = [axes(24 + slot * number + (slot - 24 - wide) // 2, wide) for number in range(3)]
+    return figure, panels, axes(24 + slot * 3 - 8, 14)
+
+
+def _kinds(labels: NDArray[Any], classes: NDArray[np.uint8]) -> list[tuple[str, Colour, NDArray[np.bool_]]]:
+    """Name, colour and pixels of each thing to be seen in a class map."""
+    from matplotlib import colormaps
+
+    line = (classes == 0) & (labels != 0)
+    parts = {"background": (classes == 0) & ~line, "line": line, "no truth": classes == IGNORED}
+    kinds = [(name, KINDS[name], pixels) for name, pixels in parts.items()]
+    numbers = [n for n in np.unique(classes).tolist() if n not in (0, IGNORED)]
+    if numbers == [1]:
+        kinds.append(("foreground", KINDS["foreground"], classes == 1))
+    else:
+        many = colormaps["tab20"].colors  # type: ignore[attr-defined]
+        kinds += [(f"class {n}", many[(n - 1) % len(many)], classes == n) for n in numbers]
+    return [kind for kind in kinds if kind[2].any()]
+
+
+def _save(figure: Any, file: Path) -> None:
+    with replacing(file) as draft:
+        figure.savefig(draft, dpi=DOTS_PER_INCH, format="png")
