@@ -14,7 +14,7 @@ from helpers import PEAK, write_model
 MEASURE = """
 import sys
 from pathlib import Path
-from unetcli.config import PredictRequest
+from unetcli.predict.request import PredictRequest
 from unetcli.engine.prediction import predict_volume
 summary = predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu"))
 assert summary.complete

@@ -13,7 +13,6 @@ import pytest
 import zarr
 from helpers import grey, write_zarr
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.canary import TOLERANCE, blocks_of_others, tolerance
 from unetcli.engine.prediction import predict_volume
@@ -21,6 +20,7 @@ from unetcli.engine.receipts import read_receipts
 from unetcli.engine.workbench import workbench
 from unetcli.engine.worker import run_blocks
 from unetcli.planning.plan import Plan
+from unetcli.predict.request import PredictRequest
 
 FOLDER = Path("big.pred.zarr.run/predict")
 HERE, SECTIONS, DONE = socket.gethostname(), 6, 3

@@ -17,10 +17,10 @@ from helpers import grey, write_model, write_prediction, write_zarr
 from killing import AFTER, BEFORE, Launcher, Point, launcher
 from label.maps import blobs
 
-from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, PYRAMID, claim, read_mark
 from unetcli.engine.prediction import predict_volume
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.shares import close_run, predict_share
 from unetcli.engine.steps import steps_of
@@ -33,6 +33,7 @@ from unetcli.executors.slurm.worker import Outcome
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.label.tables import Tables
+from unetcli.predict.request import PredictRequest
 
 RUN = Path("run")
 HEX = "0123456789abcdef"

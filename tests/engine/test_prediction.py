@@ -14,7 +14,6 @@ import zarr
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
 from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.prediction import PredictSummary, predict_volume
@@ -26,6 +25,7 @@ from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker
 

@@ -13,7 +13,6 @@ import zarr
 from helpers import grey, write_zarr
 
 import unetcli.planning.pyramid_plan as sizes
-from unetcli.config import PredictRequest
 from unetcli.core.ranges import to_ranges
 from unetcli.engine import prediction
 from unetcli.engine.prediction import predict_volume
@@ -23,6 +22,7 @@ from unetcli.engine.receipts import read_receipts
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.troubles import UNUSABLE, read_troubles
 from unetcli.executors.contract import JobFailure
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from helpers import grey, write_zarr
 
-from unetcli.config import PredictRequest
 from unetcli.core.ranges import Ranges, numbers
 from unetcli.engine.rounds import Progress, Rounds
 from unetcli.engine.run import Run
@@ -18,6 +17,7 @@ from unetcli.engine.troubles import FAILED, UNUSABLE, Trouble, TroubleBook, curr
 from unetcli.engine.worker import run_blocks
 from unetcli.executors.contract import JobFailure, Task
 from unetcli.executors.local import InProcess
+from unetcli.predict.request import PredictRequest
 
 SECTIONS = 6
 

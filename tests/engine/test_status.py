@@ -20,7 +20,6 @@ import zarr
 from commands import Command
 from helpers import grey, wait_for, write_zarr
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.heartbeat import read_beats
 from unetcli.engine.paces import host_paces
@@ -31,6 +30,7 @@ from unetcli.engine.status import STATES, Watcher
 from unetcli.engine.steps import steps_of
 from unetcli.engine.worker import run_blocks
 from unetcli.executors.slurm.job_state import OVER, RUNNING, WAITING, JobWord
+from unetcli.predict.request import PredictRequest
 
 OUTPUT = "big.pred.zarr"
 KEYS = ["blocks", "done", "running", "failed", "missing", "voxels_per_second", "seconds_left", "failures"]

@@ -20,7 +20,6 @@ from damage import flip_a_bit, truncate
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
@@ -29,9 +28,11 @@ from unetcli.engine.prediction import predict_volume
 from unetcli.engine.reading_back import MISSING, OTHER, READ_BYTES, find_damage, reading_at_once
 from unetcli.engine.receipts import ReceiptBook, read_receipts
 from unetcli.engine.repair import PredictionMade
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.seams import plan_of_window, windows
 from unetcli.engine.verify import Verification, verify_output
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.output import Output, marker
 
 OUTPUT = Path("big.pred.zarr")

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.prediction import PredictSummary, predict_volume
@@ -25,6 +24,7 @@ from unetcli.engine.shares import predict_share
 from unetcli.engine.workbench import workbench
 from unetcli.planning import planner
 from unetcli.predict.predictor import predict_blocks
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker

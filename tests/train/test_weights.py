@@ -21,8 +21,9 @@ from yaozarrs import validate_zarr_store
 from unetcli.core.errors import UnetcliError
 from unetcli.train import lessons
 from unetcli.train.border import border_raise, loss_weights
+from unetcli.train.request import WeightsRequest
 from unetcli.train.targets import IGNORED, TruthRules, class_weights, classes_of
-from unetcli.train.weights import WeightsRequest, WeightsSummary, write_weights
+from unetcli.train.weights import WeightsSummary, write_weights
 from unetcli.volumes.opening import open_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -18,13 +18,14 @@ import zarr
 from helpers import CHOICES, grey, plan_of, write_zarr
 from s3 import serving
 
-from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.prediction import predict_volume
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.verify import verify_output
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker, marker_around, remove_output, require_ours
 from unetcli.volumes.volume import Volume

@@ -87,6 +87,19 @@ def place_of(text: Place) -> Place:
     return name.rstrip("/") if is_remote(name) else Path(name)
 
 
+def stem(volume: str) -> str:
+    """Name of the store or file without its ending, wherever in the store the array is.
+
+    >>> stem("data/big.ome.zarr/raw/0"), stem("big.tif"), stem("s3://bucket/big.zarr")
+    ('big', 'big', 'big')
+    """
+    parts = [part for part in volume.split("/") if part]
+    store = next((part for part in parts if part.endswith((".zarr", ".tif", ".tiff"))), parts[-1])
+    for ending in (".zarr", ".tif", ".tiff", ".ome"):
+        store = store.removesuffix(ending)
+    return store
+
+
 def is_remote(place: Place) -> bool:
     """Whether a place is a URL, as in ``s3://bucket/big.zarr``, not a path."""
     return isinstance(place, str) and "://" in place

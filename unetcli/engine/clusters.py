@@ -15,15 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, remove_aside, replacing
 from unetcli.engine.liveness import await_workers
-from unetcli.engine.machines import slurm_request
 from unetcli.engine.run import Run
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.local import InProcess
+from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.commands import SlurmError, call, named
 from unetcli.executors.slurm.executor import SlurmExecutor, still_live
 from unetcli.executors.slurm.journal import JobBook
@@ -55,7 +54,7 @@ class Work:
     """Whether here each GPU gets a worker."""
 
     @classmethod
-    def of(cls, where: Where, run: Run) -> Work:
+    def of(cls, where: ClusterOptions, run: Run) -> Work:
         """The blocks of a prediction."""
         return cls(
             folder=run.folder,
@@ -65,13 +64,13 @@ class Work:
         )
 
 
-def executor_for(where: Where, run: Run) -> AbstractContextManager[Executor]:
+def executor_for(where: ClusterOptions, run: Run) -> AbstractContextManager[Executor]:
     """The executor that was asked for, for a prediction; see :func:`executor_on`."""
     return executor_on(where, Work.of(where, run))
 
 
 @contextmanager
-def executor_on(where: Where, work: Work) -> Iterator[Executor]:
+def executor_on(where: ClusterOptions, work: Work) -> Iterator[Executor]:
     """The executor that was asked for; what it started ends with the block, except a SLURM array."""
     if where.cluster == "slurm":
         request, blocks = work.sized()
@@ -90,7 +89,7 @@ def left_at_work(executor: Executor) -> list[str]:
 
 
 @contextmanager
-def local_executor(where: Where, work: Work) -> Iterator[Executor]:
+def local_executor(where: ClusterOptions, work: Work) -> Iterator[Executor]:
     """This process, or several here where there are several GPUs or ``--workers`` says so."""
     gpus = visible_gpus() if work.every_gpu else []
     count = where.workers or max(1, len(gpus))
@@ -114,7 +113,7 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def dask_on_scheduler(where: Where, work: Work) -> Iterator[Executor]:
+def dask_on_scheduler(where: ClusterOptions, work: Work) -> Iterator[Executor]:
     """Workers of a Dask scheduler that others started."""
     from unetcli.executors.dask.cluster import existing_scheduler
     from unetcli.executors.dask.executor import DaskExecutor
@@ -125,7 +124,7 @@ def dask_on_scheduler(where: Where, work: Work) -> Iterator[Executor]:
 
 
 @contextmanager
-def dask_on_slurm(where: Where, work: Work) -> Iterator[Executor]:
+def dask_on_slurm(where: ClusterOptions, work: Work) -> Iterator[Executor]:
     """A Dask scheduler here, and workers as SLURM jobs."""
     from unetcli.executors.dask.cluster import own_scheduler
     from unetcli.executors.dask.executor import DaskExecutor
@@ -207,13 +206,13 @@ def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> None:
         log.warning("%d workers of an earlier launch do not end; what they are at may be computed twice", left)
 
 
-def require_accepted(where: Where, *, needed: bool) -> None:
+def require_accepted(where: ClusterOptions, *, needed: bool) -> None:
     """Raise, before anything is written, where SLURM would refuse jobs that are needed."""
     if needed and where.cluster != "local" and not where.scheduler:
         would_start(slurm_request(where).options())
 
 
-def require_no_jobs(where: Where, run: Run) -> None:
+def require_no_jobs(where: ClusterOptions, run: Run) -> None:
     """Raise where SLURM jobs of an earlier launcher work on the output, unless this call is to wait for them."""
     attaches = where.cluster == "slurm" and not run.request.overwrite
     if not attaches:
@@ -229,7 +228,7 @@ def require_no_live_jobs(output: Place, *folders: RunFolder) -> None:
         )
 
 
-def request_accepted(where: Where) -> Callable[[Mapping[str, str]], str]:
+def request_accepted(where: ClusterOptions) -> Callable[[Mapping[str, str]], str]:
     """A function that tells what SLURM says of a request; also where it would refuse, or is not here."""
 
     def ask(options: Mapping[str, str]) -> str:
@@ -241,7 +240,7 @@ def request_accepted(where: Where) -> Callable[[Mapping[str, str]], str]:
     return ask
 
 
-def probe_in_job(where: Where) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
+def probe_in_job(where: ClusterOptions) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
     """A function that has ``task(text)`` done by a short SLURM job and gives back what that returned."""
 
     def submit(task: Callable[[str], dict[str, Any]], text: str) -> dict[str, Any]:
@@ -277,7 +276,7 @@ def await_end(jobs: Sequence[str]) -> JobEnd:
         time.sleep(0.5)
 
 
-def sized_request(where: Where, run: Run) -> tuple[SlurmRequest, int]:
+def sized_request(where: ClusterOptions, run: Run) -> tuple[SlurmRequest, int]:
     """What each job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
     asked = slurm_request(where)
     numbers, times = sizes(run.plan, run.source, run.model, asked)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
-from unetcli.config import PredictRequest, Where
 from unetcli.core.machine import cpu_threads
-from unetcli.executors.slurm.request import SlurmRequest
-
-PROFILE = "UNETCLI_PROFILE"
-
-
-def slurm_request(where: Where) -> SlurmRequest:
-    """What is asked of SLURM: the profile of ``--profile`` or ``$UNETCLI_PROFILE``, and options over it."""
-    named = where.profile or (Path(os.environ[PROFILE]) if os.environ.get(PROFILE) else None)
-    return SlurmRequest.load(named, **where.slurm)
+from unetcli.executors.options import ClusterOptions, slurm_request
+from unetcli.predict.request import PredictRequest
 
 
-def with_machine(request: PredictRequest, where: Where) -> PredictRequest:
+def with_machine(request: PredictRequest, where: ClusterOptions) -> PredictRequest:
     """The request, planned for the machines that will run it, which may not be this one."""
     if where.cluster == "local":
         return replace(request, threads=max(1, cpu_threads() // where.workers)) if where.workers else request

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest, Where
 from unetcli.core.files import telling_unwritable
 from unetcli.engine.closing import Closing, close
 from unetcli.engine.clusters import (
@@ -29,8 +28,10 @@ from unetcli.engine.run import Run
 from unetcli.engine.troubles import current_troubles
 from unetcli.engine.worker import run_blocks
 from unetcli.executors.contract import Executor, JobFailure
+from unetcli.executors.options import ClusterOptions
 from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.planning.planner import wasted_work
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.volume import describe
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def predict_volume(
     request: PredictRequest,
     report: Report = lambda done, total: None,
     stopping: Callable[[], bool] = bool,
-    where: Where | None = None,
+    where: ClusterOptions | None = None,
 ) -> PredictSummary:
     """Foreground probabilities of a volume, block by block; goes on where an earlier call stopped.
 
@@ -106,7 +107,7 @@ def predict_volume(
         Anything about the request that the user can put right; nothing has been written then.
     """
     started = time.perf_counter()
-    where = where or Where()
+    where = where or request
     run = Run.settle(with_machine(request, where))
     require_accepted(where, needed=request.overwrite or not run.is_complete)
     with telling_unwritable(request.output_path), run.launcher(take_over=request.take_over):
@@ -128,7 +129,7 @@ class Ends:
     left_running: list[str] = field(default_factory=list)
 
 
-def compute(run: Run, ledger: Ledger, where: Where, report: Report, stopping: Callable[[], bool]) -> Ends:
+def compute(run: Run, ledger: Ledger, where: ClusterOptions, report: Report, stopping: Callable[[], bool]) -> Ends:
     """Have the missing blocks worked off."""
     attached = live_jobs(run.folder)
     end_earlier_launch(run.folder, attached)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.config import PredictRequest, VerifyRequest, Where
 from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place
@@ -22,12 +21,15 @@ from unetcli.engine.prediction import compute
 from unetcli.engine.pyramid import Pyramid, place
 from unetcli.engine.reading_back import Drain, Findings, Made, find_damage, look_again, void
 from unetcli.engine.receipts import Ledger
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.rounds import Report
 from unetcli.engine.run import Run
 from unetcli.engine.runfolder import RunFolder
+from unetcli.executors.options import ClusterOptions
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import ITEM_BYTES
 from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker
 from unetcli.volumes.volume import describe
@@ -99,7 +101,7 @@ def repair_prediction(request: VerifyRequest, run: Run, report: Report, drain: D
         found = find_damage(made, ledger, report)
         if found.damaged:
             begin_again(run, run.folder, ledger, found)
-            compute(run, ledger.refresh(), Where(), report, drain())
+            compute(run, ledger.refresh(), ClusterOptions(), report, drain())
             found = look_again(made, ledger.refresh(), found)
         if not found.damaged:
             run.close(ledger)
@@ -117,7 +119,7 @@ def repair_levels(request: VerifyRequest, run: Run, folder: RunFolder, report: R
         if found.damaged:
             begin_again(run, folder, ledger, found)
             run = replace(run, request=replace(run.request, levels=made.pyramid.plan.levels))
-            close(run, finest, lambda: executor_for(Where(), run), report, drain())
+            close(run, finest, lambda: executor_for(ClusterOptions(), run), report, drain())
             found = look_again(made, ledger.refresh(), found)
     return found
 
@@ -127,7 +129,7 @@ def alone(request: VerifyRequest, run: Run) -> Iterator[None]:
     """Nobody else works on the output while this is open."""
     with run.launcher(take_over=request.take_over):
         run.folder.require_no_shares(take_over=request.take_over)
-        require_no_jobs(Where(), run)
+        require_no_jobs(ClusterOptions(), run)
         yield
 
 

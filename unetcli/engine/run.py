@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, is_remote, require_apart
 from unetcli.engine.ownership import PREDICT, PYRAMID, require_claimable
@@ -17,6 +16,7 @@ from unetcli.engine.runfolder import Places, RunFolder
 from unetcli.model.file import find_model
 from unetcli.planning.plan import Plan, differences
 from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import absolute, resolve_plan
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import Output, marker, remove_output, require_no_others, require_ours

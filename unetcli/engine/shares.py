@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import telling_unwritable
 from unetcli.core.lock import InUse, hold
@@ -25,6 +24,7 @@ from unetcli.engine.troubles import read_troubles
 from unetcli.engine.worker import run_blocks
 from unetcli.executors.contract import JobFailure
 from unetcli.executors.local import InProcess
+from unetcli.predict.request import PredictRequest
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from unetcli.config import VerifyRequest
 from unetcli.core.files import place_of
 from unetcli.engine.changes import Change, changes
 from unetcli.engine.ownership import EVALUATE, PREDICT, PYRAMID
@@ -20,6 +19,7 @@ from unetcli.engine.repair import (
     repair_prediction,
     require_output,
 )
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.rounds import Report
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.seams import Seams, check_seams

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.machine import cpu_threads
 from unetcli.engine.rounds import Report
@@ -20,6 +19,7 @@ from unetcli.evaluate.run import Unfinished, counted_in_folder
 from unetcli.evaluate.scoring import looks_inverted, score_all
 from unetcli.evaluate.settling import Settled
 from unetcli.evaluate.totals import total_counts
+from unetcli.executors.options import ClusterOptions
 from unetcli.volumes.ctc import is_challenge_result, is_challenge_truth
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def evaluate_volume(
     request: EvaluateRequest,
     report: Report = lambda done, total: None,
     stopping: Callable[[], bool] = bool,
-    where: Where | None = None,
+    where: ClusterOptions | None = None,
 ) -> Evaluation:
     """Score a prediction against its truth; see :mod:`unetcli.evaluate.result` for what comes out.
 
@@ -59,7 +59,7 @@ def evaluate_volume(
     UnetcliError
         Anything about the request that the user can put right.
     """
-    where = where or Where()
+    where = where or request
     if is_challenge_truth(request.truth):
         return evaluate_challenge(request, report, where)
     if is_challenge_result(request.prediction):
@@ -94,7 +94,7 @@ def evaluate_volume(
     )
 
 
-def count(settled: Settled, report: Report, stopping: Callable[[], bool], where: Where) -> Counts:
+def count(settled: Settled, report: Report, stopping: Callable[[], bool], where: ClusterOptions) -> Counts:
     """Counts of everything: here and now, or block by block in a run folder."""
     if fits_here(settled, where):
         return total_counts(settled.plan, counted_here(settled, report, stopping))
@@ -102,7 +102,7 @@ def count(settled: Settled, report: Report, stopping: Callable[[], bool], where:
     return counted_in_folder(settled, where, report, stopping, folder=folder)
 
 
-def fits_here(settled: Settled, where: Where) -> bool:
+def fits_here(settled: Settled, where: ClusterOptions) -> bool:
     """Whether it is a matter of minutes in this process, and nobody asked for more."""
     work = settled.plan.region.size * (EM_WORK if "em" in settled.plan.settings.metrics else 1)
     plain = where.cluster == "local" and where.workers is None and settled.request.run_folder is None

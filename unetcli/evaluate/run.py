@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import telling_unwritable
 from unetcli.core.machine import cpu_threads
 from unetcli.engine.clusters import Work, end_earlier_launch, executor_on, left_at_work, live_jobs, require_no_live_jobs
-from unetcli.engine.machines import slurm_request
 from unetcli.engine.reading_back import OTHER, void
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.rounds import Progress, Report, Rounds
@@ -24,6 +22,7 @@ from unetcli.evaluate.plan import EvaluationPlan
 from unetcli.evaluate.settling import Settled
 from unetcli.evaluate.totals import total_counts
 from unetcli.evaluate.work import count_blocks, digest
+from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.label.tables import DamagedTable
 from unetcli.predict.resolve import absolute
@@ -47,7 +46,7 @@ class Unfinished(UnetcliError):
 
 
 def counted_in_folder(
-    settled: Settled, where: Where, report: Report, stopping: Callable[[], bool], *, folder: EvaluationFolder
+    settled: Settled, where: ClusterOptions, report: Report, stopping: Callable[[], bool], *, folder: EvaluationFolder
 ) -> Counts:
     """Counts of all blocks, by way of a run folder that is deleted at the end.
 
@@ -105,7 +104,7 @@ def total_or_take_back(plan: EvaluationPlan, folder: EvaluationFolder, ledger: L
         return None
 
 
-def inputs_of(settled: Settled, where: Where) -> Inputs:
+def inputs_of(settled: Settled, where: ClusterOptions) -> Inputs:
     request, local = settled.request, where.cluster == "local"
     return Inputs(
         prediction=absolute(request.prediction),
@@ -119,7 +118,7 @@ def work_off(
     settled: Settled,
     folder: EvaluationFolder,
     ledger: Ledger,
-    where: Where,
+    where: ClusterOptions,
     report: Report,
     stopping: Callable[[], bool],
 ) -> list[str]:
@@ -159,7 +158,7 @@ def require_counted(folder: EvaluationFolder, ledger: Ledger, jobs: list[str]) -
         )
 
 
-def sized(where: Where, plan: EvaluationPlan) -> tuple[SlurmRequest, int]:
+def sized(where: ClusterOptions, plan: EvaluationPlan) -> tuple[SlurmRequest, int]:
     """What each SLURM job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
     asked, voxels = slurm_request(where), math.prod(plan.block_shape)
     blocks = asked.blocks_per_job or max(1, VOXELS_PER_JOB["em" in plan.settings.metrics] // voxels)

@@ -17,7 +17,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.config import VerifyRequest, Where
 from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parent_of, place_of
@@ -26,8 +25,10 @@ from unetcli.engine.clusters import require_no_live_jobs
 from unetcli.engine.pyramid import Pyramid, first_of
 from unetcli.engine.reading_back import Drain, Findings, Made, damage, find_damage, look_again, void
 from unetcli.engine.receipts import Ledger
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.rounds import Report
 from unetcli.engine.steps import Step
+from unetcli.executors.options import ClusterOptions
 from unetcli.label import plan as stages
 from unetcli.label.folder import LabelFolder
 from unetcli.label.image import LabelImage, Parent
@@ -160,7 +161,7 @@ def repair_labels(request: VerifyRequest, step: Step, made: LabelsMade, report: 
             if find_again(step, made, ledger, found.damaged, stopping):
                 take_back(step, made, ledger, found.damaged)
                 run.prepare()
-                compute(run, ledger.refresh(), Where(), report, stopping)
+                compute(run, ledger.refresh(), ClusterOptions(), report, stopping)
             found = look_again(made, ledger.refresh(), found)
         if not found.damaged:
             run.close(ledger)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from unetcli.config import Where
 from unetcli.core.files import telling_unwritable
 from unetcli.engine.clusters import (
     Work,
@@ -23,11 +22,11 @@ from unetcli.engine.clusters import (
     require_accepted,
     require_no_live_jobs,
 )
-from unetcli.engine.machines import slurm_request
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.rounds import Progress, Report, Rounds
 from unetcli.engine.troubles import current_troubles
 from unetcli.executors.contract import Executor, JobFailure
+from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.label.ctc import export, require_exportable
 from unetcli.label.finding import working_bytes
@@ -101,7 +100,7 @@ def label_volume(
     request: LabelRequest,
     report: Report = lambda done, total: None,
     stopping: Callable[[], bool] = bool,
-    where: Where | None = None,
+    where: ClusterOptions | None = None,
 ) -> LabelSummary:
     """Instances of a prediction, block by block, in its ``labels`` group; goes on where an earlier call stopped.
 
@@ -110,7 +109,7 @@ def label_volume(
     UnetcliError
         Anything about the request that the user can put right; nothing has been written then.
     """
-    started, where = time.perf_counter(), where or Where()
+    started, where = time.perf_counter(), where or request
     if request.ctc:
         require_exportable(request.ctc)
     run = LabelRun.settle(request)
@@ -129,7 +128,7 @@ def label_volume(
     return summarise(run, ledger, found, ends, complete, frames, time.perf_counter() - started)
 
 
-def compute(run: LabelRun, ledger: Ledger, where: Where, report: Report, stopping: Callable[[], bool]) -> Ends:
+def compute(run: LabelRun, ledger: Ledger, where: ClusterOptions, report: Report, stopping: Callable[[], bool]) -> Ends:
     """Have the missing blocks worked off, stage by stage."""
     folder, plan = run.folder.run, run.plan
     attached = live_jobs(folder)
@@ -169,7 +168,7 @@ def work_off(run: LabelRun, rounds: Rounds, stopping: Callable[[], bool]) -> lis
     return failures
 
 
-def executor(where: Where, run: LabelRun) -> AbstractContextManager[Executor]:
+def executor(where: ClusterOptions, run: LabelRun) -> AbstractContextManager[Executor]:
     """The executor that was asked for."""
     work = Work(
         folder=run.folder.run,

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.config import PredictRequest, Where
 from unetcli.core.architecture import Architecture
 from unetcli.core.machine import Machine, cpu_name, cpu_threads, may_have_gpu
-from unetcli.engine.machines import slurm_request, with_machine
+from unetcli.engine.machines import with_machine
 from unetcli.engine.run import folder_of
+from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.model.file import find_model, read_header
 from unetcli.planning.estimate import Estimate, StoredInput, estimate
@@ -20,6 +20,7 @@ from unetcli.planning.pace import STARTUP_SECONDS, Rates, Timing, Traffic, timin
 from unetcli.planning.plan import Plan, differences
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.predict.probe import Probe, measure_plan, recall, remember, run_in_job
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import GPU_BYTES_ELSEWHERE, resolve_plan
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
@@ -121,7 +122,7 @@ class PlanReport:
 
 def plan_volume(
     request: PredictRequest,
-    where: Where | None = None,
+    where: ClusterOptions | None = None,
     question: Question | None = None,
     *,
     submit: Submit | None = None,
@@ -131,7 +132,7 @@ def plan_volume(
 
     ``submit`` runs the probe in a job rather than here; ``site`` says what the site's SLURM thinks of a request.
     """
-    where, question = where or Where(), question or Question()
+    where, question = where or request, question or Question()
     request, asked = with_machine(request, where), slurm_request(where)
     model, source = find_model(request.model), open_volume(request.volume)
     architecture = read_header(model).architecture

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.config import PredictRequest
 from unetcli.core.checksums import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.machine import Machine
@@ -22,6 +21,7 @@ from unetcli.planning.planner import (
     output_files,
     require_files,
 )
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.fingerprint import fingerprint, sampled_statistics
 from unetcli.volumes.regions import resolve_region

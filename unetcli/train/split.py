@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unetcli.config import Sections, resolve_sections
 from unetcli.core.errors import UnetcliError
+from unetcli.core.sections import Sections, resolve_sections
 from unetcli.train.request import TrainRequest
 from unetcli.train.settings import Ranges
 from unetcli.volumes.volume import Volume

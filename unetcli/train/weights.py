@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import Sections, resolve_sections, stem
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import require_apart, telling_unwritable
+from unetcli.core.files import require_apart, stem, telling_unwritable
 from unetcli.core.geometry import Box
+from unetcli.core.sections import resolve_sections
 from unetcli.train.border import loss_weights
 from unetcli.train.lessons import Census, Lessons, require_labels
+from unetcli.train.request import WeightsRequest
 from unetcli.train.survey import resolve_truth
 from unetcli.train.targets import TruthRules, class_weights
 from unetcli.train.weight_map import WeightMap, Write
@@ -30,29 +31,12 @@ STEP = 64
 Report = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsRequest:
-    """What a user asks for; None leaves it as train has it."""
-
-    labels: str
-    output: str | None = None
-    truth: str = "auto"
-    sections: Sections = (None, None)
-    w0: float | None = None
-    sigma: float | None = None
-    everywhere: bool | None = None
-    ignore: int | None = None
-    partial: int | None = None
-    keep_empty: bool | None = None
-    balance: bool | None = None
-    overwrite: bool = False
-
-    def rules(self, labels: Volume, region: Box) -> TruthRules:
-        """With the kind of truth found out, where it is left open."""
-        asked = {name: getattr(self, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
-        given = {name: value for name, value in asked.items() if value is not None}
-        TruthRules(truth="binary", **given)  # what is wrong with options goes first: no data have to be read
-        return TruthRules(truth=resolve_truth(self.truth, [(labels, region)], self.ignore), **given)
+def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
+    """The rules asked for, with the kind of truth found out where it is left open."""
+    asked = {name: getattr(request, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    TruthRules(truth="binary", **given)  # what is wrong with options goes first: no data have to be read
+    return TruthRules(truth=resolve_truth(request.truth, [(labels, region)], request.ignore), **given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +82,7 @@ def write_weights(request: WeightsRequest, report: Report = lambda done, total: 
         Anything about the request that the user can put right; nothing has been written then.
     """
     place = resolve_place(request)
-    rules = request.rules(place.labels, place.region)
+    rules = rules_of(request, place.labels, place.region)
     lessons = Lessons(place.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
     planes = used_planes(lessons, place.region, keep_empty=bool(request.keep_empty))
     found = take_census(lessons, planes, lambda done: report(done, 2 * len(planes)))

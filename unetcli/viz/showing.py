@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import stem
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of, require_apart
+from unetcli.core.files import Place, place_of, require_apart, stem
 from unetcli.core.geometry import Box
 from unetcli.evaluate.pairing import shape
 from unetcli.viz.colours import enlarged, label_colours, outlines, round_length, save_dots, stretched
+from unetcli.viz.request import ShowRequest
 from unetcli.viz.shown import Shown
 from unetcli.volumes.volume import Volume
 from unetcli.volumes.voxels import stated_sizes
@@ -23,19 +22,6 @@ LARGEST, ROOMY = 2048, 1500
 HEAT, OPACITY = (1.0, 0.45, 0.1), 0.6
 SIGNATURE = "unetcli show"
 """In the file's metadata: what is ours may be replaced."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowRequest:
-    """A section of a volume to look at."""
-
-    volume: str
-    section: int | None = None
-    """Along z, else t, counted as in the volume that was predicted; None: the middle one."""
-    overlay: str | None = None
-    output: Path | None = None
-    channel: int | None = None
-    """One of several; None: up to three are shown as red, green and blue."""
 
 
 def show(request: ShowRequest) -> Path:
