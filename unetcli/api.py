@@ -1,10 +1,10 @@
 """The commands as functions: ``train``, ``predict``, ``label``, ``evaluate`` and ``plan``.
 
 Each takes what the command of its name takes, by the same names and with the same defaults, and returns what the
-command prints with ``--json``, as an object. Paths are text or ``pathlib.Path``; what the command line writes as text
-is a Python value here: ``tile=572`` (None: auto), ``sections=(20, 25)``, ``roi=((0, 5), (512, None), (None, 1024))``,
-``metrics=("pixels", "em")``, ``setup=("module load cuda",)``. Like the commands, a call continues where an earlier one
-stopped.
+command prints with ``--json``, as an object. Paths may be text or ``pathlib.Path``, though a type checker accepts only
+what the signature names. What the command line writes as text is a Python value here: ``tile=572`` (None: auto),
+``sections=(20, 25)``, ``roi=((0, 5), (512, None), (None, 1024))``, ``metrics=("pixels", "em")``, ``share=(0, 8)``,
+``setup=("module load cuda",)``. Like the commands, a call continues where an earlier one stopped.
 
     from unetcli import api
 
@@ -23,10 +23,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
 from unetcli.core.errors import Incomplete, UnetcliError
-from unetcli.core.options import Options, options_of
+from unetcli.core.options import Declared, Options, options_of
 from unetcli.core.process import prepare
 from unetcli.core.progress import ProgressCallback, silent
 from unetcli.core.signals import Signals
@@ -52,14 +53,15 @@ Result = TypeVar("Result")
 def _by_keyword(request: Callable[P, Request]) -> Callable[[Callable[[Request], Result]], Callable[P, Result]]:
     """From a function of a request to one of the request's options, which its signature and documentation list."""
     assert isinstance(request, type)
-    declared = options_of(request)
+    declared, signature = options_of(request), inspect.signature(request)
 
     def decorate(run: Callable[[Request], Result]) -> Callable[P, Result]:
         @functools.wraps(run)
         def called(*args: P.args, **options: P.kwargs) -> Result:
-            return run(request(*args, **options))
+            given = signature.bind(*args, **options).arguments
+            return run(request(**{name: _as_declared(value, declared.get(name)) for name, value in given.items()}))
 
-        shown = [each for each in inspect.signature(request).parameters.values() if each.name in declared]
+        shown = [each for each in signature.parameters.values() if each.name in declared]
         returned = inspect.signature(run).return_annotation
         called.__signature__ = inspect.Signature(shown, return_annotation=returned)  # type: ignore[attr-defined]
         texts = [f"{each.name} : {each.annotation}\n    {declared[each.name].option.help}" for each in shown]
@@ -67,6 +69,14 @@ def _by_keyword(request: Callable[P, Request]) -> Callable[[Callable[[Request], 
         return called
 
     return decorate
+
+
+def _as_declared(value: Any, declared: Declared | None) -> Any:
+    """Text for a path where the option is one, and the other way round."""
+    kinds = set() if declared is None else {declared.kind, *get_args(declared.kind)}
+    if isinstance(value, str) and Path in kinds and str not in kinds:
+        return Path(value)
+    return str(value) if isinstance(value, Path) and str in kinds and Path not in kinds else value
 
 
 @_by_keyword(TrainRequest)

@@ -224,7 +224,7 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
         ({"checkpoint_minutes": float("nan")}, "--checkpoint-minutes nan"),
         ({"recipe": "slow"}, "--recipe slow: expected fast or paper"),
         ({"select": "dice"}, "--select dice: expected one of pixel_disagreement"),
-        ({"pairs": ()}, "no images"),
+        ({"pair": ()}, "no images"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -71,7 +71,8 @@ def expected(values: NDArray[np.uint16], rules: TruthRules) -> NDArray[np.float3
     ids=lambda options: ", ".join(options) or "as the paper",
 )
 def test_the_map_holds_class_weight_and_raise_of_every_pixel(labels: Path, options: dict[str, Any]) -> None:
-    summary = write(labels, **options)
+    renamed = {"everywhere": "weights_everywhere"}
+    summary = write(labels, **{renamed.get(name, name): value for name, value in options.items()})
     weights = expected(crowd(*SHAPE), TruthRules(truth="instances", **options))
     found = open_volume(summary.output)
     np.testing.assert_allclose(found.read(found.whole())[0], weights, rtol=1e-6)

@@ -11,11 +11,9 @@ import typer
 from unetcli import __version__
 from unetcli.cli import console
 from unetcli.cli.configfile import configurable
-from unetcli.cli.evaluate import evaluate
-from unetcli.cli.label import label
-from unetcli.cli.predict import plan, predict
 from unetcli.cli.requests import GroupedCommand, takes_request
 from unetcli.cli.status import status, verify
+from unetcli.cli.steps import evaluate, label, plan, predict
 from unetcli.cli.tools import show, weights, worker
 from unetcli.cli.train import in_force, read_alike, train
 from unetcli.core.errors import Incomplete, UnetcliError

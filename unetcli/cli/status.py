@@ -12,7 +12,6 @@ import typer
 
 from unetcli.cli import console
 from unetcli.cli.requests import JsonOption
-from unetcli.cli.status_view import line, picture_of_all, terminal
 from unetcli.core.options import Heading
 from unetcli.engine.request import RunRequest, VerifyRequest
 
@@ -50,6 +49,7 @@ def status(request: RunRequest, watch: WatchOption = False, json: JsonOption = F
     Predictions, labels and evaluations, with what failed. Reads files only, so it works wherever they are seen.
     Exits 0 whenever they can be read; scripts take --json.
     """
+    from unetcli.cli.status_view import picture_of_all, terminal
     from unetcli.engine.status import Watcher
     from unetcli.engine.steps import steps_of
 
@@ -91,6 +91,8 @@ def refresh(watchers: list[Watcher]) -> None:
     """Looks that replace each other on the terminal, until all is done."""
     from rich.live import Live
 
+    from unetcli.cli.status_view import picture_of_all, terminal
+
     with Live(console=terminal(), auto_refresh=False) as live:
         while True:
             found = [watcher.look(wait=False) for watcher in watchers]
@@ -102,6 +104,8 @@ def refresh(watchers: list[Watcher]) -> None:
 
 def write_lines(watchers: list[Watcher], json: bool) -> None:
     """A line of text for each step, or one of JSON, at once, each minute and when all is done."""
+    from unetcli.cli.status_view import line
+
     told = float("-inf")
     while True:
         found = [watcher.look(wait=False) for watcher in watchers]

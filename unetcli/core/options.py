@@ -84,7 +84,7 @@ class Declared:
     option: Option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class Options:
     """Base of requests, and of the groups of options they are made of."""
 

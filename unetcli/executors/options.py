@@ -20,7 +20,7 @@ tls_option = partial(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class SlurmOptions(Options):
     """What a job asks SLURM for: a profile, and options of ``sbatch`` that override it."""
 
@@ -40,7 +40,7 @@ class SlurmOptions(Options):
     slurm: tuple[str, ...] = option("Any other option of sbatch. Repeatable.", SLURM, default=(), metavar="KEY=VALUE")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class ArrayOptions(SlurmOptions):
     """Which machines are meant, and how a job array divides the blocks among them."""
 

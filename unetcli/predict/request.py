@@ -67,7 +67,7 @@ def parse_share(text: str) -> Share:
     return int(number), int(count)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class VolumeOptions(Options):
     """What is predicted, by which network, into which output: all that shapes a plan."""
 

@@ -31,7 +31,7 @@ _augmentation = partial(option, heading=Heading.AUGMENTATION)
 _optimisation = partial(option, heading=Heading.OPTIMISATION)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class TruthOptions(Options):
     """How annotation becomes classes and loss weights."""
 
