@@ -45,7 +45,7 @@ class GroupedCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
                 groups[getattr(parameter, "rich_help_panel", None) or Heading.OTHER].append(record)
-        width = max(len(name) for group in groups.values() for name, _ in group if len(name) <= WIDEST)
+        width = min(max(len(name) for group in groups.values() for name, _ in group), WIDEST)
         for heading, group in groups.items():
             if group:
                 with formatter.section(heading):

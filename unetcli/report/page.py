@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from string import Template
 
 from unetcli import __version__
 from unetcli.core.files import replacing
+from unetcli.core.progress import ProgressCallback, silent
 from unetcli.evaluate.result import Evaluation
 from unetcli.report import charts, published, summary, tables
 from unetcli.report.errors import NAMES
@@ -35,7 +35,7 @@ def write_report(
     evaluation: Evaluation,
     file: Path,
     image: Image = lambda section: None,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: ProgressCallback = silent,
 ) -> None:
     """Write the report; the file appears whole or not at all.
 

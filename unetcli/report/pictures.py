@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.progress import ProgressCallback, silent
 from unetcli.evaluate.result import Evaluation, Section
 from unetcli.report.errors import EXTRA
 from unetcli.report.view import ObjectRow, View
@@ -54,9 +55,7 @@ def ranked(evaluation: Evaluation) -> list[Section]:
     return sorted(evaluation.sections, key=badness, reverse=True)
 
 
-def gallery(
-    evaluation: Evaluation, image: Image, report: Callable[[int, int], None] = lambda done, total: None
-) -> Gallery:
+def gallery(evaluation: Evaluation, image: Image, report: ProgressCallback = silent) -> Gallery:
     """Pictures of the worst sections, and the objects of all, as far as the limits go."""
     order = ranked(evaluation)
     pixels = int(np.prod(evaluation.region.shape[-2:]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.lock import hold, holding_job
+from unetcli.core.progress import ProgressCallback
 from unetcli.core.signals import Signals
 from unetcli.executors.slurm.commands import require_slurm
 from unetcli.executors.slurm.executor import LATE_SECONDS, last_words, still_live
@@ -19,7 +20,6 @@ from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.executors.slurm.submit import log_of, submit_jobs
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
 from unetcli.train.folder import TrainingFolder
-from unetcli.train.learning import Report
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import require_pairs
 from unetcli.train.task import BUG, USER, train_here
@@ -73,7 +73,13 @@ class Processes:
 
 
 def launch(
-    request: TrainRequest, slurm: SlurmRequest, processes: Processes, report: Report, signals: Signals, *, detach: bool
+    request: TrainRequest,
+    slurm: SlurmRequest,
+    processes: Processes,
+    report: ProgressCallback,
+    signals: Signals,
+    *,
+    detach: bool,
 ) -> TrainSummary | str | None:
     """Submit the training, or find its job, and wait for it; the job's id at once where ``detach``.
 
@@ -151,7 +157,7 @@ def wait(
     folder: TrainingFolder,
     book: JobBook,
     submission: Submission,
-    report: Report,
+    report: ProgressCallback,
     signals: Signals,
 ) -> TrainSummary | None:
     """Show how far the job is until it ends."""
@@ -207,7 +213,7 @@ def reason(end: JobEnd, said: str) -> str:
     return f"{end.reason}: {last_words(said) or 'it said nothing'}"
 
 
-def tell(folder: TrainingFolder, report: Report) -> None:
+def tell(folder: TrainingFolder, report: ProgressCallback) -> None:
     """Progress as the log of the training has it."""
     frozen, rows = folder.frozen(), folder.rows()
     if frozen and rows:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from signal import SIGTERM
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unetcli import __version__
 from unetcli.core.errors import UnetcliError
+from unetcli.core.progress import ProgressCallback
 from unetcli.core.signals import Signals
 from unetcli.core.streams import prefetch
 from unetcli.model.file import Intensity, ModelHeader, save_model
@@ -38,12 +39,6 @@ log = logging.getLogger(__name__)
 BATCHES_AHEAD = 3
 TELL_SECONDS = 0.5
 """Between two looks at the loss for the progress bar, each of which waits for the device."""
-
-
-class Report(Protocol):
-    """Told how many tiles are done, of how many, and how it goes."""
-
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +81,7 @@ class Training:
     def is_over(self, state: Checkpoint, steps: int) -> bool:
         return self.manner.is_over(state, steps)
 
-    def run(self, steps: int, report: Report, signals: Signals) -> Checkpoint:
+    def run(self, steps: int, report: ProgressCallback, signals: Signals) -> Checkpoint:
         """Go on from the last checkpoint to ``steps`` steps, or until a signal asks for an end."""
         course = Course(self, steps, report)
         state = course.begin()
@@ -113,7 +108,7 @@ class Training:
 class Course:
     """Where a training is, between its steps."""
 
-    def __init__(self, training: Training, steps: int, report: Report) -> None:
+    def __init__(self, training: Training, steps: int, report: ProgressCallback) -> None:
         self.training, self.steps, self.report = training, steps, report
         self.learner, self.sampler = training.learner(), training.sampler()
         self.validator = Validator(training.config, training.corpus, training.found, training.device)

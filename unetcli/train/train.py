@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from unetcli.core.files import require_apart, telling_unwritable
+from unetcli.core.progress import ProgressCallback, silent
 from unetcli.core.signals import Signals
 from unetcli.model.device import cpu_threads
 from unetcli.model.network import UNet
 from unetcli.train.album import require_tensorboard
 from unetcli.train.checkpoint import Checkpoint
 from unetcli.train.folder import TrainingFolder
-from unetcli.train.learning import Manner, Report, Training
+from unetcli.train.learning import Manner, Training
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
 from unetcli.train.settings import TrainingConfig
@@ -75,11 +76,9 @@ class TrainSummary:
         return f"to use it{threshold}: unetcli predict VOLUME{named}"
 
 
-def silent(done: int, total: int, note: str = "") -> None:
-    """Nobody looks."""
-
-
-def train_model(request: TrainRequest, report: Report = silent, signals: Signals | None = None) -> TrainSummary:
+def train_model(
+    request: TrainRequest, report: ProgressCallback = silent, signals: Signals | None = None
+) -> TrainSummary:
     """Train a network on annotated images; goes on where an earlier call stopped.
 
     Raises
@@ -139,7 +138,7 @@ def claim(request: TrainRequest, training: Training, goal: int, stack: ExitStack
     folder.freeze(training.config, goal)
 
 
-def finish(training: Training, goal: int, report: Report, signals: Signals) -> TrainSummary:
+def finish(training: Training, goal: int, report: ProgressCallback, signals: Signals) -> TrainSummary:
     """Train what is left to train, draw the curves, sum up."""
     from unetcli.viz.pictures import draw_curves
 

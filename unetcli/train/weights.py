@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import require_apart, stem, telling_unwritable
 from unetcli.core.geometry import Box
+from unetcli.core.progress import ProgressCallback, silent
 from unetcli.core.sections import resolve_sections
 from unetcli.train.border import loss_weights
 from unetcli.train.lessons import Census, Lessons, require_labels
@@ -27,8 +28,6 @@ SHOWN = 768
 """Largest side of what the picture shows, in pixels."""
 STEP = 64
 """Pixels by which its place is found."""
-
-Report = Callable[[int, int], None]
 
 
 def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
@@ -73,7 +72,7 @@ class WeightsSummary:
         return f"{self.output}: weights of sections {self.sections[0]}:{self.sections[1]}{left_out}; {self.picture}"
 
 
-def write_weights(request: WeightsRequest, report: Report = lambda done, total: None) -> WeightsSummary:
+def write_weights(request: WeightsRequest, report: ProgressCallback = silent) -> WeightsSummary:
     """Write the loss weights of all sections asked for, and a picture of the place where they are raised most.
 
     Raises
