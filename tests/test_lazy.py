@@ -14,9 +14,10 @@ from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
 from unetcli import lazy
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.predict.run import predict_volume
+from unetcli.engine.prediction import predict_volume
+from unetcli.predict.request import PredictRequest
 
 
 @pytest.fixture(autouse=True)

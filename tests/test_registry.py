@@ -18,7 +18,6 @@ from commands import Command
 from helpers import grey, wait_for, write_prediction, write_zarr
 from label.maps import blobs
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.heartbeat import read_beats
 from unetcli.engine.ownership import LABEL, claim
@@ -31,6 +30,7 @@ from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.predict.run import predict_volume
 from unetcli.registry import steps_of
+from unetcli.predict.request import PredictRequest
 
 OUTPUT = "big.pred.zarr"
 CLI = Callable[..., subprocess.CompletedProcess[str]]

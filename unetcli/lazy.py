@@ -15,10 +15,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.model.file import find_model, load_network
 from unetcli.planning.plan import Plan
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import resolve_plan
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, axes_from_names

@@ -63,7 +63,7 @@ def laid(place: Path, options: argparse.Namespace) -> Training:
     for name, values in (("raw", grey), ("labels", discs)):
         zarr.create_array(place / f"{name}.zarr", data=values, chunks=(1, 512, 512))
     request = TrainRequest(
-        pairs=((str(place / "raw.zarr"), str(place / "labels.zarr")),),
+        pair=((str(place / "raw.zarr"), str(place / "labels.zarr")),),
         recipe=options.recipe,
         depth=options.depth,
         base_channels=options.base_channels,

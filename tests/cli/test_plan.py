@@ -12,10 +12,11 @@ import pytest
 import zarr
 from helpers import PEAK, grey, write_model, write_zarr
 
-from unetcli.cli.plantable import show
-from unetcli.config import PredictRequest, Where
+from unetcli.cli.plan_view import lines
 from unetcli.core.machine import may_have_gpu
+from unetcli.executors.options import ClusterOptions
 from unetcli.predict.preview import plan_volume
+from unetcli.predict.request import PredictRequest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 KEYS = (
@@ -169,21 +170,20 @@ def test_a_slurm_request_holds_the_worker(unetcli: Run) -> None:
     assert "gpus" not in json.loads(unetcli(*words, "--tile", 60).stdout)["slurm"]
 
 
-def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked() -> None:
     asked: list[dict[str, str]] = []
 
     def site(request: dict[str, str]) -> str:
         asked.append(request)
         return "sbatch would start it on 2 nodes"
 
-    where = Where(cluster="slurm", slurm={"gres": "gpu:a100:1", "mem": "64G", "blocks_per_job": 1})
+    where = ClusterOptions(cluster="slurm", gres="gpu:a100:1", mem="64G", blocks_per_job=1)
     report = plan_volume(PredictRequest(volume="big.zarr", tile=60), where, site=site)
     assert asked == [report.slurm]
     assert report.slurm is not None
     assert (report.slurm["gres"], report.slurm["mem"], "gpus" in report.slurm) == ("gpu:a100:1", "64G", False)
     assert report.timing.shares == report.plan.blocks
-    show(report, json=False)
-    assert "sbatch would start it on 2 nodes" in capsys.readouterr().out
+    assert "sbatch would start it on 2 nodes" in "\n".join(lines(report))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import signal, sys, time, typer
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from unetcli.cli.signals import leave
+from unetcli.cli.console import leave
 from unetcli.core.signals import Signals
 
 def work():

@@ -17,9 +17,11 @@ from helpers import grey, write_model, write_prediction, write_zarr
 from killing import AFTER, BEFORE, Launcher, Point, launcher
 from label.maps import blobs
 
-from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, claim, read_mark, remove_run_folder
+from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, PYRAMID, claim, read_mark
+from unetcli.engine.prediction import predict_volume
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.tables import Tables
 from unetcli.evaluate.evaluate import evaluate_volume
@@ -30,6 +32,8 @@ from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.registry import steps_of, verify_output
+from unetcli.label.tables import Tables
+from unetcli.predict.request import PredictRequest
 
 RUN = Path("run")
 HEX = "0123456789abcdef"

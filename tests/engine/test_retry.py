@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from helpers import grey, write_zarr
 
-from unetcli.config import PredictRequest
 from unetcli.core.ranges import Ranges, numbers
 from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook, current_failures
 from unetcli.engine.retry import Progress, Rounds
@@ -19,6 +18,7 @@ from unetcli.executors.contract import JobFailure, Task
 from unetcli.executors.local import InProcess
 from unetcli.predict.run import resolve_step
 from unetcli.predict.step import PredictStep
+from unetcli.predict.request import PredictRequest
 
 SECTIONS = 6
 ALL = np.arange(SECTIONS)

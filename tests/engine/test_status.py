@@ -20,7 +20,6 @@ import zarr
 from commands import Command
 from helpers import grey, wait_for, write_zarr
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.heartbeat import read_beats
 from unetcli.engine.receipts import DONE, Receipt
@@ -32,6 +31,7 @@ from unetcli.predict.input_changes import Paths
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
 from unetcli.registry import steps_of
+from unetcli.predict.request import PredictRequest
 
 OUTPUT = "big.pred.zarr"
 KEYS = ["blocks", "done", "running", "failed", "missing", "voxels_per_second", "seconds_left", "failures"]

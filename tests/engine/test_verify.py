@@ -20,7 +20,6 @@ from damage import flip_a_bit, truncate
 from helpers import Output, grey, write_model, write_zarr
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
@@ -34,6 +33,13 @@ from unetcli.predict.step import PredictStep
 from unetcli.registry import verify_output
 from unetcli.volumes.image import marker
 from unetcli.volumes.level import Level
+from unetcli.engine.repair import PredictionMade
+from unetcli.engine.request import VerifyRequest
+from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.seams import plan_of_window, windows
+from unetcli.engine.verify import Verification, verify_output
+from unetcli.predict.request import PredictRequest
+from unetcli.volumes.output import Output, marker
 
 OUTPUT = Path("big.pred.zarr")
 CLI = Callable[..., subprocess.CompletedProcess[str]]

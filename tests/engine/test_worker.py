@@ -18,7 +18,6 @@ import zarr
 from commands import Command
 from helpers import grey, wait_for, write_model, write_zarr
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine import worker
 from unetcli.engine.failures import FAILED, UNUSABLE, read_failures
@@ -26,6 +25,9 @@ from unetcli.engine.receipts import read_receipts
 from unetcli.engine.worker import StepTask
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
+from unetcli.engine.troubles import FAILED, UNUSABLE, read_troubles
+from unetcli.engine.worker import run_blocks
+from unetcli.predict.request import PredictRequest
 
 FOLDER = Path("big.pred.zarr.run/predict")
 SECTIONS = 6
@@ -152,6 +154,8 @@ prepare()
 import torch
 from unetcli.config import PredictRequest
 from unetcli.predict.run import predict_volume
+from unetcli.predict.request import PredictRequest
+from unetcli.engine.prediction import predict_volume
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20,) * 2)
 summary = predict_volume(PredictRequest(volume="wide.zarr", output=Path("tight.zarr"), tile=996, device="cpu"))

@@ -10,10 +10,10 @@ import tifffile
 from numpy.typing import NDArray
 from pairs import blobs, each_section, evaluated, stored
 
-from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
+from unetcli.executors.options import ClusterOptions
 
 FRAMES = each_section(blobs(4, 40, 50, seed=2))
 FOUND = np.roll(FRAMES, 1, axis=2)
@@ -117,4 +117,4 @@ def test_clusters_and_other_metrics_are_refused(truth: str, result: str) -> None
     with pytest.raises(UnetcliError, match=r"--metrics em: .* cells and voi can be scored"):
         evaluated(result, truth, "em")
     with pytest.raises(UnetcliError, match="judged here, frame by frame"):
-        evaluate_volume(EvaluateRequest(prediction=result, truth=truth), where=Where(workers=2))
+        evaluate_volume(EvaluateRequest(prediction=result, truth=truth), where=ClusterOptions(workers=2))

@@ -10,9 +10,9 @@ import pytest
 from helpers import SETTINGS, Output, grey, plan_of, write_zarr
 from numpy.typing import NDArray
 
-from unetcli.config import Sections
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
+from unetcli.core.sections import Sections
 from unetcli.evaluate.evaluate import INVERTED
 from unetcli.evaluate.evaluate import evaluate_volume as evaluate
 from unetcli.evaluate.request import EvaluateRequest

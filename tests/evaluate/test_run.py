@@ -18,10 +18,10 @@ from unetcli.evaluate.folder import EvaluationFolder, Inputs
 from unetcli.evaluate.settling import Settled
 from unetcli.evaluate.work import count_blocks
 
-from unetcli.config import VerifyRequest, Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import to_ranges
 from unetcli.engine.ownership import EVALUATE, claim
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.runfolder import RunFolder
 from unetcli.evaluate import evaluate as door
 from unetcli.evaluate.evaluate import evaluate_volume
@@ -29,6 +29,8 @@ from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished, sized
 from unetcli.evaluate.totals import total_counts
 from unetcli.registry import verify_output
+from unetcli.evaluate.work import count_blocks
+from unetcli.executors.options import ClusterOptions
 
 LABELS = blobs(9, 40, 50, seed=1)
 FOUND = np.roll(LABELS, 1, axis=2)
@@ -107,7 +109,7 @@ def test_the_same_command_goes_on_where_it_stopped(tmp_path: Path, request_: Eva
 
 
 def vars_of(request: EvaluateRequest) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in request.__slots__}
+    return vars(request)
 
 
 def test_other_settings_or_data_begin_anew(tmp_path: Path, request_: EvaluateRequest) -> None:
@@ -147,7 +149,7 @@ def test_any_executor_counts(
 
 @pytest.mark.slow  # jobs on SLURM count in the default tier, above
 def test_worker_processes_give_the_same_scores(request_: EvaluateRequest) -> None:
-    assert scores(request_, where=Where(workers=2)) == scores(request_)
+    assert scores(request_, where=ClusterOptions(workers=2)) == scores(request_)
 
 
 def test_a_damaged_block_is_named_and_the_rest_kept(
@@ -194,9 +196,9 @@ def test_killed_at_any_time_it_goes_on_to_the_same_scores(tmp_path: Path, reques
 
 
 def test_jobs_ask_for_memory_by_the_block(request_: EvaluateRequest) -> None:
-    asked, blocks = sized(Where(cluster="slurm"), Settled.of(request_).plan)
+    asked, blocks = sized(ClusterOptions(cluster="slurm"), Settled.of(request_).plan)
     assert (asked.mem, blocks > 27) == ("2G", True)
-    asked, blocks = sized(Where(cluster="slurm", slurm={"mem": "9G", "blocks_per_job": 4}), Settled.of(request_).plan)
+    asked, blocks = sized(ClusterOptions(cluster="slurm", mem="9G", blocks_per_job=4), Settled.of(request_).plan)
     assert (asked.mem, blocks) == ("9G", 4)
 
 

@@ -17,10 +17,11 @@ from helpers import write_prediction
 from label.maps import blobs
 from label.store import FOLDER, LABELS, STORE, TABLE, files, label, stop_after, tables
 
-from unetcli.config import VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.receipts import read_receipts
 from unetcli.engine.verify import MISSING, OTHER, Verification, verify_output
+from unetcli.engine.request import VerifyRequest
+from unetcli.engine.verify import Verification, verify_output
 from unetcli.volumes.fingerprint import sampled_boxes
 from unetcli.volumes.opening import open_volume
 

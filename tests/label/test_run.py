@@ -32,10 +32,10 @@ from places import site
 from scipy import ndimage
 from unetcli.label.work import label_blocks
 
-from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import numbers
 from unetcli.engine.receipts import read_receipts
+from unetcli.executors.options import ClusterOptions
 from unetcli.label.components import in_order, neighbourhood
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -274,10 +274,10 @@ def test_several_labels_lie_beside_each_other(values: NDArray[np.uint8]) -> None
 def test_every_executor_gives_the_same_bytes(labels: None, tmp_path: Path, place: str) -> None:
     here = files()
     if place == "two processes":
-        label(overwrite=True, where=Where(workers=2))
+        label(overwrite=True, where=ClusterOptions(workers=2))
     else:
         with site(tmp_path, workers=2) as there:
-            where = Where(cluster="dask", scheduler=there.address, tls=there.tls)
+            where = ClusterOptions(cluster="dask", scheduler=there.address, tls=there.tls)
             label(overwrite=True, where=where)
     assert files() == here
     receipts = list(read_receipts(FOLDER / "receipts"))

@@ -17,7 +17,6 @@ from helpers import PEAK, SETTINGS, grey, plan_of, write_model, write_zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetcli.config import PredictRequest
 from unetcli.core.architecture import Architecture
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.planning import estimate as module
@@ -25,6 +24,7 @@ from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multi
 from unetcli.planning.plan import Plan
 from unetcli.predict.preview import plan_volume, stored_input
 from unetcli.predict.run import predict_volume
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 
 TINY = Architecture(depth=2, base_channels=4)
@@ -196,6 +196,8 @@ from unetcli.core.process import prepare
 prepare()
 from unetcli.config import PredictRequest
 from unetcli.predict.run import predict_volume
+from unetcli.predict.request import PredictRequest
+from unetcli.engine.prediction import predict_volume
 assert predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu", dtype=sys.argv[2])).complete
 print(peak())
 """

@@ -13,7 +13,6 @@ import pytest
 import zarr
 from helpers import grey, write_zarr
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.records import from_json, to_json
 from unetcli.engine.receipts import read_receipts
@@ -23,6 +22,10 @@ from unetcli.planning.plan import FORMAT, Plan
 from unetcli.predict.canary import TOLERANCE, blocks_of_others, tolerance
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
+from unetcli.engine.workbench import workbench
+from unetcli.engine.worker import run_blocks
+from unetcli.planning.plan import Plan
+from unetcli.predict.request import PredictRequest
 
 FOLDER = Path("big.pred.zarr.run/predict")
 HERE, SECTIONS, DONE = socket.gethostname(), 6, 3

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from helpers import grey, write_model, write_zarr
 
-from unetcli.config import PredictRequest
 from unetcli.core.architecture import Architecture
 from unetcli.model.file import find_model
 from unetcli.planning.pace import STARTUP_SECONDS
 from unetcli.planning.plan import Plan
 from unetcli.predict.preview import Question, plan_volume
 from unetcli.predict.probe import Probe, cache_file, measure, recall, remember, remembered, run_in_job
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 
 

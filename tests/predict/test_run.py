@@ -14,7 +14,6 @@ import zarr
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
 from unetcli.core.checksums import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.failures import read_failures
@@ -25,6 +24,7 @@ from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.predict.run import PredictSummary, close_run, predict_share, predict_volume, resolve_step
 from unetcli.volumes.image import marker
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 
 

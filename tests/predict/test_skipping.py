@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.receipts import read_receipts
@@ -23,6 +22,7 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.planning import planner
 from unetcli.predict.predictor import predict_blocks
 from unetcli.predict.run import PredictSummary, predict_share, predict_volume, resolve_step
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import Mask, factor
 from unetcli.predict.step import PredictStep
 from unetcli.volumes.image import marker

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from unetcli.cli.signals import leave
+from unetcli.cli.console import leave
 from unetcli.core.signals import Signals
 
 SECONDS = 0.1

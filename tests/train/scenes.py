@@ -80,14 +80,14 @@ def discs() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 TINY = TrainRequest(
-    pairs=(("raw.zarr", "labels.zarr"),),
+    pair=(("raw.zarr", "labels.zarr"),),
     recipe="paper",
     steps=30,
     depth=1,
     base_channels=8,
     tile=44,
     optimizer="adam",
-    learning_rate=0.01,
+    lr=0.01,
     device="cpu",
     precision="float32",
 )

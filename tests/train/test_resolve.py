@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train.scenes import TINY, discs, volume, write_discs
 
-from unetcli.config import Sections
 from unetcli.core.errors import UnetcliError
+from unetcli.core.sections import Sections
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import Training
 from unetcli.train.request import TrainRequest
@@ -43,7 +43,7 @@ def test_pages_like_colours_are_sections_where_the_labels_have_as_many(
     paths = tmp_path / "raw.tif", tmp_path / "labels.tif"
     tifffile.imwrite(paths[0], grey(3, 40, 50))
     tifffile.imwrite(paths[1], grey(*labelled) // 128)
-    ((raw, labels),) = require_pairs(replace(TINY, pairs=(tuple(map(str, paths)),)))  # type: ignore[arg-type]
+    ((raw, labels),) = require_pairs(replace(TINY, pair=(tuple(map(str, paths)),)))  # type: ignore[arg-type]
     assert (raw.axes, labels.axes, raw.channels * math.prod(raw.extent)) == (axes, axes, 3 * 40 * 50)
 
 
@@ -163,7 +163,7 @@ def test_sections_that_are_neither_trained_on_nor_held_out_are_not_looked_at(her
         here / "raw2.zarr", np.where(np.isin(np.arange(8), [0, 3, 6, 7])[:, None, None], np.nan, raw).astype("f4")
     )
     write_zarr(here / "labels2.zarr", labels)
-    dirty = resolved(replace(request, pairs=(("raw2.zarr", "labels2.zarr"),)))
+    dirty = resolved(replace(request, pair=(("raw2.zarr", "labels2.zarr"),)))
     assert dirty.config.rules == clean.config.rules
     assert (dirty.statistics.mean, dirty.statistics.std) == pytest.approx((clean.statistics.mean, clean.statistics.std))
     assert dirty.statistics.class_counts.tolist() == clean.statistics.class_counts.tolist()
@@ -177,13 +177,13 @@ def test_a_held_out_pair_alone_says_nothing_of_the_other_s_sections(here: Path) 
     labels[6:] = grey(2, 64, 72)
     write_zarr(here / "a.zarr", labels)
     request = replace(
-        TINY, pairs=(("raw.zarr", "a.zarr"), ("raw.zarr", "labels.zarr")), sections=(0, 6), validation=(8, 16)
+        TINY, pair=(("raw.zarr", "a.zarr"), ("raw.zarr", "labels.zarr")), sections=(0, 6), validation=(8, 16)
     )
     assert resolved(request).config.rules.truth == "binary"
 
 
 def test_what_is_left_open_is_as_the_recipe_has_it_and_options_go_before(here: Path) -> None:
-    bare = replace(TINY, optimizer=None, learning_rate=None, recipe="fast", steps=100)
+    bare = replace(TINY, optimizer=None, lr=None, recipe="fast", steps=100)
     fast = resolved(bare).config.optimisation
     assert (fast.optimizer, fast.schedule, fast.learning_rate, fast.steps) == ("adamw", "cosine", 3e-3, 100)
     paper = resolved(replace(bare, recipe="paper")).config
@@ -204,7 +204,7 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
     labels = discs()[1]
     labels[:, 50:] = 2
     write_zarr(here / "classes.zarr", labels)
-    three = replace(TINY, pairs=(("raw.zarr", "classes.zarr"),), truth="classes")
+    three = replace(TINY, pair=(("raw.zarr", "classes.zarr"),), truth="classes")
     with pytest.raises(
         UnetcliError, match=rf"--select {measure}: of two classes only; with 3, pixel_disagreement or iou"
     ):
@@ -223,7 +223,7 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
         ({"checkpoint_minutes": float("nan")}, "--checkpoint-minutes nan"),
         ({"recipe": "slow"}, "--recipe slow: expected fast or paper"),
         ({"select": "dice"}, "--select dice: expected one of pixel_disagreement"),
-        ({"pairs": ()}, "no images"),
+        ({"pair": ()}, "no images"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -19,7 +19,6 @@ import zarr
 from helpers import grey, write_zarr
 from train.scenes import Stop, contents, discs, log_rows, same, state, weights
 
-from unetcli.config import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.signals import Signals
 from unetcli.predict.run import predict_volume
@@ -30,6 +29,10 @@ from unetcli.model.network import UNet
 from unetcli.train import loop
 from unetcli.train.folder import Checkpoint
 from unetcli.train.loop import Training
+from unetcli.predict.request import PredictRequest
+from unetcli.train import pace
+from unetcli.train.checkpoint import Checkpoint
+from unetcli.train.learning import Training
 from unetcli.train.request import MEASURES, TrainRequest
 from unetcli.train.train import train_model
 
@@ -75,7 +78,7 @@ def test_a_faint_channel_beside_a_bright_one_is_learned_from_and_predicted_from(
     both = np.stack([raw.astype(np.uint16), grey(*raw.shape, seed=5).astype(np.uint16) * 230])
     write_zarr(Path("both.zarr"), both, dimension_names=list("czyx"))
     write_zarr(Path("truth.zarr"), labels, dimension_names=list("zyx"))
-    summary = train_model(replace(request_, pairs=(("both.zarr", "truth.zarr"),), steps=150))
+    summary = train_model(replace(request_, pair=(("both.zarr", "truth.zarr"),), steps=150))
     assert summary.best_error is not None
     assert summary.best_error < 0.05
     intensity = read_header(Path(summary.model)).intensity
@@ -221,7 +224,7 @@ def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(
 
 def test_without_a_better_one_for_long_enough_it_ends_and_more_patience_goes_on(request_: TrainRequest) -> None:
     """A rate so small that nothing changes: the first look is the best."""
-    request = replace(request_, learning_rate=1e-12, steps=30, validate_every=2, patience=3)
+    request = replace(request_, lr=1e-12, steps=30, validate_every=2, patience=3)
     summary = train_model(request)
     assert (summary.finished, summary.stopped_early, summary.steps, summary.best_step) == (True, True, 8, 2)
     assert "no better one for long enough" in summary.sentence
@@ -280,11 +283,11 @@ def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None
     write_zarr(Path("single-raw.zarr"), raw[3, :50])
     write_zarr(Path("single-labels.zarr"), labels[3, :50])
     pairs = (*request_.pairs, ("single-raw.zarr", "single-labels.zarr"))
-    summary = train_model(replace(request_, pairs=pairs, steps=5))
+    summary = train_model(replace(request_, pair=pairs, steps=5))
     config = read_header(Path(summary.model)).provenance["config"]
     assert (config["sections"], config["validation"]) == ([[0, 7], [0, 1]], [[7, 8], [1, 1]])
     with pytest.raises(UnetcliError, match="images or labels are others"):
-        train_model(replace(request_, pairs=tuple(reversed(pairs)), sections=(0, 9), steps=5))
+        train_model(replace(request_, pair=tuple(reversed(pairs)), sections=(0, 9), steps=5))
 
 
 def test_a_network_without_levels_and_tiles_of_one_class_alone_train_too(pictured: TrainRequest) -> None:
@@ -293,7 +296,7 @@ def test_a_network_without_levels_and_tiles_of_one_class_alone_train_too(picture
     labels[:, 0, 0] = 0
     write_zarr(Path("full.zarr"), labels)
     write_zarr(Path("grey.zarr"), grey(4, 40, 40))
-    summary = train_model(replace(pictured, pairs=(("grey.zarr", "full.zarr"),), depth=0, tile=5, steps=3))
+    summary = train_model(replace(pictured, pair=(("grey.zarr", "full.zarr"),), depth=0, tile=5, steps=3))
     assert summary.finished
 
 
@@ -316,7 +319,7 @@ def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:
     labels = zarr.open_array("labels.zarr", mode="r")[...].copy()
     labels[:, 50:] = 2
     write_zarr(Path("classes.zarr"), labels)
-    summary = train_model(replace(request_, pairs=(("raw.zarr", "classes.zarr"),), truth="classes", steps=3))
+    summary = train_model(replace(request_, pair=(("raw.zarr", "classes.zarr"),), truth="classes", steps=3))
     assert read_header(Path(summary.model)).architecture.classes == 3
 
 
@@ -326,7 +329,7 @@ def test_a_single_image_trains_without_held_out_sections(
     for name in ("raw", "labels"):
         write_zarr(Path(f"one-{name}.zarr"), zarr.open_array(f"{name}.zarr", mode="r")[0])
     with caplog.at_level("INFO", "unetcli"):
-        summary = train_model(replace(request_, pairs=(("one-raw.zarr", "one-labels.zarr"),), steps=3))
+        summary = train_model(replace(request_, pair=(("one-raw.zarr", "one-labels.zarr"),), steps=3))
     assert (summary.finished, summary.best_error) == (True, None)
     assert "kept: nothing is held out to judge by" in caplog.text
     assert "best so far" not in caplog.text

@@ -45,7 +45,7 @@ def test_tensorboard_that_is_not_installed_is_said_before_anything_is_written(
         ({"depth": 2, "tile": None}, r"depth 2 \(was 1\)"),
         ({"base_channels": 4}, r"base_channels 4 \(was 8\)"),
         ({"seed": 3}, "seed 3"),
-        ({"learning_rate": 0.5}, "learning_rate 0.5"),
+        ({"lr": 0.5}, "learning_rate 0.5"),
         ({"optimizer": "sgd"}, "optimizer sgd"),
         ({"sections": (0, 6)}, "sections"),
         ({"validation_fraction": 0.5}, "validation"),
@@ -69,7 +69,7 @@ def test_another_configuration_is_refused_by_name(trained: TrainRequest, change:
 def test_other_images_are_refused_and_overwrite_starts_anew(request_: TrainRequest) -> None:
     train_model(replace(request_, steps=2))
     write_zarr(Path("other.zarr"), grey(8, 64, 72))
-    other = replace(request_, pairs=(("other.zarr", "labels.zarr"),), steps=2)
+    other = replace(request_, pair=(("other.zarr", "labels.zarr"),), steps=2)
     with pytest.raises(UnetcliError, match="images or labels are others"):
         train_model(other)
     before = state()
@@ -97,9 +97,9 @@ def test_a_foreign_folder_is_not_touched(request_: TrainRequest) -> None:
         ({"truth": "maybe"}, "auto, binary, instances or classes"),
         ({"validation_fraction": 1.0}, "validation-fraction"),
         ({"sections": (5, 20)}, "0:8"),
-        ({"pairs": (("labels.tif", "labels.zarr"),)}, "no such file"),
+        ({"pair": (("labels.tif", "labels.zarr"),)}, "no such file"),
         ({"depth": -1}, "depth"),
-        ({"learning_rate": -1.0}, "above 0"),
+        ({"lr": -1.0}, "above 0"),
         ({"channel": 1}, "channels 0 to 0"),
     ],
 )
@@ -112,10 +112,10 @@ def test_bad_requests_write_nothing(request_: TrainRequest, change: dict[str, ob
 def test_labels_of_another_shape_or_many_values_are_refused(request_: TrainRequest) -> None:
     write_zarr(Path("small.zarr"), grey(8, 64, 71) // 128)
     with pytest.raises(UnetcliError, match=r"8x64x72.*8x64x71"):
-        train_model(replace(request_, pairs=(("raw.zarr", "small.zarr"),)))
+        train_model(replace(request_, pair=(("raw.zarr", "small.zarr"),)))
     write_zarr(Path("many.zarr"), grey(8, 64, 72) // 16)
     with pytest.raises(UnetcliError, match=r"16 different values.*instances.*classes.*binary"):
-        train_model(replace(request_, pairs=(("raw.zarr", "many.zarr"),)))
+        train_model(replace(request_, pair=(("raw.zarr", "many.zarr"),)))
 
 
 def test_labels_of_another_voxel_size_are_refused_naming_both(request_: TrainRequest) -> None:
@@ -129,20 +129,20 @@ def test_labels_of_another_voxel_size_are_refused_naming_both(request_: TrainReq
         multiscales = [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}]
         group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
     with pytest.raises(UnetcliError, match=r"a\.zarr.* 50 x 4 x 4 nanometer, but .*b\.zarr.* of 50 x 8 x 8 nanometer"):
-        train_model(replace(request_, pairs=(("a.zarr", "b.zarr"),)))
+        train_model(replace(request_, pair=(("a.zarr", "b.zarr"),)))
     assert not Path("model").exists()
 
 
 def test_a_loss_that_diverges_ends_with_one_line_and_keeps_no_model(request_: TrainRequest) -> None:
     with pytest.raises(UnetcliError, match="smaller --lr"):
-        train_model(replace(request_, optimizer="sgd", learning_rate=1e30))
+        train_model(replace(request_, optimizer="sgd", lr=1e30))
     assert not Path("model/model.safetensors").exists()
 
 
 def test_labels_with_another_number_of_axes_or_damaged_data_get_one_line(request_: TrainRequest) -> None:
     write_zarr(Path("flat.zarr"), grey(64, 72) // 128)
     with pytest.raises(UnetcliError, match="same voxels"):
-        train_model(replace(request_, pairs=(("raw.zarr", "flat.zarr"),)))
+        train_model(replace(request_, pair=(("raw.zarr", "flat.zarr"),)))
     for chunk in Path("raw.zarr/c").rglob("0"):
         if chunk.is_file():
             chunk.write_bytes(b"damaged")

@@ -24,6 +24,11 @@ from unetcli.train import targets as module
 from unetcli.train.recipes import IGNORED, TruthRules
 from unetcli.train.targets import class_weights, classes_of, weight_table
 from unetcli.train.weight_map import WeightsRequest, WeightsSummary, write_weights
+from unetcli.train import lessons
+from unetcli.train.border import border_raise, loss_weights
+from unetcli.train.request import WeightsRequest
+from unetcli.train.targets import IGNORED, TruthRules, class_weights, classes_of
+from unetcli.train.weights import WeightsSummary, write_weights
 from unetcli.volumes.opening import open_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -71,7 +76,8 @@ def expected(values: NDArray[np.uint16], rules: TruthRules) -> NDArray[np.float3
     ids=lambda options: ", ".join(options) or "as the paper",
 )
 def test_the_map_holds_class_weight_and_raise_of_every_pixel(labels: Path, options: dict[str, Any]) -> None:
-    summary = write(labels, **options)
+    renamed = {"everywhere": "weights_everywhere"}
+    summary = write(labels, **{renamed.get(name, name): value for name, value in options.items()})
     weights = expected(crowd(*SHAPE), TruthRules(truth="instances", **options))
     found = open_volume(summary.output)
     np.testing.assert_allclose(found.read(found.whole())[0], weights, rtol=1e-6)

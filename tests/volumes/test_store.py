@@ -18,7 +18,6 @@ import zarr
 from helpers import SETTINGS, Output, grey, plan_of, write_zarr
 from s3 import serving
 
-from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.evaluate.evaluate import evaluate_volume
@@ -26,6 +25,12 @@ from unetcli.evaluate.request import EvaluateRequest
 from unetcli.predict.run import predict_volume
 from unetcli.registry import verify_output
 from unetcli.volumes.image import marker, marker_around, remove_output, require_ours
+from unetcli.engine.prediction import predict_volume
+from unetcli.engine.request import VerifyRequest
+from unetcli.engine.verify import verify_output
+from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 

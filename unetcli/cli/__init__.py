@@ -9,23 +9,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from unetcli import __version__
-from unetcli.cli import talk
+from unetcli.cli import console
 from unetcli.cli.configfile import configurable
-from unetcli.cli.evaluate import evaluate
-from unetcli.cli.label import label
-from unetcli.cli.options import INCOMPLETE
-from unetcli.cli.plan import plan
-from unetcli.cli.plantable import NOT_OF_PLAN
-from unetcli.cli.predict import predict
-from unetcli.cli.show import show
-from unetcli.cli.status import status
-from unetcli.cli.train import TrainCommand, in_force, train
-from unetcli.cli.verify import verify
-from unetcli.cli.weights import weights
-from unetcli.cli.worker import worker
+from unetcli.cli.requests import GroupedCommand, takes_request
+from unetcli.cli.status import status, verify
+from unetcli.cli.steps import evaluate, label, plan, predict
+from unetcli.cli.tools import show, weights, worker
+from unetcli.cli.train import in_force, read_alike, train
 from unetcli.core.errors import Incomplete, UnetcliError
-
-USER, BUG = 1, 70
+from unetcli.core.options import options_of
+from unetcli.predict.request import PredictRequest
 
 app = typer.Typer(
     name="unetcli",
@@ -37,9 +30,13 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 you can put it right, 2 usage, 3 incomplete (run the same command again), "
     "70 our bug, 130 interrupted.",
 )
-app.command(cls=TrainCommand)(configurable(train, in_force=in_force))
-for command in (weights, plan, predict, status, verify, label, evaluate, show, worker):
-    app.command()(configurable(command, passed_over=NOT_OF_PLAN if command is plan else ()))
+NOT_OF_PLAN = {*options_of(PredictRequest), "dry_run"}
+"""Options of predict: what plan does not have of them is passed over in a file that both share."""
+app.command(cls=GroupedCommand)(configurable(takes_request(train, read_alike), in_force=in_force))
+app.command(cls=GroupedCommand)(configurable(takes_request(weights)))
+app.command(cls=GroupedCommand)(configurable(takes_request(plan), passed_over=NOT_OF_PLAN))
+for command in (predict, status, verify, label, evaluate, show, worker):
+    app.command(cls=GroupedCommand)(configurable(takes_request(command)))
 
 
 def _version(asked: bool) -> None:
@@ -56,7 +53,7 @@ def _common(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; tracebacks too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors; no progress.")] = False,
 ) -> None:
-    talk.set_up(verbose=verbose, quiet=quiet)
+    console.set_up(verbose=verbose, quiet=quiet)
 
 
 def main() -> None:
@@ -64,7 +61,7 @@ def main() -> None:
     try:
         app()
     except Incomplete as error:
-        _fail(str(error), INCOMPLETE)
+        _fail(str(error), console.INCOMPLETE)
     except UnetcliError as error:
         _fail(str(error))
     except OSError as error:  # disk full, read-only, no permission: the user's to put right
@@ -72,11 +69,11 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         typer.echo("unetcli: this is a bug of ours; please report the lines above with the command", err=True)
-        sys.exit(BUG)
+        sys.exit(console.BUG)
 
 
-def _fail(message: str, code: int = USER) -> NoReturn:
-    if talk.is_verbose():
+def _fail(message: str, code: int = console.USER) -> NoReturn:
+    if console.is_verbose():
         traceback.print_exc()
     typer.echo(f"unetcli: {' '.join(message.split())}", err=True)
     sys.exit(code)

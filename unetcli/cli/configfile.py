@@ -1,10 +1,7 @@
 """``--config FILE.toml`` and ``--print-config``, for any command.
 
 A key is an option or argument of the command, with dashes or underscores. Its value counts as if it were typed, where
-neither the command line nor an environment variable says otherwise. Only what describes a machine or a site rather than
-a run (device, tile, model, cluster, profile, scheduler) has an environment variable, ``UNETCLI_<OPTION>``. If every
-option had one, a forgotten ``UNETCLI_OVERWRITE`` would delete, and ``UNETCLI_OUTPUT`` would be a model to one command
-and a volume to another.
+neither the command line nor an environment variable says otherwise.
 """
 
 from __future__ import annotations
@@ -15,16 +12,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from unetcli.cli.requests import Command
 from unetcli.core.errors import UnetcliError
 from unetcli.core.toml import read_toml, to_toml, toml_value
 
-Command = Callable[..., None]
 Options = Mapping[str, Any]
 CONFIG, PRINT_CONFIG = "config", "print_config"
+
+PrintConfigOption = Annotated[
+    bool, typer.Option("--print-config", help="Print the options in force as such a file and stop.")
+]
 
 
 def configurable(
@@ -41,7 +42,7 @@ def configurable(
         Keys that are allowed and mean nothing here, so that commands can share a file.
     """
     signature = inspect.signature(command, eval_str=True)
-    kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    kinds = {name: get_args(parameter.annotation)[0] for name, parameter in signature.parameters.items()}
 
     def read(context: typer.Context, config: Path | None) -> Path | None:
         if config is not None and not context.resilient_parsing:  # resilient: only completing in a shell
@@ -55,22 +56,16 @@ def configurable(
         else:
             command(**options)
 
+    told = "Take options from this file, each a key; the command line goes first, then $UNETCLI_.., then the file."
+    option = typer.Option("--config", metavar="TOML", callback=read, is_eager=True, help=told)
     own = [
-        _parameter(CONFIG, None, Annotated[Path | None, _config_option(read)]),
-        _parameter(PRINT_CONFIG, False, Annotated[bool, _PRINT]),
+        _parameter(CONFIG, None, Annotated[Path | None, option]),
+        _parameter(PRINT_CONFIG, False, PrintConfigOption),
     ]
     configured.__signature__ = signature.replace(  # type: ignore[attr-defined]  # typer reads it
         parameters=[*signature.parameters.values(), *own]
     )
     return configured
-
-
-_PRINT = typer.Option("--print-config", help="Print the options in force as such a file and stop.")
-
-
-def _config_option(read: Callable[[typer.Context, Path | None], Path | None]) -> Any:
-    told = "Take options from this file, each a key; the command line goes first, then $UNETCLI_.., then the file."
-    return typer.Option("--config", metavar="TOML", callback=read, is_eager=True, help=told)
 
 
 def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
@@ -135,7 +130,7 @@ def _of_words(parameter: Any, kind: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of TOML can be what a parameter with this annotation takes.
+    """Whether a value of TOML can be what a parameter of this type takes.
 
     A whole number passes for text, as ``tile = 572`` is what one writes for an option that takes ``auto`` too.
 
@@ -143,12 +138,8 @@ def fits(value: Any, kind: Any) -> bool:
     (True, False, False, True, True)
     """
     origin, parts = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return fits(value, parts[0])
-    if origin in (Union, UnionType):
+    if origin is UnionType:
         return any(fits(value, part) for part in parts if part is not NoneType)
-    if origin is Literal:
-        return value in parts
     if origin is list:
         return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
     if origin is tuple:
@@ -165,12 +156,8 @@ def expected(kind: Any) -> str:
     ('a whole number', 'a list of text', 'a list of lists [text, a number]')
     """
     origin, parts = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return expected(parts[0])
-    if origin in (Union, UnionType):
+    if origin is UnionType:
         return " or ".join(expected(part) for part in parts if part is not NoneType)
-    if origin is Literal:
-        return " or ".join(map(toml_value, parts))
     if origin is list:
         return f"a list of {expected(parts[0]).replace('a list', 'lists', 1).removeprefix('a ')}"
     if origin is tuple:

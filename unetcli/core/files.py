@@ -6,7 +6,6 @@ import errno
 import glob
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -87,6 +86,19 @@ def place_of(text: Place) -> Place:
     return name.rstrip("/") if is_remote(name) else Path(name)
 
 
+def stem(volume: str) -> str:
+    """Name of the store or file without its ending, wherever in the store the array is.
+
+    >>> stem("data/big.ome.zarr/raw/0"), stem("big.tif"), stem("s3://bucket/big.zarr")
+    ('big', 'big', 'big')
+    """
+    parts = [part for part in volume.split("/") if part]
+    store = next((part for part in parts if part.endswith((".zarr", ".tif", ".tiff"))), parts[-1])
+    for ending in (".zarr", ".tif", ".tiff", ".ome"):
+        store = store.removesuffix(ending)
+    return store
+
+
 def is_remote(place: Place) -> bool:
     """Whether a place is a URL, as in ``s3://bucket/big.zarr``, not a path."""
     return isinstance(place, str) and "://" in place
@@ -108,6 +120,8 @@ def parent_of(place: Place) -> Place:
 
 def draft_of(path: Path) -> Path:
     """A fresh name beside ``path`` for its unfinished self."""
+    import secrets  # 10 ms, and --help needs none
+
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, remove_aside
 from unetcli.engine.runfolder import RunFolder
@@ -21,6 +20,7 @@ from unetcli.engine.step import Step
 from unetcli.engine.workers import await_workers
 from unetcli.executors.contract import Executor, JobFailure
 from unetcli.executors.local import InProcess
+from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.commands import SlurmError, call, named
 from unetcli.executors.slurm.executor import SlurmExecutor, still_live
 from unetcli.executors.slurm.journal import JobBook
@@ -192,7 +192,7 @@ def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> None:
         log.warning("%d workers of an earlier launch do not end; what they are at may be computed twice", left)
 
 
-def require_accepted(where: Where, *, needed: bool) -> None:
+def require_accepted(where: ClusterOptions, *, needed: bool) -> None:
     """Raise, before anything is written, where SLURM would refuse jobs that are needed."""
     if needed and where.cluster != "local" and not where.scheduler:
         would_start(slurm_request(where).options())

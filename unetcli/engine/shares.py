@@ -19,6 +19,7 @@ from unetcli.engine.run import RunOptions, RunOutcome, launching, prepare, quiet
 from unetcli.engine.runfolder import RunFolder, ShareLayout
 from unetcli.engine.step import Step
 from unetcli.executors.local import InProcess
+from unetcli.predict.request import PredictRequest
 
 log = logging.getLogger(__name__)
 

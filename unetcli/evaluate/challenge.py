@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unetcli.config import Where, resolve_sections
 from unetcli.core.checksums import Checksum, file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
@@ -19,6 +18,7 @@ from unetcli.evaluate.plan import FEW
 from unetcli.evaluate.request import LABELS, PROBABILITY, EvaluateRequest
 from unetcli.evaluate.result import Evaluation, SectionImages
 from unetcli.evaluate.scoring import score_all
+from unetcli.executors.options import ClusterOptions
 from unetcli.metrics.cells import CellSums
 from unetcli.volumes.ctc import (
     Challenge,
@@ -63,7 +63,7 @@ class ComponentFrames:
         return labels_of(probabilities(values[None], self.place), self.threshold)
 
 
-def evaluate_challenge(request: EvaluateRequest, report: Report, where: Where) -> Evaluation:
+def evaluate_challenge(request: EvaluateRequest, report: Report, where: ClusterOptions) -> Evaluation:
     """Score a result against a truth folder; see :func:`unetcli.evaluate.evaluate.evaluate_volume`."""
     metrics = require_possible(request, where)
     frames, notes = frames_of(request)
@@ -99,7 +99,7 @@ def evaluate_challenge(request: EvaluateRequest, report: Report, where: Where) -
     )
 
 
-def require_possible(request: EvaluateRequest, where: Where) -> tuple[str, ...]:
+def require_possible(request: EvaluateRequest, where: ClusterOptions) -> tuple[str, ...]:
     """The metrics; refuses what folders of frames do not take."""
     for name, without in NOT_HERE.items():
         if getattr(request, name) != without:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.machine import cpu_threads
 from unetcli.core.streams import ordered_map
@@ -19,6 +18,7 @@ from unetcli.evaluate.result import Evaluation
 from unetcli.evaluate.run import Unfinished, counted_in_folder
 from unetcli.evaluate.scoring import looks_inverted, score_all
 from unetcli.evaluate.totals import total_counts
+from unetcli.executors.options import ClusterOptions
 from unetcli.volumes.ctc import is_challenge_result, is_challenge_truth
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def evaluate_volume(
     request: EvaluateRequest,
     report: Report = lambda done, total: None,
     stopping: Callable[[], bool] = bool,
-    where: Where | None = None,
+    where: ClusterOptions | None = None,
 ) -> Evaluation:
     """Score a prediction against its truth; see :mod:`unetcli.evaluate.result` for what comes out.
 
@@ -58,7 +58,7 @@ def evaluate_volume(
     UnetcliError
         Anything about the request that the user can put right.
     """
-    where = where or Where()
+    where = where or request
     if is_challenge_truth(request.truth):
         return evaluate_challenge(request, report, where)
     if is_challenge_result(request.prediction):

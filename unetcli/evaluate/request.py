@@ -1,13 +1,23 @@
-"""What a user of evaluate asks for, before anything is resolved; ``None`` stands for "choose"."""
+"""What a user asks of evaluate, before anything is resolved; ``None`` stands for "choose"."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from unetcli.config import Roi, Sections
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import plain
+from unetcli.core.options import (
+    Heading,
+    argument,
+    block_voxels_option,
+    option,
+    retries_option,
+    sections_option,
+    take_over_option,
+)
+from unetcli.core.sections import Roi, Sections, parse_roi
+from unetcli.executors.options import ClusterOptions
 
 METRICS = ("pixels", "em", "cells", "voi")
 PROBABILITY, LABELS, CLASSES = "probability", "labels", "classes"
@@ -15,37 +25,66 @@ KINDS = (PROBABILITY, LABELS, CLASSES)
 THRESHOLD = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateRequest:
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """Names with commas between them.
+
+    >>> parse_metrics("pixels, em")
+    ('pixels', 'em')
+    """
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest(ClusterOptions):
     """One call of evaluate."""
 
-    prediction: str
-    truth: str
-    metrics: tuple[str, ...] | None = None
-    """Of ``METRICS``; None: those that apply."""
-    kind: str | None = None
-    """What the prediction's values mean, one of ``KINDS``; None: by its metadata, dtype and values."""
-    threshold: float = THRESHOLD
-    """Foreground is what is strictly above: for ``pixels``, and for the components that cells and voi judge."""
-    three_d: bool | None = None
-    """Whether objects go through the sections of z; None: as the truth has them."""
-    sections: Sections = (None, None)
-    """Counted in the truth."""
-    roi: Roi | None = None
-    """In voxels of the truth."""
-    mask: str | None = None
-    """A volume that is 0 where nothing is judged."""
-    ignore: int | None = None
-    """Value of the truth that is not judged."""
-    level: int = 0
-    """Resolution level of both."""
-    baseline: Path | None = None
-    """An earlier ``--json`` output to compare with."""
-    allow_incomplete: bool = False
-    block_voxels: int | None = None
-    run_folder: Path | None = None
-    retries: int = 1
-    take_over: bool = False
+    prediction: str = field(
+        kw_only=False, metadata=argument("Probabilities, labels, or a folder 01_RES.", "PREDICTION")
+    )
+    truth: str = field(kw_only=False, metadata=argument("0 is background (EM: membrane); or a folder 01_GT.", "TRUTH"))
+    metrics: tuple[str, ...] | None = option(
+        "Default: pixels,em for probabilities, cells,voi for labels.",
+        Heading.SCORES,
+        metavar="pixels,em,cells,voi",
+        parse=parse_metrics,
+    )
+    kind: str | None = option(
+        "What PREDICTION holds. Default: by metadata, data type or values.",
+        Heading.SCORES,
+        metavar="probability|labels|classes",
+    )
+    threshold: float = option(
+        "Foreground, of pixels and of components, is above T.", Heading.SCORES, default=THRESHOLD, metavar="T"
+    )
+    three_d: bool | None = option(
+        "Whether objects go through sections of z. Default: as in TRUTH.", Heading.SCORES, negative="--per-section"
+    )
+    sections: Sections = sections_option()
+    roi: Roi | None = option(
+        "Score only this region of TRUTH.", Heading.REGION, metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi
+    )
+    mask: str | None = option("Score only where this volume is not 0.", Heading.REGION, metavar="ZARR")
+    ignore: int | None = option("Do not score voxels where TRUTH has this value.", Heading.REGION, metavar="VALUE")
+    level: int = option(
+        "Resolution level of both that is scored; 0 is the full one.", Heading.REGION, default=0, metavar="N", min=0
+    )
+    baseline: Path | None = option(
+        "Compare with an earlier --json output; says which differences are more than noise.",
+        Heading.FILES,
+        metavar="JSON",
+    )
+    csv: Path | None = option("Write the scores of each section.", Heading.FILES, metavar="FILE")
+    report: Path | None = option(
+        "Write a page with scores, curves, tables and pictures of errors.", Heading.FILES, metavar="HTML"
+    )
+    image: str | None = option("With --report: the image. Default: what predict read.", Heading.FILES, metavar="VOLUME")
+    run_folder: Path | None = option(
+        "Folder for the counts of a large evaluation. Default: PREDICTION.run/evaluate.", Heading.FILES
+    )
+    allow_incomplete: bool = option("Score what is there.", Heading.RUN, default=False)
+    block_voxels: int | None = block_voxels_option()
+    retries: int = retries_option()
+    take_over: bool = take_over_option()
 
     def __post_init__(self) -> None:
         for name in ("prediction", "truth", "mask"):
@@ -60,6 +99,9 @@ class EvaluateRequest:
             raise UnetcliError(f"--level {self.level}: expected 0 (full resolution) or more")
         if self.block_voxels is not None and self.block_voxels < 1:
             raise UnetcliError(f"--block-voxels {self.block_voxels}: at least 1 is needed")
+        if self.image is not None and self.report is None:
+            raise UnetcliError(f"--image {self.image}: only with --report FILE.html, which shows it")
+        super().__post_init__()
 
     def _require_metrics(self) -> None:
         if self.metrics is None:

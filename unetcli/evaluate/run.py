@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.machine import cpu_threads
 from unetcli.engine.ownership import EVALUATE, require_claimable

@@ -65,7 +65,7 @@ def label_volume(
     request: LabelRequest,
     report: Report = quiet,
     stopping: Callable[[], bool] = bool,
-    where: Where | None = None,
+    where: ClusterOptions | None = None,
 ) -> LabelSummary:
     """Instances of a prediction, block by block, in its ``labels`` group; continues where an earlier call stopped.
 

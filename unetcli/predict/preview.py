@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.config import PredictRequest, Where
 from unetcli.core.architecture import Architecture
 from unetcli.core.machine import Machine, cpu_name, cpu_threads, may_have_gpu
 from unetcli.core.records import to_json
@@ -121,7 +120,7 @@ class PlanReport:
 
 def plan_volume(
     request: PredictRequest,
-    where: Where | None = None,
+    where: ClusterOptions | None = None,
     question: Question | None = None,
     *,
     submit: Submit | None = None,
@@ -131,7 +130,7 @@ def plan_volume(
 
     ``submit`` runs the probe in a job rather than here; ``site`` says what the site's SLURM thinks of a request.
     """
-    where, question = where or Where(), question or Question()
+    where, question = where or request, question or Question()
     request, asked = with_machine(request, where), slurm_request(where)
     model, source = find_model(request.model), open_volume(request.volume)
     architecture = read_header(model).architecture

@@ -11,6 +11,7 @@ from typing import Any
 
 from unetcli import __version__
 from unetcli.core.files import replacing
+from unetcli.core.progress import ProgressCallback, silent
 from unetcli.evaluate.result import Evaluation
 from unetcli.report import charts, summary, tables
 from unetcli.report.errors import NAMES
@@ -26,7 +27,7 @@ def write_report(
     evaluation: Evaluation,
     file: Path,
     image: SourceImage = no_image,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: ProgressCallback = silent,
 ) -> None:
     """Write the report; the file appears whole or not at all.
 

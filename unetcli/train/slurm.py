@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.lock import hold, holding_job
 from unetcli.core.process import prepare
+from unetcli.core.progress import ProgressCallback
 from unetcli.core.signals import Signals
 from unetcli.executors.slurm.commands import require_slurm
 from unetcli.executors.slurm.executor import LATE_SECONDS, last_words, still_live
@@ -87,7 +88,13 @@ class Processes:
 
 
 def launch(
-    request: TrainRequest, slurm: SlurmRequest, processes: Processes, report: Report, signals: Signals, *, detach: bool
+    request: TrainRequest,
+    slurm: SlurmRequest,
+    processes: Processes,
+    report: ProgressCallback,
+    signals: Signals,
+    *,
+    detach: bool,
 ) -> TrainSummary | str | None:
     """Submit the training, or find its job, and wait for it; the job's id at once where ``detach``.
 
@@ -175,7 +182,7 @@ def _wait(
     folder: TrainingFolder,
     book: JobBook,
     submission: Submission,
-    report: Report,
+    report: ProgressCallback,
     signals: Signals,
     summary: Callable[[], TrainSummary | None],
 ) -> TrainSummary | None:

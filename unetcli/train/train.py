@@ -13,12 +13,13 @@ import torch
 
 from unetcli.core.architecture import Architecture
 from unetcli.core.files import require_apart, telling_unwritable
+from unetcli.core.progress import ProgressCallback, silent
 from unetcli.core.signals import Signals
 from unetcli.model.device import cpu_threads
 from unetcli.model.network import UNet
 from unetcli.train.distributed import World
 from unetcli.train.folder import Checkpoint, TrainingFolder
-from unetcli.train.loop import Report, RunOptions, Training, seconds_per_step
+from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.optim import output_side
 from unetcli.train.plots import require_tensorboard
 from unetcli.train.request import TrainRequest
@@ -82,11 +83,9 @@ class TrainSummary:
         return f"to use it{threshold}: unetcli predict VOLUME{named}"
 
 
-def silent(done: int, total: int, note: str = "") -> None:
-    """Report nothing."""
-
-
-def train_model(request: TrainRequest, report: Report = silent, signals: Signals | None = None) -> TrainSummary:
+def train_model(
+    request: TrainRequest, report: ProgressCallback = silent, signals: Signals | None = None
+) -> TrainSummary:
     """Train a network on annotated images; goes on where an earlier call stopped.
 
     Raises
@@ -153,7 +152,7 @@ def _claim(request: TrainRequest, training: Training, goal: int, stack: ExitStac
     folder.freeze(training.config, goal)
 
 
-def _finish(training: Training, goal: int, report: Report, signals: Signals) -> TrainSummary:
+def _finish(training: Training, goal: int, report: ProgressCallback, signals: Signals) -> TrainSummary:
     """Train what is left to train, draw the curves, sum up."""
     from unetcli.viz.png import draw_curves
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from unetcli.config import Roi, Sections, resolve_sections
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
+from unetcli.core.sections import Roi, Sections, resolve_sections
 from unetcli.volumes.volume import Volume
 
 

@@ -1,22 +1,27 @@
-"""Talk on stderr: log lines, and progress as a bar on a terminal, as a line a minute elsewhere."""
+"""What commands print: results on stdout; on stderr log lines, and progress as a bar or, in a log, a line a minute."""
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import asdict
+from types import FrameType
+from typing import Any, NoReturn
 
+import typer
+
+from unetcli.core.progress import ProgressCallback, silent
+from unetcli.core.signals import Signals
+
+USER, INCOMPLETE, BUG, INTERRUPTED = 1, 3, 70, 130
+"""Exit codes."""
 SECONDS_PER_LINE = 60
 _logger = logging.getLogger("unetcli")
-
-
-class Report(Protocol):
-    """Told how much is done, and of how much; and, in a few words, how it goes."""
-
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 def set_up(*, verbose: bool, quiet: bool) -> None:
@@ -32,15 +37,65 @@ def is_verbose() -> bool:
 
 
 def say(text: str) -> None:
-    """One line of talk."""
+    """Log one line."""
     _logger.info("%s", text)
 
 
+def print_json(values: Any) -> None:
+    """Data for scripts, on stdout."""
+    typer.echo(json.dumps(values, indent=2))
+
+
+def print_jobs(jobs: Iterable[str]) -> None:
+    """Ids of whole job arrays, on stdout.
+
+    >>> print_jobs(["12_0", "12_1", "15"])
+    12 15
+    """
+    typer.echo(" ".join(dict.fromkeys(job.partition("_")[0] for job in jobs)))
+
+
+def print_summary(summary: Any, *, as_json: bool) -> None:
+    """What a step has done: all of it as JSON, the jobs it left at work, or its output."""
+    say(summary.sentence)
+    if as_json:
+        print_json(asdict(summary))
+    elif summary.jobs:
+        print_jobs(summary.jobs)
+    else:
+        typer.echo(summary.output)
+
+
+def stop_on_sigterm() -> Callable[[], bool]:
+    """From now on SIGTERM asks for an orderly end; the function returned says whether it came."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    return lambda: bool(asked)
+
+
+def leave(signals: Signals, *, requeue: bool = True) -> NoReturn:
+    """Exit with work left to do: 130 after Ctrl-C, else 3. Call once all is safe on disk.
+
+    SIGUSR2 is SLURM's warning of the time limit: the job goes back into the queue first, with ``requeue``. SIGTERM is
+    not, as ``scancel`` sends it too, and a cancelled job must not come back.
+    """
+    number = signals.stop()
+    if requeue and number == signal.SIGUSR2:
+        from unetcli.executors.slurm.requeue import requeue_job
+
+        requeue_job()
+    raise typer.Exit(INTERRUPTED if number == signal.SIGINT else INCOMPLETE)
+
+
 @contextmanager
-def progress(unit: str) -> Iterator[Report]:
+def progress(unit: str) -> Iterator[ProgressCallback]:
     """A report function that shows amount, rate and time left; units other than voxels are counted singly."""
     if not _logger.isEnabledFor(logging.INFO):
-        yield lambda done, total, note="": None
+        yield silent
     elif sys.stderr.isatty():
         with _bar(unit) as report:
             yield report
@@ -68,7 +123,7 @@ class Lines:
 
 
 @contextmanager
-def _bar(unit: str) -> Iterator[Report]:
+def _bar(unit: str) -> Iterator[ProgressCallback]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
     from rich.table import Column

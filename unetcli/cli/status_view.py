@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from unetcli.cli import talk
+from unetcli.cli import console
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -28,11 +28,12 @@ CLOSING = {
     "label": "the same label command marks the labels complete",
     "evaluate": "the same evaluate command tells the scores",
 }
+NOT_KNOWN = "not known yet"
 SHOWN = 5
 """Failures listed in full; ``--json`` has them all."""
 
 
-def console() -> Console:
+def terminal() -> Console:
     """Where the picture goes; outside a terminal nothing is cut, however long."""
     from rich.console import Console
 
@@ -63,9 +64,18 @@ def pace(found: Status) -> str:
         return "complete"
     if not found.workers:
         return f"{count(found.queued, 'job')} waiting" if found.queued else "nobody works on it"
-    left = "not known yet" if found.seconds_left is None else talk.duration(found.seconds_left) + " left"
-    speed = talk.speed(found.voxels_per_second, "voxels") if found.voxels_per_second else "not known yet"
-    return f"{speed}, {left}"
+    left = time_left(found)
+    return f"{speed(found)}, {left if found.seconds_left is None else left + ' left'}"
+
+
+def speed(found: Status) -> str:
+    """Voxels per second of all workers together."""
+    return console.speed(found.voxels_per_second, "voxels") if found.voxels_per_second else NOT_KNOWN
+
+
+def time_left(found: Status) -> str:
+    """Time until all is done, at this speed."""
+    return NOT_KNOWN if found.seconds_left is None else console.duration(found.seconds_left)
 
 
 def picture_of_all(found: list[Status]) -> RenderableType:
@@ -170,9 +180,8 @@ def _facts(found: Status) -> Table:
     if len(found.stages) > 1:
         rows += [("stages" if stage is found.stages[0] else "", stage_line(stage)) for stage in found.stages]
     if found.workers:
-        rate, left = pace(found).split(", ")
         crowd = f"{count(found.workers, 'worker')} on {count(found.hosts, 'host')}"
-        rows += [("speed", Text(f"{rate} by {crowd}")), ("time left", Text(left.removesuffix(" left")))]
+        rows += [("speed", Text(f"{speed(found)} by {crowd}")), ("time left", Text(time_left(found)))]
     if found.queued:
         rows.append(("queue", Text(f"{count(found.queued, 'job')} waiting ({found.queued_for or 'no reason told'})")))
     if found.silent:

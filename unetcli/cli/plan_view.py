@@ -1,64 +1,24 @@
-"""What a prediction would take, as rows for people or as JSON: the output of plan and of ``predict --dry-run``."""
+"""What a prediction would take, as rows for people: the output of plan and of ``predict --dry-run``."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import typer
-
-from unetcli.cli import options as o
-from unetcli.cli import talk
-from unetcli.cli.asking import asked
+from unetcli.cli import console
 
 if TYPE_CHECKING:
     from unetcli.planning.pace import Link, Traffic
     from unetcli.predict.preview import PlanReport
 
 WIDTH, LABEL = 80, 12
-NOT_OF_PLAN = (
-    "workers",
-    "scheduler",
-    "tls",
-    "detach",
-    "share",
-    "close",
-    "dry_run",
-    "retries",
-    "nonfinite",
-    "take_over",
-)
-"""Options of predict that change nothing about what it takes."""
 
 
-def show_plan(options: Mapping[str, Any], **question: Any) -> None:
-    """Plan as the options say, and print it."""
-    from unetcli.core.process import prepare
-    from unetcli.predict.preview import Question, plan_volume
-    from unetcli.predict.probe import probe_in_job, request_accepted
-
-    prepare()  # before torch is imported, if it is
-    request, where = asked({name: value for name, value in options.items() if name not in NOT_OF_PLAN})
-    on_slurm = where.cluster == "slurm"
-    report = plan_volume(
-        request,
-        where,
-        Question(**question),
-        submit=probe_in_job(where) if on_slurm else None,
-        site=request_accepted(where) if on_slurm else None,
-    )
-    show(report, options["json"])
-
-
-def show(report: PlanReport, json: bool) -> None:
-    """The report on stdout, for people or for scripts."""
-    if json:
-        o.print_json(report.to_dict())
-        return
-    typer.echo(f"{report.source.path} -> {report.request.output_path}")
-    for label, text in rows(report):
-        typer.echo(_row(label, text))
+def lines(report: PlanReport) -> list[str]:
+    """The report for people."""
+    head = f"{report.source.path} -> {report.request.output_path}"
+    return [head, *(_row(label, text) for label, text in rows(report))]
 
 
 def rows(report: PlanReport) -> Iterator[tuple[str, str]]:
@@ -88,7 +48,7 @@ def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
     yield "network", f"{network}; {plan.settings.device}, {plan.settings.precision}"
     side, footprint = plan.tile[-1], plan.footprint
     step, context = footprint.step(plan.tile)[-1], footprint.context[-1]
-    out, adds = footprint.output(plan.tile)[-1], talk.amount(e.tile_multiply_adds)
+    out, adds = footprint.output(plan.tile)[-1], console.amount(e.tile_multiply_adds)
     yield "tile", f"{side} -> {out}, step {step}, context {context}; {adds} multiply-adds"
     yield "blocks", f"{_count(e.blocks)} of {'x'.join(map(str, plan.block_shape))}, {_count(e.tiles)} tiles"
 
@@ -114,7 +74,7 @@ def _time(report: PlanReport) -> str:
         return f"unknown: {report.rates_reason}"
     on_cpu, hours = report.plan.settings.device == "cpu", report.gpu_hours
     if hours < 1:
-        takes = f"{talk.duration(3600 * hours)} of one {'worker' if on_cpu else 'GPU'}"
+        takes = f"{console.duration(3600 * hours)} of one {'worker' if on_cpu else 'GPU'}"
     else:
         takes = f"{_figure(hours)} {'hours of one worker' if on_cpu else 'GPU-hours'}"
     takes += f", {STARTUP_SECONDS:.0f} s for each share to start among them"
@@ -125,7 +85,7 @@ def _together(report: PlanReport, traffic: Traffic) -> Iterator[tuple[str, str]]
     name = f"{_count(traffic.workers)} workers" if traffic.workers > 1 else "1 worker"
     if traffic.seconds is not None and traffic.network_seconds is not None:
         reading, writing, files = (traffic.per_second(link.amount) or 0.0 for link in traffic.links)
-        yield "together", f"{name}: {talk.duration(traffic.seconds)}"
+        yield "together", f"{name}: {console.duration(traffic.seconds)}"
         receipts = f"{_figure(traffic.per_second(traffic.receipts) or 0)} receipts/s"
         demand = f"{_rate(reading)} read, {_rate(writing)} written, {_figure(files)} file operations/s, {receipts}"
         yield "", f"at full speed {demand}"
@@ -148,7 +108,7 @@ def weakest(traffic: Traffic) -> str:
 
 
 def _wait(seconds: float) -> str:
-    return talk.duration(seconds) if seconds >= 1 else "under 1 s"
+    return console.duration(seconds) if seconds >= 1 else "under 1 s"
 
 
 def _voxels(count: int) -> str:
@@ -206,7 +166,7 @@ def _count(value: float) -> str:
     >>> _count(12345), _count(2_621_440)
     ('12,345', '2.62 M')
     """
-    return f"{value:,.0f}" if value < 1e6 else talk.amount(value)
+    return f"{value:,.0f}" if value < 1e6 else console.amount(value)
 
 
 def _row(label: str, text: str) -> str:

@@ -14,12 +14,12 @@ import termios
 import pytest
 
 PROGRAM = """
-from unetcli.cli import talk
-talk.set_up(verbose=False, quiet=False)
-with talk.progress("tiles") as report:
+from unetcli.cli import console
+console.set_up(verbose=False, quiet=False)
+with console.progress("tiles") as report:
     for done in (100, 80_000):
         report(done, 80_000, "loss 0.268, held out 0.151, best 0.149")
-    talk.say("step 200: loss 0.27")
+    console.say("step 200: loss 0.27")
 """
 
 

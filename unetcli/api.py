@@ -1,0 +1,282 @@
+"""The commands as functions: ``train``, ``predict``, ``label``, ``evaluate`` and ``plan``.
+
+Each takes what the command of its name takes, by the same names and with the same defaults, and returns what the
+command prints with ``--json``, as an object. Paths may be text or ``pathlib.Path``, though a type checker accepts only
+what the signature names. What the command line writes as text is a Python value here: ``tile=572`` (None: auto),
+``sections=(20, 25)``, ``roi=((0, 5), (512, None), (None, 1024))``, ``metrics=("pixels", "em")``, ``share=(0, 8)``,
+``setup=("module load cuda",)``. Like the commands, a call continues where an earlier one stopped.
+
+    from unetcli import api
+
+    api.train("raw.zarr", "labels.zarr", minutes=20)
+    api.predict("big.zarr", output="big.pred.zarr", tile=572)
+    api.label("big.pred.zarr", method="watershed")
+    print(api.evaluate("big.pred.zarr", "truth.zarr").scores["em"]["rand_error"])
+
+Functions log to the logger ``unetcli``. What the user can put right raises :class:`UnetcliError`, whose message says
+what, where, and what would work; work that is left to do raises its subclass :class:`Incomplete` or is named in the
+summary.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
+
+from unetcli.core.errors import Incomplete, UnetcliError
+from unetcli.core.options import Declared, Options, options_of
+from unetcli.core.process import prepare
+from unetcli.core.progress import ProgressCallback, silent
+from unetcli.core.signals import Signals
+from unetcli.evaluate.request import EvaluateRequest
+from unetcli.label.request import LabelRequest
+from unetcli.predict.request import PlanRequest, PredictRequest
+from unetcli.train.request import TrainRequest
+
+if TYPE_CHECKING:
+    from unetcli.engine.prediction import PredictSummary
+    from unetcli.evaluate.result import Evaluation
+    from unetcli.label.run import LabelSummary
+    from unetcli.predict.preview import PlanReport
+    from unetcli.train.train import TrainSummary
+
+__all__ = ["Incomplete", "UnetcliError", "evaluate", "label", "plan", "predict", "train"]
+
+P = ParamSpec("P")
+Request = TypeVar("Request", bound=Options)
+Result = TypeVar("Result")
+
+
+def _by_keyword(request: Callable[P, Request]) -> Callable[[Callable[[Request], Result]], Callable[P, Result]]:
+    """From a function of a request to one of the request's options, which its signature and documentation list."""
+    assert isinstance(request, type)
+    declared, signature = options_of(request), inspect.signature(request)
+
+    def decorate(run: Callable[[Request], Result]) -> Callable[P, Result]:
+        @functools.wraps(run)
+        def called(*args: P.args, **options: P.kwargs) -> Result:
+            given = signature.bind(*args, **options).arguments
+            return run(request(**{name: _as_declared(value, declared.get(name)) for name, value in given.items()}))
+
+        shown = [each for each in signature.parameters.values() if each.name in declared]
+        returned = inspect.signature(run).return_annotation
+        called.__signature__ = inspect.Signature(shown, return_annotation=returned)  # type: ignore[attr-defined]
+        texts = [f"{each.name} : {each.annotation}\n    {declared[each.name].option.help}" for each in shown]
+        called.__doc__ = "\n".join([inspect.cleandoc(run.__doc__ or ""), "", "Parameters", "----------", *texts])
+        return called
+
+    return decorate
+
+
+def _as_declared(value: Any, declared: Declared | None) -> Any:
+    """Text for a path where the option is one, and the other way round."""
+    kinds = set() if declared is None else {declared.kind, *get_args(declared.kind)}
+    if isinstance(value, str) and Path in kinds and str not in kinds:
+        return Path(value)
+    return str(value) if isinstance(value, Path) and str in kinds and Path not in kinds else value
+
+
+@_by_keyword(TrainRequest)
+def train(request: TrainRequest) -> TrainSummary | str:
+    """Train a network on images and their annotation, and keep the best one in ``output/model.safetensors``.
+
+    Images and labels have the same axes and extent, (z, y, x), (y, x) or with t or c; labels are integers.
+
+    Returns
+    -------
+    Steps done, the kept model and its figures on the held-out sections (fractions, from 0 to 1); with ``detach``, the
+    id of the SLURM job.
+
+    Raises
+    ------
+    UnetcliError
+        Images, labels or options do not fit; nothing has been written then.
+    Incomplete
+        The SLURM job ended early: the same call submits another one, which continues.
+    """
+    found = run_train(request)
+    if found is None:
+        raise Incomplete(f"{request.output}: nothing is trained yet; the same call continues")
+    return found
+
+
+@_by_keyword(PredictRequest)
+def predict(request: PredictRequest) -> PredictSummary:
+    """Write the foreground probability of every voxel of a volume into an OME-Zarr image.
+
+    The output has the volume's axes and voxel size, (z, y, x) or with t, and a channel axis for more than two classes;
+    uint8 stands for value / 255.
+
+    Returns
+    -------
+    Blocks done, set aside and failed, and seconds taken. ``finished`` says whether anything is left to do.
+
+    Raises
+    ------
+    UnetcliError
+        Volume, model or options do not fit; nothing has been written then.
+    """
+    return run_predict(request)
+
+
+@_by_keyword(LabelRequest)
+def label(request: LabelRequest) -> LabelSummary:
+    """Number the objects of a prediction, in its ``labels/<name>``, with a table of objects beside the store.
+
+    Labels have the prediction's axes without channels, 0 is background; sizes are in voxels.
+
+    Returns
+    -------
+    Number of objects and their sizes, and seconds taken. ``complete`` says whether anything is left to do.
+
+    Raises
+    ------
+    UnetcliError
+        Prediction or options do not fit; nothing has been written then.
+    """
+    return run_label(request)
+
+
+@_by_keyword(EvaluateRequest)
+def evaluate(request: EvaluateRequest) -> Evaluation:
+    """Score a prediction against its truth, which has the prediction's axes and covers it.
+
+    Returns
+    -------
+    Scores by metric and name, of all and of each section. Errors and overlaps are fractions from 0 to 1, information
+    is in bits, counts are in voxels or objects.
+
+    Raises
+    ------
+    unetcli.evaluate.run.Unfinished
+        Blocks of a large evaluation are not counted yet: the same call continues.
+    UnetcliError
+        Volumes or options do not fit.
+    """
+    require_writable(request)
+    found = run_evaluate(request)
+    write_files(request, found)
+    return found
+
+
+@_by_keyword(PlanRequest)
+def plan(request: PlanRequest) -> PlanReport:
+    """What predicting a volume would take; nothing is written.
+
+    Returns
+    -------
+    Tiles and blocks (shapes in voxels), memory and files (bytes), and hours of one worker where its speed is known.
+
+    Raises
+    ------
+    UnetcliError
+        Volume, model or options do not fit.
+    """
+    return run_plan(request)
+
+
+# the same by a request, with progress and an orderly end, for the commands
+
+
+def run_train(
+    request: TrainRequest, progress: ProgressCallback = silent, signals: Signals | None = None
+) -> TrainSummary | str | None:
+    """Train here, or as one SLURM job: then its id with ``detach``, and None where a launcher stops before any step."""
+    if request.cluster not in ("local", "slurm"):
+        raise UnetcliError(f"--cluster {request.cluster}: expected local or slurm")
+    prepare()  # before torch is imported
+    from unetcli.executors.options import slurm_request
+    from unetcli.train.launch import Processes, launch
+    from unetcli.train.train import train_model
+
+    if request.cluster == "local":
+        return train_model(request, progress, signals)
+    processes = Processes(
+        nodes=request.nodes, gpus_per_node=request.gpus_per_node, tasks_per_node=request.tasks_per_node
+    )
+    return launch(request, slurm_request(request), processes, progress, signals or Signals(), detach=request.detach)
+
+
+def run_predict(
+    request: PredictRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
+) -> PredictSummary:
+    """Predict all, one share, or close what shares have done; progress in voxels."""
+    prepare()  # before torch is imported
+    from unetcli.engine.prediction import predict_volume
+    from unetcli.engine.shares import close_run, predict_share
+
+    if request.close:
+        return close_run(request, progress, stopping)
+    if request.share is not None:
+        return predict_share(request, None if request.share == "auto" else request.share, progress, stopping)
+    return predict_volume(request, progress, stopping, request)
+
+
+def run_label(
+    request: LabelRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
+) -> LabelSummary:
+    """Label, with progress in voxels."""
+    from unetcli.label.run import label_volume
+
+    return label_volume(request, progress, stopping, request)
+
+
+def run_evaluate(
+    request: EvaluateRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
+) -> Evaluation:
+    """Evaluate, with progress in voxels, and write no files."""
+    prepare()
+    from unetcli.evaluate.evaluate import evaluate_volume
+
+    return evaluate_volume(request, progress, stopping, request)
+
+
+def require_writable(request: EvaluateRequest) -> None:
+    """Refuse before anything is scored what could not be written or drawn afterwards."""
+    from unetcli.core.files import require_replaceable
+    from unetcli.volumes.opening import open_volume
+
+    if request.report is not None:
+        require_replaceable(request.report, "--report", "report.html", signature=b"unetcli evaluate")
+    if request.csv is not None:
+        require_replaceable(request.csv, "--csv", "scores.csv", signature=b"section,")
+    if request.image is not None:
+        open_volume(request.image, request.level)
+
+
+def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressCallback = silent) -> None:
+    """Write the table and the page asked for, with progress in sections."""
+    if request.csv:
+        import csv
+
+        from unetcli.core.files import replacing
+
+        rows = found.rows()
+        with replacing(request.csv) as draft, draft.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            table.writeheader()
+            table.writerows(rows)
+    if request.report:
+        from unetcli.report.behind import image_of
+        from unetcli.report.page import write_report
+
+        write_report(found, request.report, image_of(found, request.image), progress)
+
+
+def run_plan(request: PlanRequest) -> PlanReport:
+    """Plan; with SLURM, a probe runs in a job, and the site is asked what it thinks of the request."""
+    prepare()  # before torch is imported, if it is
+    from unetcli.engine.clusters import probe_in_job, request_accepted
+    from unetcli.predict.preview import Question, plan_volume
+
+    prediction, on_slurm = request.prediction, request.cluster == "slurm"
+    return plan_volume(
+        prediction,
+        prediction,
+        Question(workers=request.workers, tile_seconds=request.tile_seconds, probe=request.probe),
+        submit=probe_in_job(prediction) if on_slurm else None,
+        site=request_accepted(prediction) if on_slurm else None,
+    )

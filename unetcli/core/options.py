@@ -1,0 +1,145 @@
+"""Options of the commands, declared as fields of the requests they belong to.
+
+A request is a frozen dataclass. A field made by :func:`option` or :func:`argument` is an option of the command that
+takes the request; other fields are set by the library only. The signatures of the commands and of ``unetcli.api``, the
+environment variables, ``--config`` and ``--print-config`` all follow from these fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from enum import StrEnum
+from functools import partial
+from typing import Any, Self, get_type_hints
+
+from unetcli.core.sections import parse_sections
+
+
+class Heading(StrEnum):
+    """Groups of options, in the order in which ``--help`` shows them."""
+
+    ARGUMENTS = "Arguments"
+    FILES = "Input and output"
+    REGION = "Part of the data"
+    NETWORK = "Network"
+    TRUTH = "Annotation and loss weights"
+    AUGMENTATION = "Augmentation"
+    OPTIMISATION = "Optimisation"
+    OBJECTS = "Objects"
+    SCORES = "Scores"
+    CHECKS = "Checks"
+    PLANNING = "Planning"
+    RUN = "Run control"
+    CLUSTER = "Cluster"
+    SLURM = "SLURM"
+    OTHER = "Other options"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a field is given on the command line: as ``--field-name``, or by position under ``Heading.ARGUMENTS``."""
+
+    help: str
+    heading: Heading
+    _: KW_ONLY
+    short: str | None = None
+    """One-letter name, as in ``-o``."""
+    negative: str | None = None
+    """Name of the option that turns a flag off, as in ``--no-blocks``."""
+    metavar: str | None = None
+    env: bool = False
+    """Whether ``UNETCLI_<NAME>`` is read where the command line does not name the option.
+
+    Only for what describes a machine or a site rather than a run. If every option had a variable, a forgotten
+    ``UNETCLI_OVERWRITE`` would delete, and ``UNETCLI_OUTPUT`` would be a model to one command and a volume to another.
+    """
+    min: float | None = None
+    max: float | None = None
+    parse: Callable[[str], Any] | None = None
+    """Turns the text of the command line into the field's value; without it typer reads the field's type."""
+    text: str | None = None
+    """Default of an option with ``parse``, as the command line has it."""
+
+
+def option(help: str, heading: Heading, *, default: Any = None, **rest: Any) -> Any:
+    """A field of a request that is an option of its command; ``rest`` as in :class:`Option`."""
+    return field(default=default, metadata={"option": Option(help, heading, **rest)})
+
+
+def argument(help: str, metavar: str) -> Mapping[str, Option]:
+    """Metadata of a field that is given by position."""
+    return {"option": Option(help, Heading.ARGUMENTS, metavar=metavar)}
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A field that is an option."""
+
+    name: str
+    kind: Any
+    """Type of the field."""
+    default: Any
+    """``dataclasses.MISSING`` where a value is required."""
+    option: Option
+
+
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
+class Options:
+    """Base of requests, and of the groups of options they are made of."""
+
+    def __post_init__(self) -> None:
+        """Check and normalise the fields; every subclass calls its base, as a request may have several."""
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """A request from values as the command line gives them, by field; names of other options are skipped.
+
+        Raises
+        ------
+        UnetcliError
+            A value cannot be parsed, or the values do not go together.
+        """
+        values: dict[str, Any] = {}
+        for name, declared in options_of(cls).items():
+            if (value := given.get(name)) is not None:
+                values[name] = (declared.option.parse or _frozen)(value)
+        return cls(**values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def options_of(request: type[Options]) -> dict[str, Declared]:
+    """The options of a request by the name of their field, in the order of their headings."""
+    kinds, headings = get_type_hints(request), list(Heading)
+    found = [
+        Declared(each.name, kinds[each.name], each.default, each.metadata["option"])
+        for each in fields(request)
+        if "option" in each.metadata
+    ]
+    ordered = sorted(found, key=lambda declared: headings.index(declared.option.heading))
+    return {declared.name: declared for declared in ordered}
+
+
+# options of several commands, each a field when called
+
+device_option = partial(
+    option, "cpu, cuda or the number of a GPU. Default: a GPU if there is one.", Heading.NETWORK, env=True
+)
+channel_option = partial(option, "Use only this channel, counted from 0.", Heading.REGION, metavar="N")
+sections_option = partial(
+    option,
+    "Only sections A to B - 1 (along z, else t).",
+    Heading.REGION,
+    default=(None, None),
+    metavar="A:B",
+    parse=parse_sections,
+)
+retries_option = partial(option, "How often a failed block is tried again.", Heading.RUN, default=1, min=0)
+block_voxels_option = partial(
+    option, "Voxels of a block, about; limits memory. The result does not depend on it.", Heading.RUN, metavar="N"
+)
+overwrite_option = partial(option, "Start again, replacing what unetcli wrote there.", Heading.RUN, default=False)
+take_over_option = partial(option, "Ignore the lock of a launcher that is dead.", Heading.RUN, default=False)
