@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unetcli.core.architecture import Architecture
-from unetcli.core.machine import cpu_threads
+from unetcli.core.footprint import Architecture
+from unetcli.core.process import cpu_threads
 from unetcli.model.device import on_device, resolve_device
 from unetcli.model.network import UNet
 from unetcli.train.augment import Augmentation, Draw, augment, draw

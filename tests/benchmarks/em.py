@@ -23,8 +23,7 @@ from scipy import ndimage
 
 from unetcli.metrics import em
 from unetcli.metrics.em_counts import above
-from unetcli.metrics.partitions import Cells, Information, Overlap, PairCounts, components
-from unetcli.metrics.thinning import thin
+from unetcli.metrics.partitions import Cells, Information, Overlap, PairCounts, components, thin
 from unetcli.metrics.warping import classify, warp
 
 Section = tuple[NDArray[np.float32], NDArray[np.bool_]]

@@ -14,7 +14,7 @@ from helpers import PEAK, grey, write_model, write_zarr
 
 from unetcli.cli.plantable import show
 from unetcli.config import PredictRequest, Where
-from unetcli.core.machine import may_have_gpu
+from unetcli.core.process import may_have_gpu
 from unetcli.predict.preview import plan_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

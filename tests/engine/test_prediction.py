@@ -15,7 +15,7 @@ from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.prediction import PredictSummary, predict_volume
 from unetcli.engine.receipts import read_receipts

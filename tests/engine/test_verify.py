@@ -21,7 +21,7 @@ from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
 from unetcli.config import PredictRequest, VerifyRequest
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.ownership import PREDICT

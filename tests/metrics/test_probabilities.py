@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.metrics.bootstrap import interval
 from unetcli.metrics.probabilities import SCORES, STEPS, ProbabilitySums, curve, scores
+from unetcli.metrics.sums import interval
 
 Pixels = list[tuple[int, int]]
 PIXELS = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2)), min_size=1, max_size=40)

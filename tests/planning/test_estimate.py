@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.config import PredictRequest
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.engine.prediction import predict_volume
 from unetcli.planning import estimate as module
@@ -157,7 +157,7 @@ import numpy as np
 from unetcli.core.process import prepare
 prepare()
 import torch
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.predict.predictor import Predictor
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Choices

@@ -15,7 +15,7 @@ import pytest
 from helpers import grey, write_model, write_zarr
 
 from unetcli.config import PredictRequest
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.model.file import find_model
 from unetcli.planning.pace import STARTUP_SECONDS
 from unetcli.planning.plan import Plan

@@ -11,8 +11,8 @@ import pytest
 import torch
 from train.scenes import annotated, corpus, discs
 
-from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
+from unetcli.core.footprint import Architecture
 from unetcli.model.batchnorm import BatchNorm
 from unetcli.model.network import UNet
 from unetcli.train.augmentation import Augmentation

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.train.augmentation import Augmentation
 from unetcli.train.recipes import Optimisation
 from unetcli.train.settings import TrainingConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetcli.core.checksums import file_sha256
+from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.runfolder import Places
 from unetcli.planning.plan import UNREADABLE, Plan

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unetcli.config import PredictRequest, Where
-from unetcli.core.machine import cpu_threads
+from unetcli.core.process import cpu_threads
 from unetcli.executors.slurm.request import SlurmRequest
 
 PROFILE = "UNETCLI_PROFILE"

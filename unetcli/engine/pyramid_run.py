@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.files import place_of, replacing, telling_unwritable
 from unetcli.core.process import prepare
 from unetcli.core.ranges import Ranges, numbers

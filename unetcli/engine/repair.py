@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unetcli.config import PredictRequest, VerifyRequest, Where
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place
 from unetcli.engine.changes import changes

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.files import UNWRITABLE, publish, telling_unwritable
 from unetcli.core.lock import job_id

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unetcli.config import Where, resolve_sections
-from unetcli.core.checksums import Checksum, file_sha256
+from unetcli.core.arrays import Checksum, file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.rounds import Report

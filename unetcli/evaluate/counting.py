@@ -17,12 +17,12 @@ from unetcli.evaluate.pairing import Pair, Piece
 from unetcli.evaluate.plan import EvaluationPlan
 from unetcli.evaluate.request import CLASSES, PROBABILITY
 from unetcli.metrics import em
-from unetcli.metrics.bootstrap import MOST_UNITS
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.metrics.partitions import components
 from unetcli.metrics.pixels import Confusion, require_classes
 from unetcli.metrics.probabilities import ProbabilitySums
+from unetcli.metrics.sums import MOST_UNITS
 from unetcli.metrics.voi import VoiSums
 
 ORIGIN = MappingProxyType({"y": 0, "x": 0})

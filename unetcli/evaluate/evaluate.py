@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
-from unetcli.core.machine import cpu_threads
+from unetcli.core.process import cpu_threads
 from unetcli.engine.rounds import Report
 from unetcli.evaluate.baseline import compared, packed, require_baseline
 from unetcli.evaluate.challenge import evaluate_challenge

@@ -16,9 +16,7 @@ from unetcli.evaluate.request import EvaluateRequest
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.output import marker, marker_around
-from unetcli.volumes.regions import resolve_region
-from unetcli.volumes.volume import Volume, describe
-from unetcli.volumes.voxels import require_same_voxels, stated_sizes
+from unetcli.volumes.volume import Volume, describe, require_same_voxels, resolve_region, stated_sizes
 
 NESTING = 4
 """Labels lie so many groups inside the prediction that says which region it is, at most."""

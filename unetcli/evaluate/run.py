@@ -11,7 +11,7 @@ from dataclasses import replace
 from unetcli.config import Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import telling_unwritable
-from unetcli.core.machine import cpu_threads
+from unetcli.core.process import cpu_threads
 from unetcli.engine.clusters import Work, end_earlier_launch, executor_on, left_at_work, live_jobs, require_no_live_jobs
 from unetcli.engine.machines import slurm_request
 from unetcli.engine.reading_back import OTHER, void

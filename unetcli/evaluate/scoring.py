@@ -12,9 +12,8 @@ from unetcli.evaluate.counts import Counts
 from unetcli.evaluate.families import SECTION, VOLUME, Family, families
 from unetcli.evaluate.result import Curves, Scores, Section
 from unetcli.metrics import cells, em, probabilities, voi
-from unetcli.metrics.bootstrap import count
 from unetcli.metrics.pixels import Confusion
-from unetcli.metrics.sums import listed
+from unetcli.metrics.sums import count, listed
 
 PARTIAL = "the reference is partial: not every pixel has its true label"
 FEW_UNITS = 5

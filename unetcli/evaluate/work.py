@@ -9,10 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetcli.core.checksums import Checksum
+from unetcli.core.arrays import Checksum
 from unetcli.core.files import telling_unwritable
-from unetcli.core.machine import cpu_threads
-from unetcli.core.process import prepare
+from unetcli.core.process import cpu_threads, prepare
 from unetcli.core.ranges import Ranges, numbers
 from unetcli.engine.heartbeat import Heartbeat
 from unetcli.engine.keeping import keep

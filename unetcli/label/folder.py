@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import Checksum
+from unetcli.core.arrays import Checksum
 from unetcli.core.files import publish, remove_aside, replacing
 from unetcli.engine.ownership import LABEL
 from unetcli.engine.runfolder import RunFolder

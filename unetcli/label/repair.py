@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli.config import VerifyRequest, Where
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parent_of, place_of
 from unetcli.engine.changes import Change

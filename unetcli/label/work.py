@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import place_of, telling_unwritable
 from unetcli.core.process import prepare

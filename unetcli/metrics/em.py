@@ -20,7 +20,6 @@ from unetcli.metrics.em_counts import (
     PixelCounts,
     SectionCounts,
     above,
-    combine,
     errors_at,
     section_counts,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "WARPING_LEVELS",
     "SectionCounts",
     "above",
-    "combine",
     "curves",
     "errors_at",
     "looks_inverted",

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.arrays import PerChannel, stored
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import AxisFootprint, Footprint
 from unetcli.core.geometry import Box, hull
-from unetcli.core.intensity import PerChannel, stored
 
 KEY, VERSION = "unetcli_plan", 2
 """What a plan begins with."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unetcli.config import PredictRequest, Where
-from unetcli.core.architecture import Architecture
-from unetcli.core.machine import Machine, cpu_name, cpu_threads, may_have_gpu
+from unetcli.core.footprint import Architecture
+from unetcli.core.process import Machine, cpu_name, cpu_threads, may_have_gpu
 from unetcli.engine.machines import slurm_request, with_machine
 from unetcli.engine.run import folder_of
 from unetcli.executors.slurm.request import SlurmRequest

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.architecture import Architecture
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.files import replacing
+from unetcli.core.footprint import Architecture
 from unetcli.core.geometry import Box
-from unetcli.core.machine import cpu_name
+from unetcli.core.process import cpu_name
 from unetcli.model.file import load_network, read_header
 from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
 from unetcli.planning.pace import Rates

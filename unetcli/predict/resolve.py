@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from unetcli.config import PredictRequest
-from unetcli.core.checksums import file_sha256
+from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
-from unetcli.core.machine import Machine
+from unetcli.core.process import Machine
 from unetcli.model.file import ModelHeader, read_header
 from unetcli.planning.plan import Choices, Plan, Sources
 from unetcli.planning.planner import (
@@ -24,8 +24,7 @@ from unetcli.planning.planner import (
 )
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.fingerprint import fingerprint, sampled_statistics
-from unetcli.volumes.regions import resolve_region
-from unetcli.volumes.volume import Volume
+from unetcli.volumes.volume import Volume, resolve_region
 
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")

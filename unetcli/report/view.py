@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unetcli.evaluate.request import CLASSES
 from unetcli.evaluate.result import Evaluation, Section, SectionImages
-from unetcli.metrics.objects import ReferenceObjects, ResultObjects
+from unetcli.metrics.contingency import ReferenceObjects, ResultObjects
 from unetcli.report import layers
 from unetcli.report.errors import EXTRA, Mark, Places, fates, object_errors, places_of, splits_and_merges, wrong_patches
 

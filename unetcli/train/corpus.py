@@ -17,9 +17,8 @@ from unetcli.core.geometry import Box, hull
 from unetcli.train.lessons import Lessons, require_labels
 from unetcli.train.settings import Ranges
 from unetcli.train.targets import IGNORED, TruthRules, is_empty
-from unetcli.volumes.cached import cached
-from unetcli.volumes.volume import Volume, describe
-from unetcli.volumes.voxels import require_same_voxels
+from unetcli.volumes.opening import cached
+from unetcli.volumes.volume import Volume, describe, require_same_voxels
 
 IN_MEMORY_BYTES = 2**30
 """Of images, of labels, and of what is made of labels, that is held in memory while they are sampled; every pair has

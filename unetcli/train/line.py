@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.distinct import distinct
+from unetcli.core.arrays import distinct
 
 Slices = tuple[slice, slice]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.model.device import cpu_threads
 from unetcli.train.learning import Training
 from unetcli.train.pace import seconds_per_step

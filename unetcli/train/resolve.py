@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
+from unetcli.core.footprint import Architecture
 from unetcli.model.device import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
 from unetcli.train.augmentation import Augmentation

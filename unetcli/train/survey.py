@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.arrays import Moments, PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.core.intensity import Moments, PerChannel
 from unetcli.train.corpus import Annotated, Corpus
 from unetcli.train.targets import IGNORED, TRUTHS, class_weights
 from unetcli.volumes.volume import Volume

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.distinct import distinct
+from unetcli.core.arrays import distinct
 from unetcli.core.files import replacing
 from unetcli.viz.pictures import DOTS_PER_INCH
 

@@ -15,8 +15,7 @@ from unetcli.core.geometry import Box
 from unetcli.evaluate.pairing import shape
 from unetcli.viz.colours import enlarged, label_colours, outlines, round_length, save_dots, stretched
 from unetcli.viz.shown import Shown
-from unetcli.volumes.volume import Volume
-from unetcli.volumes.voxels import stated_sizes
+from unetcli.volumes.volume import Volume, stated_sizes
 
 LARGEST, ROOMY = 2048, 1500
 """Dots along the longer side at most, and what small sections are enlarged to by whole factors, if they fit."""
