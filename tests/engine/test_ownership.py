@@ -29,7 +29,7 @@ from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.folder import EvaluationFolder
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished
-from unetcli.executors.slurm.worker import Outcome
+from unetcli.executors.slurm.worker import ShareOutcome
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.label.tables import Tables
@@ -436,7 +436,7 @@ def test_of_many_launchers_that_come_and_go_none_is_refused(here: Path) -> None:
 def test_a_late_worker_does_not_bring_a_folder_back(here: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Tables(RUN / "counts").save(0, {"a": np.zeros(3)})
-    Outcome.here(3).write(RUN / "logs/slurm/unetcli-1/outcomes/0.json")
+    ShareOutcome.here(3).write(RUN / "logs/slurm/unetcli-1/outcomes/0.json")
     assert not RUN.exists()
 
 

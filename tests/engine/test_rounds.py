@@ -16,8 +16,7 @@ from unetcli.engine.rounds import Progress, Rounds
 from unetcli.engine.run import Run
 from unetcli.engine.troubles import FAILED, UNUSABLE, Trouble, TroubleBook, current_troubles
 from unetcli.engine.worker import run_blocks
-from unetcli.executors.contract import JobFailure, Task
-from unetcli.executors.local import InProcess
+from unetcli.executors.contract import InProcess, JobFailure, Task
 
 SECTIONS = 6
 

@@ -21,7 +21,7 @@ def leave(signals: Signals) -> NoReturn:
     """
     number = signals.stop()
     if number == signal.SIGUSR2:
-        from unetcli.executors.slurm.requeue import requeue_job
+        from unetcli.executors.slurm.worker import requeue_job
 
         requeue_job()
     raise typer.Exit(INTERRUPTED if number == signal.SIGINT else INCOMPLETE)

@@ -23,7 +23,7 @@ def worker(
     prepare()
     from unetcli.executors.dask.worker import serve
 
-    serve(scheduler, str(tls) if tls else None, _bytes(memory), name, death_timeout)
+    serve(scheduler, str(tls) if tls else None, _bytes(memory), name=name, death_timeout=death_timeout)
 
 
 def _bytes(size: str | None) -> int | None:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
+MMAP_THRESHOLD, TRIM_THRESHOLD = 1 << 30, 2**31 - 1
+"""Bytes: larger blocks are mapped one by one; more than this at the top of the heap is returned."""
 SPINS = 10_000
 """Rounds that a thread spins before it sleeps; GNU OpenMP's default is 300,000 (some ms)."""
 
@@ -39,20 +41,35 @@ def spin_briefly() -> None:
 def keep_freed_memory() -> bool:
     """Set glibc's malloc for large tensors. False where nothing was done.
 
-    One arena, because those of other threads cannot hold blocks over 64 MB. Left alone where the user set
-    ``MALLOC_*`` variables, or ``UNETCLI_MALLOC=0``.
+    One arena, because those of other threads cannot hold blocks over 64 MB. Left alone where the user chose.
     """
-    chosen = any(name.startswith("MALLOC_") for name in os.environ)
-    if not sys.platform.startswith("linux") or chosen or os.environ.get("UNETCLI_MALLOC") == "0":
+    if not sys.platform.startswith("linux") or _malloc_is_chosen():
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # not glibc
         return False
     mallopt(M_ARENA_MAX, 1)
-    if not mallopt(M_MMAP_THRESHOLD, 1 << 30):  # refused by older releases
+    if not mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD):  # refused by older releases
         mallopt(M_MMAP_MAX, 0)
-    return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD))
+
+
+def malloc_variables() -> dict[str, str]:
+    """Variables that do for a process to be started what :func:`keep_freed_memory` does; empty where the user chose.
+
+    For processes whose threads start before anything of ours runs, as Dask's workers: one arena for all threads has to
+    be chosen before.
+    """
+    if _malloc_is_chosen():
+        return {}
+    values = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_THRESHOLD_": MMAP_THRESHOLD, "MALLOC_TRIM_THRESHOLD_": TRIM_THRESHOLD}
+    return {name: str(value) for name, value in values.items()}
+
+
+def _malloc_is_chosen() -> bool:
+    """Whether the user set ``MALLOC_*`` variables, or ``UNETCLI_MALLOC=0``."""
+    return os.environ.get("UNETCLI_MALLOC") == "0" or any(name.startswith("MALLOC_") for name in os.environ)
 
 
 def give_back_freed_memory() -> None:

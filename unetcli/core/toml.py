@@ -12,8 +12,8 @@ from typing import Any
 from unetcli.core.errors import UnetcliError
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The file's values by key.
+def read_toml(path: Path, missing: str = "no such file; a TOML file would do") -> dict[str, Any]:
+    """The file's values by key; ``missing`` is what the error says of a file that is not there.
 
     Raises
     ------
@@ -23,7 +23,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
-        raise UnetcliError(f"{path}: no such file; a TOML file would do") from None
+        raise UnetcliError(f"{path}: {missing}") from None
     except OSError as error:
         raise UnetcliError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -15,8 +15,7 @@ from unetcli.engine.receipts import Ledger
 from unetcli.engine.rounds import Progress, Report, Rounds
 from unetcli.engine.run import Run
 from unetcli.engine.troubles import UNUSABLE, Trouble, current_troubles
-from unetcli.executors.contract import Executor, JobFailure
-from unetcli.executors.local import InProcess
+from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.planning.pyramid_plan import PyramidPlan
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from typing import Any
 from unetcli.engine.heartbeat import FAILED, WORKING, Beat, read_beats
 from unetcli.engine.liveness import LOOK_SECONDS, Worker, memory_of
 from unetcli.engine.runfolder import RunFolder
-from unetcli.executors.slurm.job_state import OVER, WAITING, JobWord
-from unetcli.executors.slurm.journal import JobBook
+from unetcli.executors.slurm.journal import JobJournal
+from unetcli.executors.slurm.watch import OVER, WAITING, JobState
 
 log = logging.getLogger(__name__)
 
-Scheduler = Callable[[Collection[str]], Mapping[str, JobWord]]
+Scheduler = Callable[[Collection[str]], Mapping[str, JobState]]
 """Says how some jobs are, of those that it can speak for."""
 
 
@@ -42,7 +42,7 @@ class Crew:
     scheduler: Scheduler
     patience: float
     _workers: dict[str, Worker] = field(default_factory=dict)
-    _words: Mapping[str, JobWord] = field(default_factory=dict)
+    _words: Mapping[str, JobState] = field(default_factory=dict)
 
     def look(self) -> None:
         """Read all heartbeats, and ask the scheduler."""
@@ -92,7 +92,7 @@ class Crew:
     def _jobs(self) -> set[str]:
         """Those of workers that are not known to have ended, and those that were submitted."""
         working = {worker.beat.holder.job for worker in self._workers.values() if worker.beat.state == WORKING}
-        submitted = (job for submission in JobBook(self.folder.path).on_record() for job in submission.open_jobs)
+        submitted = (job for submission in JobJournal(self.folder.path).on_record() for job in submission.open_jobs)
         return working.union(submitted) - {"-"}
 
     def _lives(self, worker: Worker) -> bool | None:

@@ -8,14 +8,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
-from unetcli.core.errors import UnetcliError, UnreadableBlock
+from unetcli.core.errors import UnreadableBlock, one_line
 from unetcli.core.files import UNWRITABLE
 from unetcli.core.lock import job_id
 from unetcli.engine.pyramid import Built
 from unetcli.engine.receipts import DONE, VOID, Receipt, ReceiptBook
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.troubles import FAILED, UNUSABLE, Trouble, TroubleBook
-from unetcli.volumes.store import one_line
 
 
 def keep(make: Callable[[], Built], number: int, attempt: int, place: str, run: RunFolder, book: ReceiptBook) -> bool:
@@ -55,12 +54,11 @@ def _receipt(number: int, attempt: int, checksum: str, seconds: float) -> Receip
 
 
 def _trouble(number: int, place: str, error: Exception) -> Trouble:
-    kind = f"{type(error).__name__}: " if not isinstance(error, UnetcliError) else ""
     return Trouble(
         block=number,
         place=place,
         kind=UNUSABLE if isinstance(error, UnreadableBlock) else FAILED,
-        reason=f"{kind}{one_line(error)}",
+        reason=one_line(error, kind=True),
         traceback="".join(traceback.format_exception(error)),
         host=socket.gethostname(),
         job=job_id(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from unetcli.core.lock import Holder
 from unetcli.engine.heartbeat import WORKING, Beat, read_beats
 from unetcli.engine.runfolder import RunFolder
-from unetcli.executors.slurm.job_state import RUNNING, JobWord
+from unetcli.executors.slurm.watch import RUNNING, JobState
 
 PATIENCE_SECONDS = 35.0
 """A worker whose counter did not change for so long, seen from here, gives no sign of life. Heartbeats come every
@@ -42,7 +42,7 @@ class Worker:
         """Seconds without a sign of life, by the reader's clock."""
         return time.monotonic() - self.since
 
-    def lives(self, word: JobWord | None, patience: float) -> bool | None:
+    def lives(self, word: JobState | None, patience: float) -> bool | None:
         """Whether it works; None: not known.
 
         The scheduler's word on its job comes first, then that of this machine, then the counter.

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.errors import one_line
 from unetcli.core.files import Place
 from unetcli.engine.keeping import void_receipt
 from unetcli.engine.receipts import Ledger, ReceiptBook
@@ -116,7 +117,7 @@ def damage(made: Made, ledger: Ledger, number: int) -> str | None:
     except MemoryError:
         raise
     except Exception as error:  # codecs raise what they like
-        return f"unreadable ({' '.join(str(error).split()) or type(error).__name__})"
+        return f"unreadable ({one_line(error)})"
     return None if found == ledger.checksum(number) else OTHER
 
 

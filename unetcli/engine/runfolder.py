@@ -14,7 +14,7 @@ from unetcli.core.files import Place, drafts, is_remote, publish, remove, remove
 from unetcli.core.lock import hold, require_free
 from unetcli.engine.ownership import LOCK_NAMES, MARKER, claim, mark, renew, sweep_beside
 from unetcli.engine.receipts import Ledger
-from unetcli.executors.slurm.journal import JobBook
+from unetcli.executors.slurm.journal import JobJournal
 from unetcli.planning.plan import Plan
 
 CLAIMS = 50
@@ -125,7 +125,7 @@ class RunFolder:
     def contents(self) -> list[Path]:
         """What the engine keeps here for any step, beside marker and locks. The plan comes first."""
         files = (self.plan_file, self.places_file, self.shares_file, self.stop, self.dask_jobs_file)
-        return [*files, JobBook(self.path).file, *self.folders, self.tls]
+        return [*files, JobJournal(self.path).file, *self.folders, self.tls]
 
     def make(self) -> None:
         """Create the folders; existing ones stay."""

@@ -23,8 +23,7 @@ from unetcli.engine.run import Run
 from unetcli.engine.runfolder import Division, RunFolder
 from unetcli.engine.troubles import read_troubles
 from unetcli.engine.worker import run_blocks
-from unetcli.executors.contract import JobFailure
-from unetcli.executors.local import InProcess
+from unetcli.executors.contract import InProcess, JobFailure
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from unetcli.engine.paces import HostPace, host_paces
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.steps import Step
 from unetcli.engine.troubles import Trouble, current_troubles
-from unetcli.executors.slurm.job_state import SlurmWord
+from unetcli.executors.slurm.watch import JobStates
 from unetcli.planning.stages import pending, within
 
 STATES = ("done", "running", "failed", "missing")
@@ -98,7 +98,7 @@ class Watcher:
 
     def __init__(self, step: Step, scheduler: Scheduler | None = None, patience: float = PATIENCE_SECONDS) -> None:
         self.step, self.folder = step, step.folder
-        self.crew = Crew(step.folder, scheduler or SlurmWord(), patience)
+        self.crew = Crew(step.folder, scheduler or JobStates(), patience)
         self.ledger = Ledger(step.folder.receipts, step.blocks)
 
     def look(self, wait: bool = True) -> Status:

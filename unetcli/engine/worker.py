@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unetcli.core.arrays import checksum
-from unetcli.core.errors import UnetcliError, UnreadableBlock
+from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
 from unetcli.core.files import UNWRITABLE, publish, telling_unwritable
 from unetcli.core.lock import job_id
 from unetcli.core.process import prepare
@@ -138,7 +138,7 @@ class Worker:
             block=block.block.number,
             place=describe(block.block.box, self.bench.plan.axes),
             kind=UNUSABLE if is_unusable(error) else FAILED,
-            reason=one_line(error),
+            reason=one_line(error, kind=True),
             traceback="".join(traceback.format_exception(error)),
             host=socket.gethostname(),
             job=job_id(),
@@ -162,11 +162,6 @@ class Worker:
         if not ledger.done.any():
             publish(self.bench.folder.stop, f"{message}\n{trouble.traceback}")
         raise AllAlike(message)
-
-
-def one_line(error: Exception) -> str:
-    """What went wrong; for what is not the user's to put right, with its kind."""
-    return " ".join((str(error) if isinstance(error, UnetcliError) else f"{type(error).__name__}: {error}").split())
 
 
 def is_unusable(error: Exception) -> bool:

@@ -13,10 +13,9 @@ from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.lock import hold, holding_job
 from unetcli.core.signals import Signals
 from unetcli.executors.slurm.commands import require_slurm
-from unetcli.executors.slurm.executor import LATE_SECONDS, last_words, still_live
-from unetcli.executors.slurm.journal import JobBook, Submission
+from unetcli.executors.slurm.executor import LATE_SECONDS, last_words
+from unetcli.executors.slurm.journal import JobJournal, Submission, log_of, submit_jobs
 from unetcli.executors.slurm.request import SlurmRequest
-from unetcli.executors.slurm.submit import log_of, submit_jobs
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.learning import Report
@@ -94,7 +93,7 @@ def launch(
     require_slurm()
     folder.jobs.mkdir(parents=True, exist_ok=True)
     with hold(folder.path / "launcher", take_over=request.take_over):
-        book = JobBook(folder.jobs)
+        book = JobJournal(folder.jobs)
         submission = at_work(request, book) or submit(request, slurm, processes, folder, book)
         return submission.jobs[0] if detach else wait(request, folder, book, submission, report, signals)
 
@@ -108,9 +107,9 @@ def check(request: TrainRequest, slurm: SlurmRequest, processes: Processes) -> N
         settle(request, World(size=processes.all))
 
 
-def at_work(request: TrainRequest, book: JobBook) -> Submission | None:
+def at_work(request: TrainRequest, book: JobJournal) -> Submission | None:
     """What an earlier call submitted, if its job waits or runs."""
-    found = still_live(book)
+    found = book.live()
     if not found:
         return None
     job = found[-1].jobs[0]
@@ -121,7 +120,7 @@ def at_work(request: TrainRequest, book: JobBook) -> Submission | None:
 
 
 def submit(
-    request: TrainRequest, slurm: SlurmRequest, processes: Processes, folder: TrainingFolder, book: JobBook
+    request: TrainRequest, slurm: SlurmRequest, processes: Processes, folder: TrainingFolder, book: JobJournal
 ) -> Submission:
     """One job of all processes; written down before it is made."""
     if holding_job(folder.path / "lock") in {job for earlier in book.on_record() for job in earlier.jobs}:
@@ -149,7 +148,7 @@ def submit(
 def wait(
     request: TrainRequest,
     folder: TrainingFolder,
-    book: JobBook,
+    book: JobJournal,
     submission: Submission,
     report: Report,
     signals: Signals,

@@ -10,10 +10,10 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.process import prepare
 from unetcli.core.signals import Signals
-from unetcli.executors.slurm.requeue import requeue_job
+from unetcli.executors.slurm.worker import requeue_job
 from unetcli.train.request import TrainRequest
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def trained(request: TrainRequest, signals: Signals, first: bool) -> TrainSummar
         log.error("unetcli: %s", error)
         raise SystemExit(INCOMPLETE) from None
     except (UnetcliError, OSError) as error:
-        log.error("unetcli: %s", " ".join(str(error).split()))
+        log.error("unetcli: %s", one_line(error))
         raise SystemExit(USER) from None
     except Exception:
         traceback.print_exc()

@@ -14,9 +14,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from unetcli.core.errors import UnreadableBlock
+from unetcli.core.errors import UnreadableBlock, one_line
 from unetcli.core.geometry import Box
-from unetcli.volumes.store import Store, Unread, one_line
+from unetcli.volumes.store import Store, Unread
 from unetcli.volumes.volume import describe
 
 ZSTD_LEVEL = 3

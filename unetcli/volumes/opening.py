@@ -17,10 +17,10 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import is_remote, plain
 from unetcli.volumes.ngff import images
-from unetcli.volumes.store import missing_package, one_line, store_at
+from unetcli.volumes.store import missing_package, store_at
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
 

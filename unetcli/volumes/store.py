@@ -15,7 +15,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 from zarr.storage import LocalStore as ZarrFolder
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import draft_of, is_remote, plain, remove_aside, replacing, sweep, sync, sync_all
 
 
@@ -186,11 +186,6 @@ def missing_package(place: str, error: ImportError) -> UnetcliError:
     """For a place whose protocol needs a package that is not installed."""
     way = 'pip install "unetcli[s3]" brings it' if place.startswith(("s3:", "s3a:")) else one_line(error)
     return UnetcliError(f"{place}: a package that reaches it is missing; {way}")
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, else its class."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 class Unread(WrapperStore[ZarrStore]):

@@ -1,16 +1,24 @@
-"""How SLURM jobs end, with ``sacct`` and without it, from one query for all of them."""
+"""What SLURM says of jobs: how they end, for who waits for them, and how they are, for who only looks on.
+
+Ends are found out with ``sacct`` and without it, from one query for all jobs.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
 import signal
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unetcli.executors.slurm.commands import SlurmError, call
+
+log = logging.getLogger(__name__)
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 """States that a job does not leave."""
@@ -97,8 +105,6 @@ class JobWatch:
     clock: Callable[[], float] = time.monotonic
     states: dict[str, str] = field(init=False, default_factory=dict)
     """Of jobs that have not ended, as SLURM last told them."""
-    waiting_for: Counter[str] = field(init=False, default_factory=Counter)
-    """How many jobs wait for what, in SLURM's words: ``Resources``, ``Priority``."""
     problem: str = field(init=False, default="")
     """Why SLURM did not answer the last time it was asked; empty where it did."""
     _missed: dict[str, int] = field(init=False, default_factory=dict)
@@ -127,10 +133,11 @@ class JobWatch:
         try:
             known = squeue(self.states)
         except SlurmError as error:
+            if not self.problem:
+                log.warning("SLURM does not answer (%s); it is asked again", error)
             self.problem = str(error)
             return []  # no answer says nothing about the jobs
         self.problem = ""
-        self.waiting_for = Counter(end.note for end in known.values() if end.state == "PENDING")
         ends = [self._explained(end) for end in known.values() if self._has_ended(end)]
         ends += self._vanished(set(self.states) - set(known))
         self.states |= {job: end.state for job, end in known.items()}
@@ -260,11 +267,55 @@ def tail(path: Path) -> str:
         return ""
 
 
-def summary(states: Mapping[str, str]) -> str:
-    """How many jobs are how.
+WAITING, RUNNING, OVER = "waiting", "running", "over"
+STATES = {"PENDING": WAITING, "REQUEUED": WAITING, "RUNNING": RUNNING, "COMPLETING": RUNNING}
+"""By SLURM's names; all but those in ``ENDED``."""
 
-    >>> summary({"1_0": "RUNNING", "1_1": "PENDING", "1_2": "RUNNING"})
-    '1 pending, 2 running'
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """How a job is, and why: what it waits for, or what ended it."""
+
+    state: str
+    reason: str = ""
+
+    @classmethod
+    def of(cls, end: JobEnd) -> JobState | None:
+        """State by a row of squeue; None where it says nothing about the job's worker.
+
+        >>> JobState.of(JobEnd(job="1", state="PENDING", note="Priority"))
+        JobState(state='waiting', reason='Priority')
+        >>> JobState.of(JobEnd(job="1", state="TIMEOUT"))
+        JobState(state='over', reason='stopped at its time limit: raise --time')
+        """
+        if end.state in ENDED:
+            return None if end.state == "COMPLETED" else cls(OVER, end.reason)
+        state = STATES.get(end.state)
+        return cls(state, end.note if state == WAITING else "") if state else None
+
+
+@dataclass
+class JobStates:
+    """States of jobs for who only looks on: never late, and none where no SLURM answers.
+
+    ``squeue`` is asked at most every ``every`` seconds, and its answer waited for no longer than ``patience``.
     """
-    counts = Counter(state.lower().replace("_", " ") for state in states.values())
-    return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+
+    every: float = 10.0
+    patience: float = 3.0
+    states: Mapping[str, JobState] = field(default_factory=dict)
+    asked: float = -float("inf")
+
+    def __call__(self, jobs: Collection[str]) -> Mapping[str, JobState]:
+        """States of the jobs that SLURM knows."""
+        if jobs and shutil.which("squeue") and time.monotonic() - self.asked >= self.every:
+            self.asked = time.monotonic()
+            # A thread of its own: a controller under load may answer after a minute.
+            thread = threading.Thread(target=self._ask, args=(set(jobs),), daemon=True)
+            thread.start()
+            thread.join(self.patience)
+        return self.states
+
+    def _ask(self, jobs: Collection[str]) -> None:
+        with suppress(SlurmError):
+            self.states = {job: state for job, end in squeue(jobs).items() if (state := JobState.of(end))}
