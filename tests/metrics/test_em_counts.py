@@ -131,11 +131,11 @@ def test_f_score_of_pixels_at_its_edges(counts: PixelCounts, score: float | None
     assert counts.f_score == (score if score is None else pytest.approx(score))
 
 
-def stack(sections: int, seed: int = 0) -> list[em.SectionCounts]:
+def stack(sections: int, seed: int = 0) -> list[SectionCounts]:
     truth = grey(sections, 17, 23, seed=seed) > 90
     random = grey(sections, 17, 23, seed=seed + 1).astype(np.float32) / 255
     values = np.where(truth, 0.4 + 0.6 * random, 0.7 * random).astype(np.float32)
-    return [em.section_counts(*pair) for pair in zip(values, truth, strict=True)]
+    return [section_counts(*pair) for pair in zip(values, truth, strict=True)]
 
 
 @pytest.mark.parametrize("sections", [1, 5])
@@ -147,7 +147,7 @@ def test_scores_are_those_of_the_exact_counts(sections: int) -> None:
 
 
 def test_what_is_not_defined_is_not_a_number() -> None:
-    bare = em.section_counts(np.full((9, 11), 0.3, np.float32), np.zeros((9, 11), np.bool_))
+    bare = section_counts(np.full((9, 11), 0.3, np.float32), np.zeros((9, 11), np.bool_))
     total, expected = EmSums.of(bare), em.scores([bare])
     for name, score in SCORES.items():
         assert np.isnan(score(total)) == (expected[name] is None), name

@@ -13,7 +13,7 @@ from unetcli.metrics import cells
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.metrics.pixels import Confusion
-from unetcli.metrics.sums import MOST_UNITS, Difference, Interval, Sums, difference, draws, interval, pooled, quotient
+from unetcli.metrics.sums import MOST_UNITS, Difference, Interval, Sums, differences, draws, intervals, pooled, quotient
 
 
 def frames(n: int) -> list[CellSums]:
@@ -74,6 +74,14 @@ def units(values: NDArray[np.float64]) -> Mean:
 
 def normal(n: int, seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).normal(size=n)
+
+
+def interval(units: Sums, score: Any, **options: Any) -> Interval:
+    return intervals(units, {"score": score}, **options)["score"]
+
+
+def difference(ours: Sums, theirs: Sums, score: Any) -> Difference:
+    return differences(ours, theirs, {"score": score})["score"]
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:

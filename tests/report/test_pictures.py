@@ -16,7 +16,7 @@ from report.evaluations import (
     membranes,
 )
 
-from unetcli.metrics.em import errors_at
+from unetcli.metrics.em_counts import errors_at
 from unetcli.metrics.warping import ErrorKind
 from unetcli.report import layers, pictures, view
 from unetcli.report.behind import nothing

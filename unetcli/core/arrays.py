@@ -16,6 +16,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+TABLE_PER_VOXEL = 4
+"""A table of all numbers up to the highest beats sorting up to about this many entries a voxel."""
+PerChannel = float | tuple[float, ...]
+"""A number for every channel, in their order; a plain one is meant for all of them."""
+
 
 class Checksum:
     """XXH3 (128 bits) of everything that was added, in order."""
@@ -25,7 +30,7 @@ class Checksum:
 
     def add(self, values: NDArray[Any] | bytes) -> None:
         """Add the bytes of an array in C order, or bytes as they are."""
-        self._state.update(values if isinstance(values, bytes) else np.ascontiguousarray(values).data)
+        self._state.update(_bytes(values))
 
     def hexdigest(self) -> str:
         """32 hexadecimal digits."""
@@ -38,25 +43,22 @@ def checksum(values: NDArray[Any] | bytes) -> str:
     >>> checksum(np.zeros((2, 3), np.uint8)) == checksum(bytes(6))
     True
     """
-    found = Checksum()
-    found.add(values)
-    return found.hexdigest()
+    return str(xxhash.xxh3_128_hexdigest(_bytes(values)))
 
 
 def short_checksum(values: NDArray[Any] | bytes) -> str:
     """XXH3 (64 bits) of the same: 16 hexadecimal digits."""
-    data = values if isinstance(values, bytes) else np.ascontiguousarray(values).data
-    return str(xxhash.xxh3_64_hexdigest(data))
+    return str(xxhash.xxh3_64_hexdigest(_bytes(values)))
+
+
+def _bytes(values: NDArray[Any] | bytes) -> bytes | memoryview:
+    return values if isinstance(values, bytes) else np.ascontiguousarray(values).data
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes: 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-TABLE_PER_VOXEL = 4
-"""A table of all numbers up to the highest beats sorting up to about this many entries a voxel."""
 
 
 def distinct(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
@@ -96,10 +98,6 @@ def _fits_a_table(labels: NDArray[Any]) -> bool:
     if labels.size == 0 or labels.dtype.kind not in "bui":
         return False
     return bool(labels.min() >= 0 and int(labels.max()) < TABLE_PER_VOXEL * labels.size)
-
-
-PerChannel = float | tuple[float, ...]
-"""A number for every channel, in their order; a plain one is meant for all of them."""
 
 
 def stored(values: float | Sequence[float]) -> PerChannel:

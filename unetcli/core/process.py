@@ -25,6 +25,10 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = 1 << 30, 2**31 - 1
 SPINS = 10_000
 """Rounds that a thread spins before it sleeps; GNU OpenMP's default is 300,000 (some ms)."""
 
+GPU_FILES = ("dev/nvidia[0-9]*", "dev/kfd", "dev/dxg")
+"""Device files of NVIDIA's driver, AMD's, and either under Windows' Linux."""
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
 
 def prepare() -> None:
     """Set up this process for the network; call first, in every entry point."""
@@ -78,10 +82,6 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-GPU_FILES = ("dev/nvidia[0-9]*", "dev/kfd", "dev/dxg")
-"""Device files of NVIDIA's driver, AMD's, and either under Windows' Linux."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Where a plan is to run."""
@@ -115,9 +115,6 @@ def may_have_gpu(root: Path = Path("/")) -> bool:
     """False where torch need not be asked: no driver's device file is there, or all GPUs are hidden."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles")
     return not hidden and any(any(root.glob(pattern)) for pattern in GPU_FILES)
-
-
-Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 def compiled(signature: str) -> Callable[[Loop], Loop]:

@@ -68,13 +68,9 @@ def toml_value(value: Any) -> str:
     if isinstance(value, float):
         return float.__repr__(value)  # the shortest that reads back the same; inf and nan are TOML too
     if isinstance(value, str | PathLike):
-        return _text(fspath(value))
+        text = fspath(value)
+        text.encode()  # lone surrogates are not allowed
+        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # escapes as TOML does, but for DEL
     if isinstance(value, list | tuple):
         return f"[{', '.join(toml_value(item) for item in value)}]"
     raise TypeError(f"{value!r} has no place in flat TOML")
-
-
-def _text(text: str) -> str:
-    """A basic string. JSON escapes as TOML does, but for DEL; and lone surrogates are not allowed."""
-    text.encode()
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

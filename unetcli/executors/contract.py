@@ -1,4 +1,4 @@
-"""What every executor promises; ``tests/executors/test_contract.py`` holds each of them to it."""
+"""What every executor promises, and the simplest one: ``tests/executors/test_contract.py`` tests all of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Protocol
 
 from unetcli.core.ranges import Ranges
 
+SECONDS_PER_TICK = 1.0
+
 
 class Task(Protocol):
     """A function of the package (pickled by its name) over plain values.
 
-    Everything it finds out it tells in files of the run folder: receipts, troubles, heartbeats. It may be called again
-    with the same blocks, by another process, at any time: finished blocks are skipped.
+    It reports in files of the run folder: receipts, failures, heartbeats. It may be called again with the same blocks,
+    by another process, at any time: finished blocks are skipped.
     """
 
     def __call__(self, folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
@@ -54,11 +56,8 @@ class Executor(Protocol):
     ) -> list[JobFailure]: ...
 
 
-SECONDS_PER_TICK = 1.0
-
-
 class InProcess:
-    """Runs the task here, in one call; what it raises is raised, for there is no other worker to go on."""
+    """Runs the task in this process, in one call; what it raises is raised, as there is no other worker to go on."""
 
     def run(
         self,
@@ -77,7 +76,7 @@ class InProcess:
 
 @contextmanager
 def ticking(tick: Callable[[], None], every: float = SECONDS_PER_TICK) -> Iterator[None]:
-    """Call ``tick`` again and again from a thread, as one block may take minutes; a last time at a good end.
+    """Call ``tick`` again and again from a thread, as one block may take minutes, and once more at a good end.
 
     What a tick raises is raised when the block ends.
     """

@@ -26,6 +26,8 @@ LEVELS = tuple(float(level) for level in np.cumsum([0.0] + [0.1] * 10))
 WARPING_LEVELS = LEVELS[:-1]
 """The warping error stops at 0.9: a proposal that is empty at 1.0 would have no split and no merge."""
 
+Numbers = NDArray[Any]
+
 
 @dataclass(frozen=True, slots=True)
 class PixelCounts:
@@ -185,9 +187,6 @@ def require_alike(probability: NDArray[Any], interior: NDArray[Any], judged: NDA
     shapes = {a.shape for a in (probability, interior, judged) if a is not None}
     if len(shapes) > 1 or probability.ndim != 2:
         raise ValueError(f"arrays of one section have shapes {sorted(shapes)}; expected the same (y, x)")
-
-
-Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

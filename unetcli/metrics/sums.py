@@ -16,13 +16,22 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+Values = NDArray[np.float64]
+RESAMPLES, LEVEL, SEED = 2000, 0.95, 2015
+MOST_UNITS = 5000
+"""Beyond, units are pooled at random into so many groups: the spread of the sums stays the same."""
+ENOUGH_DEFINED = 0.95
+"""Least share of the resamples in which the score has to be defined."""
+BYTES = 64 * 2**20
+"""Memory for the weights and sums of the resamples that are at work."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
     """Base of sums that add up field by field; each field is an array.
 
     Scores are functions of such sums. They keep leading axes apart, so that the same function scores one stack or a
-    thousand resampled ones: see :func:`interval`.
+    thousand resampled ones: see :func:`intervals`.
     """
 
     def __add__(self, other: Self) -> Self:
@@ -91,16 +100,7 @@ def listed(values: NDArray[np.float64]) -> list[float | None]:
 
 
 S = TypeVar("S", bound=Sums)
-Values = NDArray[np.float64]
 Score = Callable[[S], Values]
-
-RESAMPLES, LEVEL, SEED = 2000, 0.95, 2015
-MOST_UNITS = 5000
-"""Beyond, units are pooled at random into so many groups: the spread of the sums stays the same."""
-ENOUGH_DEFINED = 0.95
-"""Least share of the resamples in which the score has to be defined."""
-BYTES = 64 * 2**20
-"""Memory for the weights and sums of the resamples that are at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,58 +134,34 @@ class Difference:
         return None if low is None or high is None else not low <= 0 <= high
 
 
-def interval(
-    units: S, score: Score[S], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED
-) -> Interval:
-    """Percentile interval of a score, from the sums of its units, (unit, ...): see ``Sums.stacked``."""
+def intervals(
+    units: S, scores: Mapping[str, Score[S]], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED
+) -> dict[str, Interval]:
+    """Percentile intervals of scores, all from the same draws of the units (unit, ...): see ``Sums.stacked``."""
     n = count(units)
     if n < 2:
-        return Interval(None, None, n, f"{n} unit{'s' * (n != 1)} to draw from, two are needed")
-    units = pooled(units, seed)
-    values = np.concatenate([score(units.resampled(weights)) for weights in draws(units, resamples, seed)])
-    return between(values, n, level)
-
-
-def difference(
-    ours: S, theirs: S, score: Score[S], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED
-) -> Difference:
-    """Paired comparison: ``score(ours) - score(theirs)``; both have the same units in the same order."""
-    n = count(ours)
-    if n != count(theirs):
-        raise ValueError(f"{n} units against {count(theirs)}; a paired comparison needs the same")
-    value = float(score(ours.total()) - score(theirs.total()))
-    if n < 2:
-        return Difference(none_of(value), interval(ours, score))
-    ours, theirs = pooled(ours, seed), pooled(theirs, seed)
-    values = np.concatenate(
-        [score(ours.resampled(weights)) - score(theirs.resampled(weights)) for weights in draws(ours, resamples, seed)]
-    )
-    return Difference(none_of(value), between(values, n, level))
-
-
-def intervals(units: S, scores: Mapping[str, Score[S]], *, level: float = LEVEL) -> dict[str, Interval]:
-    """Intervals of several scores from the same draws; see :func:`interval`."""
-    n = count(units)
-    if n < 2:
-        return {name: interval(units, score) for name, score in scores.items()}
-    drawn = samples(units)
+        return dict.fromkeys(scores, Interval(None, None, n, f"{n} unit{'s' * (n != 1)} to draw from, two are needed"))
+    drawn = samples(units, resamples, seed)
     return {name: between(score(drawn), n, level) for name, score in scores.items()}
 
 
-def differences(ours: S, theirs: S, scores: Mapping[str, Score[S]], *, level: float = LEVEL) -> dict[str, Difference]:
-    """Paired comparisons by several scores on the same draws; see :func:`difference`."""
+def differences(
+    ours: S, theirs: S, scores: Mapping[str, Score[S]], *, resamples: int = RESAMPLES, level: float = LEVEL
+) -> dict[str, Difference]:
+    """Paired comparisons, ``score(ours) - score(theirs)``; both have the same units in the same order."""
     n = count(ours)
-    if n < 2 or n != count(theirs):
-        return {name: difference(ours, theirs, score) for name, score in scores.items()}
-    one, other = samples(ours), samples(theirs)
+    if n != count(theirs):
+        raise ValueError(f"{n} units against {count(theirs)}; a paired comparison needs the same")
     values = {name: float(score(ours.total()) - score(theirs.total())) for name, score in scores.items()}
-    return {
-        name: Difference(none_of(values[name]), between(score(one) - score(other), n, level))
-        for name, score in scores.items()
-    }
+    if n < 2:
+        found = intervals(ours, scores)
+    else:
+        one, other = samples(ours, resamples, SEED), samples(theirs, resamples, SEED)
+        found = {name: between(score(one) - score(other), n, level) for name, score in scores.items()}
+    return {name: Difference(None if np.isnan(value) else value, found[name]) for name, value in values.items()}
 
 
-def samples(units: S, resamples: int = RESAMPLES, seed: int = SEED) -> S:
+def samples(units: S, resamples: int, seed: int) -> S:
     """Sums of samples drawn from the units, (sample, ...); the same draws for two stacks of the same length."""
     units = pooled(units, seed)
     return type(units).joined([units.resampled(weights) for weights in draws(units, resamples, seed)])
@@ -227,8 +203,3 @@ def draws(units: Sums, resamples: int, seed: int) -> Iterator[Values]:
         rows = min(batch, resamples - first)
         drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-
-
-def none_of(value: float) -> float | None:
-    """NaN as None."""
-    return None if np.isnan(value) else value

@@ -23,6 +23,10 @@ from unetcli.volumes.ngff import images
 from unetcli.volumes.store import missing_package, store_at
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
+SAMPLES, UNKNOWN = "s", "qi"
+"""tifffile's letters: interleaved samples of a pixel, and a stack whose pages have no stated meaning."""
+BUDGET_BYTES = 2**30
+
 
 def open_volume(path: str | Path, level: int = 0) -> Volume:
     """Open for reading: Zarr v2 or v3 array, OME-Zarr 0.4 or 0.5 image, array inside a store, TIFF stack.
@@ -64,12 +68,6 @@ def open_zarr(path: str, level: int = 0) -> Volume:
         return _from_array(path, node)
 
 
-def multiscale(group: zarr.Group) -> dict[str, Any] | None:
-    """The group's first multiscales entry, from where 0.5 or 0.4 keeps it."""
-    found = images(group.attrs)
-    return dict(found[0]) if found else None
-
-
 def _open(path: str) -> zarr.Array[Any] | zarr.Group:
     try:
         return zarr.open(path, mode="r")
@@ -88,11 +86,10 @@ def _from_array(path: str, array: zarr.Array[Any]) -> Volume:
 
 
 def _from_group(path: str, group: zarr.Group, level: int) -> Volume:
-    image = multiscale(group)
-    if image is None:
+    if not (found := images(group.attrs)):
         return _only_array(path, group, level)
     try:
-        return _from_image(path, group, image, level)
+        return _from_image(path, group, dict(found[0]), level)
     except (LookupError, TypeError, ValueError) as error:
         raise UnetcliError(f"{path}: multiscales metadata that cannot be used ({error!r})") from error
 
@@ -127,19 +124,14 @@ def _from_image(path: str, group: zarr.Group, image: dict[str, Any], level: int)
 def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
     """The one array (or image) of a plain group; several or none are refused by name."""
     members = sorted(group.members(max_depth=None), key=lambda member: member[0])
-    images = [name for name, node in members if isinstance(node, zarr.Group) and multiscale(node)]
-    arrays = [name for name, node in members if isinstance(node, zarr.Array)]
-    candidates = images or arrays
+    groups = [name for name, node in members if isinstance(node, zarr.Group) and images(node.attrs)]
+    candidates = groups or [name for name, node in members if isinstance(node, zarr.Array)]
     if not candidates:
         raise UnetcliError(f"{path}: a Zarr group with no array in it")
     if len(candidates) > 1:
         named = ", ".join(f"{path}/{name}" for name in candidates)
         raise UnetcliError(f"{path}: a Zarr group with several arrays; name one: {named}")
     return open_zarr(f"{path}/{candidates[0]}", level)
-
-
-SAMPLES, UNKNOWN = "s", "qi"
-"""tifffile's letters: interleaved samples of a pixel, and a stack whose pages have no stated meaning."""
 
 
 def open_tiff(path: str) -> Volume:
@@ -185,9 +177,6 @@ def _letters(names: list[str]) -> list[str]:
         elif letter in UNKNOWN:
             found[place] = "z" if "z" not in found else "t"
     return found
-
-
-BUDGET_BYTES = 2**30
 
 
 def cached(volume: Volume, budget_bytes: int = BUDGET_BYTES) -> Volume:

@@ -18,6 +18,21 @@ AXES = "tczyx"
 UNNAMED = {2: "yx", 3: "zyx"}
 """What an array without axis names is taken for."""
 
+METRES = {
+    **dict.fromkeys(("picometer", "picometre", "pm"), 1e-12),
+    **dict.fromkeys(("angstrom", "Å"), 1e-10),
+    **dict.fromkeys(("nanometer", "nanometre", "nm"), 1e-9),
+    **dict.fromkeys(("micrometer", "micrometre", "micron", "um", "µm", "μm"), 1e-6),
+    **dict.fromkeys(("millimeter", "millimetre", "mm"), 1e-3),
+    **dict.fromkeys(("centimeter", "centimetre", "cm"), 1e-2),
+    **dict.fromkeys(("meter", "metre", "m"), 1.0),
+}
+"""Of OME-Zarr, and what people write; µ exists twice, as a sign and as a Greek letter."""
+ALIKE = 0.01
+"""Sizes that differ by a smaller share than this are rounded differently."""
+Sizes = dict[str, tuple[float, str]]
+"""Number and unit by axis."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
@@ -104,10 +119,12 @@ class Volume:
 
     def sections(self, first: int, stop: int) -> Box:
         """The volume's sections ``first..stop``."""
-        if self.section_axis is None:
-            return self.whole()
+        return self.whole() if self.section_axis is None else self.part(self.section_axis, first, stop)
+
+    def part(self, axis: int, first: int, stop: int) -> Box:
+        """The volume between two places along an axis, which is counted as in ``axes``."""
         start, end = list(self.whole().start), list(self.extent)
-        start[self.section_axis], end[self.section_axis] = first, stop
+        start[axis], end[axis] = first, stop
         return Box(tuple(start), tuple(end))
 
     def without_single_axes(self, keep: str = "") -> Volume:
@@ -214,23 +231,6 @@ def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
     if len(letters) != dimensions or len(set(letters)) != len(letters) or not set("yx") <= set(letters) <= set(AXES):
         raise UnetcliError(f"{path}: axes {', '.join(map(str, names))}; expected y, x and at most one each of t, c, z")
     return letters
-
-
-METRES = {
-    **dict.fromkeys(("picometer", "picometre", "pm"), 1e-12),
-    **dict.fromkeys(("angstrom", "Å"), 1e-10),
-    **dict.fromkeys(("nanometer", "nanometre", "nm"), 1e-9),
-    **dict.fromkeys(("micrometer", "micrometre", "micron", "um", "µm", "μm"), 1e-6),
-    **dict.fromkeys(("millimeter", "millimetre", "mm"), 1e-3),
-    **dict.fromkeys(("centimeter", "centimetre", "cm"), 1e-2),
-    **dict.fromkeys(("meter", "metre", "m"), 1.0),
-}
-"""Of OME-Zarr, and what people write; µ exists twice, as a sign and as a Greek letter."""
-ALIKE = 0.01
-"""Sizes that differ by a smaller share than this are rounded differently."""
-
-Sizes = dict[str, tuple[float, str]]
-"""Number and unit by axis."""
 
 
 def stated_sizes(volume: Volume) -> Sizes:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,30 +32,6 @@ PATIENCE = 300.0
 SECONDS_TO_END = 10.0
 """Time that worker processes of this host have to end before they are killed."""
 TALKERS = ("distributed", "distributed.client", "distributed.gc", "bokeh", "tornado", "tornado.application", "asyncio")
-
-
-class Cluster(Protocol):
-    """A scheduler with workers, where batches run."""
-
-    @property
-    def client(self) -> Client: ...
-
-    @property
-    def address(self) -> str:
-        """Address of the scheduler."""
-
-    @property
-    def expected(self) -> int:
-        """Workers that will come, as far as is known."""
-
-    def tend(self, *, progress: bool) -> None:
-        """Called every second while work remains: replaces worker jobs that ended.
-
-        ``progress``: a run has just begun, or a batch was done since the last call.
-        """
-
-    def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
-        """Why no worker will ever come again; None while one may."""
 
 
 class Launch(Protocol):
@@ -81,6 +57,7 @@ class ExternalCluster:
         """Nothing: its workers are not ours."""
 
     def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
+        """Why no worker will ever come again; None while one may."""
         if seconds_without_workers < PATIENCE:
             return None
         return JobFailure(
@@ -105,6 +82,10 @@ class OwnCluster:
     last: JobFailure = field(default_factory=lambda: JobFailure(job="-", host="-", reason="no worker was started"))
 
     def tend(self, *, progress: bool) -> None:
+        """Replace worker jobs that ended; called every second while work remains.
+
+        ``progress``: a run has just begun, or a batch was done since the last call.
+        """
         if progress:
             self.spare = max(3, self.expected)
         for failure in self.ended():
@@ -123,7 +104,12 @@ class OwnCluster:
             self.expected = max(self.alive, 1)
 
     def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
+        """Why no worker will ever come again; None while one may."""
         return self.last if self.alive <= 0 and self.spare <= 0 else None
+
+
+Cluster = ExternalCluster | OwnCluster
+"""A scheduler with workers, where batches run; ``expected`` workers will come, as far as is known."""
 
 
 @contextmanager
@@ -175,6 +161,7 @@ def _scheduler(tls: Path, host: str) -> Iterator[Client]:
     import dask.config
     from distributed import Client, Scheduler, SpecCluster
 
+    trusted = security(tls)
     options = {
         "host": host,
         "port": 0,
@@ -182,28 +169,23 @@ def _scheduler(tls: Path, host: str) -> Iterator[Client]:
         "dashboard": False,
         "dashboard_address": "127.0.0.1:0",
         "allowed_failures": 1,  # a batch that was at work when two workers died is looked at block by block
-        "security": security(tls),
+        "security": trusted,
     }
-    with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="unetcli-", ignore_cleanup_errors=True))
-        own = {
-            "distributed.scheduler.http.routes": [],  # no pages are served
-            "distributed.scheduler.worker-saturation": 1.0,  # no batch is given to a worker that has one
-            "temporary-directory": scratch,  # nothing is left on disk
-        }
-        stack.enter_context(dask.config.set(settings() | own))
-        cluster = SpecCluster(
-            workers={},
-            scheduler={"cls": Scheduler, "options": options},
-            security=security(tls),
-            silence_logs=False,
-            name="unetcli",
-        )
-        stack.callback(cluster.close)
-        client = Client(cluster, security=security(tls), set_as_default=False)
-        stack.callback(client.close)
-        stack.callback(client.shutdown)  # workers end by this alone: retiring them may silently do nothing
-        yield client
+    own = {
+        "distributed.scheduler.http.routes": [],  # no pages are served
+        "distributed.scheduler.worker-saturation": 1.0,  # no batch is given to a worker that has one
+    }
+    scheduler = {"cls": Scheduler, "options": options}
+    with (
+        tempfile.TemporaryDirectory(prefix="unetcli-", ignore_cleanup_errors=True) as scratch,
+        dask.config.set(settings() | own | {"temporary-directory": scratch}),  # nothing is left on disk
+        closing(SpecCluster({}, scheduler, security=trusted, silence_logs=False, name="unetcli")) as cluster,
+        closing(Client(cluster, security=trusted, set_as_default=False)) as client,
+    ):
+        try:
+            yield client
+        finally:
+            client.shutdown()  # workers end by this alone: retiring them may silently do nothing
 
 
 def own_address(chosen: str | None = None) -> str:

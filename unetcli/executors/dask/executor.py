@@ -231,16 +231,13 @@ class _Run:
 
     def _send_all(self) -> bool:
         """Send what workers have room for; whether anything waits to be sent."""
-        while not (ending := self._ending()) and (batch := self._next()) is not None:
+        while not (ending := self.stopping() or self.batches.all_fail()):
+            at_work = [batch for _, batch in self.at_work.values()]
+            batch = self.batches.next(at_work, len(self.workers.addresses), self.cluster.expected)
+            if batch is None:
+                break
             self._send(batch)
         return not ending and bool(self.batches or self.later)
-
-    def _ending(self) -> bool:
-        return self.stopping() or self.batches.all_fail()
-
-    def _next(self) -> Batch | None:
-        at_work = [batch for _, batch in self.at_work.values()]
-        return self.batches.next(at_work, len(self.workers.addresses), self.cluster.expected)
 
     def _send(self, batch: Batch) -> None:
         self.sent += 1

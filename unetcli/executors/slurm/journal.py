@@ -146,7 +146,7 @@ class JobJournal:
 
     def _resolve(self, submission: Submission) -> None:
         """The launcher died between asking SLURM and noting its answer: SLURM knows the jobs by name."""
-        jobs = sorted(named(submission.name), key=_element)
+        jobs = sorted(named(submission.name), key=lambda job: [int(number) for number in job.split("_")])
         folder = self.logs / submission.name
         if len(jobs) == len(submission.shares) and all((folder / f"{job}_submitted.pkl").exists() for job in jobs):
             self.confirm(submission, jobs)
@@ -174,11 +174,6 @@ class JobJournal:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _element(job: str) -> tuple[int, int]:
-    array, _, element = job.partition("_")
-    return int(array), int(element or 0)
 
 
 def submit_jobs(

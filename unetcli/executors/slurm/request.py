@@ -80,8 +80,14 @@ class SlurmRequest:
         read = read_toml(profile, "no such profile; slurm/gpu.toml is an example") if profile else {}
         values = {name.replace("-", "_"): value for name, value in read.items()}
         given = {name: value for name, value in options.items() if value not in (None, (), [], {})}
-        extra = _pairs(values.pop("extra", {}), profile) + _pairs(given.pop("extra", {}), profile)
-        return cls(**_typed({**values, **given}, profile), extra=tuple(dict(extra).items()))
+        place = str(profile) if profile else "SLURM options"
+        extra = _extra(values.pop("extra", {}), place) | _extra(given.pop("extra", {}), place)
+        values |= given
+        if unknown := sorted(set(values) - set(FIELDS)):
+            known = ", ".join(name.replace("_", "-") for name in FIELDS)
+            raise UnetcliError(f"{place}: unknown key {unknown[0]!r}; known are {known}; others go under [extra]")
+        typed = {name: _typed(name, value, place) for name, value in values.items()}
+        return cls(**typed, extra=tuple(extra.items()))
 
     @property
     def limit_minutes(self) -> int | None:
@@ -90,8 +96,7 @@ class SlurmRequest:
     @property
     def wants_gpu(self) -> bool:
         """Whether the job asks for a GPU, in whichever of the sites' ways."""
-        named = dict(self.extra)
-        return bool(self.gpus or "gpu" in (self.gres or "") or any(name.startswith("gpus-per-") for name in named))
+        return bool(self.gpus) or "gpu" in (self.gres or "") or any(n.startswith("gpus-per-") for n, _ in self.extra)
 
     def with_extra(self, name: str, value: object) -> SlurmRequest:
         """The same with another option of ``sbatch``."""
@@ -172,38 +177,25 @@ def parse_extra(words: list[str]) -> dict[str, str]:
     return {key: value if equals else "true" for key, equals, value in pairs}
 
 
-def _typed(values: Mapping[str, Any], profile: Path | None) -> dict[str, Any]:
-    if unknown := sorted(set(values) - set(FIELDS)):
-        known = ", ".join(name.replace("_", "-") for name in FIELDS)
-        raise UnetcliError(f"{_where(profile)}: unknown key {unknown[0]!r}; known are {known}; others go under [extra]")
-    return {name: _value(name, value, profile) for name, value in values.items()}
-
-
-def _value(name: str, value: Any, profile: Path | None) -> Any:
-    """Numbers stay numbers, setup is lines, all else is text as sbatch takes it."""
+def _typed(name: str, value: Any, place: str) -> Any:
+    """The value of a field: numbers stay numbers, setup is lines, all else is text as sbatch takes it."""
     if name == "setup":
         lines = value.splitlines() if isinstance(value, str) else value
         if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
-            raise UnetcliError(
-                f"{_where(profile)}: setup is {value!r}; lines of shell would do, as in ['module load cuda']"
-            )
+            raise UnetcliError(f"{place}: setup is {value!r}; lines of shell would do, as in ['module load cuda']")
         return tuple(lines)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UnetcliError(f"{_where(profile)}: {name} is {value!r}; text or a whole number would do")
+        raise UnetcliError(f"{place}: {name} is {value!r}; text or a whole number would do")
     if name not in NUMBERS:
         return str(value)
     try:
         return int(value)
     except ValueError:
-        raise UnetcliError(f"{_where(profile)}: {name} is {value!r}; a whole number would do") from None
+        raise UnetcliError(f"{place}: {name} is {value!r}; a whole number would do") from None
 
 
-def _pairs(extra: Any, profile: Path | None) -> tuple[tuple[str, str], ...]:
-    if not isinstance(extra, Mapping):
-        raise UnetcliError(f"{_where(profile)}: extra is {extra!r}; a table [extra] would do")
-    texts = {str(key).replace("_", "-"): value for key, value in extra.items()}
-    return tuple((key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in texts.items())
-
-
-def _where(profile: Path | None) -> str:
-    return str(profile) if profile else "SLURM options"
+def _extra(values: Any, place: str) -> dict[str, str]:
+    if not isinstance(values, Mapping):
+        raise UnetcliError(f"{place}: extra is {values!r}; a table [extra] would do")
+    texts = {str(key).replace("_", "-"): value for key, value in values.items()}
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in texts.items()}

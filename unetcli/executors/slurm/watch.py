@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from unetcli.executors.slurm.commands import SlurmError, call
@@ -25,7 +26,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 PREEMPTED_SECONDS = 15.0
 """After which a preempted job counts as ended: it would be back in the queue by then."""
 GONE = "GONE"
-"""Our word where SLURM has forgotten a job and keeps no accounts."""
+"""State of a job that SLURM has forgotten and keeps no accounts of; a word of unetcli, not of SLURM."""
 VANISHED_FROM = {"PENDING": "CANCELLED", "PREEMPTED": "PREEMPTED"}
 """What became of a job that SLURM forgot at once: of an array element cancelled while it waits, nothing is kept."""
 FORGOTTEN = "Invalid job id"
@@ -35,10 +36,14 @@ COLUMNS = {"JobArrayID": 32, "State": 20, "exit_code": 12, "NodeList": 200, "Rea
 MEMORY_WORDS = re.compile(r"exceeded (?:job |step )?memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
 TAIL_BYTES = 8192
 
+WAITING, RUNNING, OVER = "waiting", "running", "over"
+STATES = {"PENDING": WAITING, "REQUEUED": WAITING, "RUNNING": RUNNING, "COMPLETING": RUNNING}
+"""By SLURM's names; all but those in ``ENDED``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEnd:
-    """How a job ended."""
+    """How a job ended; also how it is, for a row of squeue about one that has not."""
 
     job: str
     state: str
@@ -46,9 +51,15 @@ class JobEnd:
     host: str = ""
     exit_code: int = 0
     signal: int = 0
-    """That ended the job, or the process whose code the job passed on."""
+    """Number of the signal that ended the job, or the process whose code the job passed on."""
     note: str = ""
     """SLURM's reason, where it says more than the state."""
+
+    @classmethod
+    def of(cls, job: str, state: str, status: str, host: str, note: str) -> JobEnd:
+        """From a row of squeue or sacct, whose states may say more, as in ``CANCELLED by 1000``."""
+        code, number = exit_of(status)
+        return cls(job=job, state=state.partition(" ")[0], host=host, exit_code=code, signal=number, note=note)
 
     @property
     def reason(self) -> str:
@@ -175,7 +186,7 @@ class JobWatch:
         """Where the step was killed for its memory, the job is told as FAILED, and only its log says why."""
         killed = end.state == "FAILED" and end.signal == signal.SIGKILL
         if killed and self.log_of and MEMORY_WORDS.search(tail(self.log_of(end.job))):
-            return JobEnd(job=end.job, state="OUT_OF_MEMORY", host=end.host, signal=end.signal, note=end.note)
+            return replace(end, state="OUT_OF_MEMORY")
         return end
 
 
@@ -191,48 +202,33 @@ def squeue(jobs: Iterable[str]) -> dict[str, JobEnd]:
     found: dict[str, JobEnd] = {}
     arrays = sorted({job.partition("_")[0] for job in wanted})
     columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
+    cells = [slice(*edges) for edges in pairwise(accumulate(COLUMNS.values(), initial=0))]
     for start in range(0, len(arrays), IDS_PER_CALL):
         ids = ",".join(arrays[start : start + IDS_PER_CALL])
         try:
-            told = call("squeue", "-h", "-r", "-t", "all", "-O", columns, "-j", ids)
+            text = call("squeue", "-h", "-r", "-t", "all", "-O", columns, "-j", ids)
         except SlurmError as error:
             if FORGOTTEN not in str(error):
                 raise
-            told = ""
-        found |= {end.job: end for end in map(read_row, filter(str.strip, told.splitlines())) if end.job in wanted}
+            continue
+        rows = (JobEnd.of(*(row[cell].strip() for cell in cells)) for row in text.splitlines() if row.strip())
+        found |= {row.job: row for row in rows if row.job in wanted}
     return found
 
 
-def read_row(row: str) -> JobEnd:
-    """One line of squeue, in columns of fixed width."""
-    cells, start = [], 0
-    for width in COLUMNS.values():
-        cells.append(row[start : start + width].strip())
-        start += width
-    job, state, status, host, note = cells
-    code, ended_by = decode(*wait_status(status))
-    return JobEnd(job=job, state=state, host=host, exit_code=code, signal=ended_by, note=note)
-
-
-def wait_status(text: str) -> tuple[int, int]:
+def exit_of(text: str) -> tuple[int, int]:
     """Exit code and signal as squeue (a wait status) and sacct (``code:signal``) tell them.
 
-    >>> wait_status("768"), wait_status("9"), wait_status("137:0"), wait_status("")
-    ((3, 0), (0, 9), (137, 0), (0, 0))
+    Where srun or a shell passed on a signal as 128 + its number, it is the signal.
+
+    >>> exit_of("768"), exit_of("9"), exit_of("137:0"), exit_of("")
+    ((3, 0), (0, 9), (0, 9), (0, 0))
     """
     if ":" in text:
-        code, _, number = text.partition(":")
-        return int(code), int(number)
-    status = int(text) if text.isdigit() else 0
-    return status >> 8 & 0xFF, status & 0x7F
-
-
-def decode(code: int, number: int) -> tuple[int, int]:
-    """The same, where srun or a shell passed on a signal as 128 + its number.
-
-    >>> decode(139, 0), decode(3, 0), decode(0, 9)
-    ((0, 11), (3, 0), (0, 9))
-    """
+        code, number = map(int, text.split(":"))
+    else:
+        status = int(text) if text.isdigit() else 0
+        code, number = status >> 8 & 0xFF, status & 0x7F
     return (0, code - 128) if 128 < code < 128 + 65 and not number else (code, number)
 
 
@@ -245,16 +241,10 @@ def sacct(jobs: Iterable[str]) -> dict[str, JobEnd]:
         This cluster keeps none.
     """
     wanted = set(jobs)
-    found: dict[str, JobEnd] = {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in wanted}))
-    told = call("sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode,NodeList,Reason", "-j", arrays)
-    for line in told.splitlines():
-        job, state, status, host, note = line.split("|", 4)
-        if job in wanted:
-            code, number = decode(*wait_status(status))
-            state = state.partition(" ")[0]  # "CANCELLED by 1000"
-            found[job] = JobEnd(job=job, state=state, host=host, exit_code=code, signal=number, note=note)
-    return found
+    text = call("sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode,NodeList,Reason", "-j", arrays)
+    rows = (JobEnd.of(*line.split("|", 4)) for line in text.splitlines())
+    return {row.job: row for row in rows if row.job in wanted}
 
 
 def tail(path: Path) -> str:
@@ -265,11 +255,6 @@ def tail(path: Path) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
-
-
-WAITING, RUNNING, OVER = "waiting", "running", "over"
-STATES = {"PENDING": WAITING, "REQUEUED": WAITING, "RUNNING": RUNNING, "COMPLETING": RUNNING}
-"""By SLURM's names; all but those in ``ENDED``."""
 
 
 @dataclass(frozen=True, slots=True)

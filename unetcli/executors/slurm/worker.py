@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -35,6 +36,9 @@ ENDING_SECONDS = 10.0
 EARLY_SECONDS = 60.0
 """SLURM's warning of the time limit may come that much too early."""
 TOO_LONG = "not one block was finished within the time limit: raise --time"
+
+SCRIPT_REQUEUES = "UNETCLI_SCRIPT_REQUEUES"
+"""Set by a batch script that requeues its job itself, to that job's id: jobs submitted from it inherit the variable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +115,13 @@ class StopCondition:
     clock: Callable[[], float] = time.monotonic
     stopped: bool = field(init=False, default=False)
     """Whether :meth:`stopping` has said so."""
-    _started: float = field(init=False)
+    _deadline: float = field(init=False)
     _last_asked: float | None = field(init=False, default=None)
     _longest_block: float = field(init=False, default=0.0)
     _signalled: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._started = self.clock()
+        self._deadline = self.clock() + (math.inf if self.seconds_left is None else self.seconds_left)
 
     def listen(self) -> None:
         """Take over from submitit, which ignores SIGTERM and ends a function at SIGUSR2."""
@@ -126,8 +130,7 @@ class StopCondition:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """SIGUSR2 warns of preemption or of the limit; near the limit, measured times know better."""
-        left = self._left()
-        near_the_limit = left is not None and left < SIGNAL_SECONDS + EARLY_SECONDS
+        near_the_limit = self._deadline - self.clock() < SIGNAL_SECONDS + EARLY_SECONDS
         if number != signal.SIGUSR2 or not near_the_limit:
             self._signalled = True
 
@@ -137,15 +140,9 @@ class StopCondition:
         if self._last_asked is not None:
             self._longest_block = max(self._longest_block, now - self._last_asked)
         first, self._last_asked = self._last_asked is None, now
-        self.stopped = self.stopped or self._signalled or (not first and not self._fits())
+        fits = self._deadline - now > BLOCKS_IN_FLIGHT * self._longest_block + ENDING_SECONDS
+        self.stopped = self.stopped or self._signalled or not (first or fits)
         return self.stopped
-
-    def _fits(self) -> bool:
-        left = self._left()
-        return left is None or left > BLOCKS_IN_FLIGHT * self._longest_block + ENDING_SECONDS
-
-    def _left(self) -> float | None:
-        return None if self.seconds_left is None else self.seconds_left - (self.clock() - self._started)
 
 
 def seconds_left() -> float | None:
@@ -157,10 +154,6 @@ def seconds_left() -> float | None:
     except SlurmError as error:
         log.warning("how much time this job has left is not known: %s", error)
         return None
-
-
-SCRIPT_REQUEUES = "UNETCLI_SCRIPT_REQUEUES"
-"""Set by a batch script that requeues its job itself, to that job's id: jobs submitted from it inherit the variable."""
 
 
 def requeue_job() -> bool:
