@@ -26,7 +26,7 @@ from unetcli.core.ranges import Cutter, numbers, to_ranges
 from unetcli.executors.contract import InProcess, JobFailure
 from unetcli.executors.dask import cluster as dask_cluster
 from unetcli.executors.dask.cluster import Processes, existing_scheduler, local_workers, own_address, own_scheduler
-from unetcli.executors.dask.executor import LARGEST, DaskExecutor, batch_size
+from unetcli.executors.dask.executor import ALONE, BATCH, LARGEST, SINGLE, BatchQueue, DaskExecutor, batch_size
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,25 @@ def test_batches_are_the_blocks_in_order_each_once(blocks: set[int], workers: in
 def test_every_worker_gets_several_batches(workers: int) -> None:
     blocks = 10 * workers
     assert workers * batch_size(blocks, workers) <= blocks / 2
+
+
+def test_blocks_whose_workers_die_are_tried_with_more_care_each_time_and_then_have_failed() -> None:
+    batches, sent = BatchQueue(Cutter(((0, 2),)), frozenset()), []
+    while batch := batches.next([], workers=1, expected=1):
+        sent.append((batch.blocks, batch.care))
+        batches.worker_died(batch, "node7")
+    assert sorted(sent) == [(((block, block + 1),), care) for block in (0, 1) for care in (BATCH, SINGLE, ALONE)]
+    (failure,) = batches.failures()
+    assert (failure.job, failure.host) == ("blocks 0-1", "node7")
+
+
+def test_a_block_that_raises_is_tried_once_more_on_another_host() -> None:
+    batches, tried = BatchQueue(Cutter(((5, 6),)), frozenset({"node1"})), []
+    while batch := batches.next([], workers=1, expected=1):
+        tried.append(batch.avoid)
+        batches.raised(batch, f"node{len(tried) + 1}", "ValueError: no")
+    assert tried == [{"node1"}, {"node1", "node2"}]
+    assert [(failure.job, failure.host) for failure in batches.failures()] == [("block 5", "node3")]
 
 
 # -- failures
