@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.core.geometry import Box
 from unetcli.engine.levels import Pyramid
 from unetcli.model.file import Intensity, ModelHeader, save_model

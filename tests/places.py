@@ -19,12 +19,10 @@ from helpers import wait_for
 from slurm.cluster import SlurmCluster, enter
 
 from unetcli.core.ranges import Ranges
-from unetcli.executors.contract import Executor, JobFailure
-from unetcli.executors.dask.cluster import existing_scheduler
+from unetcli.executors.contract import Executor, InProcess, JobFailure
+from unetcli.executors.dask.cluster import existing_scheduler, local_workers
 from unetcli.executors.dask.executor import DaskExecutor
-from unetcli.executors.dask.local import local_workers
-from unetcli.executors.dask.tls import write_certificate
-from unetcli.executors.local import InProcess
+from unetcli.executors.dask.worker import write_certificate
 from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.executors.slurm.request import SlurmRequest
 

@@ -50,7 +50,7 @@ def nothing(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) ->
 
 def show_surroundings(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
     """Writes what the worker process finds around it, one file per block."""
-    from unetcli.core.machine import cpu_threads
+    from unetcli.core.process import cpu_threads
 
     time.sleep(0.2)  # so that each worker gets some
     for block in numbers(blocks):

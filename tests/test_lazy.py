@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from unetcli import lazy
 from unetcli.core.errors import UnetcliError
 from unetcli.predict.run import predict_volume
-from unetcli.engine.prediction import predict_volume
 from unetcli.predict.request import PredictRequest
 
 

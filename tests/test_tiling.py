@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.core.geometry import Box
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Plan

@@ -37,7 +37,7 @@ from unetcli.predict.request import PlanRequest, PredictRequest
 from unetcli.train.request import TrainRequest
 
 if TYPE_CHECKING:
-    from unetcli.engine.prediction import PredictSummary
+    from unetcli.predict.run import PredictSummary
     from unetcli.evaluate.result import Evaluation
     from unetcli.label.run import LabelSummary
     from unetcli.predict.preview import PlanReport
@@ -189,7 +189,8 @@ def run_train(
         raise UnetcliError(f"--cluster {request.cluster}: expected local or slurm")
     prepare()  # before torch is imported
     from unetcli.executors.options import slurm_request
-    from unetcli.train.launch import Processes, launch
+    from unetcli.train.launch import Processes
+    from unetcli.train.slurm import launch
     from unetcli.train.train import train_model
 
     if request.cluster == "local":
@@ -205,8 +206,9 @@ def run_predict(
 ) -> PredictSummary:
     """Predict all, one share, or close what shares have done; progress in voxels."""
     prepare()  # before torch is imported
-    from unetcli.engine.prediction import predict_volume
-    from unetcli.engine.shares import close_run, predict_share
+    from unetcli.predict.run import predict_volume
+    from unetcli.predict.run import close_run
+    from unetcli.predict.run import predict_share
 
     if request.close:
         return close_run(request, progress, stopping)
@@ -269,7 +271,8 @@ def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressC
 def run_plan(request: PlanRequest) -> PlanReport:
     """Plan; with SLURM, a probe runs in a job, and the site is asked what it thinks of the request."""
     prepare()  # before torch is imported, if it is
-    from unetcli.engine.clusters import probe_in_job, request_accepted
+    from unetcli.predict.probe import probe_in_job
+    from unetcli.predict.probe import request_accepted
     from unetcli.predict.preview import Question, plan_volume
 
     prediction, on_slurm = request.prediction, request.cluster == "slurm"

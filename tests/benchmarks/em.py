@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.metrics import em
-from unetcli.metrics.em_counts import above
-from unetcli.metrics.partitions import Cells, Information, Overlap, PairCounts, components
-from unetcli.metrics.thinning import thin
+from unetcli.metrics.em_counts import LEVELS, WARPING_LEVELS, above, section_counts
+from unetcli.metrics.partitions import Cells, Information, Overlap, PairCounts, components, thin
 from unetcli.metrics.warping import classify, warp
 
 Section = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -69,13 +68,13 @@ def parts(probability: NDArray[np.float32], interior: NDArray[np.bool_]) -> dict
         return result
 
     cells = timed("cells", Cells.of, interior)
-    for level in em.LEVELS:
+    for level in LEVELS:
         proposal = above(probability, level)
         segments = timed("segments", components, proposal)
         timed("rand", rand, cells, segments)
         thinned = timed("thinning", thin, segments)
         timed("v_rand, v_info", rand_and_information, cells, thinned)
-        if level in em.WARPING_LEVELS:
+        if level in WARPING_LEVELS:
             warped = timed("warping", warp, probability, interior, proposal, level)
             timed("classification", classify, warped)
     return spent
@@ -88,12 +87,12 @@ def main() -> None:
     chosen = options.parse_args()
     images, interior = isbi(chosen.sections)
     start = time.perf_counter()
-    em.section_counts(np.zeros((8, 8), np.float32), np.eye(8, dtype=bool))
+    section_counts(np.zeros((8, 8), np.float32), np.eye(8, dtype=bool))
     print(f"first call, with import of numba and what it compiles or loads: {time.perf_counter() - start:.2f} s")
     for name, probability in maps(images, interior):
         start = time.perf_counter()
         with ThreadPoolExecutor(chosen.threads) as pool:
-            counts = list(pool.map(em.section_counts, probability, interior))
+            counts = list(pool.map(section_counts, probability, interior))
         wall = (time.perf_counter() - start) / len(interior)
         found = em.scores(counts)
         print(f"\n{name}: {wall:.3f} s per section on {chosen.threads} threads, so 30 take {30 * wall:.1f} s")

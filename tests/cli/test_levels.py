@@ -13,16 +13,11 @@ import pytest
 from damage import truncate
 from helpers import grey, write_zarr
 
-from unetcli.config import PredictRequest, VerifyRequest
 from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.registry import verify_output
 from unetcli.volumes.image import marker
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.request import VerifyRequest
-from unetcli.engine.shares import close_run, predict_share
-from unetcli.engine.verify import verify_output
 from unetcli.predict.request import PredictRequest
-from unetcli.volumes.output import marker
 
 Unetcli = Callable[..., subprocess.CompletedProcess[str]]
 STORE = "big.pred.zarr"

@@ -4,9 +4,8 @@ import itertools
 
 import pytest
 
-from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import AxisFootprint, Footprint, Kind, Layer
+from unetcli.core.footprint import Architecture, AxisFootprint, Footprint, Kind, Layer
 
 DEPTHS = range(7)
 

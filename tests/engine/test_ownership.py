@@ -20,19 +20,17 @@ from label.maps import blobs
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, claim, read_mark, remove_run_folder
 from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, PYRAMID, claim, read_mark
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.request import VerifyRequest
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.tables import Tables
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished
-from unetcli.executors.slurm.worker import Outcome
+from unetcli.executors.slurm.worker import ShareOutcome
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.registry import steps_of, verify_output
-from unetcli.label.tables import Tables
 from unetcli.predict.request import PredictRequest
 
 RUN = Path("run")
@@ -414,7 +412,7 @@ def test_of_many_launchers_that_come_and_go_none_is_refused(here: Path) -> None:
 def test_a_late_worker_does_not_bring_a_folder_back(here: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Tables(RUN / "counts").save(0, {"a": np.zeros(3)})
-    Outcome.here(3).write(RUN / "logs/slurm/unetcli-1/outcomes/0.json")
+    ShareOutcome.here(3).write(RUN / "logs/slurm/unetcli-1/outcomes/0.json")
     assert not RUN.exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.engine import receipts
 from unetcli.engine.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook, read_receipts
 

@@ -15,10 +15,13 @@ from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook,
 from unetcli.engine.retry import Progress, Rounds
 from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.executors.contract import JobFailure, Task
-from unetcli.executors.local import InProcess
 from unetcli.predict.run import resolve_step
 from unetcli.predict.step import PredictStep
 from unetcli.predict.request import PredictRequest
+from unetcli.engine.run import Run
+from unetcli.engine.troubles import Trouble, TroubleBook, current_troubles
+from unetcli.engine.worker import run_blocks
+from unetcli.executors.contract import InProcess, JobFailure, Task
 
 SECTIONS = 6
 ALL = np.arange(SECTIONS)

@@ -20,9 +20,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.engine.receipts import read_receipts
 from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.volumes.image import marker
-from unetcli.engine.shares import close_run, predict_share
 from unetcli.predict.request import PredictRequest
-from unetcli.volumes.output import marker
 
 FOLDER, STORE = Path("big.pred.zarr.run/predict"), Path("big.pred.zarr")
 SECTIONS = 11

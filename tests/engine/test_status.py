@@ -26,12 +26,15 @@ from unetcli.engine.receipts import DONE, Receipt
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.status import STATES, Watcher, host_paces
 from unetcli.engine.worker import StepTask
-from unetcli.executors.slurm.job_state import OVER, RUNNING, WAITING, JobWord
+from unetcli.executors.slurm.job_state import JobWord
 from unetcli.predict.input_changes import Paths
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
 from unetcli.registry import steps_of
 from unetcli.predict.request import PredictRequest
+from unetcli.engine.status import STATES, Watcher
+from unetcli.engine.worker import run_blocks
+from unetcli.executors.slurm.watch import OVER, RUNNING, WAITING, JobState
 
 OUTPUT = "big.pred.zarr"
 KEYS = ["blocks", "done", "running", "failed", "missing", "voxels_per_second", "seconds_left", "failures"]
@@ -216,12 +219,14 @@ def test_the_scheduler_s_word_comes_first(start: Callable[..., subprocess.Popen[
     start("-c", REMOTE, str(folder.workers), SLURM_JOB_ID="12")
     wait_for(lambda: any(beat.holder.host == "node7" for beat in read_beats(folder.workers).values()))
     asked: list[set[str]] = []
-    found = watcher(OUTPUT, scheduler=lambda jobs: asked.append(set(jobs)) or {"12": JobWord(OVER, "cancelled")}).look()  # type: ignore[func-returns-value]
+    found = watcher(
+        OUTPUT, scheduler=lambda jobs: asked.append(set(jobs)) or {"12": JobState(OVER, "cancelled")}
+    ).look()  # type: ignore[func-returns-value]
     assert asked == [{"12"}]
     assert [failure.reason for failure in found.failures] == ["cancelled"]
-    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobWord(RUNNING)}).look()
+    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobState(RUNNING)}).look()
     assert (found.workers, found.failures) == (1, [])
-    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobWord(WAITING, "Priority")}).look()
+    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobState(WAITING, "Priority")}).look()
     assert (found.workers, found.queued, found.queued_for, found.failures) == (0, 1, "Priority", [])
 
 

@@ -20,7 +20,7 @@ from damage import flip_a_bit, truncate
 from helpers import Output, grey, write_model, write_zarr
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.ownership import PREDICT
@@ -36,10 +36,9 @@ from unetcli.volumes.level import Level
 from unetcli.engine.repair import PredictionMade
 from unetcli.engine.request import VerifyRequest
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.seams import plan_of_window, windows
-from unetcli.engine.verify import Verification, verify_output
+from unetcli.engine.verify import Verification
 from unetcli.predict.request import PredictRequest
-from unetcli.volumes.output import Output, marker
+from unetcli.volumes.output import Output
 
 OUTPUT = Path("big.pred.zarr")
 CLI = Callable[..., subprocess.CompletedProcess[str]]

@@ -25,7 +25,7 @@ from unetcli.engine.receipts import read_receipts
 from unetcli.engine.worker import StepTask
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
-from unetcli.engine.troubles import FAILED, UNUSABLE, read_troubles
+from unetcli.engine.troubles import read_troubles
 from unetcli.engine.worker import run_blocks
 from unetcli.predict.request import PredictRequest
 

@@ -142,7 +142,7 @@ def test_all_blocks_are_done_though_workers_are_killed(
 
 
 def test_an_error_of_the_only_worker_is_raised(folder: Path) -> None:
-    from unetcli.executors.local import InProcess
+    from unetcli.executors.contract import InProcess
 
     (folder / "raise-1").touch()
     with pytest.raises(ValueError, match="told to"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,11 @@ from hypothesis import strategies as st
 from places import ENVIRONMENT, begun, done, nothing_left, run, site
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.ranges import numbers, to_ranges
-from unetcli.executors.contract import JobFailure
+from unetcli.core.ranges import Cutter, numbers, to_ranges
+from unetcli.executors.contract import InProcess, JobFailure
 from unetcli.executors.dask import cluster as dask_cluster
-from unetcli.executors.dask.batches import LARGEST, Cutter, batch_size
-from unetcli.executors.dask.cluster import existing_scheduler, own_address, own_scheduler
-from unetcli.executors.dask.executor import DaskExecutor
-from unetcli.executors.dask.local import local_workers, processes
-from unetcli.executors.local import InProcess
+from unetcli.executors.dask.cluster import Processes, existing_scheduler, local_workers, own_address, own_scheduler
+from unetcli.executors.dask.executor import ALONE, BATCH, LARGEST, SINGLE, BatchQueue, DaskExecutor, batch_size
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +65,25 @@ def test_batches_are_the_blocks_in_order_each_once(blocks: set[int], workers: in
 def test_every_worker_gets_several_batches(workers: int) -> None:
     blocks = 10 * workers
     assert workers * batch_size(blocks, workers) <= blocks / 2
+
+
+def test_blocks_whose_workers_die_are_tried_with_more_care_each_time_and_then_have_failed() -> None:
+    batches, sent = BatchQueue(Cutter(((0, 2),)), frozenset()), []
+    while batch := batches.next([], workers=1, expected=1):
+        sent.append((batch.blocks, batch.care))
+        batches.worker_died(batch, "node7")
+    assert sorted(sent) == [(((block, block + 1),), care) for block in (0, 1) for care in (BATCH, SINGLE, ALONE)]
+    (failure,) = batches.failures()
+    assert (failure.job, failure.host) == ("blocks 0-1", "node7")
+
+
+def test_a_block_that_raises_is_tried_once_more_on_another_host() -> None:
+    batches, tried = BatchQueue(Cutter(((5, 6),)), frozenset({"node1"})), []
+    while batch := batches.next([], workers=1, expected=1):
+        tried.append(batch.avoid)
+        batches.raised(batch, f"node{len(tried) + 1}", "ValueError: no")
+    assert tried == [{"node1"}, {"node1", "node2"}]
+    assert [(failure.job, failure.host) for failure in batches.failures()] == [("block 5", "node3")]
 
 
 # -- failures
@@ -171,6 +188,21 @@ def test_a_worker_job_that_ends_is_replaced(folder: Path, kills: tuple[int, ...]
     assert done(folder) == dict.fromkeys(range(30), 1)
 
 
+def test_each_run_may_replace_jobs_whatever_an_earlier_run_on_the_cluster_did(folder: Path) -> None:
+    (folder / "slow").write_text("0.05")
+    with local_workers(folder, 1) as cluster:
+        assert run(DaskExecutor(cluster), folder, ((0, 30),)) == []
+        cluster.spare = 0  # as many jobs were replaced as may be until a batch is done
+
+        def kill_job() -> None:
+            wait_for(lambda: len(done(folder)) >= 33)
+            psutil.Process(max(begun(folder).items())[1][-1]).parent().kill()
+
+        beside(kill_job)
+        assert run(DaskExecutor(cluster), folder, ((30, 60),)) == []
+    assert done(folder) == dict.fromkeys(range(60), 1)
+
+
 class Doomed:
     """Launches jobs that end at once."""
 
@@ -215,11 +247,14 @@ def test_an_address_that_is_not_of_this_host_is_refused(folder: Path) -> None:
 
 
 def test_nobody_without_the_certificate_gets_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unetcli.executors.dask.tls import write_certificate
+    from unetcli.executors.dask.worker import write_certificate
 
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 3.0)
     write_certificate(tmp_path / "other")
-    with processes(folder / "logs") as jobs, own_scheduler(folder, jobs.launch, jobs.ended, 1, host="127.0.0.1") as own:
+    with (
+        closing(Processes(folder / "logs")) as jobs,
+        own_scheduler(folder, jobs.launch, jobs.ended, 1, host="127.0.0.1") as own,
+    ):
         modes = {path.name: path.stat().st_mode & 0o777 for path in (folder / "tls").iterdir()}
         assert modes == {"certificate.pem": 0o600, "key.pem": 0o600}
         assert (folder / "tls").stat().st_mode & 0o777 == 0o700
@@ -233,7 +268,7 @@ def test_nobody_without_the_certificate_gets_in(folder: Path, tmp_path: Path, mo
 
 
 def test_a_worker_without_the_certificate_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
-    from unetcli.executors.dask.tls import write_certificate
+    from unetcli.executors.dask.worker import write_certificate
 
     write_certificate(tmp_path / "other")
     with site(folder, workers=0) as there:
@@ -282,7 +317,7 @@ import sys
 from pathlib import Path
 import tasks
 from unetcli.executors.dask.executor import DaskExecutor
-from unetcli.executors.dask.local import local_workers
+from unetcli.executors.dask.cluster import local_workers
 folder = Path(sys.argv[1])
 with local_workers(folder, 1) as cluster:
     failures = DaskExecutor(cluster).run(tasks.write_files, folder, ((0, 60),), tick=lambda: None, stopping=bool)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from unetcli.core.ranges import Ranges
-from unetcli.executors.slurm.requeue import requeue_job
-from unetcli.executors.slurm.worker import run_element
+from unetcli.executors.slurm.worker import requeue_job, run_share
 
 SCONTROL = """#!/bin/bash
 echo "$1" >> "$CALLS"
@@ -81,7 +80,7 @@ def test_an_element_that_goes_back_into_the_queue_has_no_outcome(
     monkeypatch.setenv("AT", "requeue")
     monkeypatch.setenv("SAYS", says)
     with pytest.raises(SystemExit, match="0"):
-        run_element(stop, str(tmp_path), str(tmp_path), 0, ((0, 2),))
+        run_share(stop, str(tmp_path), str(tmp_path), 0, ((0, 2),))
     assert (tmp_path / "calls").read_text().split() == ["requeue"]
     assert not (tmp_path / "outcomes").exists()
 

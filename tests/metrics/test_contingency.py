@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.metrics.contingency import Contingency, Overlaps
+from unetcli.metrics.cells import CellSums
+from unetcli.metrics.contingency import Contingency, Overlaps, matched_objects
 
 LABELS = st.sampled_from([0, 1, 2, 3, 255, 2**32, 2**63, 2**64 - 1])
 PIXELS = st.lists(st.tuples(LABELS, LABELS), max_size=40)
+OVERLAPPING = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=40)
 Pixels = list[tuple[int, int]]
 
 
@@ -93,3 +95,33 @@ def test_overlaps_are_those_of_sets_of_pixels(pixels: Pixels) -> None:
     assert pairs == sorted(pair for pair in set(pixels) if all(pair))
     assert found.shared.tolist() == [len(sets[0][a] & sets[1][b]) for a, b in pairs]
     assert found.unions.tolist() == [len(sets[0][a] | sets[1][b]) for a, b in pairs]
+
+
+def test_found_missed_merged_split_and_extra_are_told_apart() -> None:
+    found = [(10, 1)] * 3 + [(0, 1)]
+    missed = [(11, 0)] * 4
+    merged = [(12, 2)] * 3 + [(13, 2)] * 3
+    split = [(14, 3)] * 3 + [(14, 4)] * 2
+    extra = [(0, 5)] * 2
+    reference, result = matched_objects(table(found + missed + merged + split + extra))
+    assert reference.labels.tolist() == [10, 11, 12, 13, 14]
+    assert reference.sizes.tolist() == [3, 4, 3, 3, 5]
+    assert reference.result.tolist() == [1, 0, 2, 2, 3]
+    assert reference.jaccard.tolist() == pytest.approx([3 / 4, 0, 1 / 2, 1 / 2, 3 / 5])
+    assert reference.shared_with.tolist() == [0, 0, 1, 1, 0]
+    assert reference.pieces.tolist() == [1, 0, 0, 0, 2]
+    assert result.labels.tolist() == [1, 2, 3, 4, 5]
+    assert result.sizes.tolist() == [4, 6, 3, 2, 2]
+    assert result.covers.tolist() == [1, 2, 1, 0, 0]
+    assert result.inside.tolist() == [True, False, True, True, False]
+
+
+@given(OVERLAPPING)
+def test_the_list_agrees_with_the_scores(pixels: Pixels) -> None:
+    reference, result = matched_objects(table(pixels))
+    sums = CellSums.of(table(pixels))
+    assert (len(reference.labels), len(result.labels)) == (sums.references, sums.results)
+    assert reference.jaccard.sum() == pytest.approx(float(sums.jaccard))
+    assert (reference.result == 0).sum() == sums.missed
+    assert (result.covers == 0).sum() == sums.spurious
+    assert np.maximum(result.covers - 1, 0).sum() == sums.merged

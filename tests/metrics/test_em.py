@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unetcli.metrics import em
+from unetcli.metrics.em_counts import LEVELS, SectionCounts, section_counts
 
 CASES = ("hand_gap_7", "hand_split_9", "noisy_128", "thin8_64", "stack3_96", "split_128")
 TIE_FREE = ("noisy_128", "stack3_96")
@@ -39,9 +40,9 @@ def case(data: Path, name: str) -> tuple[Maps, Masks]:
     return probability, label > 0
 
 
-def counted(probability: NDArray[Any], interior: NDArray[Any]) -> list[em.SectionCounts]:
+def counted(probability: NDArray[Any], interior: NDArray[Any]) -> list[SectionCounts]:
     maps, masks = np.asarray(probability, np.float32), np.asarray(interior, bool)
-    return [em.section_counts(p, i) for p, i in zip(maps, masks, strict=True)]
+    return [section_counts(p, i) for p, i in zip(maps, masks, strict=True)]
 
 
 def scored(probability: NDArray[Any], interior: NDArray[Any]) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def test_a_perfect_map_has_no_error_at_the_first_level() -> None:
 def test_thresholds_are_where_the_curve_is_best(data: Path, measure: str) -> None:
     counts = counted(*case(data, "stack3_96"))
     found, curve = em.scores(counts), em.curves(counts)[measure]
-    assert curve[em.LEVELS.index(found[f"{measure}_threshold"])] == found[measure]
+    assert curve[LEVELS.index(found[f"{measure}_threshold"])] == found[measure]
     assert found[measure] == em.MEASURES[measure].best(score for score in curve if score is not None)
     assert curve.count(None) == measure.startswith("warping")
 
@@ -189,7 +190,7 @@ def test_an_empty_prediction_has_no_warping_error_rather_than_none() -> None:
 
 def test_a_level_that_leaves_nothing_wins_as_officially_but_not_silently(data: Path) -> None:
     found = scored(*case(data, "thin8_64"))
-    assert (found["warping_error"], found["warping_error_threshold"]) == (0, em.LEVELS[9])
+    assert (found["warping_error"], found["warping_error_threshold"]) == (0, LEVELS[9])
     assert found["warping_error_note"] == (
         "at this level the prediction is empty in 1 of 1 sections: no split and no merge there; "
         "best of the other levels: 0.000244 at 0.4"

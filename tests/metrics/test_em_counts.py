@@ -1,26 +1,29 @@
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import grey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from unetcli.metrics import em
 from unetcli.metrics.em_counts import (
     LEVELS,
+    SCORES,
     WARPING_LEVELS,
+    EmSums,
     PixelCounts,
     SectionCounts,
     above,
-    combine,
     errors_at,
     section_counts,
 )
+from unetcli.metrics.sums import intervals
 from unetcli.metrics.warping import ErrorKind
 
 Section = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -113,22 +116,6 @@ def test_errors_of_a_picture_are_those_that_were_counted() -> None:
         assert len(found.places) == at.warping.total
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.permutations(range(7)), st.sets(st.integers(1, 6)))
-def test_parts_combine_in_any_order_and_overlapping(order: list[int], cuts: set[int]) -> None:
-    counts = {number: section_counts(*random_section(number, (5, 7))) for number in order}
-    edges = [0, *sorted(cuts), 7]
-    parts = [{n: counts[n] for n in order[a : b + 1]} for a, b in itertools.pairwise(edges)]
-    together = combine(*parts)
-    assert list(together.items()) == sorted(counts.items())
-
-
-def test_a_section_counted_twice_with_different_results_is_refused() -> None:
-    one, other = ({3: section_counts(*random_section(seed))} for seed in (1, 2))
-    with pytest.raises(ValueError, match="section 3 was counted twice"):
-        combine(one, other)
-
-
 @pytest.mark.parametrize(
     ("counts", "score"),
     [
@@ -142,3 +129,37 @@ def test_a_section_counted_twice_with_different_results_is_refused() -> None:
 )
 def test_f_score_of_pixels_at_its_edges(counts: PixelCounts, score: float | None) -> None:
     assert counts.f_score == (score if score is None else pytest.approx(score))
+
+
+def stack(sections: int, seed: int = 0) -> list[SectionCounts]:
+    truth = grey(sections, 17, 23, seed=seed) > 90
+    random = grey(sections, 17, 23, seed=seed + 1).astype(np.float32) / 255
+    values = np.where(truth, 0.4 + 0.6 * random, 0.7 * random).astype(np.float32)
+    return [section_counts(*pair) for pair in zip(values, truth, strict=True)]
+
+
+@pytest.mark.parametrize("sections", [1, 5])
+def test_scores_are_those_of_the_exact_counts(sections: int) -> None:
+    counts = stack(sections)
+    total, expected = EmSums.stacked([EmSums.of(section) for section in counts]).total(), em.scores(counts)
+    for name, score in SCORES.items():
+        assert float(score(total)) == pytest.approx(expected[name], rel=1e-12, abs=1e-14), name
+
+
+def test_what_is_not_defined_is_not_a_number() -> None:
+    bare = section_counts(np.full((9, 11), 0.3, np.float32), np.zeros((9, 11), np.bool_))
+    total, expected = EmSums.of(bare), em.scores([bare])
+    for name, score in SCORES.items():
+        assert np.isnan(score(total)) == (expected[name] is None), name
+
+
+def test_each_sample_takes_its_own_best_level() -> None:
+    """The interval of a minimum over levels lies where the minima of resampled stacks lie."""
+    counts = stack(6, seed=4)
+    units = EmSums.stacked([EmSums.of(section) for section in counts])
+    found = intervals(units, SCORES)
+    draws = np.random.default_rng(0).integers(6, size=(60, 6))
+    resampled = [em.scores([counts[i] for i in drawn]) for drawn in draws]
+    for name, interval in found.items():
+        inside = [interval.low <= scores[name] <= interval.high for scores in resampled]
+        assert np.mean(inside) > 0.8, name

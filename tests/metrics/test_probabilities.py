@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.metrics.bootstrap import interval
 from unetcli.metrics.probabilities import SCORES, STEPS, ProbabilitySums, curve, scores
+from unetcli.metrics.sums import intervals
 
 Pixels = list[tuple[int, int]]
 PIXELS = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2)), min_size=1, max_size=40)
@@ -182,8 +182,9 @@ def test_many_resamples_are_scored_at_once() -> None:
         for _ in range(7)
     ]
     stack = ProbabilitySums.stacked(sections)
+    drawn = intervals(stack, SCORES, resamples=60)
     for name, score in SCORES.items():
         assert score(stack) == pytest.approx([scores(section)[name] for section in sections])
-        found = interval(stack, score, resamples=60)
+        found = drawn[name]
         assert found.low is not None
         assert found.low < float(score(stack.total())) < found.high  # type: ignore[operator]

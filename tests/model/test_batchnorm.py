@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.model.batchnorm import BatchNorm, fold
 from unetcli.model.file import Intensity, ModelHeader, load_network, save_model
 from unetcli.model.network import UNet, folded

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unetcli.core.architecture import Architecture
-from unetcli.core.footprint import Footprint
+from unetcli.core.footprint import Architecture, Footprint
 from unetcli.model.network import UNet
 
 

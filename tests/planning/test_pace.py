@@ -9,7 +9,7 @@ from helpers import SETTINGS, SOURCES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.core.geometry import Box
 from unetcli.planning.estimate import Estimate, StoredInput, estimate
 from unetcli.planning.pace import (

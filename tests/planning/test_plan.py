@@ -8,9 +8,8 @@ from helpers import SETTINGS, SOURCES, plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Footprint, Layer
+from unetcli.core.footprint import Architecture, Footprint, Layer
 from unetcli.core.geometry import Box
 from unetcli.core.records import from_json, to_json
 from unetcli.planning.plan import FORMAT, Plan, differences

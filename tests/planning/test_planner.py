@@ -10,9 +10,8 @@ from helpers import SETTINGS, SOURCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Footprint, Layer
+from unetcli.core.footprint import Architecture, Footprint, Layer
 from unetcli.core.geometry import Box
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import (

@@ -15,7 +15,7 @@ from helpers import grey, write_zarr
 
 import unetcli.engine.run as running
 import unetcli.planning.pyramid_plan as sizes
-from unetcli.config import PredictRequest
+from unetcli.predict.request import PredictRequest
 from unetcli.core.ranges import to_ranges
 from unetcli.engine import worker
 from unetcli.engine.failures import UNUSABLE, read_failures

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers import grey, write_model, write_zarr
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.model.file import find_model
 from unetcli.planning.pace import STARTUP_SECONDS
 from unetcli.planning.plan import Plan

@@ -14,7 +14,7 @@ import zarr
 from helpers import grey, write_model, write_zarr
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.failures import read_failures
 from unetcli.engine.receipts import read_receipts

@@ -19,7 +19,7 @@ from report.evaluations import (
 )
 
 from unetcli.core.errors import UnetcliError
-from unetcli.metrics.em import errors_at
+from unetcli.metrics.em_counts import errors_at
 from unetcli.metrics.warping import ErrorKind
 from unetcli.report import viewer
 from unetcli.report.viewer import gallery, no_image, ranked, source_image

@@ -17,10 +17,9 @@ from slurm.work import REQUEST, begun, done, order, release, work
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import Ranges, numbers
 from unetcli.executors.contract import JobFailure
-from unetcli.executors.slurm.executor import SlurmExecutor
-from unetcli.executors.slurm.job_state import JobWord, SlurmWord
-from unetcli.executors.slurm.journal import JobBook
-from unetcli.executors.slurm.submit import submit_jobs
+from unetcli.executors.slurm.executor import SlurmExecutor, blocks_of
+from unetcli.executors.slurm.journal import JobJournal, submit_jobs
+from unetcli.executors.slurm.watch import JobState, JobStates
 
 Tick = Callable[[], None]
 
@@ -50,10 +49,10 @@ def once(condition: Callable[[], bool], action: Callable[[], object]) -> Tick:
 
 
 def job_of(folder: Path, block: int) -> str:
-    """Which job owns a block, by the book."""
+    """Which job owns a block, by the journal."""
     owners = [
         job
-        for submission in JobBook(folder).submissions()
+        for submission in JobJournal(folder).on_record()
         for job, share in submission.open_jobs.items()
         if block in set(numbers(share))
     ]
@@ -65,7 +64,7 @@ def test_every_block_is_done_once_and_nothing_that_carried_it_stays(slurm: Slurm
     assert run(launcher, tmp_path, ((0, 7), (9, 12))) == []
     assert sorted(done(tmp_path)) == [*range(7), *range(9, 12)]
     assert len(launcher.jobs) == 4
-    assert launcher.live(tmp_path) == ()
+    assert JobJournal(tmp_path).live() == []
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".pkl" or path.name.startswith(".")]
     before = set(tmp_path.rglob("*"))
     assert run(executor(), tmp_path, ()) == []
@@ -89,18 +88,20 @@ def test_each_way_to_fail_is_told_apart_and_stops_no_other(slurm: SlurmCluster, 
 
 
 def test_jobs_cancelled_while_they_wait_are_told_element_by_element_and_all_at_once(
-    slurm: SlurmCluster, tmp_path: Path
+    slurm: SlurmCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of one element, SLURM keeps no trace; of the whole array it does."""
     launcher = executor(extra=(("begin", "now+1hour"),))
-    cancel_one = once(lambda: bool(words) and len(slurm.jobs()) == 3, lambda: slurm.call("scancel", launcher.jobs[1]))
-    cancel_all = once(lambda: len(launcher.states) == 2, lambda: slurm.call("scancel", *array_of(launcher.jobs)))
-    words: list[JobWord] = []
+    cancel_one = once(lambda: bool(waiting) and len(slurm.jobs()) == 3, lambda: slurm.call("scancel", launcher.jobs[1]))
+    cancel_all = once(lambda: bool(caplog.messages), lambda: slurm.call("scancel", *array_of(launcher.jobs)))
+    waiting: list[bool] = []
+    states = JobStates(every=1)
     ask = once(
-        lambda: "BeginTime" in launcher.waiting_for, lambda: words.extend(SlurmWord()(launcher.jobs[:1]).values())
+        lambda: states(launcher.jobs[:1]) == {launcher.jobs[0]: JobState("waiting", "BeginTime")},
+        lambda: waiting.append(True),
     )
     failures = run(launcher, tmp_path, ((0, 3),), ask, cancel_one, cancel_all)
-    assert words == [JobWord("waiting", "BeginTime")]
+    assert waiting
     assert sorted(failure.job for failure in failures) == launcher.jobs
     assert {failure.reason for failure in failures} == {"cancelled"}
 
@@ -228,7 +229,7 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["jobs.jsonl"]
     assert slurm.jobs() == []
-    assert executor().live(tmp_path) == ()
+    assert JobJournal(tmp_path).live() == []
     assert capfd.readouterr() == ("", "")
 
 
@@ -281,28 +282,30 @@ def test_jobs_of_a_killed_launcher_are_found_again(slurm: SlurmCluster, tmp_path
     first.send_signal(signal.SIGKILL)
     first.wait()
     second = executor()
-    assert second.live(tmp_path) == ((0, 2),)
+    jobs = slurm.jobs()
+    assert blocks_of(JobJournal(tmp_path).live()) == ((0, 2),)
     assert run(second, tmp_path, ((0, 3),), lambda: release(tmp_path)) == []
-    assert len(second.attached) == 2
+    assert len(jobs) == 2
+    assert set(jobs) < set(second.jobs)
     assert sorted(done(tmp_path)) == [0, 1, 2]
 
 
 def test_jobs_are_found_though_their_launcher_died_before_it_noted_them(slurm: SlurmCluster, tmp_path: Path) -> None:
-    from unetcli.executors.slurm.worker import run_element
+    from unetcli.executors.slurm.worker import run_share
 
     order(tmp_path, 0, "hold")
-    book = JobBook(tmp_path)
+    journal = JobJournal(tmp_path)
     shares: list[Ranges] = [((0, 1),), ((1, 2),)]
-    submission = book.intend(shares)
-    place = str(book.logs / submission.name)
+    submission = journal.intend(shares)
+    place = str(journal.logs / submission.name)
     elements = [(work, str(tmp_path), place, index, share) for index, share in enumerate(shares)]
-    submit_jobs(REQUEST, book.logs, run_element, elements, name=submission.name)
-    book.intend([((2, 3),)])  # and one that was announced only
-    with book.file.open("a") as file:
+    jobs = submit_jobs(REQUEST, journal.logs, run_share, elements, name=submission.name)
+    journal.intend([((2, 3),)])  # and one that was announced only
+    with journal.file.open("a") as file:
         file.write('\n{"submit": "unetcli-to')  # and a torn line
     launcher = executor()
     assert run(launcher, tmp_path, ((0, 3),), lambda: release(tmp_path)) == []
-    assert len(launcher.attached) in (1, 2)  # the second may have ended
+    assert jobs[0] in launcher.jobs  # the second may have ended
     assert sorted(done(tmp_path)) == [0, 1, 2]
 
 
@@ -311,12 +314,12 @@ def test_detached_jobs_run_on_and_the_next_call_waits_for_them(slurm: SlurmClust
     launcher = executor(blocks_per_job=2, detach=True)
     assert run(launcher, tmp_path, ((0, 2),)) == []
     assert launcher.jobs == slurm.jobs()
-    assert launcher.live(tmp_path) == ((0, 2),)
+    assert blocks_of(JobJournal(tmp_path).live()) == ((0, 2),)
     until(lambda: begun(tmp_path, 0), "the job to begin")
-    assert SlurmWord(every=0)(launcher.jobs) == {launcher.jobs[0]: JobWord("running")}
+    assert JobStates(every=0)(launcher.jobs) == {launcher.jobs[0]: JobState("running")}
     again = executor()
     assert run(again, tmp_path, ((0, 2),), lambda: release(tmp_path)) == []
-    assert again.jobs == again.attached == launcher.jobs
+    assert again.jobs == launcher.jobs
     assert done(tmp_path) == [0, 1]
 
 
@@ -335,19 +338,22 @@ def test_an_interrupt_leaves_the_jobs_at_work(slurm: SlurmCluster, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_silent_controller_is_waited_for(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_silent_controller_is_waited_for_and_told_once(
+    slurm: SlurmCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     order(tmp_path, 0, "hold")
     order(tmp_path, 1, "exit 3")
     launcher = executor()
     stop = once(lambda: begun(tmp_path, 0) and begun(tmp_path, 1), slurm.stop_controller)
-    problems: list[str] = []
+
+    def silences() -> list[str]:
+        return [message for message in caplog.messages if message.startswith("SLURM does not answer (squeue")]
 
     def go_on() -> None:
-        problems.append(launcher.problem)
         slurm.start_controller()
         release(tmp_path)
 
-    failures = run(launcher, tmp_path, ((0, 2),), stop, once(lambda: bool(launcher.problem), go_on))
+    failures = run(launcher, tmp_path, ((0, 2),), stop, once(lambda: bool(silences()), go_on))
     assert [(failure.job, failure.reason) for failure in failures] == [(launcher.jobs[1], "crashed with exit code 3")]
-    assert "squeue" in problems[0]
+    assert len(silences()) == 1
     assert done(tmp_path) == [0]

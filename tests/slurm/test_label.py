@@ -17,6 +17,7 @@ from unetcli.engine.receipts import read_receipts
 from unetcli.engine.status import Status, Watcher
 from unetcli.executors.slurm.job_state import SlurmWord
 from unetcli.registry import steps_of
+from unetcli.executors.slurm.watch import JobStates
 
 STORE = "big.pred.zarr"
 LABEL = ["label", STORE, "--block-voxels", "1500"]
@@ -42,7 +43,7 @@ def labels() -> dict[str, bytes]:
 
 def look(step: str) -> Status:
     (found,) = steps_of(STORE, only=step)
-    return Watcher(found, scheduler=SlurmWord(every=0)).look()
+    return Watcher(found, scheduler=JobStates(every=0)).look()
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_gpus_are_asked_for_in_each_site_s_way(tmp_path: Path, text: str, option
     ("text", "said"),
     [
         ('partion = "gpu"', r"profile.toml: unknown key 'partion'; known are partition, account, .*\[extra\]"),
-        ("time = soon", r"profile.toml: cannot be read as TOML"),
+        ("time = soon", r"profile.toml: not TOML"),
         ('time = "soon"', r"time: 'soon' .* 04:00:00"),
         ('mem = "much"', r"mem: 'much' .* 16G"),
         ('cpus-per-task = "four"', r"cpus_per_task is 'four'"),

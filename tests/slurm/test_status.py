@@ -14,6 +14,7 @@ from slurm.cluster import SlurmCluster, until
 from unetcli.engine.status import Watcher
 from unetcli.executors.slurm.job_state import SlurmWord
 from unetcli.registry import steps_of
+from unetcli.executors.slurm.watch import JobStates
 
 DETACHED = "predict big.zarr --tile 204 --cluster slurm --mem 1G --blocks-per-job 500 --max-running 1 --detach"
 
@@ -28,7 +29,7 @@ def test_jobs_that_wait_run_and_are_cancelled_are_told(
     write_zarr(tmp_path / "big.zarr", grey(1500, 150, 150), chunks=(1, 150, 150))
     done = finished(*DETACHED.split())
     assert done.returncode == 0, done.stderr
-    watcher = Watcher(steps_of("big.pred.zarr")[0], scheduler=SlurmWord(every=0))
+    watcher = Watcher(steps_of("big.pred.zarr")[0], scheduler=JobStates(every=0))
     until(lambda: watcher.look().workers == 1, "a worker at work")
     found = watcher.look()
     assert (found.queued, found.queued_for, found.failures) == (2, "JobArrayTaskLimit", [])
@@ -45,5 +46,5 @@ def test_a_slurm_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypa
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     started = time.monotonic()
-    assert SlurmWord(patience=0.2)({"1"}) == {}
+    assert JobStates(patience=0.2)({"1"}) == {}
     assert time.monotonic() - started < 4

@@ -9,8 +9,7 @@ import pytest
 from slurm.cluster import Settings, SlurmCluster, enter, require_slurm, until
 
 from unetcli.core.errors import UnetcliError
-from unetcli.executors.slurm.commands import outside_of_jobs
-from unetcli.executors.slurm.submit import would_start
+from unetcli.executors.slurm.commands import outside_of_jobs, would_start
 from unetcli.executors.slurm.watch import GONE, JobEnd, JobWatch
 
 NEVER = "4000000"
@@ -48,7 +47,6 @@ def test_a_forgotten_job_among_others_is_missed_too(slurm: SlurmCluster) -> None
     watch = JobWatch([NEVER, waiting], every=0)
     assert [end.job for _ in range(3) for end in watch.poll()] == [NEVER]
     assert watch.states == {waiting: "PENDING"}
-    assert watch.waiting_for == {"BeginTime": 1}
 
 
 def test_accounts_are_asked_about_a_forgotten_job_where_there_are_any(

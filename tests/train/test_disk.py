@@ -18,10 +18,8 @@ from unetcli.train.folder import Checkpoint
 from unetcli.train.request import TrainRequest
 from unetcli.train.train import train_model
 from unetcli.train.weight_map import WeightsRequest, write_weights
-from unetcli.train.checkpoint import Checkpoint
 from unetcli.train.request import TrainRequest, WeightsRequest
 from unetcli.train.train import train_model
-from unetcli.train.weights import write_weights
 
 DISK = Path("disk")
 REQUEST = replace(TINY, output=DISK / "model", steps=40, validate_every=10)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train.scenes import annotated, border_of, dataset, discs
 
-from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
+from unetcli.core.footprint import Architecture
 from unetcli.model.batchnorm import BatchNorm
 from unetcli.model.network import UNet
 from unetcli.train.dataset import Sampler, dataset_statistics

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from unetcli.core.architecture import Architecture
 from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
+from unetcli.core.footprint import Architecture
+from unetcli.train.recipes import Optimisation
 from unetcli.train.settings import TrainingConfig
 
 CONFIG = TrainingConfig(

@@ -30,9 +30,7 @@ from unetcli.train import loop
 from unetcli.train.folder import Checkpoint
 from unetcli.train.loop import Training
 from unetcli.predict.request import PredictRequest
-from unetcli.train import pace
-from unetcli.train.checkpoint import Checkpoint
-from unetcli.train.learning import Training
+from unetcli.cli.status_view import pace
 from unetcli.train.request import MEASURES, TrainRequest
 from unetcli.train.train import train_model
 

@@ -15,6 +15,7 @@ from train.scenes import annotated
 from unetcli.core.geometry import Box
 from unetcli.metrics import em
 from unetcli.metrics.cells import seg_sums
+from unetcli.metrics.em_counts import section_counts
 from unetcli.metrics.pixels import Confusion
 from unetcli.train.recipes import IGNORED
 from unetcli.train.request import MEASURES
@@ -54,7 +55,7 @@ def figures(values: NDArray[np.float32], labels: NDArray[Any], measure: str, **r
 
 @pytest.mark.parametrize("measure", ["pixel_disagreement", "pixel_error", "rand_error"])
 def test_measures_of_the_em_challenge_are_those_that_evaluate_reports(measure: str) -> None:
-    official = em.scores([em.section_counts(v, t != 0) for v, t in zip(VALUES, LABELS, strict=True)])
+    official = em.scores([section_counts(v, t != 0) for v, t in zip(VALUES, LABELS, strict=True)])
     found = figures(VALUES, LABELS, measure)
     assert found.selected == pytest.approx(official[measure], abs=1e-6)
     assert found.pixel_disagreement == pytest.approx(official["pixel_disagreement"], abs=1e-6)
@@ -103,7 +104,7 @@ def test_ignored_pixels_count_nowhere(measure: str) -> None:
 def test_ignored_pixels_decide_what_is_connected_but_are_not_judged() -> None:
     labels = LABELS.copy()
     labels[:, 10:13] = 7
-    official = em.scores([em.section_counts(v, t == 1, t != 7) for v, t in zip(VALUES, labels, strict=True)])
+    official = em.scores([section_counts(v, t == 1, t != 7) for v, t in zip(VALUES, labels, strict=True)])
     for measure in ("pixel_error", "rand_error"):
         assert figures(VALUES, labels, measure, ignore=7).selected == pytest.approx(official[measure], abs=1e-6)
 

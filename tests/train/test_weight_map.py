@@ -27,8 +27,7 @@ from unetcli.train.weight_map import WeightsRequest, WeightsSummary, write_weigh
 from unetcli.train import lessons
 from unetcli.train.border import border_raise, loss_weights
 from unetcli.train.request import WeightsRequest
-from unetcli.train.targets import IGNORED, TruthRules, class_weights, classes_of
-from unetcli.train.weights import WeightsSummary, write_weights
+from unetcli.train.targets import IGNORED, class_weights, classes_of
 from unetcli.volumes.opening import open_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

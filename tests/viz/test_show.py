@@ -21,9 +21,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.viz.colour import label_colours, outlines
 from unetcli.viz.show import ShowRequest, show
 from unetcli.viz import shown
-from unetcli.viz.colours import label_colours, outlines
 from unetcli.viz.request import ShowRequest
-from unetcli.viz.showing import show
 
 Run = Callable[..., CompletedProcess[str]]
 HUGE = """

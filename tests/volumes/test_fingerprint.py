@@ -10,7 +10,7 @@ import pytest
 from helpers import grey, write_zarr
 from zarr.codecs import ZstdCodec
 
-from unetcli.core.checksums import file_sha256
+from unetcli.core.arrays import file_sha256
 from unetcli.core.geometry import Box
 from unetcli.volumes import fingerprint as module
 from unetcli.volumes.fingerprint import fingerprint, sampled_boxes, sampled_statistics

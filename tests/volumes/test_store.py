@@ -25,9 +25,7 @@ from unetcli.evaluate.request import EvaluateRequest
 from unetcli.predict.run import predict_volume
 from unetcli.registry import verify_output
 from unetcli.volumes.image import marker, marker_around, remove_output, require_ours
-from unetcli.engine.prediction import predict_volume
 from unetcli.engine.request import VerifyRequest
-from unetcli.engine.verify import verify_output
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.predict.request import PredictRequest

@@ -85,7 +85,7 @@ def leave(signals: Signals, *, requeue: bool = True) -> NoReturn:
     """
     number = signals.stop()
     if requeue and number == signal.SIGUSR2:
-        from unetcli.executors.slurm.requeue import requeue_job
+        from unetcli.executors.slurm.worker import requeue_job
 
         requeue_job()
     raise typer.Exit(INTERRUPTED if number == signal.SIGINT else INCOMPLETE)

@@ -16,8 +16,8 @@ from unetcli.core.options import Heading
 from unetcli.engine.request import RunRequest, VerifyRequest
 
 if TYPE_CHECKING:
-    from unetcli.engine.reading_back import Damage
-    from unetcli.engine.seams import Seams
+    from unetcli.engine.verify import Damage
+    from unetcli.predict.seams import Seams
     from unetcli.engine.status import Status, Watcher
     from unetcli.engine.verify import Verification
 
@@ -72,7 +72,7 @@ def verify(request: VerifyRequest, json: JsonOption = False) -> None:
     from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
-    from unetcli.engine.verify import verify_output
+    from unetcli.registry import verify_output
 
     with console.progress("voxels") as report:
         found = verify_output(request, report, console.stop_on_sigterm)

@@ -14,12 +14,12 @@ from unetcli.train.request import WeightsRequest
 from unetcli.viz.request import ShowRequest
 
 if TYPE_CHECKING:
-    from unetcli.train.weights import WeightsSummary
+    from unetcli.train.weight_map import WeightsSummary
 
 
 def weights(request: WeightsRequest, json: JsonOption = False) -> None:
     """Write the loss weights of LABELS, and a picture of them."""
-    from unetcli.train.weights import write_weights
+    from unetcli.train.weight_map import write_weights
 
     with console.progress("looks at sections") as report:
         summary = write_weights(request, report)

@@ -34,7 +34,8 @@ def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption
     signals = Signals().listen()
     prepare()  # before torch is imported
     from unetcli.api import run_train
-    from unetcli.train.world import Deserted, Elsewhere, World
+    from unetcli.train.world import Deserted, Elsewhere
+    from unetcli.train.distributed import World
 
     here = request.cluster == "local"
     first = not here or World.from_environment().is_first
@@ -72,7 +73,7 @@ def preview(request: TrainRequest, json: bool) -> None:
     from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
-    from unetcli.train.preview import preview_training
+    from unetcli.train.train import preview_training
 
     found = asdict(preview_training(request))
     console.print_json(found) if json else typer.echo("\n".join(preview_lines(found)))
@@ -100,7 +101,7 @@ def read_alike(kind: type[Options], given: Mapping[str, Any]) -> Options:
     try:
         return kind.read(given)
     except UnetcliError:
-        from unetcli.train.world import World
+        from unetcli.train.distributed import World
 
         if not World.from_environment().is_first:
             raise typer.Exit(console.USER) from None

@@ -207,15 +207,12 @@ def sweep(folder: Path) -> int:
 
     The folder has to be ours, like a store that has our marker: below it any draft of ours or of zarr-python goes.
     """
-    below = [path for path in folder.rglob(f"*{PARTIAL}") if _is_any_draft(path.name) and path.is_file()]
+    partial = (path for path in folder.rglob(f"*{PARTIAL}") if path.is_file())
+    below = [path for path in partial if DRAFT.fullmatch(path.name) or ZARR_DRAFT.fullmatch(path.name)]
     found = below + drafts(folder.parent, glob.escape(folder.name))
     for path in found:
         remove(path)
     return len(found)
-
-
-def _is_any_draft(name: str) -> bool:
-    return bool(DRAFT.fullmatch(name) or ZARR_DRAFT.fullmatch(name))
 
 
 def remove_aside(path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,3 +43,76 @@ def count(ranges: Iterable[tuple[int, int]]) -> int:
     5
     """
     return sum(stop - start for start, stop in ranges)
+
+
+def union(parts: Iterable[Ranges]) -> Ranges:
+    """Numbers that are in any of the parts.
+
+    >>> union([((5, 7),), ((0, 3), (6, 9))])
+    ((0, 3), (5, 9))
+    """
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(pair for part in parts for pair in part):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+def subtract(ranges: Ranges, others: Ranges) -> Ranges:
+    """Numbers that are not among the others.
+
+    >>> subtract(((0, 10), (20, 30)), ((2, 4), (8, 25)))
+    ((0, 2), (4, 8), (25, 30))
+    """
+    left: list[tuple[int, int]] = []
+    first = 0
+    for start, stop in ranges:
+        while first < len(others) and others[first][1] <= start:  # behind us for good: both are rising
+            first += 1
+        for low, high in islice(others, first, None):
+            if low >= stop:
+                break
+            if start < low:
+                left.append((start, low))
+            start = high
+        if start < stop:
+            left.append((start, stop))
+    return tuple(left)
+
+
+class Cutter:
+    """Cuts pieces off the front of many numbers, without ever listing them.
+
+    >>> cutter = Cutter(((0, 3), (7, 9)))
+    >>> cutter.cut(4), cutter.left, cutter.cut(4), cutter.left
+    (((0, 3), (7, 8)), 1, ((8, 9),), 0)
+    """
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = deque(ranges)
+        self.left = count(ranges)
+
+    def cut(self, size: int) -> Ranges:
+        """The next numbers: that many, or what is left."""
+        piece = []
+        while size and self._ranges:
+            start, stop = self._ranges.popleft()
+            end = min(stop, start + size)
+            piece.append((start, end))
+            if end < stop:
+                self._ranges.appendleft((end, stop))
+            size -= end - start
+            self.left -= end - start
+        return tuple(piece)
+
+
+def split(ranges: Ranges, size: int) -> list[Ranges]:
+    """Pieces of that many numbers, the last of the rest.
+
+    >>> split(((0, 5), (7, 9)), 3)
+    [((0, 3),), ((3, 5), (7, 8)), ((8, 9),)]
+    """
+    cutter = Cutter(ranges)
+    return [cutter.cut(size) for _ in range(-(-cutter.left // size))]

@@ -12,8 +12,8 @@ from typing import Any
 from unetcli.core.errors import UnetcliError
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The file's values by key.
+def read_toml(path: Path, missing: str = "no such file; a TOML file would do") -> dict[str, Any]:
+    """The file's values by key; ``missing`` is what the error says of a file that is not there.
 
     Raises
     ------
@@ -23,7 +23,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
-        raise UnetcliError(f"{path}: no such file; a TOML file would do") from None
+        raise UnetcliError(f"{path}: {missing}") from None
     except OSError as error:
         raise UnetcliError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -68,13 +68,9 @@ def toml_value(value: Any) -> str:
     if isinstance(value, float):
         return float.__repr__(value)  # the shortest that reads back the same; inf and nan are TOML too
     if isinstance(value, str | PathLike):
-        return _text(fspath(value))
+        text = fspath(value)
+        text.encode()  # lone surrogates are not allowed
+        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # escapes as TOML does, but for DEL
     if isinstance(value, list | tuple):
         return f"[{', '.join(toml_value(item) for item in value)}]"
     raise TypeError(f"{value!r} has no place in flat TOML")
-
-
-def _text(text: str) -> str:
-    """A basic string. JSON escapes as TOML does, but for DEL; and lone surrogates are not allowed."""
-    text.encode()
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

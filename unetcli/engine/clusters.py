@@ -19,13 +19,14 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.step import Step
 from unetcli.engine.workers import await_workers
 from unetcli.executors.contract import Executor, JobFailure
-from unetcli.executors.local import InProcess
+from unetcli.executors.contract import InProcess
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.commands import SlurmError, call, named
 from unetcli.executors.slurm.executor import SlurmExecutor, still_live
 from unetcli.executors.slurm.journal import JobBook
 from unetcli.executors.slurm.request import SlurmRequest
-from unetcli.executors.slurm.submit import submit_jobs, would_start
+from unetcli.executors.slurm.journal import submit_jobs
+from unetcli.executors.slurm.commands import would_start
 from unetcli.executors.slurm.watch import ENDED, JobWatch, squeue
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def local_executor(where: Where, step: Step) -> Iterator[Executor]:
     if count == 1:
         yield InProcess()
         return
+    from unetcli.executors.dask.cluster import local_workers
     from unetcli.executors.dask.executor import DaskExecutor
-    from unetcli.executors.dask.local import local_workers
 
     log.info("%d worker processes here%s", count, f" on {len(gpus)} GPUs" if gpus else "")
     with local_workers(step.folder.path, count, gpus=gpus) as cluster:
@@ -180,8 +181,7 @@ def cancel_jobs(jobs: Sequence[str]) -> None:
 
 def live_jobs(folder: RunFolder) -> list[str]:
     """SLURM jobs of an earlier launcher that wait or run."""
-    book = JobBook(folder.path)
-    return [job for submission in still_live(book) for job in submission.open_jobs] if book.file.exists() else []
+    return [job for submission in JobJournal(folder.path).live() for job in submission.open_jobs]
 
 
 def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> None:

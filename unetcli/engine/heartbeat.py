@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import one_line
 from unetcli.core.files import draft_of
 from unetcli.core.lock import Holder
 from unetcli.engine.receipts import worker_name
@@ -91,7 +91,7 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
         failed = isinstance(error, Exception)  # an interrupt or exit is an end that was wanted
-        self._write(FAILED if failed else ENDED, reason=_one_line(error) if failed else "")
+        self._write(FAILED if failed else ENDED, reason=one_line(error, kind=True) if error and failed else "")
         _IDLE.give_back(self.path, self._beat)
 
     def done(self, voxels: int) -> None:
@@ -164,12 +164,6 @@ def first_beat() -> Beat:
         memory_bytes=memory_bytes(),
         memory_limit_bytes=memory_limit(),
     )
-
-
-def _one_line(error: BaseException | None) -> str:
-    """What a person is told of an error."""
-    told = str(error) if isinstance(error, UnetcliError) else f"{type(error).__name__}: {error}"
-    return " ".join(told.split())
 
 
 def read_beats(folder: Path) -> dict[str, Beat]:

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import Checksum
+from unetcli.core.arrays import Checksum
 from unetcli.core.files import sync_all
 from unetcli.core.geometry import Box
 from unetcli.engine.step import BlockResult

@@ -18,7 +18,7 @@ from unetcli.engine.retry import Progress, Report, Rounds
 from unetcli.engine.run import RunOptions, RunOutcome, launching, prepare, quiet, work_off
 from unetcli.engine.runfolder import RunFolder, ShareLayout
 from unetcli.engine.step import Step
-from unetcli.executors.local import InProcess
+from unetcli.executors.contract import InProcess
 from unetcli.predict.request import PredictRequest
 
 log = logging.getLogger(__name__)

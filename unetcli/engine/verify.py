@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unetcli.config import VerifyRequest
+from unetcli.engine.request import VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.streams import ordered_map
 from unetcli.engine.clusters import require_no_live_jobs

@@ -125,7 +125,7 @@ class Worker:
             block=result.number,
             place=self.step.place(result.number),
             kind=UNUSABLE if is_unusable(error) else FAILED,
-            reason=one_line(error),
+            reason=one_line(error, kind=True),
             traceback="".join(traceback.format_exception(error)),
             host=socket.gethostname(),
             job=job_id(),

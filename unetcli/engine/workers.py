@@ -17,7 +17,10 @@ from typing import Any
 from unetcli.core.lock import Holder
 from unetcli.engine.heartbeat import FAILED, WORKING, Beat, read_beats
 from unetcli.engine.runfolder import RunFolder
-from unetcli.executors.slurm.job_state import OVER, RUNNING, WAITING, JobWord
+from unetcli.executors.slurm.job_state import JobWord
+from unetcli.executors.slurm.watch import OVER
+from unetcli.executors.slurm.watch import RUNNING
+from unetcli.executors.slurm.watch import WAITING
 from unetcli.executors.slurm.journal import JobBook
 
 log = logging.getLogger(__name__)
@@ -137,7 +140,7 @@ class Workers:
     scheduler: Scheduler
     patience: float
     _workers: dict[str, Worker] = field(default_factory=dict)
-    _words: Mapping[str, JobWord] = field(default_factory=dict)
+    _words: Mapping[str, JobState] = field(default_factory=dict)
 
     def look(self) -> None:
         """Read all heartbeats, and ask the scheduler."""
@@ -187,7 +190,7 @@ class Workers:
     def _jobs(self) -> set[str]:
         """Those of workers that are not known to have ended, and those that were submitted."""
         working = {worker.beat.holder.job for worker in self._workers.values() if worker.beat.state == WORKING}
-        submitted = (job for submission in JobBook(self.folder.path).on_record() for job in submission.open_jobs)
+        submitted = (job for submission in JobJournal(self.folder.path).on_record() for job in submission.open_jobs)
         return working.union(submitted) - {"-"}
 
     def _lives(self, worker: Worker) -> bool | None:

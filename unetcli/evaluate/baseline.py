@@ -18,7 +18,6 @@ from unetcli.core.errors import UnetcliError
 from unetcli.evaluate.families import OBJECT, OF_REFERENCE, Family, higher_is_better, unpack
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.result import VERSION, Scores
-from unetcli.metrics.bootstrap import Difference, Interval, differences
 from unetcli.metrics.cells import CellSums
 from unetcli.volumes.fingerprint import same_data
 

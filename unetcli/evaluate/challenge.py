@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unetcli.core.checksums import Checksum, file_sha256
+from unetcli.core.arrays import Checksum
+from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.retry import Report

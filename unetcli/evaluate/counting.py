@@ -16,13 +16,13 @@ from unetcli.evaluate.counts import Counts
 from unetcli.evaluate.pairing import Pair, Piece
 from unetcli.evaluate.plan import EvaluationPlan
 from unetcli.evaluate.request import CLASSES, PROBABILITY
-from unetcli.metrics import em
-from unetcli.metrics.bootstrap import MOST_UNITS
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
+from unetcli.metrics.em_counts import above, section_counts
 from unetcli.metrics.partitions import components
 from unetcli.metrics.pixels import Confusion, require_classes
 from unetcli.metrics.probabilities import ProbabilitySums
+from unetcli.metrics.sums import MOST_UNITS
 from unetcli.metrics.voi import VoiSums
 
 ORIGIN = MappingProxyType({"y": 0, "x": 0})
@@ -51,7 +51,7 @@ def count_section(plan: EvaluationPlan, pair: Pair, plane: Box, piece: Piece) ->
     if "pixels" in settings.metrics:
         parts.append(count_pixels(plan, pair, section, values, piece))
     if "em" in settings.metrics:
-        counts = em.section_counts(values[0], piece.reference != 0, piece.judged)
+        counts = section_counts(values[0], piece.reference != 0, piece.judged)
         parts.append(Counts(em={section: counts}))
     if settings.has_objects:
         parts.append(count_objects(plan, pair, section, labels_of(values, settings.threshold), piece))
@@ -83,7 +83,7 @@ def confusion_of(values: NDArray[Any], piece: Piece, threshold: float) -> Confus
     chosen, reference = judged_of(values, piece.judged), judged_of(piece.reference, piece.judged)
     if len(values) > 1:
         return Confusion.of(reference, chosen.argmax(axis=0), len(values))
-    found = em.above(chosen[0], threshold) if values.dtype.kind == "f" else chosen[0] != 0
+    found = above(chosen[0], threshold) if values.dtype.kind == "f" else chosen[0] != 0
     return Confusion.of((reference != 0).astype(np.int8), found.astype(np.int8), 2)
 
 
@@ -153,7 +153,7 @@ def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = OR
 
 def labels_of(values: NDArray[Any], threshold: float) -> NDArray[Any]:
     """Objects of a section, (y, x): the labels themselves, or 4-connected components above a threshold."""
-    return components(em.above(values[0], threshold)) if values.dtype.kind == "f" else values[0]
+    return components(above(values[0], threshold)) if values.dtype.kind == "f" else values[0]
 
 
 def reference_of(reference: NDArray[Any], *, pieces: bool) -> NDArray[Any]:

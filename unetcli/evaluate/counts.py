@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.metrics import em
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
+from unetcli.metrics.em_counts import SectionCounts
 from unetcli.metrics.pixels import Confusion
 from unetcli.metrics.probabilities import ProbabilitySums
 from unetcli.metrics.sums import Sums
@@ -48,7 +48,7 @@ class Counts:
     """By section, in grey values."""
     probabilities: ProbabilitySums | None = None
     """Of all sections together, in full steps."""
-    em: dict[int, em.SectionCounts] = field(default_factory=dict)
+    em: dict[int, SectionCounts] = field(default_factory=dict)
     """By section."""
     tables: dict[int, Contingency] = field(default_factory=dict)
     """By unit; of those that are not whole."""
@@ -92,7 +92,7 @@ class Counts:
         return cls(
             **sums,
             probabilities=_one(arrays, "probabilities", ProbabilitySums) if has_probabilities else None,
-            em={int(number): em.SectionCounts.from_dict(counts) for number, counts in told.items()},
+            em={int(number): SectionCounts.from_dict(counts) for number, counts in told.items()},
             tables={
                 number: Contingency(*(arrays[f"tables/{number}/{name}"] for name in ("reference", "result", "counts")))
                 for number in tables
@@ -115,7 +115,7 @@ class Adding:
     """Counts that grow, in place."""
 
     sums: dict[str, dict[int, Any]] = field(default_factory=lambda: {name: {} for name in KINDS})
-    em: dict[int, em.SectionCounts] = field(default_factory=dict)
+    em: dict[int, SectionCounts] = field(default_factory=dict)
     objects: dict[int, CellSums] = field(default_factory=dict)
     tables: dict[int, list[Contingency]] = field(default_factory=dict)
     probabilities: ProbabilitySums | None = None

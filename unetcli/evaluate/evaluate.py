@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.machine import cpu_threads
+from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
 from unetcli.engine.retry import Report
 from unetcli.evaluate.baseline import compared, packed, require_baseline

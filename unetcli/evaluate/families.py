@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.evaluate.counts import Counts
-from unetcli.metrics import cells, em_sums, pixels, probabilities, voi
-from unetcli.metrics.bootstrap import LEVEL, RESAMPLES, count, intervals
+from unetcli.metrics import cells, em_counts, pixels, probabilities, voi
 from unetcli.metrics.cells import CellSums
-from unetcli.metrics.em_sums import EmSums
+from unetcli.metrics.em_counts import EmSums
 from unetcli.metrics.pixels import Confusion
 from unetcli.metrics.probabilities import ProbabilitySums
-from unetcli.metrics.sums import Sums
+from unetcli.metrics.sums import LEVEL, RESAMPLES, Sums, count, intervals
 from unetcli.metrics.voi import VoiSums
 
 SECTION, VOLUME, OBJECT = "section", "volume", "object"
@@ -84,7 +83,7 @@ def families(counts: Counts, metrics: tuple[str, ...], *, by_object: bool, unit:
         found += _of_pixels(counts)
     if "em" in metrics and counts.em:
         sums = EmSums.stacked([EmSums.of(section) for section in counts.em.values()])
-        found.append(Family(metric="em", name="em", sums=sums, scores=em_sums.SCORES, unit=SECTION))
+        found.append(Family(metric="em", name="em", sums=sums, scores=em_counts.SCORES, unit=SECTION))
     if "cells" in metrics:
         found += _of_cells(counts, by_object=by_object, unit=unit)
     if "voi" in metrics and counts.voi:

@@ -17,9 +17,10 @@ from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import marker, marker_around
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.image import marker_around, region_around
-from unetcli.volumes.regions import resolve_region
+from unetcli.volumes.volume import resolve_region
 from unetcli.volumes.volume import Volume, describe, shape
-from unetcli.volumes.voxels import require_same_voxels, stated_sizes
+from unetcli.volumes.volume import require_same_voxels
+from unetcli.volumes.volume import stated_sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.geometry import Box
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.metrics.contingency import Contingency
-from unetcli.metrics.objects import ReferenceObjects, ResultObjects, matched_objects
+from unetcli.metrics.contingency import Contingency, ReferenceObjects, ResultObjects, matched_objects
 
 VERSION = 1
 """Of the ``--json`` output."""

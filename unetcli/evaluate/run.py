@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.machine import cpu_threads
+from unetcli.core.process import cpu_threads
 from unetcli.engine.ownership import EVALUATE, require_claimable
 from unetcli.engine.retry import Report
 from unetcli.engine.run import RunOptions, RunOutcome, run

@@ -12,9 +12,9 @@ from unetcli.evaluate.counts import Counts
 from unetcli.evaluate.families import SECTION, VOLUME, Family, families
 from unetcli.evaluate.result import Curves, Scores, Section
 from unetcli.metrics import cells, em, probabilities, voi
-from unetcli.metrics.bootstrap import count
+from unetcli.metrics.em_counts import LEVELS
 from unetcli.metrics.pixels import Confusion
-from unetcli.metrics.sums import listed
+from unetcli.metrics.sums import count, listed
 
 PARTIAL = "the reference is partial: not every pixel has its true label"
 FEW_UNITS = 5
@@ -134,7 +134,7 @@ def curves_of(counts: Counts, metrics: tuple[str, ...]) -> Curves:
     """Scores over thresholds, by metric."""
     found: Curves = {}
     if "em" in metrics:
-        found["em"] = {"threshold": list(em.LEVELS), **em.curves(list(counts.em.values()))}
+        found["em"] = {"threshold": list(LEVELS), **em.curves(list(counts.em.values()))}
     if "pixels" in metrics and counts.probabilities is not None and len(counts.probabilities.classes) == 1:
         found["pixels"] = dict(probabilities.curve(counts.probabilities.classes[0]))
     if "cells" in metrics:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import Checksum
+from unetcli.core.arrays import Checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, absolute, place_of
-from unetcli.core.machine import cpu_threads
+from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
 from unetcli.engine.ownership import EVALUATE, remove_run_folder
 from unetcli.engine.runfolder import RunFolder

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.core.distinct import distinct
+from unetcli.core.arrays import distinct
 from unetcli.core.errors import UnetcliError
 
 RANKS = {False: {4: 1, 8: 2}, True: {6: 1, 18: 2, 26: 3}}

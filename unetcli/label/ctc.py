@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from unetcli.core.distinct import distinct
+from unetcli.core.arrays import distinct
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import draft_of, remove_aside, sync_all
 from unetcli.core.geometry import Box

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import Checksum
+from unetcli.core.arrays import Checksum
 from unetcli.core.files import replacing
 from unetcli.engine.tables import Tables
 from unetcli.label.merging import Merged

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.metrics.compiled import compiled
+from unetcli.core.process import compiled
 
 BACKGROUND = np.uint32(2**32 - 1)
 """Rank of what is no foreground."""

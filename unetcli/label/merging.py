@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from unetcli.core.distinct import distinct
+from unetcli.core.arrays import distinct
 from unetcli.engine.tables import Arrays
 from unetcli.label.components import smallest_dtype
 from unetcli.label.finding import landscape, name

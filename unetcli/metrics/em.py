@@ -13,34 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unetcli.metrics.em_counts import (
-    LEVELS,
-    WARPING_LEVELS,
-    LevelCounts,
-    PixelCounts,
-    SectionCounts,
-    above,
-    combine,
-    errors_at,
-    section_counts,
-)
+from unetcli.metrics.em_counts import LEVELS, LevelCounts, PixelCounts, SectionCounts
 from unetcli.metrics.partitions import PairCounts
-
-__all__ = [
-    "LEVELS",
-    "MEASURES",
-    "WARPING_LEVELS",
-    "SectionCounts",
-    "above",
-    "combine",
-    "curves",
-    "errors_at",
-    "looks_inverted",
-    "pixels_at",
-    "ranking",
-    "scores",
-    "section_counts",
-]
 
 Level = Sequence[LevelCounts]
 """The counts of all sections at one level."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.metrics.compiled import compiled
+from unetcli.core.process import compiled
 
 DAM, UNTOUCHED, QUEUED, FRAME = 0, -1, -2, -3
 """What a pixel is that belongs to no basin."""

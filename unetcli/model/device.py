@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
-from unetcli.core.intensity import PerChannel
-from unetcli.core.machine import cpu_threads as cpu_threads
+from unetcli.core.process import cpu_threads as cpu_threads
 
 
 def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.arrays import PerChannel, stored
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
-from unetcli.core.intensity import PerChannel, stored
+from unetcli.core.footprint import Architecture
 
 if TYPE_CHECKING:
     from unetcli.model.network import UNet

@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from unetcli.core.architecture import Architecture
-from unetcli.core.footprint import Layer
+from unetcli.core.footprint import Architecture, Layer
 from unetcli.model.batchnorm import BatchNorm, fold
 
 

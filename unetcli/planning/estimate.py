@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.architecture import Architecture
-from unetcli.core.footprint import AxisFootprint
+from unetcli.core.footprint import Architecture, AxisFootprint
 from unetcli.planning.plan import Plan, axis_spans
 from unetcli.planning.planner import ITEM_BYTES, forward_bytes
 

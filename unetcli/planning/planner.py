@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from unetcli.core.architecture import Architecture
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import AxisFootprint, Footprint
+from unetcli.core.footprint import Architecture, AxisFootprint, Footprint
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.planning.plan import Plan, Settings, Sources, axis_spans
 

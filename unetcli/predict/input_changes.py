@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unetcli.core.checksums import file_sha256
+from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import absolute
 from unetcli.engine.step import Change

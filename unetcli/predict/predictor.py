@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unetcli.core.arrays import along
 from unetcli.core.errors import UnreadableBlock
 from unetcli.core.geometry import Box, hull
-from unetcli.core.intensity import along
 from unetcli.core.process import give_back_freed_memory
 from unetcli.core.streams import prefetch
 from unetcli.model.device import channelwise, on_device

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.core.architecture import Architecture
-from unetcli.core.machine import Machine, cpu_name, cpu_threads, may_have_gpu
+from unetcli.core.footprint import Architecture
+from unetcli.core.process import Machine
+from unetcli.core.process import cpu_name
+from unetcli.core.process import cpu_threads
+from unetcli.core.process import may_have_gpu
 from unetcli.core.records import to_json
 from unetcli.engine.clusters import slurm_request
 from unetcli.executors.slurm.request import SlurmRequest

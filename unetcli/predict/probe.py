@@ -18,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.config import Where
-from unetcli.core.architecture import Architecture
-from unetcli.core.checksums import checksum
+from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
+from unetcli.core.footprint import Architecture
 from unetcli.core.geometry import Box
-from unetcli.core.machine import cpu_name
+from unetcli.core.process import cpu_name
 from unetcli.core.records import from_json, to_json
 from unetcli.engine.clusters import cancel_jobs, slurm_request
-from unetcli.executors.slurm.submit import submit_jobs, would_start
+from unetcli.executors.slurm.journal import submit_jobs
+from unetcli.executors.slurm.commands import would_start
 from unetcli.executors.slurm.watch import JobEnd, JobWatch
 from unetcli.model.file import load_network, read_header
 from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.config import PredictRequest, Where
-from unetcli.core.checksums import file_sha256
+from unetcli.config import Where
+from unetcli.predict.request import PredictRequest
+from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import absolute
-from unetcli.core.machine import Machine, cpu_threads
+from unetcli.core.process import Machine
+from unetcli.core.process import cpu_threads
 from unetcli.engine.clusters import slurm_request
 from unetcli.engine.runfolder import RunFolder
 from unetcli.model.file import ModelHeader, read_header
@@ -29,8 +31,7 @@ from unetcli.planning.planner import (
 from unetcli.planning.pyramid_plan import largest_levels, largest_possible_levels
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.fingerprint import fingerprint, sampled_statistics
-from unetcli.volumes.regions import resolve_region
-from unetcli.volumes.volume import Volume
+from unetcli.volumes.volume import Volume, resolve_region
 
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")

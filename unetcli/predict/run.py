@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import PredictRequest, Where
+from unetcli.config import Where
+from unetcli.predict.request import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, is_remote, require_apart
 from unetcli.engine.ownership import PREDICT, require_claimable

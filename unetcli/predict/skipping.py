@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import Checksum
+from unetcli.core.arrays import Checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import AxisFootprint, Footprint
 from unetcli.core.geometry import Box, ceil_to, mirror_indices

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.core.distinct import distinct
+from unetcli.core.arrays import distinct
 from unetcli.evaluate.result import Section, SectionImages
 from unetcli.metrics.em_counts import errors_at
-from unetcli.metrics.objects import ReferenceObjects, ResultObjects
 from unetcli.metrics.warping import ErrorKind
 
 SPLIT, MERGE, MISSED, EXTRA, WRONG = "split", "merge", "missed", "extra", "wrong"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.core.distinct import distinct
+from unetcli.core.arrays import distinct
 from unetcli.train.recipes import IGNORED, TruthRules
 
 Slices = tuple[slice, slice]

@@ -18,12 +18,13 @@ from scipy import ndimage
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, hull
-from unetcli.core.intensity import Moments, PerChannel
+from unetcli.core.arrays import Moments
+from unetcli.core.arrays import PerChannel
 from unetcli.train.augment import Draw, draw
 from unetcli.train.recipes import IGNORED, TRUTHS, Augmentation, TruthRules, require_one_of
 from unetcli.train.settings import Ranges
 from unetcli.train.targets import TargetCache, class_weights
-from unetcli.volumes.cached import cached
+from unetcli.volumes.opening import cached
 from unetcli.volumes.volume import Volume, describe
 
 IN_MEMORY_BYTES = 2**30

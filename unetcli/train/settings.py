@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unetcli.core.architecture import Architecture
+from unetcli.core.footprint import Architecture
 from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
 
 Ranges = tuple[tuple[int, int], ...]

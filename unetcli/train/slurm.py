@@ -26,8 +26,9 @@ from unetcli.executors.slurm.commands import require_slurm
 from unetcli.executors.slurm.executor import LATE_SECONDS, last_words, still_live
 from unetcli.executors.slurm.journal import JobBook, Submission
 from unetcli.executors.slurm.request import SlurmRequest
-from unetcli.executors.slurm.requeue import requeue_job
-from unetcli.executors.slurm.submit import log_of, submit_jobs
+from unetcli.executors.slurm.worker import requeue_job
+from unetcli.executors.slurm.journal import log_of
+from unetcli.executors.slurm.journal import submit_jobs
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
 from unetcli.train.request import TrainRequest
 

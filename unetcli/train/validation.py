@@ -16,7 +16,7 @@ from unetcli.metrics.cells import seg_sums
 from unetcli.metrics.em_counts import LEVELS, PixelCounts, above, pixel_counts
 from unetcli.metrics.partitions import Cells, Overlap, PairCounts, components
 from unetcli.metrics.pixels import Confusion
-from unetcli.model.device import cpu_threads
+from unetcli.core.process import cpu_threads
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Settings, Plan, Sources
 from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import Sections, resolve_sections, stem
+from unetcli.core.sections import Sections
+from unetcli.core.sections import resolve_sections
+from unetcli.core.files import stem
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_apart, telling_unwritable
 from unetcli.core.geometry import Box

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.distinct import distinct
+from unetcli.core.arrays import distinct
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of the grey values that become black and white."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import stem
+from unetcli.core.files import stem
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import SIGNED_BYTES, place_of, require_apart
 from unetcli.core.geometry import Box, ceil_to
@@ -24,7 +24,7 @@ from unetcli.viz.png import save_dots
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.image import marker_around, region_around
 from unetcli.volumes.volume import Volume, shape
-from unetcli.volumes.voxels import stated_sizes
+from unetcli.volumes.volume import stated_sizes
 
 LARGEST, ROOMY = 2048, 1500
 """Dots along the longer side at most, and what small sections are enlarged to by whole factors, if they fit."""

@@ -22,7 +22,6 @@ import tifffile
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.geometry import Box
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.volumes.opening import open_volume
@@ -113,14 +112,12 @@ class VolumeFrames:
 
     def stored(self, time: int) -> NDArray[Any]:
         """The voxels of a frame, whatever they are."""
-        whole = self.volume.whole()
+        frame: NDArray[Any]
         if self.axis is None:
-            single: NDArray[Any] = self.volume.read(whole)[0]
-            return single
-        place = self.volume.axes.index(self.axis)
-        start, stop = list(whole.start), list(whole.stop)
-        start[place], stop[place] = time, time + 1
-        frame: NDArray[Any] = self.volume.read(Box(tuple(start), tuple(stop)))[0].squeeze(axis=place)
+            frame = self.volume.read(self.volume.whole())[0]
+        else:
+            place = self.volume.axes.index(self.axis)
+            frame = self.volume.read(self.volume.part(place, time, time + 1))[0].squeeze(axis=place)
         return frame
 
 
@@ -137,11 +134,11 @@ class Challenge:
 
     def pairs(self) -> Iterator[FramePair]:
         """Frames whose objects are drawn, in order: what SEG is computed of."""
-        return self._pairs(self.segmented)
+        return (self.pair(key, path) for key, path in self.segmented.items())
 
     def marker_pairs(self) -> Iterator[FramePair]:
         """Frames whose objects are marked, in order: what DET is computed of."""
-        return self._pairs(self.marked)
+        return (self.pair(key, path) for key, path in self.marked.items())
 
     def unsegmented(self) -> int | None:
         """Marked objects that are not drawn in frames that have drawn objects; None where that is not known.
@@ -162,9 +159,6 @@ class Challenge:
         Silver truth is taken for complete.
         """
         return not self.truth.name.endswith("_ST") and self.unsegmented() != 0
-
-    def _pairs(self, files: Mapping[FrameKey, Path]) -> Iterator[FramePair]:
-        return (self.pair(key, path) for key, path in files.items())
 
     def pair(self, key: FrameKey, path: Path) -> FramePair:
         """The result of a frame beside a file of the truth."""

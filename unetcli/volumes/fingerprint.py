@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.checksums import short_checksum
+from unetcli.core.arrays import Moments, PerChannel, short_checksum
 from unetcli.core.errors import UnreadableBlock
 from unetcli.core.geometry import Box
-from unetcli.core.intensity import Moments, PerChannel
 from unetcli.volumes.volume import Volume
 
 UNREADABLE = "-"

@@ -14,9 +14,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from unetcli.core.errors import UnreadableBlock
+from unetcli.core.errors import UnreadableBlock, one_line
 from unetcli.core.geometry import Box
-from unetcli.volumes.store import Store, Unread, one_line
+from unetcli.volumes.store import Store, Unread
 from unetcli.volumes.volume import describe
 
 ZSTD_LEVEL = 3
@@ -68,6 +68,7 @@ class Level:
     def create(self, store: Store) -> None:
         """Make the empty array, in a store that may be the draft of ours."""
         three = self.zarr_format == 3
+        codec = ZstdCodec if three else numcodecs.Zstd
         with store.reaching():
             zarr.create_array(
                 store.zarr(),
@@ -77,7 +78,7 @@ class Level:
                 shards=self._with_channels(self.write_chunks, 1) if self.write_chunks != self.chunks else None,
                 dtype=self.dtype,
                 fill_value=0,
-                compressors=self._compressor(),
+                compressors=codec(level=ZSTD_LEVEL, checksum=True),  # nothing else tells a flipped bit
                 dimension_names=list(self.stored_axes) if three else None,
                 chunk_key_encoding={"name": "default" if three else "v2", "separator": "/"},
                 zarr_format=3 if three else 2,
@@ -147,9 +148,3 @@ class Level:
         """Per-axis values in stored order, with that of the channel axis where there is one."""
         picks = dict(zip(self.axes, values, strict=True)) | {"c": channels}
         return tuple(picks[axis] for axis in self.stored_axes)
-
-    def _compressor(self) -> Any:
-        """With a checksum: nothing else tells a flipped bit."""
-        if self.zarr_format == 2:
-            return numcodecs.Zstd(level=ZSTD_LEVEL, checksum=True)
-        return ZstdCodec(level=ZSTD_LEVEL, checksum=True)

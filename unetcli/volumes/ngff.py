@@ -66,9 +66,7 @@ def datasets(grids: Sequence[Grid]) -> list[dict[str, Any]]:
 
 def with_image(attributes: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     """A group's attributes with another multiscales entry."""
-    if "ome" in attributes:
-        return {**attributes, "ome": {**attributes["ome"], "multiscales": [entry]}}
-    return {**attributes, "multiscales": [entry]}
+    return _with(attributes, multiscales=[entry])
 
 
 def attributes(entry: dict[str, Any], zarr_format: int) -> dict[str, Any]:
@@ -80,41 +78,51 @@ def attributes(entry: dict[str, Any], zarr_format: int) -> dict[str, Any]:
 
 def images(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The multiscales entries of a group, from where 0.5 or 0.4 keeps them."""
-    found: list[dict[str, Any]] = attributes.get("ome", attributes).get("multiscales") or []
-    return found
+    return list(_metadata(attributes).get("multiscales") or [])
 
 
 def labels_of(attributes: dict[str, Any], source: str) -> dict[str, Any]:
     """Attributes of an image, as labels of the image at the path ``source`` from there."""
-    label = {"source": {"image": source}}
-    if "ome" in attributes:
-        return {**attributes, "ome": {**attributes["ome"], "image-label": label}}
-    return {**attributes, "image-label": {"version": "0.4", **label}}
+    version = {} if "ome" in attributes else {"version": "0.4"}
+    return _with(attributes, **{"image-label": {**version, "source": {"image": source}}})
 
 
 def is_labels(attributes: Mapping[str, Any]) -> bool:
     """Whether an image says that it is labels of another one."""
-    return "image-label" in attributes.get("ome", attributes)
+    return "image-label" in _metadata(attributes)
 
 
 def label_names(attributes: Mapping[str, Any]) -> list[str]:
     """What the group ``labels`` of an image lists."""
-    found: list[str] = attributes.get("ome", attributes).get("labels") or []
-    return found
+    return list(_metadata(attributes).get("labels") or [])
 
 
 def with_label_names(attributes: dict[str, Any], names: Sequence[str], zarr_format: int) -> dict[str, Any]:
     """Attributes of a group ``labels`` with another list."""
-    if zarr_format == 2:
-        return {**attributes, "labels": list(names)}
-    return {**attributes, "ome": {"version": "0.5", **attributes.get("ome", {}), "labels": list(names)}}
+    new = {"ome": {"version": "0.5"}} if zarr_format == 3 else {}
+    return _with({**new, **attributes}, labels=list(names))
+
+
+def _metadata(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The OME-Zarr metadata among a group's attributes: 0.5 has a place of its own for them."""
+    found: Mapping[str, Any] = attributes.get("ome", attributes)
+    return found
+
+
+def _with(attributes: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    """The attributes with other OME-Zarr metadata, where 0.5 or 0.4 keeps it."""
+    if "ome" in attributes:
+        return {**attributes, "ome": {**attributes["ome"], **metadata}}
+    return {**attributes, **metadata}
 
 
 def documents(attributes: Mapping[str, Any], zarr_format: int) -> dict[str, str]:
     """The files of a group with these attributes, by name; the one with the attributes first."""
     if zarr_format == 2:
-        return {".zattrs": _json(attributes), ".zgroup": _json({"zarr_format": 2})}
-    return {"zarr.json": _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})}
+        files: dict[str, Any] = {".zattrs": attributes, ".zgroup": {"zarr_format": 2}}
+    else:
+        files = {"zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": attributes}}
+    return {name: json.dumps(content, indent=2) for name, content in files.items()}
 
 
 def parse(name: str, text: str) -> dict[str, Any]:
@@ -125,10 +133,6 @@ def parse(name: str, text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{name} holds no attributes")
     return found
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2)
 
 
 def _axis(name: str, unit: str | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 from zarr.storage import LocalStore as ZarrFolder
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import draft_of, is_remote, plain, remove_aside, replacing, sweep, sync, sync_all
 
 
@@ -116,27 +116,27 @@ class RemoteStore:
         return self.url
 
     def zarr(self) -> ZarrStore:
-        with reaching(self.url):
+        with self.reaching():
             return FsspecStore.from_url(self.url)
 
     def is_free(self) -> bool:
-        with reaching(self.url):
+        with self.reaching():
             return not self._files.exists(self._path())
 
     def read_text(self, key: str) -> str | None:
-        with reaching(self.url), suppress(FileNotFoundError):
+        with self.reaching(), suppress(FileNotFoundError):
             return str(self._files.cat_file(self._path(key)).decode())
         return None
 
     def replace_text(self, key: str, text: str) -> None:
-        with reaching(self.url):
+        with self.reaching():
             self._files.pipe_file(self._path(key), text.encode())
 
     def publish(self, make: Callable[[Store], None]) -> None:
         make(self)
 
     def remove(self, last: str) -> None:
-        with reaching(self.url):
+        with self.reaching():
             kept = self._path(last)
             if others := [path for path in self._files.find(self._path()) if path != kept]:
                 self._files.rm(others)
@@ -148,8 +148,19 @@ class RemoteStore:
     def files(self, key: str) -> Iterator[Path]:
         return iter(())
 
-    def reaching(self) -> AbstractContextManager[None]:
-        return reaching(self.url)
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Turns whatever is raised on the way to the remote place into one line."""
+        try:
+            yield
+        except UnetcliError:
+            raise
+        except ImportError as error:
+            raise missing_package(self.url, error) from error
+        except FileNotFoundError as error:  # a bucket, or an array that was there before
+            raise UnetcliError(f"{self.url}: not found: {one_line(error)}") from error
+        except Exception as error:  # every protocol has classes of its own: botocore's, aiohttp's, OSError..
+            raise UnetcliError(f"{self.url}: cannot be reached: {one_line(error)}") from error
 
     @property
     def _files(self) -> Any:
@@ -167,30 +178,10 @@ def store_at(place: str | Path) -> Store:
     return RemoteStore(name.rstrip("/")) if is_remote(name) else LocalStore(Path(name))
 
 
-@contextmanager
-def reaching(place: str) -> Iterator[None]:
-    """Turns whatever is raised while a remote place is reached into one line."""
-    try:
-        yield
-    except UnetcliError:
-        raise
-    except ImportError as error:
-        raise missing_package(place, error) from error
-    except FileNotFoundError as error:  # a bucket, or an array that was there before
-        raise UnetcliError(f"{place}: not found: {one_line(error)}") from error
-    except Exception as error:  # every protocol has classes of its own: botocore's, aiohttp's, OSError..
-        raise UnetcliError(f"{place}: cannot be reached: {one_line(error)}") from error
-
-
 def missing_package(place: str, error: ImportError) -> UnetcliError:
     """For a place whose protocol needs a package that is not installed."""
     way = 'pip install "unetcli[s3]" brings it' if place.startswith(("s3:", "s3a:")) else one_line(error)
     return UnetcliError(f"{place}: a package that reaches it is missing; {way}")
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, else its class."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 class Unread(WrapperStore[ZarrStore]):

@@ -1,7 +1,8 @@
-"""Volumes: Zarr arrays, OME-Zarr images and TIFF stacks with named axes, read by box and mirrored at their edges."""
+"""Volumes: arrays with named axes and voxel size, read by box and mirrored at their edges."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,12 +10,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.sections import Roi
+from unetcli.core.sections import Sections
+from unetcli.core.sections import resolve_sections
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box, mirror_indices
 
 AXES = "tczyx"
 UNNAMED = {2: "yx", 3: "zyx"}
 """What an array without axis names is taken for."""
+
+METRES = {
+    **dict.fromkeys(("picometer", "picometre", "pm"), 1e-12),
+    **dict.fromkeys(("angstrom", "Å"), 1e-10),
+    **dict.fromkeys(("nanometer", "nanometre", "nm"), 1e-9),
+    **dict.fromkeys(("micrometer", "micrometre", "micron", "um", "µm", "μm"), 1e-6),
+    **dict.fromkeys(("millimeter", "millimetre", "mm"), 1e-3),
+    **dict.fromkeys(("centimeter", "centimetre", "cm"), 1e-2),
+    **dict.fromkeys(("meter", "metre", "m"), 1.0),
+}
+"""Of OME-Zarr, and what people write; µ exists twice, as a sign and as a Greek letter."""
+ALIKE = 0.01
+"""Sizes that differ by a smaller share than this are rounded differently."""
+Sizes = dict[str, tuple[float, str]]
+"""Number and unit by axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +121,12 @@ class Volume:
 
     def sections(self, first: int, stop: int) -> Box:
         """The volume's sections ``first..stop``."""
-        if self.section_axis is None:
-            return self.whole()
+        return self.whole() if self.section_axis is None else self.part(self.section_axis, first, stop)
+
+    def part(self, axis: int, first: int, stop: int) -> Box:
+        """The volume between two places along an axis, which is counted as in ``axes``."""
         start, end = list(self.whole().start), list(self.extent)
-        start[self.section_axis], end[self.section_axis] = first, stop
+        start[axis], end[axis] = first, stop
         return Box(tuple(start), tuple(end))
 
     def without_single_axes(self, keep: str = "") -> Volume:
@@ -217,3 +238,83 @@ def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
     if len(letters) != dimensions or len(set(letters)) != len(letters) or not set("yx") <= set(letters) <= set(AXES):
         raise UnetcliError(f"{path}: axes {', '.join(map(str, names))}; expected y, x and at most one each of t, c, z")
     return letters
+
+
+def stated_sizes(volume: Volume) -> Sizes:
+    """Voxel size along the axes of space; none where all are 1 without unit, which is what says nothing."""
+    sizes = {axis: (volume.voxel_size[axis], volume.units.get(axis, "")) for axis in "zyx" if axis in volume.voxel_size}
+    return {} if all(size == (1.0, "") for size in sizes.values()) else sizes
+
+
+def require_same_voxels(one: Volume, other: Volume, otherwise: str) -> None:
+    """Refuse two volumes whose voxels have stated sizes that differ; the error ends in what that means.
+
+    Axes that only one of them states, and units that cannot be compared, are passed over.
+    """
+    sizes, others = stated_sizes(one), stated_sizes(other)
+    if any(differ(sizes[axis], others[axis]) for axis in sizes.keys() & others.keys()):
+        raise UnetcliError(
+            f"{one.path} has voxels of {in_words(sizes)}, but {other.path} of {in_words(others)}: {otherwise}"
+        )
+
+
+def differ(one: tuple[float, str], other: tuple[float, str]) -> bool:
+    """Whether two sizes differ, where their units can be compared.
+
+    >>> differ((500, "nanometer"), (0.5, "micrometer")), differ((1, "um"), (500, "nm")), differ((1, "um"), (2, ""))
+    (False, True, False)
+    """
+    (size, unit), (other_size, other_unit) = one, other
+    scale, other_scale = METRES.get(unit, math.nan), METRES.get(other_unit, math.nan)
+    if unit == other_unit:
+        scale = other_scale = 1.0
+    sizes = size * scale, other_size * other_scale
+    return abs(sizes[0] - sizes[1]) > ALIKE * max(sizes)  # False for units that cannot be compared: NaN
+
+
+def in_words(sizes: Sizes) -> str:
+    """For people, in the order of the axes; the unit once where it is the same.
+
+    >>> in_words({"y": (4.0, "nm"), "x": (4.0, "nm")}), in_words({"z": (0.05, "um"), "x": (4.0, "nm")})
+    ('4 x 4 nm', '0.05 um x 4 nm')
+    """
+    units = {unit for _, unit in sizes.values()}
+    if len(units) == 1:
+        return f"{' x '.join(f'{size:g}' for size, _ in sizes.values())} {units.pop()}".rstrip()
+    return " x ".join(f"{size:g} {unit or '(no unit)'}" for size, unit in sizes.values())
+
+
+def resolve_region(sections: Sections, roi: Roi | None, volume: Volume) -> Box:
+    """The part of a volume that is asked for; all of it where nothing is.
+
+    Raises
+    ------
+    UnetcliError
+        It lies outside, is empty, or is named twice.
+    """
+    if roi is not None:
+        if sections != (None, None):
+            raise UnetcliError("--roi and --sections: one of them; --roi names the sections too")
+        return _resolve_roi(roi, volume)
+    if sections == (None, None):
+        return volume.whole()
+    if volume.section_axis is None:
+        raise UnetcliError(f"--sections: {volume.path} is a single image ({', '.join(volume.axes)})")
+    return volume.sections(*resolve_sections(sections, volume.extent[volume.section_axis], volume.path))
+
+
+def _resolve_roi(roi: Roi, volume: Volume) -> Box:
+    """The region of interest, along the last axes that it names."""
+    axes = volume.axes
+    if len(roi) > len(axes):
+        raise UnetcliError(f"--roi: {len(roi)} ranges, {volume.path} has axes {', '.join(axes)}")
+    start, stop = list(volume.whole().start), list(volume.extent)
+    for place, (first, end) in enumerate(roi, start=len(axes) - len(roi)):
+        start[place] = 0 if first is None else first
+        stop[place] = volume.extent[place] if end is None else end
+        if not 0 <= start[place] < stop[place] <= volume.extent[place]:
+            raise UnetcliError(
+                f"--roi: {axes[place]} {start[place]}:{stop[place]}, {volume.path} has {axes[place]} "
+                f"0:{volume.extent[place]}"
+            )
+    return Box(tuple(start), tuple(stop))

@@ -6,17 +6,19 @@ import ipaddress
 import logging
 import os
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, one_line
 from unetcli.executors.contract import JobFailure
-from unetcli.executors.dask.tls import run_certificate, security
-from unetcli.executors.dask.worker import serve, settings
+from unetcli.executors.dask.worker import run_certificate, security, security_for, serve, settings
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -27,28 +29,9 @@ LOG = "dask.log"
 CONNECT_SECONDS = 30.0
 PATIENCE = 300.0
 """Seconds without any worker after which a scheduler of others is given up."""
+SECONDS_TO_END = 10.0
+"""Time that worker processes of this host have to end before they are killed."""
 TALKERS = ("distributed", "distributed.client", "distributed.gc", "bokeh", "tornado", "tornado.application", "asyncio")
-
-
-class Cluster(Protocol):
-    """Where batches run."""
-
-    @property
-    def client(self) -> Client: ...
-
-    @property
-    def address(self) -> str:
-        """Of the scheduler."""
-
-    @property
-    def expected(self) -> int:
-        """Workers that will come, as far as is known."""
-
-    def tend(self, batches_done: int) -> None:
-        """Called every second while work remains: replaces worker jobs that ended."""
-
-    def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
-        """Why no worker will ever come again; None while one may."""
 
 
 class Launch(Protocol):
@@ -63,17 +46,18 @@ Ended = Callable[[], Sequence[JobFailure]]
 
 
 @dataclass(frozen=True, slots=True)
-class Existing:
+class ExternalCluster:
     """A scheduler that others started; its workers come and go as they please."""
 
     client: Client
     address: str
     expected: int = 1
 
-    def tend(self, batches_done: int) -> None:
+    def tend(self, *, progress: bool) -> None:
         """Nothing: its workers are not ours."""
 
     def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
+        """Why no worker will ever come again; None while one may."""
         if seconds_without_workers < PATIENCE:
             return None
         return JobFailure(
@@ -84,7 +68,7 @@ class Existing:
 
 
 @dataclass(slots=True)
-class Own:
+class OwnCluster:
     """A scheduler in this process; its workers are jobs, replaced when they end while work goes on."""
 
     client: Client
@@ -95,12 +79,15 @@ class Own:
     alive: int = 0
     spare: int = 0
     """Replacements that may still be launched before the next batch is done."""
-    batches_done: int = -1
     last: JobFailure = field(default_factory=lambda: JobFailure(job="-", host="-", reason="no worker was started"))
 
-    def tend(self, batches_done: int) -> None:
-        if batches_done > self.batches_done:
-            self.batches_done, self.spare = batches_done, max(3, self.expected)
+    def tend(self, *, progress: bool) -> None:
+        """Replace worker jobs that ended; called every second while work remains.
+
+        ``progress``: a run has just begun, or a batch was done since the last call.
+        """
+        if progress:
+            self.spare = max(3, self.expected)
         for failure in self.ended():
             self.last, self.alive = failure, self.alive - 1
             log.warning("worker job %s ended (%s: %s)", failure.job, failure.host, failure.reason)
@@ -117,50 +104,54 @@ class Own:
             self.expected = max(self.alive, 1)
 
     def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
+        """Why no worker will ever come again; None while one may."""
         return self.last if self.alive <= 0 and self.spare <= 0 else None
 
 
+Cluster = ExternalCluster | OwnCluster
+"""A scheduler with workers, where batches run; ``expected`` workers will come, as far as is known."""
+
+
 @contextmanager
-def existing_scheduler(address: str, folder: Path, tls: Path | None = None) -> Iterator[Existing]:
+def existing_scheduler(address: str, folder: Path, tls: Path | None = None) -> Iterator[ExternalCluster]:
     """Use the scheduler at ``tcp://..`` or ``tls://..`` (then ``tls`` is the folder of its certificate)."""
     from distributed import Client
 
-    if address.startswith("tls://") and tls is None:
-        raise UnetcliError(f"--scheduler {address}: needs the certificate of its run; --tls FOLDER names it")
-    with quiet(folder), ExitStack() as stack:
+    trusted = security_for(address, tls)
+    with quiet(folder):
         try:
-            client = Client(
-                address,
-                security=security(tls) if tls else None,
-                timeout=CONNECT_SECONDS,
-                set_as_default=False,
-            )
+            client = Client(address, security=trusted, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UnetcliError(f"--scheduler {address}: no Dask scheduler let us in ({reason})") from error
-        stack.callback(client.close)
-        yield Existing(client, address)
+            raise UnetcliError(f"--scheduler {address}: no Dask scheduler let us in ({one_line(error)})") from error
+        with closing(client):
+            yield ExternalCluster(client, address)
 
 
 @contextmanager
 def own_scheduler(
-    folder: Path, launch: Launch, ended: Ended, count: int, *, host: str | None = None, **worker: Any
-) -> Iterator[Own]:
+    folder: Path,
+    launch: Launch,
+    ended: Ended,
+    count: int,
+    *,
+    host: str | None = None,
+    memory: int | None = None,
+    scratch: str | None = None,
+) -> Iterator[OwnCluster]:
     """A scheduler here, encrypted, and ``count`` worker jobs; at the end all of them end, whatever happened.
 
     Parameters
     ----------
     host : address
         Where workers reach this process; see :func:`own_address`.
-    worker : ``memory``, ``death_timeout``, ``scratch``
+    memory, scratch
         As :func:`unetcli.executors.dask.worker.serve` takes them.
     """
     host = own_address(host)
     with quiet(folder), run_certificate(folder / "tls") as tls, _scheduler(tls, host) as client:
         address = str(client.scheduler_info(n_workers=0)["address"])
-        values = {"memory": None, "name": None, "death_timeout": 60.0, "scratch": None, **worker}
-        arguments = [address, str(tls), *(values[k] for k in ("memory", "name", "death_timeout", "scratch"))]
-        cluster = Own(client, address, count, lambda number: launch(serve, arguments, number), ended)
+        arguments = [address, str(tls), memory, scratch]
+        cluster = OwnCluster(client, address, count, lambda number: launch(serve, arguments, number), ended)
         cluster.alive = len(launch(serve, arguments, count))  # a refusal is the user's to hear
         yield cluster
 
@@ -170,6 +161,7 @@ def _scheduler(tls: Path, host: str) -> Iterator[Client]:
     import dask.config
     from distributed import Client, Scheduler, SpecCluster
 
+    trusted = security(tls)
     options = {
         "host": host,
         "port": 0,
@@ -177,32 +169,23 @@ def _scheduler(tls: Path, host: str) -> Iterator[Client]:
         "dashboard": False,
         "dashboard_address": "127.0.0.1:0",
         "allowed_failures": 1,  # a batch that was at work when two workers died is looked at block by block
-        "security": security(tls),
+        "security": trusted,
     }
-    with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="unetcli-", ignore_cleanup_errors=True))
-        stack.enter_context(dask.config.set(settings() | _scheduler_settings(scratch)))
-        cluster = SpecCluster(
-            workers={},
-            scheduler={"cls": Scheduler, "options": options},
-            security=security(tls),
-            silence_logs=False,
-            name="unetcli",
-        )
-        stack.callback(cluster.close)
-        client = Client(cluster, security=security(tls), set_as_default=False)
-        stack.callback(client.close)
-        stack.callback(client.shutdown)  # workers end by this alone: retiring them may silently do nothing
-        yield client
-
-
-def _scheduler_settings(scratch: str) -> dict[str, Any]:
-    """Of Dask: no pages served, no batch given to a worker that has one, nothing left on disk."""
-    return {
-        "distributed.scheduler.http.routes": [],
-        "distributed.scheduler.worker-saturation": 1.0,
-        "temporary-directory": scratch,
+    own = {
+        "distributed.scheduler.http.routes": [],  # no pages are served
+        "distributed.scheduler.worker-saturation": 1.0,  # no batch is given to a worker that has one
     }
+    scheduler = {"cls": Scheduler, "options": options}
+    with (
+        tempfile.TemporaryDirectory(prefix="unetcli-", ignore_cleanup_errors=True) as scratch,
+        dask.config.set(settings() | own | {"temporary-directory": scratch}),  # nothing is left on disk
+        closing(SpecCluster({}, scheduler, security=trusted, silence_logs=False, name="unetcli")) as cluster,
+        closing(Client(cluster, security=trusted, set_as_default=False)) as client,
+    ):
+        try:
+            yield client
+        finally:
+            client.shutdown()  # workers end by this alone: retiring them may silently do nothing
 
 
 def own_address(chosen: str | None = None) -> str:
@@ -255,3 +238,79 @@ def quiet(folder: Path) -> Iterator[None]:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
         handler.close()
+
+
+@contextmanager
+def local_workers(
+    folder: Path, count: int, *, gpus: Sequence[str] = (), memory: int | None = None
+) -> Iterator[OwnCluster]:
+    """A scheduler and ``count`` workers on this host, worker k on the k-th GPU of ``gpus`` where there are any."""
+    with (
+        tempfile.TemporaryDirectory(prefix="unetcli-", ignore_cleanup_errors=True) as scratch,
+        closing(Processes(folder / "logs", gpus)) as started,
+        own_scheduler(
+            folder, started.launch, started.ended, count, host="127.0.0.1", memory=memory, scratch=scratch
+        ) as cluster,
+    ):
+        yield cluster
+
+
+@dataclass(slots=True)
+class Processes:
+    """Launches worker jobs as processes of this host; :meth:`close` ends them."""
+
+    logs: Path
+    gpus: Sequence[str] = ()
+    running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """By place: a worker that replaces another takes its place, and so its GPU."""
+
+    def launch(self, function: Callable[..., None], arguments: Sequence[Any], count: int) -> list[str]:
+        return [self._start(function, arguments) for _ in range(count)]
+
+    def _start(self, function: Callable[..., None], arguments: Sequence[Any]) -> str:
+        place = next(place for place in range(len(self.running) + 1) if place not in self.running)
+        call = f"from {function.__module__} import {function.__name__} as work; work(*{list(arguments)!r})"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with (self.logs / f"worker-{place}.log").open("ab") as output:
+            self.running[place] = subprocess.Popen(
+                [sys.executable, "-P", "-c", call],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is for the launcher, which lets workers finish their blocks
+            )
+        return str(self.running[place].pid)
+
+    def ended(self) -> list[JobFailure]:
+        failures = []
+        for place, process in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[place]
+                reason = f"{_death(process.returncode)}; see {self.logs / f'worker-{place}.log'}"
+                failures.append(JobFailure(job=str(process.pid), host=os.uname().nodename, reason=reason))
+        return failures
+
+    def close(self) -> None:
+        """Ask all to end, as they do within seconds after their current block; kill what does not."""
+        for process in self.running.values():
+            process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_END
+        for process in self.running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            process.kill()  # does nothing to one that has ended
+            process.wait()
+        self.running.clear()
+
+
+def _death(code: int) -> str:
+    """How a process ended, in words.
+
+    >>> _death(-9), _death(1)
+    ('killed by signal 9', 'ended with code 1')
+    """
+    return f"killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -8,17 +8,17 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetcli.core.errors import UnetcliError
-from unetcli.core.ranges import Ranges, count, numbers, to_ranges
+from unetcli.core.errors import UnetcliError, one_line
+from unetcli.core.ranges import Cutter, Ranges, count, numbers, to_ranges
 from unetcli.executors.contract import JobFailure, Task
-from unetcli.executors.dask.batches import Cutter, Outcome, batch_size, one_line, request_stop, run_batch
 from unetcli.executors.dask.cluster import LOG, Cluster
+from unetcli.executors.dask.worker import BatchResult, request_stop, run_batch
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -30,6 +30,10 @@ SECONDS_PER_RESULT = 10.0
 SECONDS_PER_ANSWER = 3.0
 AHEAD = 2
 """Batches per worker at the scheduler: one at work, one that waits, so that no worker does."""
+LARGEST = 256
+"""Blocks per batch at most: 10^6 blocks are 4,000 tasks for the scheduler then."""
+PER_WORKER = 3
+"""A batch is this part of what is left per worker: large first, single blocks last, so that workers end together."""
 ALIKE = 8
 """Blocks that fail, none having been done, after which the rest is not tried: it would fail alike."""
 BATCH, SINGLE, ALONE = range(3)
@@ -53,7 +57,8 @@ class DaskExecutor:
         stopping: Callable[[], bool],
         avoid: Sequence[str] = (),
     ) -> list[JobFailure]:
-        return _Run(self.cluster, task, folder, Cutter(blocks), tick, stopping, frozenset(avoid)).work()
+        batches = BatchQueue(Cutter(blocks), frozenset(avoid))
+        return _Run(self.cluster, Workers(self.cluster), batches, task, folder, tick, stopping).work()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,178 +71,96 @@ class Batch:
     avoid: frozenset[str] = frozenset()
     """Hosts where these blocks failed."""
 
+    def singly(self, **changes: Any) -> list[Batch]:
+        """A batch for each block."""
+        return [replace(self, blocks=((block, block + 1),), **changes) for block in numbers(self.blocks)]
+
 
 @dataclass(slots=True)
-class _Run:
-    """One call of the executor."""
+class BatchQueue:
+    """What is to be sent next, and what has failed for good; knows nothing of Dask."""
 
-    cluster: Cluster
-    task: Task
-    folder: Path
     fresh: Cutter
-    tick: Callable[[], None]
-    stopping: Callable[[], bool]
+    """Blocks that were not sent yet."""
     avoid: frozenset[str]
-    name: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Hosts on which no block is to be tried first."""
     again: deque[Batch] = field(default_factory=deque)
     """Failed batches, cut into single blocks."""
     alone: deque[Batch] = field(default_factory=deque)
-    later: list[Batch] = field(default_factory=list)
-    """Of workers that leave, or that died with the outcome; sent again at the next look."""
-    at_work: dict[Any, tuple[Future[Any], Batch]] = field(default_factory=dict)
-    finished: queue.SimpleQueue[Future[Any]] = field(default_factory=queue.SimpleQueue)
-    workers: list[str] = field(default_factory=list)
-    hosts: dict[str, str] = field(default_factory=dict)
-    """Host name by address of a worker."""
+    """Blocks that are tried with nothing else at work."""
     failed: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     """Blocks by host and reason."""
-    submitted: int = 0
     done: int = 0
     """Batches that ended well."""
-    ticked: float = 0.0
-    seen_worker: float = field(default_factory=time.monotonic)
-    lost: list[JobFailure] = field(default_factory=list)
-    """Why no worker is left."""
 
-    def work(self) -> list[JobFailure]:
-        try:
-            self._look()
-            while not self.lost and (self._submit() or self.at_work):
-                self._collect()
-                if time.monotonic() - self.ticked >= SECONDS_PER_TICK:
-                    self._look()
-        finally:
-            self._give_up()
-        self.tick()
-        return self._failures()
+    def __bool__(self) -> bool:
+        return bool(self.fresh.left or self.again or self.alone)
 
-    # -- submitting
-
-    def _submit(self) -> bool:
-        """Fill the window; whether anything waits to be submitted."""
-        while (batch := self._next()) is not None:
-            self._send(batch)
-        return not self._ending() and bool(self.fresh.left or self.again or self.alone or self.later)
-
-    def _work_waits(self) -> bool:
-        """Whether one more worker would have something to do."""
-        waiting = self.fresh.left or self.again or self.alone or self.later
-        return bool(waiting) or len(self.at_work) > len(self.workers)
-
-    def _next(self) -> Batch | None:
-        """The next batch, where one may be submitted now."""
-        window = len(self.workers) * AHEAD - len(self.at_work)
-        if window <= 0 or self._ending() or any(batch.care == ALONE for _, batch in self.at_work.values()):
+    def next(self, at_work: Collection[Batch], workers: int, expected: int) -> Batch | None:
+        """The next batch, where one may be sent now; ``expected`` workers will come, as far as is known."""
+        if len(at_work) >= workers * AHEAD or any(batch.care == ALONE for batch in at_work):
             return None
         if self.again:
-            singles = sum(batch.care == SINGLE for _, batch in self.at_work.values())
-            return self.again.popleft() if singles < len(self.workers) else None
+            singles = sum(batch.care == SINGLE for batch in at_work)
+            return self.again.popleft() if singles < workers else None
         if self.fresh.left:
-            size = batch_size(self.fresh.left, max(len(self.workers), self.cluster.expected))
+            size = batch_size(self.fresh.left, max(workers, expected))
             return Batch(self.fresh.cut(size), avoid=self.avoid)
-        return self.alone.popleft() if self.alone and not self.at_work else None
+        return self.alone.popleft() if self.alone and not at_work else None
 
-    def _send(self, batch: Batch) -> None:
-        self.submitted += 1
-        key = (f"blocks-{self.name}", self.submitted)
-        elsewhere = [address for address in self.workers if self.hosts.get(address) not in batch.avoid]
-        place = {"workers": elsewhere, "allow_other_workers": True} if batch.avoid and elsewhere else {}
-        future = self.cluster.client.submit(
-            run_batch, self.task, str(self.folder), batch.blocks, self.name, key=key, pure=False, **place
-        )
-        self.at_work[key] = (future, batch)
-        future.add_done_callback(self.finished.put)
-
-    def _ending(self) -> bool:
-        return self.stopping() or self._all_fail()
-
-    def _all_fail(self) -> bool:
-        return not self.done and sum(map(len, self.failed.values())) >= ALIKE
-
-    # -- waiting
-
-    def _collect(self) -> None:
-        """Take what has ended, waiting a little where nothing has."""
-        try:
-            ended = [self.finished.get(timeout=SECONDS_PER_TICK / 4)]
-        except queue.Empty:
-            return
-        while not self.finished.empty():
-            ended.append(self.finished.get())
-        self._require_scheduler(ended)
-        for future in ended:
-            _, batch = self.at_work.pop(future.key)
-            self._judge(batch, future)
-
-    def _judge(self, batch: Batch, future: Future[Any]) -> None:
-        if future.status == "error":
-            self._died(batch, future)
-        elif (outcome := _fetch(future)) is None or outcome.left:
-            self.later.append(batch)
-        elif outcome.error:
-            self._log(f"{_names(batch.blocks)} on {outcome.host}:\n{outcome.details}")
-            self._retry(batch, outcome.host, outcome.error)
-        else:
-            self.done += 1
-
-    def _died(self, batch: Batch, future: Future[Any]) -> None:
-        """Dask gave the batch up: its workers died, or it cannot be read there."""
-        error = future.exception()
-        assert error is not None
-        self._log(f"{_names(batch.blocks)}: {error!r}")
-        last = getattr(error, "last_worker", None)
-        if last is None:
-            self._retry(batch, "-", one_line(error))
-        elif batch.care < ALONE:
+    def worker_died(self, batch: Batch, host: str) -> None:
+        """The batch was at work when workers died: its blocks are tried with more care, in the end each alone."""
+        if batch.care < ALONE:
             waiting = self.alone if batch.care == SINGLE else self.again
-            waiting.extend(_singly(batch, care=batch.care + 1))
+            waiting.extend(batch.singly(care=batch.care + 1))
         else:
-            self._fail(
-                batch,
-                self._host(last.address),
-                "its worker died each time, perhaps out of memory; logs/ of the run folder",
-            )
+            self._fail(batch, host, "its worker died each time, perhaps out of memory; logs/ of the run folder")
 
-    def _host(self, address: str) -> str:
-        """Name of the host of a worker, which may have died before it was asked: then that of a neighbour."""
-        neighbours = [name for other, name in self.hosts.items() if _place(other) == _place(address)]
-        return self.hosts.get(address) or (neighbours or [_place(address)])[0]
-
-    def _retry(self, batch: Batch, host: str, reason: str) -> None:
+    def raised(self, batch: Batch, host: str, reason: str) -> None:
         """Once more, block by block and elsewhere where there is an elsewhere; then it has failed."""
         if batch.failures:
             self._fail(batch, host, reason)
         else:
-            self.again.extend(_singly(batch, failures=1, avoid=batch.avoid | {host}, care=max(batch.care, SINGLE)))
+            self.again.extend(batch.singly(failures=1, avoid=batch.avoid | {host}, care=max(batch.care, SINGLE)))
 
     def _fail(self, batch: Batch, host: str, reason: str) -> None:
         self.failed.setdefault((host, reason), []).extend(numbers(batch.blocks))
 
-    # -- looking around
+    def all_fail(self) -> bool:
+        """Whether blocks failed and none was done, so that the rest would fail alike."""
+        return not self.done and sum(map(len, self.failed.values())) >= ALIKE
 
-    def _look(self) -> None:
-        """Once a second: who is there, what is to be replaced, what is to be said."""
-        self.ticked = time.monotonic()
-        self.tick()
-        self._require_scheduler()
-        self._greet_workers()
-        self.again.extend(self.later)
-        self.later.clear()
-        if self.stopping():
-            self._ask(request_stop, self.name)  # again and again: workers come and go
-        elif self._work_waits():
-            self.cluster.tend(self.done)
-        self._notice_absence()
+    def failures(self) -> list[JobFailure]:
+        return [
+            JobFailure(job=names(to_ranges(sorted(blocks))), host=host, reason=reason)
+            for (host, reason), blocks in self.failed.items()
+        ]
 
-    def _greet_workers(self) -> None:
+
+@dataclass(slots=True)
+class Workers:
+    """The workers of a cluster, as they come and go."""
+
+    cluster: Cluster
+    addresses: list[str] = field(default_factory=list)
+    hosts: dict[str, str] = field(default_factory=dict)
+    """Host name by address of a worker, of those that died too."""
+    seen: float = field(default_factory=time.monotonic)
+    """When there was one last."""
+
+    def look(self) -> None:
+        """Note who is there."""
+        self.require_scheduler()
         try:
-            self.workers = list(self.cluster.client.nthreads())
+            self.addresses = list(self.cluster.client.nthreads())
         except (OSError, TimeoutError) as error:
             raise self._gone() from error
-        if new := [address for address in self.workers if address not in self.hosts]:
-            self.hosts |= {address: _place(address) for address in new} | self._ask(socket.gethostname, workers=new)
+        if new := [address for address in self.addresses if address not in self.hosts]:
+            self.hosts |= {address: _place(address) for address in new} | self.ask(socket.gethostname, workers=new)
+        if self.addresses:
+            self.seen = time.monotonic()
 
-    def _ask(self, function: Callable[..., Any], *words: Any, workers: list[str] | None = None) -> dict[str, Any]:
+    def ask(self, function: Callable[..., Any], *words: Any, workers: list[str] | None = None) -> dict[str, Any]:
         """What a function returns in each worker process; not waiting for long, as one may hang."""
         client = self.cluster.client
         try:
@@ -248,23 +171,137 @@ class _Run:
             return {}
         return found
 
-    def _notice_absence(self) -> None:
-        if self.workers:
-            self.seen_worker = time.monotonic()
-        elif self.stopping():
-            self.lost.append(JobFailure(job="-", host="-", reason="stopped; no worker was left"))
-        elif failure := self.cluster.hopeless(time.monotonic() - self.seen_worker):
-            self.lost.append(failure)
+    def host(self, address: str) -> str:
+        """Name of the host of a worker, which may have died before it was asked: then that of a neighbour."""
+        neighbours = [name for other, name in self.hosts.items() if _place(other) == _place(address)]
+        return self.hosts.get(address) or (neighbours or [_place(address)])[0]
 
-    def _require_scheduler(self, ended: Sequence[Future[Any]] = ()) -> None:
-        gone = any(future.status == "cancelled" for future in ended)
-        if gone or self.cluster.client.status != "running":
+    def elsewhere(self, avoid: frozenset[str]) -> list[str]:
+        """Addresses of workers on other hosts."""
+        return [address for address in self.addresses if self.hosts.get(address) not in avoid]
+
+    def none_to_come(self) -> JobFailure | None:
+        """Why there is no worker, and none will ever come; None where there is one, or one may come."""
+        return None if self.addresses else self.cluster.hopeless(time.monotonic() - self.seen)
+
+    def require_scheduler(self, ended: Iterable[Future[Any]] = ()) -> None:
+        """Raise where the scheduler is gone: then all it had been given counts as cancelled."""
+        if self.cluster.client.status != "running" or any(future.status == "cancelled" for future in ended):
             raise self._gone()
 
     def _gone(self) -> UnetcliError:
         return UnetcliError(f"the Dask scheduler at {self.cluster.address} is gone; the same command continues")
 
-    # -- ending
+
+@dataclass(slots=True)
+class _Run:
+    """One call of the executor: sends batches to workers and takes back what became of them."""
+
+    cluster: Cluster
+    workers: Workers
+    batches: BatchQueue
+    task: Task
+    folder: Path
+    tick: Callable[[], None]
+    stopping: Callable[[], bool]
+    name: str = field(default_factory=lambda: secrets.token_hex(4))
+    at_work: dict[Any, tuple[Future[Any], Batch]] = field(default_factory=dict)
+    """By the key of the future."""
+    finished: queue.SimpleQueue[Future[Any]] = field(default_factory=queue.SimpleQueue)
+    later: list[Batch] = field(default_factory=list)
+    """Batches of workers that leave, or that died with the outcome; sent again at the next look."""
+    sent: int = 0
+    done_before: int = -1
+    """Batches that had been done when the cluster was last tended."""
+    looked: float = 0.0
+    lost: list[JobFailure] = field(default_factory=list)
+    """Why no worker is left."""
+
+    def work(self) -> list[JobFailure]:
+        try:
+            self._look()
+            while not self.lost and (self._send_all() or self.at_work):
+                self._collect()
+                if time.monotonic() - self.looked >= SECONDS_PER_TICK:
+                    self._look()
+        finally:
+            self._give_up()
+        self.tick()
+        return self.batches.failures() + self.lost
+
+    def _send_all(self) -> bool:
+        """Send what workers have room for; whether anything waits to be sent."""
+        while not (ending := self.stopping() or self.batches.all_fail()):
+            at_work = [batch for _, batch in self.at_work.values()]
+            batch = self.batches.next(at_work, len(self.workers.addresses), self.cluster.expected)
+            if batch is None:
+                break
+            self._send(batch)
+        return not ending and bool(self.batches or self.later)
+
+    def _send(self, batch: Batch) -> None:
+        self.sent += 1
+        key = (f"blocks-{self.name}", self.sent)
+        elsewhere = self.workers.elsewhere(batch.avoid)
+        place = {"workers": elsewhere, "allow_other_workers": True} if batch.avoid and elsewhere else {}
+        future = self.cluster.client.submit(
+            run_batch, self.task, str(self.folder), batch.blocks, self.name, key=key, pure=False, **place
+        )
+        self.at_work[key] = (future, batch)
+        future.add_done_callback(self.finished.put)
+
+    def _collect(self) -> None:
+        """Take what has ended, waiting a little where nothing has."""
+        try:
+            ended = [self.finished.get(timeout=SECONDS_PER_TICK / 4)]
+        except queue.Empty:
+            return
+        while not self.finished.empty():
+            ended.append(self.finished.get())
+        self.workers.require_scheduler(ended)
+        for future in ended:
+            _, batch = self.at_work.pop(future.key)
+            self._take(batch, future)
+
+    def _take(self, batch: Batch, future: Future[Any]) -> None:
+        if future.status == "error":
+            self._given_up(batch, future)
+        elif (result := _fetch(future)) is None or result.left:
+            self.later.append(batch)
+        elif result.error:
+            self._log(f"{names(batch.blocks)} on {result.host}:\n{result.details}")
+            self.batches.raised(batch, result.host, result.error)
+        else:
+            self.batches.done += 1
+
+    def _given_up(self, batch: Batch, future: Future[Any]) -> None:
+        """Dask gave the batch up: its workers died, or it cannot be read there."""
+        error = future.exception()
+        assert error is not None
+        self._log(f"{names(batch.blocks)}: {error!r}")
+        last = getattr(error, "last_worker", None)
+        if last is None:
+            self.batches.raised(batch, "-", one_line(error, kind=True))
+        else:
+            self.batches.worker_died(batch, self.workers.host(last.address))
+
+    def _look(self) -> None:
+        """Once a second: who is there, what is to be replaced, what is to be said."""
+        self.looked = time.monotonic()
+        self.tick()
+        self.workers.look()
+        self.batches.again.extend(self.later)
+        self.later.clear()
+        stopping = self.stopping()
+        if stopping:
+            self.workers.ask(request_stop, self.name)  # again and again: workers come and go
+        elif self.batches or len(self.at_work) > len(self.workers.addresses):  # one more would have something to do
+            self.cluster.tend(progress=self.batches.done > self.done_before)
+            self.done_before = self.batches.done
+        if stopping and not self.workers.addresses:
+            self.lost.append(JobFailure(job="-", host="-", reason="stopped; no worker was left"))
+        elif failure := self.workers.none_to_come():
+            self.lost.append(failure)
 
     def _give_up(self) -> None:
         """Forget what is still at work, which only happens in an emergency; its workers notice and stop."""
@@ -273,22 +310,24 @@ class _Run:
         if futures and self.cluster.client.status == "running":
             self.cluster.client.cancel(futures)
 
-    def _failures(self) -> list[JobFailure]:
-        failed = [
-            JobFailure(job=_names(to_ranges(sorted(blocks))), host=host, reason=reason)
-            for (host, reason), blocks in self.failed.items()
-        ]
-        return failed + self.lost
-
     def _log(self, text: str) -> None:
         with (self.folder / "logs" / LOG).open("a") as file:
             file.write(f"{text.rstrip()}\n")
 
 
-def _fetch(future: Future[Any]) -> Outcome | None:
-    """What came of a finished batch; None where the worker that knew has died since."""
+def batch_size(left: int, workers: int) -> int:
+    """Blocks in the next batch.
+
+    >>> batch_size(10**6, 2), batch_size(100, 4), batch_size(7, 4)
+    (256, 9, 1)
+    """
+    return min(LARGEST, -(-left // (PER_WORKER * max(workers, 1))))
+
+
+def _fetch(future: Future[Any]) -> BatchResult | None:
+    """What became of a finished batch; None where the worker that knew has died since."""
     try:
-        return None if future.status == "lost" else Outcome(*future.result(timeout=SECONDS_PER_RESULT))
+        return None if future.status == "lost" else BatchResult(*future.result(timeout=SECONDS_PER_RESULT))
     except (TimeoutError, CancelledError):
         return None
 
@@ -302,14 +341,10 @@ def _place(address: str) -> str:
     return address.split("://")[-1].rpartition(":")[0]
 
 
-def _singly(batch: Batch, **changes: Any) -> list[Batch]:
-    return [replace(batch, blocks=((block, block + 1),), **changes) for block in numbers(batch.blocks)]
-
-
-def _names(blocks: Ranges) -> str:
+def names(blocks: Ranges) -> str:
     """Block numbers for people.
 
-    >>> _names(((3, 4),)), _names(((0, 3), (7, 8)))
+    >>> names(((3, 4),)), names(((0, 3), (7, 8)))
     ('block 3', 'blocks 0-2, 7')
     """
     words = [str(a) if b - a == 1 else f"{a}-{b - 1}" for a, b in blocks]

@@ -1,4 +1,9 @@
-"""A Dask worker: one process that works, and one that watches over it and replaces it when it dies."""
+"""A Dask worker: one process that works off batches, and one that watches over it and replaces it when it dies.
+
+Also the certificate of the run: who holds its files may talk to the run's scheduler and workers, nobody else. Dask's
+own ``Security.temporary()`` would do but for one thing: its certificates are good from the second they are made, so
+that a node whose clock is slow refuses them.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +12,47 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unetcli.core.errors import UnetcliError
-from unetcli.core.process import spin_briefly
-from unetcli.executors.dask.batches import BUSY, LEAVE, SCRATCH
+from unetcli.core.errors import UnetcliError, one_line
+from unetcli.core.files import remove_aside
+from unetcli.core.process import malloc_variables, spin_briefly
+from unetcli.core.ranges import Ranges
+from unetcli.executors.contract import Task
 
 if TYPE_CHECKING:
-    from distributed import Nanny
+    from distributed import Nanny, Worker
+    from distributed.security import Security
 
 DEATH_TIMEOUT = 60.0
 """Seconds in which the scheduler has to answer."""
 GRACE = 20.0
 """Seconds that a worker asked to leave has for its current block; SLURM kills 30 s after SIGTERM by default."""
 SECONDS_TO_CLOSE = 5.0
+SCRATCH = "UNETCLI_WORKER_SCRATCH"
+"""Variable that names the worker's own folder."""
+LEAVE, BUSY = "leave", "busy"
+"""Files there: one asks the worker to leave, the other says which process is at work."""
+CERTIFICATE, KEY = "certificate.pem", "key.pem"
+DAYS = 90
+"""How long a certificate is good for: longer than any job may run."""
 
 
 def serve(
     scheduler: str,
     tls: str | None = None,
     memory: int | None = None,
+    scratch: str | None = None,
     name: str | None = None,
     death_timeout: float = DEATH_TIMEOUT,
-    scratch: str | None = None,
 ) -> None:
     """Work for a scheduler until it ends, or until SIGTERM; takes plain values, so that any launcher can call it.
 
@@ -40,9 +61,9 @@ def serve(
     tls : folder
         With the certificate of the run.
     memory : bytes
-        A worker that holds 95 % of it is restarted; by itself nothing is limited but by the job.
+        A worker that holds 95 % of it is restarted; by default only the job limits it.
     scratch : folder
-        Where its own folder is made, and removed at the end; by itself the system's place for temporary files.
+        Where its own folder is made, and removed at the end; by default the system's place for temporary files.
     """
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read when dask is first imported, as in children
     spin_briefly()
@@ -72,7 +93,7 @@ async def _serve(
             memory_limit=memory or 0,
             death_timeout=death_timeout,
             local_directory=own,
-            security=_security(scheduler, tls),
+            security=security_for(scheduler, Path(tls) if tls else None),
             env={SCRATCH: own},
         )
         await _started(nanny, scheduler, asked, death_timeout)
@@ -103,7 +124,7 @@ def _signals() -> asyncio.Event:
 
 async def _started(nanny: Nanny, scheduler: str, asked: asyncio.Event, death_timeout: float) -> None:
     """Wait until the worker runs; whoever asks it to end meanwhile is heard too."""
-    starting = asyncio.ensure_future(_start(nanny))
+    starting = asyncio.ensure_future(nanny)
     try:
         await asyncio.wait_for(_either(starting, asked.wait()), death_timeout)
         if starting.done():
@@ -112,12 +133,8 @@ async def _started(nanny: Nanny, scheduler: str, asked: asyncio.Event, death_tim
         await nanny.close(timeout=2)
         raise UnetcliError(
             f"no Dask scheduler let this worker in at {scheduler} within {death_timeout:g} s "
-            f"({' '.join(str(error).split()) or type(error).__name__}); is it running, and is --tls its certificate?"
+            f"({one_line(error)}); is it running, and is --tls its certificate?"
         ) from error
-
-
-async def _start(nanny: Nanny) -> None:
-    await nanny
 
 
 async def _either(*waits: Any) -> None:
@@ -168,14 +185,6 @@ async def _close(nanny: Nanny, own: str) -> None:
         os._exit(0)  # the worker process sees it, and ends too
 
 
-def _security(scheduler: str, tls: str | None) -> Any:
-    from unetcli.executors.dask.tls import security
-
-    if scheduler.startswith("tls://") and tls is None:
-        raise UnetcliError(f"--scheduler {scheduler}: needs the certificate of its run; --tls FOLDER names it")
-    return security(Path(tls)) if tls is not None else None
-
-
 def settings() -> dict[str, Any]:
     """Dask's settings for a worker: nothing kept or spilled, no pages served, memory allocated as the network needs."""
     return {
@@ -188,16 +197,130 @@ def settings() -> dict[str, Any]:
     }
 
 
-def malloc_variables() -> dict[str, str]:
-    """Variables that do what :func:`unetcli.core.process.keep_freed_memory` does; empty where the user chose.
+class BatchResult(NamedTuple):
+    """What became of a batch; small, as it travels back."""
 
-    Dask runs tasks in a thread of their own, and one arena for all threads has to be chosen before threads start. And
-    Dask's own variables, which these replace, would limit the network to one thread.
-    """
-    if os.environ.get("UNETCLI_MALLOC") == "0" or any(name.startswith("MALLOC_") for name in os.environ):
-        return {}
-    return {
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    }
+    done: int
+    host: str
+    left: bool = False
+    """The worker was asked to leave, so blocks may be left."""
+    error: str = ""
+    """What the task raised, as one line."""
+    details: str = ""
+    """Its traceback, for the log."""
+
+
+_one_at_a_time = threading.Lock()  # a worker of others may have several threads; the task takes the whole process
+_stopped: set[str] = set()
+"""Runs that were stopped, as this worker process was told."""
+
+
+def request_stop(run: str) -> None:
+    """Have batches of that run stop after their current block, in this worker process."""
+    _stopped.add(run)
+
+
+def run_batch(task: Task, folder: str, blocks: Ranges, run: str) -> BatchResult:
+    """Work off a batch on a Dask worker; an exception comes back as text, which any client can read."""
+    from distributed import get_worker
+
+    worker, host = get_worker(), socket.gethostname()
+    key = worker.get_current_task()
+
+    def stopping() -> bool:
+        return run in _stopped or leaving() or not _is_wanted(worker, key)
+
+    with _one_at_a_time:
+        if stopping():
+            return BatchResult(0, host, left=leaving())
+        try:
+            with _busy():
+                done = task(folder, blocks, stopping)
+        except (Exception, SystemExit) as error:
+            return BatchResult(0, host, error=one_line(error, kind=True), details=traceback.format_exc())
+    return BatchResult(done, host, left=leaving())
+
+
+def _is_wanted(worker: Worker, key: object) -> bool:
+    """False where the batch was given up: its client is gone, or the worker is closing."""
+    state = worker.state.tasks.get(key)  # type: ignore[call-overload]
+    return state is not None and state.state == "executing" and worker.status.name == "running"
+
+
+def leaving() -> bool:
+    """Whether this worker was asked to leave, as by SIGTERM."""
+    scratch = os.environ.get(SCRATCH)
+    return scratch is not None and (Path(scratch) / LEAVE).exists()
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """Say in the worker's own folder that it works, for who asks it to leave."""
+    scratch = os.environ.get(SCRATCH)
+    mark = Path(scratch) / BUSY if scratch else None
+    if mark:
+        mark.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        if mark:
+            mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def run_certificate(folder: Path) -> Iterator[Path]:
+    """A folder with a fresh certificate, removed when the block ends; one of a killed run is replaced."""
+    remove_aside(folder)
+    write_certificate(folder)
+    try:
+        yield folder
+    finally:
+        remove_aside(folder)
+
+
+def write_certificate(folder: Path) -> None:
+    """Make the folder (mode 0700) with a new key and the certificate that it signed for itself (0600), in PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from cryptography.x509.oid import NameOID
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "unetcli run")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # clocks of nodes differ
+        .not_valid_after(now + timedelta(days=DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder.mkdir(mode=0o700, parents=True)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for file, content in ((CERTIFICATE, certificate.public_bytes(Encoding.PEM)), (KEY, secret)):
+        (folder / file).touch(mode=0o600, exist_ok=False)  # before there is anything to read in it
+        (folder / file).write_bytes(content)
+
+
+def security_for(scheduler: str, tls: Path | None) -> Security | None:
+    """What a client or worker needs to be let in; raises where a certificate is needed and none is named."""
+    if scheduler.startswith("tls://") and tls is None:
+        raise UnetcliError(f"--scheduler {scheduler}: needs the certificate of its run; --tls FOLDER names it")
+    return security(tls) if tls else None
+
+
+def security(folder: Path) -> Security:
+    """What Dask's scheduler, workers and clients need to trust that certificate, and nothing else."""
+    from distributed.security import Security
+
+    certificate, key = (str(folder / name) for name in (CERTIFICATE, KEY))
+    for path in (certificate, key):
+        if not os.access(path, os.R_OK):
+            raise UnetcliError(f"{path}: not readable; --tls names a folder with {CERTIFICATE} and {KEY}")
+    pair = (("cert", certificate), ("key", key))
+    roles = {f"tls_{role}_{what}": path for role in ("scheduler", "worker", "client") for what, path in pair}
+    return Security(require_encryption=True, tls_ca_file=certificate, **roles)

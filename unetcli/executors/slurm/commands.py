@@ -1,4 +1,4 @@
-"""SLURM's commands as functions: what they print, or one line that says why not."""
+"""SLURM's commands as functions: what they print, or one line that says why they failed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def call(*words: str) -> str:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """The same, with what it says on stderr."""
+    """A SLURM command that ended well, with what it wrote to stdout and stderr; raises as :func:`call` does."""
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -52,18 +52,18 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{words[0]}: no answer from SLURM within {SECONDS} s") from None
     if done.returncode:
-        reason = one_line(done.stderr) or f"failed with exit code {done.returncode}"
+        reason = reason_in(done.stderr) or f"failed with exit code {done.returncode}"
         raise SlurmError(f"{words[0]}: {reason}", done.returncode)
     return done
 
 
-def one_line(said: str) -> str:
-    """What SLURM said, without its own names and repetitions.
+def reason_in(stderr: str) -> str:
+    """What a SLURM command wrote to stderr as one line, without its own name and repetitions.
 
-    >>> one_line("sbatch: error: invalid partition specified: x\\nsbatch: error: Batch job submission failed: No x\\n")
+    >>> reason_in("sbatch: error: invalid partition specified: x\\nsbatch: error: Batch job submission failed: No x\\n")
     'invalid partition specified: x; Batch job submission failed: No x'
     """
-    lines = (re.sub(r"^(?:\w+: )?(?:(?:error|fatal): )?", "", line.strip()) for line in said.splitlines())
+    lines = (re.sub(r"^(?:\w+: )?(?:(?:error|fatal): )?", "", line.strip()) for line in stderr.splitlines())
     return "; ".join(dict.fromkeys(line for line in lines if line))
 
 
@@ -95,6 +95,23 @@ def named(name: str) -> list[str]:
     return call("squeue", "-h", "-r", "-t", "all", "-o", "%i", f"--name={name}", "--me").split()
 
 
+def would_start(options: Mapping[str, str]) -> str:
+    """When and where SLURM would start a job with these options of sbatch.
+
+    Raises
+    ------
+    UnetcliError
+        No SLURM here, or it would refuse.
+    """
+    require_slurm()
+    flags = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
+    with outside_of_jobs(options):
+        try:
+            return reason_in(run("sbatch", "--test-only", *flags, "--wrap=true").stderr)
+        except SlurmError as error:
+            raise UnetcliError(f"SLURM would refuse the jobs: {error}") from None
+
+
 def requeue(job: str) -> None:
     """Put the job this process runs in back into the queue.
 
@@ -116,7 +133,7 @@ def cancel(jobs: Iterable[str]) -> None:
 
 @contextmanager
 def outside_of_jobs(options: Mapping[str, str]) -> Iterator[None]:
-    """No variables of the job this may run in: a job submitted with them would ask for what that one has.
+    """Within, the variables of the job this may run in are gone: jobs submitted with them would ask for what it has.
 
     How the cluster is found stays, and so do the user's defaults where the options say nothing.
     """

@@ -1,18 +1,20 @@
-"""What a job asks of SLURM: from a profile in TOML and options, in SLURM's own words."""
+"""What a job asks of SLURM, read from a profile in TOML and from options, in SLURM's own words."""
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.toml import read_toml
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
 MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
+SIGNAL_SECONDS = 90
+"""Before the time limit, SLURM (it may be a minute early) tells the job by SIGUSR2."""
 RESERVED = {
     "array": "the blocks decide how many elements there are; --blocks-per-job, --max-running",
     "output": "logs are in the run folder",
@@ -28,7 +30,7 @@ RESERVED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmRequest:
-    """One job's request; None leaves the choice to the site. Values are written as for ``sbatch``."""
+    """What one job asks for; None leaves the choice to the site. Values are written as for ``sbatch``."""
 
     partition: str | None = None
     account: str | None = None
@@ -57,9 +59,8 @@ class SlurmRequest:
             minutes(self.time)
         if self.mem is not None and not MEMORY.fullmatch(self.mem):
             raise UnetcliError(f"mem: {self.mem!r} is no amount of memory; SLURM writes 16G or 500M")
-        for name in ("cpus_per_task", "max_running", "blocks_per_job"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+        for name in NUMBERS:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UnetcliError(f"{name}: {value} is too few; 1 or more")
         for name, _ in self.extra:
             if reason := RESERVED.get(name):
@@ -76,10 +77,17 @@ class SlurmRequest:
         UnetcliError
             The profile cannot be read, or a key or value is none of ours; the message names those that are.
         """
-        values = read_profile(profile) if profile else {}
+        read = read_toml(profile, "no such profile; slurm/gpu.toml is an example") if profile else {}
+        values = {name.replace("-", "_"): value for name, value in read.items()}
         given = {name: value for name, value in options.items() if value not in (None, (), [], {})}
-        extra = _pairs(values.pop("extra", {}), profile) + _pairs(given.pop("extra", {}), profile)
-        return cls(**_typed({**values, **given}, profile), extra=tuple(dict(extra).items()))
+        place = str(profile) if profile else "SLURM options"
+        extra = _extra(values.pop("extra", {}), place) | _extra(given.pop("extra", {}), place)
+        values |= given
+        if unknown := sorted(set(values) - set(FIELDS)):
+            known = ", ".join(name.replace("_", "-") for name in FIELDS)
+            raise UnetcliError(f"{place}: unknown key {unknown[0]!r}; known are {known}; others go under [extra]")
+        typed = {name: _typed(name, value, place) for name, value in values.items()}
+        return cls(**typed, extra=tuple(extra.items()))
 
     @property
     def limit_minutes(self) -> int | None:
@@ -88,8 +96,7 @@ class SlurmRequest:
     @property
     def wants_gpu(self) -> bool:
         """Whether the job asks for a GPU, in whichever of the sites' ways."""
-        named = dict(self.extra)
-        return bool(self.gpus or "gpu" in (self.gres or "") or any(name.startswith("gpus-per-") for name in named))
+        return bool(self.gpus) or "gpu" in (self.gres or "") or any(n.startswith("gpus-per-") for n, _ in self.extra)
 
     def with_extra(self, name: str, value: object) -> SlurmRequest:
         """The same with another option of ``sbatch``."""
@@ -105,15 +112,19 @@ class SlurmRequest:
         >>> SlurmRequest(gpus="a100:1", mem="16G", extra=(("reservation", "course"),)).options()
         {'gpus': 'a100:1', 'mem': '16G', 'reservation': 'course'}
         """
-        told = {name: getattr(self, name) for name in SBATCH_FIELDS}
-        named = {name.replace("_", "-"): str(value) for name, value in told.items() if value is not None}
-        return named | dict(self.extra)
+        values = {name: getattr(self, name) for name in SBATCH_FIELDS}
+        set_here = {name.replace("_", "-"): str(value) for name, value in values.items() if value is not None}
+        return set_here | dict(self.extra)
 
     def submitit_parameters(self) -> dict[str, Any]:
         """For submitit's SLURM executor; it writes what it does not know by name as given."""
         options: dict[str, Any] = {name: True if value == "true" else value for name, value in self.options().items()}
+        limit = self.limit_minutes
+        throttle = {"array_parallelism": self.max_running} if self.max_running else {}
         return {
-            "time": self.limit_minutes,
+            **throttle,
+            "time": limit,
+            "signal_delay_s": min(SIGNAL_SECONDS, limit * 60 // 4) if limit else SIGNAL_SECONDS,
             "setup": list(self.setup) or None,
             "wckey": None,  # submitit's own is refused by sites that keep a list
             # since 22.05 a step does not inherit the CPUs of its job
@@ -134,26 +145,26 @@ def minutes(time: str) -> int:
     >>> minutes("30"), minutes("04:00:00"), minutes("1-00:00:00"), minutes("2-12"), minutes("90:30")
     (30, 240, 1440, 3600, 91)
     """
-    found = TIME.fullmatch(time.strip())
-    if not found or (found["days"] is None and not int(time.replace(":", ""))):
+    found = seconds(time)
+    if not found:
         raise UnetcliError(f"time: {time!r} is no time limit; SLURM writes 30 (minutes), 04:00:00 or 1-00:00:00")
+    return -(-found // 60)
+
+
+def seconds(time: str) -> int | None:
+    """A time as SLURM reads and writes it, in seconds; None where it is none.
+
+    >>> seconds("9:58"), seconds("1-02:00:00"), seconds("UNLIMITED")
+    (598, 93600, None)
+    """
+    found = TIME.fullmatch(time.strip())
+    if not found:
+        return None
     parts = [int(part) for part in found["fields"].split(":")]
-    if found["days"] is not None or len(parts) == 3:  # hours[:minutes[:seconds]]
-        hours, mins, seconds = [*parts, 0, 0][:3]
-    else:  # minutes[:seconds]
-        hours, (mins, seconds) = 0, [*parts, 0][:2]
-    return int(found["days"] or 0) * 1440 + hours * 60 + mins + (seconds > 0)
-
-
-def read_profile(path: Path) -> dict[str, Any]:
-    """Keys of a TOML profile, dashes as underscores."""
-    try:
-        values = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UnetcliError(f"{path}: no such profile; slurm/gpu.toml is an example") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UnetcliError(f"{path}: cannot be read as TOML: {error}") from None
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    if found["days"] is None and len(parts) < 3:  # minutes[:seconds], not hours[:minutes[:seconds]]
+        parts = [0, *parts]
+    hours, mins, secs = [*parts, 0, 0][:3]
+    return int(found["days"] or 0) * 86400 + hours * 3600 + mins * 60 + secs
 
 
 def parse_extra(words: list[str]) -> dict[str, str]:
@@ -166,38 +177,25 @@ def parse_extra(words: list[str]) -> dict[str, str]:
     return {key: value if equals else "true" for key, equals, value in pairs}
 
 
-def _typed(values: Mapping[str, Any], profile: Path | None) -> dict[str, Any]:
-    if unknown := sorted(set(values) - set(FIELDS)):
-        known = ", ".join(name.replace("_", "-") for name in FIELDS)
-        raise UnetcliError(f"{_where(profile)}: unknown key {unknown[0]!r}; known are {known}; others go under [extra]")
-    return {name: _value(name, value, profile) for name, value in values.items()}
-
-
-def _value(name: str, value: Any, profile: Path | None) -> Any:
-    """Numbers stay numbers, setup is lines, all else is text as sbatch takes it."""
+def _typed(name: str, value: Any, place: str) -> Any:
+    """The value of a field: numbers stay numbers, setup is lines, all else is text as sbatch takes it."""
     if name == "setup":
         lines = value.splitlines() if isinstance(value, str) else value
         if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
-            raise UnetcliError(
-                f"{_where(profile)}: setup is {value!r}; lines of shell would do, as in ['module load cuda']"
-            )
+            raise UnetcliError(f"{place}: setup is {value!r}; lines of shell would do, as in ['module load cuda']")
         return tuple(lines)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UnetcliError(f"{_where(profile)}: {name} is {value!r}; text or a whole number would do")
+        raise UnetcliError(f"{place}: {name} is {value!r}; text or a whole number would do")
     if name not in NUMBERS:
         return str(value)
     try:
         return int(value)
     except ValueError:
-        raise UnetcliError(f"{_where(profile)}: {name} is {value!r}; a whole number would do") from None
+        raise UnetcliError(f"{place}: {name} is {value!r}; a whole number would do") from None
 
 
-def _pairs(extra: Any, profile: Path | None) -> tuple[tuple[str, str], ...]:
-    if not isinstance(extra, Mapping):
-        raise UnetcliError(f"{_where(profile)}: extra is {extra!r}; a table [extra] would do")
-    texts = {str(key).replace("_", "-"): value for key, value in extra.items()}
-    return tuple((key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in texts.items())
-
-
-def _where(profile: Path | None) -> str:
-    return str(profile) if profile else "SLURM options"
+def _extra(values: Any, place: str) -> dict[str, str]:
+    if not isinstance(values, Mapping):
+        raise UnetcliError(f"{place}: extra is {values!r}; a table [extra] would do")
+    texts = {str(key).replace("_", "-"): value for key, value in values.items()}
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in texts.items()}

@@ -1,23 +1,32 @@
-"""How SLURM jobs end, with ``sacct`` and without it, from one query for all of them."""
+"""What SLURM says of jobs: how they end, for who waits for them, and how they are, for who only looks on.
+
+Ends are found out with ``sacct`` and without it, from one query for all jobs.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
 import signal
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from unetcli.executors.slurm.commands import SlurmError, call
+
+log = logging.getLogger(__name__)
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 """States that a job does not leave."""
 PREEMPTED_SECONDS = 15.0
 """After which a preempted job counts as ended: it would be back in the queue by then."""
 GONE = "GONE"
-"""Our word where SLURM has forgotten a job and keeps no accounts."""
+"""State of a job that SLURM has forgotten and keeps no accounts of; a word of unetcli, not of SLURM."""
 VANISHED_FROM = {"PENDING": "CANCELLED", "PREEMPTED": "PREEMPTED"}
 """What became of a job that SLURM forgot at once: of an array element cancelled while it waits, nothing is kept."""
 FORGOTTEN = "Invalid job id"
@@ -27,10 +36,14 @@ COLUMNS = {"JobArrayID": 32, "State": 20, "exit_code": 12, "NodeList": 200, "Rea
 MEMORY_WORDS = re.compile(r"exceeded (?:job |step )?memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
 TAIL_BYTES = 8192
 
+WAITING, RUNNING, OVER = "waiting", "running", "over"
+STATES = {"PENDING": WAITING, "REQUEUED": WAITING, "RUNNING": RUNNING, "COMPLETING": RUNNING}
+"""By SLURM's names; all but those in ``ENDED``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEnd:
-    """How a job ended."""
+    """How a job ended; also how it is, for a row of squeue about one that has not."""
 
     job: str
     state: str
@@ -38,9 +51,15 @@ class JobEnd:
     host: str = ""
     exit_code: int = 0
     signal: int = 0
-    """That ended the job, or the process whose code the job passed on."""
+    """Number of the signal that ended the job, or the process whose code the job passed on."""
     note: str = ""
     """SLURM's reason, where it says more than the state."""
+
+    @classmethod
+    def of(cls, job: str, state: str, status: str, host: str, note: str) -> JobEnd:
+        """From a row of squeue or sacct, whose states may say more, as in ``CANCELLED by 1000``."""
+        code, number = exit_of(status)
+        return cls(job=job, state=state.partition(" ")[0], host=host, exit_code=code, signal=number, note=note)
 
     @property
     def reason(self) -> str:
@@ -97,8 +116,6 @@ class JobWatch:
     clock: Callable[[], float] = time.monotonic
     states: dict[str, str] = field(init=False, default_factory=dict)
     """Of jobs that have not ended, as SLURM last told them."""
-    waiting_for: Counter[str] = field(init=False, default_factory=Counter)
-    """How many jobs wait for what, in SLURM's words: ``Resources``, ``Priority``."""
     problem: str = field(init=False, default="")
     """Why SLURM did not answer the last time it was asked; empty where it did."""
     _missed: dict[str, int] = field(init=False, default_factory=dict)
@@ -127,10 +144,11 @@ class JobWatch:
         try:
             known = squeue(self.states)
         except SlurmError as error:
+            if not self.problem:
+                log.warning("SLURM does not answer (%s); it is asked again", error)
             self.problem = str(error)
             return []  # no answer says nothing about the jobs
         self.problem = ""
-        self.waiting_for = Counter(end.note for end in known.values() if end.state == "PENDING")
         ends = [self._explained(end) for end in known.values() if self._has_ended(end)]
         ends += self._vanished(set(self.states) - set(known))
         self.states |= {job: end.state for job, end in known.items()}
@@ -168,7 +186,7 @@ class JobWatch:
         """Where the step was killed for its memory, the job is told as FAILED, and only its log says why."""
         killed = end.state == "FAILED" and end.signal == signal.SIGKILL
         if killed and self.log_of and MEMORY_WORDS.search(tail(self.log_of(end.job))):
-            return JobEnd(job=end.job, state="OUT_OF_MEMORY", host=end.host, signal=end.signal, note=end.note)
+            return replace(end, state="OUT_OF_MEMORY")
         return end
 
 
@@ -184,48 +202,33 @@ def squeue(jobs: Iterable[str]) -> dict[str, JobEnd]:
     found: dict[str, JobEnd] = {}
     arrays = sorted({job.partition("_")[0] for job in wanted})
     columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
+    cells = [slice(*edges) for edges in pairwise(accumulate(COLUMNS.values(), initial=0))]
     for start in range(0, len(arrays), IDS_PER_CALL):
         ids = ",".join(arrays[start : start + IDS_PER_CALL])
         try:
-            told = call("squeue", "-h", "-r", "-t", "all", "-O", columns, "-j", ids)
+            text = call("squeue", "-h", "-r", "-t", "all", "-O", columns, "-j", ids)
         except SlurmError as error:
             if FORGOTTEN not in str(error):
                 raise
-            told = ""
-        found |= {end.job: end for end in map(read_row, filter(str.strip, told.splitlines())) if end.job in wanted}
+            continue
+        rows = (JobEnd.of(*(row[cell].strip() for cell in cells)) for row in text.splitlines() if row.strip())
+        found |= {row.job: row for row in rows if row.job in wanted}
     return found
 
 
-def read_row(row: str) -> JobEnd:
-    """One line of squeue, in columns of fixed width."""
-    cells, start = [], 0
-    for width in COLUMNS.values():
-        cells.append(row[start : start + width].strip())
-        start += width
-    job, state, status, host, note = cells
-    code, ended_by = decode(*wait_status(status))
-    return JobEnd(job=job, state=state, host=host, exit_code=code, signal=ended_by, note=note)
-
-
-def wait_status(text: str) -> tuple[int, int]:
+def exit_of(text: str) -> tuple[int, int]:
     """Exit code and signal as squeue (a wait status) and sacct (``code:signal``) tell them.
 
-    >>> wait_status("768"), wait_status("9"), wait_status("137:0"), wait_status("")
-    ((3, 0), (0, 9), (137, 0), (0, 0))
+    Where srun or a shell passed on a signal as 128 + its number, it is the signal.
+
+    >>> exit_of("768"), exit_of("9"), exit_of("137:0"), exit_of("")
+    ((3, 0), (0, 9), (0, 9), (0, 0))
     """
     if ":" in text:
-        code, _, number = text.partition(":")
-        return int(code), int(number)
-    status = int(text) if text.isdigit() else 0
-    return status >> 8 & 0xFF, status & 0x7F
-
-
-def decode(code: int, number: int) -> tuple[int, int]:
-    """The same, where srun or a shell passed on a signal as 128 + its number.
-
-    >>> decode(139, 0), decode(3, 0), decode(0, 9)
-    ((0, 11), (3, 0), (0, 9))
-    """
+        code, number = map(int, text.split(":"))
+    else:
+        status = int(text) if text.isdigit() else 0
+        code, number = status >> 8 & 0xFF, status & 0x7F
     return (0, code - 128) if 128 < code < 128 + 65 and not number else (code, number)
 
 
@@ -238,16 +241,10 @@ def sacct(jobs: Iterable[str]) -> dict[str, JobEnd]:
         This cluster keeps none.
     """
     wanted = set(jobs)
-    found: dict[str, JobEnd] = {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in wanted}))
-    told = call("sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode,NodeList,Reason", "-j", arrays)
-    for line in told.splitlines():
-        job, state, status, host, note = line.split("|", 4)
-        if job in wanted:
-            code, number = decode(*wait_status(status))
-            state = state.partition(" ")[0]  # "CANCELLED by 1000"
-            found[job] = JobEnd(job=job, state=state, host=host, exit_code=code, signal=number, note=note)
-    return found
+    text = call("sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode,NodeList,Reason", "-j", arrays)
+    rows = (JobEnd.of(*line.split("|", 4)) for line in text.splitlines())
+    return {row.job: row for row in rows if row.job in wanted}
 
 
 def tail(path: Path) -> str:
@@ -260,11 +257,50 @@ def tail(path: Path) -> str:
         return ""
 
 
-def summary(states: Mapping[str, str]) -> str:
-    """How many jobs are how.
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """How a job is, and why: what it waits for, or what ended it."""
 
-    >>> summary({"1_0": "RUNNING", "1_1": "PENDING", "1_2": "RUNNING"})
-    '1 pending, 2 running'
+    state: str
+    reason: str = ""
+
+    @classmethod
+    def of(cls, end: JobEnd) -> JobState | None:
+        """State by a row of squeue; None where it says nothing about the job's worker.
+
+        >>> JobState.of(JobEnd(job="1", state="PENDING", note="Priority"))
+        JobState(state='waiting', reason='Priority')
+        >>> JobState.of(JobEnd(job="1", state="TIMEOUT"))
+        JobState(state='over', reason='stopped at its time limit: raise --time')
+        """
+        if end.state in ENDED:
+            return None if end.state == "COMPLETED" else cls(OVER, end.reason)
+        state = STATES.get(end.state)
+        return cls(state, end.note if state == WAITING else "") if state else None
+
+
+@dataclass
+class JobStates:
+    """States of jobs for who only looks on: never late, and none where no SLURM answers.
+
+    ``squeue`` is asked at most every ``every`` seconds, and its answer waited for no longer than ``patience``.
     """
-    counts = Counter(state.lower().replace("_", " ") for state in states.values())
-    return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+
+    every: float = 10.0
+    patience: float = 3.0
+    states: Mapping[str, JobState] = field(default_factory=dict)
+    asked: float = -float("inf")
+
+    def __call__(self, jobs: Collection[str]) -> Mapping[str, JobState]:
+        """States of the jobs that SLURM knows."""
+        if jobs and shutil.which("squeue") and time.monotonic() - self.asked >= self.every:
+            self.asked = time.monotonic()
+            # A thread of its own: a controller under load may answer after a minute.
+            thread = threading.Thread(target=self._ask, args=(set(jobs),), daemon=True)
+            thread.start()
+            thread.join(self.patience)
+        return self.states
+
+    def _ask(self, jobs: Collection[str]) -> None:
+        with suppress(SlurmError):
+            self.states = {job: state for job, end in squeue(jobs).items() if (state := JobState.of(end))}

@@ -1,9 +1,13 @@
-"""What a SLURM job does: works off its share, stops in time, and goes back into the queue where that helps."""
+"""What a SLURM job does: works off its share, stops in time, and goes back into the queue where that helps.
+
+So does a command that runs as a SLURM job of its own: see :func:`requeue_job`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -15,12 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from unetcli.core.errors import one_line
 from unetcli.core.files import replacing
 from unetcli.core.lock import job_id
 from unetcli.core.ranges import Ranges
 from unetcli.executors.contract import Task
 from unetcli.executors.slurm.commands import SlurmError, call, requeue
-from unetcli.executors.slurm.submit import SIGNAL_SECONDS
+from unetcli.executors.slurm.request import SIGNAL_SECONDS, seconds
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +37,13 @@ EARLY_SECONDS = 60.0
 """SLURM's warning of the time limit may come that much too early."""
 TOO_LONG = "not one block was finished within the time limit: raise --time"
 
+SCRIPT_REQUEUES = "UNETCLI_SCRIPT_REQUEUES"
+"""Set by a batch script that requeues its job itself, to that job's id: jobs submitted from it inherit the variable."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How an element's share ended; a file of its own says so, as exit codes are lost with SLURM's memory."""
+class ShareOutcome:
+    """How the share of a job ended; a file of its own says so, as SLURM forgets exit codes."""
 
     job: str
     host: str
@@ -44,8 +52,9 @@ class Outcome:
     """Why the share was not finished; empty where it was."""
 
     @classmethod
-    def here(cls, finished: int, reason: str = "") -> Outcome:
-        return cls(job=job_id(), host=host(), finished=finished, reason=reason)
+    def here(cls, finished: int, reason: str = "") -> ShareOutcome:
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # as SLURM calls it, for ``--exclude``
+        return cls(job=job_id(), host=host, finished=finished, reason=reason)
 
     def write(self, path: Path) -> None:
         """Write the file, unless the run is over and its folder gone, which must not come back."""
@@ -55,32 +64,33 @@ class Outcome:
                 draft.write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def read(cls, path: Path) -> Outcome:
+    def read(cls, path: Path) -> ShareOutcome:
         return cls(**json.loads(path.read_text()))
 
 
 def outcomes(submission: Path) -> dict[int, Path]:
-    """Files of those elements of a submission that have told how they ended."""
+    """Files in which jobs of a submission say how they ended, by the place of the job among its jobs."""
     try:
         return {int(path.stem): path for path in (submission / "outcomes").iterdir() if path.suffix == ".json"}
     except FileNotFoundError:
         return {}
 
 
-def run_element(task: Task, folder: str, submission: str, index: int, blocks: Ranges) -> None:
-    """One job's work; called by submitit in the job, again from the start after each requeue."""
+def run_share(task: Task, folder: str, submission: str, index: int, blocks: Ranges) -> None:
+    """Work off the share of one job; called by submitit in the job, again from the start after each requeue."""
     place = Path(submission) / "outcomes" / f"{index}.json"
-    brakes = Brakes(seconds_left=seconds_left())
-    brakes.listen()
+    condition = StopCondition(seconds_left=seconds_left())
+    condition.listen()
     try:
-        finished = task(folder, blocks, brakes.stopping)
+        finished = task(folder, blocks, condition.stopping)
     except Exception as error:
-        Outcome.here(0, why(error)).write(place)
+        memory = isinstance(error, MemoryError)
+        ShareOutcome.here(0, "out of memory: raise --mem" if memory else one_line(error, kind=True)).write(place)
         raise
-    if reason := brakes.stopped and _back_into_the_queue(finished):
-        Outcome.here(finished, reason).write(place)
-    elif not brakes.stopped:
-        Outcome.here(finished).write(place)
+    if reason := condition.stopped and _back_into_the_queue(finished):
+        ShareOutcome.here(finished, reason).write(place)
+    elif not condition.stopped:
+        ShareOutcome.here(finished).write(place)
 
 
 def _back_into_the_queue(finished: int) -> str:
@@ -97,21 +107,21 @@ def _back_into_the_queue(finished: int) -> str:
 
 
 @dataclass(slots=True)
-class Brakes:
+class StopCondition:
     """Says when to stop: by a signal, or because the next block would not fit into the job's time."""
 
     seconds_left: float | None
-    """Of the job, None where it has no limit that we know of."""
+    """Time that the job has left; None where no limit is known."""
     clock: Callable[[], float] = time.monotonic
     stopped: bool = field(init=False, default=False)
-    """Whether the task was told to stop."""
-    _started: float = field(init=False)
+    """Whether :meth:`stopping` has said so."""
+    _deadline: float = field(init=False)
     _last_asked: float | None = field(init=False, default=None)
     _longest_block: float = field(init=False, default=0.0)
     _signalled: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._started = self.clock()
+        self._deadline = self.clock() + (math.inf if self.seconds_left is None else self.seconds_left)
 
     def listen(self) -> None:
         """Take over from submitit, which ignores SIGTERM and ends a function at SIGUSR2."""
@@ -120,62 +130,61 @@ class Brakes:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """SIGUSR2 warns of preemption or of the limit; near the limit, measured times know better."""
-        left = self._left()
-        near_the_limit = left is not None and left < SIGNAL_SECONDS + EARLY_SECONDS
+        near_the_limit = self._deadline - self.clock() < SIGNAL_SECONDS + EARLY_SECONDS
         if number != signal.SIGUSR2 or not near_the_limit:
             self._signalled = True
 
     def stopping(self) -> bool:
-        """Asked before each block."""
+        """Whether to stop; the task asks before each block."""
         now = self.clock()
         if self._last_asked is not None:
             self._longest_block = max(self._longest_block, now - self._last_asked)
         first, self._last_asked = self._last_asked is None, now
-        self.stopped = self.stopped or self._signalled or (not first and not self._fits())
+        fits = self._deadline - now > BLOCKS_IN_FLIGHT * self._longest_block + ENDING_SECONDS
+        self.stopped = self.stopped or self._signalled or not (first or fits)
         return self.stopped
-
-    def _fits(self) -> bool:
-        left = self._left()
-        return left is None or left > BLOCKS_IN_FLIGHT * self._longest_block + ENDING_SECONDS
-
-    def _left(self) -> float | None:
-        return None if self.seconds_left is None else self.seconds_left - (self.clock() - self._started)
 
 
 def seconds_left() -> float | None:
-    """Of this job's time; None where it is not limited, or SLURM does not tell."""
+    """Time that this job has left; None where it is not limited, or SLURM does not say."""
     if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():  # not before SLURM 23.02
         return int(end) - time.time()
     try:
-        return parse_left(call("squeue", "-h", "-j", job_id(), "-o", "%L").strip())
+        return seconds(call("squeue", "-h", "-j", job_id(), "-o", "%L"))
     except SlurmError as error:
         log.warning("how much time this job has left is not known: %s", error)
         return None
 
 
-def parse_left(text: str) -> float | None:
-    """Time left as squeue writes it, in seconds.
+def requeue_job() -> bool:
+    """Put the job this process runs in back into the queue, once; whether this call did.
 
-    >>> parse_left("9:58"), parse_left("1-02:00:00"), parse_left("UNLIMITED")
-    (598.0, 93600.0, None)
+    Done by the first task of a batch job that runs: a cancelled one is over, and stays so. Where SLURM does not want
+    to, a warning says why. SLURM ends the job at once, so everything has to be on disk, and the log says what is asked
+    for before it is asked.
     """
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){1,2}", text):
-        return None
-    days, _, time_of_day = text.rpartition("-")
-    seconds = 0
-    for part in time_of_day.split(":"):
-        seconds = seconds * 60 + int(part)
-    return float(int(days or 0) * 86400 + seconds)
+    own, first = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_PROCID", "0") == "0"
+    if own is None or not first or os.environ.get(SCRIPT_REQUEUES) == own:  # another process asks, or none
+        return False
+    job = job_id()
+    try:
+        if not _runs_as_batch(call("scontrol", "show", "job", "-o", job)):
+            return False
+        log.info("job %s asks to go back into the queue, to continue there", job)
+        requeue(job)
+    except SlurmError as error:
+        log.warning("job %s does not go back into the queue (%s); the same command continues", job, error)
+        return False
+    return True
 
 
-def why(error: Exception) -> str:
-    """An exception in one line."""
-    said = str(error).strip().splitlines()
-    if isinstance(error, MemoryError):
-        return "out of memory: raise --mem"
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+def _runs_as_batch(shown: str) -> bool:
+    """Whether a job, as scontrol shows it, runs and has a script that can be run again.
 
-
-def host() -> str:
-    """As SLURM calls it, for ``--exclude``."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    >>> _runs_as_batch("JobId=7 JobName=a JobState=RUNNING Reason=None Requeue=1 BatchFlag=1")
+    True
+    >>> _runs_as_batch("JobId=7 JobName=a JobState=COMPLETING Reason=None Requeue=1 BatchFlag=1")
+    False
+    """
+    found = dict(re.findall(r"\b(JobState|BatchFlag)=(\w+)", shown))
+    return found.get("JobState") == "RUNNING" and found.get("BatchFlag") == "1"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unetcli.executors.slurm.worker import Brakes
+from unetcli.executors.slurm.worker import StopCondition
 
 
 class Clock:
@@ -29,35 +29,35 @@ def restored() -> Iterator[None]:
 @pytest.mark.parametrize("block_seconds", [0.5, 20, 100])
 def test_blocks_are_begun_as_long_as_they_surely_fit(block_seconds: float) -> None:
     clock = Clock()
-    brakes = Brakes(seconds_left=600, clock=clock)
-    while not brakes.stopping():
+    condition = StopCondition(seconds_left=600, clock=clock)
+    while not condition.stopping():
         clock.now += block_seconds
     assert 0 < clock.now <= 600 - 2 * block_seconds
     assert clock.now >= 600 - 4 * block_seconds - 15
-    assert brakes.stopped
+    assert condition.stopped
 
 
 def test_the_first_block_is_begun_however_little_time_is_left() -> None:
-    assert not Brakes(seconds_left=1).stopping()
+    assert not StopCondition(seconds_left=1).stopping()
 
 
 def test_without_a_limit_only_a_signal_stops(restored: None) -> None:
     clock = Clock()
-    brakes = Brakes(seconds_left=None, clock=clock)
-    brakes.listen()
+    condition = StopCondition(seconds_left=None, clock=clock)
+    condition.listen()
     for _ in range(1000):
-        assert not brakes.stopping()
+        assert not condition.stopping()
         clock.now += 3600
     os.kill(os.getpid(), signal.SIGTERM)
-    assert brakes.stopping()
-    assert brakes.stopping()
+    assert condition.stopping()
+    assert condition.stopping()
 
 
 def test_the_warning_of_preemption_stops_and_that_of_the_limit_leaves_it_to_the_measured_times(restored: None) -> None:
     clock = Clock()
-    early, late = Brakes(seconds_left=3600, clock=clock), Brakes(seconds_left=120, clock=clock)
-    for brakes, stops in ((early, True), (late, False)):
-        brakes.listen()
-        assert not brakes.stopping()
+    early, late = StopCondition(seconds_left=3600, clock=clock), StopCondition(seconds_left=120, clock=clock)
+    for condition, stops in ((early, True), (late, False)):
+        condition.listen()
+        assert not condition.stopping()
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert brakes.stopping() is stops
+        assert condition.stopping() is stops
