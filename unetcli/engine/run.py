@@ -26,6 +26,7 @@ from unetcli.engine.retry import Progress, Report, Rounds
 from unetcli.engine.step import DamagedResult, Step
 from unetcli.engine.worker import MOST_ATTEMPTS, void
 from unetcli.executors.contract import Executor, JobFailure
+from unetcli.executors.local import InProcess
 from unetcli.executors.slurm.executor import SlurmExecutor
 
 log = logging.getLogger(__name__)
@@ -160,6 +161,9 @@ def compute(step: Step, options: RunOptions, outcome: RunOutcome, report: Report
             name_running_jobs(step, executor)
             raise
         outcome.left_running = left_at_work(executor)
+    if not isinstance(executor, InProcess):  # which has said it itself
+        for failure in current_failures(step.folder.failures, step.ledger.refresh()):
+            log.warning("block %d (%s) set aside: %s", failure.block, failure.place, failure.reason)
 
 
 def run_stages(step: Step, rounds: Rounds, stopping: Callable[[], bool]) -> list[JobFailure]:
