@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from unetcli import lazy
 from unetcli.core.errors import UnetcliError
-from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
+from unetcli.predict.run import predict_volume
 
 
 @pytest.fixture(autouse=True)

@@ -28,9 +28,9 @@ from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.run import Unfinished
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.registry import steps_of
-from unetcli.predict.request import PredictRequest
 
 OUTPUT = "big.pred.zarr"
 CLI = Callable[..., subprocess.CompletedProcess[str]]

@@ -37,10 +37,10 @@ from unetcli.predict.request import PlanRequest, PredictRequest
 from unetcli.train.request import TrainRequest
 
 if TYPE_CHECKING:
-    from unetcli.predict.run import PredictSummary
     from unetcli.evaluate.result import Evaluation
     from unetcli.label.run import LabelSummary
     from unetcli.predict.preview import PlanReport
+    from unetcli.predict.run import PredictSummary
     from unetcli.train.train import TrainSummary
 
 __all__ = ["Incomplete", "UnetcliError", "evaluate", "label", "plan", "predict", "train"]
@@ -189,8 +189,7 @@ def run_train(
         raise UnetcliError(f"--cluster {request.cluster}: expected local or slurm")
     prepare()  # before torch is imported
     from unetcli.executors.options import slurm_request
-    from unetcli.train.launch import Processes
-    from unetcli.train.slurm import launch
+    from unetcli.train.slurm import Processes, launch
     from unetcli.train.train import train_model
 
     if request.cluster == "local":
@@ -206,9 +205,7 @@ def run_predict(
 ) -> PredictSummary:
     """Predict all, one share, or close what shares have done; progress in voxels."""
     prepare()  # before torch is imported
-    from unetcli.predict.run import predict_volume
-    from unetcli.predict.run import close_run
-    from unetcli.predict.run import predict_share
+    from unetcli.predict.run import close_run, predict_share, predict_volume
 
     if request.close:
         return close_run(request, progress, stopping)
@@ -262,18 +259,17 @@ def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressC
             table.writeheader()
             table.writerows(rows)
     if request.report:
-        from unetcli.report.behind import image_of
         from unetcli.report.page import write_report
+        from unetcli.report.viewer import source_image
 
-        write_report(found, request.report, image_of(found, request.image), progress)
+        write_report(found, request.report, source_image(found, request.image), progress)
 
 
 def run_plan(request: PlanRequest) -> PlanReport:
     """Plan; with SLURM, a probe runs in a job, and the site is asked what it thinks of the request."""
     prepare()  # before torch is imported, if it is
-    from unetcli.predict.probe import probe_in_job
-    from unetcli.predict.probe import request_accepted
     from unetcli.predict.preview import Question, plan_volume
+    from unetcli.predict.probe import probe_in_job, request_accepted
 
     prediction, on_slurm = request.prediction, request.cluster == "slurm"
     return plan_volume(

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from unetcli.engine.request import VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, is_remote, parent_of, place_of
 from unetcli.engine.ownership import EVALUATE, LABEL, MARKER, PREDICT, read_mark, require_format
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.retry import Report
 from unetcli.engine.run import quiet
 from unetcli.engine.runfolder import RunFolder

@@ -21,8 +21,8 @@ from unetcli.core.process import cpu_threads
 from unetcli.model.device import on_device, resolve_device
 from unetcli.model.network import UNet
 from unetcli.train.augment import Draw, augment, draw
-from unetcli.train.recipes import Augmentation
 from unetcli.train.optim import weighted_cross_entropy
+from unetcli.train.recipes import Augmentation
 
 NETWORKS = {"full": (Architecture(), 572), "small": (Architecture(depth=3, base_channels=16), 316)}
 SOURCE = 1400

@@ -24,8 +24,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import zarr  # noqa: E402
 
+from unetcli.core.process import cpu_threads  # noqa: E402
 from unetcli.core.streams import prefetch  # noqa: E402
-from unetcli.core.process import cpu_threads
 from unetcli.train.folder import TrainingFolder  # noqa: E402
 from unetcli.train.loop import BATCHES_AHEAD, Training, TrainingLoop  # noqa: E402
 from unetcli.train.optim import (  # noqa: E402

@@ -13,11 +13,11 @@ import pytest
 from damage import truncate
 from helpers import grey, write_zarr
 
+from unetcli.engine.request import VerifyRequest
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.registry import verify_output
 from unetcli.volumes.image import marker
-from unetcli.engine.request import VerifyRequest
-from unetcli.predict.request import PredictRequest
 
 Unetcli = Callable[..., subprocess.CompletedProcess[str]]
 STORE = "big.pred.zarr"

@@ -13,10 +13,8 @@ import zarr
 from helpers import PEAK, grey, write_model, write_zarr
 
 from unetcli.cli.plan_view import lines
-from unetcli.executors.options import ClusterOptions
-from unetcli.cli.plantable import show
-from unetcli.config import Where
 from unetcli.core.process import may_have_gpu
+from unetcli.executors.options import ClusterOptions
 from unetcli.predict.preview import plan_volume
 from unetcli.predict.request import PredictRequest
 

@@ -19,7 +19,6 @@ from label.maps import blobs
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, claim, read_mark, remove_run_folder
-from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, PYRAMID, claim, read_mark
 from unetcli.engine.request import VerifyRequest
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.tables import Tables
@@ -29,9 +28,9 @@ from unetcli.evaluate.run import Unfinished
 from unetcli.executors.slurm.worker import ShareOutcome
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.registry import steps_of, verify_output
-from unetcli.predict.request import PredictRequest
 
 RUN = Path("run")
 HEX = "0123456789abcdef"

@@ -14,14 +14,10 @@ from unetcli.core.ranges import Ranges, numbers
 from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook, current_failures
 from unetcli.engine.retry import Progress, Rounds
 from unetcli.engine.run import RunOptions, launching, prepare
-from unetcli.executors.contract import JobFailure, Task
+from unetcli.executors.contract import InProcess, JobFailure, Task
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import resolve_step
 from unetcli.predict.step import PredictStep
-from unetcli.predict.request import PredictRequest
-from unetcli.engine.run import Run
-from unetcli.engine.troubles import Trouble, TroubleBook, current_troubles
-from unetcli.engine.worker import run_blocks
-from unetcli.executors.contract import InProcess, JobFailure, Task
 
 SECTIONS = 6
 ALL = np.arange(SECTIONS)

@@ -18,9 +18,9 @@ from helpers import grey, wait_for, write_model, write_zarr
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.receipts import read_receipts
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.volumes.image import marker
-from unetcli.predict.request import PredictRequest
 
 FOLDER, STORE = Path("big.pred.zarr.run/predict"), Path("big.pred.zarr")
 SECTIONS = 11

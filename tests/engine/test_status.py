@@ -26,15 +26,12 @@ from unetcli.engine.receipts import DONE, Receipt
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.status import STATES, Watcher, host_paces
 from unetcli.engine.worker import StepTask
-from unetcli.executors.slurm.job_state import JobWord
+from unetcli.executors.slurm.watch import OVER, RUNNING, WAITING, JobState
 from unetcli.predict.input_changes import Paths
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
 from unetcli.registry import steps_of
-from unetcli.predict.request import PredictRequest
-from unetcli.engine.status import STATES, Watcher
-from unetcli.engine.worker import run_blocks
-from unetcli.executors.slurm.watch import OVER, RUNNING, WAITING, JobState
 
 OUTPUT = "big.pred.zarr"
 KEYS = ["blocks", "done", "running", "failed", "missing", "voxels_per_second", "seconds_left", "failures"]

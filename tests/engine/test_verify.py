@@ -25,20 +25,16 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.ownership import PREDICT
 from unetcli.engine.receipts import ReceiptBook, read_receipts
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.seams import plan_of_window, windows
 from unetcli.predict.step import PredictStep
 from unetcli.registry import verify_output
 from unetcli.volumes.image import marker
 from unetcli.volumes.level import Level
-from unetcli.engine.repair import PredictionMade
-from unetcli.engine.request import VerifyRequest
-from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.verify import Verification
-from unetcli.predict.request import PredictRequest
-from unetcli.volumes.output import Output
 
 OUTPUT = Path("big.pred.zarr")
 CLI = Callable[..., subprocess.CompletedProcess[str]]

@@ -23,11 +23,9 @@ from unetcli.engine import worker
 from unetcli.engine.failures import FAILED, UNUSABLE, read_failures
 from unetcli.engine.receipts import read_receipts
 from unetcli.engine.worker import StepTask
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
-from unetcli.engine.troubles import read_troubles
-from unetcli.engine.worker import run_blocks
-from unetcli.predict.request import PredictRequest
 
 FOLDER = Path("big.pred.zarr.run/predict")
 SECTIONS = 6

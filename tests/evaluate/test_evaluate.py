@@ -18,9 +18,7 @@ from unetcli.evaluate.evaluate import evaluate_volume as evaluate
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.result import Scores
 from unetcli.metrics.em import scores
-from unetcli.metrics.em import scores
 from unetcli.metrics.em_counts import section_counts
-from unetcli.volumes.output import Output
 from unetcli.volumes.volume import Volume
 
 SHAPE = (6, 13, 22)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,15 @@ from hypothesis import strategies as st
 from label.maps import plan_of
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.records import from_json, to_json
+from unetcli.engine.clusters import job_request
+from unetcli.engine.runfolder import RunFolder
+from unetcli.executors.options import ClusterOptions
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.label.finding import working_bytes
-from unetcli.label.plan import LabelPlan, Settings, choose_block, differences
-from unetcli.label.run import share_of
+from unetcli.label.plan import FORMAT, LabelPlan, Settings, choose_block, differences
+from unetcli.label.step import LabelPaths, LabelStep
+from unetcli.planning.grid import pending
 
 SHAPES = st.integers(2, 4).flatmap(
     lambda n: st.tuples(st.tuples(*[st.integers(1, 60 // n**2)] * n), st.tuples(*[st.integers(1, 9)] * n))
@@ -63,9 +69,9 @@ def test_stages_follow_each_other_and_share_no_block() -> None:
     assert [number for stage in plan.stages for number in stage.blocks] == list(range(plan.blocks))
     missing = np.arange(plan.blocks)
     for stage in plan.stages:
-        assert plan.pending(missing).tolist() == list(stage.blocks)
+        assert pending(plan.stages, missing).tolist() == list(stage.blocks)
         missing = missing[missing >= stage.blocks.stop]
-    assert len(plan.pending(missing)) == 0
+    assert len(pending(plan.stages, missing)) == 0
     none, every = np.zeros(plan.blocks, np.bool_), np.ones(plan.blocks, np.bool_)
     assert (plan.voxels(none), plan.voxels(every) > 2 * 4 * 900 * 1100) == (0, True)
     with pytest.raises(IndexError):
@@ -74,9 +80,9 @@ def test_stages_follow_each_other_and_share_no_block() -> None:
 
 def test_a_plan_comes_back_from_its_file() -> None:
     plan = plan_of((3, 50, 40), (1, 16, 16), method="watershed", threshold=0.3, voxel_size=(2.5, 1.0, 1.0))
-    assert LabelPlan.from_json(plan.to_json()) == plan
-    with pytest.raises(UnetcliError, match="plan of labels of version 0, this unetcli reads version 2"):
-        LabelPlan.from_json(plan.to_json().replace('"unetcli_labels": 2', '"unetcli_labels": 0'))
+    assert from_json(LabelPlan, to_json(plan, FORMAT), FORMAT, "plan") == plan
+    with pytest.raises(UnetcliError, match=f"plan of version 0, this unetcli reads version {FORMAT}"):
+        from_json(LabelPlan, to_json(plan, 0), FORMAT, "plan")
 
 
 def test_differences_are_told_by_option() -> None:
@@ -95,13 +101,19 @@ def test_a_block_of_parts_of_chunks_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", ["components", "watershed"])
-def test_slurm_jobs_ask_for_memory_and_get_many_blocks(method: str) -> None:
+def test_slurm_jobs_ask_for_memory_and_get_many_blocks(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNETCLI_PROFILE", raising=False)
     plan = plan_of((100, 8192, 8192), (1, 2048, 2048), method=method)
-    request, blocks = share_of(plan, SlurmRequest())
+    paths = LabelPaths(prediction="big.zarr", output="big.zarr/labels/instances")
+    step = LabelStep(folder=RunFolder(Path("run")), plan=plan, paths=paths)
+    request, blocks = job_request(ClusterOptions(cluster="slurm"), step)
     assert request.mem is not None
     asked = int(request.mem.removesuffix("G")) * 2**30
     assert working_bytes(plan) + 2**31 <= asked < working_bytes(plan) + 2**31 + 2**30
     assert 50 < blocks < 2000
-    chosen = SlurmRequest(mem="7G", blocks_per_job=3)
-    assert share_of(plan, chosen) == (chosen, 3)
+    chosen = {"mem": "7G", "blocks_per_job": 3}
+    assert job_request(ClusterOptions(cluster="slurm", slurm=chosen), step) == (
+        SlurmRequest(mem="7G", blocks_per_job=3),
+        3,
+    )
     assert Settings(method=method) == plan.settings

@@ -19,10 +19,9 @@ from label.store import FOLDER, LABELS, STORE, TABLE, files, label, stop_after, 
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.receipts import read_receipts
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.verify import MISSING, OTHER, Verification
 from unetcli.registry import verify_output
-from unetcli.engine.request import VerifyRequest
-from unetcli.engine.verify import Verification
 from unetcli.volumes.fingerprint import sampled_boxes
 from unetcli.volumes.opening import open_volume
 

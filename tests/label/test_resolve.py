@@ -93,7 +93,7 @@ def test_floats_that_are_no_probabilities_are_told_with_their_place(value: float
     made[3, 13] = value
     write_prediction(STORE, made, (8, 8))
     summary = label(block_voxels=1)
-    assert [aside["place"] for aside in summary.set_aside] == ["y 0:8, x 8:16"]
+    assert [aside["place"] for aside in summary.set_aside] == ["find: y 0:8, x 8:16"]
     assert "no probabilities 0 to 1" in summary.set_aside[0]["reason"]
 
 

@@ -30,13 +30,15 @@ from label.store import (
 from numpy.typing import NDArray
 from places import site
 from scipy import ndimage
-from unetcli.label.work import label_blocks
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import numbers
 from unetcli.engine.receipts import read_receipts
+from unetcli.engine.worker import StepTask
 from unetcli.executors.options import ClusterOptions
 from unetcli.label.components import in_order, neighbourhood
+from unetcli.label.plan import FORMAT
+from unetcli.label.step import LabelStep
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -237,10 +239,19 @@ def test_a_damaged_chunk_sets_its_block_aside_and_is_told(values: NDArray[np.uin
     chunk.write_bytes(chunk.read_bytes()[:-5])
     summary = label()
     assert not summary.complete
-    assert {aside["place"].split(",")[0] for aside in summary.set_aside} == {"z 1:2"}
+    assert {aside["place"].split(",")[0] for aside in summary.set_aside} == {"find: z 1:2"}
     assert "cannot read z 1:2" in summary.set_aside[0]["reason"]
     assert "the same command continues" in summary.sentence
     assert not LABELS.exists()
+
+
+def test_what_other_processes_set_aside_is_told_here(
+    values: NDArray[np.uint8], caplog: pytest.LogCaptureFixture
+) -> None:
+    chunk = STORE / "0/c/1/2/3"
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    assert not label(where=ClusterOptions(workers=2)).complete
+    assert "(find: z 1:2, y 32:64, x 32:64) set aside: " in caplog.text
 
 
 def test_other_settings_are_refused_by_name(values: NDArray[np.uint8]) -> None:
@@ -250,6 +261,14 @@ def test_other_settings_are_refused_by_name(values: NDArray[np.uint8]) -> None:
     with pytest.raises(UnetcliError, match=r"connectivity 8 \(was 4\)"):
         label(threshold=0.4, connectivity=8)
     assert label(overwrite=True).complete
+
+
+def test_labels_without_their_run_folder_are_not_written_over(labels: None) -> None:
+    before = files()
+    shutil.rmtree(FOLDER)
+    with pytest.raises(UnetcliError, match=r"exists, but .*plan\.json, which says how it was made, is gone"):
+        label()
+    assert files() == before
 
 
 def test_another_prediction_at_the_same_place_is_noticed(labels: None) -> None:
@@ -288,11 +307,11 @@ def test_two_workers_with_the_same_blocks_do_no_harm(values: NDArray[np.uint8]) 
     """A worker that was thought dead, and is not, writes what the other does."""
     label(stopping=stop_after(20))
     plan = json.loads((FOLDER / "plan.json").read_text())
-    assert plan["unetcli_labels"] == 2
+    assert plan["format"] == FORMAT
     first = tables()
     (FOLDER / "receipts").rename(FOLDER / "old")
     (FOLDER / "receipts").mkdir()
-    blocks = ((0, len(first)),)
-    assert label_blocks(str(FOLDER), blocks) == len(list(numbers(blocks)))
+    task, blocks = StepTask(LabelStep), ((0, len(first)),)
+    assert task(str(FOLDER), blocks) == len(list(numbers(blocks)))
     assert tables() == first
-    assert label_blocks(str(FOLDER), blocks) == 0
+    assert task(str(FOLDER), blocks) == 0

@@ -23,8 +23,8 @@ from unetcli.planning import estimate as module
 from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
 from unetcli.planning.plan import Plan
 from unetcli.predict.preview import plan_volume, stored_input
-from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
+from unetcli.predict.run import predict_volume
 from unetcli.volumes.opening import open_volume
 
 TINY = Architecture(depth=2, base_channels=4)

@@ -20,12 +20,9 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.planning.plan import FORMAT, Plan
 from unetcli.predict.canary import TOLERANCE, blocks_of_others, tolerance
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
-from unetcli.engine.workbench import workbench
-from unetcli.engine.worker import run_blocks
-from unetcli.planning.plan import Plan
-from unetcli.predict.request import PredictRequest
 
 FOLDER = Path("big.pred.zarr.run/predict")
 HERE, SECTIONS, DONE = socket.gethostname(), 6, 3

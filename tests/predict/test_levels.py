@@ -15,7 +15,6 @@ from helpers import grey, write_zarr
 
 import unetcli.engine.run as running
 import unetcli.planning.pyramid_plan as sizes
-from unetcli.predict.request import PredictRequest
 from unetcli.core.ranges import to_ranges
 from unetcli.engine import worker
 from unetcli.engine.failures import UNUSABLE, read_failures
@@ -25,6 +24,7 @@ from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.executors.contract import JobFailure
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume, resolve_step
 from unetcli.predict.step import PredictStep
 from unetcli.volumes.opening import open_volume

@@ -22,9 +22,9 @@ from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import PredictSummary, close_run, predict_share, predict_volume, resolve_step
 from unetcli.volumes.image import marker
-from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 
 

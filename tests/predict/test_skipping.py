@@ -21,8 +21,8 @@ from unetcli.engine.receipts import read_receipts
 from unetcli.engine.runfolder import RunFolder
 from unetcli.planning import planner
 from unetcli.predict.predictor import predict_blocks
-from unetcli.predict.run import PredictSummary, predict_share, predict_volume, resolve_step
 from unetcli.predict.request import PredictRequest
+from unetcli.predict.run import PredictSummary, predict_share, predict_volume, resolve_step
 from unetcli.predict.skipping import Mask, factor
 from unetcli.predict.step import PredictStep
 from unetcli.volumes.image import marker

@@ -15,9 +15,8 @@ from slurm.cluster import SlurmCluster, until
 
 from unetcli.engine.receipts import read_receipts
 from unetcli.engine.status import Status, Watcher
-from unetcli.executors.slurm.job_state import SlurmWord
-from unetcli.registry import steps_of
 from unetcli.executors.slurm.watch import JobStates
+from unetcli.registry import steps_of
 
 STORE = "big.pred.zarr"
 LABEL = ["label", STORE, "--block-voxels", "1500"]

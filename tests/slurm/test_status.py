@@ -12,9 +12,8 @@ from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
 from unetcli.engine.status import Watcher
-from unetcli.executors.slurm.job_state import SlurmWord
-from unetcli.registry import steps_of
 from unetcli.executors.slurm.watch import JobStates
+from unetcli.registry import steps_of
 
 DETACHED = "predict big.zarr --tile 204 --cluster slurm --mem 1G --blocks-per-job 500 --max-running 1 --detach"
 

@@ -15,11 +15,9 @@ from train.scenes import TINY, write_discs
 from unetcli.core.errors import UnetcliError
 from unetcli.core.signals import Signals
 from unetcli.train.folder import Checkpoint
-from unetcli.train.request import TrainRequest
-from unetcli.train.train import train_model
-from unetcli.train.weight_map import WeightsRequest, write_weights
 from unetcli.train.request import TrainRequest, WeightsRequest
 from unetcli.train.train import train_model
+from unetcli.train.weight_map import write_weights
 
 DISK = Path("disk")
 REQUEST = replace(TINY, output=DISK / "model", steps=40, validate_every=10)

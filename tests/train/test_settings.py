@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
 from unetcli.core.footprint import Architecture
-from unetcli.train.recipes import Optimisation
+from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
 from unetcli.train.settings import TrainingConfig
 
 CONFIG = TrainingConfig(

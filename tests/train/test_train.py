@@ -21,16 +21,15 @@ from train.scenes import Stop, contents, discs, log_rows, same, state, weights
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.signals import Signals
-from unetcli.predict.run import predict_volume
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.file import load_network, read_header
 from unetcli.model.network import UNet
+from unetcli.predict.request import PredictRequest
+from unetcli.predict.run import predict_volume
 from unetcli.train import loop
 from unetcli.train.folder import Checkpoint
 from unetcli.train.loop import Training
-from unetcli.predict.request import PredictRequest
-from unetcli.cli.status_view import pace
 from unetcli.train.request import MEASURES, TrainRequest
 from unetcli.train.train import train_model
 

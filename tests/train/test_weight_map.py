@@ -22,12 +22,9 @@ from yaozarrs import validate_zarr_store
 from unetcli.core.errors import UnetcliError
 from unetcli.train import targets as module
 from unetcli.train.recipes import IGNORED, TruthRules
-from unetcli.train.targets import class_weights, classes_of, weight_table
-from unetcli.train.weight_map import WeightsRequest, WeightsSummary, write_weights
-from unetcli.train import lessons
-from unetcli.train.border import border_raise, loss_weights
 from unetcli.train.request import WeightsRequest
-from unetcli.train.targets import IGNORED, class_weights, classes_of
+from unetcli.train.targets import class_weights, classes_of, weight_table
+from unetcli.train.weight_map import WeightsSummary, write_weights
 from unetcli.volumes.opening import open_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

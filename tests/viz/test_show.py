@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.viz.colour import label_colours, outlines
-from unetcli.viz.show import ShowRequest, show
-from unetcli.viz import shown
 from unetcli.viz.request import ShowRequest
+from unetcli.viz.show import show
 
 Run = Callable[..., CompletedProcess[str]]
 HUGE = """
 from pathlib import Path
 import matplotlib.image, scipy.ndimage
-from unetcli.viz.show import ShowRequest, show
+from unetcli.viz.show import show
 from unetcli.viz.request import ShowRequest
 from unetcli.viz.showing import show
 from unetcli.volumes.opening import open_volume

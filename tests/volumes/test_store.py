@@ -20,15 +20,13 @@ from s3 import serving
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.evaluate.evaluate import evaluate_volume
-from unetcli.evaluate.request import EvaluateRequest
-from unetcli.predict.run import predict_volume
-from unetcli.registry import verify_output
-from unetcli.volumes.image import marker, marker_around, remove_output, require_ours
 from unetcli.engine.request import VerifyRequest
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.predict.request import PredictRequest
+from unetcli.predict.run import predict_volume
+from unetcli.registry import verify_output
+from unetcli.volumes.image import marker, marker_around, remove_output, require_ours
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 

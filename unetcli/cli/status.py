@@ -16,10 +16,9 @@ from unetcli.core.options import Heading
 from unetcli.engine.request import RunRequest, VerifyRequest
 
 if TYPE_CHECKING:
-    from unetcli.engine.verify import Damage
-    from unetcli.predict.seams import Seams
     from unetcli.engine.status import Status, Watcher
-    from unetcli.engine.verify import Verification
+    from unetcli.engine.verify import Damage, Verification
+    from unetcli.predict.seams import Seams
 
 REFRESH_SECONDS = 2.0
 """On a terminal; a log gets a line a minute."""

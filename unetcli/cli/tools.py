@@ -43,7 +43,7 @@ def show(request: ShowRequest) -> None:
 
     Labels as outlines, a probability as a colour.
     """
-    from unetcli.viz.showing import show
+    from unetcli.viz.show import show
 
     typer.echo(show(request))
 
@@ -61,4 +61,4 @@ def worker(request: WorkerRequest) -> None:
     from unetcli.executors.dask.worker import serve
 
     tls = str(request.tls) if request.tls else None
-    serve(request.scheduler, tls, request.memory, request.name, request.death_timeout)
+    serve(request.scheduler, tls, request.memory, name=request.name, death_timeout=request.death_timeout)

@@ -34,17 +34,16 @@ def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption
     signals = Signals().listen()
     prepare()  # before torch is imported
     from unetcli.api import run_train
-    from unetcli.train.world import Deserted, Elsewhere
-    from unetcli.train.distributed import World
+    from unetcli.train.distributed import OtherRankFailed, PeerLost, World
 
     here = request.cluster == "local"
     first = not here or World.from_environment().is_first
     try:
         with console.progress("tiles") if first else nullcontext(silent) as report:
             summary = run_train(request, report, signals)
-    except Elsewhere:
+    except OtherRankFailed:
         raise typer.Exit(console.USER) from None
-    except Deserted:
+    except PeerLost:
         if first:
             raise
         raise typer.Exit(console.INCOMPLETE) from None

@@ -18,15 +18,12 @@ from unetcli.core.files import Place, remove_aside
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.step import Step
 from unetcli.engine.workers import await_workers
-from unetcli.executors.contract import Executor, JobFailure
-from unetcli.executors.contract import InProcess
+from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.executors.options import ClusterOptions, slurm_request
-from unetcli.executors.slurm.commands import SlurmError, call, named
-from unetcli.executors.slurm.executor import SlurmExecutor, still_live
-from unetcli.executors.slurm.journal import JobBook
+from unetcli.executors.slurm.commands import SlurmError, call, named, would_start
+from unetcli.executors.slurm.executor import SlurmExecutor
+from unetcli.executors.slurm.journal import JobJournal, submit_jobs
 from unetcli.executors.slurm.request import SlurmRequest
-from unetcli.executors.slurm.journal import submit_jobs
-from unetcli.executors.slurm.commands import would_start
 from unetcli.executors.slurm.watch import ENDED, JobWatch, squeue
 
 log = logging.getLogger(__name__)
@@ -42,7 +39,7 @@ SECONDS_TO_LEAVE = 20.0
 
 
 @contextmanager
-def executor_for(where: Where, step: Step) -> Iterator[Executor]:
+def executor_for(where: ClusterOptions, step: Step) -> Iterator[Executor]:
     """The executor that was asked for; what it started ends with the block, except a SLURM array."""
     if where.cluster == "slurm":
         request, blocks = job_request(where, step)
@@ -55,13 +52,7 @@ def executor_for(where: Where, step: Step) -> Iterator[Executor]:
             yield executor
 
 
-def slurm_request(where: Where) -> SlurmRequest:
-    """What is asked of SLURM: the profile of ``--profile`` or ``$UNETCLI_PROFILE``, and options over it."""
-    named = where.profile or (Path(os.environ[PROFILE]) if os.environ.get(PROFILE) else None)
-    return SlurmRequest.load(named, **where.slurm)
-
-
-def job_request(where: Where, step: Step) -> tuple[SlurmRequest, int]:
+def job_request(where: ClusterOptions, step: Step) -> tuple[SlurmRequest, int]:
     """What each SLURM job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
     asked = slurm_request(where)
     needed = step.resources(asked)
@@ -76,7 +67,7 @@ def left_at_work(executor: Executor) -> list[str]:
 
 
 @contextmanager
-def local_executor(where: Where, step: Step) -> Iterator[Executor]:
+def local_executor(where: ClusterOptions, step: Step) -> Iterator[Executor]:
     """This process, or several here where there are several GPUs or ``--workers`` says so."""
     gpus = visible_gpus() if step.every_gpu else []
     count = where.workers or max(1, len(gpus))
@@ -100,7 +91,7 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def dask_on_scheduler(where: Where, step: Step) -> Iterator[Executor]:
+def dask_on_scheduler(where: ClusterOptions, step: Step) -> Iterator[Executor]:
     """Workers of a Dask scheduler that others started."""
     from unetcli.executors.dask.cluster import existing_scheduler
     from unetcli.executors.dask.executor import DaskExecutor
@@ -111,7 +102,7 @@ def dask_on_scheduler(where: Where, step: Step) -> Iterator[Executor]:
 
 
 @contextmanager
-def dask_on_slurm(where: Where, step: Step) -> Iterator[Executor]:
+def dask_on_slurm(where: ClusterOptions, step: Step) -> Iterator[Executor]:
     """A Dask scheduler here, and workers as SLURM jobs."""
     from unetcli.executors.dask.cluster import own_scheduler
     from unetcli.executors.dask.executor import DaskExecutor

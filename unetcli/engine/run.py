@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import Where
 from unetcli.core.files import telling_unwritable
 from unetcli.engine.clusters import (
     end_earlier_launch,
@@ -25,7 +24,8 @@ from unetcli.engine.failures import UNUSABLE, BlockFailure, current_failures
 from unetcli.engine.retry import Progress, Report, Rounds
 from unetcli.engine.step import DamagedResult, Step
 from unetcli.engine.worker import MOST_ATTEMPTS, void
-from unetcli.executors.contract import Executor, JobFailure
+from unetcli.executors.contract import Executor, InProcess, JobFailure
+from unetcli.executors.options import ClusterOptions
 from unetcli.executors.slurm.executor import SlurmExecutor
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def quiet(done: int, total: int) -> None:
 class RunOptions:
     """How a step is run. Options that do not affect the result."""
 
-    where: Where = field(default_factory=Where)
+    where: ClusterOptions = field(default_factory=ClusterOptions)
     retries: int = 1
     overwrite: bool = False
     take_over: bool = False
@@ -163,6 +163,9 @@ def compute(step: Step, options: RunOptions, outcome: RunOutcome, report: Report
             name_running_jobs(step, executor)
             raise
         outcome.left_running = left_at_work(executor)
+    if not isinstance(executor, InProcess):  # which has said it itself
+        for failure in current_failures(step.folder.failures, step.ledger.refresh()):
+            log.warning("block %d (%s) set aside: %s", failure.block, failure.place, failure.reason)
 
 
 def run_stages(step: Step, rounds: Rounds, stopping: Callable[[], bool]) -> list[JobFailure]:

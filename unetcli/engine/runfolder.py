@@ -16,7 +16,7 @@ from unetcli.core.lock import hold, require_free
 from unetcli.core.records import from_json, to_json
 from unetcli.engine.ownership import LOCK_NAMES, MARKER, claim, mark, renew, sweep_beside
 from unetcli.engine.receipts import Ledger
-from unetcli.executors.slurm.journal import JobBook
+from unetcli.executors.slurm.journal import JobJournal
 
 T = TypeVar("T")
 CLAIMS = 50
@@ -111,7 +111,7 @@ class RunFolder:
     def contents(self) -> list[Path]:
         """What the engine keeps here for any step, beside marker and locks. The plan comes first."""
         files = (self.plan_file, self.paths_file, self.shares_file, self.stop, self.dask_jobs_file)
-        return [*files, JobBook(self.path).file, *self.folders, self.tls]
+        return [*files, JobJournal(self.path).file, *self.folders, self.tls]
 
     def make(self) -> None:
         """Create the folders; existing ones stay."""

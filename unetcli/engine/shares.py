@@ -19,7 +19,6 @@ from unetcli.engine.run import RunOptions, RunOutcome, launching, prepare, quiet
 from unetcli.engine.runfolder import RunFolder, ShareLayout
 from unetcli.engine.step import Step
 from unetcli.executors.contract import InProcess
-from unetcli.predict.request import PredictRequest
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from unetcli.engine.heartbeat import Beat
 from unetcli.engine.receipts import DONE, Ledger, Receipt
 from unetcli.engine.step import Step
 from unetcli.engine.workers import PATIENCE_SECONDS, Failure, Scheduler, Workers
-from unetcli.executors.slurm.job_state import SlurmWord
+from unetcli.executors.slurm.watch import JobStates
 from unetcli.planning.grid import pending, within
 
 STATES = ("done", "running", "failed", "missing")
@@ -114,7 +114,7 @@ class Watcher:
 
     def __init__(self, step: Step, scheduler: Scheduler | None = None, patience: float = PATIENCE_SECONDS) -> None:
         self.step, self.folder = step, step.folder
-        self.workers = Workers(step.folder, scheduler or SlurmWord(), patience)
+        self.workers = Workers(step.folder, scheduler or JobStates(), patience)
         self.ledger = Ledger(step.folder.receipts, step.blocks)
 
     def look(self, wait: bool = True) -> Status:

@@ -21,7 +21,7 @@ from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.files import UNWRITABLE, Place
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import RunFolder
-from unetcli.planning.grid import Stage, pending
+from unetcli.planning.grid import Stage, pending, stage_of
 
 CPU = "cpu"
 
@@ -259,7 +259,7 @@ class Step(ABC):
 
     def stage_of(self, number: int) -> Stage:
         """The stage of a block."""
-        return next(stage for stage in self.stages if number in stage.blocks)
+        return stage_of(self.stages, number)
 
     @property
     def size(self) -> int:

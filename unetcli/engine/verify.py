@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from unetcli.engine.request import VerifyRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.streams import ordered_map
 from unetcli.engine.clusters import require_no_live_jobs
 from unetcli.engine.receipts import Ledger
+from unetcli.engine.request import VerifyRequest
 from unetcli.engine.retry import Report
 from unetcli.engine.run import RunOptions, launching, prepare, quiet, work_off
 from unetcli.engine.step import Change, Step

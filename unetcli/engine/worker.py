@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import publish, telling_unwritable
 from unetcli.core.lock import job_id
 from unetcli.core.process import prepare
@@ -159,11 +159,6 @@ def signature(reason: str) -> str:
     True
     """
     return re.sub(r"[0-9a-f]{8,}|\d+", "#", reason)
-
-
-def one_line(error: Exception) -> str:
-    """What went wrong; for what is not the user's to put right, with its kind."""
-    return " ".join((str(error) if isinstance(error, UnetcliError) else f"{type(error).__name__}: {error}").split())
 
 
 def receipt_of(result: BlockResult, attempt: int) -> Receipt:

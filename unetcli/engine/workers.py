@@ -17,11 +17,8 @@ from typing import Any
 from unetcli.core.lock import Holder
 from unetcli.engine.heartbeat import FAILED, WORKING, Beat, read_beats
 from unetcli.engine.runfolder import RunFolder
-from unetcli.executors.slurm.job_state import JobWord
-from unetcli.executors.slurm.watch import OVER
-from unetcli.executors.slurm.watch import RUNNING
-from unetcli.executors.slurm.watch import WAITING
-from unetcli.executors.slurm.journal import JobBook
+from unetcli.executors.slurm.journal import JobJournal
+from unetcli.executors.slurm.watch import OVER, RUNNING, WAITING, JobState
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +49,7 @@ class Worker:
         """Seconds without a sign of life, by the reader's clock."""
         return time.monotonic() - self.since
 
-    def lives(self, word: JobWord | None, patience: float) -> bool | None:
+    def lives(self, word: JobState | None, patience: float) -> bool | None:
         """Whether it works; None: not known.
 
         The scheduler's word on its job comes first, then that of this machine, then the counter.
@@ -115,7 +112,7 @@ def memory_of(beat: Beat) -> str:
     return f"probably out of memory, {of}: " + ("give it more" if beat.holder.job == "-" else "raise --mem")
 
 
-Scheduler = Callable[[Collection[str]], Mapping[str, JobWord]]
+Scheduler = Callable[[Collection[str]], Mapping[str, JobState]]
 """Says how some jobs are, of those that it can speak for."""
 
 

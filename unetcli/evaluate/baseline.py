@@ -19,6 +19,7 @@ from unetcli.evaluate.families import OBJECT, OF_REFERENCE, Family, higher_is_be
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.result import VERSION, Scores
 from unetcli.metrics.cells import CellSums
+from unetcli.metrics.sums import Difference, Interval, differences
 from unetcli.volumes.fingerprint import same_data
 
 UNPAIRED = "objects of a result are others in another prediction, only sections can be paired, and there are too few"

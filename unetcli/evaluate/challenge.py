@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unetcli.core.arrays import Checksum
-from unetcli.core.arrays import file_sha256
+from unetcli.core.arrays import Checksum, file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
+from unetcli.core.sections import resolve_sections
 from unetcli.engine.retry import Report
 from unetcli.evaluate.baseline import compared, packed, require_baseline
 from unetcli.evaluate.counting import judge, labels_of, probabilities

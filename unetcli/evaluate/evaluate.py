@@ -93,14 +93,14 @@ def evaluate_volume(
     )
 
 
-def count(evaluated: Evaluated, report: Report, stopping: Callable[[], bool], where: Where) -> Counts:
+def count(evaluated: Evaluated, report: Report, stopping: Callable[[], bool], where: ClusterOptions) -> Counts:
     """Counts of everything: here and now, or block by block in a run folder."""
     if fits_here(evaluated, where):
         return total_counts(evaluated.plan, counted_here(evaluated, report, stopping))
     return counted_in_folder(evaluated, where, report, stopping)
 
 
-def fits_here(evaluated: Evaluated, where: Where) -> bool:
+def fits_here(evaluated: Evaluated, where: ClusterOptions) -> bool:
     """Whether it is a matter of minutes in this process, and nobody asked for more."""
     work = evaluated.plan.region.size * (EM_WORK if "em" in evaluated.plan.settings.metrics else 1)
     plain = where.cluster == "local" and where.workers is None and evaluated.request.run_folder is None

@@ -14,13 +14,9 @@ from unetcli.core.files import Place, place_of
 from unetcli.core.geometry import Box
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.predict.skipping import Mask, factor
-from unetcli.volumes.image import marker, marker_around
-from unetcli.volumes.opening import open_volume
 from unetcli.volumes.image import marker_around, region_around
-from unetcli.volumes.volume import resolve_region
-from unetcli.volumes.volume import Volume, describe, shape
-from unetcli.volumes.volume import require_same_voxels
-from unetcli.volumes.volume import stated_sizes
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import Volume, describe, require_same_voxels, resolve_region, shape, stated_sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.evaluate.counts import Counts
 from unetcli.evaluate.resolve import Evaluated
 from unetcli.evaluate.step import EvaluateStep, EvaluationPaths, folder_of
+from unetcli.executors.options import ClusterOptions
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ class Unfinished(UnetcliError):
         """SLURM jobs that were left at work, with ``--detach``."""
 
 
-def counted_in_folder(evaluated: Evaluated, where: Where, report: Report, stopping: Callable[[], bool]) -> Counts:
+def counted_in_folder(
+    evaluated: Evaluated, where: ClusterOptions, report: Report, stopping: Callable[[], bool]
+) -> Counts:
     """Counts of all blocks, by way of a run folder that is deleted at the end.
 
     Raises
@@ -48,7 +51,7 @@ def counted_in_folder(evaluated: Evaluated, where: Where, report: Report, stoppi
     return counts
 
 
-def paths_of(evaluated: Evaluated, where: Where) -> EvaluationPaths:
+def paths_of(evaluated: Evaluated, where: ClusterOptions) -> EvaluationPaths:
     """Where the data lie, and how many threads a worker here has."""
     request = evaluated.request
     threads = max(1, cpu_threads() // (where.workers or 1)) if where.cluster == "local" else None

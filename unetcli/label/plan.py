@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.core.records import changed
-from unetcli.planning.grid import BlockGrid, Stage
+from unetcli.planning.grid import BlockGrid, Stage, stage_of
 from unetcli.planning.pyramid_plan import PyramidPlan
 
 FORMAT = 3
@@ -152,7 +152,7 @@ class LabelPlan:
 
     def stage(self, number: int) -> Stage:
         """The stage of a block."""
-        return next(stage for stage in self.stages if number in stage.blocks)
+        return stage_of(self.stages, number)
 
     def box(self, piece: int) -> Box:
         """The voxels of a piece; pieces are counted in C order."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unetcli.config import Where
 from unetcli.engine.retry import Report
 from unetcli.engine.run import RunOptions, RunOutcome, quiet, run
+from unetcli.executors.options import ClusterOptions
 from unetcli.label.ctc import export, require_exportable
 from unetcli.label.request import LabelRequest
 from unetcli.label.resolve import resolve_step
@@ -79,7 +79,10 @@ def label_volume(
         require_exportable(request.ctc)
     step = resolve_step(request)
     options = RunOptions(
-        where=where or Where(), retries=request.retries, overwrite=request.overwrite, take_over=request.take_over
+        where=where or ClusterOptions(),
+        retries=request.retries,
+        overwrite=request.overwrite,
+        take_over=request.take_over,
     )
 
     def export_frames() -> None:

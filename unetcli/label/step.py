@@ -292,8 +292,11 @@ class LabelStep(Step):
         return table_place(self.store, self.name, self.folder.path)
 
     def is_made(self) -> bool:
-        """Whether the arrays of all levels are there."""
-        if marker(self.output) is None or not self.files.summary_file.exists():
+        return marker(self.output) is not None
+
+    def has_arrays(self) -> bool:
+        """Whether the arrays of all levels are there, of the type that the merging chose."""
+        if not (self.is_made() and self.files.summary_file.exists()):
             return False
         return self.image.level.exists() and self.pyramid.is_made
 
@@ -307,11 +310,14 @@ class LabelStep(Step):
         require_continued(self, frozen, "--overwrite starts anew, --name names other labels")
 
     def create(self) -> None:
-        """The image is made with the first stage that writes to it."""
+        """Forget labels whose arrays were deleted; all are made with the first stage that writes to them."""
         remove_drafts_of(self.table)
+        if self.ledger.refresh().done[self.writes_from :].any() and not self.has_arrays():
+            self.folder.clear_receipts(self.own_files)
+            self.ledger.refresh()
 
     def prepare_stage(self, stage: Stage) -> None:
-        if not self.plan.in_folder(stage) and not self.is_made():
+        if not self.plan.in_folder(stage) and not self.has_arrays():
             parent = Parent.open(self.paths.prediction)
             make_labels_group(self.store, self.plan.zarr_format)
             self.image.create(attributes_of(self.image, parent.volume, self._own_attributes()))

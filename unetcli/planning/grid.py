@@ -124,6 +124,20 @@ class Stage:
     blocks: range
 
 
+def stage_of(stages: Sequence[Stage], number: int) -> Stage:
+    """The stage of a block.
+
+    Raises
+    ------
+    IndexError
+        There is no block of that number.
+    """
+    for stage in stages:
+        if number in stage.blocks:
+            return stage
+    raise IndexError(f"block {number} of {stages[-1].blocks.stop}")
+
+
 def within(numbers: NDArray[np.intp], blocks: range) -> NDArray[np.intp]:
     """Those of rising numbers that are in a range.
 

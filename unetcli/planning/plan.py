@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unetcli.core.arrays import PerChannel, stored
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import AxisFootprint, Footprint
 from unetcli.core.geometry import Box, hull
-from unetcli.core.arrays import PerChannel
-from unetcli.core.arrays import stored
 from unetcli.core.records import changed
 from unetcli.planning.grid import BlockGrid
 from unetcli.volumes.fingerprint import same_data

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from unetcli.core.footprint import Architecture
-from unetcli.core.process import Machine
-from unetcli.core.process import cpu_name
-from unetcli.core.process import cpu_threads
-from unetcli.core.process import may_have_gpu
+from unetcli.core.process import Machine, cpu_name, cpu_threads, may_have_gpu
 from unetcli.core.records import to_json
-from unetcli.engine.clusters import slurm_request
+from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.model.file import find_model, read_header
 from unetcli.planning.estimate import Estimate, StoredInput, estimate
@@ -22,6 +19,7 @@ from unetcli.planning.pace import STARTUP_SECONDS, Rates, Timing, Traffic, timin
 from unetcli.planning.plan import FORMAT, Plan, differences
 from unetcli.planning.pyramid_plan import pyramid_of
 from unetcli.predict.probe import Probe, measure_plan, recall, remember, run_in_job
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import GPU_BYTES_ELSEWHERE, folder_of, resolve_plan, with_machine
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import Where
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
@@ -25,9 +24,10 @@ from unetcli.core.footprint import Architecture
 from unetcli.core.geometry import Box
 from unetcli.core.process import cpu_name
 from unetcli.core.records import from_json, to_json
-from unetcli.engine.clusters import cancel_jobs, slurm_request
-from unetcli.executors.slurm.journal import submit_jobs
+from unetcli.engine.clusters import cancel_jobs
+from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.commands import would_start
+from unetcli.executors.slurm.journal import submit_jobs
 from unetcli.executors.slurm.watch import JobEnd, JobWatch
 from unetcli.model.file import load_network, read_header
 from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
@@ -296,7 +296,7 @@ def _device_peak(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT if device.type == "cuda" else None
 
 
-def request_accepted(where: Where) -> Callable[[Mapping[str, str]], str]:
+def request_accepted(where: ClusterOptions) -> Callable[[Mapping[str, str]], str]:
     """A function that tells what SLURM says of a request; also where it would refuse, or is not here."""
 
     def ask(options: Mapping[str, str]) -> str:
@@ -308,7 +308,7 @@ def request_accepted(where: Where) -> Callable[[Mapping[str, str]], str]:
     return ask
 
 
-def probe_in_job(where: Where) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
+def probe_in_job(where: ClusterOptions) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
     """A function that has ``task(text)`` done by a short SLURM job and gives back what that returned."""
 
     def submit(task: Callable[[str], dict[str, Any]], text: str) -> dict[str, Any]:

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.config import Where
-from unetcli.predict.request import PredictRequest
 from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import absolute
-from unetcli.core.process import Machine
-from unetcli.core.process import cpu_threads
-from unetcli.engine.clusters import slurm_request
+from unetcli.core.process import Machine, cpu_threads
 from unetcli.engine.runfolder import RunFolder
+from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.model.file import ModelHeader, read_header
 from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.planner import (
@@ -29,6 +26,7 @@ from unetcli.planning.planner import (
     require_files,
 )
 from unetcli.planning.pyramid_plan import largest_levels, largest_possible_levels
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.fingerprint import fingerprint, sampled_statistics
 from unetcli.volumes.volume import Volume, resolve_region
@@ -196,7 +194,7 @@ def folder_of(request: PredictRequest) -> RunFolder:
     return RunFolder(request.run_folder) if request.run_folder else RunFolder.of(request.output_path)
 
 
-def with_machine(request: PredictRequest, where: Where) -> PredictRequest:
+def with_machine(request: PredictRequest, where: ClusterOptions) -> PredictRequest:
     """The request, planned for the machines that will run it, which may not be this one."""
     if where.cluster == "local":
         return replace(request, threads=max(1, cpu_threads() // where.workers)) if where.workers else request

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.config import Where
-from unetcli.predict.request import PredictRequest
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, is_remote, require_apart
 from unetcli.engine.ownership import PREDICT, require_claimable
@@ -21,10 +19,12 @@ from unetcli.engine.retry import Report
 from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, quiet, run
 from unetcli.engine.shares import ShareOutcome, finish_shares, run_share
 from unetcli.engine.step import require_continued
+from unetcli.executors.options import ClusterOptions
 from unetcli.model.file import find_model
 from unetcli.planning.plan import FORMAT, Plan
 from unetcli.planning.planner import wasted_work
 from unetcli.predict.input_changes import Paths
+from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
 from unetcli.volumes.image import require_no_others, require_ours
@@ -92,7 +92,7 @@ def predict_volume(
     request: PredictRequest,
     report: Report = quiet,
     stopping: Callable[[], bool] = bool,
-    where: Where | None = None,
+    where: ClusterOptions | None = None,
 ) -> PredictSummary:
     """Foreground probabilities of a volume, block by block; continues where an earlier call stopped.
 
@@ -103,7 +103,7 @@ def predict_volume(
     UnetcliError
         Anything about the request that the user can put right; nothing has been written then.
     """
-    started, where = time.perf_counter(), where or Where()
+    started, where = time.perf_counter(), where or ClusterOptions()
     step = resolve_step(with_machine(request, where))
     outcome = run(step, options_of(request, where), report, stopping)
     return summarise(step, outcome, time.perf_counter() - started)
@@ -138,10 +138,13 @@ def close_run(request: PredictRequest, report: Report = quiet, stopping: Callabl
     return summarise(step, outcome, time.perf_counter() - started)
 
 
-def options_of(request: PredictRequest, where: Where | None = None) -> RunOptions:
+def options_of(request: PredictRequest, where: ClusterOptions | None = None) -> RunOptions:
     """How the request is run."""
     return RunOptions(
-        where=where or Where(), retries=request.retries, overwrite=request.overwrite, take_over=request.take_over
+        where=where or ClusterOptions(),
+        retries=request.retries,
+        overwrite=request.overwrite,
+        take_over=request.take_over,
     )
 
 

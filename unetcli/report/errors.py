@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from unetcli.core.arrays import distinct
 from unetcli.evaluate.result import Section, SectionImages
+from unetcli.metrics.contingency import ReferenceObjects, ResultObjects
 from unetcli.metrics.em_counts import errors_at
 from unetcli.metrics.warping import ErrorKind
 

@@ -17,8 +17,7 @@ from unetcli.core.geometry import Box
 from unetcli.engine.runfolder import RunFolder
 from unetcli.evaluate.request import CLASSES
 from unetcli.evaluate.result import Evaluation, Section, SectionImages
-from unetcli.metrics.contingency import ReferenceObjects
-from unetcli.metrics.contingency import ResultObjects
+from unetcli.metrics.contingency import ReferenceObjects, ResultObjects
 from unetcli.report import errors
 from unetcli.report.errors import Mark, ObjectRow, Places
 from unetcli.report.measure_texts import ranked_by

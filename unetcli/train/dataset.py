@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from unetcli.core.arrays import Moments, PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, hull
-from unetcli.core.arrays import Moments
-from unetcli.core.arrays import PerChannel
 from unetcli.train.augment import Draw, draw
 from unetcli.train.recipes import IGNORED, TRUTHS, Augmentation, TruthRules, require_one_of
 from unetcli.train.settings import Ranges

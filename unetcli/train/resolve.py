@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from unetcli.core.sections import Sections
-from unetcli.core.sections import resolve_sections
 from unetcli.core.errors import UnetcliError
 from unetcli.core.footprint import Architecture
+from unetcli.core.sections import Sections, resolve_sections
 from unetcli.model.device import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
 from unetcli.train.dataset import (
@@ -31,8 +30,7 @@ from unetcli.train.settings import Ranges, TrainingConfig
 from unetcli.train.targets import require_labels
 from unetcli.volumes.fingerprint import fingerprint
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume
-from unetcli.volumes.volume import require_same_voxels
+from unetcli.volumes.volume import Volume, require_same_voxels
 
 T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}

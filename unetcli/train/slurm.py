@@ -23,18 +23,15 @@ from unetcli.core.process import prepare
 from unetcli.core.progress import ProgressCallback
 from unetcli.core.signals import Signals
 from unetcli.executors.slurm.commands import require_slurm
-from unetcli.executors.slurm.executor import LATE_SECONDS, last_words, still_live
-from unetcli.executors.slurm.journal import JobBook, Submission
+from unetcli.executors.slurm.executor import LATE_SECONDS, last_words
+from unetcli.executors.slurm.journal import JobJournal, Submission, log_of, submit_jobs
 from unetcli.executors.slurm.request import SlurmRequest
-from unetcli.executors.slurm.worker import requeue_job
-from unetcli.executors.slurm.journal import log_of
-from unetcli.executors.slurm.journal import submit_jobs
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
+from unetcli.executors.slurm.worker import requeue_job
 from unetcli.train.request import TrainRequest
 
 if TYPE_CHECKING:
     from unetcli.train.folder import TrainingFolder
-    from unetcli.train.loop import Report
     from unetcli.train.train import TrainSummary
 
 log = logging.getLogger(__name__)
@@ -120,7 +117,7 @@ def launch(
     require_slurm()
     folder.jobs.mkdir(parents=True, exist_ok=True)
     with hold(folder.path / "launcher", take_over=request.take_over):
-        book = JobBook(folder.jobs)
+        book = JobJournal(folder.jobs)
         submission = _running(request, book) or _submit(request, slurm, processes, folder, book)
         if detach:
             return submission.jobs[0]
@@ -141,9 +138,9 @@ def _check(request: TrainRequest, slurm: SlurmRequest, processes: Processes) -> 
         resolve_locally(request, World(size=processes.all))
 
 
-def _running(request: TrainRequest, book: JobBook) -> Submission | None:
+def _running(request: TrainRequest, book: JobJournal) -> Submission | None:
     """The submission of an earlier call, if its job waits or runs."""
-    found = still_live(book)
+    found = book.live()
     if not found:
         return None
     job = found[-1].jobs[0]
@@ -154,7 +151,7 @@ def _running(request: TrainRequest, book: JobBook) -> Submission | None:
 
 
 def _submit(
-    request: TrainRequest, slurm: SlurmRequest, processes: Processes, folder: TrainingFolder, book: JobBook
+    request: TrainRequest, slurm: SlurmRequest, processes: Processes, folder: TrainingFolder, book: JobJournal
 ) -> Submission:
     """Submit one job of all processes; it is recorded before it is made."""
     if holding_job(folder.path / "lock") in {job for earlier in book.on_record() for job in earlier.jobs}:
@@ -181,7 +178,7 @@ def _submit(
 
 def _wait(
     folder: TrainingFolder,
-    book: JobBook,
+    book: JobJournal,
     submission: Submission,
     report: ProgressCallback,
     signals: Signals,

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from unetcli.core.footprint import Architecture
 from unetcli.core.files import require_apart, telling_unwritable
+from unetcli.core.footprint import Architecture
+from unetcli.core.process import cpu_threads
 from unetcli.core.progress import ProgressCallback, silent
 from unetcli.core.signals import Signals
-from unetcli.core.process import cpu_threads
 from unetcli.model.network import UNet
 from unetcli.train.distributed import World
 from unetcli.train.folder import Checkpoint, TrainingFolder

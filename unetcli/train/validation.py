@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.core.geometry import Box
+from unetcli.core.process import cpu_threads
 from unetcli.metrics.cells import seg_sums
 from unetcli.metrics.em_counts import LEVELS, PixelCounts, above, pixel_counts
 from unetcli.metrics.partitions import Cells, Overlap, PairCounts, components
 from unetcli.metrics.pixels import Confusion
-from unetcli.core.process import cpu_threads
 from unetcli.model.network import UNet
-from unetcli.planning.plan import Settings, Plan, Sources
+from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan
 from unetcli.predict.predictor import Predictor, predict_blocks
 from unetcli.train.dataset import AnnotatedVolume, Dataset, DatasetStatistics

@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.sections import Sections
-from unetcli.core.sections import resolve_sections
-from unetcli.core.files import stem
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_apart, telling_unwritable
+from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_apart, stem, telling_unwritable
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
+from unetcli.core.progress import ProgressCallback, silent
+from unetcli.core.sections import resolve_sections
 from unetcli.train.dataset import resolve_truth
 from unetcli.train.recipes import IGNORED, TruthRules
+from unetcli.train.request import WeightsRequest
 from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
 from unetcli.volumes import ngff
+from unetcli.volumes.image import MARKER, marker
 from unetcli.volumes.level import Level
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.image import MARKER, marker
 from unetcli.volumes.store import LocalStore, Store
 from unetcli.volumes.volume import Volume, describe
 
@@ -33,7 +33,6 @@ SHOWN = 768
 """Largest side of the window in the picture, in pixels."""
 STEP = 64
 """Spacing, in pixels, of the windows that are compared for it."""
-Report = Callable[[int, int], None]
 KIND = "weights"
 CHUNK = 512
 WRITER = "writer.json"
@@ -42,29 +41,12 @@ Write = Callable[[Box, NDArray[np.float32]], None]
 """Stores a window of one section, in coordinates of the labels."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsRequest:
-    """Options of weights; None is the default of train."""
-
-    labels: str
-    output: str | None = None
-    truth: str = "auto"
-    sections: Sections = (None, None)
-    w0: float | None = None
-    sigma: float | None = None
-    everywhere: bool | None = None
-    ignore: int | None = None
-    partial: int | None = None
-    keep_empty: bool | None = None
-    balance: bool | None = None
-    overwrite: bool = False
-
-    def rules(self, labels: Volume, region: Box) -> TruthRules:
-        """The rules asked for, with the kind of truth found out where it is left open."""
-        names = ("w0", "sigma", "everywhere", "ignore", "partial")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        TruthRules(truth="binary", **given)  # wrong options are refused before data are read
-        return TruthRules(truth=resolve_truth(self.truth, [(labels, region)], self.ignore), **given)
+def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
+    """The rules asked for, with the kind of truth found out where it is left open."""
+    asked = {name: getattr(request, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    TruthRules(truth="binary", **given)  # wrong options are refused before data are read
+    return TruthRules(truth=resolve_truth(request.truth, [(labels, region)], request.ignore), **given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +83,7 @@ class WeightsSummary:
         return f"{self.output}: weights of sections {self.sections[0]}:{self.sections[1]}{left_out}; {self.picture}"
 
 
-def write_weights(request: WeightsRequest, report: Report = lambda done, total: None) -> WeightsSummary:
+def write_weights(request: WeightsRequest, report: ProgressCallback = silent) -> WeightsSummary:
     """Write the loss weights of all sections asked for, and a picture of the place where the border raises them most.
 
     Raises
@@ -110,7 +92,7 @@ def write_weights(request: WeightsRequest, report: Report = lambda done, total: 
         Anything about the request that the user can put right; nothing has been written then.
     """
     output = _resolve_output(request)
-    rules = request.rules(output.labels, output.region)
+    rules = rules_of(request, output.labels, output.region)
     targets = TargetCache(output.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
     planes = [plane for plane in output.region.planes() if request.keep_empty or not targets.is_empty(plane)]
     if not planes:

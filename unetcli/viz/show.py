@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.files import stem
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import SIGNED_BYTES, place_of, require_apart
+from unetcli.core.files import SIGNED_BYTES, place_of, require_apart, stem
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.viz.colour import enlarged, label_colours, means, outlines, rgb, stretched
 from unetcli.viz.png import save_dots
-from unetcli.volumes.opening import open_volume
+from unetcli.viz.request import ShowRequest
 from unetcli.volumes.image import marker_around, region_around
-from unetcli.volumes.volume import Volume, shape
-from unetcli.volumes.volume import stated_sizes
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import Volume, shape, stated_sizes
 
 LARGEST, ROOMY = 2048, 1500
 """Dots along the longer side at most, and what small sections are enlarged to by whole factors, if they fit."""
@@ -33,19 +32,6 @@ WINDOW_VOXELS = 2**22
 HEAT, OPACITY = (1.0, 0.45, 0.1), 0.6
 SIGNATURE = "unetcli show"
 """Stands in the metadata of the pictures that may be replaced."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowRequest:
-    """A section of a volume to look at."""
-
-    volume: str
-    section: int | None = None
-    """Along z, else t, counted as in the volume that was predicted; None: the middle one."""
-    overlay: str | None = None
-    output: Path | None = None
-    channel: int | None = None
-    """One of several; None: up to three are shown as red, green and blue."""
 
 
 def show(request: ShowRequest) -> Path:

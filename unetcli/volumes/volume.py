@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.sections import Roi
-from unetcli.core.sections import Sections
-from unetcli.core.sections import resolve_sections
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box, mirror_indices
+from unetcli.core.sections import Roi, Sections, resolve_sections
 
 AXES = "tczyx"
 UNNAMED = {2: "yx", 3: "zyx"}
