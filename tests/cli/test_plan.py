@@ -12,7 +12,7 @@ import pytest
 import zarr
 from helpers import PEAK, grey, write_model, write_zarr
 
-from unetcli.cli.plan_view import lines
+from unetcli.cli.plan_view import plan_lines
 from unetcli.core.process import may_have_gpu
 from unetcli.executors.options import ClusterOptions
 from unetcli.predict.preview import plan_volume
@@ -183,7 +183,7 @@ def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked() -> None:
     assert report.slurm is not None
     assert (report.slurm["gres"], report.slurm["mem"], "gpus" in report.slurm) == ("gpu:a100:1", "64G", False)
     assert report.timing.shares == report.plan.blocks
-    assert "sbatch would start it on 2 nodes" in "\n".join(lines(report))
+    assert "sbatch would start it on 2 nodes" in "\n".join(plan_lines(report))
 
 
 @pytest.mark.parametrize(

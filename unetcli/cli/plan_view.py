@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from unetcli.planning.pace import Link, Traffic
     from unetcli.predict.preview import PlanReport
 
-WIDTH, LABEL = 80, 12
+LABEL = 12
 
 
-def lines(report: PlanReport) -> list[str]:
+def plan_lines(report: PlanReport) -> list[str]:
     """The report for people."""
     head = f"{report.source.path} -> {report.request.output_path}"
     return [head, *(_row(label, text) for label, text in rows(report))]

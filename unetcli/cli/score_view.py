@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unetcli.evaluate.result import Evaluation
 
 WIDTH = 80
+"""Columns of a terminal."""
 NAME, SCORE, INTERVAL = 32, 10, 22
 """Widths of columns."""
 BESIDE = ("_threshold", "_reason", "_note", "_interval", "_interval_reason")
@@ -20,7 +21,7 @@ LEADING = {"pixels": ("iou", True), "em": ("rand_error", False), "cells": ("seg"
 COUNTED = {"tp", "fp", "fn", "tn", "reference_objects", "result_objects", "matched"}
 
 
-def lines(found: Evaluation) -> list[str]:
+def score_lines(found: Evaluation) -> list[str]:
     """Everything a person wants to see first; ``--json`` has the rest."""
     told = found.to_json()
     parts = [list(head(told))]

@@ -39,13 +39,13 @@ def plan(request: PlanRequest, json: JsonOption = False) -> None:
         --tile-seconds 0.2 --workers 1000
     """
     from unetcli.api import run_plan
-    from unetcli.cli.plan_view import lines
+    from unetcli.cli.plan_view import plan_lines
 
     report = run_plan(request)
     if json:
         console.print_json(report.to_dict())
     else:
-        typer.echo("\n".join(lines(report)))
+        typer.echo("\n".join(plan_lines(report)))
 
 
 def label(request: LabelRequest, json: JsonOption = False) -> None:
@@ -71,7 +71,7 @@ def evaluate(request: EvaluateRequest, json: JsonOption = False) -> None:
     command goes on.
     """
     from unetcli.api import require_writable, run_evaluate, write_files
-    from unetcli.cli.score_view import lines
+    from unetcli.cli.score_view import score_lines
     from unetcli.evaluate.run import Unfinished
 
     require_writable(request)
@@ -85,6 +85,6 @@ def evaluate(request: EvaluateRequest, json: JsonOption = False) -> None:
             console.print_jobs(unfinished.jobs)
         raise typer.Exit(0 if unfinished.jobs else console.INCOMPLETE) from None
     # first of all: whatever becomes of the files, the scores are there
-    console.print_json(found.to_json()) if json else typer.echo("\n".join(lines(found)))
+    console.print_json(found.to_json()) if json else typer.echo("\n".join(score_lines(found)))
     with console.progress("sections") as report:
         write_files(request, found, report)
