@@ -23,6 +23,7 @@ HEAVY = [
     "unetcli.label.run",
     "unetcli.predict.preview",
     "unetcli.predict.run",
+    "unetcli.registry",
     "unetcli.engine.status",
     "unetcli.engine.verify",
     "unetcli.train.train",

@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.tables import Arrays
 from unetcli.label.finding import find_objects
-from unetcli.label.folder import LabelFolder
+from unetcli.label.folder import LabelFiles
 from unetcli.label.merging import merge
 from unetcli.label.plan import LabelPlan, Settings
 
@@ -93,17 +92,17 @@ def measure_merging(objects: int, method: str) -> None:
     across = math.ceil((objects / len(base["size"])) ** 0.5)
     plan = plan_of((across * SIDE, across * SIDE), (SIDE, SIDE), **settings)
     with tempfile.TemporaryDirectory() as place:
-        folder = LabelFolder(RunFolder(Path(place)))
+        files = LabelFiles(Path(place))
         for piece in range(plan.pieces):
-            row, column = plan.place(piece)
-            folder.tables.save(piece, shifted(base, ((row - 1) * SIDE, (column - 1) * SIDE), across * SIDE))
+            row, column = plan.grid.place(piece)
+            files.tables.save(piece, shifted(base, ((row - 1) * SIDE, (column - 1) * SIDE), across * SIDE))
         before, started = peak(), time.perf_counter()
-        merged = merge(plan, folder.tables.load)
+        merged = merge(plan, files.tables.load)
         seconds = time.perf_counter() - started
         print(f"{plan.pieces} blocks, {len(merged.numbers)} provisional objects -> {merged.count} ({method})")
         print(f"merged in {seconds:.1f} s; peak memory {peak() / 2**30:.2f} GiB ({before / 2**30:.2f} before)")
         started = time.perf_counter()
-        folder.save_merged(merged, plan.axes, 1 / 255)
+        files.save_merged(merged, plan.axes, 1 / 255)
         print(f"tables written in {time.perf_counter() - started:.1f} s; peak memory {peak() / 2**30:.2f} GiB")
 
 

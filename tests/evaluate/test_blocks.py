@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
-from unetcli.evaluate.settling import Settled
 
 from unetcli.evaluate.counts import Counts
 from unetcli.evaluate.plan import BLOCK_VOXELS
 from unetcli.evaluate.request import EvaluateRequest
+from unetcli.evaluate.resolve import Evaluated
 from unetcli.metrics import cells, voi
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
@@ -89,10 +89,10 @@ def test_probabilities_are_scored_alike_by_any_blocks_and_threads(
 
 def counts_of(
     tmp_path: Path, values: NDArray[Any], truth: NDArray[Any], **options: Any
-) -> tuple[Settled, list[Counts]]:
+) -> tuple[Evaluated, list[Counts]]:
     paths = stored(tmp_path, values, chunks=(2, 8, 16)), stored(tmp_path, truth, "t.zarr")
-    settled = Settled.of(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=1, **options))
-    return [settled.count(number) for number in range(settled.plan.blocks)]
+    evaluation = Evaluated.of(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=1, **options))
+    return [evaluation.count(number) for number in range(evaluation.plan.blocks)]
 
 
 def test_counts_travel_as_arrays(tmp_path: Path) -> None:
@@ -136,6 +136,6 @@ def test_a_huge_section_is_judged_in_blocks_against_a_flat_truth_too(tmp_path: P
         zarr.create_array(tmp_path / name, shape=shape, chunks=chunks, dtype="u2")
     places = {"prediction": str(tmp_path / "p.zarr"), "truth": str(tmp_path / "t.zarr")}
     request = EvaluateRequest(**places, kind="labels", metrics=("pixels",))
-    plan = Settled.of(request).plan
+    plan = Evaluated.of(request).plan
     assert math.prod(plan.block_shape) <= BLOCK_VOXELS
     assert plan.blocks > 100

@@ -14,19 +14,21 @@ from commands import Command, finished
 from helpers import wait_for
 from pairs import blobs, evaluated, stored
 from places import PLACES, place_of
-from unetcli.evaluate.folder import EvaluationFolder, Inputs
-from unetcli.evaluate.settling import Settled
-from unetcli.evaluate.work import count_blocks
 
 from unetcli.config import VerifyRequest, Where
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import to_ranges
-from unetcli.engine.ownership import EVALUATE, claim
+from unetcli.engine.clusters import job_request
+from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.worker import StepTask
 from unetcli.evaluate import evaluate as door
+from unetcli.evaluate.counts import Counts
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.evaluate.run import Unfinished, sized
+from unetcli.evaluate.resolve import Evaluated
+from unetcli.evaluate.run import Unfinished
+from unetcli.evaluate.step import EvaluateStep, EvaluationPaths
 from unetcli.evaluate.totals import total_counts
 from unetcli.registry import verify_output
 
@@ -122,24 +124,31 @@ def test_other_settings_or_data_begin_anew(tmp_path: Path, request_: EvaluateReq
     assert found == scores(EvaluateRequest(**{**vars_of(other), "run_folder": None}))
 
 
+def step_of(request: EvaluateRequest) -> EvaluateStep:
+    """The step of an evaluation, in the run folder that the request names."""
+    assert request.run_folder
+    paths = EvaluationPaths(prediction=request.prediction, truth=request.truth, mask=None, threads=2)
+    return EvaluateStep(folder=RunFolder(request.run_folder), plan=Evaluated.of(request).plan, paths=paths)
+
+
 @pytest.mark.parametrize(
     "place", [pytest.param(name, marks=[pytest.mark.slow] if name in ("local", "existing") else []) for name in PLACES]
 )
 def test_any_executor_counts(
     tmp_path: Path, request: pytest.FixtureRequest, request_: EvaluateRequest, place: str
 ) -> None:
-    settled, folder = Settled.of(request_), EvaluationFolder(RunFolder(tmp_path / "run"))
-    claim(folder.run.path, EVALUATE)
-    folder.run.make()
-    folder.begin(settled.plan, Inputs(prediction=request_.prediction, truth=request_.truth, mask=None, threads=2))
+    evaluation, step = Evaluated.of(request_), step_of(request_)
+    with launching(step, RunOptions()):
+        prepare(step)
     with place_of(place, request)(tmp_path / "run") as executor:
         failures = executor.run(
-            count_blocks, folder.run.path, to_ranges(np.arange(27)), tick=lambda: None, stopping=bool
+            StepTask(EvaluateStep), step.folder.path, to_ranges(np.arange(27)), tick=lambda: None, stopping=bool
         )
     assert not failures
-    assert folder.run.ledger(27).complete
-    counts = total_counts(settled.plan, (folder.load(number) for number in range(27)))
-    expected = total_counts(settled.plan, map(settled.count, range(27)))
+    assert step.ledger.refresh().complete
+    kept = (Counts.from_arrays(step.counts.load(number)) for number in range(27))
+    counts = total_counts(step.plan, kept)
+    expected = total_counts(step.plan, map(evaluation.count, range(27)))
     there, wanted = counts.to_arrays(), expected.to_arrays()
     assert there.keys() == wanted.keys()
     assert all(np.array_equal(there[name], wanted[name]) for name in there)
@@ -194,9 +203,10 @@ def test_killed_at_any_time_it_goes_on_to_the_same_scores(tmp_path: Path, reques
 
 
 def test_jobs_ask_for_memory_by_the_block(request_: EvaluateRequest) -> None:
-    asked, blocks = sized(Where(cluster="slurm"), Settled.of(request_).plan)
+    asked, blocks = job_request(Where(cluster="slurm"), step_of(request_))
     assert (asked.mem, blocks > 27) == ("2G", True)
-    asked, blocks = sized(Where(cluster="slurm", slurm={"mem": "9G", "blocks_per_job": 4}), Settled.of(request_).plan)
+    chosen = Where(cluster="slurm", slurm={"mem": "9G", "blocks_per_job": 4})
+    asked, blocks = job_request(chosen, step_of(request_))
     assert (asked.mem, blocks) == ("9G", 4)
 
 

@@ -266,9 +266,7 @@ def test_other_settings_are_refused_by_name(values: NDArray[np.uint8]) -> None:
 def test_labels_without_their_run_folder_are_not_written_over(labels: None) -> None:
     before = files()
     shutil.rmtree(FOLDER)
-    with pytest.raises(
-        UnetcliError, match=r"exists, but .*plan\.json, which says how it was made, is gone"
-    ):
+    with pytest.raises(UnetcliError, match=r"exists, but .*plan\.json, which says how it was made, is gone"):
         label()
     assert files() == before
 

@@ -17,6 +17,7 @@ from helpers import grey, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
 from unetcli.engine.receipts import read_receipts
+from unetcli.registry import steps_of
 
 SECTIONS = 24
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,7 @@ def array_files(store: str) -> dict[str, bytes]:
 
 
 def computed(store: str = "big.pred.zarr") -> list[int]:
+    """Blocks as often as they were computed: of full resolution, then of the coarser levels."""
     return sorted(receipt.block for receipt in read_receipts(Path(f"{store}.run/predict/receipts")))
 
 
@@ -63,7 +65,9 @@ def test_a_cluster_gives_the_bytes_of_one_process(place: Path, slurm: SlurmClust
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["computed"] == SECTIONS
     assert array_files("big.pred.zarr") == array_files("whole.zarr")
-    assert computed() == list(range(SECTIONS))
+    step = steps_of("big.pred.zarr")[0]
+    assert [stage.name for stage in step.stages] == ["predict", "level 1"]
+    assert computed() == list(range(step.blocks))
     until(lambda: jobs_are_gone(slurm), "an empty queue")
     again = predict(*how, "--levels", "2")
     assert again.returncode == 0
@@ -98,7 +102,7 @@ def test_detach_leaves_the_levels_to_a_job_and_says_so(place: Path, slurm: Slurm
         told = json.loads(detached.stdout)
         assert told["jobs"] == slurm.jobs()
         assert not told["finished"]
-    assert Path("big.pred.zarr.run/pyramid/jobs.jsonl").read_text().count('"submit"') == 1
+    assert Path("big.pred.zarr.run/predict/jobs.jsonl").read_text().count('"submit"') == 1
     slurm.call("scontrol", "update", f"JobId={told['jobs'][0]}", "StartTime=now")
     done = predict(*words)
     assert done.returncode == 0, done.stderr
