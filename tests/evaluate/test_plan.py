@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.evaluate.plan import EvaluationPlan, Settings, choose_block
+from unetcli.core.records import from_json, to_json
+from unetcli.evaluate.plan import FORMAT, EvaluationPlan, Settings, choose_block
 
 SETTINGS = Settings(metrics=("voi",), kind="labels", threshold=0.5, three_d=False, pieces=False, ignore=None, level=0)
 
@@ -45,7 +46,7 @@ def test_blocks_cover_a_region_once_and_meet_on_multiples_of_their_sides(data: s
         for a, first, stop, by, o in zip(box.start, region.start, region.stop, side, offset, strict=True):
             assert a == first or (by < stop - first and (a - o) % by == 0)
     assert (seen[region.slices] == 1).all()
-    assert seen.sum() == region.size == plan.voxels(np.ones(plan.blocks, np.bool_))
+    assert seen.sum() == region.size == plan.grid.voxels(np.ones(plan.blocks, np.bool_))
 
 
 def test_slabs_are_blocks_that_together_cover_whole_sections() -> None:
@@ -90,6 +91,6 @@ def test_blocks_are_as_large_as_the_limit_allows_and_never_smaller_than_a_chunk(
 
 def test_a_plan_travels_as_text() -> None:
     plan = plan_of(Box((3, 0, 0), (8, 20, 30)), (2, 8, 30), mask="m")
-    assert EvaluationPlan.from_json(plan.to_json()) == plan
-    with pytest.raises(UnetcliError, match="version 7, this unetcli reads version 1"):
-        EvaluationPlan.from_json(plan.to_json().replace('"unetcli_evaluation": 1', '"unetcli_evaluation": 7'))
+    assert from_json(EvaluationPlan, to_json(plan, FORMAT), FORMAT, "plan") == plan
+    with pytest.raises(UnetcliError, match=f"version 7, this unetcli reads version {FORMAT}"):
+        from_json(EvaluationPlan, to_json(plan, 7), FORMAT, "plan")
