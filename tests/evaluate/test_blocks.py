@@ -87,9 +87,7 @@ def test_probabilities_are_scored_alike_by_any_blocks_and_threads(
     assert all(approximately(found, results[0]) for found in results[1:])
 
 
-def counts_of(
-    tmp_path: Path, values: NDArray[Any], truth: NDArray[Any], **options: Any
-) -> tuple[Evaluated, list[Counts]]:
+def counts_of(tmp_path: Path, values: NDArray[Any], truth: NDArray[Any], **options: Any) -> list[Counts]:
     paths = stored(tmp_path, values, chunks=(2, 8, 16)), stored(tmp_path, truth, "t.zarr")
     evaluation = Evaluated.of(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=1, **options))
     return [evaluation.count(number) for number in range(evaluation.plan.blocks)]
