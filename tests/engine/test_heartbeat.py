@@ -24,7 +24,7 @@ def only(folder: Path) -> Beat:
 
 def test_the_counter_grows_while_the_worker_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
-    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "MEMORY_LOOK_SECONDS", 0.01)
     with Heartbeat(tmp_path, 3):
         first = only(tmp_path)
         assert first.state == WORKING

@@ -20,7 +20,7 @@ from unetcli.cli.requests import Command
 from unetcli.core.errors import UnetcliError
 from unetcli.core.toml import read_toml, to_toml, toml_value
 
-Options = Mapping[str, Any]
+Values = Mapping[str, Any]
 CONFIG, PRINT_CONFIG = "config", "print_config"
 
 PrintConfigOption = Annotated[
@@ -29,7 +29,7 @@ PrintConfigOption = Annotated[
 
 
 def configurable(
-    command: Command, *, in_force: Callable[[Options], Options] = dict, passed_over: Collection[str] = ()
+    command: Command, *, in_force: Callable[[Values], Values] = dict, passed_over: Collection[str] = ()
 ) -> Command:
     """The command with ``--config`` and ``--print-config``.
 

@@ -22,7 +22,7 @@ from unetcli.engine.receipts import worker_name
 
 SECONDS = 5.0
 """Between two beats."""
-LOOK_SECONDS = 0.25
+MEMORY_LOOK_SECONDS = 0.25
 """Between two looks at the memory; a beat is written early where it has come near the limit."""
 NEAR_LIMIT = 0.9
 """A worker that vanished with so much of its memory limit in use was probably killed for it."""
@@ -106,7 +106,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         last = time.monotonic()
-        while not self._ended.wait(LOOK_SECONDS):
+        while not self._ended.wait(MEMORY_LOOK_SECONDS):
             if time.monotonic() - last >= SECONDS or self._is_news():
                 last = time.monotonic()
                 self._write(WORKING)
