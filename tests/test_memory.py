@@ -17,7 +17,7 @@ from pathlib import Path
 from unetcli.config import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
-from unetcli.engine.prediction import predict_volume
+from unetcli.predict.run import predict_volume
 summary = predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu"))
 assert summary.complete
 print(peak() // 2**20)

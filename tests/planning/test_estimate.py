@@ -197,7 +197,7 @@ prepare()
 from unetcli.config import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
-from unetcli.engine.prediction import predict_volume
+from unetcli.predict.run import predict_volume
 assert predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu", dtype=sys.argv[2])).complete
 print(peak())
 """

@@ -28,7 +28,6 @@ from pathlib import Path
 import matplotlib.image, scipy.ndimage
 from unetcli.viz.show import show
 from unetcli.viz.request import ShowRequest
-from unetcli.viz.showing import show
 from unetcli.volumes.opening import open_volume
 open_volume("huge.zarr")
 before = peak()

@@ -34,7 +34,7 @@ INPUT = {
     "predict": "input: volume (sampled chunks) and model are what they were",
     "label": "input: prediction (sampled chunks) and what was measured are what they were",
 }
-SHOWN = 20
+SHOWN_DAMAGE = 20
 """Damaged blocks listed; ``--json`` has them all."""
 
 WatchOption = Annotated[
@@ -158,8 +158,8 @@ def _with_damage(head: str, found: Verification) -> list[str]:
 
 def listed(damaged: list[Damage]) -> list[str]:
     """The first ones in full."""
-    told = [f"  block {damage.block} ({damage.place}): {damage.what}" for damage in damaged[:SHOWN]]
-    return told + ([f"  and {len(damaged) - SHOWN} more: --json tells all"] if len(damaged) > SHOWN else [])
+    told = [f"  block {damage.block} ({damage.place}): {damage.what}" for damage in damaged[:SHOWN_DAMAGE]]
+    return told + ([f"  and {len(damaged) - SHOWN_DAMAGE} more: --json tells all"] if len(damaged) > SHOWN else [])
 
 
 def seam_lines(seams: Seams) -> list[str]:

@@ -10,7 +10,7 @@ from unetcli.report.tables import table
 from unetcli.viz.markup import Axis, Html, Line, Plot, join, tag
 
 EM_CURVES = ("rand_error", "pixel_error", "warping_error", "warping_error_classic", "v_rand", "v_info")
-MOST_ROWS = 33
+CURVE_ROWS = 33
 """Rows of a table of numbers; of longer curves every so many thresholds are shown."""
 
 Values = Sequence[float | None]
@@ -52,7 +52,7 @@ def over_threshold(
     plot = Plot(Axis.share("threshold"), y)
     best, at = measure.value(evaluation.scores), measure.detail(evaluation.scores, "threshold")
     marks = [plot.line(line, "ours")]
-    if len(line) <= MOST_ROWS:
+    if len(line) <= CURVE_ROWS:
         marks.append(plot.dots(line, "ours", [f"threshold {t:.{digits}f}: {measure.text(v)}" for t, v in line]))
     said = "no best point"
     if best is not None and at is not None:
@@ -131,7 +131,7 @@ def points(x: Values, y: Values) -> Line:
 def figure(name: str, said: str, drawn: Html, columns: Columns, digits: int = 4) -> Html:
     """A plot with its caption, and its numbers for who wants or needs them."""
     rows = list(zip(*columns.values(), strict=True))
-    step = -(-len(rows) // MOST_ROWS)
+    step = -(-len(rows) // CURVE_ROWS)
     cells = [tag("tr", [tag("td", number_text(value, digits)) for value in row]) for row in rows[::step]]
     left_out = tag("p", f"Every {step}th of {count(len(rows), 'threshold')}.", class_="small") if step > 1 else None
     numbers = tag("details", tag("summary", f"Numbers of {name}"), table(list(columns), cells, "numbers"), left_out)
