@@ -38,7 +38,7 @@ def judge_tables(plan: EvaluationPlan, adding: Adding) -> None:
 def with_confusions(counts: Counts) -> Counts:
     """Tables of classes as confusions of all classes that occur."""
     classes = 1 + max((highest(table) for table in counts.tables.values()), default=1)
-    confusions = {number: confusion_of(table, max(2, classes)) for number, table in counts.tables.items()}
+    confusions = {number: confusion_of_table(table, max(2, classes)) for number, table in counts.tables.items()}
     return replace(counts, tables={}, confusions=confusions)
 
 
@@ -47,7 +47,7 @@ def highest(table: Contingency) -> int:
     return int(max(table.reference.max(initial=0), table.result.max(initial=0)))
 
 
-def confusion_of(table: Contingency, classes: int) -> Confusion:
+def confusion_of_table(table: Contingency, classes: int) -> Confusion:
     """A table of classes, dense."""
     counts = np.zeros((classes, classes), np.int64)
     counts[table.reference.astype(np.intp), table.result.astype(np.intp)] = table.counts
