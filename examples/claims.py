@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.metrics.cells import seg_sums
+from unetcli.metrics.contingency import Cells, Overlap, PairCounts, components
 from unetcli.metrics.em_counts import above
-from unetcli.metrics.partitions import Cells, Overlap, PairCounts, components
 from unetcli.volumes.opening import open_volume
 
 THRESHOLDS = tuple(n / 20 for n in range(1, 20))

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from unetcli.evaluate.counting import probabilities
-from unetcli.evaluate.pairing import pair_up
-from unetcli.viz.colour import stretched
+from unetcli.evaluate.plan import pair_up
+from unetcli.viz.png import stretched
 from unetcli.volumes.opening import open_volume
 
 SECTIONS = 2

@@ -13,13 +13,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.core.footprint import Architecture
-from unetcli.core.geometry import Box
+from unetcli.core.geometry import Architecture, Box
 from unetcli.engine.levels import Pyramid
 from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.pyramid_plan import pyramid_of
-from unetcli.predict.output import attributes_of, spec_of
+from unetcli.predict.stores import attributes_of, spec_of
 from unetcli.volumes.image import Image
 from unetcli.volumes.volume import Volume
 

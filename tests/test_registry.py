@@ -19,13 +19,11 @@ from helpers import grey, wait_for, write_prediction, write_zarr
 from label.maps import blobs
 
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.heartbeat import read_beats
-from unetcli.engine.ownership import LABEL, claim
-from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.runfolder import LABEL, RunFolder, claim
 from unetcli.engine.status import STATES, Status, Watcher
-from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.engine.workers import read_beats
+from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.evaluate.run import Unfinished
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.predict.request import PredictRequest

@@ -12,8 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from unetcli.core.footprint import Architecture
-from unetcli.core.geometry import Box
+from unetcli.core.geometry import Architecture, Box
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import Input, make_plan

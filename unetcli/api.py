@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.options import Declared, Options, options_of
-from unetcli.core.process import prepare
-from unetcli.core.progress import ProgressCallback, silent
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals, prepare
+from unetcli.core.streams import ProgressCallback, silent
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.label.request import LabelRequest
 from unetcli.predict.request import PlanRequest, PredictRequest
@@ -151,7 +150,7 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 
     Raises
     ------
-    unetcli.evaluate.run.Unfinished
+    unetcli.evaluate.evaluate.Unfinished
         Blocks of a large evaluation are not counted yet: the same call continues.
     UnetcliError
         Volumes or options do not fit.

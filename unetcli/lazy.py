@@ -126,7 +126,7 @@ class _Computed:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(model: str, device: str | None, settings: Any) -> Predictor:
-    from unetcli.model.device import exact_float32, resolve_device
+    from unetcli.model.network import exact_float32, resolve_device
     from unetcli.predict.predictor import Predictor
 
     exact_float32()

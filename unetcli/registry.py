@@ -9,14 +9,12 @@ from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, is_remote, parent_of, place_of
-from unetcli.engine.ownership import EVALUATE, LABEL, MARKER, PREDICT, read_mark, require_format
-from unetcli.engine.request import VerifyRequest
-from unetcli.engine.retry import Report
-from unetcli.engine.run import quiet
-from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.run import Report, quiet
+from unetcli.engine.runfolder import EVALUATE, LABEL, MARKER, PREDICT, RunFolder, read_mark, require_format
 from unetcli.engine.step import Step
 from unetcli.engine.verify import Drain, Verification, verify_step
 from unetcli.evaluate.step import EvaluateStep
+from unetcli.executors.options import VerifyRequest
 from unetcli.label.step import LabelStep
 from unetcli.predict.step import PredictStep
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unetcli.core.footprint import Architecture
+from unetcli.core.geometry import Architecture
 from unetcli.core.process import cpu_threads
-from unetcli.model.device import on_device, resolve_device
-from unetcli.model.network import UNet
+from unetcli.model.network import UNet, on_device, resolve_device
 from unetcli.train.augment import Draw, augment, draw
 from unetcli.train.optim import weighted_cross_entropy
-from unetcli.train.recipes import Augmentation
+from unetcli.train.settings import Augmentation
 
 NETWORKS = {"full": (Architecture(), 572), "small": (Architecture(depth=3, base_channels=16), 316)}
 SOURCE = 1400

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.train.border import border_weights, cells_of
-from unetcli.train.recipes import FAINTEST, TruthRules
+from unetcli.train.settings import FAINTEST, TruthRules
 from unetcli.train.targets import classes_of
 
 Labels = NDArray[np.integer]

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.metrics import em
+from unetcli.metrics.contingency import Cells, Information, Overlap, PairCounts, components, thin
 from unetcli.metrics.em_counts import LEVELS, WARPING_LEVELS, above, section_counts
-from unetcli.metrics.partitions import Cells, Information, Overlap, PairCounts, components, thin
 from unetcli.metrics.warping import classify, warp
 
 Section = tuple[NDArray[np.float32], NDArray[np.bool_]]

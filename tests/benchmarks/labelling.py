@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.engine.tables import Arrays
+from unetcli.engine.levels import Arrays
 from unetcli.label.finding import find_objects
-from unetcli.label.folder import LabelFiles
-from unetcli.label.merging import merge
+from unetcli.label.merging import LabelFiles, merge
 from unetcli.label.plan import LabelPlan, Settings
 
 SIDE = 512

@@ -20,11 +20,10 @@ from helpers import grey, write_zarr
 from typer.testing import CliRunner
 
 from unetcli.cli import app
-from unetcli.cli.configfile import configurable
-from unetcli.cli.requests import GroupedCommand, takes_request
-from unetcli.cli.train import train
+from unetcli.cli.commands import train
+from unetcli.cli.requests import GroupedCommand, configurable, takes_request
 from unetcli.core.errors import UnetcliError
-from unetcli.core.toml import to_toml
+from unetcli.core.records import to_toml
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = {str(info.callback.__name__): info.callback for info in app.registered_commands if info.callback}

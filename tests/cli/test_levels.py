@@ -13,7 +13,7 @@ import pytest
 from damage import truncate
 from helpers import grey, write_zarr
 
-from unetcli.engine.request import VerifyRequest
+from unetcli.executors.options import VerifyRequest
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import close_run, predict_share, predict_volume
 from unetcli.registry import verify_output

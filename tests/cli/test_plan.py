@@ -12,7 +12,7 @@ import pytest
 import zarr
 from helpers import PEAK, grey, write_model, write_zarr
 
-from unetcli.cli.plan_view import plan_lines
+from unetcli.cli.views import plan_lines
 from unetcli.core.process import may_have_gpu
 from unetcli.executors.options import ClusterOptions
 from unetcli.predict.preview import plan_volume

@@ -11,7 +11,7 @@ PROGRAM = """
 import signal, sys, time, typer
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from unetcli.cli.console import leave
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
 
 def work():
     signals = Signals().listen()

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Architecture, AxisFootprint, Footprint, Kind, Layer
+from unetcli.core.geometry import Architecture, AxisFootprint, Footprint, Kind, Layer
 
 DEPTHS = range(7)
 

@@ -7,8 +7,7 @@ from dataclasses import MISSING, dataclass, field
 import pytest
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.options import Heading, Options, argument, option, options_of, sections_option
-from unetcli.core.sections import Sections
+from unetcli.core.options import Heading, Options, Sections, argument, option, options_of, sections_option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from signal import Signals as Number
 
 import pytest
 
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
 
 PROGRAM = """
 import signal, sys, time
 signal.signal(signal.SIGINT, {interrupt})
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
 signals, told = Signals().listen(), None
 print("ready", flush=True)
 while True:

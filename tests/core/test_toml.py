@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.toml import read_toml, to_toml
+from unetcli.core.records import read_toml, to_toml
 
 names = st.from_regex(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", fullmatch=True)
 texts = st.text(st.characters(exclude_categories=["Cs"]))

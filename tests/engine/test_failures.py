@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook, read_failures
+from unetcli.engine.receipts import FAILED, UNUSABLE, BlockFailure, FailureBook, read_failures
 
 TROUBLE = BlockFailure(
     block=3,

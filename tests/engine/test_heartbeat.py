@@ -13,8 +13,8 @@ import pytest
 from helpers import wait_for
 
 from unetcli.core.errors import UnetcliError
-from unetcli.engine import heartbeat
-from unetcli.engine.heartbeat import ENDED, FAILED, WORKING, Beat, Heartbeat, memory_bytes, memory_limit, read_beats
+from unetcli.engine import workers as heartbeat
+from unetcli.engine.workers import ENDED, FAILED, WORKING, Beat, Heartbeat, memory_bytes, memory_limit, read_beats
 
 
 def only(folder: Path) -> Beat:
@@ -134,7 +134,7 @@ def test_beats_are_whole_whenever_they_are_read(tmp_path: Path, monkeypatch: pyt
 
 def test_a_killed_worker_leaves_its_last_words(tmp_path: Path) -> None:
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom unetcli.engine.heartbeat import Heartbeat\n"
+        "import sys, time\nfrom pathlib import Path\nfrom unetcli.engine.workers import Heartbeat\n"
         "with Heartbeat(Path(sys.argv[1]), 3) as beat:\n"
         "    print('working', flush=True)\n    time.sleep(600)\n"
     )

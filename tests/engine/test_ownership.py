@@ -18,13 +18,21 @@ from killing import AFTER, BEFORE, Launcher, Point, launcher
 from label.maps import blobs
 
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.ownership import EVALUATE, FORMAT, LABEL, MARKER, PREDICT, claim, read_mark, remove_run_folder
-from unetcli.engine.request import VerifyRequest
-from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.tables import Tables
-from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.engine.levels import Tables
+from unetcli.engine.runfolder import (
+    EVALUATE,
+    FORMAT,
+    LABEL,
+    MARKER,
+    PREDICT,
+    RunFolder,
+    claim,
+    read_mark,
+    remove_run_folder,
+)
+from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.evaluate.run import Unfinished
+from unetcli.executors.options import VerifyRequest
 from unetcli.executors.slurm.worker import ShareOutcome
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume

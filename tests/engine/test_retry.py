@@ -11,9 +11,8 @@ import pytest
 from helpers import grey, write_zarr
 
 from unetcli.core.ranges import Ranges, numbers
-from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook, current_failures
-from unetcli.engine.retry import Progress, Rounds
-from unetcli.engine.run import RunOptions, launching, prepare
+from unetcli.engine.receipts import FAILED, UNUSABLE, BlockFailure, FailureBook, current_failures
+from unetcli.engine.run import Progress, Rounds, RunOptions, launching, prepare
 from unetcli.executors.contract import InProcess, JobFailure, Task
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import resolve_step

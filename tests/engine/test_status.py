@@ -21,16 +21,16 @@ from commands import Command
 from helpers import grey, wait_for, write_zarr
 
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.heartbeat import read_beats
 from unetcli.engine.receipts import DONE, Receipt
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.status import STATES, Watcher, host_paces
 from unetcli.engine.worker import StepTask
+from unetcli.engine.workers import read_beats
 from unetcli.executors.slurm.watch import OVER, RUNNING, WAITING, JobState
-from unetcli.predict.input_changes import Paths
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
+from unetcli.predict.stores import Paths
 from unetcli.registry import steps_of
 
 OUTPUT = "big.pred.zarr"
@@ -38,7 +38,7 @@ KEYS = ["blocks", "done", "running", "failed", "missing", "voxels_per_second", "
 REMOTE = """
 import socket, sys, time
 from pathlib import Path
-from unetcli.engine import heartbeat
+from unetcli.engine import workers as heartbeat
 socket.gethostname = lambda: "node7"
 heartbeat.SECONDS = heartbeat.LOOK_SECONDS = 0.1
 with heartbeat.Heartbeat(Path(sys.argv[1]), 4) as beat:

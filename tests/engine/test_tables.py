@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from unetcli.core.errors import UnreadableBlock
-from unetcli.engine import tables
-from unetcli.engine.tables import Tables
+from unetcli.engine import levels as tables
+from unetcli.engine.levels import Tables
 
 ARRAYS = {
     "labels": np.random.default_rng(0).integers(0, 9, (3, 7, 11)).astype(np.int32),

@@ -23,18 +23,16 @@ from numpy.typing import NDArray
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.engine.ownership import PREDICT
 from unetcli.engine.receipts import ReceiptBook, read_receipts
-from unetcli.engine.request import VerifyRequest
-from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once
+from unetcli.executors.options import VerifyRequest
+from unetcli.predict.checks import plan_of_window, windows
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
-from unetcli.predict.seams import plan_of_window, windows
 from unetcli.predict.step import PredictStep
 from unetcli.registry import verify_output
-from unetcli.volumes.image import marker
-from unetcli.volumes.level import Level
+from unetcli.volumes.image import Level, marker
 
 OUTPUT = Path("big.pred.zarr")
 CLI = Callable[..., subprocess.CompletedProcess[str]]

@@ -20,8 +20,7 @@ from helpers import grey, wait_for, write_model, write_zarr
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine import worker
-from unetcli.engine.failures import FAILED, UNUSABLE, read_failures
-from unetcli.engine.receipts import read_receipts
+from unetcli.engine.receipts import FAILED, UNUSABLE, read_failures, read_receipts
 from unetcli.engine.worker import StepTask
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
@@ -87,7 +86,7 @@ def test_a_block_that_fails_once_is_done_in_the_next_round(
             if "once more" in record.getMessage():
                 mend(chunk)
 
-    log, handler = logging.getLogger("unetcli.engine.retry"), Mending()
+    log, handler = logging.getLogger("unetcli.engine.run"), Mending()
     caplog.set_level(logging.INFO, "unetcli")
     log.addHandler(handler)
     try:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pairs import TRUTH, VALUES, blobs, each_section, evaluated, stored
 
 from unetcli.core.errors import UnetcliError
-from unetcli.evaluate.families import pack, unpack
 from unetcli.evaluate.result import Evaluation
+from unetcli.evaluate.scoring import pack, unpack
 
 SECTIONS = 12
 

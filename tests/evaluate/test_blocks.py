@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
 
-from unetcli.evaluate.counts import Counts
+from unetcli.evaluate.counting import Counts
 from unetcli.evaluate.plan import BLOCK_VOXELS
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.resolve import Evaluated

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.core.sections import Sections
+from unetcli.core.options import Sections
 from unetcli.evaluate.evaluate import INVERTED
 from unetcli.evaluate.evaluate import evaluate_volume as evaluate
 from unetcli.evaluate.request import EvaluateRequest

@@ -12,9 +12,9 @@ from pairs import SHAPE, TRUTH, VALUES, blobs, evaluated, stored, without_interv
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.evaluate.pairing import Pair
+from unetcli.evaluate.plan import Pair
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.volumes import ngff
+from unetcli.volumes import opening as ngff
 
 
 def image(path: Path, *levels: np.ndarray, scale: float = 1.0, unit: str | None = None, axes: str = "zyx") -> str:

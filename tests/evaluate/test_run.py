@@ -18,19 +18,16 @@ from places import PLACES, place_of
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import to_ranges
 from unetcli.engine.clusters import job_request
-from unetcli.engine.request import VerifyRequest
 from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.evaluate import evaluate as door
-from unetcli.evaluate.counts import Counts
-from unetcli.evaluate.evaluate import evaluate_volume
+from unetcli.evaluate.counting import Counts, total_counts
+from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.resolve import Evaluated
-from unetcli.evaluate.run import Unfinished
 from unetcli.evaluate.step import EvaluateStep, EvaluationPaths
-from unetcli.evaluate.totals import total_counts
-from unetcli.executors.options import ClusterOptions
+from unetcli.executors.options import ClusterOptions, VerifyRequest
 from unetcli.registry import verify_output
 
 LABELS = blobs(9, 40, 50, seed=1)

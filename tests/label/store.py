@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetcli.label.components import in_order, neighbourhood
+from unetcli.label.objects import in_order, neighbourhood
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import LabelSummary, label_volume
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.core.errors import UnetcliError
-from unetcli.label.components import (
+from unetcli.label.objects import (
     in_order,
     is_foreground,
     label_section,

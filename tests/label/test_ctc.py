@@ -19,7 +19,7 @@ from label.store import (
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.label.components import in_order
+from unetcli.label.objects import in_order
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -8,7 +8,7 @@ from label.maps import blobs, labelled, plan_of
 from numpy.typing import NDArray
 
 from unetcli.core.geometry import Box
-from unetcli.label.measures import measure, unit
+from unetcli.label.objects import measure, unit
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "bool"])

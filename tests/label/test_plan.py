@@ -20,7 +20,7 @@ from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.label.finding import working_bytes
 from unetcli.label.plan import FORMAT, LabelPlan, Settings, choose_block, differences
 from unetcli.label.step import LabelPaths, LabelStep
-from unetcli.planning.grid import pending
+from unetcli.planning.plan import pending
 
 SHAPES = st.integers(2, 4).flatmap(
     lambda n: st.tuples(st.tuples(*[st.integers(1, 60 // n**2)] * n), st.tuples(*[st.integers(1, 9)] * n))

@@ -19,11 +19,11 @@ from label.store import FOLDER, LABELS, STORE, TABLE, files, label, stop_after, 
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.receipts import read_receipts
-from unetcli.engine.request import VerifyRequest
 from unetcli.engine.verify import MISSING, OTHER, Verification
+from unetcli.executors.options import VerifyRequest
 from unetcli.registry import verify_output
-from unetcli.volumes.fingerprint import sampled_boxes
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import sampled_boxes
 
 pytestmark = pytest.mark.usefixtures("here")
 CLI = Callable[..., subprocess.CompletedProcess[str]]

@@ -36,7 +36,7 @@ from unetcli.core.ranges import numbers
 from unetcli.engine.receipts import read_receipts
 from unetcli.engine.worker import StepTask
 from unetcli.executors.options import ClusterOptions
-from unetcli.label.components import in_order, neighbourhood
+from unetcli.label.objects import in_order, neighbourhood
 from unetcli.label.plan import FORMAT
 from unetcli.label.step import LabelStep
 

@@ -18,11 +18,10 @@ from skimage.morphology import h_minima
 
 from unetcli.core.geometry import Box
 from unetcli.label import watershed
-from unetcli.label.components import connected, in_order, is_foreground, neighbourhood
 from unetcli.label.finding import landscape
-from unetcli.label.landscape import STEPS, Landscape
+from unetcli.label.objects import connected, in_order, is_foreground, neighbourhood
 from unetcli.label.plan import Settings
-from unetcli.label.watershed import separate, separate_section
+from unetcli.label.watershed import STEPS, Landscape, separate, separate_section
 
 LANDSCAPES = st.one_of(
     st.fixed_dictionaries(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from unetcli.metrics.partitions import Cells, Information, Overlap, PairCounts, components, thin
+from unetcli.metrics.contingency import Cells, Information, Overlap, PairCounts, components, thin
 
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, max_side=6)
 MASKS = SHAPES.flatmap(lambda shape: st.tuples(*[arrays.arrays(bool, shape)] * 3))

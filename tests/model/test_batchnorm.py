@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from unetcli.core.footprint import Architecture
-from unetcli.model.batchnorm import BatchNorm, fold
+from unetcli.core.geometry import Architecture
 from unetcli.model.file import Intensity, ModelHeader, load_network, save_model
-from unetcli.model.network import UNet, folded
+from unetcli.model.network import BatchNorm, UNet, fold, folded
 
 
 def trained(depth: int = 2, steps: int = 5) -> UNet:

@@ -13,7 +13,7 @@ from helpers import write_model
 from safetensors.numpy import save_file
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Architecture
+from unetcli.core.geometry import Architecture
 from unetcli.model.file import HEADER_KEY, Intensity, ModelHeader, find_model, load_network, read_header, save_model
 from unetcli.model.network import UNet
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unetcli.core.footprint import Architecture, Footprint
+from unetcli.core.geometry import Architecture, Footprint
 from unetcli.model.network import UNet
 
 

@@ -17,8 +17,7 @@ from helpers import PEAK, SETTINGS, grey, plan_of, write_model, write_zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetcli.core.footprint import Architecture
-from unetcli.core.geometry import Box, mirror_indices
+from unetcli.core.geometry import Architecture, Box, mirror_indices
 from unetcli.planning import estimate as module
 from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
 from unetcli.planning.plan import Plan
@@ -157,7 +156,7 @@ import numpy as np
 from unetcli.core.process import prepare
 prepare()
 import torch
-from unetcli.core.footprint import Architecture
+from unetcli.core.geometry import Architecture
 from unetcli.predict.predictor import Predictor
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Settings

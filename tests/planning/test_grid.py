@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.core.geometry import Box
-from unetcli.planning.grid import BlockGrid
+from unetcli.planning.plan import BlockGrid
 
 
 @st.composite

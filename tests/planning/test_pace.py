@@ -9,13 +9,14 @@ from helpers import SETTINGS, SOURCES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetcli.core.footprint import Architecture
-from unetcli.core.geometry import Box
-from unetcli.planning.estimate import Estimate, StoredInput, estimate
-from unetcli.planning.pace import (
+from unetcli.core.geometry import Architecture, Box
+from unetcli.planning.estimate import (
     STARTUP_SECONDS,
+    Estimate,
     Rates,
+    StoredInput,
     blocks_per_share,
+    estimate,
     forward_seconds,
     seconds_per_block,
     share_count,

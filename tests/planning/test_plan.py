@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Architecture, Footprint, Layer
-from unetcli.core.geometry import Box
+from unetcli.core.geometry import Architecture, Box, Footprint, Layer
 from unetcli.core.records import from_json, to_json
 from unetcli.planning.plan import FORMAT, Plan, differences
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Architecture, Footprint, Layer
-from unetcli.core.geometry import Box
+from unetcli.core.geometry import Architecture, Box, Footprint, Layer
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import (
     WINDOW_BYTES,

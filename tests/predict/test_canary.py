@@ -19,7 +19,7 @@ from unetcli.engine.receipts import read_receipts
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.planning.plan import FORMAT, Plan
-from unetcli.predict.canary import TOLERANCE, blocks_of_others, tolerance
+from unetcli.predict.checks import TOLERANCE, blocks_of_others, tolerance
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep

@@ -17,9 +17,8 @@ import unetcli.engine.run as running
 import unetcli.planning.pyramid_plan as sizes
 from unetcli.core.ranges import to_ranges
 from unetcli.engine import worker
-from unetcli.engine.failures import UNUSABLE, read_failures
 from unetcli.engine.levels import halved
-from unetcli.engine.receipts import read_receipts
+from unetcli.engine.receipts import UNUSABLE, read_failures, read_receipts
 from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from helpers import grey, write_model, write_zarr
 
-from unetcli.core.footprint import Architecture
+from unetcli.core.geometry import Architecture
 from unetcli.model.file import find_model
-from unetcli.planning.pace import STARTUP_SECONDS
+from unetcli.planning.estimate import STARTUP_SECONDS
 from unetcli.planning.plan import Plan
 from unetcli.predict.preview import Question, plan_volume
 from unetcli.predict.probe import Probe, cache_file, measure, recall, remember, remembered, run_in_job

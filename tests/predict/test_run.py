@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.failures import read_failures
-from unetcli.engine.receipts import read_receipts
+from unetcli.engine.receipts import read_failures, read_receipts
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.label.request import LabelRequest

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.evaluate.result import SectionImages
-from unetcli.report.errors import (
+from unetcli.report.measure_texts import (
     EXTRA,
     MERGE,
     MISSED,

@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 
 from unetcli.cli.console import leave
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
 
 SECONDS = 0.1
 """Of a step; and of writing a checkpoint ten times as long."""

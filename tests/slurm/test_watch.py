@@ -9,7 +9,7 @@ import pytest
 from slurm.cluster import Settings, SlurmCluster, enter, require_slurm, until
 
 from unetcli.core.errors import UnetcliError
-from unetcli.executors.slurm.commands import outside_of_jobs, would_start
+from unetcli.executors.slurm.request import outside_of_jobs, would_start
 from unetcli.executors.slurm.watch import GONE, JobEnd, JobWatch
 
 NEVER = "4000000"

@@ -11,13 +11,12 @@ import numpy as np
 from helpers import grey, write_zarr
 from numpy.typing import NDArray
 
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
 from unetcli.model.file import load_network
 from unetcli.train.border import border_weights, cells_of
 from unetcli.train.dataset import AnnotatedVolume, Dataset, Part, Sampler
-from unetcli.train.recipes import Augmentation, TruthRules
 from unetcli.train.request import TrainRequest
-from unetcli.train.settings import Ranges
+from unetcli.train.settings import Augmentation, Ranges, TruthRules
 from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:  # scenes are made without torch too

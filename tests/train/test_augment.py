@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from unetcli.train.augment import Deformation, Draw, GreyChange, augment, change_grey, draw, noise
-from unetcli.train.recipes import Augmentation
+from unetcli.train.settings import Augmentation
 
 TILE, OUTPUT = 44, 20
 ALL = Augmentation(noise=0.5, blur=2.0)

@@ -13,7 +13,7 @@ from train.scenes import border_of
 
 from unetcli.train import border
 from unetcli.train.border import cells_of, dividing_line, numbered, touching
-from unetcli.train.recipes import FAINTEST, IGNORED, TRUTHS, TruthRules
+from unetcli.train.settings import FAINTEST, IGNORED, TRUTHS, TruthRules
 from unetcli.train.targets import classes_of, weight_table
 
 Labels = NDArray[np.integer]

@@ -12,8 +12,8 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
 from unetcli.train.dataset import AnnotatedVolume, Part, dataset_statistics, label_values, require_usable, resolve_truth
-from unetcli.train.recipes import IGNORED, TruthRules
 from unetcli.train.resolve import require_alike, require_pair
+from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume
 
 SHAPE = (3, 13, 22)

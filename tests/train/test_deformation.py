@@ -19,7 +19,7 @@ from unetcli.train.augment import (
     spline,
     turned,
 )
-from unetcli.train.recipes import Augmentation
+from unetcli.train.settings import Augmentation
 
 CPU = torch.device("cpu")
 FLIPS = [(False, False), (True, False), (False, True), (True, True)]

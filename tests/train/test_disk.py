@@ -13,7 +13,7 @@ from commands import finished
 from train.scenes import TINY, write_discs
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
 from unetcli.train.folder import Checkpoint
 from unetcli.train.request import TrainRequest, WeightsRequest
 from unetcli.train.train import train_model

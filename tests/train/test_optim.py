@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 from train.scenes import annotated, border_of, dataset, discs
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Architecture
-from unetcli.model.batchnorm import BatchNorm
-from unetcli.model.network import UNet
+from unetcli.core.geometry import Architecture
+from unetcli.model.network import BatchNorm, UNet
 from unetcli.train.dataset import Sampler, dataset_statistics
 from unetcli.train.distributed import World, require_divisible
 from unetcli.train.optim import LEAST_WEIGHT, Batch, Learner, batches, create_optimizer, weighted_cross_entropy
-from unetcli.train.recipes import IGNORED, Augmentation, Optimisation, TruthRules
-from unetcli.train.settings import TrainingConfig
+from unetcli.train.settings import IGNORED, Augmentation, Optimisation, TrainingConfig, TruthRules
 from unetcli.train.targets import classes_of, weight_table
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetcli.core.errors import UnetcliError
-from unetcli.train.recipes import (
+from unetcli.train.settings import (
     HIGHEST,
     POLY_POWER,
     RATES,

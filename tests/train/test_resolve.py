@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from train.scenes import TINY, discs, volume, write_discs
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.sections import Sections
+from unetcli.core.options import Sections
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import Training
 from unetcli.train.request import TrainRequest

@@ -18,7 +18,7 @@ from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
 from unetcli.train.augment import augment
 from unetcli.train.dataset import ROUND, ROUND_PLACES, AnnotatedVolume, Dataset, Sample, Sampler
-from unetcli.train.recipes import IGNORED, Augmentation
+from unetcli.train.settings import IGNORED, Augmentation
 from unetcli.volumes.opening import open_volume
 
 TILE, OUTPUT = 18, 10

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from unetcli.core.footprint import Architecture
-from unetcli.train.recipes import Augmentation, Optimisation, TruthRules
-from unetcli.train.settings import TrainingConfig
+from unetcli.core.geometry import Architecture
+from unetcli.train.settings import Augmentation, Optimisation, TrainingConfig, TruthRules
 
 CONFIG = TrainingConfig(
     recipe="fast",

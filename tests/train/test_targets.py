@@ -18,7 +18,7 @@ from train.scenes import border_of
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.train import targets as module
-from unetcli.train.recipes import IGNORED, TRUTHS, TruthRules
+from unetcli.train.settings import IGNORED, TRUTHS, TruthRules
 from unetcli.train.targets import TargetCache, class_weights, classes_of, is_empty
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume

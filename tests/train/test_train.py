@@ -20,7 +20,7 @@ from helpers import grey, write_zarr
 from train.scenes import Stop, contents, discs, log_rows, same, state, weights
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.file import load_network, read_header

@@ -17,8 +17,8 @@ from unetcli.metrics import em
 from unetcli.metrics.cells import seg_sums
 from unetcli.metrics.em_counts import section_counts
 from unetcli.metrics.pixels import Confusion
-from unetcli.train.recipes import IGNORED
 from unetcli.train.request import MEASURES
+from unetcli.train.settings import IGNORED
 from unetcli.train.validation import MetricSums, ValidatedSection, ValidationMetrics, better
 
 SHAPE = (3, 37, 46)

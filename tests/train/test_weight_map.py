@@ -21,8 +21,8 @@ from yaozarrs import validate_zarr_store
 
 from unetcli.core.errors import UnetcliError
 from unetcli.train import targets as module
-from unetcli.train.recipes import IGNORED, TruthRules
 from unetcli.train.request import WeightsRequest
+from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.train.targets import class_weights, classes_of, weight_table
 from unetcli.train.weight_map import WeightsSummary, write_weights
 from unetcli.volumes.opening import open_volume

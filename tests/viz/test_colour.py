@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from helpers import grey
 
-from unetcli.viz.colour import label_colours, means, outlines
+from unetcli.viz.png import label_colours, means, outlines
 
 
 def test_thinned_grey_values_are_means_to_the_far_edge() -> None:

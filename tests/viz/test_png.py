@@ -11,8 +11,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from unetcli.viz import png
-from unetcli.viz.colour import means, samples
-from unetcli.viz.png import draw_curves, draw_samples
+from unetcli.viz.png import draw_curves, draw_samples, means, samples
 
 TILE, OUTPUT = 44, 20
 

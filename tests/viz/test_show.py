@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.viz.colour import label_colours, outlines
+from unetcli.viz.png import label_colours, outlines
 from unetcli.viz.request import ShowRequest
 from unetcli.viz.show import show
 

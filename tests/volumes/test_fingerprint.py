@@ -12,10 +12,9 @@ from zarr.codecs import ZstdCodec
 
 from unetcli.core.arrays import file_sha256
 from unetcli.core.geometry import Box
-from unetcli.volumes import fingerprint as module
-from unetcli.volumes.fingerprint import fingerprint, sampled_boxes, sampled_statistics
+from unetcli.volumes import volume as module
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume
+from unetcli.volumes.volume import Volume, fingerprint, sampled_boxes, sampled_statistics
 
 VALUES = grey(7, 26, 44)
 

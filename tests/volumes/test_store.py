@@ -20,9 +20,9 @@ from s3 import serving
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.engine.request import VerifyRequest
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
+from unetcli.executors.options import VerifyRequest
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.registry import verify_output

@@ -10,12 +10,9 @@ import typer
 
 from unetcli import __version__
 from unetcli.cli import console
-from unetcli.cli.configfile import configurable
-from unetcli.cli.requests import GroupedCommand, takes_request
+from unetcli.cli.commands import evaluate, in_force, label, plan, predict, read_alike, show, train, weights, worker
+from unetcli.cli.requests import GroupedCommand, configurable, takes_request
 from unetcli.cli.status import status, verify
-from unetcli.cli.steps import evaluate, label, plan, predict
-from unetcli.cli.tools import show, weights, worker
-from unetcli.cli.train import in_force, read_alike, train
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.options import options_of
 from unetcli.predict.request import PredictRequest

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from unetcli.core.progress import ProgressCallback, silent
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
+from unetcli.core.streams import ProgressCallback, silent
 
 USER, INCOMPLETE, BUG, INTERRUPTED = 1, 3, 70, 130
 """Exit codes."""

@@ -1,19 +1,181 @@
-"""From requests to commands: signatures that typer reads, and help under headings."""
+"""From options, environment variables and files to requests."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING
+from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 
+from unetcli.core.errors import UnetcliError
 from unetcli.core.options import Declared, Heading, Options, options_of
+from unetcli.core.records import read_toml, to_toml, toml_value
+
+Values = Mapping[str, Any]
+CONFIG, PRINT_CONFIG = "config", "print_config"
+
+PrintConfigOption = Annotated[
+    bool, typer.Option("--print-config", help="Print the options in force as such a file and stop.")
+]
+
+
+def configurable(
+    command: Command, *, in_force: Callable[[Values], Values] = dict, passed_over: Collection[str] = ()
+) -> Command:
+    """The command with ``--config`` and ``--print-config``.
+
+    Parameters
+    ----------
+    in_force
+        From the options as they came in to those that ``--print-config`` prints, for a command that chooses some by
+        itself. Names are those of the command's parameters, so that the file can be read back.
+    passed_over
+        Keys that are allowed and mean nothing here, so that commands can share a file.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    kinds = {name: get_args(parameter.annotation)[0] for name, parameter in signature.parameters.items()}
+
+    def read(context: typer.Context, config: Path | None) -> Path | None:
+        if config is not None and not context.resilient_parsing:  # resilient: only completing in a shell
+            context.default_map = dict(_defaults(context, config, kinds, passed_over))
+        return config
+
+    @functools.wraps(command)
+    def configured(*, config: Path | None, print_config: bool, **options: Any) -> None:
+        if print_config:
+            typer.echo(to_toml(in_force(options)), nl=False)
+        else:
+            command(**options)
+
+    told = "Take options from this file, each a key; the command line goes first, then $UNETCLI_.., then the file."
+    option = typer.Option("--config", metavar="TOML", callback=read, is_eager=True, help=told)
+    own = [
+        _parameter(CONFIG, None, Annotated[Path | None, option]),
+        _parameter(PRINT_CONFIG, False, PrintConfigOption),
+    ]
+    configured.__signature__ = signature.replace(  # type: ignore[attr-defined]  # typer reads it
+        parameters=[*signature.parameters.values(), *own]
+    )
+    return configured
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _defaults(
+    context: typer.Context, file: Path, kinds: Mapping[str, Any], passed_over: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+    """Parameters and their values in the file, as Typer wants them in place of defaults."""
+    parameters = {str(parameter.name): parameter for parameter in context.command.params}
+    for key, name, value in _named(context, file, passed_over):
+        where = f"{file}: {key} is {_shown(value)}"
+        kind = _of_words(parameters[name], kinds[name])
+        if not fits(value, kind):
+            raise UnetcliError(f"{where}; {expected(kind)} would do")
+        try:  # Typer judges ranges and choices now, where the file can still be named
+            parameters[name].process_value(context, _typed(value))
+        except typer.BadParameter as error:
+            raise UnetcliError(f"{where}; {error.message.removesuffix('.')}") from None
+        yield name, _typed(value)
+
+
+def _named(context: typer.Context, file: Path, passed_over: Collection[str]) -> Iterator[tuple[str, str, Any]]:
+    """Key, parameter and value of each line that counts."""
+    known, seen = keys(context), set[str]()
+    for key, value in read_toml(file).items():
+        if name := known.get(_plain(key)):
+            if name in seen:
+                raise UnetcliError(f"{file}: {key} is there twice, written in two ways; once would do")
+            seen.add(name)
+            yield key, name, value
+        elif _plain(key) not in passed_over:
+            raise UnetcliError(f"{file}: unknown key {key!r}; {_advice(key, known, context)}")
+
+
+def keys(context: typer.Context) -> dict[str, str]:
+    """By each key of a file, with underscores, the parameter it is for."""
+    names: dict[str, str] = {}
+    for parameter in context.command.params:
+        if parameter.name not in (CONFIG, PRINT_CONFIG):
+            words = [word for word in parameter.opts if word.startswith("--")]
+            names |= {_plain(word): str(parameter.name) for word in (str(parameter.name), *words)}
+    return names
+
+
+def _plain(key: str) -> str:
+    return key.removeprefix("--").replace("-", "_")
+
+
+def _advice(key: str, known: Collection[str], context: typer.Context) -> str:
+    if near := get_close_matches(_plain(key), known, n=1):
+        return f"did you mean {near[0].replace('_', '-')!r}?"
+    return f"`unetcli {context.info_name} --help` lists the options, each is a key"
+
+
+def _of_words(parameter: Any, kind: Any) -> Any:
+    """What a parameter takes: an annotation, as of Typer, cannot say that an option of several words is repeatable."""
+    if parameter.multiple and parameter.nargs > 1:
+        return list[tuple[(str,) * parameter.nargs]]  # type: ignore[misc]
+    return kind
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of TOML can be what a parameter of this type takes.
+
+    A whole number passes for text, as ``tile = 572`` is what one writes for an option that takes ``auto`` too.
+
+    >>> fits(3, float), fits(True, int), fits("3", int), fits(["a"], list[str] | None), fits(572, str)
+    (True, False, False, True, True)
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(fits(value, part) for part in parts if part is not NoneType)
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
+    if origin is tuple:
+        return isinstance(value, list) and len(value) == len(parts) and all(map(fits, value, parts))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, {int: int, float: int | float, Path: str}.get(kind, str | int))
+
+
+def expected(kind: Any) -> str:
+    """What would fit, in words.
+
+    >>> expected(int | None), expected(list[str] | None), expected(list[tuple[str, float]])
+    ('a whole number', 'a list of text', 'a list of lists [text, a number]')
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return " or ".join(expected(part) for part in parts if part is not NoneType)
+    if origin is list:
+        return f"a list of {expected(parts[0]).replace('a list', 'lists', 1).removeprefix('a ')}"
+    if origin is tuple:
+        return f"a list [{', '.join(map(expected, parts))}]"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+
+
+def _typed(value: Any) -> Any:
+    """As it would be typed; Typer turns that into what the parameter takes."""
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return value if isinstance(value, bool) else str(value)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return toml_value(value)
+    except TypeError:
+        return "a table" if isinstance(value, dict) else str(value)
+
 
 Command = Callable[..., None]
 PAIRS = tuple[tuple[str, str], ...]

@@ -1,22 +1,17 @@
-"""What this process runs on, and how it is set up for computing; nothing here imports torch.
-
-Memory and waiting threads are set before torch is imported and threads start. On glibc, blocks over 32 MB are returned
-to the kernel at each free; for a U-Net on a CPU the page faults that follow cost about a tenth of the time. And GNU
-OpenMP's threads wait for each other by spinning for long, which takes the core from whatever else runs: of two
-trainings at once on two cores, a step took 0.25 to 1.5 s, and 0.23 s with short spins (alone 0.067 and 0.072 s;
-depth 3, 16 channels, tile 316).
-"""
+"""The process and its machine: cores, memory, waiting threads, signals."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
@@ -134,3 +129,50 @@ def compiled(signature: str) -> Callable[[Loop], Loop]:
             return cast(Loop, numba.njit(signature, nogil=True)(loop))
 
     return decorate
+
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+"""From outside (``scancel``, shutdown), before a time limit (``sbatch --signal=USR2@120``), from the keyboard."""
+
+
+class Signals:
+    """What was asked of this process. Handlers only set flags: the work looks at them where it can follow.
+
+    An object that does not listen was never asked for anything, which suits work that runs without a command.
+    """
+
+    def __init__(self) -> None:
+        self._stop: int | None = None
+        self._asked = self._answered = 0  # two counters: one flag, cleared, could lose a signal that comes meanwhile
+
+    def listen(self) -> Signals:
+        """Take the signals of this process from now on; in the main thread, and before anything slow begins.
+
+        SIGINT too where a shell script has started this with ``&``, deaf to it: whoever sends it to such work means it.
+        """
+        for number in (*STOPPING, signal.SIGUSR1):
+            signal.signal(number, self.note)
+        return self
+
+    def note(self, number: int, frame: FrameType | None = None) -> None:
+        """A signal has come. The first one to stop counts; a second Ctrl-C interrupts at once, as Python does."""
+        if number == signal.SIGUSR1:
+            self._asked += 1
+            return
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._stop = self._stop or number
+
+    def stop(self) -> int | None:
+        """The signal that asks for an orderly end, or None."""
+        return self._stop
+
+    def stopping(self) -> bool:
+        """Whether one does."""
+        return self._stop is not None
+
+    def checkpoint(self) -> bool:
+        """Whether SIGUSR1 came since the last call."""
+        asked, before = self._asked, self._answered
+        self._answered = asked
+        return asked != before

@@ -1,4 +1,4 @@
-"""Stages of a pipeline that run at the same time: generators, and a bounded queue between them."""
+"""Stages that run at the same time: generators, threads, bounded queues; and reports of progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+
+class ProgressCallback(Protocol):
+    """Called with how much is done, of how much in all, and a few words on how it goes."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+def silent(done: int, total: int, note: str = "") -> None:
+    """Reports nothing."""
+
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1

@@ -20,10 +20,9 @@ from unetcli.engine.step import Step
 from unetcli.engine.workers import await_workers
 from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.executors.options import ClusterOptions, slurm_request
-from unetcli.executors.slurm.commands import SlurmError, call, named, would_start
 from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.executors.slurm.journal import JobJournal, submit_jobs
-from unetcli.executors.slurm.request import SlurmRequest
+from unetcli.executors.slurm.request import SlurmError, SlurmRequest, call, named, would_start
 from unetcli.executors.slurm.watch import ENDED, JobWatch, squeue
 
 log = logging.getLogger(__name__)

@@ -1,17 +1,18 @@
-"""Receipts: one line for each finished block, in files that only grow; torn lines are ignored."""
+"""What workers put on record: a line for each finished block, and a line for each that failed."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import secrets
 import socket
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,3 +233,51 @@ class ReceiptBook:
             file.write(lines if _ends_whole(file) else b"\n" + lines)
         sync(self.path)
         self._waiting, self._unsynced, self._last_commit = [], [], time.monotonic()
+
+
+UNUSABLE, FAILED = "unusable", "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFailure:
+    """Why a block has no receipt."""
+
+    block: int
+    place: str
+    kind: str
+    """``unusable``: its input is damaged or not finite; ``failed``: anything else."""
+    reason: str
+    traceback: str
+    host: str
+    job: str
+
+    def note(self) -> dict[str, Any]:
+        """What a summary says of it."""
+        return {"block": self.block, "place": self.place, "reason": self.reason}
+
+
+class FailureBook:
+    """A worker's own file of failures, made when there is a first one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"{worker_name()}.jsonl"
+
+    def add(self, failure: BlockFailure) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(failure)) + "\n")
+
+
+def read_failures(folder: Path) -> Iterator[BlockFailure]:
+    """Every failure that is on record, workers by when they last met one; torn lines are left out."""
+    for path in sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                yield BlockFailure(**json.loads(line))
+            except (ValueError, TypeError):
+                continue
+
+
+def current_failures(folder: Path, ledger: Ledger) -> list[BlockFailure]:
+    """The last failure of each block that has no receipt."""
+    last = {failure.block: failure for failure in read_failures(folder)}
+    return [failure for block, failure in sorted(last.items()) if block < len(ledger.done) and not ledger.done[block]]

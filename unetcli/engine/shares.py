@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.lock import InUse, hold
-from unetcli.engine.failures import current_failures, read_failures
-from unetcli.engine.retry import Progress, Report, Rounds
-from unetcli.engine.run import RunOptions, RunOutcome, launching, prepare, quiet, work_off
+from unetcli.engine.receipts import current_failures, read_failures
+from unetcli.engine.run import Progress, Report, Rounds, RunOptions, RunOutcome, launching, prepare, quiet, work_off
 from unetcli.engine.runfolder import RunFolder, ShareLayout
 from unetcli.engine.step import Step
 from unetcli.executors.contract import InProcess

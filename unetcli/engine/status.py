@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.failures import BlockFailure, current_failures
-from unetcli.engine.heartbeat import Beat
-from unetcli.engine.receipts import DONE, Ledger, Receipt
+from unetcli.engine.receipts import DONE, BlockFailure, Ledger, Receipt, current_failures
 from unetcli.engine.step import Step
-from unetcli.engine.workers import PATIENCE_SECONDS, Failure, Scheduler, Workers
+from unetcli.engine.workers import PATIENCE_SECONDS, Beat, Failure, Scheduler, Workers
 from unetcli.executors.slurm.watch import JobStates
-from unetcli.planning.grid import pending, within
+from unetcli.planning.plan import pending, within
 
 STATES = ("done", "running", "failed", "missing")
 """Every block is in one of these."""

@@ -21,7 +21,7 @@ from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.files import UNWRITABLE, Place
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import RunFolder
-from unetcli.planning.grid import Stage, pending, stage_of
+from unetcli.planning.plan import Stage, pending, stage_of
 
 CPU = "cpu"
 

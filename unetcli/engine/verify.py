@@ -13,11 +13,10 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.streams import ordered_map
 from unetcli.engine.clusters import require_no_live_jobs
 from unetcli.engine.receipts import Ledger
-from unetcli.engine.request import VerifyRequest
-from unetcli.engine.retry import Report
-from unetcli.engine.run import RunOptions, launching, prepare, quiet, work_off
+from unetcli.engine.run import Report, RunOptions, launching, prepare, quiet, work_off
 from unetcli.engine.step import Change, Step
 from unetcli.engine.worker import void
+from unetcli.executors.options import VerifyRequest
 
 Drain = Callable[[], Callable[[], bool]]
 """From now on a signal asks for an orderly end; the function returned says whether it came."""

@@ -19,12 +19,21 @@ from unetcli.core.files import publish, telling_unwritable
 from unetcli.core.lock import job_id
 from unetcli.core.process import prepare
 from unetcli.core.ranges import Ranges, numbers
-from unetcli.engine.failures import FAILED, UNUSABLE, BlockFailure, FailureBook
-from unetcli.engine.heartbeat import Heartbeat
-from unetcli.engine.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook
+from unetcli.engine.receipts import (
+    DONE,
+    FAILED,
+    UNUSABLE,
+    VOID,
+    BlockFailure,
+    FailureBook,
+    Ledger,
+    Receipt,
+    ReceiptBook,
+)
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.step import BlockResult, DamagedResult, Step, is_unusable
-from unetcli.planning.grid import Stage
+from unetcli.engine.workers import Heartbeat
+from unetcli.planning.plan import Stage
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from unetcli.core.errors import UnetcliError
-from unetcli.evaluate.families import OBJECT, OF_REFERENCE, Family, higher_is_better, unpack
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.evaluate.result import VERSION, Scores
+from unetcli.evaluate.scoring import OBJECT, OF_REFERENCE, Family, higher_is_better, unpack
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.sums import Difference, Interval, differences
-from unetcli.volumes.fingerprint import same_data
+from unetcli.volumes.volume import same_data
 
 UNPAIRED = "objects of a result are others in another prediction, only sections can be paired, and there are too few"
 

@@ -9,14 +9,16 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import plain
 from unetcli.core.options import (
     Heading,
+    Roi,
+    Sections,
     argument,
     block_voxels_option,
     option,
+    parse_roi,
     retries_option,
     sections_option,
     take_over_option,
 )
-from unetcli.core.sections import Roi, Sections, parse_roi
 from unetcli.executors.options import ClusterOptions
 
 METRICS = ("pixels", "em", "cells", "voi")

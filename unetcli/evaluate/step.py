@@ -19,18 +19,14 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, absolute, place_of
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
-from unetcli.engine.ownership import EVALUATE, remove_run_folder
-from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.levels import Tables, damaged
+from unetcli.engine.runfolder import EVALUATE, RunFolder, remove_run_folder
 from unetcli.engine.step import BlockResult, Resources, Step, attempt
-from unetcli.engine.tables import Tables, damaged
 from unetcli.engine.verify import OTHER
-from unetcli.evaluate.counting import count_block
-from unetcli.evaluate.counts import Arrays, Counts
-from unetcli.evaluate.pairing import Pair
-from unetcli.evaluate.plan import FORMAT, EvaluationPlan
+from unetcli.evaluate.counting import Arrays, Counts, count_block, total_counts
+from unetcli.evaluate.plan import FORMAT, EvaluationPlan, Pair
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.evaluate.totals import total_counts
-from unetcli.planning.grid import Stage
+from unetcli.planning.plan import Stage
 from unetcli.volumes.volume import describe
 
 log = logging.getLogger(__name__)

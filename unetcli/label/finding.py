@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.geometry import Box
-from unetcli.engine.tables import Arrays
-from unetcli.label.components import connected, is_foreground, neighbourhood
-from unetcli.label.landscape import Landscape
-from unetcli.label.measures import measure
+from unetcli.engine.levels import Arrays
+from unetcli.label.objects import connected, is_foreground, measure, neighbourhood
 from unetcli.label.plan import LabelPlan
+from unetcli.label.watershed import Landscape
 
 FACES_ALONE = (4, 6)
 """Connectivities by which voxels that meet at an edge or corner do not touch."""

@@ -1,13 +1,11 @@
-"""The second stage: objects of all blocks made one, and numbered by their first voxel; memory grows with objects alone.
-
-Tables are read block by block, in order. What is kept of a block until its later neighbours have been read are the
-labels right behind it: one layer of faces, never the volume.
-"""
+"""The second stage: objects of all blocks made one and numbered, and the files that keep the result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from unetcli.core.arrays import distinct
-from unetcli.engine.tables import Arrays
-from unetcli.label.components import smallest_dtype
+from unetcli.core.arrays import Checksum, distinct
+from unetcli.core.files import replacing
+from unetcli.engine.levels import Arrays, Tables
 from unetcli.label.finding import landscape, name
-from unetcli.label.measures import NAMES, Measures
+from unetcli.label.objects import NAMES, Measures, sizes, smallest_dtype, write_table
 from unetcli.label.plan import LabelPlan
 
 Load = Callable[[int, Collection[str] | None], Arrays]
@@ -152,3 +150,79 @@ def _passes(arrays: Arrays) -> tuple[NDArray[np.int64], ...]:
     """Names and heights of all minima of a block, and its passes with names for ends."""
     names = arrays["names"]
     return names, arrays["lowest"], names[arrays["ends"]], arrays["height"], arrays["order"]
+
+
+BYTES_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFiles:
+    """The files of one labelling in its run folder, beside the engine's."""
+
+    path: Path
+
+    @property
+    def tables(self) -> Tables:
+        """What was found in each block, with its voxels' labels; deleted at the end."""
+        return Tables(self.path / "blocks")
+
+    @property
+    def numbers(self) -> Path:
+        """The final number of each object of each block; it stays, for repairs."""
+        return self.path / "numbers.npy"
+
+    @property
+    def offsets(self) -> Path:
+        """Where in ``numbers`` each block's objects start; it stays."""
+        return self.path / "offsets.npy"
+
+    @property
+    def table(self) -> Path:
+        """Of all objects; it stays."""
+        return self.path / "objects.csv"
+
+    @property
+    def summary_file(self) -> Path:
+        """What the merging told; it stays."""
+        return self.path / "merged.json"
+
+    @property
+    def of_merging(self) -> list[Path]:
+        """All files that the merging makes."""
+        return [self.numbers, self.offsets, self.table, self.summary_file]
+
+    def merged_checksum(self) -> str:
+        """Of all that the merging made, as its receipt has it."""
+        digest = Checksum()
+        for path in self.of_merging:
+            with path.open("rb") as file:
+                while part := file.read(BYTES_AT_ONCE):
+                    digest.add(part)
+        return digest.hexdigest()
+
+    def save_merged(self, merged: Merged, axes: str, unit: float) -> None:
+        """Keep what a merging gave."""
+        for path, values in ((self.numbers, merged.numbers), (self.offsets, merged.offsets)):
+            with replacing(path) as draft, draft.open("wb") as file:
+                np.save(file, values)
+        write_table(self.table, axes, merged.measures, unit)
+        told = {
+            "objects": merged.count,
+            "removed": merged.removed,
+            "provisional": len(merged.numbers),
+            "dtype": merged.dtype,
+            "sizes": sizes(merged.measures.size),
+        }
+        with replacing(self.summary_file) as draft:
+            draft.write_text(json.dumps(told, indent=1))
+
+    def merged(self) -> Mapping[str, Any]:
+        """What the merging told."""
+        found: dict[str, Any] = json.loads(self.summary_file.read_text())
+        return found
+
+    def numbers_of(self, piece: int) -> NDArray[Any]:
+        """The final number of each object of a block, after a 0 for the background."""
+        start, stop = np.load(self.offsets, mmap_mode="r")[piece : piece + 2]
+        numbers = np.load(self.numbers, mmap_mode="r")
+        return np.concatenate([np.zeros(1, numbers.dtype), numbers[start:stop]])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.core.records import changed
-from unetcli.planning.grid import BlockGrid, Stage, stage_of
+from unetcli.planning.plan import BlockGrid, Stage, stage_of
 from unetcli.planning.pyramid_plan import PyramidPlan
 
 FORMAT = 3

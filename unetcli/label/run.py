@@ -1,20 +1,284 @@
-"""label: from a request to complete labels, on any cluster."""
+"""label: from a request to complete labels on any cluster, and their export for the cell tracking challenge."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from unetcli.engine.retry import Report
-from unetcli.engine.run import RunOptions, RunOutcome, quiet, run
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from unetcli.core.arrays import distinct
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import draft_of, remove_aside, sync_all
+from unetcli.core.geometry import Box
+from unetcli.engine.run import Report, RunOptions, RunOutcome, quiet, run
+from unetcli.engine.runfolder import LABEL, RunFolder, require_claimable
+from unetcli.engine.step import require_continued
 from unetcli.executors.options import ClusterOptions
-from unetcli.label.ctc import export, require_exportable
-from unetcli.label.request import LabelRequest
-from unetcli.label.resolve import resolve_step
-from unetcli.label.step import LabelStep
+from unetcli.label.image import (
+    KIND,
+    Parent,
+    Probabilities,
+    is_incomplete,
+    offset_in,
+    require_complete,
+    require_probabilities,
+)
+from unetcli.label.objects import connected, in_order, is_foreground, neighbourhood, require_our_table, table_place
+from unetcli.label.plan import BLOCK_VOXELS, FORMAT, LabelPlan, Settings, choose_block
+from unetcli.label.request import DEPTHS, REACHES, LabelRequest
+from unetcli.label.step import LabelPaths, LabelStep
+from unetcli.label.watershed import Landscape
+from unetcli.metrics.cells import seg_sums
+from unetcli.planning.pyramid_plan import largest_possible_levels
+from unetcli.volumes.image import require_ours
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import Volume, fingerprint
+
+log = logging.getLogger(__name__)
+
+CANDIDATES = tuple(round(0.05 * k, 2) for k in range(1, 20))
+
+
+def choose_threshold(
+    prediction: Volume, truth: Volume, offset: tuple[int, ...], settings: Settings
+) -> tuple[float, float]:
+    """The candidate with the best SEG over all sections (volumes, in three dimensions) and that SEG.
+
+    Of equals the one nearest to 0.5. One section is held in memory, or one volume.
+
+    Raises
+    ------
+    UnetcliError
+        The truth holds no object.
+    """
+    if truth.dtype.kind not in "bui":
+        raise UnetcliError(f"--auto-threshold-from {truth.path}: {truth.dtype}; expected integers, one per object")
+    scene = Landscape(axes=prediction.axes, voxel_size=_sizes(prediction), settings=settings)
+    read = Probabilities(prediction, settings.channel)
+    overlap, objects = np.zeros(len(CANDIDATES)), 0
+    single = _holds_one_value(truth)
+    for box in _parts(prediction, settings):
+        reference = truth.read(box.shifted(offset))[0]
+        if single:
+            reference = connected(reference != 0, scene.touching)[0]
+        if not reference.any():
+            continue
+        for number, threshold in enumerate(CANDIDATES):
+            labels = instances(read(box), replace(scene, settings=replace(settings, threshold=threshold)))
+            found, count = seg_sums(reference, labels)
+            overlap[number] += found
+        objects += count
+    if not objects:
+        raise UnetcliError(f"--auto-threshold-from {truth.path}: holds no object, all is 0")
+    best = max(range(len(CANDIDATES)), key=lambda number: (overlap[number], -abs(CANDIDATES[number] - 0.5)))
+    seg = float(overlap[best]) / objects
+    log.info("threshold %.2f: SEG %.3f on %s (%d objects)", CANDIDATES[best], seg, truth.path, objects)
+    return CANDIDATES[best], seg
+
+
+def instances(probability: NDArray[Any], scene: Landscape) -> NDArray[np.int32]:
+    """Labels of an array in memory, as all of label would give them."""
+    settings = scene.settings
+    if settings.method == "watershed":
+        from unetcli.label.watershed import separate
+
+        return in_order(separate(probability, scene), settings.min_size)
+    touching = neighbourhood(scene.axes, settings.connectivity, three_d=settings.three_d)
+    return in_order(connected(is_foreground(probability, settings.threshold), touching)[0], settings.min_size)
+
+
+def _parts(volume: Volume, settings: Settings) -> Iterator[Box]:
+    """The sections of a volume, or its volumes along t."""
+    if not settings.three_d:
+        yield from volume.whole().planes()
+    elif "t" not in volume.axes:
+        yield volume.whole()
+    else:
+        for time in range(volume.extent[0]):
+            yield Box((time, 0, 0, 0), (time + 1, *volume.extent[1:]))
+
+
+def _holds_one_value(truth: Volume) -> bool:
+    """Whether all objects have one number: then they are what is connected."""
+    values: set[int] = set()
+    for box in truth.whole().planes():
+        values |= set(np.unique(truth.read(box)).tolist())
+        if len(values - {0}) > 1:
+            return False
+    return True
+
+
+def _sizes(volume: Volume) -> tuple[float, ...]:
+    return tuple(volume.voxel_size.get(axis, 1.0) for axis in volume.axes)
+
+
+THRESHOLD = 0.5
+OTHERS = "--name names other labels"
+
+
+def resolve_step(request: LabelRequest) -> LabelStep:
+    """Resolve a request; nothing is written yet.
+
+    Raises
+    ------
+    UnetcliError
+        Anything about the request that the user can put right.
+    """
+    if not request.allow_incomplete:
+        require_complete(request.prediction)
+    parent = Parent.open(request.prediction)
+    folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
+    require_claimable(folder.path, LABEL, overwrite=request.overwrite)
+    require_ours(parent.labels(request.name), LABEL, OTHERS, KIND)
+    require_our_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
+    frozen = None if request.overwrite else folder.read_plan(LabelPlan, FORMAT)
+    paths = LabelPaths(
+        prediction=request.prediction, output=str(parent.labels(request.name)), intensity=request.intensity
+    )
+    step = LabelStep(folder=folder, plan=make_plan(request, parent, frozen), paths=paths)
+    if not request.overwrite:
+        require_continued(step, frozen, f"--overwrite starts anew, {OTHERS}")
+    return step
+
+
+def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> LabelPlan:
+    """The plan that a request means; what it leaves open is taken from the frozen one, else chosen."""
+    volume, write_chunks = parent.volume, parent.write_chunks
+    settings = resolve_settings(request, parent, frozen)
+    limit = request.block_voxels or BLOCK_VOXELS[settings.method]
+    block = choose_block(volume.extent, volume.axes, write_chunks, limit, three_d=settings.three_d)
+    return LabelPlan(
+        axes=volume.axes,
+        shape=volume.extent,
+        chunks=parent.chunks,
+        write_chunks=write_chunks,
+        block_shape=frozen.block_shape if frozen and not request.block_voxels else block,
+        zarr_format=parent.zarr_format,
+        levels=min(parent.levels, largest_possible_levels(volume.extent, volume.axes)),
+        voxel_size=tuple(volume.voxel_size.get(axis, 1.0) for axis in volume.axes),
+        settings=settings,
+        automatic=request.auto_threshold_from is not None,
+        prediction=fingerprint(volume),
+        intensity=_intensity(request, parent),
+        of_incomplete=is_incomplete(request.prediction),
+    )
+
+
+def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> Settings:
+    """All that shows in the labels."""
+    neighbourhood(parent.volume.axes, request.connectivity, three_d=request.three_d)  # refuses what cannot be
+    settings = Settings(
+        method=request.method,
+        threshold=THRESHOLD if request.threshold is None else request.threshold,
+        three_d=request.three_d,
+        connectivity=request.connectivity or (6 if request.three_d else 4),
+        min_size=request.min_size,
+        channel=require_probabilities(parent.volume, request.channel),
+        landscape=request.landscape,
+        depth=DEPTHS.get(request.landscape, 0.0) if request.depth is None else request.depth,
+        reach=request.reach or REACHES[request.three_d],
+        smoothing=request.smoothing,
+    )
+    if request.auto_threshold_from is None:
+        return settings
+    if frozen and frozen.automatic:
+        return replace(settings, threshold=frozen.settings.threshold)
+    truth = open_volume(request.auto_threshold_from)
+    offset = offset_in(truth, parent.volume, parent.place)
+    return replace(settings, threshold=choose_threshold(parent.volume, truth, offset, settings)[0])
+
+
+def _intensity(request: LabelRequest, parent: Parent) -> str | None:
+    if request.intensity is None:
+        return None
+    volume = open_volume(request.intensity)
+    offset_in(volume, parent.volume, parent.place)
+    return fingerprint(volume)
+
+
+MOST = 2**16 - 1
+SOFTWARE = "unetcli label"
+
+
+def frames(labels: Volume, *, three_d: bool) -> Iterator[Box]:
+    """What each file holds: a time point; without times a section, or the whole where objects go through sections."""
+    whole = labels.whole()
+    axis = labels.axes.find("t") if "t" in labels.axes else -1 if three_d else labels.axes.find("z")
+    for index in range(labels.extent[axis]) if axis >= 0 else ():
+        start, stop = list(whole.start), list(whole.stop)
+        start[axis], stop[axis] = index, index + 1
+        yield Box(tuple(start), tuple(stop))
+    if axis < 0:
+        yield whole
+
+
+def renumbered(labels: NDArray[Any], place: str) -> NDArray[np.uint16]:
+    """Labels of one frame as 1, 2 .. in their order.
+
+    >>> renumbered(np.array([0, 70000, 9]), "frame 0").tolist()
+    [0, 2, 1]
+    """
+    found, places = distinct(labels)
+    objects = int(np.count_nonzero(found))
+    if objects > MOST:
+        raise UnetcliError(
+            f"--ctc: {place} has {objects} objects, its files hold {MOST}; --min-size N removes small ones"
+        )
+    return (places + (0 if objects < len(found) else 1)).astype(np.uint16)
+
+
+def require_exportable(folder: Path) -> None:
+    """Raise unless a folder is free, empty, or holds nothing but an export of ours."""
+    if folder.exists() and not (folder.is_dir() and all(map(_is_ours, folder.iterdir()))):
+        raise UnetcliError(f"--ctc {folder}: exists and holds other files; name another folder")
+    if not (parent := folder.absolute().parent).is_dir():
+        raise UnetcliError(f"--ctc {folder}: the folder {parent} does not exist")
+
+
+def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
+    """Write all frames; the folder appears whole or not at all. How many there are."""
+    require_exportable(folder)
+    boxes, draft = list(frames(labels, three_d=three_d)), draft_of(folder.absolute())
+    digits = max(3, len(str(len(boxes) - 1)))
+    draft.mkdir()
+    try:
+        for number, box in enumerate(boxes):
+            values = renumbered(labels.read(box)[0], f"frame {number} of {labels.path}")
+            image = values.reshape(
+                [n for axis, n in zip(labels.axes, values.shape, strict=True) if _kept(axis, three_d, labels)]
+            )
+            name = f"mask{number:0{digits}d}.tif"
+            tifffile.imwrite(
+                draft / name, image, photometric="minisblack", compression="zlib", software=SOFTWARE, metadata=None
+            )
+        sync_all(list(draft.iterdir()), draft)
+        remove_aside(folder)
+        draft.rename(folder)
+    finally:
+        remove_aside(draft)
+    return len(boxes)
+
+
+def _kept(axis: str, three_d: bool, labels: Volume) -> bool:
+    """Whether a frame has an axis: a section has y and x, a time point z too."""
+    return axis in "yx" or (axis == "z" and (three_d or "t" in labels.axes))
+
+
+def _is_ours(path: Path) -> bool:
+    if not (path.name.startswith("mask") and path.suffix == ".tif"):
+        return False
+    try:
+        with tifffile.TiffFile(path) as file:
+            return bool(file.pages[0].tags["Software"].value == SOFTWARE)  # type: ignore[union-attr]
+    except Exception:  # whatever is wrong with it, it is none of ours
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,25 +22,29 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, absolute, is_remote, parent_of, place_of, remove_drafts_of, replacing
 from unetcli.core.lock import hold
 from unetcli.engine.levels import Pyramid, first_of, place
-from unetcli.engine.ownership import LABEL
 from unetcli.engine.receipts import Ledger
-from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.runfolder import LABEL, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, Step, attempt, require_continued
 from unetcli.engine.verify import damage
 from unetcli.label import plan as label_plan
 from unetcli.label.finding import find_objects, working_bytes
-from unetcli.label.folder import LabelFiles
-from unetcli.label.image import Parent, attributes_of, list_labels, make_labels_group, spec_of
-from unetcli.label.inputs import Probabilities, offset_in, require_complete
-from unetcli.label.measures import unit
-from unetcli.label.merging import merge
-from unetcli.label.objects import table_place
+from unetcli.label.image import (
+    Parent,
+    Probabilities,
+    attributes_of,
+    list_labels,
+    make_labels_group,
+    offset_in,
+    require_complete,
+    spec_of,
+)
+from unetcli.label.merging import LabelFiles, merge
+from unetcli.label.objects import table_place, unit
 from unetcli.label.plan import FORMAT, LabelPlan, differences
-from unetcli.planning.grid import Stage
-from unetcli.volumes.fingerprint import fingerprint
+from unetcli.planning.plan import Stage
 from unetcli.volumes.image import Image, marker, marker_around, remove_output
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, describe
+from unetcli.volumes.volume import Volume, describe, fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -1,28 +1,91 @@
-"""A watershed that does not know blocks: basins of a landscape, joined where the pass between them is not deep enough.
-
-Each voxel flows to its lowest neighbour; the voxels that end in the same minimum are a basin (Vincent and Soille 1991,
-without lines between basins). From the lowest pass to the highest, two basins become one unless both are ``depth``
-deep there: what is left are the objects, one for each minimum of that dynamics (Grimaud 1992; Cousty and Najman 2011
-show that this is the watershed from those minima as seeds). Ties go by a voxel's place, so that there is one result.
-
-A block can tell all of that for basins that lie within it. Basins that reach over its edge keep the place of their
-minimum as a name that other blocks know too, and passes that depend on what lies elsewhere are left to the merging.
-The result is that of the whole volume at once, whatever the blocks; ``tests/labelling`` holds it to that.
-"""
+"""The watershed of the distance map or the probability, block by block as of the whole volume."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from unetcli.core.geometry import Box
-from unetcli.label.components import in_order, is_foreground, neighbours
-from unetcli.label.landscape import Landscape
+from unetcli.label.objects import in_order, is_foreground, neighbourhood, neighbours
 from unetcli.label.plan import Settings
+
+STEPS = {"distance": 16, "probability": 4096}
+"""Heights are integers: so many to a voxel of distance, or to a probability of 1."""
+GAUSSIAN_WIDTHS = 4.0
+"""Where the Gaussian is cut off, in standard deviations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landscape:
+    """How heights follow from probabilities."""
+
+    axes: str
+    voxel_size: tuple[float, ...]
+    settings: Settings
+
+    @functools.cached_property
+    def touching(self) -> NDArray[np.bool_]:
+        """Which voxels around one touch it."""
+        return neighbourhood(self.axes, self.settings.connectivity, three_d=self.settings.three_d)
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """Places of the axes along which voxels touch."""
+        return tuple(i for i, axis in enumerate(self.axes) if axis in ("zyx" if self.settings.three_d else "yx"))
+
+    @property
+    def sampling(self) -> tuple[float, ...]:
+        """Voxel size along each joined axis, the smallest being 1; in whole steps, so that squares are integers."""
+        sizes = [self.voxel_size[i] for i in self.joined]
+        return tuple(round(size / min(sizes) * STEPS["distance"]) / STEPS["distance"] for size in sizes)
+
+    @property
+    def support(self) -> tuple[int, ...]:
+        """Voxels on each side, along each axis, that a height depends on."""
+        if self.settings.landscape == "distance":
+            sides = [math.ceil(self.settings.reach / size) for size in self.sampling]
+        else:
+            sides = [int(GAUSSIAN_WIDTHS * self.settings.smoothing + 0.5)] * len(self.joined)
+        return tuple(sides[self.joined.index(i)] if i in self.joined else 0 for i in range(len(self.axes)))
+
+    @property
+    def depth(self) -> float:
+        """The least depth of an object of its own, in heights."""
+        return self.settings.depth * STEPS[self.settings.landscape]
+
+    def heights(self, probability: NDArray[Any], foreground: NDArray[np.bool_], inner: Box) -> NDArray[np.uint16]:
+        """Heights in the part ``inner`` of an array, which reaches ``support`` further, or to the volume's edge."""
+        if self.settings.landscape == "distance":
+            distance = np.sqrt(self._squares(foreground)[inner.slices], dtype=np.float32)
+            return (self.settings.reach * STEPS["distance"] - np.rint(distance)).astype(np.uint16)
+        smooth = self._smooth(probability)[inner.slices]
+        return np.rint((1 - smooth) * STEPS["probability"]).astype(np.uint16)
+
+    def _squares(self, foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Squared distances to the background, at most ``reach``, in steps; what lies outside the volume is none."""
+        from unetcli.label.kernels import spread
+
+        square = np.where(foreground, np.int32((self.settings.reach * STEPS["distance"]) ** 2), np.int32(0))
+        for place, size in zip(self.joined, self.sampling, strict=True):
+            lines = square.reshape(math.prod(square.shape[:place]), square.shape[place], -1)
+            spread(lines, round(size * STEPS["distance"]) ** 2)
+        return square
+
+    def _smooth(self, probability: NDArray[Any]) -> NDArray[np.float64]:
+        """Probabilities 0 to 1, smoothed within sections, or along z too."""
+        scale = 255 if probability.dtype == np.uint8 else 1
+        values = probability.astype(np.float64) / scale
+        sigma = [self.settings.smoothing if i in self.joined else 0.0 for i in range(len(self.axes))]
+        smooth: NDArray[np.float64] = ndimage.gaussian_filter(values, sigma, mode="mirror", truncate=GAUSSIAN_WIDTHS)
+        return np.clip(smooth, 0, 1)
+
 
 CELL_BITS = 5
 """Flat ground is cut into cells of 32 voxels a side, each with a minimum of its own, so that no way down is long."""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unetcli.metrics.contingency import PairCounts
 from unetcli.metrics.em_counts import LEVELS, LevelCounts, PixelCounts, SectionCounts
-from unetcli.metrics.partitions import PairCounts
 
 Level = Sequence[LevelCounts]
 """The counts of all sections at one level."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.metrics.partitions import Cells, Information, Overlap, PairCounts, components, thin
+from unetcli.metrics.contingency import Cells, Information, Overlap, PairCounts, components, thin
 from unetcli.metrics.sums import Sums, quotient
 from unetcli.metrics.warping import ErrorCounts, WarpingErrors, warping_errors
 

@@ -131,7 +131,7 @@ def classify(warped: Warped, radius: int = WINDOW_RADIUS) -> NDArray[np.uint8]:
     Parts are cells and membrane: a pixel between two cells is a merge only where it touches membrane as well.
     """
     from unetcli.metrics import kernels
-    from unetcli.metrics.partitions import components
+    from unetcli.metrics.contingency import components
 
     places, shape = warped.places, warped.interior.shape
     cells, background = np.zeros(places.size, np.int64), np.zeros(places.size, bool)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unetcli.core.arrays import PerChannel, stored
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
-from unetcli.core.footprint import Architecture
+from unetcli.core.geometry import Architecture
 
 if TYPE_CHECKING:
     from unetcli.model.network import UNet

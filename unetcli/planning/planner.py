@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Architecture, AxisFootprint, Footprint
-from unetcli.core.geometry import Box, ceil_to
+from unetcli.core.geometry import Architecture, AxisFootprint, Box, Footprint, ceil_to
 from unetcli.planning.plan import Plan, Settings, Sources, axis_spans
 
 CHUNK = 512

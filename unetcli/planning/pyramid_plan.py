@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, ceil_to
-from unetcli.planning.grid import BlockGrid
-from unetcli.planning.plan import Plan
+from unetcli.planning.plan import BlockGrid, Plan
 from unetcli.planning.planner import CHUNK
 
 PLANE = "yx"

@@ -20,8 +20,7 @@ from unetcli.core.errors import UnreadableBlock
 from unetcli.core.geometry import Box, hull
 from unetcli.core.process import give_back_freed_memory
 from unetcli.core.streams import prefetch
-from unetcli.model.device import channelwise, on_device
-from unetcli.model.network import UNet
+from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.planning.plan import Block, Plan, Settings, Tile
 from unetcli.predict.skipping import Kept, Mask, all_kept, background, bright, cell_sides, voxels_of
 from unetcli.volumes.volume import Volume, describe

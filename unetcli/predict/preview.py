@@ -8,14 +8,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.core.footprint import Architecture
+from unetcli.core.geometry import Architecture
 from unetcli.core.process import Machine, cpu_name, cpu_threads, may_have_gpu
 from unetcli.core.records import to_json
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.model.file import find_model, read_header
-from unetcli.planning.estimate import Estimate, StoredInput, estimate
-from unetcli.planning.pace import STARTUP_SECONDS, Rates, Timing, Traffic, timing, traffic
+from unetcli.planning.estimate import (
+    STARTUP_SECONDS,
+    Estimate,
+    Rates,
+    StoredInput,
+    Timing,
+    Traffic,
+    estimate,
+    timing,
+    traffic,
+)
 from unetcli.planning.plan import FORMAT, Plan, differences
 from unetcli.planning.pyramid_plan import pyramid_of
 from unetcli.predict.probe import Probe, measure_plan, recall, remember, run_in_job
@@ -219,14 +228,14 @@ def kind_of_device(name: str | None) -> str:
             return "cpu"
     elif (kind := "cuda" if str(name).isdigit() else str(name).partition(":")[0]) in ("cpu", "cuda", "mps"):
         return kind
-    from unetcli.model.device import resolve_device
+    from unetcli.model.network import resolve_device
 
     return resolve_device(name).type
 
 
 def gpu_here(name: str | None, threads: int) -> Machine:
     """The GPU meant, which is at hand."""
-    from unetcli.model.device import free_bytes, resolve_device
+    from unetcli.model.network import free_bytes, resolve_device
     from unetcli.predict.probe import device_name
 
     device = resolve_device(name)

@@ -20,20 +20,18 @@ from numpy.typing import NDArray
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
-from unetcli.core.footprint import Architecture
-from unetcli.core.geometry import Box
+from unetcli.core.geometry import Architecture, Box
 from unetcli.core.process import cpu_name
 from unetcli.core.records import from_json, to_json
 from unetcli.engine.clusters import cancel_jobs
 from unetcli.executors.options import ClusterOptions, slurm_request
-from unetcli.executors.slurm.commands import would_start
 from unetcli.executors.slurm.journal import submit_jobs
+from unetcli.executors.slurm.request import would_start
 from unetcli.executors.slurm.watch import JobEnd, JobWatch
 from unetcli.model.file import load_network, read_header
-from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
-from unetcli.planning.pace import Rates
+from unetcli.planning.estimate import CUDA_CONTEXT, Rates, multiply_adds
 from unetcli.planning.plan import FORMAT, Plan, Tile
-from unetcli.predict.output import attributes_of, spec_of
+from unetcli.predict.stores import attributes_of, spec_of
 from unetcli.volumes.image import Image
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
@@ -167,7 +165,7 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
     """What one worker does here: forward passes, one window read, one block encoded and stored."""
     import torch
 
-    from unetcli.model.device import exact_float32, resolve_device
+    from unetcli.model.network import exact_float32, resolve_device
     from unetcli.predict.predictor import Predictor
 
     started = time.perf_counter()

@@ -11,16 +11,18 @@ from unetcli.core.files import Place, place_of, plain, stem
 from unetcli.core.options import (
     Heading,
     Options,
+    Roi,
+    Sections,
     argument,
     channel_option,
     device_option,
     option,
     overwrite_option,
+    parse_roi,
     retries_option,
     sections_option,
     take_over_option,
 )
-from unetcli.core.sections import Roi, Sections, parse_roi
 from unetcli.executors.options import ArrayOptions, ClusterOptions
 
 Share = tuple[int, int] | Literal["auto"]

@@ -28,8 +28,7 @@ from unetcli.planning.planner import (
 from unetcli.planning.pyramid_plan import largest_levels, largest_possible_levels
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
-from unetcli.volumes.fingerprint import fingerprint, sampled_statistics
-from unetcli.volumes.volume import Volume, resolve_region
+from unetcli.volumes.volume import Volume, fingerprint, resolve_region, sampled_statistics
 
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
@@ -124,7 +123,7 @@ def resolve_tile(
         return device_tile(header.architecture, machine.free_bytes // 2)
     if request.elsewhere:
         return device_tile(header.architecture, GPU_BYTES_ELSEWHERE // 2)
-    from unetcli.model.device import free_bytes, resolve_device
+    from unetcli.model.network import free_bytes, resolve_device
 
     return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
 
@@ -175,7 +174,7 @@ def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, 
     threads = frozen.settings.threads if frozen else request.threads
     if request.elsewhere:
         return kind_of(request.device or "cpu"), threads or 1
-    from unetcli.model.device import resolve_device
+    from unetcli.model.network import resolve_device
 
     return resolve_device(request.device).type, threads or cpu_threads()
 

@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, is_remote, require_apart
-from unetcli.engine.ownership import PREDICT, require_claimable
-from unetcli.engine.retry import Report
-from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, quiet, run
+from unetcli.engine.run import Report, RunOptions, RunOutcome, arrays_of, quiet, run
+from unetcli.engine.runfolder import PREDICT, require_claimable
 from unetcli.engine.shares import ShareOutcome, finish_shares, run_share
 from unetcli.engine.step import require_continued
 from unetcli.executors.options import ClusterOptions
 from unetcli.model.file import find_model
 from unetcli.planning.plan import FORMAT, Plan
 from unetcli.planning.planner import wasted_work
-from unetcli.predict.input_changes import Paths
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
+from unetcli.predict.stores import Paths
 from unetcli.volumes.image import require_no_others, require_ours
 from unetcli.volumes.opening import open_volume
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import AxisFootprint, Footprint
-from unetcli.core.geometry import Box, ceil_to, mirror_indices
+from unetcli.core.geometry import AxisFootprint, Box, Footprint, ceil_to, mirror_indices
 from unetcli.planning.plan import Settings
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume

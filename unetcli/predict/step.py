@@ -22,18 +22,15 @@ from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, place_of
 from unetcli.engine.levels import Pyramid, place
-from unetcli.engine.ownership import PREDICT
-from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, Step, attempt, require_continued
 from unetcli.engine.worker import void
 from unetcli.model.file import load_network
-from unetcli.planning.grid import Stage
-from unetcli.planning.plan import FORMAT, Plan, differences
+from unetcli.planning.plan import FORMAT, Plan, Stage, differences
 from unetcli.planning.planner import ITEM_BYTES, wasted_work
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
-from unetcli.predict.input_changes import Paths, input_changes
-from unetcli.predict.output import attributes_of, spec_of
 from unetcli.predict.skipping import Mask, open_mask
+from unetcli.predict.stores import Paths, attributes_of, input_changes, spec_of
 from unetcli.volumes.image import Image, marker, remove_output
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
@@ -120,7 +117,7 @@ class PredictStep(Step):
         UnetcliError
             This machine cannot run what was planned: its result would be another.
         """
-        from unetcli.model.device import exact_float32, require_precision, resolve_device
+        from unetcli.model.network import exact_float32, require_precision, resolve_device
         from unetcli.predict.predictor import Predictor
 
         settings = self.plan.settings
@@ -144,7 +141,7 @@ class PredictStep(Step):
         if blocks[0] >= self.plan.blocks:
             yield from self._coarser(blocks, stopping)
             return
-        from unetcli.predict.canary import require_same_results  # torch
+        from unetcli.predict.checks import require_same_results  # torch
 
         require_same_results(self)
         with closing(self.predict(blocks, stopping)) as finished:
@@ -201,7 +198,7 @@ class PredictStep(Step):
             ) from error
 
     def look_closer(self, request: Any) -> dict[str, Any]:
-        from unetcli.predict.seams import check_seams
+        from unetcli.predict.checks import check_seams
 
         return {"seams": check_seams(self, request.seams)} if request.seams else {}
 

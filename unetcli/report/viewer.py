@@ -18,11 +18,10 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.evaluate.request import CLASSES
 from unetcli.evaluate.result import Evaluation, Section, SectionImages
 from unetcli.metrics.contingency import ReferenceObjects, ResultObjects
-from unetcli.report import errors
-from unetcli.report.errors import Mark, ObjectRow, Places
-from unetcli.report.measure_texts import ranked_by
+from unetcli.report import measure_texts as errors
+from unetcli.report.measure_texts import Mark, ObjectRow, Places, ranked_by
 from unetcli.viz import png
-from unetcli.viz.colour import means, samples
+from unetcli.viz.png import means, samples
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from unetcli.train.recipes import Augmentation, log_uniform
+from unetcli.train.settings import Augmentation, log_uniform
 
 RARE = 0.25
 """Share of the samples that get noise, and of those that get a blur: both only take from what an image shows."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.core.arrays import distinct
-from unetcli.train.recipes import IGNORED, TruthRules
+from unetcli.train.settings import IGNORED, TruthRules
 
 Slices = tuple[slice, slice]
 FAR = 2**14

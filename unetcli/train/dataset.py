@@ -20,8 +20,7 @@ from unetcli.core.arrays import Moments, PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, hull
 from unetcli.train.augment import Draw, draw
-from unetcli.train.recipes import IGNORED, TRUTHS, Augmentation, TruthRules, require_one_of
-from unetcli.train.settings import Ranges
+from unetcli.train.settings import IGNORED, TRUTHS, Augmentation, Ranges, TruthRules, require_one_of
 from unetcli.train.targets import TargetCache, class_weights
 from unetcli.volumes.opening import cached
 from unetcli.volumes.volume import Volume, describe

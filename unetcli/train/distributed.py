@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from unetcli.core.errors import Incomplete, UnetcliError
-from unetcli.model.batchnorm import BatchNorm
+from unetcli.model.network import BatchNorm
 
 T = TypeVar("T")
 GATHERING = timedelta(minutes=10)

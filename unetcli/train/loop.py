@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unetcli import __version__
 from unetcli.core.errors import UnetcliError
-from unetcli.core.signals import Signals
+from unetcli.core.process import Signals
 from unetcli.core.streams import prefetch
 from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.model.network import folded
@@ -25,9 +25,17 @@ from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
 from unetcli.train.distributed import World
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.optim import Learner, batches, output_side
-from unetcli.train.plots import draw_first_samples, draw_validation, remove_pictures_after, write_tensorboard
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.validation import ValidationMetrics, Validator, better, describe_row
+from unetcli.train.validation import (
+    ValidationMetrics,
+    Validator,
+    better,
+    describe_row,
+    draw_first_samples,
+    draw_validation,
+    remove_pictures_after,
+    write_tensorboard,
+)
 
 log = logging.getLogger(__name__)
 BATCHES_AHEAD = 3

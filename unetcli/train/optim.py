@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unetcli.core.errors import UnetcliError
-from unetcli.model.device import channelwise, on_device
-from unetcli.model.network import UNet
+from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.train.augment import augment
 from unetcli.train.dataset import DatasetStatistics, Sample, Sampler
 from unetcli.train.distributed import World
 from unetcli.train.folder import Checkpoint
-from unetcli.train.recipes import IGNORED, Optimisation
-from unetcli.train.settings import TrainingConfig
+from unetcli.train.settings import IGNORED, Optimisation, TrainingConfig
 from unetcli.train.targets import weight_table
 
 LEAST_WEIGHT = 1e-20

@@ -11,15 +11,16 @@ from unetcli.core.files import plain
 from unetcli.core.options import (
     Heading,
     Options,
+    Sections,
     argument,
     channel_option,
     device_option,
     option,
     overwrite_option,
+    parse_sections,
     sections_option,
     take_over_option,
 )
-from unetcli.core.sections import Sections, parse_sections
 from unetcli.executors.options import SlurmOptions
 
 RECIPES = ("fast", "paper")

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.footprint import Architecture
-from unetcli.core.sections import Sections, resolve_sections
-from unetcli.model.device import has_bfloat16, resolve_device
+from unetcli.core.geometry import Architecture
+from unetcli.core.options import Sections, resolve_sections
+from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
 from unetcli.train.dataset import (
     AnnotatedVolume,
@@ -24,13 +24,20 @@ from unetcli.train.dataset import (
 from unetcli.train.distributed import World, require_divisible
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
-from unetcli.train.recipes import RATES, RECIPES, Augmentation, Optimisation, TruthRules, require_one_of
 from unetcli.train.request import TrainRequest
-from unetcli.train.settings import Ranges, TrainingConfig
+from unetcli.train.settings import (
+    RATES,
+    RECIPES,
+    Augmentation,
+    Optimisation,
+    Ranges,
+    TrainingConfig,
+    TruthRules,
+    require_one_of,
+)
 from unetcli.train.targets import require_labels
-from unetcli.volumes.fingerprint import fingerprint
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, require_same_voxels
+from unetcli.volumes.volume import Volume, fingerprint, require_same_voxels
 
 T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}

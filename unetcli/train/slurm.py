@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING
 
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.lock import hold, holding_job
-from unetcli.core.process import prepare
-from unetcli.core.progress import ProgressCallback
-from unetcli.core.signals import Signals
-from unetcli.executors.slurm.commands import require_slurm
+from unetcli.core.process import Signals, prepare
+from unetcli.core.streams import ProgressCallback
 from unetcli.executors.slurm.executor import LATE_SECONDS, last_words
 from unetcli.executors.slurm.journal import JobJournal, Submission, log_of, submit_jobs
-from unetcli.executors.slurm.request import SlurmRequest
+from unetcli.executors.slurm.request import SlurmRequest, require_slurm
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
 from unetcli.executors.slurm.worker import requeue_job
 from unetcli.train.request import TrainRequest

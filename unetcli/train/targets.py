@@ -16,7 +16,7 @@ from scipy import ndimage
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.train.border import border_weights, cells_of, dividing_line, numbered
-from unetcli.train.recipes import IGNORED, TruthRules
+from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume, describe
 
 LARGEST = 4096

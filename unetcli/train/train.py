@@ -12,19 +12,18 @@ from typing import Any
 import torch
 
 from unetcli.core.files import require_apart, telling_unwritable
-from unetcli.core.footprint import Architecture
-from unetcli.core.process import cpu_threads
-from unetcli.core.progress import ProgressCallback, silent
-from unetcli.core.signals import Signals
+from unetcli.core.geometry import Architecture
+from unetcli.core.process import Signals, cpu_threads
+from unetcli.core.streams import ProgressCallback, silent
 from unetcli.model.network import UNet
 from unetcli.train.distributed import World
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.optim import output_side
-from unetcli.train.plots import require_tensorboard
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
 from unetcli.train.settings import Ranges, TrainingConfig
+from unetcli.train.validation import require_tensorboard
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS = 10.0

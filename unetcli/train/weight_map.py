@@ -16,15 +16,14 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_apart, stem, telling_unwritable
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
-from unetcli.core.progress import ProgressCallback, silent
-from unetcli.core.sections import resolve_sections
+from unetcli.core.options import resolve_sections
+from unetcli.core.streams import ProgressCallback, silent
 from unetcli.train.dataset import resolve_truth
-from unetcli.train.recipes import IGNORED, TruthRules
 from unetcli.train.request import WeightsRequest
+from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
-from unetcli.volumes import ngff
-from unetcli.volumes.image import MARKER, marker
-from unetcli.volumes.level import Level
+from unetcli.volumes import opening as ngff
+from unetcli.volumes.image import MARKER, Level, marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import LocalStore, Store
 from unetcli.volumes.volume import Volume, describe

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import SIGNED_BYTES, place_of, require_apart, stem
 from unetcli.core.geometry import Box, ceil_to
-from unetcli.viz.colour import enlarged, label_colours, means, outlines, rgb, stretched
-from unetcli.viz.png import save_dots
+from unetcli.viz.png import enlarged, label_colours, means, outlines, rgb, save_dots, stretched
 from unetcli.viz.request import ShowRequest
 from unetcli.volumes.image import marker_around, region_around
 from unetcli.volumes.opening import open_volume

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from unetcli.core.ranges import Ranges, split, subtract, union
 from unetcli.executors.contract import JobFailure, Task
-from unetcli.executors.slurm.commands import array_limit, nodes, require_slurm
 from unetcli.executors.slurm.journal import JobJournal, Submission, log_of
-from unetcli.executors.slurm.request import SlurmRequest
+from unetcli.executors.slurm.request import SlurmRequest, array_limit, nodes, require_slurm
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
 from unetcli.executors.slurm.worker import ShareOutcome, outcomes, run_share
 

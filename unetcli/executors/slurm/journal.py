@@ -17,8 +17,9 @@ from typing import Any
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import Ranges
-from unetcli.executors.slurm.commands import (
+from unetcli.executors.slurm.request import (
     SlurmError,
+    SlurmRequest,
     array_limit,
     cancel,
     named,
@@ -26,7 +27,6 @@ from unetcli.executors.slurm.commands import (
     reason_in,
     require_slurm,
 )
-from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.executors.slurm.watch import ENDED, squeue
 from unetcli.executors.slurm.worker import outcomes
 

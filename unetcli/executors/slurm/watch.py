@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from unetcli.executors.slurm.commands import SlurmError, call
+from unetcli.executors.slurm.request import SlurmError, call
 
 log = logging.getLogger(__name__)
 

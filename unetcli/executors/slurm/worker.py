@@ -24,8 +24,7 @@ from unetcli.core.files import replacing
 from unetcli.core.lock import job_id
 from unetcli.core.ranges import Ranges
 from unetcli.executors.contract import Task
-from unetcli.executors.slurm.commands import SlurmError, call, requeue
-from unetcli.executors.slurm.request import SIGNAL_SECONDS, seconds
+from unetcli.executors.slurm.request import SIGNAL_SECONDS, SlurmError, call, requeue, seconds
 
 log = logging.getLogger(__name__)
 

@@ -1,19 +1,20 @@
-"""Where the data of a prediction lie, and whether they are what they were when it was planned."""
+"""The data of a prediction: where they lie, whether they changed, and the image that is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import absolute
+from unetcli.core.files import Place, absolute
 from unetcli.engine.step import Change
 from unetcli.planning.plan import Plan
 from unetcli.predict.skipping import open_mask
-from unetcli.volumes.fingerprint import UNREADABLE, fingerprint, sampled_boxes
+from unetcli.volumes.image import MARKER, ArraySpec, image_attributes
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, describe
+from unetcli.volumes.volume import UNREADABLE, Volume, describe, fingerprint, sampled_boxes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,3 +91,33 @@ def shape_of(volume: Volume) -> str:
 
 def shape_planned(plan: Plan) -> str:
     return f"{plan.axes} {'x'.join(map(str, plan.extent))}"
+
+
+KIND = "probabilities"
+
+
+def spec_of(plan: Plan) -> ArraySpec:
+    """The array that holds a plan's probabilities."""
+    return ArraySpec(
+        axes=plan.axes,
+        shape=plan.region.shape,
+        chunks=plan.chunks,
+        write_chunks=plan.write_chunks,
+        outputs=plan.settings.outputs,
+        dtype=plan.settings.dtype,
+        zarr_format=plan.zarr_format,
+    )
+
+
+def attributes_of(plan: Plan, path: Place, source: Volume) -> dict[str, Any]:
+    """What the output says of itself: OME-Zarr metadata, and the marker."""
+    start = dict(zip(plan.axes, plan.region.start, strict=True))
+    own = {
+        "complete": False,
+        "kind": KIND,
+        "outputs": plan.settings.outputs,
+        "extent": list(plan.extent),
+        "region": [[a, b] for a, b in zip(plan.region.start, plan.region.stop, strict=True)],
+        "model": plan.sources.model_fingerprint,
+    }
+    return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}

@@ -1,4 +1,4 @@
-"""Scores as text for people, 80 columns wide."""
+"""Plans and scores as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unetcli.cli import console
+
 if TYPE_CHECKING:
     from unetcli.evaluate.result import Evaluation
+    from unetcli.planning.estimate import Link, Traffic
+    from unetcli.predict.preview import PlanReport
 
 WIDTH = 80
 """Columns of a terminal."""
@@ -168,3 +172,166 @@ def bullet(text: str) -> list[str]:
 def wrapped(start: str, text: str) -> list[str]:
     """Text after a start, indented where it goes on."""
     return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+
+
+LABEL = 12
+
+
+def plan_lines(report: PlanReport) -> list[str]:
+    """The report for people."""
+    head = f"{report.source.path} -> {report.request.output_path}"
+    return [head, *(_row(label, text) for label, text in rows(report))]
+
+
+def rows(report: PlanReport) -> Iterator[tuple[str, str]]:
+    """Label and text of each line."""
+    yield from _geometry(report)
+    yield from _costs(report)
+    yield "time", _time(report)
+    if report.traffic:
+        yield from _together(report, report.traffic)
+    if report.slurm:
+        yield "slurm", " ".join(f"--{name}={value}" for name, value in report.slurm.items())
+    if report.slurm_check:
+        yield "", report.slurm_check
+    if report.begun:
+        differs = "; ".join(report.conflicts)
+        yield "begun", f"with other settings: {differs}; predict would refuse" if differs else "the output is there"
+    for guess in report.assumed:
+        yield "assumed", guess
+
+
+def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
+    plan, a, e = report.plan, report.architecture, report.estimate
+    extent = ", ".join(f"{axis} {n}" for axis, n in zip(plan.axes, plan.region.shape, strict=True))
+    channels = f" in {report.source.channels} channels" if report.source.channels > 1 else ""
+    yield "volume", f"{extent}: {_voxels(plan.region.size)} of {report.source.dtype}{channels}"
+    network = f"depth {a.depth}, {a.base_channels} channels, {a.classes} classes"
+    yield "network", f"{network}; {plan.settings.device}, {plan.settings.precision}"
+    side, footprint = plan.tile[-1], plan.footprint
+    step, context = footprint.step(plan.tile)[-1], footprint.context[-1]
+    out, adds = footprint.output(plan.tile)[-1], console.amount(e.tile_multiply_adds)
+    yield "tile", f"{side} -> {out}, step {step}, context {context}; {adds} multiply-adds"
+    yield "blocks", f"{_count(e.blocks)} of {'x'.join(map(str, plan.block_shape))}, {_count(e.tiles)} tiles"
+
+
+def _costs(report: PlanReport) -> Iterator[tuple[str, str]]:
+    e, choices = report.estimate, report.plan.settings
+    yield "wasted work", f"{e.wasted_work:.0%} more is computed than comes out (context, alignment, edges)"
+    largest = f"{_count(report.blocks_per_share)} block{'s' if report.blocks_per_share > 1 else ''}"
+    yield "shares", f"{_count(report.timing.shares)} of {'at most ' if report.timing.shares > 1 else ''}{largest}"
+    host = f"{size(e.host_bytes)} on the host"
+    device = f"{size(e.device_bytes)} of it for the network" if choices.device == "cpu" else ""
+    yield "memory", f"per worker {host}{', ' + device if device else f', {size(e.device_bytes)} on the device'}"
+    yield "reads", f"{size(e.input_bytes)} decoded, in {_count(e.input_chunks)} chunks"
+    stored = f", about {size(report.stored_bytes)} after" if report.stored_bytes is not None else ""
+    before = f"{size(e.output_bytes)} of {choices.dtype} before compression{stored}"
+    yield "writes", f"{before}, in {_count(e.output_files)} files"
+
+
+def _time(report: PlanReport) -> str:
+    from unetcli.planning.estimate import STARTUP_SECONDS  # numpy
+
+    if report.rates is None or report.gpu_hours is None:
+        return f"unknown: {report.rates_reason}"
+    on_cpu, hours = report.plan.settings.device == "cpu", report.gpu_hours
+    if hours < 1:
+        takes = f"{console.duration(3600 * hours)} of one {'worker' if on_cpu else 'GPU'}"
+    else:
+        takes = f"{_figure(hours)} {'hours of one worker' if on_cpu else 'GPU-hours'}"
+    takes += f", {STARTUP_SECONDS:.0f} s for each share to start among them"
+    return f"{takes}; {report.rates.tile_seconds:.3g} s a tile, {report.rates.origin}"
+
+
+def _together(report: PlanReport, traffic: Traffic) -> Iterator[tuple[str, str]]:
+    name = f"{_count(traffic.workers)} workers" if traffic.workers > 1 else "1 worker"
+    if traffic.seconds is not None and traffic.network_seconds is not None:
+        reading, writing, files = (traffic.per_second(link.amount) or 0.0 for link in traffic.links)
+        yield "together", f"{name}: {console.duration(traffic.seconds)}"
+        receipts = f"{_figure(traffic.per_second(traffic.receipts) or 0)} receipts/s"
+        demand = f"{_rate(reading)} read, {_rate(writing)} written, {_figure(files)} file operations/s, {receipts}"
+        yield "", f"at full speed {demand}"
+    else:
+        yield "together", name
+    yield "", f"receipts {size(traffic.receipts_bytes)} in all"
+    yield "weakest", weakest(traffic)
+
+
+def weakest(traffic: Traffic) -> str:
+    """The weakest link in one sentence, with its numbers."""
+    link = traffic.weakest
+    takes = f"{_demand(link)} take {_wait(link.seconds)} at a typical {_limit(link)}"
+    if traffic.network_seconds is None:
+        return f"not known without the network's speed; of the file system it is {link.name}: {takes}"
+    network = _wait(traffic.network_seconds)
+    if traffic.network_is_weakest:
+        return f"the network, {network}; of the file system {link.name}: {takes}"
+    return f"{link.name}: {takes}, the network {network}; {link.remedy}"
+
+
+def _wait(seconds: float) -> str:
+    return console.duration(seconds) if seconds >= 1 else "under 1 s"
+
+
+def _voxels(count: int) -> str:
+    """A number of voxels.
+
+    >>> _voxels(900), _voxels(13_500_000), _voxels(10**15)
+    ('900 voxels', '13.5 Mvoxels', '1,000 Tvoxels')
+    """
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= factor:
+            return f"{_figure(count / factor)} {letter}voxels"
+    return f"{count:,} voxels"
+
+
+def _demand(link: Link) -> str:
+    return f"{size(link.amount)}" if link.unit == "bytes" else _count(link.amount)
+
+
+def _limit(link: Link) -> str:
+    return _rate(link.limit) if link.unit == "bytes" else f"{link.limit:,.0f}/s"
+
+
+def size(value: float) -> str:
+    """Bytes in the unit that fits.
+
+    >>> size(100), size(2.5 * 2**30), size(2**50)
+    ('100 B', '2.5 GiB', '1 PiB')
+    """
+    for power, unit in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if value >= 1024**power:
+            return f"{_figure(value / 1024**power)} {unit}"
+    return f"{value:.0f} B"
+
+
+def _rate(value: float) -> str:
+    """Bytes per second as networks count them."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if value >= factor:
+            return f"{_figure(value / factor)} {unit}/s"
+    return f"{value / 1e3:.3g} kB/s"
+
+
+def _figure(value: float) -> str:
+    """Three digits that count, and no powers of ten.
+
+    >>> _figure(0.01234), _figure(12.34), _figure(12345.6)
+    ('0.0123', '12.3', '12,346')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _count(value: float) -> str:
+    """A count: whole below a million, in three digits above.
+
+    >>> _count(12345), _count(2_621_440)
+    ('12,345', '2.62 M')
+    """
+    return f"{value:,.0f}" if value < 1e6 else console.amount(value)
+
+
+def _row(label: str, text: str) -> str:
+    """A labelled paragraph that hangs beside its label."""
+    lines = textwrap.wrap(text, WIDTH - LABEL, break_on_hyphens=False, break_long_words=False) or [""]
+    return "\n".join(f"{label if n == 0 else '':{LABEL}}{line}" for n, line in enumerate(lines))
