@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from unetcli.executors.options import VerifyRequest
 from unetcli.label.step import LabelStep
 from unetcli.predict.step import PredictStep
 
-STEPS: Mapping[str, type[Step]] = {PREDICT: PredictStep, LABEL: LabelStep, EVALUATE: EvaluateStep}
+STEPS: dict[str, type[Step]] = {PREDICT: PredictStep, LABEL: LabelStep, EVALUATE: EvaluateStep}
 """Steps by the name that the marker of their run folder has."""
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def steps_of(output: str, named: Path | None = None, only: str | None = None) ->
     tried = [step_in(folder, store) for folder in folders(root)]
     found = [each for each in tried if isinstance(each, Step)]
     unreadable = [each for each in tried if isinstance(each, UnetcliError)]
-    found.sort(key=lambda step: (_ORDER[step.command], step.name))
+    found.sort(key=lambda step: (_ORDER.get(step.command, len(_ORDER)), step.name))
     if unreadable and not found:
         raise unreadable[0]
     for error in unreadable:

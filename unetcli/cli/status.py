@@ -1,4 +1,4 @@
-"""status: how far all that is made of a store is, as a picture, a line or JSON."""
+"""status and verify: how far all that is made of a store is, and whether it is what was computed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ WIDEST = 100
 """Of the bar."""
 SLOW = 1.5
 """A host that takes so many times as long as the middle one is told of."""
-NAMES = {"pyramid": "coarser levels", "evaluate": "evaluation"}
-"""Of steps, for people."""
+NAMES = {"predict": "", "label": "labels", "evaluate": "evaluation"}
+"""What the head of the picture calls a step, by its command."""
 CLOSING = {
     "predict": "the same predict command with --close marks the output complete",
     "label": "the same label command marks the labels complete",
@@ -131,8 +131,8 @@ def _head(found: Status) -> RenderableType:
         if found.queued
         else ("not running", "yellow")
     )
-    step = "" if found.step == "predict" else f"  {NAMES.get(found.step, 'labels')}"
-    return Text.assemble((found.output, "bold"), (step, "dim"), "  ", (word, f"bold {style}"))
+    name = NAMES.get(found.command, found.command)
+    return Text.assemble((found.output, "bold"), (f"  {name}" if name else "", "dim"), "  ", (word, f"bold {style}"))
 
 
 class _Scale:
@@ -269,7 +269,7 @@ def advice(found: Status) -> str | None:
     if found.levels_missing:
         return f"full resolution is there, coarser levels are missing; the same {found.command} command continues"
     if found.done == found.blocks:
-        return "every block is there; " + CLOSING[found.command]
+        return "every block is there; " + CLOSING.get(found.command, f"the same {found.command} command completes it")
     if not found.workers and not found.silent and not found.queued:
         return f"nobody works on it; the same {found.command} command continues"
     return None
@@ -277,17 +277,12 @@ def advice(found: Status) -> str | None:
 
 REFRESH_SECONDS = 2.0
 """On a terminal; a log gets a line a minute."""
-PARTS = {"pyramid": ", coarser levels", "evaluate": ", counts of its evaluation"}
-"""Of what is made of an output, by step."""
 AGAIN = "verify --repair computes them anew, as the same {} command does those without receipt"
-REPAIRS = {
-    "predict": AGAIN.format("predict"),
-    "label": AGAIN.format("label"),
-    "evaluate": "the same evaluate command counts them again",
-}
+REPAIRS = {"evaluate": "the same evaluate command counts them again"}
 INPUT = {
     "predict": "input: volume (sampled chunks) and model are what they were",
     "label": "input: prediction (sampled chunks) and what was measured are what they were",
+    "evaluate": "input: prediction and truth (sampled chunks) are what they were",
 }
 SHOWN_DAMAGE = 20
 """Damaged blocks listed; ``--json`` has them all."""
@@ -381,14 +376,14 @@ def lines(found: Verification) -> list[str]:
         told += seam_lines(found.seams)
     if found.input_changes is not None:
         told += [f"{change.source} {change.path}: {change.what}" for change in found.input_changes] or [
-            INPUT[found.command]
+            INPUT.get(found.command, "input: what it was")
         ]
     return told
 
 
 def name_of(found: Verification) -> str:
     """The output, and which part of it."""
-    return found.output + PARTS.get(found.step, "")
+    return f"{found.output}, counts of its evaluation" if found.command == "evaluate" else found.output
 
 
 def block_lines(found: Verification) -> list[str]:
@@ -404,7 +399,7 @@ def block_lines(found: Verification) -> list[str]:
 def _with_damage(head: str, found: Verification) -> list[str]:
     if not found.damaged:
         return [head if found.complete else f"{head}; not closed yet: the same {found.command} command does"]
-    return [head, *listed(found.damaged), REPAIRS[found.command]]
+    return [head, *listed(found.damaged), REPAIRS.get(found.command, AGAIN.format(found.command))]
 
 
 def listed(damaged: list[Damage]) -> list[str]:

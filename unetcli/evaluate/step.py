@@ -21,13 +21,13 @@ from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
 from unetcli.engine.levels import Tables, damaged
 from unetcli.engine.runfolder import EVALUATE, RunFolder, remove_run_folder
-from unetcli.engine.step import BlockResult, Resources, Step, attempt
+from unetcli.engine.step import BlockResult, Change, Resources, Step, attempt
 from unetcli.engine.verify import OTHER
 from unetcli.evaluate.counting import Arrays, Counts, count_block, total_counts
 from unetcli.evaluate.plan import FORMAT, EvaluationPlan, Pair
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.planning.plan import Stage
-from unetcli.volumes.volume import describe
+from unetcli.volumes.volume import describe, fingerprint, same_data
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class EvaluateStep(Step):
 
     def continue_from(self, frozen: EvaluationPlan) -> None:
         """Drop what was counted for other settings."""
-        if frozen != self.plan:
+        if not continues(frozen, self.plan):
             self.folder.clear_run(self.own_files)
             self.folder.publish_plan(self.plan, self.FORMAT)
 
@@ -182,6 +182,17 @@ class EvaluateStep(Step):
                 raise damaged(number, self.counts.path(number), OTHER)
             yield Counts.from_arrays(arrays)
 
+    def input_changes(self) -> list[Change]:
+        """Whether prediction and truth are still the same; up to 64 chunks of each are looked at."""
+        plan, paths = self.plan, self.paths
+        try:
+            now = fingerprint(self.pair.prediction), fingerprint(self.pair.truth)
+        except UnetcliError as error:
+            return [Change(source="prediction", path=paths.prediction, what=f"cannot be compared: {error}")]
+        pairs = zip(("prediction", "truth"), now, (plan.prediction, plan.truth), strict=True)
+        changed = [source for source, found, before in pairs if not same_data(before, found)]
+        return [Change(source=name, path=getattr(paths, name), what="holds other values") for name in changed]
+
     def moved(self, output: Place, device: str | None = None) -> EvaluateStep:
         return replace(self, paths=replace(self.paths, prediction=str(output)))
 
@@ -189,6 +200,13 @@ class EvaluateStep(Step):
         voxels, at_once = math.prod(self.plan.block_shape), 1 + int(asked.cpus_per_task or 1)
         blocks = max(1, VOXELS_PER_JOB["em" in self.plan.settings.metrics] // voxels)
         return Resources(host_bytes=BASE_BYTES + at_once * VOXEL_BYTES * voxels, blocks=blocks)
+
+
+def continues(frozen: EvaluationPlan, plan: EvaluationPlan) -> bool:
+    """Whether what was counted by a frozen plan counts for this one: a chunk that was unreadable then is no change."""
+    volumes = ("prediction", "truth", "mask")
+    same = all(same_data(getattr(frozen, name) or "", getattr(plan, name) or "") for name in volumes)
+    return same and replace(frozen, **{name: getattr(plan, name) for name in volumes}) == plan
 
 
 def digest(arrays: Arrays) -> str:

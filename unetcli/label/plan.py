@@ -16,6 +16,7 @@ from unetcli.core.geometry import Box, ceil_to
 from unetcli.core.records import changed
 from unetcli.planning.plan import BlockGrid, Stage, stage_of
 from unetcli.planning.pyramid_plan import PyramidPlan
+from unetcli.volumes.volume import same_data
 
 FORMAT = 3
 """Version of a plan's JSON."""
@@ -199,7 +200,7 @@ def differences(old: LabelPlan, new: LabelPlan) -> list[str]:
     for name, before, now in changed(old, new):
         if name in ("shape", "levels", "zarr_format", "write_chunks", "block_shape"):
             phrases.append(f"{name.replace('_', ' ')} {now} (was {before})")
-        elif name in ("prediction", "intensity"):
+        elif name in ("prediction", "intensity") and not same_data(before or "", now or ""):
             phrases.append(f"the {name} is another")
     if old.of_incomplete and not new.of_incomplete:
         phrases.append("the prediction is complete now, and was not")

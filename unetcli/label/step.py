@@ -44,7 +44,7 @@ from unetcli.label.plan import FORMAT, LabelPlan, differences
 from unetcli.planning.plan import Stage
 from unetcli.volumes.image import Image, marker, marker_around, remove_output
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, describe, fingerprint
+from unetcli.volumes.volume import Volume, describe, fingerprint, same_data
 
 log = logging.getLogger(__name__)
 
@@ -420,6 +420,6 @@ class LabelStep(Step):
 def what_changed(place: str, before: str) -> str | None:
     """A phrase where a volume is not what its fingerprint says."""
     try:
-        return None if fingerprint(open_volume(place)) == before else "holds other values"
+        return None if same_data(fingerprint(open_volume(place)), before) else "holds other values"
     except UnetcliError as error:
         return f"cannot be opened: {error}"

@@ -1,0 +1,148 @@
+"""The smallest step of the engine: it writes its input plus one. An example for whoever adds a step.
+
+A step is a plan (which block is where), paths (where the data lie now), and a class that computes a block, reads one
+back, makes the output and marks it complete. Executors, retries, receipts, locks, status, verify and repair are the
+engine's. ``unetcli.registry.STEPS`` makes a step known to the commands ``status`` and ``verify``.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.core.arrays import checksum
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import Place, absolute, place_of
+from unetcli.core.geometry import Box
+from unetcli.engine.run import RunOptions, RunOutcome, run
+from unetcli.engine.runfolder import RunFolder
+from unetcli.engine.step import BlockResult, Change, Step, attempt
+from unetcli.planning.plan import BlockGrid, Stage
+from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker, remove_output
+from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import describe, fingerprint, same_data
+
+COMMAND = "plus-one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Blocks that cover the input once; each is one chunk of the output."""
+
+    axes: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    source: str
+    """Fingerprint of the input."""
+
+    @property
+    def grid(self) -> BlockGrid:
+        return BlockGrid(Box.of_shape(self.shape), self.chunks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    source: str
+    output: str
+
+    def absolute(self) -> Paths:
+        return Paths(source=absolute(self.source), output=absolute(self.output))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlusOne(Step):
+    folder: RunFolder
+    plan: Plan
+    paths: Paths
+
+    command = COMMAND  # type: ignore[assignment]
+
+    @property
+    def output(self) -> Place:
+        return place_of(self.paths.output)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("add", range(self.plan.grid.blocks)),)
+
+    def place(self, number: int) -> str:
+        return describe(self.plan.grid.box(number), self.plan.axes)
+
+    def voxels(self, blocks: NDArray[np.bool_]) -> int:
+        return self.plan.grid.voxels(blocks)
+
+    def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
+        for number in itertools.takewhile(lambda _: not stopping(), blocks):
+            yield attempt(number, functools.partial(self._add, number))
+
+    def _add(self, number: int) -> BlockResult:
+        box = self.plan.grid.box(number)
+        values = self._source.read(box) + np.uint8(1)
+        self.image.level.write(self.image.level.open(), box, values)
+        files = [*self.image.level.files(box)]
+        return BlockResult(number=number, checksum=checksum(values), files=files, voxels=box.size)
+
+    def read_back(self, number: int) -> str:
+        return checksum(self.image.level.read(self.image.level.open_to_read(), self.plan.grid.box(number)))
+
+    @property
+    def block_bytes(self) -> int:
+        return int(np.prod(self.plan.chunks))
+
+    def is_made(self) -> bool:
+        return marker(self.output) is not None
+
+    def is_complete(self) -> bool:
+        return bool((marker(self.output) or {}).get("complete"))
+
+    def create(self) -> None:
+        if not self.is_made():
+            attributes = image_attributes(self.image.spec, self.output, self._source, {})
+            self.image.create({**attributes, MARKER: {"complete": False, "kind": COMMAND}})
+
+    def discard(self) -> None:
+        remove_output(self.output)
+
+    def finish(self) -> None:
+        self.image.mark(complete=True)
+
+    def reopen(self) -> None:
+        self.image.mark(complete=False)
+
+    def differences(self, frozen: Plan) -> list[str]:
+        return [] if same_data(frozen.source, self.plan.source) else ["the input is another"]
+
+    def input_changes(self) -> list[Change]:
+        same = same_data(fingerprint(self._source), self.plan.source)
+        return [] if same else [Change(source="input", path=self.paths.source, what="holds other values")]
+
+    def moved(self, output: Place, device: str | None = None) -> PlusOne:
+        return replace(self, paths=replace(self.paths, output=str(output)))
+
+    @functools.cached_property
+    def _source(self):  # type: ignore[no-untyped-def]
+        return open_volume(self.paths.source)
+
+    @functools.cached_property
+    def image(self) -> Image:
+        names = ("axes", "shape", "chunks")
+        sizes = {name: getattr(self.plan, name) for name in names} | {"write_chunks": self.plan.chunks}
+        return Image(self.output, ArraySpec(**sizes, outputs=1, dtype="uint8", zarr_format=3))
+
+
+def add_one(
+    source: str, output: Path, options: RunOptions | None = None, stopping: Callable[[], bool] = bool
+) -> RunOutcome:
+    """The command: resolve the request, then let the engine run it."""
+    volume = open_volume(source)
+    if volume.dtype != np.uint8:
+        raise UnetcliError(f"{source}: {volume.dtype}; expected uint8")
+    plan = Plan(axes=volume.axes, shape=volume.extent, chunks=volume.chunks, source=fingerprint(volume))
+    step = PlusOne(folder=RunFolder.of(output, COMMAND), plan=plan, paths=Paths(source=source, output=str(output)))
+    return run(step, options or RunOptions(), stopping=stopping)
