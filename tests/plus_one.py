@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, absolute, place_of
+from unetcli.core.files import Place, place_of
 from unetcli.core.geometry import Box
 from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.step import BlockResult, Change, Step, attempt
+from unetcli.engine.step import BlockResult, Change, Step, StepPaths, attempt
 from unetcli.planning.plan import BlockGrid, Stage
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker, remove_output
 from unetcli.volumes.opening import open_volume
@@ -47,12 +47,9 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths:
+class Paths(StepPaths):
     source: str
     output: str
-
-    def absolute(self) -> Paths:
-        return Paths(source=absolute(self.source), output=absolute(self.output))
 
 
 @dataclass(frozen=True, kw_only=True)

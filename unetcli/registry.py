@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, is_remote, parent_of, place_of
-from unetcli.engine.run import Report, quiet
+from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.runfolder import EVALUATE, LABEL, MARKER, PREDICT, RunFolder, read_mark, require_format
 from unetcli.engine.step import Step
 from unetcli.engine.verify import Drain, Verification, verify_step
@@ -109,7 +109,9 @@ def output_at(step: Step, store: Place) -> Place:
     return f"{store}/labels/{step.name}" if is_remote(store) else Path(store) / "labels" / step.name
 
 
-def verify_output(request: VerifyRequest, report: Report = quiet, drain: Drain = lambda: bool) -> list[Verification]:
+def verify_output(
+    request: VerifyRequest, report: ProgressCallback = silent, drain: Drain = lambda: bool
+) -> list[Verification]:
     """Compare what was made of an output, step by step, with its receipts, and as far as asked with its input.
 
     ``drain`` is called before a repair computes; once what it returns is true, the blocks at work are the last ones.

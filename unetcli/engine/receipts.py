@@ -34,14 +34,14 @@ class Receipt:
     attempt: int
     state: str
     """``done``, or ``void``: what earlier attempts wrote is to be redone."""
-    checksum: str
+    checksum: str = "-"
     """XXH3 (128 bits, hexadecimal) of the decoded voxels, clipped to the volume, in C order; ``-`` when void."""
-    tile: int
+    tile: int = 0
     """Side of the tile used: the plan's, or a smaller one that memory allowed; 0 where all was skipped."""
-    read_seconds: float
-    forward_seconds: float
-    write_seconds: float
-    device: str
+    read_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    write_seconds: float = 0.0
+    device: str = "-"
     host: str
     job: str
 
@@ -149,11 +149,6 @@ class Ledger:
         self.done[numbers] = (np.array(states) == b"done")[newer]
         self.checksums[numbers] = np.frombuffer(b"".join(map(_bytes, sums)), "V16")[newer]
         self.host[numbers] = np.array([self._numbers.setdefault(host, len(self._numbers)) for host in hosts])[newer]
-
-    def finished_by(self, host: str) -> bool:
-        """Whether a block that counts was made on that host."""
-        number = self._numbers.get(host.replace(" ", "_").encode(), -2)
-        return bool((self.done & (self.host == number)).any())
 
     def made_by(self, host: str) -> NDArray[np.bool_]:
         """The blocks whose receipt that counts is of that host."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import telling_unwritable
 from unetcli.core.ranges import to_ranges
+from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.clusters import (
     end_earlier_launch,
     executor_for,
@@ -32,8 +33,6 @@ from unetcli.executors.slurm.executor import SlurmExecutor
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[int, int], None]
-"""Told of progress: voxels done by now, and in all."""
 
 LOOK_SECONDS = 0.5
 """Between two looks at the receipts."""
@@ -44,7 +43,7 @@ class Progress:
     """Reports how far a run is, from its receipts."""
 
     step: Step
-    report: Report
+    report: ProgressCallback
     blocks: NDArray[np.intp] | None = None
     """Blocks that count. Default: all."""
     lines: int = -1
@@ -128,10 +127,6 @@ class Rounds:
         return np.setdiff1d(wanted[~self.ledger.done[wanted]], unusable), sorted(hosts)
 
 
-def quiet(done: int, total: int) -> None:
-    """Reports progress to nobody."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """How a step is run. Options that do not affect the result."""
@@ -168,7 +163,11 @@ class RunOutcome:
 
 
 def run(
-    step: Step, options: RunOptions, report: Report = quiet, stopping: Callable[[], bool] = bool, then: Any = None
+    step: Step,
+    options: RunOptions,
+    report: ProgressCallback = silent,
+    stopping: Callable[[], bool] = bool,
+    then: Any = None,
 ) -> RunOutcome:
     """Continue a step where an earlier launch stopped; ``then`` is called while the lock is held, once all is there.
 
@@ -217,7 +216,7 @@ def prepare(step: Step, *, overwrite: bool = False) -> None:
     step.folder.write_paths(step.paths.absolute())
 
 
-def work_off(step: Step, options: RunOptions, report: Report, stopping: Callable[[], bool]) -> RunOutcome:
+def work_off(step: Step, options: RunOptions, report: ProgressCallback, stopping: Callable[[], bool]) -> RunOutcome:
     """Have missing blocks computed, stage by stage, and finish. The caller holds the launcher's lock."""
     ledger = step.ledger.refresh()
     outcome = RunOutcome(found=ledger.done.copy(), done=ledger.done)
@@ -235,7 +234,9 @@ def work_off(step: Step, options: RunOptions, report: Report, stopping: Callable
     return outcome
 
 
-def compute(step: Step, options: RunOptions, outcome: RunOutcome, report: Report, stopping: Callable[[], bool]) -> None:
+def compute(
+    step: Step, options: RunOptions, outcome: RunOutcome, report: ProgressCallback, stopping: Callable[[], bool]
+) -> None:
     """Have the missing blocks worked off, stage by stage, as long as that leads anywhere."""
     attached = live_jobs(step.folder)
     end_earlier_launch(step.folder, attached)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.lock import InUse, hold
+from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.receipts import current_failures, read_failures
-from unetcli.engine.run import Progress, Report, Rounds, RunOptions, RunOutcome, launching, prepare, quiet, work_off
+from unetcli.engine.run import Progress, Rounds, RunOptions, RunOutcome, launching, prepare, work_off
 from unetcli.engine.runfolder import RunFolder, ShareLayout
 from unetcli.engine.step import Step
 from unetcli.executors.contract import InProcess
@@ -40,7 +41,7 @@ def run_share(
     share: tuple[int, int] | None,
     options: RunOptions,
     announce: Callable[[int, tuple[int, int]], None],
-    report: Report = quiet,
+    report: ProgressCallback = silent,
     stopping: Callable[[], bool] = bool,
 ) -> ShareOutcome:
     """Compute share I of N of the first stage, or the one that the array's environment names (None).
@@ -87,13 +88,15 @@ def finish_if_last(step: Step, options: RunOptions, stopping: Callable[[], bool]
         return None
     try:
         with launching(step, options, wait=WAIT_SECONDS):
-            return work_off(step, options, quiet, stopping)
+            return work_off(step, options, silent, stopping)
     except InUse as error:  # setting up takes no time: who holds the lock for so long is finishing
         log.info("left to another: %s", error)
         return None
 
 
-def finish_shares(step: Step, options: RunOptions, report: Report, stopping: Callable[[], bool]) -> RunOutcome:
+def finish_shares(
+    step: Step, options: RunOptions, report: ProgressCallback, stopping: Callable[[], bool]
+) -> RunOutcome:
     """Finish a run whose blocks were computed in shares; changes nothing where some are missing."""
     with launching(step, options, wait=WAIT_SECONDS):
         prepare(step)

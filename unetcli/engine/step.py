@@ -10,7 +10,7 @@ import time
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock
-from unetcli.core.files import UNWRITABLE, Place
+from unetcli.core.files import UNWRITABLE, Place, absolute
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import RunFolder
 from unetcli.planning.plan import Stage, pending, stage_of
@@ -72,6 +72,16 @@ class Resources:
     """Blocks that a job is worth being started for."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepPaths:
+    """Where inputs and output of a step lie now. Subclasses add fields of text; those named ``device`` are no paths."""
+
+    def absolute(self) -> Self:
+        """The same for other processes, which may run in other folders."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "device"}
+        return replace(self, **{name: absolute(path) for name, path in given.items() if isinstance(path, str)})
+
+
 class Step(ABC):
     """One kind of block-wise work. Subclasses are dataclasses with at least these fields, opened from a run folder."""
 
@@ -82,7 +92,7 @@ class Step(ABC):
     plan: Any
     """A frozen dataclass of integers and settings, from which every block follows."""
     paths: Any
-    """A dataclass of text: where inputs and output lie now. Its ``absolute()`` is what other processes understand."""
+    """A :class:`StepPaths`."""
 
     # ---- what it is
 

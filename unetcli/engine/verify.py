@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.streams import ordered_map
+from unetcli.core.streams import ProgressCallback, ordered_map, silent
 from unetcli.engine.clusters import require_no_live_jobs
 from unetcli.engine.receipts import Ledger
-from unetcli.engine.run import Report, RunOptions, launching, prepare, quiet, work_off
+from unetcli.engine.run import RunOptions, launching, prepare, work_off
 from unetcli.engine.step import Change, Step
 from unetcli.engine.worker import void
 from unetcli.executors.options import VerifyRequest
@@ -46,7 +46,7 @@ class Findings:
     repaired: dict[int, str] = field(default_factory=dict)
 
 
-def find_damage(step: Step, ledger: Ledger, report: Report = quiet) -> Findings:
+def find_damage(step: Step, ledger: Ledger, report: ProgressCallback = silent) -> Findings:
     """Read every block back; a block that is made anew meanwhile is looked at once more."""
     attempts, there = ledger.attempts.copy(), np.flatnonzero(ledger.done & step.kept(ledger))
     damaged = dict(damage_of(step, ledger, there, report))
@@ -64,7 +64,9 @@ def without_missing(found: Findings) -> Findings:
     return replace(found, damaged={number: what for number, what in found.damaged.items() if what != MISSING})
 
 
-def damage_of(step: Step, ledger: Ledger, blocks: Iterable[int], report: Report = quiet) -> Iterator[tuple[int, str]]:
+def damage_of(
+    step: Step, ledger: Ledger, blocks: Iterable[int], report: ProgressCallback = silent
+) -> Iterator[tuple[int, str]]:
     """Blocks that are not what their receipts say, and how; several are read at a time."""
     numbers, readers = [int(number) for number in blocks], reading_at_once(step.block_bytes)
     read = ordered_map(lambda number: damage(step, ledger, number), numbers, readers)
@@ -138,7 +140,7 @@ class Verification:
         return asdict(self) | {"sound": self.sound}
 
 
-def verify_step(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Verification:
+def verify_step(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Verification:
     """Compare what a step made with its receipts, and as far as asked with its input.
 
     ``drain`` is called before a repair computes; once what it returns is true, the blocks at work are the last ones.
@@ -167,10 +169,10 @@ def verify_step(step: Step, request: VerifyRequest, report: Report, drain: Drain
     )
 
 
-def look_at(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Findings:
+def look_at(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Findings:
     """Damaged blocks, and those that were repaired."""
 
-    def in_voxels(done: int, total: int) -> None:
+    def in_voxels(done: int, total: int, note: str = "") -> None:
         report(step.size * done // max(total, 1), step.size)
 
     if request.repair and step.repairable:
@@ -179,7 +181,7 @@ def look_at(step: Step, request: VerifyRequest, report: Report, drain: Drain) ->
     return found if step.repairable else without_missing(found)
 
 
-def repair(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> Findings:
+def repair(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Findings:
     """Compute again what is damaged or missing, and nothing else; then look at it again.
 
     The receipts are void before anything is touched: wherever this is killed, the step's command or another repair
@@ -201,7 +203,7 @@ def repair(step: Step, request: VerifyRequest, report: Report, drain: Drain) -> 
                 work_off(step, options, report, stopping)
             found = look_again(step, ledger.refresh(), found)
         else:
-            work_off(step, options, quiet, bool)  # nothing is missing: it is only finished
+            work_off(step, options, silent, bool)  # nothing is missing: it is only finished
     return found
 
 

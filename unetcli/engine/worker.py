@@ -189,19 +189,7 @@ def receipt_of(result: BlockResult, attempt: int) -> Receipt:
 
 def void_receipt(block: int, attempt: int) -> Receipt:
     """The receipt that says: what earlier attempts wrote is to be computed again."""
-    return Receipt(
-        block=block,
-        attempt=attempt,
-        state=VOID,
-        checksum="-",
-        tile=0,
-        read_seconds=0.0,
-        forward_seconds=0.0,
-        write_seconds=0.0,
-        device="-",
-        host=socket.gethostname(),
-        job=job_id(),
-    )
+    return Receipt(block=block, attempt=attempt, state=VOID, host=socket.gethostname(), job=job_id())
 
 
 def void(step: Step, ledger: Ledger, blocks: Iterable[int]) -> None:

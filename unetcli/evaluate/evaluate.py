@@ -13,8 +13,8 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.core.options import resolve_sections
 from unetcli.core.process import cpu_threads
-from unetcli.core.streams import ordered_map
-from unetcli.engine.run import Report, RunOptions, RunOutcome, run
+from unetcli.core.streams import ProgressCallback, ordered_map, silent
+from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.engine.runfolder import EVALUATE, require_claimable
 from unetcli.evaluate.baseline import compared, packed, require_baseline
 from unetcli.evaluate.counting import Adding, Counts, judge, labels_of, probabilities, total_counts
@@ -53,7 +53,7 @@ class Unfinished(UnetcliError):
 
 
 def counted_in_folder(
-    evaluated: Evaluated, where: ClusterOptions, report: Report, stopping: Callable[[], bool]
+    evaluated: Evaluated, where: ClusterOptions, report: ProgressCallback, stopping: Callable[[], bool]
 ) -> Counts:
     """Counts of all blocks, by way of a run folder that is deleted at the end.
 
@@ -122,7 +122,7 @@ class ComponentFrames:
         return labels_of(probabilities(values[None], self.place), self.threshold)
 
 
-def evaluate_challenge(request: EvaluateRequest, report: Report, where: ClusterOptions) -> Evaluation:
+def evaluate_challenge(request: EvaluateRequest, report: ProgressCallback, where: ClusterOptions) -> Evaluation:
     """Score a result against a truth folder; see :func:`unetcli.evaluate.evaluate.evaluate_volume`."""
     metrics = require_possible(request, where)
     frames, notes = frames_of(request)
@@ -204,7 +204,7 @@ def count_frames(
     ignore: int | None,
     keys: list[FrameKey],
     metrics: tuple[str, ...],
-    report: Report,
+    report: ProgressCallback,
     *,
     by_object: bool,
 ) -> Counts:
@@ -257,7 +257,7 @@ INVERTED = (
 
 def evaluate_volume(
     request: EvaluateRequest,
-    report: Report = lambda done, total: None,
+    report: ProgressCallback = silent,
     stopping: Callable[[], bool] = bool,
     where: ClusterOptions | None = None,
 ) -> Evaluation:
@@ -315,7 +315,9 @@ def evaluate_volume(
     )
 
 
-def count(evaluated: Evaluated, report: Report, stopping: Callable[[], bool], where: ClusterOptions) -> Counts:
+def count(
+    evaluated: Evaluated, report: ProgressCallback, stopping: Callable[[], bool], where: ClusterOptions
+) -> Counts:
     """Counts of everything: here and now, or block by block in a run folder."""
     if fits_here(evaluated, where):
         return total_counts(evaluated.plan, counted_here(evaluated, report, stopping))
@@ -329,7 +331,7 @@ def fits_here(evaluated: Evaluated, where: ClusterOptions) -> bool:
     return plain and work <= WORK_HERE
 
 
-def counted_here(evaluated: Evaluated, report: Report, stopping: Callable[[], bool]) -> Iterator[Counts]:
+def counted_here(evaluated: Evaluated, report: ProgressCallback, stopping: Callable[[], bool]) -> Iterator[Counts]:
     """Counts of the blocks, in order."""
     plan, done = evaluated.plan, 0
     for number, counts in ordered_map(evaluated.count, range(plan.blocks), cpu_threads()):

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, absolute, place_of
+from unetcli.core.files import Place, place_of
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
 from unetcli.engine.levels import Tables, damaged
 from unetcli.engine.runfolder import EVALUATE, RunFolder, remove_run_folder
-from unetcli.engine.step import BlockResult, Change, Resources, Step, attempt
+from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, attempt
 from unetcli.engine.verify import OTHER
 from unetcli.evaluate.counting import Arrays, Counts, count_block, total_counts
 from unetcli.evaluate.plan import FORMAT, EvaluationPlan, Pair
@@ -37,8 +37,8 @@ VOXELS_PER_JOB = {True: 10**8, False: 10**10}
 """Some minutes of work on one core, with em and without."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationPaths:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPaths(StepPaths):
     """Where the data of an evaluation lie: what a worker needs beside the plan."""
 
     prediction: str
@@ -46,15 +46,6 @@ class EvaluationPaths:
     mask: str | None
     threads: int | None
     """Threads of a worker. Default: as many as it may use."""
-
-    def absolute(self) -> EvaluationPaths:
-        """Paths that other processes understand."""
-        return replace(
-            self,
-            prediction=absolute(self.prediction),
-            truth=absolute(self.truth),
-            mask=self.mask and absolute(self.mask),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from unetcli.core.arrays import distinct
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import draft_of, remove_aside, sync_all
 from unetcli.core.geometry import Box
-from unetcli.engine.run import Report, RunOptions, RunOutcome, quiet, run
+from unetcli.core.streams import ProgressCallback, silent
+from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.engine.runfolder import LABEL, RunFolder, require_claimable
 from unetcli.engine.step import require_continued
 from unetcli.executors.options import ClusterOptions
@@ -327,7 +328,7 @@ class LabelSummary:
 
 def label_volume(
     request: LabelRequest,
-    report: Report = quiet,
+    report: ProgressCallback = silent,
     stopping: Callable[[], bool] = bool,
     where: ClusterOptions | None = None,
 ) -> LabelSummary:

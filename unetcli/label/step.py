@@ -24,7 +24,7 @@ from unetcli.core.lock import hold
 from unetcli.engine.levels import Pyramid, first_of, place
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import LABEL, RunFolder
-from unetcli.engine.step import BlockResult, Change, Resources, Step, attempt, require_continued
+from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, attempt, require_continued
 from unetcli.engine.verify import damage
 from unetcli.label import plan as label_plan
 from unetcli.label.finding import find_objects, working_bytes
@@ -56,21 +56,13 @@ LIST_SECONDS = 60.0
 """How long the list of labels is waited for, which others may be changing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelPaths:
+@dataclass(frozen=True, kw_only=True)
+class LabelPaths(StepPaths):
     """Where the data of a labelling lie now."""
 
     prediction: str
     output: str
     intensity: str | None = None
-
-    def absolute(self) -> LabelPaths:
-        """Paths that other processes understand."""
-        return LabelPaths(
-            prediction=absolute(self.prediction),
-            output=absolute(self.output),
-            intensity=self.intensity and absolute(self.intensity),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, is_remote, require_apart
-from unetcli.engine.run import Report, RunOptions, RunOutcome, arrays_of, quiet, run
+from unetcli.core.streams import ProgressCallback, silent
+from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, run
 from unetcli.engine.runfolder import PREDICT, require_claimable
 from unetcli.engine.shares import ShareOutcome, finish_shares, run_share
 from unetcli.engine.step import require_continued
@@ -89,7 +90,7 @@ class PredictSummary:
 
 def predict_volume(
     request: PredictRequest,
-    report: Report = quiet,
+    report: ProgressCallback = silent,
     stopping: Callable[[], bool] = bool,
     where: ClusterOptions | None = None,
 ) -> PredictSummary:
@@ -111,7 +112,7 @@ def predict_volume(
 def predict_share(
     request: PredictRequest,
     share: tuple[int, int] | None,
-    report: Report = quiet,
+    report: ProgressCallback = silent,
     stopping: Callable[[], bool] = bool,
 ) -> PredictSummary:
     """Compute share I of N, or the one that the array's environment names (None); the last one to end finishes.
@@ -128,7 +129,9 @@ def predict_share(
     return summarise_share(step, outcome, time.perf_counter() - started)
 
 
-def close_run(request: PredictRequest, report: Report = quiet, stopping: Callable[[], bool] = bool) -> PredictSummary:
+def close_run(
+    request: PredictRequest, report: ProgressCallback = silent, stopping: Callable[[], bool] = bool
+) -> PredictSummary:
     """Finish an output whose blocks were computed in shares; changes nothing where some are missing."""
     started, step = time.perf_counter(), resolve_step(request)
     if not step.folder.plan_file.exists():

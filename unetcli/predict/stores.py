@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, absolute
-from unetcli.engine.step import Change
+from unetcli.core.files import Place
+from unetcli.engine.step import Change, StepPaths
 from unetcli.planning.plan import Plan
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.image import MARKER, ArraySpec, image_attributes
@@ -17,8 +17,8 @@ from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import UNREADABLE, Volume, describe, fingerprint, sampled_boxes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paths:
+@dataclass(frozen=True, kw_only=True)
+class Paths(StepPaths):
     """Where the data of a prediction lie now."""
 
     volume: str
@@ -27,16 +27,6 @@ class Paths:
     mask: str | None = None
     device: str | None = None
     """Which device of the plan's kind, where the user said so."""
-
-    def absolute(self) -> Paths:
-        """Paths that other processes understand."""
-        return replace(
-            self,
-            volume=absolute(self.volume),
-            model=absolute(self.model),
-            output=absolute(self.output),
-            mask=self.mask and absolute(self.mask),
-        )
 
 
 def input_changes(plan: Plan, paths: Paths) -> list[Change]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from signal import SIGTERM
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from unetcli import __version__
 from unetcli.core.errors import UnetcliError
 from unetcli.core.process import Signals
-from unetcli.core.streams import prefetch
+from unetcli.core.streams import ProgressCallback, prefetch
 from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.model.network import folded
 from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
@@ -42,12 +42,6 @@ BATCHES_AHEAD = 3
 PROGRESS_SECONDS = 0.5
 """Least time between two updates of the progress bar: each waits for the device."""
 PROBE_STEPS, PROBE_WARM_UP = 5, 3
-
-
-class Report(Protocol):
-    """Called with the number of tiles done, their total, and a note on the loss."""
-
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +81,7 @@ class Training:
         output, classes = output_side(config), config.architecture.classes
         return Sampler(self.dataset, config.tile, output, config.augmentation, config.seed, classes)
 
-    def run(self, steps: int, report: Report, signals: Signals) -> Checkpoint:
+    def run(self, steps: int, report: ProgressCallback, signals: Signals) -> Checkpoint:
         """Go on from the last checkpoint to ``steps`` steps, or until a signal asks for an end."""
         loop = TrainingLoop(self, steps, report)
         state = loop.begin()
@@ -114,7 +108,7 @@ class Training:
 class TrainingLoop:
     """The state of a training between its steps."""
 
-    def __init__(self, training: Training, steps: int, report: Report) -> None:
+    def __init__(self, training: Training, steps: int, report: ProgressCallback) -> None:
         self.training, self.steps, self.report = training, steps, report
         self.learner, self.sampler = training.learner(), training.sampler()
         self.validator = Validator(training.config, training.dataset, training.statistics, training.device)

@@ -25,12 +25,10 @@ from unetcli.volumes.volume import Volume, describe
 ZSTD_LEVEL = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """The array ``name`` in a store. Shapes and boxes are without the channel axis, in the order of ``axes``."""
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """Description of an array; sizes in voxels, in the order of ``axes``, without channels."""
 
-    store: Store
-    name: str
     axes: str
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -40,6 +38,15 @@ class Level:
     """Channels; an axis of their own where there are several."""
     dtype: str
     zarr_format: int
+    """3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level(ArraySpec):
+    """The array ``name`` in a store. Shapes and boxes are without the channel axis, in the order of ``axes``."""
+
+    store: Store
+    name: str
 
     @property
     def stored_axes(self) -> str:
@@ -157,22 +164,6 @@ MARKER = "unetcli"
 """Attribute of the group that says that unetcli wrote it, what it is, and whether it is complete."""
 NESTING = 4
 """Labels lie at most so many groups inside the prediction that says which region it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArraySpec:
-    """Description of the full-resolution array; sizes in voxels, in the order of ``axes``, without channels."""
-
-    axes: str
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    write_chunks: tuple[int, ...]
-    """Shards, where they are larger than the chunks."""
-    outputs: int
-    """Channels; an axis of their own where there are several."""
-    dtype: str
-    zarr_format: int
-    """3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)."""
 
 
 @dataclass(frozen=True)
