@@ -58,7 +58,7 @@ class PlusOne(Step):
     plan: Plan
     paths: Paths
 
-    command = COMMAND  # type: ignore[assignment]
+    command = COMMAND
 
     @property
     def output(self) -> Place:

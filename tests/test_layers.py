@@ -13,7 +13,19 @@ from structure import imported, modules
 PROJECT = Path(__file__).parents[1]
 MODULES = modules()
 LIGHT_PACKAGES = {"core", "planning"}
-ALSO_LIGHT = {"config", "engine.receipts", "engine.status", "train.recipes", "train.slurm", "cli"}
+ALSO_LIGHT = {
+    "api",
+    "cli",
+    "executors.options",
+    "predict.request",
+    "label.request",
+    "evaluate.request",
+    "train.request",
+    "train.settings",
+    "train.slurm",
+    "engine.receipts",
+    "engine.status",
+}
 WITHOUT_TORCH_AND_ZARR = sorted(
     {name for name in (found.removeprefix("unetcli.") for found in MODULES) if name.split(".")[0] in LIGHT_PACKAGES}
     | ALSO_LIGHT

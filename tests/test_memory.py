@@ -14,7 +14,6 @@ from helpers import PEAK, write_model
 MEASURE = """
 import sys
 from pathlib import Path
-from unetcli.config import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume

@@ -93,7 +93,8 @@ class Group:
         shape = tuple(b - a for a, b in zip(first.start, last.stop, strict=True))
         values = np.empty((plan.settings.outputs, *shape), plan.settings.dtype)
         with _one_at_a_time:  # the network uses all its threads, or the GPU, by itself
-            for block in predict_blocks(plan, _predictor(self.model, plan), self.source, map(int, numbers.flat)):
+            predictor = _loaded(self.model, plan.settings.device, plan.settings)
+            for block in predict_blocks(plan, predictor, self.source, map(int, numbers.flat)):
                 if block.error is not None:
                     raise block.error
                 place = block.block.box.shifted(tuple(-a for a in first.start))
@@ -131,10 +132,6 @@ def _loaded(model: str, device: str | None, settings: Any) -> Predictor:
 
     exact_float32()
     return Predictor(load_network(Path(model)), settings, resolve_device(device))
-
-
-def _predictor(model: str, plan: Plan) -> Predictor:
-    return _loaded(model, plan.settings.device, plan.settings)
 
 
 def block_sides(plan: Plan) -> list[tuple[int, ...]]:

@@ -28,7 +28,7 @@ class Opened:
     """A page, and all that went wrong on it or left the file."""
 
     page: Any
-    troubles: list[str]
+    failures: list[str]
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +86,6 @@ def watch(one: Opened) -> None:
     one.page.on("request", lambda sent: require_inside(sent.url, one.failures))
 
 
-def require_inside(url: str, troubles: list[str]) -> None:
+def require_inside(url: str, failures: list[str]) -> None:
     if not url.startswith(("file:", "data:", "blob:")):
-        troubles.append(url)
+        failures.append(url)

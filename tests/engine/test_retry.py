@@ -79,7 +79,7 @@ def test_blocks_of_a_job_that_died_are_computed_elsewhere(run: PredictStep) -> N
     executor = Losing(lost=1)
     ours = rounds(run, executor)
     assert ours.run(ALL) == []  # what failed was made good
-    assert ours.ledger.complete
+    assert ours.step.ledger.complete
     assert executor.calls == [(list(range(SECTIONS)), []), (list(range(1, SECTIONS)), ["node1"])]
 
 
@@ -112,7 +112,7 @@ def test_only_the_blocks_asked_for_are_computed(run: PredictStep) -> None:
     ours.run(np.array([0, 1, 4]))
     ours.run(np.array([0, 1]))
     assert [blocks for blocks, _ in executor.calls] == [[1, 4], [0]]
-    assert ours.ledger.missing.tolist() == [2, 3, 5]
+    assert ours.step.ledger.missing.tolist() == [2, 3, 5]
 
 
 def test_damage_is_left_out_of_the_next_round(run: PredictStep) -> None:
@@ -121,7 +121,7 @@ def test_damage_is_left_out_of_the_next_round(run: PredictStep) -> None:
     ours = rounds(run, executor, retries=2)
     ours.run(ALL)
     assert [blocks for blocks, _ in executor.calls] == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
-    assert [trouble.block for trouble in current_failures(run.folder.failures, ours.ledger)] == [3]
+    assert [trouble.block for trouble in current_failures(run.folder.failures, ours.step.ledger)] == [3]
 
 
 def test_the_last_trouble_of_a_missing_block_counts(run: PredictStep) -> None:
@@ -130,9 +130,9 @@ def test_the_last_trouble_of_a_missing_block_counts(run: PredictStep) -> None:
     for change in (trouble, BlockFailure(**{**_values(trouble), "kind": FAILED, "reason": "second"})):
         book.add(change)
     ours = rounds(run, InProcess())
-    assert [found.reason for found in current_failures(run.folder.failures, ours.ledger)] == ["second"]
+    assert [found.reason for found in current_failures(run.folder.failures, ours.step.ledger)] == ["second"]
     ours.run(ALL)
-    assert current_failures(run.folder.failures, ours.ledger) == []
+    assert current_failures(run.folder.failures, ours.step.ledger) == []
 
 
 def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: PredictStep) -> None:

@@ -149,7 +149,6 @@ from pathlib import Path
 from unetcli.core.process import prepare
 prepare()
 import torch
-from unetcli.config import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume

@@ -111,8 +111,7 @@ def test_slurm_jobs_ask_for_memory_and_get_many_blocks(method: str, monkeypatch:
     asked = int(request.mem.removesuffix("G")) * 2**30
     assert working_bytes(plan) + 2**31 <= asked < working_bytes(plan) + 2**31 + 2**30
     assert 50 < blocks < 2000
-    chosen = {"mem": "7G", "blocks_per_job": 3}
-    assert job_request(ClusterOptions(cluster="slurm", slurm=chosen), step) == (
+    assert job_request(ClusterOptions(cluster="slurm", mem="7G", blocks_per_job=3), step) == (
         SlurmRequest(mem="7G", blocks_per_job=3),
         3,
     )

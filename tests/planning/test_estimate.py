@@ -193,7 +193,6 @@ import sys
 from pathlib import Path
 from unetcli.core.process import prepare
 prepare()
-from unetcli.config import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume

@@ -194,7 +194,7 @@ def test_what_is_not_ours_is_refused_and_stays(tmp_path: Path, kind: str) -> Non
     foreign(path := tmp_path / "a.zarr", kind)
     before = sorted(path.rglob("*"))
     with pytest.raises(UnetcliError, match=r"a\.zarr: exists and was not written by unetcli"):
-        require_ours(path)
+        require_ours(path, "predict", "--output names another place")
     with pytest.raises(OSError, match=r"a\.zarr"):
         created(path)
     assert sorted(path.rglob("*")) == before
@@ -202,11 +202,11 @@ def test_what_is_not_ours_is_refused_and_stays(tmp_path: Path, kind: str) -> Non
 
 
 def test_a_free_place_an_empty_folder_and_our_own_are_accepted(tmp_path: Path) -> None:
-    require_ours(tmp_path / "free")
+    require_ours(tmp_path / "free", "predict", "")
     (tmp_path / "empty").mkdir()
-    require_ours(tmp_path / "empty")
+    require_ours(tmp_path / "empty", "predict", "")
     created(tmp_path / "empty")
-    require_ours(tmp_path / "empty")
+    require_ours(tmp_path / "empty", "predict", "")
     assert marker(tmp_path / "empty") is not None
 
 

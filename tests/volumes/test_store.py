@@ -113,7 +113,7 @@ def test_what_is_half_made_is_ours_and_made_again(bucket: str, kind: str) -> Non
         if name.startswith("0/"):
             files.rm_file(f"bucket/a.zarr/{name}")
     assert marker(f"{bucket}/a.zarr") is None
-    require_ours(f"{bucket}/a.zarr")
+    require_ours(f"{bucket}/a.zarr", "predict", "")
     outputs(f"{bucket}/a.zarr", kind)
     assert objects(f"{bucket}/a.zarr") == whole
 
@@ -125,9 +125,9 @@ def test_removing_takes_ours_and_nothing_else(bucket: str, kind: str) -> None:
     before = objects(f"{bucket}/a.zarr.mine")
     for name in ("a.zarr", "a.zarr.mine", "missing.zarr"):
         remove_output(f"{bucket}/{name}")
-    require_ours(f"{bucket}/a.zarr")
+    require_ours(f"{bucket}/a.zarr", "predict", "")
     with pytest.raises(UnetcliError, match="was not written by unetcli"):
-        require_ours(f"{bucket}/a.zarr.mine")
+        require_ours(f"{bucket}/a.zarr.mine", "predict", "")
     assert objects(bucket) == {f"a.zarr.mine/{name}": data for name, data in before.items()}
 
 

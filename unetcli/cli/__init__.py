@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = console.USER) -> NoReturn:
-    if console.is_verbose():
+    if logging.getLogger("unetcli").level == logging.DEBUG:  # -v
         traceback.print_exc()
     typer.echo(f"unetcli: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -31,11 +31,6 @@ def set_up(*, verbose: bool, quiet: bool) -> None:
     _logger.propagate = False
 
 
-def is_verbose() -> bool:
-    """Whether ``-v`` was given."""
-    return _logger.level == logging.DEBUG
-
-
 def say(text: str) -> None:
     """Log one line."""
     _logger.info("%s", text)

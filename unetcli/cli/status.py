@@ -52,14 +52,9 @@ def terminal() -> Console:
 def line(found: Status) -> str:
     """A look in one line."""
     head = "" if found.step == "predict" else f"{found.step}: "
-    now = stage_now(found)
+    now = next((stage for stage in found.stages if stage.done < stage.blocks), None)
     where = f" ({now.name} {now.done} of {now.blocks})" if now and len(found.stages) > 1 else ""
     return f"{head}{found.done} of {found.blocks} blocks done{where}; {', '.join([*counts(found), pace(found)])}"
-
-
-def stage_now(found: Status) -> StageStatus | None:
-    """The stage that has something to do."""
-    return next((stage for stage in found.stages if stage.done < stage.blocks), None)
 
 
 def counts(found: Status) -> list[str]:

@@ -35,7 +35,7 @@ def score_lines(found: Evaluation) -> list[str]:
     if found.comparison:
         parts.append(list(comparison(found.comparison)))
     if found.notes:
-        parts.append([line for note in found.notes for line in bullet(note)])
+        parts.append([line for note in found.notes for line in wrapped("note: ", note)])
     return [line for part in parts for line in [*part, ""]][:-1]
 
 
@@ -165,10 +165,6 @@ def counted(number: int, unit: str) -> str:
     return f"{number} {unit}{'s' * (number != 1)}"
 
 
-def bullet(text: str) -> list[str]:
-    return wrapped("note: ", text)
-
-
 def wrapped(start: str, text: str) -> list[str]:
     """Text after a start, indented where it goes on."""
     return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
@@ -260,7 +256,8 @@ def _together(report: PlanReport, traffic: Traffic) -> Iterator[tuple[str, str]]
 def weakest(traffic: Traffic) -> str:
     """The weakest link in one sentence, with its numbers."""
     link = traffic.weakest
-    takes = f"{_demand(link)} take {_wait(link.seconds)} at a typical {_limit(link)}"
+    demand = size(link.amount) if link.unit == "bytes" else _count(link.amount)
+    takes = f"{demand} take {_wait(link.seconds)} at a typical {_limit(link)}"
     if traffic.network_seconds is None:
         return f"not known without the network's speed; of the file system it is {link.name}: {takes}"
     network = _wait(traffic.network_seconds)
@@ -283,10 +280,6 @@ def _voxels(count: int) -> str:
         if count >= factor:
             return f"{_figure(count / factor)} {letter}voxels"
     return f"{count:,} voxels"
-
-
-def _demand(link: Link) -> str:
-    return f"{size(link.amount)}" if link.unit == "bytes" else _count(link.amount)
 
 
 def _limit(link: Link) -> str:

@@ -111,7 +111,7 @@ def decoded(kind: Any, value: Any) -> Any:
     ((1, 2), 0.5)
     """
     if dataclasses.is_dataclass(kind):
-        hints = _hints(typing.cast(type, kind))
+        hints = typing.get_type_hints(kind)
         return kind(**{name: decoded(hints[name], each) for name, each in value.items()})  # type: ignore[operator]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -121,10 +121,6 @@ def decoded(kind: Any, value: Any) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(decoded(each, item) for each, item in zip(kinds, value, strict=True))
     return value
-
-
-def _hints(kind: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 def changed(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

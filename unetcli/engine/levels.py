@@ -230,7 +230,7 @@ class Pyramid:
         grids = [finest.downsampled(self.plan.factors(level)) for level in range(levels)]
         shown = {**image, "datasets": ngff.datasets(grids)}
         if shown != image:
-            self.image.replace_attributes(ngff.with_image(attributes, shown))
+            self.image.replace_attributes(ngff.with_metadata(attributes, multiscales=[shown]))
 
     @cached_property
     def _levels(self) -> list[Level]:

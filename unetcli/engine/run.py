@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import telling_unwritable
+from unetcli.core.options import Options
 from unetcli.core.ranges import to_ranges
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.clusters import (
@@ -24,7 +25,7 @@ from unetcli.engine.clusters import (
     require_accepted,
     require_no_live_jobs,
 )
-from unetcli.engine.receipts import FAILED, UNUSABLE, BlockFailure, Ledger, current_failures
+from unetcli.engine.receipts import FAILED, UNUSABLE, BlockFailure, current_failures
 from unetcli.engine.step import DamagedResult, Step
 from unetcli.engine.worker import MOST_ATTEMPTS, StepTask, void, why_stopped
 from unetcli.executors.contract import Executor, InProcess, JobFailure
@@ -77,10 +78,6 @@ class Rounds:
     retries: int
     failures: list[JobFailure] = field(default_factory=list)
 
-    @property
-    def ledger(self) -> Ledger:
-        return self.step.ledger
-
     def run(self, wanted: NDArray[np.intp]) -> list[JobFailure]:
         """Have those of the blocks computed that have no receipt; every job that failed in the last round.
 
@@ -89,7 +86,7 @@ class Rounds:
         UnetcliError
             The first blocks all failed alike; the traceback is in the log.
         """
-        self._round(wanted[~self.ledger.done[wanted]], [])
+        self._round(wanted[~self.step.ledger.done[wanted]], [])
         for _ in range(self.retries):
             again, hosts = self._failed(wanted)
             if self.stopping() or not len(again) or any(failure.final for failure in self.failures):
@@ -120,11 +117,11 @@ class Rounds:
 
     def _failed(self, wanted: NDArray[np.intp]) -> tuple[NDArray[np.intp], list[str]]:
         """Blocks worth another try, and the hosts where they failed."""
-        open_failures = current_failures(self.step.folder.failures, self.ledger)
+        open_failures = current_failures(self.step.folder.failures, self.step.ledger)
         unusable = [failure.block for failure in open_failures if failure.kind == UNUSABLE]
         hosts = {failure.host for failure in open_failures if failure.kind == FAILED}
         hosts |= {failure.host for failure in self.failures if failure.host}
-        return np.setdiff1d(wanted[~self.ledger.done[wanted]], unusable), sorted(hosts)
+        return np.setdiff1d(wanted[~self.step.ledger.done[wanted]], unusable), sorted(hosts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +132,15 @@ class RunOptions:
     retries: int = 1
     overwrite: bool = False
     take_over: bool = False
+
+    @classmethod
+    def of(cls, request: Options, where: ClusterOptions | None = None) -> RunOptions:
+        """Options of a request, which is its own cluster options where no others are given."""
+        own = request if isinstance(request, ClusterOptions) else ClusterOptions()
+        names = {
+            name: getattr(request, name) for name in ("retries", "overwrite", "take_over") if hasattr(request, name)
+        }
+        return cls(where=where or own, **names)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -129,7 +129,12 @@ class Watcher:
         failures = current_failures(self.folder.failures, self.ledger)
         stages = self._stages(sum(beat.in_hand for beat in living), failures)
         return Status(
-            failures=[] if self.ledger.complete else [*workers.lost(), *map(_of_block, failures)],
+            failures=[]
+            if self.ledger.complete
+            else [
+                *workers.lost(),
+                *(Failure(job=f.job, host=f.host, block=f.block, place=f.place, reason=f.reason) for f in failures),
+            ],
             output=str(self.step.output),
             step=self.step.name,
             command=self.step.command,
@@ -198,10 +203,6 @@ def _counts(
     """How many blocks of a range are in each state; all three arrays rise."""
     rest, running, bad = (len(within(numbers, blocks)) for numbers in (missing, now, failed))
     return {"done": len(blocks) - rest, "running": running, "failed": bad, "missing": rest - running - bad}
-
-
-def _of_block(found: BlockFailure) -> Failure:
-    return Failure(job=found.job, host=found.host, block=found.block, place=found.place, reason=found.reason)
 
 
 def _levels_missing(stages: Sequence[StageStatus]) -> int:

@@ -96,10 +96,8 @@ class Step(ABC):
 
     # ---- what it is
 
-    @property
-    @abstractmethod
-    def command(self) -> str:
-        """The command that continues it."""
+    command: typing.ClassVar[str]
+    """The command that continues it."""
 
     @property
     @abstractmethod
@@ -238,10 +236,8 @@ class Step(ABC):
     def require_readable(self) -> None:
         """Raise where there is no output that can be read back."""
 
-    @property
-    def repairable(self) -> bool:
-        """Whether verify --repair computes damaged blocks again. If not, missing blocks are no damage either."""
-        return True
+    repairable: typing.ClassVar[bool] = True
+    """Whether verify --repair computes damaged blocks again. If not, missing blocks are no damage either."""
 
     @property
     def way_out(self) -> str:

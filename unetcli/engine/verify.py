@@ -59,11 +59,6 @@ def find_damage(step: Step, ledger: Ledger, report: ProgressCallback = silent) -
     return Findings(checked=len(there), damaged=damaged)
 
 
-def without_missing(found: Findings) -> Findings:
-    """Damage alone, where it is no matter that blocks are not made yet."""
-    return replace(found, damaged={number: what for number, what in found.damaged.items() if what != MISSING})
-
-
 def damage_of(
     step: Step, ledger: Ledger, blocks: Iterable[int], report: ProgressCallback = silent
 ) -> Iterator[tuple[int, str]]:
@@ -178,7 +173,9 @@ def look_at(step: Step, request: VerifyRequest, report: ProgressCallback, drain:
     if request.repair and step.repairable:
         return repair(step, request, report, drain)
     found = find_damage(step, step.ledger.refresh(), in_voxels) if request.blocks else Findings()
-    return found if step.repairable else without_missing(found)
+    if step.repairable:
+        return found
+    return replace(found, damaged={number: what for number, what in found.damaged.items() if what != MISSING})
 
 
 def repair(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Findings:
@@ -187,7 +184,7 @@ def repair(step: Step, request: VerifyRequest, report: ProgressCallback, drain: 
     The receipts are void before anything is touched: wherever this is killed, the step's command or another repair
     continues.
     """
-    options = RunOptions(retries=request.retries, take_over=request.take_over)
+    options = RunOptions.of(request)
     with launching(step, options):
         require_no_live_jobs(step.output, step.folder)
         ledger = step.ledger.refresh()

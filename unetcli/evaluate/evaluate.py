@@ -65,8 +65,7 @@ def counted_in_folder(
     request, folder = evaluated.request, folder_of(evaluated.request)
     require_claimable(folder.path, EVALUATE)
     step = EvaluateStep(folder=folder, plan=evaluated.plan, paths=paths_of(evaluated, where))
-    options = RunOptions(where=where, retries=request.retries, take_over=request.take_over)
-    outcome = run(step, options, report, stopping)
+    outcome = run(step, RunOptions.of(request, where), report, stopping)
     require_counted(step, outcome)
     if request.run_folder is None:
         with suppress(OSError):  # another run of the same store has its folder there

@@ -194,6 +194,8 @@ def same_and_all(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
     return np.array([np.count_nonzero(labelled & (one == other)), np.count_nonzero(labelled)], np.float64)
 
 
+OBJECTS = {True: "through all sections", False: "each section alone"}
+"""What is an object, in words."""
 PIECES = "the truth is a mask; its objects are what is 4-connected in a section"
 
 
@@ -284,7 +286,7 @@ class Evaluated:
             "ignore": settings.ignore,
             "mask": self.plan.mask,
             "level": settings.level,
-            "objects": objects_in_words(settings) if settings.has_objects else None,
+            "objects": OBJECTS[settings.three_d] if settings.has_objects else None,
         }
 
     def require_probabilities(self, counts: Counts) -> None:
@@ -324,8 +326,3 @@ def notes_on(kind: Kind, plan: EvaluationPlan) -> list[str]:
             "`unetcli label` makes better ones where they touch"
         )
     return found
-
-
-def objects_in_words(settings: Settings) -> str:
-    """What is an object."""
-    return "through all sections" if settings.three_d else "each section alone"

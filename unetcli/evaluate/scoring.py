@@ -206,18 +206,15 @@ def scores_of(counts: Counts, metrics: tuple[str, ...], *, partial: bool = False
         markers = list(counts.markers.values()) or None
         found["cells"] = cells.scores(list(counts.cells.values()), markers=markers, partial=partial)
     if "voi" in metrics:
-        found["voi"] = withheld_voi() if partial else voi.scores(list(counts.voi.values()))
+        reasons = {f"{name}_reason": PARTIAL for name in voi.SCORES}  # it takes every pixel, which is not known
+        withheld = {"unit": "nats", **dict.fromkeys(voi.SCORES), **reasons}
+        found["voi"] = withheld if partial else voi.scores(list(counts.voi.values()))
     return found
 
 
 def first(confusions: Mapping[int, Confusion]) -> Confusion:
     """Of the first section, of which there is one at least."""
     return next(iter(confusions.values()))
-
-
-def withheld_voi() -> dict[str, Any]:
-    """Variation of information takes every pixel, which a partial reference does not say."""
-    return {"unit": "nats", **dict.fromkeys(voi.SCORES), **{f"{name}_reason": PARTIAL for name in voi.SCORES}}
 
 
 def score_section(

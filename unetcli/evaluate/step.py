@@ -53,14 +53,12 @@ class EvaluateStep(Step):
     """One stage: the counts of each block, in the run folder."""
 
     FORMAT = FORMAT
+    command = EVALUATE
+    repairable = False
 
     folder: RunFolder
     plan: EvaluationPlan
     paths: EvaluationPaths
-
-    @property
-    def command(self) -> str:
-        return EVALUATE
 
     @property
     def output(self) -> Place:
@@ -129,10 +127,6 @@ class EvaluateStep(Step):
     @property
     def block_bytes(self) -> int:
         return 16 * math.prod(self.plan.block_shape)  # where every voxel is another pair of labels
-
-    @property
-    def repairable(self) -> bool:
-        return False
 
     # ---- in a launcher
 

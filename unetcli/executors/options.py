@@ -133,9 +133,7 @@ class RunRequest(Options):
         kw_only=False,
         metadata=argument("What predict writes or wrote, or labels in it: OUTPUT/labels/instances.", "OUTPUT"),
     )
-    step: str | None = option(
-        "Only predict, pyramid (coarser levels), instances (labels' name) or evaluate.", Heading.RUN, metavar="NAME"
-    )
+    step: str | None = option("Only predict, instances (the labels' name) or evaluate.", Heading.RUN, metavar="NAME")
     run_folder: Path | None = option("Folder of plan and receipts. Default: below OUTPUT.run.", Heading.FILES)
 
 

@@ -343,12 +343,7 @@ def label_volume(
     if request.ctc:
         require_exportable(request.ctc)
     step = resolve_step(request)
-    options = RunOptions(
-        where=where or ClusterOptions(),
-        retries=request.retries,
-        overwrite=request.overwrite,
-        take_over=request.take_over,
-    )
+    options = RunOptions.of(request, where)
 
     def export_frames() -> None:
         if request.ctc:

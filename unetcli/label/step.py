@@ -70,16 +70,13 @@ class LabelStep(Step):
     """Blocks are numbered as in the plan: found, merged by one block, numbered, halved level by level."""
 
     FORMAT = FORMAT
+    command = LABEL
 
     folder: RunFolder
     plan: LabelPlan
     paths: LabelPaths
 
     # ---- what it is
-
-    @property
-    def command(self) -> str:
-        return LABEL
 
     @property
     def name(self) -> str:

@@ -157,7 +157,9 @@ def scores(sums: ProbabilitySums, bins: int = BINS) -> dict[str, Any]:
     found |= stated("calibration_error", calibration_error(sums.decision, bins), "no pixel to judge")
     found["calibration"] = reliability_table(sums.decision, bins)
     if len(sums.classes) > 1:
-        return found | {"average_precision_per_class": by_class(average_precision(sums.classes))}
+        precision = enumerate(average_precision(sums.classes).tolist())
+        found["average_precision_per_class"] = {str(name): value for name, value in precision if not np.isnan(value)}
+        return found
     return found | best_dice(sums.classes[0])
 
 
@@ -165,11 +167,6 @@ def reliability_table(counts: Numbers, bins: int) -> dict[str, list[Any]]:
     """What a reliability diagram shows."""
     pixels, probability, right = reliability(counts, bins)
     return {"pixels": pixels.astype(int).tolist(), "probability": listed(probability), "right": listed(right)}
-
-
-def by_class(values: Numbers) -> dict[str, float]:
-    """Values of the classes that have one."""
-    return {str(name): value for name, value in enumerate(values.tolist()) if not np.isnan(value)}
 
 
 def best_dice(counts: Numbers) -> dict[str, Any]:

@@ -412,15 +412,10 @@ def parameters(architecture: Architecture) -> int:
 def device_bytes(architecture: Architecture, tile: int, device: str, precision: str) -> int:
     """Peak memory of the network at work, where it runs: weights, one forward pass, and what the machine adds."""
     item = {"float32": 4, "bfloat16": 2}[precision]
-    activations = forward_bytes(architecture, tile, item) - forward_bytes_of_weights(architecture, item)
+    activations = forward_bytes(architecture, tile, item) - item * 32 * architecture.channels(architecture.depth) ** 2
     copies = 4 if precision == "float32" else 4 + item  # autocast keeps a second, short copy
     slack, extra = (CPU_SLACK[precision], CPU_EXTRA) if device == "cpu" else (CUDA_SLACK, CUDA_CONTEXT)
     return int(slack * activations) + copies * parameters(architecture) + extra
-
-
-def forward_bytes_of_weights(architecture: Architecture, item: int) -> int:
-    """The part of :func:`unetcli.planning.planner.forward_bytes` that does not depend on the tile."""
-    return item * 32 * architecture.channels(architecture.depth) ** 2
 
 
 def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work: tuple[AxisWork, ...]) -> int:

@@ -19,6 +19,42 @@ from unetcli.core.records import changed
 from unetcli.volumes.volume import same_data
 
 
+@dataclass(frozen=True, slots=True)
+class AxisBlocks:
+    """Blocks along one axis. Those at the ends may be cut; nothing is stored for each of 10^7 blocks."""
+
+    start: int
+    stop: int
+    side: int
+    inner: int
+    """Where the second block begins, if there is one."""
+    count: int
+
+    @classmethod
+    def of(cls, start: int, stop: int, side: int, origin: int) -> AxisBlocks:
+        """Edges on multiples of the side, counted from ``origin``; a block that could hold everything is not cut.
+
+        >>> [AxisBlocks.of(3, 22, 8, 1).edge(i) for i in range(4)], AxisBlocks.of(3, 8, 8, 1).count
+        ([3, 9, 17, 22], 1)
+        """
+        inner = stop if side >= stop - start else origin + ceil_to(start - origin + 1, side)
+        return cls(start, stop, side, inner, 1 + max(0, -(-(stop - inner) // side)))
+
+    def edge(self, index: int) -> int:
+        """Where a block begins; for the number of blocks, where the last one ends."""
+        return self.start if index == 0 else min(self.stop, self.inner + (index - 1) * self.side)
+
+    def index(self, place: int) -> int:
+        """The block that holds a voxel."""
+        return 0 if place < self.inner else 1 + (place - self.inner) // self.side
+
+    def equal_parts(self) -> list[tuple[slice, int]]:
+        """Ranges of blocks of equal sides, and these: the first block, those amid, and the last."""
+        last = self.edge(self.count) - self.edge(self.count - 1)
+        parts = [(slice(0, 1), self.edge(1) - self.start), (slice(1, -1), self.side), (slice(-1, None), last)]
+        return parts[: self.count] if self.count < 2 else [parts[0], *parts[1:][self.count == 2 :]]
+
+
 @dataclass(frozen=True)
 class BlockGrid:
     """Blocks of equal sides that cover a region once, numbered in C order; those at the edges are cut.
@@ -32,16 +68,16 @@ class BlockGrid:
     """Block edges lie on multiples of the sides, counted from here. Default: from the start of the region."""
 
     @functools.cached_property
-    def edges(self) -> tuple[tuple[int, ...], ...]:
-        """Where blocks begin and the last one ends, along each axis."""
+    def axes(self) -> tuple[AxisBlocks, ...]:
+        """The blocks along each axis."""
         origin = self.region.start if self.origin is None else self.origin
-        sides = zip(self.region.start, self.region.stop, origin, self.block_shape, strict=True)
-        return tuple(cuts(start, stop, first, side) for start, stop, first, side in sides)
+        sides = zip(self.region.start, self.region.stop, self.block_shape, origin, strict=True)
+        return tuple(AxisBlocks.of(*values) for values in sides)
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Number of blocks along each axis."""
-        return tuple(len(along) - 1 for along in self.edges)
+        return tuple(axis.count for axis in self.axes)
 
     @functools.cached_property
     def blocks(self) -> int:
@@ -71,8 +107,8 @@ class BlockGrid:
 
     def box(self, number: int) -> Box:
         """The voxels of a block."""
-        sides = [along[i : i + 2] for i, along in zip(self.place(number), self.edges, strict=True)]
-        return Box(tuple(a for a, _ in sides), tuple(b for _, b in sides))
+        places = list(zip(self.place(number), self.axes, strict=True))
+        return Box(tuple(axis.edge(i) for i, axis in places), tuple(axis.edge(i + 1) for i, axis in places))
 
     def voxels(self, blocks: NDArray[np.bool_]) -> int:
         """Voxels of the blocks that a mask over ``range(blocks)`` picks.
@@ -81,7 +117,7 @@ class BlockGrid:
         size is computed for each of 10^7 blocks.
         """
         picked, total = blocks.reshape(self.shape), 0
-        for part in itertools.product(*map(_equal_parts, self.edges)):
+        for part in itertools.product(*(axis.equal_parts() for axis in self.axes)):
             slices, sides = zip(*part, strict=True) if part else ((), ())
             total += int(np.count_nonzero(picked[slices])) * math.prod(sides)
         return total
@@ -89,36 +125,12 @@ class BlockGrid:
     def touching(self, box: Box) -> NDArray[np.intp]:
         """Numbers of the blocks that share voxels with a box, rising."""
         ranges = [
-            range(int(np.searchsorted(along, a, "right")) - 1, int(np.searchsorted(along, b, "left")))
-            for along, a, b in zip(self.edges, box.start, box.stop, strict=True)
+            range(axis.index(a), axis.index(b - 1) + 1)
+            for axis, a, b in zip(self.axes, box.start, box.stop, strict=True)
         ]
-        places = np.array(list(itertools.product(*(range(max(r.start, 0), r.stop) for r in ranges))), np.intp)
+        places = np.array(list(itertools.product(*ranges)), np.intp)
         numbers = np.ravel_multi_index(tuple(places.reshape(-1, len(self.shape)).T), self.shape)
         return np.asarray(numbers, np.intp)
-
-
-def _equal_parts(edges: tuple[int, ...]) -> list[tuple[slice, int]]:
-    """Blocks along one axis as ranges of equal sides, and these."""
-    first, last, count = edges[1] - edges[0], edges[-1] - edges[-2], len(edges) - 1
-    parts = [(slice(0, 1), first)]
-    if count > 2:
-        parts.append((slice(1, -1), edges[2] - edges[1]))
-    if count > 1:
-        parts.append((slice(-1, None), last))
-    return parts
-
-
-def cuts(start: int, stop: int, first: int, side: int) -> tuple[int, ...]:
-    """Where pieces of a side begin, on multiples of it counted from ``first``, and where the last ends.
-
-    A piece that could hold the whole range is not cut.
-
-    >>> cuts(3, 22, first=1, side=8), cuts(3, 8, first=1, side=8)
-    ((3, 9, 17, 22), (3, 8))
-    """
-    if side >= stop - start:
-        return (start, stop)
-    return (start, *range(first + ceil_to(start - first + 1, side), stop, side), stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unetcli.core.arrays import along
-from unetcli.core.errors import UnreadableBlock
+from unetcli.core.errors import UnreadableBlock, one_line
 from unetcli.core.geometry import Box, hull
 from unetcli.core.process import give_back_freed_memory
 from unetcli.core.streams import prefetch
@@ -225,7 +225,7 @@ def fitting_pieces(plan: Plan, predictor: Predictor, window: Window) -> Iterator
                 raise
             give_back_freed_memory()
             log.warning(
-                "out of memory (%s): tiles of %d from here on", first_line(error), predictor.fitting(plan).tile[-1]
+                "out of memory (%s): tiles of %d from here on", one_line(error), predictor.fitting(plan).tile[-1]
             )
 
 
@@ -259,11 +259,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a forward pass failed for want of memory, on a GPU or a CPU."""
     told = any(words in str(error) for words in OUT_OF_MEMORY)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
-
-
-def first_line(error: BaseException) -> str:
-    """The error in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], box: Box) -> NDArray[Any]:

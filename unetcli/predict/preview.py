@@ -147,7 +147,8 @@ def plan_volume(
     frozen = None if request.overwrite else folder_of(request).read_plan(Plan, FORMAT)
     machine, assumed = find_machine(request, frozen)
     plan = resolve_plan(request, source, model, frozen, machine)
-    numbers = with_levels(estimate(plan, architecture, stored_input(plan, source)), plan)
+    numbers = estimate(plan, architecture, stored_input(plan, source))
+    numbers = replace(numbers, output_files=numbers.output_files + pyramid_of(plan).files)
     probe = None if question.tile_seconds else find_probe(plan, architecture, question, machine, submit)
     if probe is not None and probe.device_bytes is not None:
         numbers = replace(numbers, device_bytes=probe.device_bytes)
@@ -172,11 +173,6 @@ def plan_volume(
         slurm_check=site(job) if site and job else None,
         assumed=assumed,
     )
-
-
-def with_levels(numbers: Estimate, plan: Plan) -> Estimate:
-    """The same with the files of the coarser levels."""
-    return replace(numbers, output_files=numbers.output_files + pyramid_of(plan).files)
 
 
 def conflicts(frozen: Plan, plan: Plan) -> tuple[str, ...]:

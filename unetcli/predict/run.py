@@ -103,9 +103,9 @@ def predict_volume(
     UnetcliError
         Anything about the request that the user can put right; nothing has been written then.
     """
-    started, where = time.perf_counter(), where or ClusterOptions()
-    step = resolve_step(with_machine(request, where))
-    outcome = run(step, options_of(request, where), report, stopping)
+    started = time.perf_counter()
+    step = resolve_step(with_machine(request, where or request))
+    outcome = run(step, RunOptions.of(request, where), report, stopping)
     return summarise(step, outcome, time.perf_counter() - started)
 
 
@@ -122,9 +122,14 @@ def predict_share(
     UnetcliError
         The share is at work elsewhere, or the run was divided otherwise.
     """
-    started, step = time.perf_counter(), resolve_step(request)
+    started, step, here = time.perf_counter(), resolve_step(request), RunOptions.of(request, ClusterOptions())
     outcome = run_share(
-        step, share, options_of(request), lambda found, mine: log_plan(step, found, mine), report, stopping
+        step,
+        share,
+        here,
+        lambda found, mine: log_plan(step, found, mine),
+        report,
+        stopping,
     )
     return summarise_share(step, outcome, time.perf_counter() - started)
 
@@ -136,18 +141,8 @@ def close_run(
     started, step = time.perf_counter(), resolve_step(request)
     if not step.folder.plan_file.exists():
         raise UnetcliError(f"{request.output_path}: nothing to close, no share has begun it")
-    outcome = finish_shares(step, options_of(request), report, stopping)
+    outcome = finish_shares(step, RunOptions.of(request, ClusterOptions()), report, stopping)
     return summarise(step, outcome, time.perf_counter() - started)
-
-
-def options_of(request: PredictRequest, where: ClusterOptions | None = None) -> RunOptions:
-    """How the request is run."""
-    return RunOptions(
-        where=where or ClusterOptions(),
-        retries=request.retries,
-        overwrite=request.overwrite,
-        take_over=request.take_over,
-    )
 
 
 def resolve_step(request: PredictRequest) -> PredictStep:

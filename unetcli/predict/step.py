@@ -45,16 +45,13 @@ class PredictStep(Step):
     """Blocks of full resolution are numbered as in the plan; those of the coarser levels follow."""
 
     FORMAT = FORMAT
+    command = PREDICT
 
     folder: RunFolder
     plan: Plan
     paths: Paths
 
     # ---- what it is
-
-    @property
-    def command(self) -> str:
-        return PREDICT
 
     @property
     def output(self) -> Place:

@@ -47,7 +47,8 @@ def volume_changes(plan: Plan, place: str) -> list[str]:
     before, now = plan.sources.volume_fingerprint.split(), fingerprint(volume).split()
     told = []
     if before[0] != now[0]:
-        told.append(f"has other shape, axes or dtype: now {shape_of(volume)}; planned for {shape_planned(plan)}")
+        planned = "x".join(map(str, plan.extent))
+        told.append(f"has other shape, axes or dtype: now {shape_of(volume)}; planned for {plan.axes} {planned}")
     if len(before) != len(now):
         return told or ["is stored in other chunks, so that its contents cannot be compared"]
     boxes = sampled_boxes(volume) if not told else []
@@ -77,10 +78,6 @@ def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:
 
 def shape_of(volume: Volume) -> str:
     return f"{volume.axes} {'x'.join(map(str, volume.extent))}, {volume.channels} channels, {volume.dtype}"
-
-
-def shape_planned(plan: Plan) -> str:
-    return f"{plan.axes} {'x'.join(map(str, plan.extent))}"
 
 
 KIND = "probabilities"

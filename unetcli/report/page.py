@@ -17,7 +17,7 @@ from unetcli.evaluate.result import Evaluation
 from unetcli.report import measure_texts as texts
 from unetcli.report import tables
 from unetcli.report import tables as charts
-from unetcli.report.measure_texts import EXTRA, MERGE, MISSED, NAMES, SPLIT, Measure, count, percent
+from unetcli.report.measure_texts import EXTRA, MERGE, MISSED, NAMES, PUBLISHED, SPLIT, Measure, count, percent
 from unetcli.report.viewer import Gallery, SourceImage, gallery, no_image
 from unetcli.viz.markup import Html, join, tag
 
@@ -183,7 +183,10 @@ def contents(evaluation: Evaluation, shown: Gallery) -> dict[str, tuple[str, lis
         "summary": ("Summary", [*statements(evaluation, shown), *headline_cards(evaluation)]),
         "baseline": ("Against the baseline", [tables.comparison_table(evaluation)]),
         "pictures": ("Pictures, worst first", [viewer(evaluation, shown)]),
-        "published": ("Published figures", [*tables.published_tables(evaluation)]),
+        "published": (
+            "Published figures",
+            [tables.published_table(each, evaluation) for each in PUBLISHED if each.metric in evaluation.metrics],
+        ),
         "curves": ("Curves", [curves, tables.confusion_table(evaluation)]),
         "sections": ("Sections", [tables.sections_table(evaluation, shown)]),
         "cells": ("Cells, one by one", [tables.objects_table(evaluation, shown)]),

@@ -216,12 +216,7 @@ def _comparison_row(measure: Measure, pair: Mapping[str, Any]) -> Html:
     return row(measure.name, numbers, tag("td", answer, title=pair.get("interval_reason")))
 
 
-def published_tables(evaluation: Evaluation) -> list[Html]:
-    """The published figures of the measures that were scored, below those of this evaluation."""
-    return [_published_table(each, evaluation) for each in texts.PUBLISHED if each.metric in evaluation.metrics]
-
-
-def _published_table(published: Published, evaluation: Evaluation) -> Html:
+def published_table(published: Published, evaluation: Evaluation) -> Html:
     """This evaluation's scores first, then those published, then what to know; one measure stands once."""
     paths = [list(same) for _, same in groupby(path for path, _ in published.columns)]
     cells = [_own_cell(texts.MEASURES[same[0]], evaluation, len(same)) for same in paths]

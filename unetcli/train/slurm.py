@@ -80,7 +80,7 @@ class Processes:
         gres = None if "gpu" in (slurm.gres or "") else slurm.gres
         kind, _, _ = (slurm.gpus or "").rpartition(":")  # of a100:1
         wanted = f"{kind}:{self.gpus_per_node}" if kind else self.gpus_per_node
-        return replace(slurm, gpus=None, gres=gres, extra=ours).with_extra("gpus-per-node", wanted)
+        return replace(slurm, gpus=None, gres=gres, extra=(*ours, ("gpus-per-node", str(wanted))))
 
 
 def launch(

@@ -81,11 +81,6 @@ def datasets(grids: Sequence[Grid]) -> list[dict[str, Any]]:
     return [{"path": str(level), "coordinateTransformations": grid.transforms()} for level, grid in enumerate(grids)]
 
 
-def with_image(attributes: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """A group's attributes with another multiscales entry."""
-    return _with(attributes, multiscales=[entry])
-
-
 def attributes(entry: dict[str, Any], zarr_format: int) -> dict[str, Any]:
     """Attributes of the group of an image."""
     if zarr_format == 2:
@@ -101,7 +96,7 @@ def images(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
 def labels_of(attributes: dict[str, Any], source: str) -> dict[str, Any]:
     """Attributes of an image, as labels of the image at the path ``source`` from there."""
     version = {} if "ome" in attributes else {"version": "0.4"}
-    return _with(attributes, **{"image-label": {**version, "source": {"image": source}}})
+    return with_metadata(attributes, **{"image-label": {**version, "source": {"image": source}}})
 
 
 def is_labels(attributes: Mapping[str, Any]) -> bool:
@@ -117,7 +112,7 @@ def label_names(attributes: Mapping[str, Any]) -> list[str]:
 def with_label_names(attributes: dict[str, Any], names: Sequence[str], zarr_format: int) -> dict[str, Any]:
     """Attributes of a group ``labels`` with another list."""
     new = {"ome": {"version": "0.5"}} if zarr_format == 3 else {}
-    return _with({**new, **attributes}, labels=list(names))
+    return with_metadata({**new, **attributes}, labels=list(names))
 
 
 def _metadata(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -126,7 +121,7 @@ def _metadata(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _with(attributes: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+def with_metadata(attributes: dict[str, Any], **metadata: Any) -> dict[str, Any]:
     """The attributes with other OME-Zarr metadata, where 0.5 or 0.4 keeps it."""
     if "ome" in attributes:
         return {**attributes, "ome": {**attributes["ome"], **metadata}}

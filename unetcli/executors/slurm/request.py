@@ -237,10 +237,6 @@ class SlurmRequest:
         """Whether the job asks for a GPU, in whichever of the sites' ways."""
         return bool(self.gpus) or "gpu" in (self.gres or "") or any(n.startswith("gpus-per-") for n, _ in self.extra)
 
-    def with_extra(self, name: str, value: object) -> SlurmRequest:
-        """The same with another option of ``sbatch``."""
-        return replace(self, extra=(*self.extra, (name, str(value))))
-
     def without(self, hosts: str) -> SlurmRequest:
         """The same, and not on these hosts."""
         return replace(self, exclude=",".join(filter(None, [self.exclude, hosts])))
