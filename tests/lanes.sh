@@ -47,7 +47,7 @@ if [ "$lane" = newest ]; then
     $pytest --without-torch --at-least 1500 "$@"
 else
     # Old libraries use what is deprecated in newer ones that they depend on. No cluster, no browser, no kills.
-    $pytest -W ignore::DeprecationWarning "$@" tests/cli tests/evaluation tests/labelling tests/metrics tests/planning \
-        tests/report tests/test_geometry.py tests/test_lazy.py tests/training/test_train.py tests/volumes \
+    $pytest -W ignore::DeprecationWarning "$@" tests/cli tests/core tests/evaluate tests/label tests/metrics tests/planning \
+        tests/report tests/test_lazy.py tests/train/test_train.py tests/volumes \
         --ignore-glob='*/test_kill.py' --ignore-glob='*/test_memory.py'
 fi

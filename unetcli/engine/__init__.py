@@ -1,1 +1,1 @@
-"""Predictions under way: launched, worked at, recorded, looked at, mended and closed."""
+"""Block-wise work, whatever it is: launched, recorded, tried again, reported, read back and repaired."""
