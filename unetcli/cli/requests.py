@@ -56,10 +56,7 @@ def configurable(
 
     told = "Take options from this file, each a key; the command line goes first, then $UNETCLI_.., then the file."
     option = typer.Option("--config", metavar="TOML", callback=read, is_eager=True, help=told)
-    own = [
-        _parameter(CONFIG, None, Annotated[Path | None, option]),
-        _parameter(PRINT_CONFIG, False, PrintConfigOption),
-    ]
+    own = [_parameter(CONFIG, None, Annotated[Path | None, option]), _parameter(PRINT_CONFIG, False, PrintConfigOption)]
     configured.__signature__ = signature.replace(  # type: ignore[attr-defined]  # typer reads it
         parameters=[*signature.parameters.values(), *own]
     )

@@ -376,13 +376,7 @@ class RunFolder:
 
     @contextmanager
     def launcher(
-        self,
-        step: str,
-        own: Sequence[Path] = (),
-        *,
-        overwrite: bool = False,
-        take_over: bool = False,
-        wait: float = 0,
+        self, step: str, own: Sequence[Path] = (), *, overwrite: bool = False, take_over: bool = False, wait: float = 0
     ) -> Iterator[None]:
         """Claim the folder for a step, then hold the launcher's lock: one launcher per output.
 

@@ -65,11 +65,7 @@ def connected(foreground: NDArray[np.bool_], touching: NDArray[np.bool_]) -> tup
 
 
 def label_section(
-    probability: NDArray[Any],
-    threshold: float = 0.5,
-    *,
-    connectivity: int = 4,
-    min_size: int = 0,
+    probability: NDArray[Any], threshold: float = 0.5, *, connectivity: int = 4, min_size: int = 0
 ) -> NDArray[np.int32]:
     """Instances of one section: components of what is above the threshold.
 

@@ -134,12 +134,7 @@ class LabelPlan:
             Stage(LEVEL, range(self.before_levels + stage.blocks.start, self.before_levels + stage.blocks.stop))
             for stage in self.pyramid.stages
         ]
-        return (
-            Stage(FIND, range(n)),
-            Stage(MERGE, range(n, n + 1)),
-            Stage(NUMBER, range(n + 1, 2 * n + 1)),
-            *coarser,
-        )
+        return (Stage(FIND, range(n)), Stage(MERGE, range(n, n + 1)), Stage(NUMBER, range(n + 1, 2 * n + 1)), *coarser)
 
     @property
     def before_levels(self) -> int:

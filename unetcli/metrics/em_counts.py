@@ -155,10 +155,7 @@ def level_counts(
 
 
 def errors_at(
-    probability: NDArray[np.float32],
-    interior: NDArray[np.bool_],
-    level: float,
-    judged: NDArray[np.bool_] | None = None,
+    probability: NDArray[np.float32], interior: NDArray[np.bool_], level: float, judged: NDArray[np.bool_] | None = None
 ) -> WarpingErrors:
     """Where a section has splits, merges and the other warping errors at a level, for pictures; (y, x) each."""
     require_alike(probability, interior, judged)

@@ -191,12 +191,7 @@ def _margin(axis: AxisFootprint) -> int:
 
 
 def _block_shape(
-    source: Input,
-    region: Box,
-    footprint: Footprint,
-    tile: tuple[int, ...],
-    shards: tuple[int, ...],
-    voxel_bytes: int,
+    source: Input, region: Box, footprint: Footprint, tile: tuple[int, ...], shards: tuple[int, ...], voxel_bytes: int
 ) -> tuple[int, ...]:
     seen = [axis != AxisFootprint() for axis in footprint.axes]
     sections = math.prod(n for n, is_seen in zip(shards, seen, strict=True) if not is_seen)

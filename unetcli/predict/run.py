@@ -123,14 +123,7 @@ def predict_share(
         The share is at work elsewhere, or the run was divided otherwise.
     """
     started, step, here = time.perf_counter(), resolve_step(request), RunOptions.of(request, ClusterOptions())
-    outcome = run_share(
-        step,
-        share,
-        here,
-        lambda found, mine: log_plan(step, found, mine),
-        report,
-        stopping,
-    )
+    outcome = run_share(step, share, here, lambda found, mine: log_plan(step, found, mine), report, stopping)
     return summarise_share(step, outcome, time.perf_counter() - started)
 
 

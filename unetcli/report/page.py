@@ -137,10 +137,7 @@ PROGRAMS = ["page", "tables", "colours", "paint", "pane", "viewer", "errors", "p
 
 
 def write_report(
-    evaluation: Evaluation,
-    file: Path,
-    image: SourceImage = no_image,
-    report: ProgressCallback = silent,
+    evaluation: Evaluation, file: Path, image: SourceImage = no_image, report: ProgressCallback = silent
 ) -> None:
     """Write the report; the file appears whole or not at all.
 

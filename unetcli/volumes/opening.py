@@ -69,11 +69,7 @@ class Grid:
 
 def image(name: str, axes: str, units: Mapping[str, str], grids: Sequence[Grid]) -> dict[str, Any]:
     """A multiscales entry; level ``n`` is the array named ``n``."""
-    return {
-        "name": name,
-        "axes": [_axis(axis, units.get(axis)) for axis in axes],
-        "datasets": datasets(grids),
-    }
+    return {"name": name, "axes": [_axis(axis, units.get(axis)) for axis in axes], "datasets": datasets(grids)}
 
 
 def datasets(grids: Sequence[Grid]) -> list[dict[str, Any]]:
