@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from unetcli.core.geometry import Box
 from unetcli.engine.levels import Arrays
 from unetcli.label.objects import connected, is_foreground, measure, neighbourhood
 from unetcli.label.plan import LabelPlan
-from unetcli.label.watershed import Landscape
+
+if TYPE_CHECKING:
+    from unetcli.label.watershed import Landscape
 
 FACES_ALONE = (4, 6)
 """Connectivities by which voxels that meet at an edge or corner do not touch."""
@@ -93,6 +95,8 @@ def find_regions(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDArra
 
 def landscape(plan: LabelPlan) -> Landscape:
     """What the watershed of a plan floods."""
+    from unetcli.label.watershed import Landscape  # scipy, slow to import
+
     return Landscape(axes=plan.axes, voxel_size=plan.voxel_size, settings=plan.settings)
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from unetcli.core.arrays import Checksum, distinct
 from unetcli.core.files import replacing
@@ -114,6 +112,9 @@ def grouped(count: int, pairs: Pairs) -> NDArray[np.int64]:
     """
     if not len(pairs):
         return np.arange(count)
+    from scipy.sparse import coo_array  # slow to import; status does without
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from unetcli.core.arrays import distinct
 from unetcli.core.errors import UnetcliError
@@ -59,6 +58,8 @@ def is_foreground(stored: NDArray[Any], threshold: float) -> NDArray[np.bool_]:
 
 def connected(foreground: NDArray[np.bool_], touching: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     """Components of a mask by a :func:`neighbourhood`, 1.. in no order that anyone may rely on, and their number."""
+    from scipy import ndimage  # slow to import; status does without
+
     labels = np.empty(foreground.shape, np.int32)
     count = ndimage.label(foreground, touching, output=labels)
     return labels, int(count)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from unetcli.core.errors import UnetcliError
 
@@ -121,6 +120,8 @@ class Overlap:
 
 def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """4-connected components of (y, x), from 1; 0 outside: a diagonal line one pixel wide separates."""
+    from scipy import ndimage  # slow to import; status does without
+
     labels = np.empty(mask.shape, np.int32)
     ndimage.label(mask, output=labels)  # scipy's default in 2-D is 4-connected
     return labels
