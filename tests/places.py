@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import start_server
 from helpers import wait_for
 from slurm.cluster import SlurmCluster, enter
 
@@ -125,6 +126,7 @@ def nothing_left(folder: Path) -> Iterator[None]:
         patch.setenv("TMPDIR", str(temporary))
         patch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
         patch.setattr(tempfile, "tempdir", None)
+        start_server()  # the tests' own, which starts with the first command of a process and stays
         before = set(psutil.Process().children(recursive=True))
         yield
         wait_for(lambda: not set(psutil.Process().children(recursive=True)) - before)
