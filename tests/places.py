@@ -120,13 +120,13 @@ def place_of(name: str, request: pytest.FixtureRequest) -> Place:
 @contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
     """Check that what ran meanwhile left no process, no temporary file and no certificate below the folder."""
+    start_server()  # the tests' own, which starts with the first command of a process and stays
     temporary = folder / "tmp"
     temporary.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
         patch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
         patch.setattr(tempfile, "tempdir", None)
-        start_server()  # the tests' own, which starts with the first command of a process and stays
         before = set(psutil.Process().children(recursive=True))
         yield
         wait_for(lambda: not set(psutil.Process().children(recursive=True)) - before)
