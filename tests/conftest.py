@@ -18,7 +18,15 @@ from slurm.cluster import SlurmCluster, enter, require_slurm
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
 
+LONG_SECONDS = 3600
+"""A slow test may take that long: dozens of kills on a machine whose cores are shared."""
 __all__ = ["grey", "write_model", "write_zarr"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONG_SECONDS))
 
 
 def pytest_configure() -> None:

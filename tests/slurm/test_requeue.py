@@ -121,15 +121,15 @@ def test_a_job_near_its_time_limit_comes_back_and_finishes(place: Path, slurm: S
 def test_train_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None:
     write_zarr(place / "raw.zarr", grey(3, 90, 90))
     write_zarr(place / "labels.zarr", grey(3, 90, 90, seed=1) // 128)
-    words = "raw.zarr labels.zarr --truth binary --depth 2 --base-channels 4 --tile 60 --steps 1500 --device cpu"
+    words = "raw.zarr labels.zarr --truth binary --depth 2 --base-channels 4 --tile 60 --steps 500 --device cpu"
     job = submit(slurm, place, f"exec {sys.executable} -m unetcli train {words}", "--mem=1G")
     until(lambda: "step 200: " in job.log, f"steps: {job.log}", seconds=120)
     job.signal("USR2", "--batch")
     until(lambda: job.state == "COMPLETED", f"the end of {job.id}: {job.log}", seconds=180)
     assert job.lives == ["0", "1"]
-    assert "of 1500; the same command continues" in job.log
+    assert "of 500; the same command continues" in job.log
     assert "asks to go back into the queue, to continue there" in job.log
-    assert "finished, 1500 steps" in job.log
+    assert "finished, 500 steps" in job.log
 
 
 @pytest.mark.slow
