@@ -86,7 +86,7 @@ def step_in(folder: RunFolder, store: Place) -> Step | UnetcliError | None:
     """The step whose folder it is; why it cannot be read; None if it is no run folder, or has no plan yet."""
     try:
         mark = read_mark(folder.path)
-        if mark is None:
+        if mark is None or mark.step not in STEPS:  # an earlier version had a step of its own for coarser levels
             return None
         require_format(folder.path, mark, "use that version")
     except UnetcliError as error:
@@ -97,9 +97,9 @@ def step_in(folder: RunFolder, store: Place) -> Step | UnetcliError | None:
     except FileNotFoundError:
         return None
     except UnetcliError as error:
-        return UnetcliError(f"{folder.plan_file}: {error}")
+        return error
     except (ValueError, KeyError, TypeError) as error:
-        return UnetcliError(f"{folder.plan_file}: no plan that can be read ({error!r})")
+        return UnetcliError(f"{folder.paths_file}: cannot be read ({error!r})")
 
 
 def output_at(step: Step, store: Place) -> Place:

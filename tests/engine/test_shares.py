@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +19,14 @@ from commands import Command
 from helpers import grey, wait_for, write_model, write_zarr
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.lock import InUse, hold
+from unetcli.engine import shares
 from unetcli.engine.receipts import read_receipts
+from unetcli.engine.run import RunOptions, RunOutcome, launching, prepare
+from unetcli.engine.runfolder import RunFolder
 from unetcli.predict.request import PredictRequest
-from unetcli.predict.run import close_run, predict_share, predict_volume
+from unetcli.predict.run import close_run, predict_share, predict_volume, resolve_step
+from unetcli.predict.step import PredictStep
 from unetcli.volumes.image import marker
 
 FOLDER, STORE = Path("big.pred.zarr.run/predict"), Path("big.pred.zarr")
@@ -272,3 +279,39 @@ def test_shares_that_stopped_for_failures_alike_go_on_when_all_is_well(
         array_element(monkeypatch, index, 0, 2, 3)
         assert predict_share(request_, None).finished
     assert complete()
+
+
+def test_take_over_breaks_no_lock_of_a_share_that_sets_up(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict_share(request_, (0, 2))
+    monkeypatch.setattr(shares, "WAIT_SECONDS", 0.5)
+    with hold(RunFolder(FOLDER).lock), pytest.raises(InUse):
+        predict_share(replace(request_, take_over=True), (1, 2))
+
+
+def test_the_last_share_finishes_by_the_plan_that_holds(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict_share(replace(request_, levels=2), (1, 2))
+    finish = shares.finish_if_last
+
+    def after_another_asked(step: PredictStep, options: RunOptions, stopping: Callable[[], bool]) -> RunOutcome | None:
+        other = resolve_step(replace(request_, levels=2))
+        with launching(other, options, wait=5):
+            prepare(other)
+        return finish(step, options, stopping)
+
+    monkeypatch.setattr(shares, "finish_if_last", after_another_asked)
+    assert predict_share(replace(request_, levels=3), (0, 2)).complete
+    assert PredictStep.open(RunFolder(FOLDER)).plan.levels == 2
+    image = json.loads(Path("big.pred.zarr/zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    assert [entry["path"] for entry in image["datasets"]] == ["0", "1"]
+    assert Path("big.pred.zarr/1/zarr.json").exists()
+
+
+def test_to_close_what_is_not_done_changes_nothing(request_: PredictRequest) -> None:
+    predict_share(request_, (0, 2))
+    before = (FOLDER / "plan.json").read_text()
+    assert not close_run(replace(request_, levels=3)).complete
+    assert (FOLDER / "plan.json").read_text() == before

@@ -426,3 +426,20 @@ def test_a_moved_output_is_verified_where_it_is() -> None:
     assert len(verify_output(request)[0].damaged) == 1
     assert verify_output(replace(request, repair=True))[0].sound
     assert not OUTPUT.exists()
+
+
+def test_a_repair_killed_before_the_output_is_opened_again_leaves_blocks_to_be_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = predicted()
+    truncate(chunk(1))
+
+    def killed(step: PredictStep) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictStep, "reopen", killed)
+        with pytest.raises(KeyboardInterrupt):
+            verified(repair=True)
+    assert predict_volume(request).computed == 1
+    assert array_bytes(OUTPUT) == array_bytes(Path("whole.zarr"))

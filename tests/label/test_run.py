@@ -34,6 +34,7 @@ from scipy import ndimage
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import numbers
 from unetcli.engine.receipts import read_receipts
+from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.executors.options import ClusterOptions
 from unetcli.label.objects import in_order, neighbourhood
@@ -315,3 +316,14 @@ def test_two_workers_with_the_same_blocks_do_no_harm(values: NDArray[np.uint8]) 
     assert task(str(FOLDER), blocks) == len(list(numbers(blocks)))
     assert tables() == first
     assert task(str(FOLDER), blocks) == 0
+
+
+def test_tables_that_are_gone_are_found_again_in_one_call_on_another_host_too(
+    labels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = files()
+    label(overwrite=True, stopping=stop_after(LabelStep.open(RunFolder(FOLDER)).plan.pieces + 3))
+    shutil.rmtree(FOLDER / "blocks")
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    assert label().complete
+    assert files() == whole

@@ -15,13 +15,15 @@ from helpers import grey, write_zarr
 
 import unetcli.engine.run as running
 import unetcli.planning.pyramid_plan as sizes
+from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import to_ranges
-from unetcli.engine import worker
+from unetcli.engine import clusters, worker
 from unetcli.engine.levels import halved
 from unetcli.engine.receipts import UNUSABLE, read_failures, read_receipts
 from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
+from unetcli.engine.workers import Heartbeat
 from unetcli.executors.contract import JobFailure
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume, resolve_step
@@ -169,3 +171,24 @@ def test_jobs_that_fail_at_the_levels_are_named(request_: PredictRequest, monkey
     assert summary.levels_missing == step().levels.blocks
     assert summary.failed_jobs == ["job 7 on n1: killed"]
     assert "1 jobs failed; the same command continues" in summary.sentence
+
+
+def test_the_plan_stays_while_a_worker_is_at_work_by_it(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its receipts would count for other blocks."""
+    predict_volume(request_)
+    monkeypatch.setattr(clusters, "SECONDS_TO_FINISH", 0.1)
+    before = FOLDER.plan_file.read_text()
+    with Heartbeat(FOLDER.workers, 1), pytest.raises(UnetcliError, match="1 workers of an earlier launch are still at"):
+        predict_volume(replace(request_, levels=3))
+    assert FOLDER.plan_file.read_text() == before
+    assert predict_volume(replace(request_, levels=3)).complete
+
+
+def test_damaged_metadata_of_a_level_are_made_again(request_: PredictRequest) -> None:
+    predict_volume(request_)
+    before = files()
+    (OUTPUT / "1" / "zarr.json").write_text("{")
+    assert predict_volume(request_).complete
+    assert files() == before

@@ -261,7 +261,7 @@ def advice(found: Status) -> str | None:
         return f"it is gone; the same {found.command} command makes it anew"
     if found.stopped:
         return f"stopped: {found.stopped}"
-    if found.levels_missing:
+    if found.levels_missing and not found.workers:
         return f"full resolution is there, coarser levels are missing; the same {found.command} command continues"
     if found.done == found.blocks:
         return "every block is there; " + CLOSING.get(found.command, f"the same {found.command} command completes it")

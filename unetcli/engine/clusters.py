@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 DASK_WORKERS = 8
 """Worker jobs that a Dask cluster on SLURM has where nobody says how many."""
-PROFILE = "UNETCLI_PROFILE"
 GIB = 2**30
 SECONDS_TO_FINISH = 120.0
 """For workers of a killed launcher, at most, to finish the block at hand."""
@@ -107,7 +106,7 @@ def dask_on_slurm(where: ClusterOptions, step: Step) -> Iterator[Executor]:
     from unetcli.executors.dask.executor import DaskExecutor
 
     request, _ = job_request(where, step)
-    count = min(where.workers or request.max_running or DASK_WORKERS, step.blocks)
+    count = min(where.workers or request.max_running or DASK_WORKERS, max(len(stage.blocks) for stage in step.stages))
     jobs = WorkerJobs(request, step.folder)
     log.info("a Dask scheduler here, %d worker jobs on SLURM", count)
     try:
@@ -174,12 +173,16 @@ def live_jobs(folder: RunFolder) -> list[str]:
     return [job for submission in JobJournal(folder.path).live() for job in submission.open_jobs]
 
 
-def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> None:
-    """See to it that nothing of a killed launcher is at work any more, but for the jobs that are attached to."""
+def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> int:
+    """See to it that nothing of a killed launcher is at work any more, but for the jobs that are attached to.
+
+    Returns how many workers may still be at work.
+    """
     WorkerJobs(SlurmRequest(), folder).sweep()
     remove_aside(folder.tls)
     if left := await_workers(folder, attached, SECONDS_TO_FINISH):
         log.warning("%d workers of an earlier launch do not end; what they are at may be computed twice", left)
+    return left
 
 
 def require_accepted(where: ClusterOptions, *, needed: bool) -> None:

@@ -190,8 +190,7 @@ class Pyramid:
 
         def make(level: int, piece: Box) -> NDArray[Any]:
             values = self._made(level, piece)
-            self._levels[level].write(self._written[level], piece, values)
-            files.extend(self._levels[level].files(piece))
+            files.extend(self.write(level, piece, values))
             return values
 
         checksum = self._checksum(number, make)
@@ -201,6 +200,11 @@ class Pyramid:
     def checksum(self, number: int) -> str:
         """As :meth:`build` gave it, of what is stored; raises :class:`UnreadableBlock` where that is damaged."""
         return self._checksum(number, lambda level, piece: self._levels[level].read(self._read[level], piece))
+
+    def write(self, level: int, box: Box, values: NDArray[Any]) -> list[Path]:
+        """Store ``(outputs, *box.shape)`` at whole chunks (shards) of a level; the files that were written."""
+        self._levels[level].write(self._written[level], box, values)
+        return list(self._levels[level].files(box))
 
     def publish(self) -> None:
         """Name all levels in the image's metadata."""

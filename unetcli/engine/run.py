@@ -86,6 +86,7 @@ class Rounds:
         UnetcliError
             The first blocks all failed alike; the traceback is in the log.
         """
+        self.failures = []
         self._round(wanted[~self.step.ledger.done[wanted]], [])
         for _ in range(self.retries):
             again, hosts = self._failed(wanted)
@@ -199,9 +200,13 @@ def run(
 def launching(step: Step, options: RunOptions, wait: float = 0) -> Iterator[None]:
     """Hold the launcher's lock; see :meth:`RunFolder.launcher`. No share may be at work."""
     with (
-        telling_unwritable(step.output),
+        telling_unwritable(step.output if step.writes_from < step.blocks else step.folder.path),
         step.folder.launcher(
-            step.command, step.own_files, overwrite=options.overwrite, take_over=options.take_over, wait=wait
+            step.command,
+            step.own_files,
+            overwrite=options.overwrite,
+            take_over=options.take_over and not wait,  # a share takes over its own lock, not that of setting up
+            wait=wait,
         ),
     ):
         if not wait:
@@ -214,12 +219,32 @@ def prepare(step: Step, *, overwrite: bool = False) -> None:
     if overwrite:
         step.folder.clear_run(step.own_files)
         step.discard()
-    step.continue_from(step.folder.publish_plan(step.plan, step.FORMAT))
+    step.continue_from(publish_plan(step))
     if step.is_gone(step.ledger.refresh().done):
         step.folder.clear_receipts(step.own_files)
         step.ledger.refresh()
     step.create()
     step.folder.write_paths(step.paths.absolute())
+
+
+def publish_plan(step: Step) -> Any:
+    """Freeze the plan; returns the one that holds. A plan that cannot be read is begun anew where the step says so."""
+    try:
+        return step.folder.publish_plan(step.plan, step.FORMAT)
+    except UnetcliError:
+        if not step.begins_anew:
+            raise
+        require_nobody_at_work(step)
+        step.folder.clear_run(step.own_files)
+        return step.folder.publish_plan(step.plan, step.FORMAT)
+
+
+def require_nobody_at_work(step: Step) -> None:
+    """Raise while anybody works by the frozen plan, which is about to be replaced: blocks get other numbers."""
+    step.folder.require_no_shares()
+    require_no_live_jobs(step.output, step.folder)
+    if left := end_earlier_launch(step.folder, []):
+        raise UnetcliError(f"{step.output}: {left} workers of an earlier launch are still at work; try again later")
 
 
 def work_off(step: Step, options: RunOptions, report: ProgressCallback, stopping: Callable[[], bool]) -> RunOutcome:
@@ -250,7 +275,8 @@ def compute(
         step.folder.clear_failures()  # they are tried again
         step.folder.sweep_workers()
         step.sweep()
-    step.announce(int(step.ledger.done.sum()))
+    first = step.stages[0].blocks
+    step.announce(int(step.ledger.done[first.start : first.stop].sum()))
     progress = Progress(step, report)
     progress.tell()
     with executor_for(options.where, step) as executor:

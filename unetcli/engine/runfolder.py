@@ -322,6 +322,12 @@ class RunFolder:
             return from_json(kind, self.plan_file.read_text(), version, "plan")
         except FileNotFoundError:
             return None
+        except UnetcliError as error:
+            raise UnetcliError(f"{self.plan_file}: {error}; --overwrite starts anew") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnetcliError(
+                f"{self.plan_file}: no plan that can be read ({error!r}); --overwrite starts anew"
+            ) from error
 
     def publish_plan(self, plan: T, version: int) -> T:
         """Freeze the plan; returns the one that holds, which is an earlier one where another launcher was faster."""

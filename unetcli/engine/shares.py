@@ -88,7 +88,8 @@ def finish_if_last(step: Step, options: RunOptions, stopping: Callable[[], bool]
         return None
     try:
         with launching(step, options, wait=WAIT_SECONDS):
-            return work_off(step, options, silent, stopping)
+            now = type(step).open(step.folder)  # another share may have asked for other levels
+            return work_off(step if now.plan == step.plan else now, options, silent, stopping)
     except InUse as error:  # setting up takes no time: who holds the lock for so long is finishing
         log.info("left to another: %s", error)
         return None
@@ -99,8 +100,8 @@ def finish_shares(
 ) -> RunOutcome:
     """Finish a run whose blocks were computed in shares; changes nothing where some are missing."""
     with launching(step, options, wait=WAIT_SECONDS):
-        prepare(step)
         if shares_done(step):
+            prepare(step)
             return work_off(step, options, report, stopping)
         ledger = step.ledger
         failures = current_failures(step.folder.failures, ledger)
@@ -109,7 +110,8 @@ def finish_shares(
 
 def shares_done(step: Step) -> bool:
     """Whether every block of the first stage has its receipt."""
-    return bool(step.ledger.refresh().done[step.stages[0].blocks].all())
+    first = step.stages[0].blocks
+    return bool(step.ledger.refresh().done[first.start : first.stop].all())
 
 
 def lift_stop(folder: RunFolder) -> None:

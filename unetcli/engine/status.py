@@ -93,7 +93,7 @@ class Status:
     median_seconds_per_block: float | None
     """Of the hosts."""
     step: str
-    """predict, pyramid (its coarser levels), instances (or what labels are called), evaluate."""
+    """predict, instances (or what labels are called), evaluate."""
     command: str
     """That goes on with it."""
     stages: list[StageStatus]
@@ -140,7 +140,7 @@ class Watcher:
             command=self.step.command,
             complete=complete,
             gone=not complete and self.step.is_gone(self.ledger.done),
-            levels_missing=_levels_missing(stages),
+            levels_missing=self._levels_missing(),
             workers=len(living),
             silent=workers.undecided,
             hosts=len({beat.holder.host for beat in living}),
@@ -152,6 +152,11 @@ class Watcher:
             **self._pace(living),
             **self._hosts(),
         )
+
+    def _levels_missing(self) -> int:
+        """Blocks of coarser levels that are missing, once all other blocks are done."""
+        first, done = self.step.levels_from, self.ledger.done
+        return 0 if first is None or not done[:first].all() else int((~done[first:]).sum())
 
     def _read_receipts(self) -> bool:
         """Take in new receipts; whether nothing is left to do."""
@@ -203,13 +208,6 @@ def _counts(
     """How many blocks of a range are in each state; all three arrays rise."""
     rest, running, bad = (len(within(numbers, blocks)) for numbers in (missing, now, failed))
     return {"done": len(blocks) - rest, "running": running, "failed": bad, "missing": rest - running - bad}
-
-
-def _levels_missing(stages: Sequence[StageStatus]) -> int:
-    """Blocks of coarser levels that are missing, once all other blocks are done."""
-    levels = [stage for stage in stages if stage.name.startswith("level")]
-    others_done = all(stage.done == stage.blocks for stage in stages if stage not in levels)
-    return sum(stage.blocks - stage.done for stage in levels) if others_done else 0
 
 
 def _first_line(path: Path) -> str | None:

@@ -176,6 +176,11 @@ class Step(ABC):
         return 0
 
     @property
+    def levels_from(self) -> int | None:
+        """First block of coarser levels that may be missing from an output which is otherwise complete."""
+        return None
+
+    @property
     def every_gpu(self) -> bool:
         """Whether each GPU of this machine gets a worker of its own."""
         return False
@@ -236,6 +241,8 @@ class Step(ABC):
     def require_readable(self) -> None:
         """Raise where there is no output that can be read back."""
 
+    begins_anew: typing.ClassVar[bool] = False
+    """Whether a frozen plan that cannot be read is dropped with all that was made by it."""
     repairable: typing.ClassVar[bool] = True
     """Whether verify --repair computes damaged blocks again. If not, missing blocks are no damage either."""
 
@@ -313,7 +320,7 @@ def is_unusable(error: Exception) -> bool:
     """Whether the input itself is at fault, and not the way to it: trying again would not help."""
     cause = error.__cause__
     unreachable = isinstance(cause, OSError) and cause.errno is not None
-    return isinstance(error, UnreadableBlock) and not unreachable
+    return isinstance(error, DamagedResult) or (isinstance(error, UnreadableBlock) and not unreachable)
 
 
 def require_continued(step: Step, frozen: Any | None, way: str) -> None:

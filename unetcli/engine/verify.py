@@ -167,8 +167,10 @@ def verify_step(step: Step, request: VerifyRequest, report: ProgressCallback, dr
 def look_at(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Findings:
     """Damaged blocks, and those that were repaired."""
 
+    size = step.size
+
     def in_voxels(done: int, total: int, note: str = "") -> None:
-        report(step.size * done // max(total, 1), step.size)
+        report(size * done // max(total, 1), size)
 
     if request.repair and step.repairable:
         return repair(step, request, report, drain)
@@ -194,8 +196,8 @@ def repair(step: Step, request: VerifyRequest, report: ProgressCallback, drain: 
             require_same_input(step)
             stopping = drain()
             if step.restore(sorted(found.damaged), ledger, stopping):
-                step.reopen()
                 void(step, ledger, step.also_void(sorted(found.damaged)))
+                step.reopen()
                 prepare(step)
                 work_off(step, options, report, stopping)
             found = look_again(step, ledger.refresh(), found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unetcli.core.arrays import Checksum, file_sha256
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.core.options import resolve_sections
 from unetcli.core.process import cpu_threads
@@ -43,7 +43,7 @@ from unetcli.volumes.opening import open_volume
 log = logging.getLogger(__name__)
 
 
-class Unfinished(UnetcliError):
+class Unfinished(Incomplete):
     """Blocks are not counted yet; the same command continues."""
 
     def __init__(self, message: str, jobs: list[str]) -> None:
@@ -230,7 +230,7 @@ def images(challenge: Challenge, key: FrameKey, ignore: int | None) -> SectionIm
 
 
 def judged_by(challenge: Challenge, request: EvaluateRequest) -> dict[str, Any]:
-    """As :meth:`unetcli.evaluate.settling.Settled.judged`."""
+    """As :meth:`unetcli.evaluate.resolve.Evaluated.judged`."""
     digest = Checksum()
     for files in (challenge.segmented, challenge.marked):
         for key, path in files.items():
@@ -270,7 +270,7 @@ def evaluate_volume(
         Asked before each block of a large evaluation; once true, what is at work is finished and :class:`Unfinished`
         raised.
     where
-        On which machines; None: here.
+        On which machines. Default: as the request says.
 
     Raises
     ------

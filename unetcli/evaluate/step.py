@@ -20,6 +20,7 @@ from unetcli.core.files import Place, place_of
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
 from unetcli.engine.levels import Tables, damaged
+from unetcli.engine.run import require_nobody_at_work
 from unetcli.engine.runfolder import EVALUATE, RunFolder, remove_run_folder
 from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, attempt
 from unetcli.engine.verify import OTHER
@@ -55,6 +56,7 @@ class EvaluateStep(Step):
     FORMAT = FORMAT
     command = EVALUATE
     repairable = False
+    begins_anew = True
 
     folder: RunFolder
     plan: EvaluationPlan
@@ -139,6 +141,7 @@ class EvaluateStep(Step):
     def continue_from(self, frozen: EvaluationPlan) -> None:
         """Drop what was counted for other settings."""
         if not continues(frozen, self.plan):
+            require_nobody_at_work(self)
             self.folder.clear_run(self.own_files)
             self.folder.publish_plan(self.plan, self.FORMAT)
 
@@ -176,6 +179,8 @@ class EvaluateStep(Step):
             return [Change(source="prediction", path=paths.prediction, what=f"cannot be compared: {error}")]
         pairs = zip(("prediction", "truth"), now, (plan.prediction, plan.truth), strict=True)
         changed = [source for source, found, before in pairs if not same_data(before, found)]
+        if self.pair.mask and self.pair.mask.fingerprint(plan.region) != plan.mask:
+            changed.append("mask")
         return [Change(source=name, path=getattr(paths, name), what="holds other values") for name in changed]
 
     def moved(self, output: Place, device: str | None = None) -> EvaluateStep:

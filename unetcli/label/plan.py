@@ -175,13 +175,6 @@ class LabelPlan:
         once = self.grid.voxels(blocks[:n]) + self.grid.voxels(blocks[n + 1 : last])
         return once + self.pyramid.voxels(blocks[last:])
 
-    def voxels_of(self, number: int) -> int:
-        """Voxels that one block goes through."""
-        stage = self.stage(number)
-        if stage.name in (FIND, NUMBER):
-            return self.box(number - stage.blocks.start).size
-        return self.pyramid.block(number - self.before_levels).box.size if stage.name == LEVEL else 0
-
     def in_folder(self, stage: Stage) -> bool:
         """Whether what the blocks of a stage make lies in the run folder, and not in the labels."""
         return stage.name in (FIND, MERGE)

@@ -154,10 +154,6 @@ class LabelStep(Step):
         return {}
 
     @functools.cached_property
-    def _written(self) -> zarr.Array[Any]:
-        return self.image.level.open()
-
-    @functools.cached_property
     def _read_only(self) -> Image:
         """The labels to be read back: their type does not matter, and the merging may be damaged."""
         return Image(self.output, spec_of(self.plan, ""))
@@ -172,11 +168,13 @@ class LabelStep(Step):
         return self.folder.path if self.plan.in_folder(stage) else self.output
 
     def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
+        pyramid = functools.cache(lambda: self.pyramid)  # its type is read from a file
         for number in itertools.takewhile(lambda _: not stopping(), blocks):
-            yield attempt(number, functools.partial(self.make, number))
+            yield attempt(number, functools.partial(self.make, number, pyramid))
 
-    def make(self, number: int) -> BlockResult:
+    def make(self, number: int, pyramid: Callable[[], Pyramid] | None = None) -> BlockResult:
         """One block, of whatever stage; may be repeated, and needs the stages before, nothing else."""
+        pyramid = pyramid or (lambda: self.pyramid)
         stage = self.plan.stage(number)
         piece = number - stage.blocks.start
         match stage.name:
@@ -185,10 +183,10 @@ class LabelStep(Step):
             case label_plan.MERGE:
                 return self._merge(number)
             case label_plan.NUMBER:
-                return self._number(number, piece)
+                return self._number(number, piece, pyramid())
             case _:
                 first = self.plan.before_levels
-                return self.pyramid.build(number - first, first)
+                return pyramid().build(number - first, first)
 
     def _find(self, number: int, piece: int) -> BlockResult:
         """Find the objects of a block and keep what is known of them."""
@@ -214,13 +212,12 @@ class LabelStep(Step):
         self.files.save_merged(merged, self.plan.axes, factor)
         return BlockResult(number=number, checksum=self.files.merged_checksum(), files=self.files.of_merging)
 
-    def _number(self, number: int, piece: int) -> BlockResult:
+    def _number(self, number: int, piece: int, pyramid: Pyramid) -> BlockResult:
         """Write the final labels of a block."""
-        box, image = self.plan.box(piece), self.image
+        box = self.plan.box(piece)
         labels = self.files.tables.load(piece, ["labels"])["labels"]
-        values = self.files.numbers_of(piece).astype(image.spec.dtype)[labels]
-        image.level.write(self._written, box, values[np.newaxis])
-        files = list(image.level.files(box))
+        values = self.files.numbers_of(piece).astype(pyramid.image.spec.dtype)[labels]
+        files = pyramid.write(0, box, values[np.newaxis])
         return BlockResult(number=number, checksum=checksum(values), files=files, voxels=box.size)
 
     def require_probabilities(self, highest: float) -> None:

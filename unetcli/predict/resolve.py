@@ -129,7 +129,7 @@ def resolve_tile(
 
 
 def resolve_levels(request: PredictRequest, plan: Plan, frozen: Plan | None) -> int:
-    """Resolution levels of the output: those asked for; where nothing is said, the frozen ones."""
+    """Resolution levels of the output: those asked for; with 1, the default, those that it was begun with."""
     shape = plan.region.shape
     if request.levels is None:
         return largest_levels(shape, plan.axes)

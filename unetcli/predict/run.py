@@ -27,7 +27,7 @@ from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
 from unetcli.predict.stores import Paths
-from unetcli.volumes.image import require_no_others, require_ours
+from unetcli.volumes.image import marker, require_no_others, require_ours
 from unetcli.volumes.opening import open_volume
 
 ELSEWHERE = "--output names another place"
@@ -154,9 +154,12 @@ def resolve_step(request: PredictRequest) -> PredictStep:
         require_no_others(request.output_path)
     folder = folder_of(request)
     require_claimable(folder.path, PREDICT, overwrite=request.overwrite)
+    made = marker(
+        request.output_path
+    )  # looked at first: another share may publish the plan, then the output, right now
     frozen = None if request.overwrite else folder.read_plan(Plan, FORMAT)
     step = PredictStep(folder=folder, plan=resolve_plan(request, source, model, frozen), paths=paths_of(request, model))
-    if not request.overwrite and (frozen or not folder.plan_file.exists()):  # else another share is faster right now
+    if not request.overwrite and (frozen or made):
         require_continued(step, frozen, f"--overwrite starts anew, {ELSEWHERE}")
     return step
 

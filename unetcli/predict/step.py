@@ -22,6 +22,7 @@ from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, place_of
 from unetcli.engine.levels import Pyramid, place
+from unetcli.engine.run import require_nobody_at_work
 from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, Step, attempt, require_continued
 from unetcli.engine.worker import void
@@ -38,6 +39,9 @@ from unetcli.volumes.volume import Volume, describe
 if TYPE_CHECKING:
     from unetcli.predict.predictor import FinishedBlock, Predictor
 log = logging.getLogger(__name__)
+
+MANY = 1000
+"""With more blocks missing, all levels are made again: which of them is not worth finding out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,10 @@ class PredictStep(Step):
     def voxels(self, blocks: NDArray[np.bool_]) -> int:
         n = self.plan.blocks
         return self.plan.grid.voxels(blocks[:n]) + self.levels.voxels(blocks[n:])
+
+    @property
+    def levels_from(self) -> int:
+        return self.plan.blocks
 
     # ---- what it works on
 
@@ -213,6 +221,7 @@ class PredictStep(Step):
     def continue_from(self, frozen: Plan) -> None:
         require_continued(self, frozen, "--overwrite starts anew, --output names another place")
         if frozen.levels != self.plan.levels:
+            require_nobody_at_work(self)
             self._renumber_levels(replace(self, plan=frozen))
 
     def _renumber_levels(self, before: PredictStep) -> None:
@@ -229,13 +238,14 @@ class PredictStep(Step):
             self.image.create(attributes_of(self.plan, self.output, self.source))
         n, done = self.plan.blocks, self.ledger.refresh().done
         if done[n:].any():
-            gone = not self.pyramid.is_made
-            stale = range(n, self.blocks) if gone else self.also_void(np.flatnonzero(~done[:n]).tolist())
-            void(self, self.ledger, stale)
+            missing = np.flatnonzero(~done[:n])
+            every = len(missing) > MANY or not self.pyramid.is_made
+            void(self, self.ledger, range(n, self.blocks) if every else self.also_void(missing.tolist()))
 
     def prepare_stage(self, stage: Stage) -> None:
         if stage.blocks.start < self.plan.blocks:
             return
+        log.info("%s: %d blocks", stage.name, len(stage.blocks))
         self.pyramid.hide()
         if not self.pyramid.is_made:
             self.pyramid.create()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +67,10 @@ class Level(ArraySpec):
         """Whether an array of just this kind is there."""
         if self.store.read_text(self.metadata_key) is None:
             return False
-        found = self.open_to_read()
+        try:
+            found = self.open_to_read()
+        except (ValueError, KeyError, TypeError):  # its metadata are damaged
+            return False
         return (found.shape, found.chunks, found.shards or found.chunks, found.dtype) == (
             self._with_channels(self.shape, self.outputs),
             self._with_channels(self.chunks, 1),
@@ -182,17 +185,13 @@ class Image:
         """Full resolution; boxes in voxels from the start of the array."""
         return Level(store=self.store, name="0", **vars(self.spec))
 
-    def create(self, attributes: dict[str, Any], finish: Callable[[Store], None] = lambda store: None) -> None:
-        """Make the empty image; in a folder it appears complete or not at all. One that exists already stays.
-
-        ``finish`` is called with the store before it appears, to put more into it.
-        """
+    def create(self, attributes: dict[str, Any]) -> None:
+        """Make the empty image; in a folder it appears complete or not at all. One that exists already stays."""
 
         def make(store: Store) -> None:
             for name, text in ngff.documents(attributes, self.spec.zarr_format).items():
                 store.replace_text(name, text)  # first says whose it is, so that what is half made can be made again
             self.level.create(store)
-            finish(store)
 
         try:
             self.store.publish(make)
