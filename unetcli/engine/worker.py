@@ -172,19 +172,9 @@ def signature(reason: str) -> str:
 
 def receipt_of(result: BlockResult, attempt: int) -> Receipt:
     """The receipt of a finished block."""
-    return Receipt(
-        block=result.number,
-        attempt=attempt,
-        state=DONE,
-        checksum=result.checksum,
-        tile=result.tile,
-        read_seconds=result.read_seconds,
-        forward_seconds=result.forward_seconds,
-        write_seconds=result.write_seconds,
-        device=result.device,
-        host=socket.gethostname(),
-        job=job_id(),
-    )
+    same = ("checksum", "tile", "read_seconds", "forward_seconds", "write_seconds", "device")
+    found = {name: getattr(result, name) for name in same}
+    return Receipt(block=result.number, attempt=attempt, state=DONE, host=socket.gethostname(), job=job_id(), **found)
 
 
 def void_receipt(block: int, attempt: int) -> Receipt:

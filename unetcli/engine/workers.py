@@ -44,15 +44,15 @@ class Beat:
     """Grows with each beat: a worker whose counter changed between two looks is alive, whatever clocks say."""
     state: str
     """``working``, ``ended`` in good order, or ``failed``: what ended it is the reason."""
-    assigned: int
+    assigned: int = 0
     """Blocks given to this process so far, in all its calls."""
-    blocks: int
+    blocks: int = 0
     """Finished of these."""
     set_aside: int = 0
     """Failed of these."""
-    voxels: int
+    voxels: int = 0
     """Of the finished blocks."""
-    seconds: float
+    seconds: float = 0.0
     """In all calls so far."""
     memory_bytes: int
     memory_limit_bytes: int | None
@@ -158,18 +158,9 @@ _IDLE = _Idle()
 
 
 def first_beat() -> Beat:
-    """Of a worker that has done nothing yet."""
-    return Beat(
-        holder=Holder.myself(),
-        counter=0,
-        state=WORKING,
-        assigned=0,
-        blocks=0,
-        voxels=0,
-        seconds=0.0,
-        memory_bytes=memory_bytes(),
-        memory_limit_bytes=memory_limit(),
-    )
+    """The beat of a worker that has done nothing yet."""
+    used, limit = memory_bytes(), memory_limit()
+    return Beat(holder=Holder.myself(), counter=0, state=WORKING, memory_bytes=used, memory_limit_bytes=limit)
 
 
 def read_beats(folder: Path) -> dict[str, Beat]:

@@ -361,11 +361,7 @@ def summarise(step: LabelStep, outcome: RunOutcome, frames: int | None, seconds:
         output=step.paths.output,
         table=str(step.table),
         complete=outcome.complete,
-        objects=merged.get("objects"),
-        removed=merged.get("removed"),
-        provisional=merged.get("provisional"),
-        sizes=merged.get("sizes"),
-        dtype=merged.get("dtype"),
+        **{name: merged.get(name) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
         method=step.plan.settings.method,
         threshold=step.plan.settings.threshold,
         blocks=step.plan.blocks,
