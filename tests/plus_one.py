@@ -20,11 +20,12 @@ from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, place_of
 from unetcli.core.geometry import Box
+from unetcli.engine.levels import ImageStep
 from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.step import BlockResult, Change, Step, StepPaths, attempt
+from unetcli.engine.step import BlockResult, Change, StepPaths, attempt
 from unetcli.planning.plan import BlockGrid, Stage
-from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker, remove_output
+from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import describe, fingerprint, same_data
 
@@ -53,7 +54,7 @@ class Paths(StepPaths):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlusOne(Step):
+class PlusOne(ImageStep):
     folder: RunFolder
     plan: Plan
     paths: Paths
@@ -92,25 +93,17 @@ class PlusOne(Step):
     def block_bytes(self) -> int:
         return int(np.prod(self.plan.chunks))
 
-    def is_made(self) -> bool:
-        return marker(self.output) is not None
-
-    def is_complete(self) -> bool:
-        return bool((marker(self.output) or {}).get("complete"))
-
     def create(self) -> None:
         if not self.is_made():
             attributes = image_attributes(self.image.spec, self.output, self._source, {})
             self.image.create({**attributes, MARKER: {"complete": False, "kind": COMMAND}})
-
-    def discard(self) -> None:
-        remove_output(self.output)
+            self.look_again()
 
     def finish(self) -> None:
-        self.image.mark(complete=True)
+        self.mark(self.image, complete=True)
 
     def reopen(self) -> None:
-        self.image.mark(complete=False)
+        self.mark(self.image, complete=False)
 
     def differences(self, frozen: Plan) -> list[str]:
         return [] if same_data(frozen.source, self.plan.source) else ["the input is another"]

@@ -267,14 +267,14 @@ def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressC
 def run_plan(request: PlanRequest) -> PlanReport:
     """Plan; with SLURM, a probe runs in a job, and the site is asked what it thinks of the request."""
     prepare()  # before torch is imported, if it is
-    from unetcli.predict.preview import Question, plan_volume
+    from unetcli.predict.preview import PlanOptions, plan_volume
     from unetcli.predict.probe import probe_in_job, request_accepted
 
     prediction, on_slurm = request.prediction, request.cluster == "slurm"
     return plan_volume(
         prediction,
         prediction,
-        Question(workers=request.workers, tile_seconds=request.tile_seconds, probe=request.probe),
+        PlanOptions(workers=request.workers, tile_seconds=request.tile_seconds, probe=request.probe),
         submit=probe_in_job(prediction) if on_slurm else None,
         site=request_accepted(prediction) if on_slurm else None,
     )

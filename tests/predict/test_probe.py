@@ -18,7 +18,7 @@ from unetcli.core.geometry import Architecture
 from unetcli.model.file import find_model
 from unetcli.planning.estimate import STARTUP_SECONDS
 from unetcli.planning.plan import Plan
-from unetcli.predict.preview import Question, plan_volume
+from unetcli.predict.preview import PlanOptions, plan_volume
 from unetcli.predict.probe import Probe, cache_file, measure, recall, remember, remembered, run_in_job
 from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
@@ -116,7 +116,7 @@ def test_a_damaged_memory_is_no_memory_and_is_replaced(text: str) -> None:
 
 def test_a_probe_that_cannot_be_remembered_is_told_and_used(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     (place / "cache").write_text("a file where the folder would be")
-    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=Question(probe=True))
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=PlanOptions(probe=True))
     assert report.gpu_hours is not None
     assert "not remembered" in caplog.text
 
@@ -144,7 +144,7 @@ def test_a_probe_can_be_made_in_a_job_and_is_remembered_here() -> None:
 
     assert run_in_job(plan, submit).key.tile == 100
     request = PredictRequest(volume="big.zarr", device="cpu", tile=100)
-    report = plan_volume(request, question=Question(probe=True), submit=submit)
+    report = plan_volume(request, question=PlanOptions(probe=True), submit=submit)
     assert len(pids) == 2
     assert report.gpu_hours is not None
     assert plan_volume(request).rates == report.rates
@@ -152,7 +152,7 @@ def test_a_probe_can_be_made_in_a_job_and_is_remembered_here() -> None:
 
 
 def test_hours_follow_from_what_was_measured_and_the_work_of_all_tiles() -> None:
-    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=Question(probe=True))
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=PlanOptions(probe=True))
     e, rates = report.estimate, report.rates
     assert rates is not None
     assert rates.read_bytes_per_second is not None

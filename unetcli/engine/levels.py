@@ -1,4 +1,4 @@
-"""What steps store beside full resolution: tables of blocks for later stages, and coarser levels of images."""
+"""What steps store: images that say whether they are complete, coarser levels, tables of blocks for later stages."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from unetcli.core.arrays import Checksum
 from unetcli.core.files import draft_of, drafts, remove, remove_aside, sync_all
 from unetcli.core.geometry import Box
-from unetcli.engine.step import BlockResult, DamagedResult
+from unetcli.engine.step import BlockResult, DamagedResult, Step
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.volumes import opening as ngff
-from unetcli.volumes.image import Image, Level
+from unetcli.volumes.image import Image, Level, marker, remove_output
 from unetcli.volumes.volume import describe
 
 ZSTD = numcodecs.Zstd(level=1, checksum=True)
@@ -119,6 +119,45 @@ def _parts(values: NDArray[Any]) -> list[NDArray[Any]]:
     flat = np.ascontiguousarray(values).reshape(-1)
     step = max(1, FRAME_BYTES // max(flat.itemsize, 1))
     return [flat[i * step : (i + 1) * step] for i in range(math.ceil(len(flat) / step))]
+
+
+class ImageStep(Step):
+    """A step whose output is an image that says itself whether it is complete.
+
+    What it says is read when it is first asked for, and again under the launcher's lock; own changes are remembered.
+    """
+
+    @cached_property
+    def _said(self) -> dict[str, dict[str, Any] | None]:
+        return {}
+
+    def marker(self) -> dict[str, Any] | None:
+        """The marker of the output; None where there is no output of unetcli."""
+        if "marker" not in self._said:
+            self._said["marker"] = marker(self.output)
+        return self._said["marker"]
+
+    def known(self, found: dict[str, Any] | None) -> None:
+        """Take the marker as it was just read."""
+        self._said["marker"] = found
+
+    def look_again(self) -> None:
+        self._said.clear()
+
+    def is_made(self) -> bool:
+        return self.marker() is not None
+
+    def is_complete(self) -> bool:
+        return bool((self.marker() or {}).get("complete"))
+
+    def mark(self, image: Image, *, complete: bool) -> None:
+        """Have the image say whether it is complete."""
+        image.mark(complete=complete)
+        self.known({**(self.marker() or {}), "complete": complete})
+
+    def discard(self) -> None:
+        remove_output(self.output)
+        self.look_again()
 
 
 def halved(values: NDArray[Any]) -> NDArray[Any]:

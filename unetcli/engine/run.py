@@ -216,6 +216,7 @@ def launching(step: Step, options: RunOptions, wait: float = 0) -> Iterator[None
 
 def prepare(step: Step, *, overwrite: bool = False) -> None:
     """Freeze the plan and make the output where they are not there yet. The caller holds the launcher's lock."""
+    step.look_again()
     if overwrite:
         step.folder.clear_run(step.own_files)
         step.discard()
@@ -325,12 +326,9 @@ def finish(step: Step, outcome: RunOutcome) -> bool:
 def name_running_jobs(step: Step, executor: Executor) -> None:
     """After Ctrl-C: jobs of an array go on without us."""
     if isinstance(executor, SlurmExecutor) and executor.jobs:
-        log.info(
-            "%d SLURM jobs run on; `unetcli status %s` shows them, the same command attaches, `scancel %s` ends them",
-            len(executor.jobs),
-            step.output,
-            " ".join(arrays_of(executor.jobs)),
-        )
+        arrays = " ".join(arrays_of(executor.jobs))
+        ways = f"`unetcli status {step.output}` shows them, the same command attaches, `scancel {arrays}` ends them"
+        log.info("%d SLURM jobs run on; %s", len(executor.jobs), ways)
 
 
 def arrays_of(jobs: Iterable[str]) -> list[str]:

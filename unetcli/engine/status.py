@@ -122,6 +122,7 @@ class Watcher:
         no clock but the reader's is asked. Without ``wait``, it takes later looks to know.
         """
         workers = self.workers
+        self.step.look_again()
         workers.look()
         if wait:
             workers.await_signs()
@@ -245,15 +246,6 @@ def recent_receipts(folder: Path) -> Iterator[Receipt]:
 
 
 def _pace_of(host: str, receipts: Sequence[Receipt], blocks: int) -> HostPace:
-    stages = [
-        round(statistics.fmean(getattr(receipt, f"{stage}_seconds") for receipt in receipts), 3)
-        for stage in ("read", "forward", "write")
-    ]
-    return HostPace(
-        host=host,
-        blocks=blocks,
-        seconds_per_block=round(sum(stages), 3),
-        read_seconds=stages[0],
-        forward_seconds=stages[1],
-        write_seconds=stages[2],
-    )
+    names = ("read_seconds", "forward_seconds", "write_seconds")
+    means = {name: round(statistics.fmean(getattr(receipt, name) for receipt in receipts), 3) for name in names}
+    return HostPace(host=host, blocks=blocks, seconds_per_block=round(sum(means.values()), 3), **means)

@@ -206,6 +206,9 @@ class Step(ABC):
     def prepare_stage(self, stage: Stage) -> None:
         """Make what the blocks of a stage write to."""
 
+    def look_again(self) -> None:
+        """Forget what was read of the output: others may have changed it."""
+
     def discard(self) -> None:
         """Delete the output, to begin anew."""
 

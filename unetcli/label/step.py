@@ -21,10 +21,10 @@ from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, absolute, is_remote, parent_of, place_of, remove_drafts_of, replacing
 from unetcli.core.lock import hold
-from unetcli.engine.levels import Pyramid, first_of, place
+from unetcli.engine.levels import ImageStep, Pyramid, first_of, place
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import LABEL, RunFolder
-from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, attempt, require_continued
+from unetcli.engine.step import BlockResult, Change, Resources, StepPaths, attempt, require_continued
 from unetcli.engine.verify import damage
 from unetcli.label import plan as label_plan
 from unetcli.label.finding import find_objects, working_bytes
@@ -42,7 +42,7 @@ from unetcli.label.merging import LabelFiles, merge
 from unetcli.label.objects import table_place, unit
 from unetcli.label.plan import FORMAT, LabelPlan, differences
 from unetcli.planning.plan import Stage
-from unetcli.volumes.image import Image, marker, marker_around, remove_output
+from unetcli.volumes.image import Image, marker_around
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe, fingerprint, same_data
 
@@ -66,7 +66,7 @@ class LabelPaths(StepPaths):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelStep(Step):
+class LabelStep(ImageStep):
     """Blocks are numbered as in the plan: found, merged by one block, numbered, halved level by level."""
 
     FORMAT = FORMAT
@@ -281,17 +281,11 @@ class LabelStep(Step):
         """Where the table of objects is, once all is complete."""
         return table_place(self.store, self.name, self.folder.path)
 
-    def is_made(self) -> bool:
-        return marker(self.output) is not None
-
     def has_arrays(self) -> bool:
         """Whether the arrays of all levels are there, of the type that the merging chose."""
         if not (self.is_made() and self.files.summary_file.exists()):
             return False
         return self.image.level.exists() and self.pyramid.is_made
-
-    def is_complete(self) -> bool:
-        return bool((marker(self.output) or {}).get("complete"))
 
     def differences(self, frozen: LabelPlan) -> list[str]:
         return differences(frozen, self.plan)
@@ -311,12 +305,13 @@ class LabelStep(Step):
             parent = Parent.open(self.paths.prediction)
             make_labels_group(self.store, self.plan.zarr_format)
             self.image.create(attributes_of(self.image, parent.volume, self._own_attributes()))
+            self.look_again()
             self.pyramid.create()
 
     def discard(self) -> None:
         self._list(listed=False)
         self.table.unlink(missing_ok=True)
-        remove_output(self.output)
+        super().discard()
 
     def sweep(self) -> None:
         self.files.tables.sweep()
@@ -331,7 +326,7 @@ class LabelStep(Step):
         if not self.is_complete():
             self.image.store.sweep()
             self.pyramid.publish()
-            self.image.mark(complete=True)
+            self.mark(self.image, complete=True)
         self._list(listed=True)
         if self.table != self.files.table:
             with replacing(self.table) as draft:
@@ -375,8 +370,8 @@ class LabelStep(Step):
         return [Change(source=source, path=path, what=what) for source, path, what in found if what]
 
     def reopen(self) -> None:
-        if marker(self.output) is not None:
-            self._read_only.mark(complete=False)
+        if self.is_made():
+            self.mark(self._read_only, complete=False)
 
     def also_void(self, damaged: Sequence[int]) -> Iterable[int]:
         """Tables come out as before, so that nothing made of them is damaged: only labels are computed again."""

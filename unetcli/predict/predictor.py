@@ -22,7 +22,7 @@ from unetcli.core.process import give_back_freed_memory
 from unetcli.core.streams import prefetch
 from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.planning.plan import Block, Plan, Settings, Tile
-from unetcli.predict.skipping import Kept, Mask, all_kept, background, bright, cell_sides, voxels_of
+from unetcli.predict.skipping import ActiveCells, Mask, all_kept, background, bright, cell_sides, voxels_of
 from unetcli.volumes.volume import Volume, describe
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Window:
     box: Box
     voxels: NDArray[Any] | None
     """(c, *box.shape), the volume's dtype; None where nothing of the block is computed."""
-    kept: Kept | None
+    kept: ActiveCells | None
     """Which cells are computed; None: all."""
     error: Exception | None
     seconds: float
@@ -168,7 +168,7 @@ def read_window(plan: Plan, source: Volume, mask: Mask | None, block: Block) -> 
     return Window(block, box, voxels if kept else None, kept, None, 0.0)
 
 
-def kept_tiles(plan: Plan, block: Block, kept: Kept | None) -> list[Tile]:
+def kept_tiles(plan: Plan, block: Block, kept: ActiveCells | None) -> list[Tile]:
     """The tiles of a block that give anything that is not skipped."""
     return [tile for tile in plan.tiles(block) if kept is None or kept.meets(tile.write)]
 

@@ -49,7 +49,7 @@ Submit = Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class PlanOptions:
     """What is asked beside the prediction itself."""
 
     workers: int | None = None
@@ -126,7 +126,7 @@ class PlanReport:
 def plan_volume(
     request: PredictRequest,
     where: ClusterOptions | None = None,
-    question: Question | None = None,
+    question: PlanOptions | None = None,
     *,
     submit: Submit | None = None,
     site: Callable[[dict[str, str]], str] | None = None,
@@ -135,7 +135,7 @@ def plan_volume(
 
     ``submit`` runs the probe in a job rather than here; ``site`` says what the site's SLURM thinks of a request.
     """
-    where, question = where or request, question or Question()
+    where, question = where or request, question or PlanOptions()
     request, asked = with_machine(request, where), slurm_request(where)
     model, source = find_model(request.model), open_volume(request.volume)
     architecture = read_header(model).architecture
@@ -234,7 +234,7 @@ def gpu_here(name: str | None, threads: int) -> Machine:
 
 
 def find_probe(
-    plan: Plan, architecture: Architecture, question: Question, machine: Machine, submit: Submit | None
+    plan: Plan, architecture: Architecture, question: PlanOptions, machine: Machine, submit: Submit | None
 ) -> Probe | None:
     """A probe made now where one is asked for, else one that is remembered."""
     if not question.probe:
@@ -244,7 +244,7 @@ def find_probe(
     return made
 
 
-def find_rates(question: Question, probe: Probe | None, plan: Plan) -> Rates | None:
+def find_rates(question: PlanOptions, probe: Probe | None, plan: Plan) -> Rates | None:
     """How fast a worker is, by the user's word or by a probe."""
     if question.tile_seconds:
         return Rates(tile_seconds=question.tile_seconds, origin=f"by --tile-seconds {question.tile_seconds:g}")

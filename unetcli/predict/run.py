@@ -27,7 +27,7 @@ from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
 from unetcli.predict.stores import Paths
-from unetcli.volumes.image import marker, require_no_others, require_ours
+from unetcli.volumes.image import require_no_others, require_ours
 from unetcli.volumes.opening import open_volume
 
 ELSEWHERE = "--output names another place"
@@ -148,17 +148,15 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     """
     model, source = find_model(request.model), open_volume(request.volume)
     inputs = [request.volume, *([request.mask] if request.mask else [])]
-    require_place(request.output_path, [*inputs, model])
+    made = require_place(request.output_path, [*inputs, model])  # before the plan: another share may publish both now
     require_alone(request)
     if request.overwrite:
         require_no_others(request.output_path)
     folder = folder_of(request)
     require_claimable(folder.path, PREDICT, overwrite=request.overwrite)
-    made = marker(
-        request.output_path
-    )  # looked at first: another share may publish the plan, then the output, right now
     frozen = None if request.overwrite else folder.read_plan(Plan, FORMAT)
     step = PredictStep(folder=folder, plan=resolve_plan(request, source, model, frozen), paths=paths_of(request, model))
+    step.known(made)
     if not request.overwrite and (frozen or made):
         require_continued(step, frozen, f"--overwrite starts anew, {ELSEWHERE}")
     return step
@@ -175,12 +173,12 @@ def paths_of(request: PredictRequest, model: Path) -> Paths:
     )
 
 
-def require_place(output: Place, inputs: Sequence[Place]) -> None:
-    """Refuse an output that would touch an input, or anything that unetcli did not write."""
+def require_place(output: Place, inputs: Sequence[Place]) -> dict[str, Any] | None:
+    """The marker of the output; refuses one that would touch an input, or anything that unetcli did not write."""
     require_apart(output, inputs)
     if not is_remote(output) and not (folder := Path(output).absolute().parent).is_dir():
         raise UnetcliError(f"{output}: the folder {folder} does not exist")
-    require_ours(output, PREDICT, ELSEWHERE)
+    return require_ours(output, PREDICT, ELSEWHERE)
 
 
 def require_alone(request: PredictRequest) -> None:

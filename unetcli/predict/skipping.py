@@ -56,7 +56,7 @@ def voxels_of(cells: Box, sides: Sequence[int], extent: Sequence[int]) -> Box:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
+class ActiveCells:
     """Which cells around a block are computed."""
 
     sides: tuple[int, ...]
@@ -79,15 +79,15 @@ class Kept:
         ]
         return self.cells[np.ix_(*indices)]
 
-    def but(self, cells: Cells) -> Kept:
+    def but(self, cells: Cells) -> ActiveCells:
         """Less those that are not among ``cells``."""
-        return Kept(self.sides, self.box, self.cells & cells)
+        return ActiveCells(self.sides, self.box, self.cells & cells)
 
 
-def all_kept(block: Box, sides: tuple[int, ...]) -> Kept:
+def all_kept(block: Box, sides: tuple[int, ...]) -> ActiveCells:
     """Every cell around a block."""
     box = cells_of(block, sides)
-    return Kept(sides, box, np.ones(box.shape, np.bool_))
+    return ActiveCells(sides, box, np.ones(box.shape, np.bool_))
 
 
 def bright(voxels: NDArray[Any], box: Box, sides: Sequence[int], threshold: float) -> Cells:
@@ -152,13 +152,13 @@ class Mask:
             )
         return cls(volume=volume, extent=source.extent, factors=factors, sides=sides)
 
-    def kept(self, block: Box) -> Kept:
+    def kept(self, block: Box) -> ActiveCells:
         """Which cells around a box of voxels, inside the volume, the mask leaves to be computed."""
         cells = cells_of(block, self.sides)
         spans = [self._spans(axis, a, b) for axis, (a, b) in enumerate(zip(cells.start, cells.stop, strict=True))]
         box = Box(tuple(along[0][0] for along in spans), tuple(along[-1][1] for along in spans))
         inside = [[(a - first, b - first) for a, b in along] for along, first in zip(spans, box.start, strict=True)]
-        return Kept(self.sides, cells, any_within(self._nonzero(box), inside))
+        return ActiveCells(self.sides, cells, any_within(self._nonzero(box), inside))
 
     def rules_out(self, window: Box) -> NDArray[np.bool_]:
         """The voxels of a window, mirrored where it reaches outside, that lie in no cell left to be computed."""

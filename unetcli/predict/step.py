@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, place_of
-from unetcli.engine.levels import Pyramid, place
+from unetcli.engine.levels import ImageStep, Pyramid, place
 from unetcli.engine.run import require_nobody_at_work
 from unetcli.engine.runfolder import PREDICT, RunFolder
-from unetcli.engine.step import BlockResult, Change, Resources, Step, attempt, require_continued
+from unetcli.engine.step import BlockResult, Change, Resources, attempt, require_continued
 from unetcli.engine.worker import void
 from unetcli.model.file import load_network
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
@@ -32,7 +32,7 @@ from unetcli.planning.planner import ITEM_BYTES, wasted_work
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
 from unetcli.predict.skipping import Mask, open_mask
 from unetcli.predict.stores import Paths, attributes_of, input_changes, spec_of
-from unetcli.volumes.image import Image, marker, remove_output
+from unetcli.volumes.image import Image
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
 
@@ -45,7 +45,7 @@ MANY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictStep(Step):
+class PredictStep(ImageStep):
     """Blocks of full resolution are numbered as in the plan; those of the coarser levels follow."""
 
     FORMAT = FORMAT
@@ -209,12 +209,6 @@ class PredictStep(Step):
 
     # ---- in a launcher
 
-    def is_made(self) -> bool:
-        return marker(self.output) is not None
-
-    def is_complete(self) -> bool:
-        return bool((marker(self.output) or {}).get("complete"))
-
     def differences(self, frozen: Plan) -> list[str]:
         return differences(frozen, self.plan)
 
@@ -236,6 +230,7 @@ class PredictStep(Step):
         """Make the empty output; forget levels that were deleted, or are made of blocks that are computed again."""
         if not self.is_made():
             self.image.create(attributes_of(self.plan, self.output, self.source))
+            self.look_again()
         n, done = self.plan.blocks, self.ledger.refresh().done
         if done[n:].any():
             missing = np.flatnonzero(~done[:n])
@@ -250,9 +245,6 @@ class PredictStep(Step):
         if not self.pyramid.is_made:
             self.pyramid.create()
 
-    def discard(self) -> None:
-        remove_output(self.output)
-
     def sweep(self) -> None:
         self.image.store.sweep()
 
@@ -262,10 +254,10 @@ class PredictStep(Step):
             self.pyramid.publish()
         if not self.is_complete():
             self.image.store.sweep()
-            self.image.mark(complete=True)
+            self.mark(self.image, complete=True)
 
     def reopen(self) -> None:
-        self.image.mark(complete=False)
+        self.mark(self.image, complete=False)
 
     def also_void(self, damaged: Sequence[int]) -> Iterable[int]:
         """Damaged blocks, and blocks of levels that are made of those."""

@@ -229,7 +229,10 @@ def image_attributes(spec: ArraySpec, path: Place, source: Volume, start: dict[s
 def marker(place: Place) -> dict[str, Any] | None:
     """What an output says of itself if unetcli wrote it, else None; None for one that is not wholly made, too."""
     store = store_at(place)
-    found = _marker(store)
+    return _if_made(store, _marker(store))
+
+
+def _if_made(store: Store, found: dict[str, Any] | None) -> dict[str, Any] | None:
     made = found is not None and any(store.read_text(f"0/{name}") for name in ("zarr.json", ".zarray"))
     return found if made else None
 
@@ -248,8 +251,8 @@ def region_around(place: Place) -> Mapping[str, Any]:
     return {}
 
 
-def require_ours(place: Place, command: str, way: str, kind: str | None = None) -> None:
-    """Raise unless a place is free or holds what unetcli wrote, of that kind: nothing else is ever replaced.
+def require_ours(place: Place, command: str, way: str, kind: str | None = None) -> dict[str, Any] | None:
+    """The :func:`marker`; raises unless a place is free or holds what unetcli wrote, of that kind.
 
     Parameters
     ----------
@@ -263,6 +266,7 @@ def require_ours(place: Place, command: str, way: str, kind: str | None = None) 
     ours = found is not None and kind in (None, found.get("kind"))
     if not ours and not store.is_free():
         raise UnetcliError(f"{place}: exists and was not written by unetcli {command}; {way}")
+    return _if_made(store, found)
 
 
 def require_no_others(place: Place) -> None:
