@@ -34,11 +34,6 @@ from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
 GIB = 2**30
-ESTIMATED = (
-    *("blocks", "tiles", "device_bytes", "host_bytes", "output_bytes", "output_files", "receipts_bytes"),
-    *("multiply_adds", "tile_multiply_adds", "input_bytes", "input_chunks"),
-)
-"""Fields of the estimate that a report has by their own names."""
 MEMORY_MARGIN, TIME_MARGIN = 1.2, 1.5
 """What a SLURM request asks for beyond the estimate."""
 GPU_JOB_CPUS = 4
@@ -98,14 +93,19 @@ class PlanReport:
 
     def to_dict(self) -> dict[str, Any]:
         plan, e = self.plan, self.estimate
+
+        def estimated(*names: str) -> dict[str, Any]:
+            return {name: getattr(e, name) for name in names}
+
         return {
-            **{name: getattr(e, name) for name in ESTIMATED},
             "tile": list(plan.tile),
             "step": list(plan.footprint.step(plan.tile)),
             "context": list(plan.footprint.context),
             "precision": plan.settings.precision,
+            **estimated("blocks", "tiles"),
             "shares": self.timing.shares,
             "wasted_work": round(e.wasted_work, 4),
+            **estimated("device_bytes", "host_bytes", "output_bytes", "output_files"),
             "gpu_hours": self.gpu_hours,
             "slurm": self.slurm,
             "gpu_hours_reason": self.rates_reason,
@@ -115,6 +115,7 @@ class PlanReport:
             "block_shape": list(plan.block_shape),
             "device": plan.settings.device,
             "stored_bytes": self.stored_bytes,
+            **estimated("multiply_adds", "tile_multiply_adds", "input_bytes", "input_chunks", "receipts_bytes"),
             "bandwidth": self.traffic.to_dict() if self.traffic else None,
             "slurm_check": self.slurm_check,
             "begun": self.begun,
