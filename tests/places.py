@@ -119,7 +119,10 @@ def place_of(name: str, request: pytest.FixtureRequest) -> Place:
 
 @contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
-    """Check that what ran meanwhile left no process, no temporary file and no certificate below the folder."""
+    """Check that what ran meanwhile left no process, no temporary file and no certificate below the folder.
+
+    Children of earlier processes do not count: daemons of a SLURM cluster start and end some as they like.
+    """
     start_server()  # the tests' own, which starts with the first command of a process and stays
     temporary = folder / "tmp"
     temporary.mkdir()
@@ -127,9 +130,13 @@ def nothing_left(folder: Path) -> Iterator[None]:
         patch.setenv("TMPDIR", str(temporary))
         patch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
         patch.setattr(tempfile, "tempdir", None)
-        before = set(psutil.Process().children(recursive=True))
+        before = set(psutil.Process().children())
         yield
-        wait_for(lambda: not set(psutil.Process().children(recursive=True)) - before)
+        try:
+            wait_for(lambda: not set(psutil.Process().children()) - before)
+        except TimeoutError as error:
+            left = [process.cmdline() for process in set(psutil.Process().children()) - before]
+            raise AssertionError(f"still at work: {left}") from error
     assert list(temporary.iterdir()) == []
     assert list(folder.rglob("tls")) == []
 
