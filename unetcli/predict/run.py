@@ -226,6 +226,7 @@ def summarise(
 def summarise_share(step: PredictStep, outcome: ShareOutcome, seconds: float) -> PredictSummary:
     """The summary of a share, and of finishing where it was the last one."""
     finished = outcome.share.complete and (outcome.whole is None or outcome.whole.complete)
+    step.look_again()  # the run may have been finished by another step, with other levels
     told = outcome.share
     if outcome.whole is not None:
         told.done = outcome.whole.done
