@@ -22,8 +22,7 @@ from unetcli.train.dataset import resolve_truth
 from unetcli.train.request import WeightsRequest
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
-from unetcli.volumes import opening as ngff
-from unetcli.volumes.image import MARKER, Level, marker
+from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import LocalStore, Store
 from unetcli.volumes.volume import Volume, describe
@@ -90,12 +89,13 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
     UnetcliError
         Anything about the request that the user can put right; nothing has been written then.
     """
-    output = _resolve_output(request)
-    rules = rules_of(request, output.labels, output.region)
-    targets = TargetCache(output.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
-    planes = [plane for plane in output.region.planes() if request.keep_empty or not targets.is_empty(plane)]
+    path, labels, sections = _resolve(request)
+    region = labels.sections(*sections)
+    rules = rules_of(request, labels, region)
+    targets = TargetCache(labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
+    planes = [plane for plane in region.planes() if request.keep_empty or not targets.is_empty(plane)]
     if not planes:
-        raise UnetcliError(f"{output.labels.path}: nothing is drawn in any section; --keep-empty takes that for truth")
+        raise UnetcliError(f"{labels.path}: nothing is drawn in any section; --keep-empty takes that for truth")
     counts = LabelCounts()
     for done, plane in enumerate(planes, start=1):
         counts += targets.count(plane)
@@ -111,17 +111,17 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
             report(len(planes) + done, 2 * len(planes))
 
     provenance = {"rules": asdict(rules), "class_weights": [round(float(w), 6) for w in weights]}
-    with telling_unwritable(output.path, "writes it anew"):
-        output.publish(provenance, fill)
-        weighing.draw(output.picture)
+    with telling_unwritable(path, "writes it anew"):
+        publish(path, labels, region, provenance, fill)
+        weighing.draw(picture_of(path))
     first = "class 1" if rules.truth == "classes" else "foreground"
     names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
     return WeightsSummary(
-        output=str(output.path),
-        picture=str(output.picture),
+        output=str(path),
+        picture=str(picture_of(path)),
         rules=asdict(rules),
-        sections=output.sections,
-        left_out=output.sections[1] - output.sections[0] - len(planes),
+        sections=sections,
+        left_out=sections[1] - sections[0] - len(planes),
         classes=[
             ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6))
             for name, n, w in zip(names, counts.class_counts, weights, strict=True)
@@ -132,8 +132,8 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
     )
 
 
-def _resolve_output(request: WeightsRequest) -> WeightMap:
-    """The image to write; refused where its place is taken."""
+def _resolve(request: WeightsRequest) -> tuple[Path, Volume, tuple[int, int]]:
+    """Return the path of the weight map, the labels and the sections to weigh; raise where the path is taken."""
     labels = open_volume(request.labels).channels_as_sections()
     require_labels(labels)
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
@@ -141,10 +141,10 @@ def _resolve_output(request: WeightsRequest) -> WeightMap:
     place = request.output or f"{stem(request.labels)}.weights.zarr"
     if is_remote(plain(place)):
         raise UnetcliError(f"--output {place}: a weight map is written to a folder here")
-    output = WeightMap(Path(plain(place)), labels, sections)
-    require_apart(output.path, [request.labels])
-    output.require_free(overwrite=request.overwrite)
-    return output
+    path = Path(plain(place))
+    require_apart(path, [request.labels])
+    require_free(path, overwrite=request.overwrite)
+    return path, labels, sections
 
 
 @dataclass(slots=True)
@@ -196,90 +196,74 @@ def busiest_window(box: Box, border: NDArray[np.float32]) -> Box:
     return Box(box.start[:-2] + start, box.stop[:-2] + stop)
 
 
-@dataclass(frozen=True, slots=True)
-class WeightMap:
-    """An OME-Zarr image of float32 for sections of a label volume, with its axes and voxel size."""
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Raise unless a weight map can be written to ``path``: its folder exists, and it replaces only a weight map.
 
-    path: Path
-    labels: Volume
-    sections: tuple[int, int]
+    A weight map that is there already is replaced only with ``overwrite``.
+    """
+    if not path.parent.is_dir():
+        raise UnetcliError(f"--output {path}: no folder {path.parent}; make it first")
+    if LocalStore(path).is_free():
+        if (picture := picture_of(path)).exists():  # nothing says who drew it
+            raise UnetcliError(f"{picture}: exists without its weight map; --output names another place")
+        return
+    if (found := marker(path)) is None or found.get("kind") != KIND:
+        raise UnetcliError(f"{path}: exists and was not written by unetcli weights; --output names another place")
+    if not overwrite:
+        raise UnetcliError(f"{path}: exists; --overwrite writes it anew, --output names another place")
 
-    @property
-    def region(self) -> Box:
-        """The sections that it covers."""
-        return self.labels.sections(*self.sections)
 
-    @property
-    def picture(self) -> Path:
-        """The picture beside it."""
-        return self.path.with_name(f"{self.path.name.removesuffix('.zarr')}.png")
+def picture_of(path: Path) -> Path:
+    """Return the path of the picture beside a weight map."""
+    return path.with_name(f"{path.name.removesuffix('.zarr')}.png")
 
-    def require_free(self, *, overwrite: bool) -> None:
-        """Refuse a place that holds something else, or a weight map that is not to be replaced, or one in no folder."""
-        if not self.path.parent.is_dir():
-            raise UnetcliError(f"--output {self.path}: no folder {self.path.parent}; make it first")
-        if LocalStore(self.path).is_free():
-            if self.picture.exists():  # nothing says whose it is
-                raise UnetcliError(f"{self.picture}: exists without its weight map; --output names another place")
-            return
-        if (found := marker(self.path)) is None or found.get("kind") != KIND:
-            raise UnetcliError(
-                f"{self.path}: exists and was not written by unetcli weights; --output names another place"
-            )
-        if not overwrite:
-            raise UnetcliError(f"{self.path}: exists; --overwrite writes it anew, --output names another place")
 
-    def publish(self, provenance: Mapping[str, Any], fill: Callable[[Write], None]) -> None:
-        """Make the image with all that ``fill`` stores, in place of an earlier weight map.
+def publish(
+    path: Path, labels: Volume, region: Box, provenance: Mapping[str, Any], fill: Callable[[Write], None]
+) -> None:
+    """Write an image of ``region`` with everything that ``fill`` stores, in place of an earlier weight map.
 
-        Killed at any time, nothing is left under the image's name; the next call removes the draft.
-        """
-        for draft in drafts(self.path.parent, glob.escape(self.path.name)):
-            if _is_abandoned(draft / WRITER):
-                remove_aside(draft)
+    A killed process leaves nothing under the image's name; the next call removes its draft.
+    """
+    spec = weight_map_spec(labels, region)
+    start = dict(zip(labels.axes, region.start, strict=True))
+    about = {
+        "complete": True,
+        "kind": KIND,
+        "extent": list(labels.extent),
+        "region": [[a, b] for a, b in zip(region.start, region.stop, strict=True)],
+    }
+    attributes = {**image_attributes(spec, path, labels, start), MARKER: {**about, **provenance}}
+    for draft in drafts(path.parent, glob.escape(path.name)):
+        if _is_abandoned(draft / WRITER):
+            remove_aside(draft)
 
-        def make(store: Store) -> None:
-            store.replace_text(WRITER, json.dumps(asdict(Holder.myself())))
-            level = self._level(store)
-            level.create(store)
-            array = level.open()
-            fill(lambda box, w: level.write(array, box.relative_to(self.region), w.reshape(1, *box.shape)))
-            for name, text in ngff.documents(self._attributes(provenance), level.zarr_format).items():
-                store.replace_text(name, text)
-            Path(store.place, WRITER).unlink()
-            self.require_free(overwrite=True)
-            remove_aside(self.path)
+    def make(store: Store) -> None:
+        store.replace_text(WRITER, json.dumps(asdict(Holder.myself())))
+        image = Image(store.place, spec)
+        image.level.create(store)
+        array = image.level.open()
+        fill(lambda box, w: image.level.write(array, box.relative_to(region), w.reshape(1, *box.shape)))
+        image.replace_attributes(attributes)
+        Path(store.place, WRITER).unlink()
+        require_free(path, overwrite=True)
+        remove_aside(path)
 
-        LocalStore(self.path).publish(make)
+    LocalStore(path).publish(make)
 
-    def _level(self, store: Store) -> Level:
-        shape = self.region.shape
-        chunks = (1,) * (len(shape) - 2) + tuple(min(n, CHUNK) for n in shape[-2:])
-        return Level(
-            store=store,
-            name="0",
-            axes=self.labels.axes,
-            shape=shape,
-            chunks=chunks,
-            write_chunks=chunks,
-            outputs=1,
-            dtype="float32",
-            zarr_format=3,
-        )
 
-    def _attributes(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
-        axes, first = self.labels.axes, dict(zip(self.labels.axes, self.region.start, strict=True))
-        sizes = {axis: self.labels.voxel_size.get(axis, 1.0) for axis in axes}
-        starts = {axis: self.labels.translation.get(axis, 0.0) + first[axis] * sizes[axis] for axis in axes}
-        grid = ngff.Grid(scale=sizes, translation=starts)
-        image = ngff.image(self.path.name.removesuffix(".zarr"), axes, self.labels.units, [grid])
-        ours = {
-            "complete": True,
-            "kind": KIND,
-            "extent": list(self.labels.extent),
-            "region": [[a, b] for a, b in zip(self.region.start, self.region.stop, strict=True)],
-        }
-        return {**ngff.attributes(image, 3), MARKER: {**ours, **provenance}}
+def weight_map_spec(labels: Volume, region: Box) -> ArraySpec:
+    """Describe the array that holds the weights of ``region``: float32, with the axes of ``labels``."""
+    chunks = (1,) * (len(region.shape) - 2) + tuple(min(n, CHUNK) for n in region.shape[-2:])
+    return ArraySpec(
+        axes=labels.axes,
+        shape=region.shape,
+        chunks=chunks,
+        write_chunks=chunks,
+        outputs=1,
+        dtype="float32",
+        zarr_format=3,
+    )
 
 
 def _is_abandoned(writer: Path) -> bool:
