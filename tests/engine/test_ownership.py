@@ -220,6 +220,19 @@ def test_overwrite_replaces_the_run_folder_of_another_version(here: Path, step: 
     WRITING[step]()
 
 
+def test_overwrite_deletes_what_format_1_called_otherwise(here: Path) -> None:
+    other_format(PREDICT)
+    (RUN / MARKER).write_text(json.dumps({"unetcli": "0.0.9", "format": 1, "step": PREDICT}))
+    for name in ("places.json", f"places.json.{HEX}.partial", "places.json.mine"):
+        (RUN / name).write_text("{}")
+    (RUN / "troubles").mkdir()
+    (RUN / "troubles" / "node1-7.jsonl").write_text("{}")
+    predict(overwrite=True)
+    names = {path.name for path in RUN.iterdir()}
+    assert "places.json.mine" in names
+    assert not names & {"places.json", f"places.json.{HEX}.partial", "troubles"}
+
+
 def test_overwrite_keeps_the_marker_of_this_version(here: Path) -> None:
     predict()
     before = (RUN / MARKER).stat()

@@ -34,6 +34,8 @@ from unetcli.executors.slurm.journal import JobJournal
 MARKER = "unetcli-run.json"
 FORMAT = 2
 """Version of what a run folder holds, and where."""
+FORMER_NAMES = ("places.json", "troubles")
+"""Contents that had other names in format 1."""
 PREDICT, LABEL, EVALUATE = "predict", "label", "evaluate"
 """Steps that have run folders."""
 LOCK_NAMES = ("lock", "lock.guard")
@@ -147,6 +149,8 @@ def renew(folder: Path) -> None:
     """Rewrite a marker of another format, once the contents of that format are deleted."""
     found = read_mark(folder)
     if found and found.format != FORMAT:
+        for path in (*(folder / name for name in FORMER_NAMES), *drafts(folder, *FORMER_NAMES)):
+            remove_aside(path)
         with replacing(folder / MARKER) as draft:
             draft.write_text(_text(found.step))
 
