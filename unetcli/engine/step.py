@@ -24,6 +24,8 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.planning.plan import Stage, pending, stage_of
 
 CPU = "cpu"
+TRANSPORTS = ("aiohttp", "botocore")
+"""Packages whose errors come from the connection to a remote store, such as a status 503, not from the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +324,11 @@ def attempt(number: int, make: Callable[[], BlockResult]) -> BlockResult:
 def is_unusable(error: Exception) -> bool:
     """Whether the input itself is at fault, and not the way to it: trying again would not help."""
     cause = error.__cause__
-    unreachable = isinstance(cause, OSError) and cause.errno is not None
+    unreachable = (
+        (isinstance(cause, OSError) and cause.errno is not None)  # codecs raise OSError without a number
+        or isinstance(cause, TimeoutError)
+        or type(cause).__module__.partition(".")[0] in TRANSPORTS
+    )
     return isinstance(error, DamagedResult) or (isinstance(error, UnreadableBlock) and not unreachable)
 
 
