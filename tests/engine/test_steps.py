@@ -212,6 +212,29 @@ def test_slurm_is_asked_before_anything_is_written(scene: Scene, slurm: SlurmClu
     assert sorted(Path().rglob("*")) == before
 
 
+@each_step
+def test_after_ctrl_c_the_jobs_that_go_on_are_named_and_attached_to(
+    scene: Scene, slurm: SlurmCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = ClusterOptions(cluster="slurm", blocks_per_job=3, slurm=("begin=now+1hour",))  # no job starts: that is quick
+
+    def interrupt() -> bool:
+        if slurm.jobs():
+            raise KeyboardInterrupt
+        return False
+
+    caplog.set_level(logging.INFO, "unetcli")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            scene.run(held, interrupt)
+        message = caplog.messages[-1]
+        arrays = {job.partition("_")[0] for job in slurm.jobs()}
+        assert message.startswith(f"{len(slurm.jobs())} SLURM jobs ")
+        assert f"`scancel {' '.join(arrays)}`" in message
+    journal = Path(scene.folder.path, "jobs.jsonl").read_text()
+    assert journal.count('"submit"') == len(arrays) == 1
+
+
 def make_unreadable(scene: Scene, section: int) -> Path:
     """A link that leads to itself in place of a chunk: an error of the file system, for root too."""
     chunk = Path(scene.source.format(section))
