@@ -42,7 +42,7 @@ def _in_tmp_path(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def looks() -> dict[str, Status]:
     """A look at each step of the output."""
-    return {step.name: Watcher(step).look() for step in steps_of(OUTPUT)}
+    return {step.name: Watcher(step).status() for step in steps_of(OUTPUT)}
 
 
 def stages(found: Status) -> dict[str, int]:
@@ -69,7 +69,7 @@ def small() -> None:
 
 def at_work(name: str) -> bool:
     """Whether a worker told of finished blocks, and has others in hand."""
-    return any(beat.blocks and beat.in_hand for beat in read_beats(Path(f"{OUTPUT}.run/{name}/workers")).values())
+    return any(beat.blocks and beat.blocks_left for beat in read_beats(Path(f"{OUTPUT}.run/{name}/workers")).values())
 
 
 def test_labels_are_shown_stage_by_stage() -> None:
@@ -171,9 +171,9 @@ def test_an_evaluation_is_shown_until_it_has_told_its_scores(unetcli: CLI) -> No
     assert (found.command, found.output, found.complete) == ("evaluate", OUTPUT, False)
     assert "the same evaluate command continues" in unetcli("status", OUTPUT).stdout
     watcher = Watcher(steps_of(OUTPUT)[0])
-    assert not watcher.look(wait=False).complete
+    assert not watcher.status(wait=False).complete
     evaluate_volume(request)
-    last = watcher.look(wait=False)
+    last = watcher.status(wait=False)
     assert (last.complete, last.done, last.voxels_done, last.seconds_left) == (True, found.blocks, found.voxels, 0.0)
     with pytest.raises(UnetcliError, match="is no run folder"):
         steps_of(OUTPUT)
@@ -239,7 +239,7 @@ def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> No
     assert "it is gone; the same label command makes it anew" in unetcli("status", OUTPUT).stdout
     done = unetcli("verify", OUTPUT)
     assert (done.returncode, done.stdout) == (0, f"{OUTPUT}: 3 of 3 blocks are what was computed\n")
-    assert "labels/instances: gone; the same label command makes them anew" in done.stderr
+    assert "labels/instances: deleted; the same label command" in done.stderr
     assert unetcli("verify", OUTPUT, "--step", "instances").returncode == 1
     shutil.rmtree(OUTPUT)
     assert looks()["predict"].gone

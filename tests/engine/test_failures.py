@@ -1,4 +1,4 @@
-"""What went wrong stays on record, whatever happened to the record."""
+"""Records of failures survive damage to their files."""
 
 from __future__ import annotations
 

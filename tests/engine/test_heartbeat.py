@@ -1,4 +1,4 @@
-"""Signs of life: one small file per process, as often as it is called; the last one says how it ended."""
+"""Heartbeats: one small file per process for any number of calls; the last one reports how the worker ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def only(folder: Path) -> Beat:
 
 def test_the_counter_grows_while_the_worker_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
-    monkeypatch.setattr(heartbeat, "MEMORY_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "MEMORY_POLL_SECONDS", 0.01)
     with Heartbeat(tmp_path, 3):
         first = only(tmp_path)
         assert first.state == WORKING
@@ -37,15 +37,15 @@ def test_a_process_keeps_one_file_however_often_it_is_called(tmp_path: Path) -> 
     counters = []
     for call in range(3):
         with Heartbeat(tmp_path, 5) as beat:
-            assert only(tmp_path).in_hand == 5
+            assert only(tmp_path).blocks_left == 5
             beat.done(100)
             beat.set_aside()
         counters.append(only(tmp_path).counter)
         assert only(tmp_path).blocks == call + 1
     assert counters == sorted(set(counters))
-    assert (only(tmp_path).voxels, only(tmp_path).set_aside, only(tmp_path).in_hand) == (300, 3, 0)
+    assert (only(tmp_path).voxels, only(tmp_path).set_aside, only(tmp_path).blocks_left) == (300, 3, 0)
     with Heartbeat(tmp_path, 4):
-        assert only(tmp_path).in_hand == 4  # what an earlier call left is not in hand any more
+        assert only(tmp_path).blocks_left == 4  # blocks of an earlier call do not count
 
 
 def test_calls_at_the_same_time_have_a_file_each(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_calls_at_the_same_time_have_a_file_each(tmp_path: Path) -> None:
 
 def test_no_block_is_lost_in_counting_while_beats_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
-    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.0)
     with Heartbeat(tmp_path, 4000) as beat:
         threads = [threading.Thread(target=lambda: [beat.done(2) for _ in range(1000)]) for _ in range(4)]
         for thread in threads:
@@ -99,7 +99,7 @@ def test_memory_that_comes_near_the_limit_is_told_at_once(tmp_path: Path, monkey
     monkeypatch.setenv("SLURM_MEM_PER_NODE", str(memory_bytes() // 2**20 + 400))
     with Heartbeat(tmp_path, 1):
         assert not only(tmp_path).near_limit
-        with mmap.mmap(-1, 400 * 2**20) as ballast:  # fresh: the heap may hold freed memory
+        with mmap.mmap(-1, 400 * 2**20) as ballast:  # new memory: the heap may reuse freed memory
             ballast.write(b"x" * len(ballast))
             wait_for(lambda: only(tmp_path).near_limit)
             assert memory_bytes() > len(ballast)
@@ -123,7 +123,7 @@ def test_the_limit_is_the_scheduler_s(monkeypatch: pytest.MonkeyPatch, environme
 
 def test_beats_are_whole_whenever_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
-    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.0)
     with Heartbeat(tmp_path, 1):
         for _ in range(500):
             for path in tmp_path.glob("*.json"):

@@ -1,4 +1,4 @@
-"""Run folders are ours by their marker: nothing of others is ever changed, and no kill makes our own look foreign."""
+"""Run folders belong to unetcli by their marker: foreign files never change, and a kill never disowns a folder."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ MINE = [
     *("downloads/film.mkv.partial", "objects.csv", "numbers.npy", "merged.json", "plan.json", "shares.json", "lock"),
     *(f"receipts.{HEX}.partial/mine.txt", f"plan.json.{HEX}.partial", "x.partial"),
 ]
-"""Files of a user that are called as ours are."""
+"""Files of a user with names that unetcli uses."""
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, a model, a complete prediction and a truth."""
+    """Make a volume, a model, a complete prediction and a truth."""
     place = tmp_path_factory.mktemp("base")
     write_model(place / "model")
     write_zarr(place / "big.zarr", grey(2, 70, 90), chunks=(1, 32, 32))
@@ -64,7 +64,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of those, as the current folder."""
+    """Change to a copy of the base folder."""
     place = tmp_path / "place"
     shutil.copytree(base, place)
     monkeypatch.chdir(place)
@@ -73,7 +73,7 @@ def here(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(place: Path | str = ".") -> dict[str, bytes | None]:
-    """All files and folders."""
+    """Return all files and folders with their contents."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(Path(place).rglob("*"))}
 
 
@@ -126,10 +126,10 @@ def test_a_folder_with_files_of_others_is_refused_and_stays(here: Path, command:
         (RUN / name).write_text("mine")
     before = files()
     with pytest.raises(
-        UnetcliError, match=r"^run: holds blocks, canaries, counts and \d+ more and no unetcli-run"
+        UnetcliError, match=r"^run: contains blocks, canaries, counts and \d+ more but no unetcli-run"
     ) as told:
         WRITING[command]()
-    assert "--run-folder names an empty or a new folder" in str(told.value)
+    assert "--run-folder with an empty or new folder" in str(told.value)
     assert files() == before
 
 
@@ -139,7 +139,7 @@ def test_a_single_file_of_others_is_enough(here: Path, name: str) -> None:
     (RUN / name).write_text("mine")
     before = files()
     for command in (predict, label, evaluate):
-        with pytest.raises(UnetcliError, match=r"^run: holds .* and no unetcli-run\.json"):
+        with pytest.raises(UnetcliError, match=r"^run: contains .* but no unetcli-run\.json"):
             command()
     assert files() == before
 
@@ -160,7 +160,7 @@ def test_a_share_that_closes_makes_nothing_of_a_folder_of_others(here: Path) -> 
     RUN.mkdir()
     (RUN / "notes.txt").write_text("mine")
     before = files()
-    with pytest.raises(UnetcliError, match=r"run: holds notes\.txt and no"):
+    with pytest.raises(UnetcliError, match=r"run: contains notes\.txt but no"):
         close_run(request_())
     assert files() == before
 
@@ -187,7 +187,7 @@ def test_the_run_folder_of_another_step_is_refused_and_stays(here: Path, command
     claim(RUN, made)
     (RUN / "plan.json").write_text("{}")
     before = files()
-    with pytest.raises(UnetcliError, match=f"^run: a run folder of {made}; {step} needs one of its own; --run-folder"):
+    with pytest.raises(UnetcliError, match=f"^run: a run folder of {made}; {step} needs a separate one; --run-folder"):
         WRITING[command]()
     assert files() == before
 
@@ -436,26 +436,26 @@ def test_a_late_worker_does_not_bring_a_folder_back(here: Path) -> None:
     assert not RUN.exists()
 
 
-# Kills: before and after each change of a run folder, the same command then succeeds, to the same bytes.
+# Kills before and after each change of a run folder: the same command then succeeds and gives the same bytes.
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command to be killed, and where."""
+    """A command and the points at which it is killed."""
 
     words: str
     folder: str
-    """Changes of what begins so are points to be killed at."""
+    """Prefixes of the paths whose changes are points to kill at."""
     points: tuple[Point, ...]
-    """Those of the default tests."""
+    """Points that the default tests use."""
     first: str | None = None
-    """A command before."""
+    """Command to run first."""
     empty: bool = False
-    """Whether the folder is there before."""
+    """Whether the folder exists before."""
 
 
 def points(*changes: str) -> tuple[Point, ...]:
-    """The moments before the first of these changes, but for those with a ``+``: after it."""
+    """Return the points before the first of these changes, or after it for names with a ``+``."""
     return tuple(Point(change.strip("+"), when=AFTER if change.endswith("+") else BEFORE) for change in changes)
 
 
@@ -486,7 +486,7 @@ def killer() -> Iterator[Launcher]:
 
 @dataclass
 class Killing:
-    """A command, what it makes when nobody kills it, and copies of the place where it can be killed."""
+    """A command, its result without a kill, and copies of the folder in which it can be killed."""
 
     command: Command
     killer: Launcher
@@ -505,7 +505,7 @@ class Killing:
         return place
 
     def undisturbed(self) -> list[Point]:
-        """All points, from a run that nobody kills."""
+        """Return all points, recorded in a run without a kill."""
         place = self.fresh()
         code, self.out, talk = self.run(place)
         assert code == 0, talk
@@ -526,7 +526,7 @@ class Killing:
 
 
 def results(place: Path) -> dict[str, bytes | None]:
-    """All that is made beside run folders; where such are left."""
+    """Return all files outside of run folders, and the run folders that are left."""
     found = {name.removeprefix(f"{place}/"): content for name, content in files(place).items()}
     return {
         name: content
@@ -536,7 +536,7 @@ def results(place: Path) -> dict[str, bytes | None]:
 
 
 def json_of(out: str) -> object:
-    """Scores; of other commands nothing."""
+    """Return the scores; None for other commands."""
     return json.loads(out) if out.startswith("{") else None
 
 

@@ -31,7 +31,7 @@ SECONDS = st.integers(0, 10**9).map(lambda ms: ms / 1000)
 
 
 def counted(folder: Path) -> set[int]:
-    """Blocks that count as done."""
+    """Return the blocks that are done."""
     return set(np.flatnonzero(Ledger(folder, 20).refresh().done).tolist())
 
 

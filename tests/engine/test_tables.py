@@ -1,4 +1,4 @@
-"""Files of named arrays: what is read is what was stored, or an error."""
+"""Files of named arrays: reading returns what was stored, or raises an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_damage_is_told_with_its_file(stored: Tables, how: str) -> None:
     path.write_bytes({"half": data[: len(data) // 2], "bit": data}.get(how, b""))
     if how == "gone":
         path.unlink()
-    with pytest.raises(UnreadableBlock, match=r"0001/0001234\.tables: cannot be read .* makes it anew"):
+    with pytest.raises(UnreadableBlock, match=r"0001/0001234\.tables: cannot be read .* recomputes it"):
         stored.load(1234)
 
 

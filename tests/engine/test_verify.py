@@ -1,4 +1,4 @@
-"""verify: damage of every kind is found and repaired to the same bytes; seams and changed input are found."""
+"""verify finds damage of every kind and repairs it to the same bytes; it finds seams and changed input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.receipts import ReceiptBook, read_receipts
 from unetcli.engine.runfolder import PREDICT, RunFolder
-from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once
+from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reader_count
 from unetcli.executors.options import VerifyRequest
 from unetcli.predict.checks import plan_of_window, windows
 from unetcli.predict.request import PredictRequest
@@ -49,7 +49,7 @@ def folder() -> RunFolder:
 
 
 def predicted(*shape: int, **changes: Any) -> PredictRequest:
-    """A finished run; ``whole.zarr`` is a copy of its output."""
+    """Finish a run; ``whole.zarr`` is a copy of its output."""
     write_zarr(Path("big.zarr"), grey(*(shape or (4, 530, 540))), chunks=(1, 128, 128))
     request = PredictRequest(**{"volume": "big.zarr", "tile": 220, "device": "cpu", **changes})
     assert predict_volume(request).complete
@@ -63,26 +63,26 @@ def verified(**words: Any) -> Verification:
 
 
 def array_bytes(path: Path) -> dict[str, bytes]:
-    """Every array file of a store."""
+    """Return every array file of a store."""
     return {
         str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file() and f.parent != path
     }
 
 
 def chunk(block: int) -> Path:
-    """The largest chunk file of a block."""
+    """Return the largest chunk file of a block."""
     plan = PredictStep.open(folder()).plan
     files = [file for file in Output(OUTPUT, plan).files(plan.output_box(plan.block(block))) if file.exists()]
     return max(files, key=lambda file: file.stat().st_size)
 
 
 def put_zeros(file: Path) -> None:
-    """As they would be stored: not at all, or as zeros of full length where something filled the file up."""
+    """Overwrite a file with zeros of the same length."""
     file.write_bytes(bytes(file.stat().st_size))
 
 
 def put_another(file: Path) -> None:
-    """A valid chunk in the place of another one."""
+    """Replace a chunk by another valid one."""
     shutil.copyfile(chunk(0), file)
 
 
@@ -237,14 +237,14 @@ def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
 def test_so_many_blocks_are_read_at_once_as_memory_allows() -> None:
     predicted(2, 90, 90)
     step = PredictStep.open(folder())
-    assert reading_at_once(step.block_bytes) == len(os.sched_getaffinity(0))
+    assert reader_count(step.block_bytes) == len(os.sched_getaffinity(0))
     large = replace(step.plan, region=Box((0, 0, 0), (1, 90, 90)), block_shape=(1, 90 * 2**9, 90 * 2**9))
-    assert reading_at_once(replace(step, plan=large).block_bytes) == 1
+    assert reader_count(replace(step, plan=large).block_bytes) == 1
     assert READ_BYTES < 3 * 90 * 90 * 2**18
 
 
 def rewrite(values: NDArray[Any]) -> None:
-    """Other content that receipts vouch for: what a network with a fault would have left."""
+    """Store other values with matching receipts, as a faulty network would have."""
     plan = PredictStep.open(folder()).plan
     output, ledger = Output(OUTPUT, plan), folder().ledger(plan.blocks)
     last = {receipt.block: receipt for receipt in read_receipts(folder().receipts)}
@@ -271,7 +271,7 @@ def test_windows_in_other_tiles_equal_what_is_stored(dtype: str, precision: str)
     assert seams is not None
     assert (seams.windows, seams.exceeded) == (10, [])
     assert seams.largest_difference <= seams.allowed
-    assert seams.largest_difference > 0 or (dtype, precision) != ("float32", "float32")  # other arithmetic it was
+    assert seams.largest_difference > 0 or (dtype, precision) != ("float32", "float32")  # the arithmetic did differ
 
 
 def test_parts_that_are_skipped_are_skipped_in_other_tiles_too() -> None:
@@ -405,7 +405,7 @@ def test_the_command_tells_all_and_exits_with_3_until_repaired(unetcli: CLI) -> 
     done = unetcli("verify", OUTPUT)
     assert done.returncode == 3
     assert "2 of 3 blocks are what was computed" in done.stdout
-    assert "block 1 (z 1:2, y 0:90, x 0:90): other content" in done.stdout
+    assert "block 1 (z 1:2, y 0:90, x 0:90): content differs from its receipt" in done.stdout
     done = unetcli("verify", OUTPUT, "--json")
     assert list(json.loads(done.stdout))[:3] == ["blocks", "checked", "damaged"]
     assert json.loads(done.stdout)["damaged"][0]["block"] == 1

@@ -257,7 +257,7 @@ def test_what_other_processes_set_aside_is_told_here(
 
 def test_other_settings_are_refused_by_name(values: NDArray[np.uint8]) -> None:
     label(threshold=0.4)
-    with pytest.raises(UnetcliError, match=r"threshold 0\.5 \(was 0\.4\); use those again, --overwrite starts anew"):
+    with pytest.raises(UnetcliError, match=r"threshold 0\.5 \(was 0\.4\); use the same settings; --overwrite"):
         label()
     with pytest.raises(UnetcliError, match=r"connectivity 8 \(was 4\)"):
         label(threshold=0.4, connectivity=8)
@@ -267,7 +267,7 @@ def test_other_settings_are_refused_by_name(values: NDArray[np.uint8]) -> None:
 def test_labels_without_their_run_folder_are_not_written_over(labels: None) -> None:
     before = files()
     shutil.rmtree(FOLDER)
-    with pytest.raises(UnetcliError, match=r"exists, but .*plan\.json, which says how it was made, is gone"):
+    with pytest.raises(UnetcliError, match=r"exists, but its plan .*plan\.json is missing"):
         label()
     assert files() == before
 

@@ -42,7 +42,7 @@ def labels() -> dict[str, bytes]:
 
 def look(step: str) -> Status:
     (found,) = steps_of(STORE, only=step)
-    return Watcher(found, scheduler=JobStates(every=0)).look()
+    return Watcher(found, scheduler=JobStates(every=0)).status()
 
 
 @pytest.mark.slow

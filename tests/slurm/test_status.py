@@ -29,12 +29,12 @@ def test_jobs_that_wait_run_and_are_cancelled_are_told(
     done = finished(*DETACHED.split())
     assert done.returncode == 0, done.stderr
     watcher = Watcher(steps_of("big.pred.zarr")[0], scheduler=JobStates(every=0))
-    until(lambda: watcher.look().workers == 1, "a worker at work")
-    found = watcher.look()
+    until(lambda: watcher.status().workers == 1, "a worker at work")
+    found = watcher.status()
     assert (found.queued, found.queued_for, found.failures) == (2, "JobArrayTaskLimit", [])
     subprocess.run(["scancel", done.stdout.strip()], check=True)
-    until(lambda: watcher.look(wait=False).workers == 0, "no worker")
-    after = watcher.look()
+    until(lambda: watcher.status(wait=False).workers == 0, "no worker")
+    after = watcher.status()
     assert after.queued == 0
     assert after.missing + after.done == 1500
     until(lambda: not slurm.jobs(), "an empty queue")

@@ -179,7 +179,7 @@ def test_a_damaged_object_of_the_input_sets_its_block_aside(request_: PredictReq
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"run_folder": None}, "s3://bucket/pred.zarr: --run-folder FOLDER names a place on this file system"),
+        ({"run_folder": None}, "s3://bucket/pred.zarr: a remote store needs --run-folder FOLDER"),
         ({"volume": "s3://bucket/no.zarr"}, "s3://bucket/no.zarr: no Zarr array or group there"),
         ({"volume": "s3://nobucket/no.zarr"}, "s3://nobucket/no.zarr: no Zarr array or group there"),
         ({"output": "s3://nobucket/p.zarr"}, "s3://nobucket/p.zarr: .*bucket does not exist"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unetcli.engine.status import HostPace, StageStatus, Status, Watcher
+    from unetcli.engine.status import HostTiming, StageStatus, Status, Watcher
     from unetcli.engine.verify import Damage, Verification
     from unetcli.engine.workers import Failure
     from unetcli.predict.checks import Seams
@@ -209,13 +209,13 @@ def stage_line(stage: StageStatus) -> Text:
     return Text(told, style="green" if stage.done == stage.blocks else "red" if stage.failed else "")
 
 
-def slow_hosts(found: Status) -> list[HostPace]:
+def slow_hosts(found: Status) -> list[HostTiming]:
     """Hosts that take clearly longer than others, the slowest first."""
     middle = found.median_seconds_per_block or 0.0
     return [host for host in found.slowest_hosts if host.seconds_per_block > SLOW * middle]
 
 
-def seconds(host: HostPace) -> str:
+def seconds(host: HostTiming) -> str:
     """Its time for a block, and where it goes."""
     stages = f"read {host.read_seconds:.3g}, forward {host.forward_seconds:.3g}, write {host.write_seconds:.3g}"
     return f"{host.seconds_per_block:.3g} s per block ({stages})"
@@ -298,7 +298,7 @@ def status(request: RunRequest, watch: WatchOption = False, json: JsonOption = F
 
     watchers = [Watcher(found) for found in steps_of(str(request.output), request.run_folder, request.step)]
     if not watch:
-        found = [watcher.look() for watcher in watchers]
+        found = [watcher.status() for watcher in watchers]
         console.print_json(as_dict(found)) if json else terminal().print(picture_of_all(found))
     elif sys.stdout.isatty() and not json:
         refresh(watchers)
@@ -336,7 +336,7 @@ def refresh(watchers: list[Watcher]) -> None:
 
     with Live(console=terminal(), auto_refresh=False) as live:
         while True:
-            found = [watcher.look(wait=False) for watcher in watchers]
+            found = [watcher.status(wait=False) for watcher in watchers]
             live.update(picture_of_all(found), refresh=True)
             if all(each.complete for each in found):
                 return
@@ -348,7 +348,7 @@ def write_lines(watchers: list[Watcher], json: bool) -> None:
 
     told = float("-inf")
     while True:
-        found = [watcher.look(wait=False) for watcher in watchers]
+        found = [watcher.status(wait=False) for watcher in watchers]
         complete = all(each.complete for each in found)
         if complete or time.monotonic() - told >= console.SECONDS_PER_LINE:
             told = time.monotonic()

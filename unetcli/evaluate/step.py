@@ -20,9 +20,9 @@ from unetcli.core.files import Place, place_of
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
 from unetcli.engine.levels import Tables, damaged
-from unetcli.engine.run import require_nobody_at_work
+from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import EVALUATE, RunFolder, remove_run_folder
-from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, attempt
+from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, try_block
 from unetcli.engine.verify import OTHER
 from unetcli.evaluate.counting import Arrays, Counts, count_block, total_counts
 from unetcli.evaluate.plan import FORMAT, EvaluationPlan, Pair
@@ -56,7 +56,7 @@ class EvaluateStep(Step):
     FORMAT = FORMAT
     command = EVALUATE
     repairable = False
-    begins_anew = True
+    replaces_unreadable_plan = True
 
     folder: RunFolder
     plan: EvaluationPlan
@@ -99,7 +99,7 @@ class EvaluateStep(Step):
         threads = self.paths.threads or cpu_threads()
         todo = itertools.takewhile(lambda _: not stopping(), blocks)
         for number, future in ordered_map(lambda n: count_block(self.plan, pair, n), todo, threads):
-            yield attempt(number, lambda n=number, found=future: self._store(n, found.result()))  # type: ignore[misc]
+            yield try_block(number, lambda n=number, found=future: self._store(n, found.result()))  # type: ignore[misc]
 
     def _store(self, number: int, counts: Counts) -> BlockResult:
         arrays = counts.to_arrays()
@@ -141,7 +141,7 @@ class EvaluateStep(Step):
     def continue_from(self, frozen: EvaluationPlan) -> None:
         """Drop what was counted for other settings."""
         if not continues(frozen, self.plan):
-            require_nobody_at_work(self)
+            require_no_workers(self)
             self.folder.clear_run(self.own_files)
             self.folder.publish_plan(self.plan, self.FORMAT)
 

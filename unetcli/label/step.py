@@ -21,11 +21,11 @@ from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, absolute, is_remote, parent_of, place_of, remove_drafts_of, replacing
 from unetcli.core.lock import hold
-from unetcli.engine.levels import ImageStep, Pyramid, first_of, place
+from unetcli.engine.levels import ImageStep, Pyramid, nearest, place
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import LABEL, RunFolder
-from unetcli.engine.step import BlockResult, Change, Resources, StepPaths, attempt, require_continued
-from unetcli.engine.verify import damage
+from unetcli.engine.step import BlockResult, Change, Resources, StepPaths, require_continued, try_block
+from unetcli.engine.verify import check_block
 from unetcli.label import plan as label_plan
 from unetcli.label.finding import find_objects, working_bytes
 from unetcli.label.image import (
@@ -145,7 +145,7 @@ class LabelStep(ImageStep):
         """The coarser levels of the labels."""
         dtype = self.files.merged()["dtype"]
         if dtype not in self._pyramids:
-            self._pyramids[dtype] = Pyramid(Image(self.output, spec_of(self.plan, dtype)), self.plan.pyramid, first_of)
+            self._pyramids[dtype] = Pyramid(Image(self.output, spec_of(self.plan, dtype)), self.plan.pyramid, nearest)
         return self._pyramids[dtype]
 
     @functools.cached_property
@@ -170,7 +170,7 @@ class LabelStep(ImageStep):
     def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
         pyramid = functools.cache(lambda: self.pyramid)  # its type is read from a file
         for number in itertools.takewhile(lambda _: not stopping(), blocks):
-            yield attempt(number, functools.partial(self.make, number, pyramid))
+            yield try_block(number, functools.partial(self.make, number, pyramid))
 
     def make(self, number: int, pyramid: Callable[[], Pyramid] | None = None) -> BlockResult:
         """One block, of whatever stage; may be repeated, and needs the stages before, nothing else."""
@@ -256,14 +256,14 @@ class LabelStep(ImageStep):
             case label_plan.NUMBER:
                 return checksum(self._read_only.level.read(self._stored, self.plan.box(piece)))
             case _:
-                coarser = Pyramid(self._read_only, self.plan.pyramid, first_of)
+                coarser = Pyramid(self._read_only, self.plan.pyramid, nearest)
                 return coarser.checksum(number - self.plan.before_levels)
 
     def require_readable(self) -> None:
         if self.is_gone(self.ledger.refresh().done):
             raise UnetcliError(f"{self.output}: no labels of unetcli; the same label command makes them")
 
-    def look_closer(self, request: Any) -> dict[str, Any]:
+    def extra_checks(self, request: Any) -> dict[str, Any]:
         return {"table": self.wrong_with_table()} if request.blocks and self.is_complete() else {}
 
     def wrong_with_table(self) -> str | None:
@@ -305,7 +305,7 @@ class LabelStep(ImageStep):
             parent = Parent.open(self.paths.prediction)
             make_labels_group(self.store, self.plan.zarr_format)
             self.image.create(attributes_of(self.image, parent.volume, self._own_attributes()))
-            self.look_again()
+            self.clear_cache()
             self.pyramid.create()
 
     def discard(self) -> None:
@@ -373,7 +373,7 @@ class LabelStep(ImageStep):
         if self.is_made():
             self.mark(self._read_only, complete=False)
 
-    def also_void(self, damaged: Sequence[int]) -> Iterable[int]:
+    def with_dependents(self, damaged: Sequence[int]) -> Iterable[int]:
         """Tables come out as before, so that nothing made of them is damaged: only labels are computed again."""
         return [number for number in damaged if number > self.merging]
 
@@ -383,7 +383,7 @@ class LabelStep(ImageStep):
         for number in [*self._pieces_for(with_receipt), *({self.merging} & with_receipt)]:
             if stopping():
                 return False
-            if damage(self, ledger, number) and self.make(number).checksum != ledger.checksum(number):
+            if check_block(self, ledger, number) and self.make(number).checksum != ledger.checksum(number):
                 raise UnetcliError(
                     f"{self.output}: cannot be repaired, {self.place(number)} does not come out as before: "
                     f"{self.paths.prediction} is not what was labelled; label --overwrite starts anew"

@@ -85,7 +85,7 @@ def require_same_results(step: Predicting) -> None:
 
 def blocks_of_others(step: Predicting, host: str) -> list[int]:
     """A few finished blocks that this host did not make, far apart: one may be damaged, or skipped."""
-    others = np.flatnonzero((step.ledger.done & ~step.ledger.made_by(host))[: step.plan.blocks])
+    others = np.flatnonzero((step.ledger.done & ~step.ledger.computed_on(host))[: step.plan.blocks])
     places = np.unique(np.linspace(0, len(others) - 1, min(CANDIDATES, len(others)), dtype=np.intp))
     return [int(block) for block in others[places]]
 

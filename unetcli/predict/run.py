@@ -156,7 +156,7 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     require_claimable(folder.path, PREDICT, overwrite=request.overwrite)
     frozen = None if request.overwrite else folder.read_plan(Plan, FORMAT)
     step = PredictStep(folder=folder, plan=resolve_plan(request, source, model, frozen), paths=paths_of(request, model))
-    step.known(made)
+    step.cache_marker(made)
     if not request.overwrite and (frozen or made):
         require_continued(step, frozen, f"--overwrite starts anew, {ELSEWHERE}")
     return step
@@ -226,7 +226,7 @@ def summarise(
 def summarise_share(step: PredictStep, outcome: ShareOutcome, seconds: float) -> PredictSummary:
     """The summary of a share, and of finishing where it was the last one."""
     finished = outcome.share.complete and (outcome.whole is None or outcome.whole.complete)
-    step.look_again()  # the run may have been finished by another step, with other levels
+    step.clear_cache()  # the run may have been finished by another step, with other levels
     told = outcome.share
     if outcome.whole is not None:
         told.done = outcome.whole.done

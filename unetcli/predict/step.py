@@ -22,9 +22,9 @@ from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, place_of
 from unetcli.engine.levels import ImageStep, Pyramid, place
-from unetcli.engine.run import require_nobody_at_work
+from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import PREDICT, RunFolder
-from unetcli.engine.step import BlockResult, Change, Resources, attempt, require_continued
+from unetcli.engine.step import BlockResult, Change, Resources, require_continued, try_block
 from unetcli.engine.worker import void
 from unetcli.model.file import load_network
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
@@ -152,7 +152,7 @@ class PredictStep(ImageStep):
         with closing(self.predict(blocks, stopping)) as finished:
             for block in finished:
                 if block.error is None:
-                    yield attempt(block.block.number, functools.partial(self._store, block))
+                    yield try_block(block.block.number, functools.partial(self._store, block))
                 else:
                     yield BlockResult(number=block.block.number, error=block.error)
 
@@ -175,7 +175,7 @@ class PredictStep(ImageStep):
     def _coarser(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Iterator[BlockResult]:
         n = self.plan.blocks
         for number in itertools.takewhile(lambda _: not stopping(), blocks):
-            yield attempt(number, functools.partial(self.pyramid.build, number - n, n))
+            yield try_block(number, functools.partial(self.pyramid.build, number - n, n))
 
     # ---- reading back
 
@@ -202,7 +202,7 @@ class PredictStep(ImageStep):
                 f"{self.output}: its array cannot be opened ({error}); --overwrite of predict starts anew"
             ) from error
 
-    def look_closer(self, request: Any) -> dict[str, Any]:
+    def extra_checks(self, request: Any) -> dict[str, Any]:
         from unetcli.predict.checks import check_seams
 
         return {"seams": check_seams(self, request.seams)} if request.seams else {}
@@ -215,7 +215,7 @@ class PredictStep(ImageStep):
     def continue_from(self, frozen: Plan) -> None:
         require_continued(self, frozen, "--overwrite starts anew, --output names another place")
         if frozen.levels != self.plan.levels:
-            require_nobody_at_work(self)
+            require_no_workers(self)
             self._renumber_levels(replace(self, plan=frozen))
 
     def _renumber_levels(self, before: PredictStep) -> None:
@@ -230,12 +230,12 @@ class PredictStep(ImageStep):
         """Make the empty output; forget levels that were deleted, or are made of blocks that are computed again."""
         if not self.is_made():
             self.image.create(attributes_of(self.plan, self.output, self.source))
-            self.look_again()
+            self.clear_cache()
         n, done = self.plan.blocks, self.ledger.refresh().done
         if done[n:].any():
             missing = np.flatnonzero(~done[:n])
             every = len(missing) > MANY or not self.pyramid.is_made
-            void(self, self.ledger, range(n, self.blocks) if every else self.also_void(missing.tolist()))
+            void(self, self.ledger, range(n, self.blocks) if every else self.with_dependents(missing.tolist()))
 
     def prepare_stage(self, stage: Stage) -> None:
         if stage.blocks.start < self.plan.blocks:
@@ -259,7 +259,7 @@ class PredictStep(ImageStep):
     def reopen(self) -> None:
         self.mark(self.image, complete=False)
 
-    def also_void(self, damaged: Sequence[int]) -> Iterable[int]:
+    def with_dependents(self, damaged: Sequence[int]) -> Iterable[int]:
         """Damaged blocks, and blocks of levels that are made of those."""
         n, found = self.plan.blocks, set(damaged)
         for number in damaged:
@@ -269,7 +269,7 @@ class PredictStep(ImageStep):
         return sorted(found)
 
     @property
-    def way_out(self) -> str:
+    def remedy(self) -> str:
         return "predict with the unchanged one notes where it is now"
 
     @property
