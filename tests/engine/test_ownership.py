@@ -18,6 +18,7 @@ from killing import AFTER, BEFORE, Launcher, Point, launcher
 from label.maps import blobs
 
 from unetcli.core.errors import UnetcliError
+from unetcli.engine import runfolder
 from unetcli.engine.levels import Tables
 from unetcli.engine.runfolder import (
     EVALUATE,
@@ -29,6 +30,7 @@ from unetcli.engine.runfolder import (
     claim,
     read_mark,
     remove_run_folder,
+    require_claimable,
 )
 from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
@@ -259,6 +261,13 @@ def test_a_file_in_the_place_of_the_folder_is_refused(here: Path) -> None:
     assert RUN.read_text() == "mine"
 
 
+def test_a_link_to_nothing_is_refused(here: Path) -> None:
+    RUN.symlink_to("missing")
+    with pytest.raises(UnetcliError, match="run: not a folder"):
+        require_claimable(RUN, PREDICT)
+    assert RUN.is_symlink()
+
+
 THEIRS = [
     "downloads/film.mkv.partial",
     "x.partial",
@@ -427,6 +436,40 @@ def test_of_many_launchers_that_come_and_go_none_is_refused(here: Path) -> None:
         thread.join(120)
     assert not errors
     assert not list(here.glob("run*"))
+
+
+def test_a_folder_that_another_launcher_claims_between_two_looks_is_accepted(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def claimed_meanwhile(folder: Path) -> list[str]:
+        Path("other").rename(folder)
+        return list_names(folder)
+
+    claim(Path("other"), EVALUATE)
+    Path("other", "lock").touch()
+    list_names = runfolder._names_in
+    monkeypatch.setattr(runfolder, "_names_in", claimed_meanwhile)
+    require_claimable(RUN, EVALUATE)
+    RUN.rename("other")
+    with pytest.raises(UnetcliError, match=r"^run: a run folder of evaluate; label needs a separate one"):
+        require_claimable(RUN, LABEL)
+
+
+@pytest.mark.parametrize("listed", [("lock",), ("lock", MARKER)], ids=["without marker", "with marker"])
+def test_a_folder_that_another_launcher_deletes_between_two_looks_is_accepted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
+) -> None:
+    looks = iter([list(listed)])
+    list_names = runfolder._names_in
+    monkeypatch.setattr(runfolder, "_names_in", lambda folder: next(looks, None) or list_names(folder))
+    require_claimable(RUN, EVALUATE)
+
+
+def test_a_folder_is_refused_after_a_bounded_number_of_looks(here: Path) -> None:
+    RUN.mkdir()
+    (RUN / MARKER).symlink_to("missing")
+    with pytest.raises(UnetcliError, match=r"^run: contains unetcli-run\.json but no unetcli-run\.json"):
+        require_claimable(RUN, EVALUATE)
 
 
 def test_a_late_worker_does_not_bring_a_folder_back(here: Path) -> None:

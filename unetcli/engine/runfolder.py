@@ -41,6 +41,8 @@ PREDICT, LABEL, EVALUATE = "predict", "label", "evaluate"
 LOCK_NAMES = ("lock", "lock.guard")
 LISTED = 3
 """Number of foreign files that a message lists."""
+CLAIMS = 50
+"""Maximum number of attempts to claim a run folder that other processes create or delete at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +87,8 @@ def require_claimable(folder: Path, step: str, *, overwrite: bool = False) -> No
 
     With ``overwrite``, a run folder of another format is accepted too.
     """
-    found = read_mark(folder)
+    found = _mark_or_empty(folder)
     if found is None:
-        _require_empty(folder)
         return
     if found.step != step:
         raise UnetcliError(
@@ -98,22 +99,35 @@ def require_claimable(folder: Path, step: str, *, overwrite: bool = False) -> No
         require_format(folder, found, f"{way}, or --run-folder names another folder")
 
 
-def _require_empty(folder: Path) -> None:
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise UnetcliError(f"{folder}: not a folder; --run-folder names an empty or new one")
-    if others := _names_in(folder):
-        listed = ", ".join(others[:LISTED]) + (f" and {len(others) - LISTED} more" if len(others) > LISTED else "")
+def _mark_or_empty(folder: Path) -> Mark | None:
+    """Read the marker; return None if the folder is empty or does not exist, and raise if it has only foreign files.
+
+    Other launchers may create or delete the folder between reading the marker and listing the folder. The files count
+    as foreign only if they are still the same, and without a marker, when both are read again.
+    """
+    names: list[str] = []
+    for _ in range(CLAIMS):
+        before, found = names, read_mark(folder)
+        names = [] if found else _names_in(folder)
+        if not names or (names == before and MARKER not in names):
+            break
+    if names:
+        listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
         raise UnetcliError(
             f"{folder}: contains {listed} but no {MARKER}, so unetcli did not create it; "
             "move it away, or use --run-folder with an empty or new folder"
         )
+    return found
 
 
 def _names_in(folder: Path) -> list[str]:
-    """List a folder, except drafts of the marker that killed launchers left."""
-    return sorted(path.name for path in folder.iterdir() if not is_draft(path.name, MARKER))
+    """List a folder, except drafts of the marker that killed launchers left; a missing folder has no files."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if not is_draft(path.name, MARKER))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []
+        raise UnetcliError(f"{folder}: not a folder; --run-folder names an empty or new one") from error
 
 
 def claim(folder: Path, step: str, *, overwrite: bool = False) -> None:
@@ -221,8 +235,6 @@ def _is_ours(name: str, names: Collection[str]) -> bool:
 
 
 T = TypeVar("T")
-CLAIMS = 50
-"""Maximum number of attempts to claim a run folder that other processes delete at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
