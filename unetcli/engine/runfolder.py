@@ -6,6 +6,7 @@ import errno
 import glob
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -212,16 +213,21 @@ def sweep_beside(folder: Path, step: str, names: Collection[str]) -> None:
 def _clear(aside: Path, names: Collection[str]) -> bool:
     """Delete unetcli's files, then the marker and the folder; return False if there are foreign files.
 
-    Another process may do the same concurrently; the next run deletes what either leaves.
+    Other processes may do the same concurrently, so that files vanish at any time. What a kill leaves, the next run
+    deletes; the marker therefore stays while there are other files.
     """
     with suppress(OSError):
         for path in list(aside.iterdir()):
             if path.name != MARKER and _is_ours(path.name, names):
-                remove(path)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         if not _all_ours(aside, names):
             return False
-        (aside / MARKER).unlink(missing_ok=True)
-        aside.rmdir()
+        if [path.name for path in aside.iterdir()] in ([], [MARKER]):
+            (aside / MARKER).unlink(missing_ok=True)
+            aside.rmdir()
     return True
 
 
