@@ -74,10 +74,9 @@ def store_and_step(output: str) -> tuple[Place, str | None]:
     """
     place = place_of(output)
     name, above = str(place).rpartition("/")[2], parent_of(place)
-    inside = (
-        str(above).rpartition("/")[2] == "labels" and not Path(f"{place}.run").exists()
-    )  # otherwise it is a separate store
-    return (parent_of(above), name) if inside else (place, None)
+    in_labels = str(above).rpartition("/")[2] == "labels"
+    is_store = Path(f"{place}.run").exists()  # a store of its own in a folder called labels
+    return (parent_of(above), name) if in_labels and not is_store else (place, None)
 
 
 def folders(root: Path) -> list[RunFolder]:

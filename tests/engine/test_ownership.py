@@ -6,15 +6,17 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
+import killing
 import numpy as np
 import pytest
 from helpers import grey, write_model, write_prediction, write_zarr
-from killing import AFTER, BEFORE, Launcher, Point, launcher
+from killing import AFTER, BEFORE, Ended, Point
 from label.maps import blobs
 
 from unetcli.core.errors import UnetcliError
@@ -506,13 +508,11 @@ PREDICTING = "predict big.zarr --model model --tile 60 --device cpu -o o.zarr --
 LABELLING = "label p.zarr --name cells"
 EVALUATING = "evaluate p.zarr t.zarr --metrics pixels --block-voxels 1500 --run-folder run --json"
 COMMANDS = {
-    "predict": Command(
-        PREDICTING, "run", points("link run.*.partial/unetcli-run.json+", "rename run.*.partial+", "link run/lock+")
-    ),
+    "predict": Command(PREDICTING, "run", points("link run.*.partial/unetcli-run.json+", "link run/lock+")),
     "predict --overwrite": Command(
-        f"{PREDICTING} --overwrite", "run", points("unlink run/plan.json+", "link run/plan.json"), first=PREDICTING
+        f"{PREDICTING} --overwrite", "run", points("unlink run/plan.json+"), first=PREDICTING
     ),
-    "label": Command(LABELLING, "p.zarr.run", points("link p.zarr.run/cells/plan.json", "link p.zarr.run/labels.lock")),
+    "label": Command(LABELLING, "p.zarr.run", points("link p.zarr.run/labels.lock")),
     "label --overwrite": Command(
         f"{LABELLING} --overwrite", "p.zarr.run", points("rename p.zarr.run/cells/blocks+"), first=LABELLING
     ),
@@ -521,25 +521,19 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def killer() -> Iterator[Launcher]:
-    with launcher() as ready:
-        yield ready
-
-
 @dataclass
-class Killing:
+class Killed:
     """A command, its result without a kill, and copies of the folder in which it can be killed."""
 
     command: Command
-    killer: Launcher
     before: Path
+    made: dict[str, bytes | None]
+    """Results of the same command without a kill."""
+    out: str
     copies: int = 0
 
-    def run(self, place: Path, kill: Point | None = None) -> tuple[int, str, str]:
-        ended = self.killer.run(place, self.command.words.split(), self.command.folder, kill)
-        self.points = ended.points
-        return ended.code, ended.out, ended.talk
+    def run(self, place: Path, kill: Point | None = None) -> Ended:
+        return killing.run(place, self.command.words.split(), self.command.folder, kill)
 
     def fresh(self) -> Path:
         self.copies += 1
@@ -547,22 +541,20 @@ class Killing:
         shutil.copytree(self.before, place)
         return place
 
-    def undisturbed(self) -> list[Point]:
+    def points(self) -> list[Point]:
         """Return all points, recorded in a run without a kill."""
-        place = self.fresh()
-        code, self.out, talk = self.run(place)
-        assert code == 0, talk
-        self.made = results(place)
-        return self.points
+        ended = self.run(self.fresh())
+        assert ended.code == 0, ended.talk
+        return ended.points
 
     def kill(self, point: Point) -> None:
         place = self.fresh()
-        code, _, talk = self.run(place, point)
-        assert code == -9, f"{point}: {talk}"
-        code, out, talk = self.run(place)
-        assert code == 0, f"{point}: {talk}"
+        killed = self.run(place, point)
+        assert killed.code == -9, f"{point}: {killed.talk}"
+        again = self.run(place)
+        assert again.code == 0, f"{point}: {again.talk}"
         assert results(place) == self.made, str(point)
-        assert json_of(out) == json_of(self.out), str(point)
+        assert json_of(again.out) == json_of(self.out), str(point)
         assert not list(place.rglob("*.partial")), str(point)
         assert not list(place.rglob("lock")), str(point)
         shutil.rmtree(place)
@@ -583,31 +575,45 @@ def json_of(out: str) -> object:
     return json.loads(out) if out.startswith("{") else None
 
 
+Finished = Callable[[str, str], tuple[Path, str]]
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Run a command in a copy of the base folder, once per module; return the copy and the command's output."""
+
+    @cache
+    def run(words: str, folder: str) -> tuple[Path, str]:
+        place = tmp_path_factory.mktemp("finished") / "place"
+        shutil.copytree(base, place)
+        ended = killing.run(place, words.split(), folder)
+        assert ended.code == 0, ended.talk
+        return place, ended.out
+
+    return run
+
+
 @pytest.fixture(params=COMMANDS)
-def killing(request: pytest.FixtureRequest, killer: Launcher, base: Path, tmp_path: Path) -> Killing:
+def killed(request: pytest.FixtureRequest, finished: Finished, base: Path, tmp_path: Path) -> Killed:
     command = COMMANDS[request.param]
+    place, out = finished(command.first or command.words, command.folder)
     before = tmp_path / "before"
-    shutil.copytree(base, before)
+    shutil.copytree(place if command.first else base, before)
     if command.empty:
         (before / command.folder).mkdir()
-    if command.first:
-        ended = killer.run(before, command.first.split(), command.folder)
-        assert ended.code == 0, ended.talk
-    return Killing(command, killer, before)
+    return Killed(command, before, results(place), out)
 
 
-def test_killed_at_a_step_that_matters_the_same_command_goes_on(killing: Killing) -> None:
-    known = killing.undisturbed()
-    for point in killing.command.points:
-        assert Point(point.change) in known
-        killing.kill(point)
+def test_killed_at_a_step_that_matters_the_same_command_goes_on(killed: Killed) -> None:
+    for point in killed.command.points:
+        killed.kill(point)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_before_and_after_every_change_of_its_folder_the_same_command_goes_on(killing: Killing) -> None:
-    known = killing.undisturbed()
+def test_killed_before_and_after_every_change_of_its_folder_the_same_command_goes_on(killed: Killed) -> None:
+    known = killed.points()
     for point in known:
-        killing.kill(point)
+        killed.kill(point)
         if point.change.startswith(("link", "rename", "replace")) or point == known[-1]:
-            killing.kill(replace(point, when=AFTER))
+            killed.kill(replace(point, when=AFTER))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.core.arrays import checksum
@@ -35,6 +35,7 @@ def counted(folder: Path) -> set[int]:
     return set(np.flatnonzero(Ledger(folder, 20).refresh().done).tolist())
 
 
+@settings(max_examples=30)  # drawing the words takes most of the time
 @given(
     st.builds(
         Receipt,

@@ -71,7 +71,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 def watcher(output: str, **options: Any) -> Watcher:
-    """Return the blocks of the full resolution that are done."""
+    """Follow the first step of an output."""
     return Watcher(steps_of(output)[0], **options)
 
 

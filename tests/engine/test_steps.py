@@ -180,8 +180,14 @@ def site_of(tmp_path: Path) -> Iterator[ClusterOptions]:
         yield ClusterOptions(cluster="dask", scheduler=there.address, tls=there.tls)
 
 
-@each_step
-@pytest.mark.parametrize("how", ["two processes", pytest.param("a scheduler of others", marks=pytest.mark.slow)])
+SLOW_PROCESSES = [
+    pytest.param(name, "two processes", marks=() if name == "predict" else pytest.mark.slow) for name in STEP_NAMES
+]
+"""Tests of label and evaluate start processes by default too."""
+SLOW_SITES = [pytest.param(name, "a scheduler of others", marks=pytest.mark.slow) for name in STEP_NAMES]
+
+
+@pytest.mark.parametrize(("scene", "how"), SLOW_PROCESSES + SLOW_SITES, indirect=["scene"])
 def test_other_processes_give_the_same_bytes(scene: Scene, tmp_path: Path, how: str) -> None:
     assert scene.run(HERE, bool)
     whole = scene.bytes()

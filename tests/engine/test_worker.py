@@ -149,7 +149,6 @@ from pathlib import Path
 from unetcli.core.process import prepare
 prepare()
 import torch
-from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -161,7 +160,7 @@ assert summary.complete, summary.set_aside
 
 def test_too_little_memory_means_smaller_tiles_and_the_same_result(tmp_path: Path) -> None:
     write_model(tmp_path / "model", base_channels=16)
-    write_zarr(Path("wide.zarr"), grey(2, 940, 930), chunks=(1, 256, 256))
+    write_zarr(Path("wide.zarr"), grey(1, 790, 780), chunks=(1, 256, 256))  # one tile of 996
     free = PredictRequest(volume="wide.zarr", output=Path("free.zarr"), tile=996, device="cpu")
     assert predict_volume(free).complete
     # Freed memory does not count, because the limit is on address space.
@@ -225,7 +224,7 @@ def test_a_disk_that_becomes_read_only_gets_one_line_and_the_same_command_contin
     tmp_path: Path, unetcli: Cli
 ) -> None:
     write_model(tmp_path / "model", depth=3, base_channels=8)
-    write_zarr(Path("big.zarr"), grey(60, 250, 250), chunks=(1, 250, 250))
+    write_zarr(Path("big.zarr"), grey(30, 250, 250), chunks=(1, 250, 250))
     words = ["predict", "big.zarr", "--dtype", "float32", "--device", "cpu", "-o"]
     assert unetcli(*words, "whole.zarr").returncode == 0
     with small_disk(tmp_path / "disk", "64m") as disk:

@@ -300,16 +300,12 @@ class Pyramid:
 
     @cached_property
     def _levels(self) -> list[Level]:
-        coarser = [self.image.level.like(str(n), **self._sizes(n)) for n in range(1, self.plan.levels)]
-        return [self.image.level, *coarser]
-
-    def _sizes(self, level: int) -> dict[str, tuple[int, ...]]:
-        plan = self.plan
-        return {
-            "shape": plan.shape_of(level),
-            "chunks": plan.chunks_of(level),
-            "write_chunks": plan.write_chunks_of(level),
-        }
+        finest, plan = self.image.level, self.plan
+        coarser = [
+            finest.like(str(n), shape=plan.shape_of(n), chunks=plan.chunks_of(n), write_chunks=plan.write_chunks_of(n))
+            for n in range(1, plan.levels)
+        ]
+        return [finest, *coarser]
 
     @cached_property
     def _read(self) -> list[zarr.Array[Any]]:

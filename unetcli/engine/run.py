@@ -137,10 +137,8 @@ class RunOptions:
     def of(cls, request: Options, where: ClusterOptions | None = None) -> RunOptions:
         """Take the options from a request, which also holds the cluster options unless ``where`` is given."""
         own = request if isinstance(request, ClusterOptions) else ClusterOptions()
-        names = {
-            name: getattr(request, name) for name in ("retries", "overwrite", "take_over") if hasattr(request, name)
-        }
-        return cls(where=where or own, **names)
+        names = [name for name in ("retries", "overwrite", "take_over") if hasattr(request, name)]
+        return cls(where=where or own, **{name: getattr(request, name) for name in names})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -187,8 +185,7 @@ def run(
     begun = step.folder.plan_file.exists() and not options.overwrite
     require_accepted(options.where, needed=not (begun and step.is_complete()))
     with launching(step, options):
-        attaches = options.where.cluster == "slurm" and not options.overwrite
-        if not attaches:
+        if options.where.cluster != "slurm" or options.overwrite:  # otherwise this launch attaches to the jobs
             require_no_live_jobs(step.output, step.folder)
         prepare(step, overwrite=options.overwrite)
         outcome = run_to_completion(step, options, report, stopping)
@@ -264,9 +261,7 @@ def run_to_completion(
     while True:
         if not ledger.complete:
             compute_missing(step, options, outcome, report, stopping)
-        if outcome.left_running or not ledger.refresh().complete:
-            break
-        if finish(step, outcome):
+        if outcome.left_running or not ledger.refresh().complete or finish(step, outcome):
             break
     outcome.set_aside = current_failures(step.folder.failures, ledger)
     later = step.stages[0].blocks.stop

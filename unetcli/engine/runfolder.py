@@ -219,10 +219,8 @@ def _clear(aside: Path, names: Collection[str]) -> bool:
     with suppress(OSError):
         for path in list(aside.iterdir()):
             if path.name != MARKER and _is_ours(path.name, names):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)  # has no effect on a file or a link
+                path.unlink(missing_ok=True)
         if not _all_ours(aside, names):
             return False
         if [path.name for path in aside.iterdir()] in ([], [MARKER]):
@@ -346,10 +344,9 @@ class RunFolder:
             return from_json(kind, self.plan_file.read_text(), version, "plan")
         except FileNotFoundError:
             return None
-        except UnetcliError as error:
-            raise UnetcliError(f"{self.plan_file}: {error}; --overwrite starts over") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnetcliError(f"{self.plan_file}: not a readable plan ({error!r}); --overwrite starts over") from error
+        except (UnetcliError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = error if isinstance(error, UnetcliError) else f"not a readable plan ({error!r})"
+            raise UnetcliError(f"{self.plan_file}: {why}; --overwrite starts over") from error
 
     def publish_plan(self, plan: T, version: int) -> T:
         """Freeze the plan; return the frozen one, which is another launcher's if that was faster."""
@@ -454,7 +451,7 @@ class RunFolder:
     def share_layout(self) -> ShareLayout | None:
         """Read the layout of the shares; return None if the run has none."""
         try:
-            return ShareLayout(**json.loads((self.shares_file).read_text()))
+            return ShareLayout(**json.loads(self.shares_file.read_text()))
         except FileNotFoundError:
             return None
 
