@@ -68,7 +68,7 @@ def small() -> None:
 
 
 def at_work(name: str) -> bool:
-    """Whether a worker told of finished blocks, and has others in hand."""
+    """Return whether a worker has reported finished blocks and has others left."""
     return any(beat.blocks and beat.blocks_left for beat in read_beats(Path(f"{OUTPUT}.run/{name}/workers")).values())
 
 

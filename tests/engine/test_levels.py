@@ -207,7 +207,7 @@ def test_blocks_write_every_file_of_the_coarser_levels_once(tmp_path: Path, kind
     assert set(written) == after - before
 
 
-def test_creating_again_keeps_what_is_there_and_other_levels_are_made_anew(tmp_path: Path) -> None:
+def test_creating_again_keeps_matching_levels_and_replaces_others(tmp_path: Path) -> None:
     output = finished(tmp_path / "a.zarr", grey(1, 37, 45))
     pyramid = built(output, 3)
     pyramid.publish()

@@ -131,9 +131,9 @@ def test_a_folder_with_files_of_others_is_refused_and_stays(here: Path, command:
     before = files()
     with pytest.raises(
         UnetcliError, match=r"^run: contains blocks, canaries, counts and \d+ more but no unetcli-run"
-    ) as told:
+    ) as error:
         WRITING[command]()
-    assert "--run-folder with an empty or new folder" in str(told.value)
+    assert "--run-folder with an empty or new folder" in str(error.value)
     assert files() == before
 
 
@@ -224,7 +224,7 @@ def test_overwrite_replaces_the_run_folder_of_another_version(here: Path, step: 
     WRITING[step]()
 
 
-def test_overwrite_deletes_what_format_1_called_otherwise(here: Path) -> None:
+def test_overwrite_deletes_files_that_only_format_1_had(here: Path) -> None:
     other_format(PREDICT)
     (RUN / MARKER).write_text(json.dumps({"unetcli": "0.0.9", "format": 1, "step": PREDICT}))
     for name in ("places.json", f"places.json.{HEX}.partial", "places.json.mine"):
@@ -246,7 +246,7 @@ def test_overwrite_keeps_the_marker_of_this_version(here: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "notes", '{"unetcli": "1", "step": "predict"}', "[" * 100_000])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_marker_that_is_none_is_refused_and_stays(here: Path, text: str, overwrite: bool) -> None:
+def test_an_invalid_marker_is_refused_and_stays(here: Path, text: str, overwrite: bool) -> None:
     RUN.mkdir()
     (RUN / MARKER).write_text(text)
     before = files()
@@ -298,7 +298,7 @@ OURS_BY_STEP = {
 
 
 @pytest.mark.parametrize("step", OURS_BY_STEP)
-def test_drafts_of_ours_are_swept_by_name_and_place_and_no_others(here: Path, step: str) -> None:
+def test_only_drafts_with_names_and_places_of_unetcli_are_deleted(here: Path, step: str) -> None:
     claim(RUN, step)
     for name in (*THEIRS, *OURS, *OURS_BY_STEP[step]):
         (RUN / name).parent.mkdir(parents=True, exist_ok=True)
@@ -383,20 +383,20 @@ def test_a_folder_that_cannot_be_moved_stays_with_its_marker(
         assert {path.name for path in RUN.iterdir()} == {MARKER, "lock.guard"}
 
 
-def test_interrupted_removals_are_finished_where_the_folder_is_ours(here: Path) -> None:
-    ours, empty, theirs, other = (Path(f"run.{digit * 16}.partial") for digit in "1234")
-    claim(ours, EVALUATE)
-    (ours / "receipts").mkdir()
+def test_interrupted_removals_of_run_folders_are_finished(here: Path) -> None:
+    own, empty, foreign, other = (Path(f"run.{digit * 16}.partial") for digit in "1234")
+    claim(own, EVALUATE)
+    (own / "receipts").mkdir()
     empty.mkdir()
-    theirs.mkdir()
-    (theirs / "receipts").mkdir()
+    foreign.mkdir()
+    (foreign / "receipts").mkdir()
     claim(other, LABEL)
     evaluate()
-    assert sorted(here.glob("run*")) == [here / theirs, here / other]
-    assert (theirs / "receipts").is_dir()
+    assert sorted(here.glob("run*")) == [here / foreign, here / other]
+    assert (foreign / "receipts").is_dir()
 
 
-def test_who_waits_for_the_lock_of_a_folder_that_vanishes_makes_it_again(here: Path) -> None:
+def test_a_launcher_waiting_for_the_lock_of_a_deleted_folder_creates_it_again(here: Path) -> None:
     first, second = RunFolder(RUN), RunFolder(RUN)
     waiting, done = threading.Event(), list[bool]()
 
@@ -604,14 +604,14 @@ def killed(request: pytest.FixtureRequest, finished: Finished, base: Path, tmp_p
     return Killed(command, before, results(place), out)
 
 
-def test_killed_at_a_step_that_matters_the_same_command_goes_on(killed: Killed) -> None:
+def test_killed_at_a_decisive_point_the_same_command_continues(killed: Killed) -> None:
     for point in killed.command.points:
         killed.kill(point)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_before_and_after_every_change_of_its_folder_the_same_command_goes_on(killed: Killed) -> None:
+def test_killed_before_and_after_every_change_of_its_folder_the_same_command_continues(killed: Killed) -> None:
     known = killed.points()
     for point in known:
         killed.kill(point)

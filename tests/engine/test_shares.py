@@ -97,12 +97,12 @@ def test_three_shares_started_at_once_do_each_block_once_and_the_last_closes(req
     assert np.array_equal(voxels(), voxels("single.zarr"))
 
 
-def test_each_share_tells_of_its_own_blocks(request_: PredictRequest) -> None:
+def test_each_share_reports_its_own_blocks(request_: PredictRequest) -> None:
     Path("big.zarr/c/9/0/0").write_bytes(b"damaged")
-    ours, theirs = predict_share(request_, (0, 2)), predict_share(request_, (1, 2))
-    assert (ours.blocks, ours.computed, ours.finished, ours.complete) == (5, 5, True, False)
-    assert (theirs.blocks, theirs.computed, theirs.finished) == (6, 5, False)
-    assert [aside["block"] for aside in theirs.set_aside] == [9]
+    first, second = predict_share(request_, (0, 2)), predict_share(request_, (1, 2))
+    assert (first.blocks, first.computed, first.finished, first.complete) == (5, 5, True, False)
+    assert (second.blocks, second.computed, second.finished) == (6, 5, False)
+    assert [aside["block"] for aside in second.set_aside] == [9]
     again = predict_share(request_, (0, 2))
     assert (again.found_done, again.computed, again.set_aside) == (5, 0, [])
 
@@ -173,7 +173,7 @@ def test_more_shares_than_blocks_leave_some_with_nothing(request_: PredictReques
     assert complete()
 
 
-def test_nobody_works_beside_a_share_that_lives(request_: PredictRequest) -> None:
+def test_no_other_process_computes_a_share_that_is_running(request_: PredictRequest) -> None:
     endless()
     share = start("--share", "1/2")
     wait_for(computed)  # the launcher's lock and its guard are released by then
@@ -262,7 +262,7 @@ def spoil(sections: range) -> list[Path]:
     return chunks
 
 
-def test_shares_that_stopped_for_failures_alike_go_on_when_all_is_well(
+def test_shares_stopped_by_equal_failures_continue_once_the_cause_is_gone(
     request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks = spoil(range(SECTIONS))
@@ -271,8 +271,8 @@ def test_shares_that_stopped_for_failures_alike_go_on_when_all_is_well(
         array_element(monkeypatch, index, 0, 2, 3)
         with pytest.raises(UnetcliError, match="first 3 blocks all failed with the same error"):
             predict_share(request_, None)
-    troubles = "".join(path.read_text() for path in (FOLDER / "failures").glob("*.jsonl"))
-    assert len(troubles.splitlines()) == 3  # later elements of the same array start no block
+    failures = "".join(path.read_text() for path in (FOLDER / "failures").glob("*.jsonl"))
+    assert len(failures.splitlines()) == 3  # later elements of the same array start no block
     for chunk in chunks:
         Path(f"{chunk}.sound").replace(chunk)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "18")

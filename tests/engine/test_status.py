@@ -40,7 +40,7 @@ import socket, sys, time
 from pathlib import Path
 from unetcli.engine import workers as heartbeat
 socket.gethostname = lambda: "node7"
-heartbeat.SECONDS = heartbeat.POLL_SECONDS = 0.1
+heartbeat.HEARTBEAT_SECONDS = heartbeat.MEMORY_POLL_SECONDS = 0.1
 with heartbeat.Heartbeat(Path(sys.argv[1]), 4) as beat:
     beat.done(10**6)
     time.sleep(600)
@@ -127,7 +127,7 @@ def test_a_run_folder_elsewhere_is_named(unetcli: Callable[..., subprocess.Compl
     assert json.loads(done.stdout)["blocks"] == 6
 
 
-def test_a_worker_at_work_is_counted_and_a_killed_one_is_named() -> None:
+def test_a_running_worker_is_counted_and_a_killed_one_is_named() -> None:
     long_volume()
     worker = Command("predict", "big.zarr")
     wait_for(some_progress)
@@ -161,7 +161,7 @@ def test_every_block_is_in_one_state() -> None:
     assert folder.path.is_dir()
 
 
-def test_a_worker_killed_near_its_memory_limit_is_told_to_ask_for_more() -> None:
+def test_after_a_kill_near_the_memory_limit_more_memory_is_suggested() -> None:
     long_volume()
     limit = {"SLURM_MEM_PER_NODE": "256", "SLURM_JOB_ID": "4711"}  # less than torch needs
     worker = Command("predict", "big.zarr", environment=limit)
@@ -201,7 +201,9 @@ def test_of_other_hosts_only_a_counter_that_changes_says_alive(start: Callable[.
     assert failure.reason.startswith("no heartbeat for 1 s: killed, or its host is lost")
 
 
-def test_a_first_look_without_waiting_accuses_nobody(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_a_first_status_without_waiting_reports_no_worker_as_lost(
+    start: Callable[..., subprocess.Popen[bytes]],
+) -> None:
     folder = stopped_run()
     start("-c", REMOTE, str(folder.workers))
     wait_for(lambda: any(beat.holder.host == "node7" for beat in read_beats(folder.workers).values()))
@@ -211,7 +213,7 @@ def test_a_first_look_without_waiting_accuses_nobody(start: Callable[..., subpro
     wait_for(lambda: watching.status(wait=False).workers == 1)
 
 
-def test_the_scheduler_s_word_comes_first(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_the_scheduler_takes_precedence_over_heartbeats(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     folder = stopped_run()
     start("-c", REMOTE, str(folder.workers), SLURM_JOB_ID="12")
     wait_for(lambda: any(beat.holder.host == "node7" for beat in read_beats(folder.workers).values()))
@@ -261,8 +263,8 @@ def test_hosts_are_timed_by_their_last_blocks_the_slowest_first(tmp_path: Path) 
     once_slow = replace(receipt, forward_seconds=1000.0)
     (tmp_path / "fast-1-ab.txt").write_text(once_slow.to_line() * 500 + receipt.to_line() * 500)
     (tmp_path / "slow-2-1-ab.txt").write_text(slow.to_line() + replace(slow, tile=0, read_seconds=0.0).to_line())
-    paces = host_timings(tmp_path, {"fast": 1000, "slow-2": 2})
-    assert [(pace.host, pace.blocks, pace.seconds_per_block) for pace in paces] == [
+    timings = host_timings(tmp_path, {"fast": 1000, "slow-2": 2})
+    assert [(timing.host, timing.blocks, timing.seconds_per_block) for timing in timings] == [
         ("slow-2", 2, 12.0),
         ("fast", 1000, 4.0),
     ]
@@ -280,10 +282,10 @@ def test_the_picture_fits_80_columns(unetcli: Callable[..., subprocess.Completed
     folder.write_paths(replace(folder.read_paths(Paths), device="cuda:99"))
     with pytest.raises(UnetcliError):
         StepTask(PredictStep)(str(folder.path), ((0, 6),))
-    told = on_terminal("status", OUTPUT)
-    assert "not running" in told
-    assert "not available here" in told
-    assert max(len(line) for line in told.splitlines()) <= 80
+    shown = on_terminal("status", OUTPUT)
+    assert "not running" in shown
+    assert "not available here" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
 
 
 def on_terminal(*words: str, interrupt_at: str = "", code: int = 0) -> str:
@@ -292,16 +294,16 @@ def on_terminal(*words: str, interrupt_at: str = "", code: int = 0) -> str:
     environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm" if interrupt_at else "dumb"}
     process = subprocess.Popen([sys.executable, "-m", "unetcli", *words], stdout=slave, stderr=slave, env=environment)
     os.close(slave)
-    told = b""
+    shown = b""
     with suppress(OSError):  # the other end was closed
         while piece := os.read(master, 4096):
-            told += piece
-            if interrupt_at and interrupt_at.encode() in told:
+            shown += piece
+            if interrupt_at and interrupt_at.encode() in shown:
                 process.send_signal(signal.SIGINT)
                 interrupt_at = ""
     os.close(master)
     assert process.wait(60) == code
-    return told.decode()
+    return shown.decode()
 
 
 def test_watching_ends_when_all_is_done() -> None:
@@ -316,6 +318,6 @@ def test_watching_ends_when_all_is_done() -> None:
 
 def test_watching_on_a_terminal_ends_quietly_upon_ctrl_c() -> None:
     stopped_run()
-    told = on_terminal("status", "--watch", OUTPUT, interrupt_at="not running", code=130)
-    assert "Traceback" not in told
-    assert "missing" in told
+    shown = on_terminal("status", "--watch", OUTPUT, interrupt_at="not running", code=130)
+    assert "Traceback" not in shown
+    assert "missing" in shown

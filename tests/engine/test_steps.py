@@ -284,7 +284,7 @@ def test_a_read_that_keeps_failing_is_tried_once_more_and_the_rest_goes_on(scene
 
 
 @each_step
-def test_the_first_reads_all_failing_alike_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_reads_failing_equally_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "STOP_POLL_SECONDS", 0)
     chunks = [make_unreadable(scene, section) for section in range(SECTIONS)]
     with pytest.raises(UnetcliError, match="the first 3 blocks all failed with the same error"):
@@ -296,7 +296,7 @@ def test_the_first_reads_all_failing_alike_stop_the_run(scene: Scene, monkeypatc
 
 
 @each_step
-def test_the_first_writes_all_failing_alike_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_writes_failing_equally_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of drafts differ from block to block but do not count."""
     monkeypatch.setattr(worker, "STOP_POLL_SECONDS", 0)
     scene.run(HERE, lambda: True)
@@ -313,8 +313,8 @@ def test_the_first_writes_all_failing_alike_stop_the_run(scene: Scene, monkeypat
 def test_status_and_verify_know_it_and_repair_makes_the_same_bytes(scene: Scene) -> None:
     assert scene.run(HERE, bool)
     whole, output = scene.bytes(), str(scene.output)
-    told = json.loads(command("status", output, "--json"))
-    assert (told["complete"], told["done"]) == (True, told["blocks"])
+    status = json.loads(command("status", output, "--json"))
+    assert (status["complete"], status["done"]) == (True, status["blocks"])
     assert command("verify", output, "--json")
     damaged = next(path for path in sorted(Path(output, "0").rglob("*")) if path.is_file() and "zarr" not in path.name)
     flip_a_bit(damaged)

@@ -47,7 +47,7 @@ def test_no_folder_gets_more_than_a_thousand_files(stored: Tables) -> None:
 
 
 @pytest.mark.parametrize("how", ["half", "bit", "empty", "gone"])
-def test_damage_is_told_with_its_file(stored: Tables, how: str) -> None:
+def test_damage_is_reported_with_its_file(stored: Tables, how: str) -> None:
     path = stored.path(1234)
     data = bytearray(path.read_bytes())
     data[-20] ^= 8

@@ -122,7 +122,7 @@ def test_damaged_chunks_at_the_far_edges_are_replaced() -> None:
     assert array_bytes(OUTPUT) == array_bytes(Path("whole.zarr"))
 
 
-def test_torn_receipts_are_blocks_to_be_made_anew() -> None:
+def test_blocks_with_incomplete_receipts_are_recomputed() -> None:
     predicted()
     (file,) = folder().receipts.glob("*.txt")
     os.truncate(file, file.stat().st_size - 5)
@@ -170,7 +170,7 @@ def test_the_receipts_are_void_and_the_output_incomplete_before_data_is_touched(
     assert seen == [([1], False, damaged)]
 
 
-def test_a_repair_that_is_killed_is_gone_on_with_to_the_same_bytes(unetcli: CLI) -> None:
+def test_a_killed_repair_is_continued_to_the_same_bytes(unetcli: CLI) -> None:
     sections = 6
     predicted(sections, 300, 300)
     for file in [chunk(number) for number in range(sections)]:
@@ -215,7 +215,7 @@ def test_nothing_is_repaired_from_input_that_changed(source: str) -> None:
     assert folder().ledger(2).complete
 
 
-def test_a_block_made_anew_meanwhile_is_looked_at_again() -> None:
+def test_a_block_recomputed_meanwhile_is_checked_again() -> None:
     predicted(3, 90, 90)
     step = PredictStep.open(folder())
     stale = folder().ledger(3)
@@ -223,7 +223,7 @@ def test_a_block_made_anew_meanwhile_is_looked_at_again() -> None:
     assert find_damage(step, stale).damaged == {}
 
 
-def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
+def test_a_missing_or_foreign_output_gives_a_one_line_error(unetcli: CLI) -> None:
     predicted(2, 90, 90)
     shutil.rmtree(OUTPUT / "0")
     done = unetcli("verify", OUTPUT)
@@ -234,7 +234,7 @@ def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
     assert "no output of unetcli predict" in done.stderr
 
 
-def test_so_many_blocks_are_read_at_once_as_memory_allows() -> None:
+def test_memory_limits_the_number_of_blocks_read_at_once() -> None:
     predicted(2, 90, 90)
     step = PredictStep.open(folder())
     assert reader_count(step.block_bytes) == len(os.sched_getaffinity(0))
@@ -318,7 +318,7 @@ def test_a_seam_at_one_tile_border_of_one_section_is_found_and_named() -> None:
     assert found.seams.largest_difference == pytest.approx(0.001, rel=0.1)
 
 
-def test_where_other_tiles_differ_because_the_input_changed_this_is_told() -> None:
+def test_seams_caused_by_changed_input_are_reported_as_such() -> None:
     predicted(2, 300, 310, tile=100)
     zarr.open_array("big.zarr")[...] = grey(2, 300, 310, seed=1)
     found = verified(seams=2)
@@ -384,7 +384,7 @@ def test_input_that_changed_is_named(unetcli: CLI) -> None:
     ],
     ids=["shape", "dtype", "chunks", "gone"],
 )
-def test_a_volume_that_is_another_one_is_told(change: Callable[[], None], told: str) -> None:
+def test_another_volume_is_reported(change: Callable[[], None], told: str) -> None:
     predicted(3, 90, 200)
     shutil.rmtree("big.zarr")
     change()
@@ -392,14 +392,14 @@ def test_a_volume_that_is_another_one_is_told(change: Callable[[], None], told: 
     assert told in found.what
 
 
-def test_a_chunk_of_the_input_that_cannot_be_read_any_more_is_told() -> None:
+def test_an_input_chunk_that_became_unreadable_is_reported() -> None:
     predicted(3, 90, 200)
     truncate(Path("big.zarr/c/2/0/0"))
     (found,) = verified(input=True, blocks=False).input_changes or []
     assert found.what == "chunk at z 2:3, y 0:90, x 0:128 cannot be read any more"
 
 
-def test_the_command_tells_all_and_exits_with_3_until_repaired(unetcli: CLI) -> None:
+def test_the_command_reports_everything_and_exits_with_3_until_repaired(unetcli: CLI) -> None:
     predicted(3, 90, 90)
     Path.unlink(chunk(1))
     done = unetcli("verify", OUTPUT)

@@ -67,15 +67,15 @@ def test_a_failed_block_is_tried_once_more_then_set_aside_and_the_rest_goes_on(r
     summary = predict_volume(request_)
     assert (summary.complete, summary.computed) == (False, SECTIONS - 1)
     assert [(aside["block"], aside["place"]) for aside in summary.set_aside] == [(2, "z 2:3, y 0:40, x 0:50")]
-    troubles = list(read_failures(FOLDER / "failures"))
-    assert [(trouble.block, trouble.kind) for trouble in troubles] == [(2, FAILED)] * 2
-    assert "symbolic links" in troubles[0].reason
-    assert "\n" not in troubles[0].reason
-    assert "Traceback" in troubles[0].traceback
-    assert "volume.py" in troubles[0].traceback
+    failures = list(read_failures(FOLDER / "failures"))
+    assert [(failure.block, failure.kind) for failure in failures] == [(2, FAILED)] * 2
+    assert "symbolic links" in failures[0].reason
+    assert "\n" not in failures[0].reason
+    assert "Traceback" in failures[0].traceback
+    assert "volume.py" in failures[0].traceback
 
 
-def test_a_block_that_fails_once_is_done_in_the_next_round(
+def test_a_block_that_fails_once_is_computed_in_a_retry(
     request_: PredictRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     predict_volume(replace(request_, output=Path("sound.zarr")))
@@ -102,11 +102,11 @@ def test_damage_is_not_tried_again(request_: PredictRequest) -> None:
         Path(f"big.zarr/c/{section}/0/0").write_bytes(b"damaged")
     summary = predict_volume(request_)
     assert [aside["block"] for aside in summary.set_aside] == [0, 1, 2, 3]
-    assert [trouble.kind for trouble in read_failures(FOLDER / "failures")] == [UNUSABLE] * 4
+    assert [failure.kind for failure in read_failures(FOLDER / "failures")] == [UNUSABLE] * 4
     assert summary.computed == SECTIONS - 4
 
 
-def test_the_first_blocks_all_failing_alike_stop_the_run_until_the_next_launch(
+def test_the_first_blocks_failing_equally_stop_the_run_until_the_next_launch(
     request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "STOP_POLL_SECONDS", 0)
@@ -123,7 +123,7 @@ def test_the_first_blocks_all_failing_alike_stop_the_run_until_the_next_launch(
     assert not (FOLDER / "stop").exists()
 
 
-def test_failures_alike_stop_no_host_that_has_finished_blocks(request_: PredictRequest) -> None:
+def test_equal_failures_stop_no_host_that_has_finished_blocks(request_: PredictRequest) -> None:
     for section in (1, 2, 3, 4):
         make_unreadable(section)
     first = predict_volume(request_)  # in the retry, all blocks fail with the same error
@@ -134,7 +134,7 @@ def test_failures_alike_stop_no_host_that_has_finished_blocks(request_: PredictR
     )
 
 
-def test_finished_blocks_are_not_done_again_and_a_run_begun_anew_is_seen(request_: PredictRequest) -> None:
+def test_finished_blocks_are_not_recomputed_and_a_run_started_over_is_noticed(request_: PredictRequest) -> None:
     predict_volume(request_)
     folder = str(FOLDER.absolute())  # launchers pass absolute paths
     assert StepTask(PredictStep)(folder, ((0, SECTIONS),)) == 0

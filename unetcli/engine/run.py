@@ -27,7 +27,7 @@ from unetcli.engine.clusters import (
 )
 from unetcli.engine.receipts import FAILED, UNUSABLE, BlockFailure, current_failures
 from unetcli.engine.step import DamagedResult, Step
-from unetcli.engine.worker import MOST_ATTEMPTS, StepTask, read_stop_reason, void
+from unetcli.engine.worker import MAX_ATTEMPTS, StepTask, read_stop_reason, void
 from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.executors.options import ClusterOptions
 from unetcli.executors.slurm.executor import SlurmExecutor
@@ -319,7 +319,7 @@ def finish(step: Step, outcome: RunOutcome) -> bool:
     try:
         outcome.result, outcome.complete = step.finish(), True
     except DamagedResult as error:
-        if step.ledger.attempts[error.block] >= MOST_ATTEMPTS:
+        if step.ledger.attempts[error.block] >= MAX_ATTEMPTS:
             raise
         log.warning("%s", error)
         void(step, step.ledger, [error.block])

@@ -40,9 +40,9 @@ FORMER_NAMES = ("places.json", "troubles")
 PREDICT, LABEL, EVALUATE = "predict", "label", "evaluate"
 """Steps that have run folders."""
 LOCK_NAMES = ("lock", "lock.guard")
-LISTED = 3
+MAX_LISTED = 3
 """Number of foreign files that a message lists."""
-CLAIMS = 50
+CLAIM_ATTEMPTS = 50
 """Maximum number of attempts to claim a run folder that other processes create or delete at the same time."""
 
 
@@ -107,13 +107,15 @@ def _mark_or_empty(folder: Path) -> Mark | None:
     as foreign only if they are still the same, and without a marker, when both are read again.
     """
     names: list[str] = []
-    for _ in range(CLAIMS):
+    for _ in range(CLAIM_ATTEMPTS):
         before, found = names, read_mark(folder)
         names = [] if found else _names_in(folder)
         if not names or (names == before and MARKER not in names):
             break
     if names:
-        listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        listed = ", ".join(names[:MAX_LISTED]) + (
+            f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        )
         raise UnetcliError(
             f"{folder}: contains {listed} but no {MARKER}, so unetcli did not create it; "
             "move it away, or use --run-folder with an empty or new folder"
@@ -409,7 +411,7 @@ class RunFolder:
         deleted; ``own`` lists what the step keeps in the folder in addition to :attr:`contents`.
         """
         with ExitStack() as held:
-            for left in reversed(range(CLAIMS)):
+            for left in reversed(range(CLAIM_ATTEMPTS)):
                 try:
                     claim(self.path, step, overwrite=overwrite)
                     held.enter_context(hold(self.lock, take_over=take_over, wait=wait))

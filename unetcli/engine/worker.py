@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 SAME_FAILURES = 3
 """A worker stops if its first blocks, this many, fail with the same error: the blocks are not the cause."""
-MOST_ATTEMPTS = 8
+MAX_ATTEMPTS = 8
 """Attempts after which a block whose stored result is damaged each time is given up: the disk is at fault."""
 STOP_POLL_SECONDS = 1.0
 """Time between two checks for the stop file."""
@@ -129,7 +129,7 @@ class Worker:
 
     def _record(self, result: BlockResult, error: Exception, book: ReceiptBook) -> None:
         """Record the failure of a block; raise if continuing is pointless."""
-        if isinstance(error, DamagedResult) and self._attempt(error.block) <= MOST_ATTEMPTS:
+        if isinstance(error, DamagedResult) and self._attempt(error.block) <= MAX_ATTEMPTS:
             book.add(void_receipt(error.block, self._attempt(error.block)))
         failure = BlockFailure(
             block=result.number,

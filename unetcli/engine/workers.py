@@ -26,7 +26,7 @@ from unetcli.executors.slurm.watch import OVER, RUNNING, WAITING, JobState
 
 log = logging.getLogger(__name__)
 
-SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 """Time between two heartbeats."""
 MEMORY_POLL_SECONDS = 0.25
 """Time between two memory checks; a heartbeat is written early if memory comes near its limit."""
@@ -113,7 +113,7 @@ class Heartbeat:
     def _run(self) -> None:
         last = time.monotonic()
         while not self._ended.wait(MEMORY_POLL_SECONDS):
-            if time.monotonic() - last >= SECONDS or self._is_news():
+            if time.monotonic() - last >= HEARTBEAT_SECONDS or self._is_news():
                 last = time.monotonic()
                 self._write(WORKING)
 
