@@ -113,9 +113,8 @@ def _mark_or_empty(folder: Path) -> Mark | None:
         if not names or (names == before and MARKER not in names):
             break
     if names:
-        listed = ", ".join(names[:MAX_LISTED]) + (
-            f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-        )
+        rest = len(names) - MAX_LISTED
+        listed = ", ".join(names[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
         raise UnetcliError(
             f"{folder}: contains {listed} but no {MARKER}, so unetcli did not create it; "
             "move it away, or use --run-folder with an empty or new folder"
