@@ -223,8 +223,8 @@ def test_creating_again_keeps_matching_levels_and_replaces_others(tmp_path: Path
 @st.composite
 def pyramids(draw: st.DrawFn) -> PyramidPlan:
     """Generate pyramids with awkward shapes, chunks and shards."""
-    shape = (draw(st.integers(1, 5)), draw(st.integers(1, 200)), draw(st.integers(1, 200)))
-    inner = (1, *(min(n, draw(st.integers(1, 40))) for n in shape[1:]))
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 70)), draw(st.integers(1, 70)))
+    inner = (1, *(min(n, draw(st.integers(1, 20))) for n in shape[1:]))
     shards = tuple(draw(st.integers(1, 3)) * side for side in inner)
     most = 1 + (max(shape[1:]) - 1).bit_length()
     return PyramidPlan(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,18 +291,21 @@ def test_the_picture_fits_80_columns(unetcli: Callable[..., subprocess.Completed
 def on_terminal(*words: str, interrupt_at: str = "", code: int = 0) -> str:
     """Return what a command shows on a terminal of 80 columns until it ends, or is interrupted, with that exit code."""
     master, slave = pty.openpty()
-    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm" if interrupt_at else "dumb"}
-    process = subprocess.Popen([sys.executable, "-m", "unetcli", *words], stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
+    environment = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm" if interrupt_at else "dumb"}
+    process = Command(*words, talk=Path(os.ttyname(slave)), environment=environment)
     shown = b""
-    with suppress(OSError):  # the other end was closed
-        while piece := os.read(master, 4096):
-            shown += piece
-            if interrupt_at and interrupt_at.encode() in shown:
-                process.send_signal(signal.SIGINT)
-                interrupt_at = ""
+    while True:
+        ended = process.poll() is not None  # asked first, so that no output is missed
+        if select.select([master], [], [], 0.1)[0]:
+            shown += os.read(master, 4096)
+        elif ended:
+            break
+        if interrupt_at and interrupt_at.encode() in shown:
+            process.send_signal(signal.SIGINT)
+            interrupt_at = ""
     os.close(master)
-    assert process.wait(60) == code
+    os.close(slave)
+    assert process.returncode == code
     return shown.decode()
 
 
