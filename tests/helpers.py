@@ -100,7 +100,7 @@ def plan_of(region: Box, **changes: Any) -> Plan:
         "axes": "tzyx"[-dimensions:],
         "extent": region.stop,
         "region": region,
-        "footprint": Architecture(depth=2).footprint().lifted(dimensions),
+        "footprint": Architecture(depth=2).footprint().expanded_to(dimensions),
         "tile": (*lead, 60, 60),
         "chunks": changes.get("write_chunks", (*lead, 8, 8)),
         "write_chunks": (*lead, 8, 8),

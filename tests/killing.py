@@ -126,7 +126,7 @@ def watch(folder: str, changes: int, kill: Point | None) -> None:
     def wrapped(call: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def change(path: Any, *more: Any, **options: Any) -> Any:
             made = more[0] if call in ("link", "replace") else path  # else what is moved or deleted counts
-            name = place_of(made, options.get("dir_fd"))
+            name = name_of(made, options.get("dir_fd"))
             if not name.startswith(start) or "/workers/" in name:  # heartbeats come from a thread, at any time
                 return original(path, *more, **options)
             said = f"{call} {CHANCE.sub('*', name[len(start) - len(folder) :])}"
@@ -147,7 +147,7 @@ def watch(folder: str, changes: int, kill: Point | None) -> None:
         setattr(os, call, wrapped(call, getattr(os, call)))
 
 
-def place_of(path: Any, folder: int | None) -> str:
+def name_of(path: Any, folder: int | None) -> str:
     """Where a path leads, from the current folder or an open one."""
     start = os.getcwd() if folder is None else os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH109, PTH115
     return os.path.normpath(os.path.join(start, os.fspath(path)))  # noqa: PTH118

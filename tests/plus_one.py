@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
 from unetcli.engine.levels import ImageStep
 from unetcli.engine.run import RunOptions, RunOutcome, run
@@ -63,7 +63,7 @@ class PlusOne(ImageStep):
 
     @property
     def output(self) -> Place:
-        return place_of(self.paths.output)
+        return parse_place(self.paths.output)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

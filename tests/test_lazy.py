@@ -82,7 +82,7 @@ def test_a_region_and_what_cannot_be_are_as_in_predict(model: Path) -> None:
     part = lazy.predict("big.zarr", roi=((1, 2), (3, 30), (5, 50)), device="cpu")
     assert part.shape == (1, 27, 45)
     assert np.array_equal(part.compute(), written()[1:, 3:30, 5:50])
-    with pytest.raises(UnetcliError, match="nearest that would work"):
+    with pytest.raises(UnetcliError, match="nearest usable"):
         lazy.predict("big.zarr", tile=69)
     with pytest.raises(UnetcliError, match="expected a path"):
         lazy.predict([1, 2])

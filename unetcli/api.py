@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
 from unetcli.core.errors import Incomplete, UnetcliError
-from unetcli.core.options import Declared, Options, options_of
+from unetcli.core.options import DeclaredOption, Options, options_of
 from unetcli.core.process import Signals, prepare
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.evaluate.request import EvaluateRequest
@@ -70,7 +70,7 @@ def _by_keyword(request: Callable[P, Request]) -> Callable[[Callable[[Request], 
     return decorate
 
 
-def _as_declared(value: Any, declared: Declared | None) -> Any:
+def _as_declared(value: Any, declared: DeclaredOption | None) -> Any:
     """Text for a path where the option is one, and the other way round."""
     kinds = set() if declared is None else {declared.kind, *get_args(declared.kind)}
     if isinstance(value, str) and Path in kinds and str not in kinds:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, is_remote, parent_of, place_of
+from unetcli.core.files import Place, is_remote, parent_of, parse_place
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.runfolder import EVALUATE, LABEL, MARKER, PREDICT, RunFolder, read_mark, require_format
 from unetcli.engine.step import Step
@@ -70,7 +70,7 @@ def store_and_step(output: str) -> tuple[Place, str | None]:
     >>> store_and_step("s3://bucket/a.zarr/labels/cells"), store_and_step("s3://bucket/a.zarr")
     (('s3://bucket/a.zarr', 'cells'), ('s3://bucket/a.zarr', None))
     """
-    place = place_of(output)
+    place = parse_place(output)
     name, above = str(place).rpartition("/")[2], parent_of(place)
     inside = str(above).rpartition("/")[2] == "labels" and not Path(f"{place}.run").exists()  # else a store of its own
     return (parent_of(above), name) if inside else (place, None)

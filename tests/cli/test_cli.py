@@ -166,6 +166,13 @@ def test_a_full_disk_ends_with_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "unetcli: big.pred.zarr/0: No space left on device\n")
 
 
+def test_a_system_without_file_locks_ends_with_one_line() -> None:
+    code = "import sys; sys.modules['fcntl'] = None; sys.argv = ['unetcli', 'info']; import unetcli.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "Windows" in done.stderr
+
+
 def test_quiet_says_nothing_and_json_is_all_there_is_on_stdout(unetcli: Run, tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     write_zarr(tmp_path / "big.zarr", grey(2, 30, 30), chunks=(1, 30, 30))

@@ -13,7 +13,7 @@ from unetcli.core.streams import prefetch
 
 @dataclass
 class Source:
-    """Counts what was made of it."""
+    """Iterable that counts the items it produced."""
 
     stop: int
     fail_at: int | None = None
@@ -34,7 +34,7 @@ class Source:
 
 
 def settled(source: Source) -> int:
-    """What was made once nothing more is being made."""
+    """Number of items produced, once it no longer grows."""
     made = -1
     while made != source.made:
         made = source.made
@@ -102,7 +102,7 @@ def test_nothing_is_made_before_the_first_item_is_asked_for() -> None:
     assert settled(source) == 0
 
 
-def test_stages_put_together_work_at_the_same_time_and_end_together() -> None:
+def test_chained_stages_run_concurrently_and_end_together() -> None:
     source, before = Source(10**9), threading.active_count()
     doubled = (2 * item for item in prefetch(source, 2))
     with closing(prefetch(doubled, 2)) as items:

@@ -32,14 +32,14 @@ def test_paths_and_tuples_are_written_as_text_and_lists() -> None:
 
 
 def test_what_toml_cannot_hold_is_refused() -> None:
-    with pytest.raises(UnetcliError, match="not Unicode"):
+    with pytest.raises(UnetcliError, match=r"raw is .*Unicode"):
         to_toml({"raw": b"caf\xe9.tif".decode(errors="surrogateescape")})
-    with pytest.raises(TypeError, match="flat"):
+    with pytest.raises(TypeError, match="TOML"):
         to_toml({"raw": {"a": 1}})
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (None, "no such file"),
         (b"steps = 3\n\nlr =\n", "line 3, column 5"),
@@ -48,13 +48,13 @@ def test_what_toml_cannot_hold_is_refused() -> None:
     ],
     ids=["missing", "no value", "twice", "Latin-1"],
 )
-def test_a_file_that_cannot_be_read_is_named_with_the_line(tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_an_unreadable_file_is_named_with_the_line(tmp_path: Path, content: bytes | None, expected: str) -> None:
     file = tmp_path / "train.toml"
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UnetcliError) as refusal:
         read_toml(file)
     assert str(refusal.value).startswith(f"{file}: ")
-    assert told in str(refusal.value)
+    assert expected in str(refusal.value)
     with pytest.raises(UnetcliError, match="cannot be read"):
         read_toml(tmp_path)

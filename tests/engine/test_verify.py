@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
+from unetcli.core.process import usable_cores
 from unetcli.engine.receipts import ReceiptBook, read_receipts
 from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once
@@ -237,7 +238,7 @@ def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
 def test_so_many_blocks_are_read_at_once_as_memory_allows() -> None:
     predicted(2, 90, 90)
     step = PredictStep.open(folder())
-    assert reading_at_once(step.block_bytes) == len(os.sched_getaffinity(0))
+    assert reading_at_once(step.block_bytes) == usable_cores()
     large = replace(step.plan, region=Box((0, 0, 0), (1, 90, 90)), block_shape=(1, 90 * 2**9, 90 * 2**9))
     assert reading_at_once(replace(step, plan=large).block_bytes) == 1
     assert READ_BYTES < 3 * 90 * 90 * 2**18

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 from places import ENVIRONMENT, begun, done, nothing_left, run, site
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.process import usable_cores
 from unetcli.core.ranges import Cutter, numbers, to_ranges
 from unetcli.executors.contract import InProcess, JobFailure
 from unetcli.executors.dask import cluster as dask_cluster
@@ -306,7 +306,7 @@ def test_workers_get_their_own_gpu_and_are_not_held_to_one_thread(
         assert run(DaskExecutor(cluster), folder, ((0, 12),), tasks.show_surroundings) == []
     seen = [json.loads(path.read_text()) for path in folder.glob("seen-*")]
     assert {found["CUDA_VISIBLE_DEVICES"] for found in seen} == {"2", "5"}
-    assert {found["threads"] for found in seen} == {len(os.sched_getaffinity(0))}
+    assert {found["threads"] for found in seen} == {usable_cores()}
     assert {found["OMP_NUM_THREADS"] for found in seen} == {None}
     assert {found["MALLOC_ARENA_MAX"] for found in seen} == {"1"}
     assert {found["MALLOC_TRIM_THRESHOLD_"] for found in seen} == {str(2**31 - 1)}

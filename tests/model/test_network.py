@@ -28,7 +28,7 @@ def test_the_paper_s_tile_of_572_gives_388(paper: UNet) -> None:
 @pytest.mark.parametrize("depth", range(5))
 def test_the_modules_have_the_footprint_that_the_architecture_states(depth: int) -> None:
     network = UNet(Architecture(depth=depth, base_channels=2))
-    assert Footprint.walk(network.layers()) == network.architecture.footprint()
+    assert Footprint.from_layers(network.layers()) == network.architecture.footprint()
 
 
 @pytest.mark.parametrize("depth", range(4))

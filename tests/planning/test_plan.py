@@ -31,7 +31,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return plan_of(
         Box(tuple(start), tuple(stop)),
         extent=tuple(b + draw(st.integers(0, 9)) for b in stop),
-        footprint=Architecture(depth=depth).footprint().lifted(3),
+        footprint=Architecture(depth=depth).footprint().expanded_to(3),
         tile=(1, tile, tile),
         chunks=inner,
         write_chunks=chunks,
@@ -114,7 +114,7 @@ def test_statistics_of_each_channel_survive_json() -> None:
 
 def test_an_anisotropic_footprint_survives_json_too() -> None:
     layers = [Layer("conv", (3, 3)), Layer("pool", (1, 2)), Layer("conv", (5, 3)), Layer("up", (1, 2))]
-    plan = plan_of(Box((0, 0), (30, 30)), footprint=Footprint.walk(layers), tile=(27, 26))
+    plan = plan_of(Box((0, 0), (30, 30)), footprint=Footprint.from_layers(layers), tile=(27, 26))
     assert again(plan) == plan
 
 

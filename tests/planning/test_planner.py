@@ -126,7 +126,7 @@ def test_the_largest_tile_below_a_limit_is_usable(limit: int, side: int) -> None
 
 def test_the_largest_tile_is_usable_along_every_axis() -> None:
     layers = [Layer("conv", (3, 3)), Layer("pool", (1, 2)), Layer("conv", (3, 3)), Layer("up", (1, 2))]
-    footprint = Footprint.walk(layers)
+    footprint = Footprint.from_layers(layers)
     side = largest_tile(footprint, 101)
     footprint.require_usable((side, side))
 

@@ -197,7 +197,7 @@ def test_nothing_is_begun_beside_a_refused_output(request_: PredictRequest) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tile": 66}, "nearest that would work: 64 and 68"),
+        ({"tile": 66}, "nearest usable: 64 and 68"),
         ({"volume": "missing.zarr"}, "missing.zarr: no such"),
         ({"sections": (2, 9)}, "0:3"),
         ({"dtype": "int8"}, "uint8, float16 or float32"),

@@ -176,7 +176,7 @@ def test_an_error_of_another_alone_is_told_by_that_one(ranks: Ranks) -> None:
     ranks.start(["--steps 9", "--steps 9 --tile 45"])
     assert ranks.codes() == [1, 1]
     assert ranks.said(0) == ""
-    assert ranks.said(1).startswith("unetcli: --tile 45: no usable tile")
+    assert ranks.said(1).startswith("unetcli: --tile 45: not a usable tile")
     assert ranks.said(1).count("\n") == 1
     assert not (ranks.place / "two").exists()
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from importlib.util import find_spec
 from typing import Annotated, NoReturn
 
 import typer
+
+if find_spec("fcntl") is None:  # the imports below would fail
+    sys.exit("unetcli: runs on Linux and macOS only (this Python has no file locks, fcntl); on Windows, use WSL")
 
 from unetcli import __version__
 from unetcli.cli import console

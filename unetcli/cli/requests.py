@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.options import Declared, Heading, Options, options_of
+from unetcli.core.options import DeclaredOption, Heading, Options, options_of
 from unetcli.core.records import read_toml, to_toml, toml_value
 
 Values = Mapping[str, Any]
@@ -227,7 +227,7 @@ def takes_request(
     return flat
 
 
-def parameter_of(declared: Declared) -> inspect.Parameter:
+def parameter_of(declared: DeclaredOption) -> inspect.Parameter:
     """The parameter that typer makes an option or argument of."""
     option, default = declared.option, declared.default
     if option.heading == Heading.ARGUMENTS:
@@ -253,7 +253,7 @@ def parameter_of(declared: Declared) -> inspect.Parameter:
     )
 
 
-def names_of(declared: Declared) -> list[str]:
+def names_of(declared: DeclaredOption) -> list[str]:
     """Names of an option on the command line, those that turn a flag off after a slash."""
     name = f"--{declared.name.replace('_', '-')}"
     if declared.option.negative:
@@ -261,7 +261,7 @@ def names_of(declared: Declared) -> list[str]:
     return [name] if declared.option.short is None else [name, declared.option.short]
 
 
-def typed(declared: Declared) -> Any:
+def typed(declared: DeclaredOption) -> Any:
     """What typer takes for a field: text for what is parsed later, and lists for tuples."""
     kind = declared.kind
     if declared.option.parse:

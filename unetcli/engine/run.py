@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import telling_unwritable
+from unetcli.core.files import explain_write_errors
 from unetcli.core.options import Options
 from unetcli.core.ranges import to_ranges
 from unetcli.core.streams import ProgressCallback, silent
@@ -200,7 +200,7 @@ def run(
 def launching(step: Step, options: RunOptions, wait: float = 0) -> Iterator[None]:
     """Hold the launcher's lock; see :meth:`RunFolder.launcher`. No share may be at work."""
     with (
-        telling_unwritable(step.output if step.writes_from < step.blocks else step.folder.path),
+        explain_write_errors(step.output if step.writes_from < step.blocks else step.folder.path),
         step.folder.launcher(
             step.command,
             step.own_files,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.process import usable_cores
 from unetcli.core.streams import ProgressCallback, ordered_map, silent
 from unetcli.engine.clusters import require_no_live_jobs
 from unetcli.engine.receipts import Ledger
@@ -73,7 +73,7 @@ def damage_of(
 
 def reading_at_once(block_bytes: int) -> int:
     """Threads that read: one per core, fewer where blocks are large."""
-    return max(1, min(len(os.sched_getaffinity(0)), READ_BYTES // (COPIES * max(block_bytes, 1))))
+    return max(1, min(usable_cores(), READ_BYTES // (COPIES * max(block_bytes, 1))))
 
 
 def damage(step: Step, ledger: Ledger, number: int) -> str | None:

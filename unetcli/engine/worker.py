@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError, one_line
-from unetcli.core.files import publish, telling_unwritable
+from unetcli.core.files import explain_write_errors, publish
 from unetcli.core.lock import job_id
 from unetcli.core.process import prepare
 from unetcli.core.ranges import Ranges, numbers
@@ -110,7 +110,7 @@ class Worker:
     def _run_stage(self, stage: Stage, blocks: list[int], beat: Heartbeat) -> None:
         step, data = self.step, self.step.data(stage)
         with (
-            telling_unwritable(data),
+            explain_write_errors(data),
             ReceiptBook(step.folder.receipts, data) as book,
             closing(step.compute(blocks, self.stopping)) as results,
         ):

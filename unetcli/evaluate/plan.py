@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
 from unetcli.evaluate.request import PROBABILITY, EvaluateRequest
 from unetcli.planning.plan import BlockGrid
@@ -221,7 +221,7 @@ class Pair:
         """
         require_complete(request.prediction, allowed=request.allow_incomplete)
         truth = open_volume(request.truth, request.level)
-        pair = pair_up(open_volume(request.prediction, request.level), truth, place_of(request.prediction))
+        pair = pair_up(open_volume(request.prediction, request.level), truth, parse_place(request.prediction))
         mask = None
         if request.mask is not None:
             found = open_volume(request.mask).channels_as_sections()
@@ -287,7 +287,7 @@ class Pair:
 
 def require_complete(prediction: str, *, allowed: bool) -> None:
     """Refuse a prediction, or labels, of ours that are not finished, or labels of such a prediction."""
-    ours = marker_around(place_of(prediction))
+    ours = marker_around(parse_place(prediction))
     if ours is None or allowed:
         return
     if ours.get("of_incomplete"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import plain
+from unetcli.core.files import strip_scheme
 from unetcli.core.options import (
     Heading,
     Roi,
@@ -91,7 +91,7 @@ class EvaluateRequest(ClusterOptions):
     def __post_init__(self) -> None:
         for name in ("prediction", "truth", "mask"):
             if (place := getattr(self, name)) is not None:
-                object.__setattr__(self, name, plain(place))
+                object.__setattr__(self, name, strip_scheme(place))
         self._require_metrics()
         if self.kind is not None and self.kind not in KINDS:
             raise UnetcliError(f"--kind {self.kind}: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock
-from unetcli.core.files import is_remote, place_of
+from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
 from unetcli.evaluate.counting import Counts, count_block, labels_of, probabilities, reference_of
 from unetcli.evaluate.plan import EvaluationPlan, Pair, Settings, choose_block
@@ -70,7 +70,7 @@ def stated_kind(request: EvaluateRequest, prediction: Volume) -> Kind:
     """By option, metadata, dtype or metrics, in this order; else by the values."""
     if request.kind is not None:
         return Kind(request.kind)
-    ours = (marker_around(place_of(request.prediction)) or {}).get("kind")
+    ours = (marker_around(parse_place(request.prediction)) or {}).get("kind")
     if ours is not None:
         return Kind(LABELS if ours == "instances" else PROBABILITY)
     if prediction.dtype.kind in "bf" or prediction.channels > 1 or "em" in (request.metrics or ()):
@@ -84,7 +84,7 @@ def stated_kind(request: EvaluateRequest, prediction: Volume) -> Kind:
 
 def says_labels(path: str) -> bool:
     """Whether the metadata of an image are those of OME-Zarr labels."""
-    place = place_of(path)
+    place = parse_place(path)
     found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
     attributes = found[1] if found else {}
     return "image-label" in attributes or "image-label" in attributes.get("ome", {})

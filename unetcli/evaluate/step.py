@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
 from unetcli.engine.levels import Tables, damaged
@@ -64,7 +64,7 @@ class EvaluateStep(Step):
 
     @property
     def output(self) -> Place:
-        return place_of(self.paths.prediction)
+        return parse_place(self.paths.prediction)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -211,7 +211,7 @@ def folder_of(request: EvaluateRequest) -> RunFolder:
     """The run folder that the user names, else the one beside the store that the prediction lies in."""
     if request.run_folder is not None:
         return RunFolder(request.run_folder)
-    place = place_of(request.prediction)
+    place = parse_place(request.prediction)
     if not isinstance(place, Path):
         raise UnetcliError(f"{place}: --run-folder FOLDER names a place on this file system for plan and receipts")
     store = next((folder for folder in (place, *place.parents) if folder.suffix == ".zarr"), place)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.core.options import Heading, Option, Options, argument, device_option, option, take_over_option
 from unetcli.executors.slurm.request import SlurmRequest, parse_extra
 
@@ -156,7 +156,7 @@ class VerifyRequest(RunRequest):
     retries: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "output", place_of(self.output))
+        object.__setattr__(self, "output", parse_place(self.output))
         super().__post_init__()
         if self.repair and not self.blocks:
             raise UnetcliError("--repair reads every block back; without --no-blocks it can")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock
-from unetcli.core.files import Place, is_remote, place_of
+from unetcli.core.files import Place, is_remote, parse_place
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.label.plan import LabelPlan
 from unetcli.volumes import opening as ngff
@@ -121,7 +121,7 @@ class Parent:
         UnetcliError
             It is something else, which has no place for labels.
         """
-        place, volume = place_of(prediction), open_volume(prediction)
+        place, volume = parse_place(prediction), open_volume(prediction)
         found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
         image = next(iter(ngff.images(found[1])), None) if found else None
         if found is None or image is None:

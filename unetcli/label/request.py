@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import plain
+from unetcli.core.files import strip_scheme
 from unetcli.core.options import (
     Heading,
     argument,
@@ -85,7 +85,7 @@ class LabelRequest(ClusterOptions):
     take_over: bool = take_over_option()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prediction", plain(self.prediction).rstrip("/"))
+        object.__setattr__(self, "prediction", strip_scheme(self.prediction).rstrip("/"))
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", self.name) or self.name in TAKEN:
             raise UnetcliError(
                 f"--name {self.name}: expected letters, digits, - or _, and not {', '.join(TAKEN[:-1])} or {TAKEN[-1]}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, absolute, is_remote, parent_of, place_of, remove_drafts_of, replacing
+from unetcli.core.files import Place, absolute, is_remote, parent_of, parse_place, remove_drafts_of, replacing
 from unetcli.core.lock import hold
 from unetcli.engine.levels import ImageStep, Pyramid, first_of, place
 from unetcli.engine.receipts import Ledger
@@ -84,7 +84,7 @@ class LabelStep(ImageStep):
 
     @property
     def output(self) -> Place:
-        return place_of(self.paths.output)
+        return parse_place(self.paths.output)
 
     @property
     def store(self) -> Place:
@@ -125,7 +125,7 @@ class LabelStep(ImageStep):
         if self.paths.intensity is None:
             return None
         volume = open_volume(self.paths.intensity)
-        return volume, offset_in(volume, self.prediction, place_of(self.paths.prediction))
+        return volume, offset_in(volume, self.prediction, parse_place(self.paths.prediction))
 
     @property
     def files(self) -> LabelFiles:
@@ -355,7 +355,7 @@ class LabelStep(ImageStep):
     # ---- repairing
 
     def moved(self, output: Place, device: str | None = None) -> LabelStep:
-        prediction = absolute(str(parent_of(parent_of(place_of(output)))))
+        prediction = absolute(str(parent_of(parent_of(parse_place(output)))))
         return replace(self, paths=replace(self.paths, output=str(output), prediction=prediction))
 
     def require_ready(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetcli.core.arrays import PerChannel, stored
+from unetcli.core.arrays import PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
@@ -32,7 +32,7 @@ class Intensity:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            object.__setattr__(self, name, stored(getattr(self, name)))
+            object.__setattr__(self, name, as_per_channel(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

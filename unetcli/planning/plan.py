@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.arrays import PerChannel, stored
+from unetcli.core.arrays import PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import AxisFootprint, Box, Footprint, ceil_to, hull
 from unetcli.core.records import changed
@@ -228,7 +228,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            object.__setattr__(self, name, stored(getattr(self, name)))
+            object.__setattr__(self, name, as_per_channel(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

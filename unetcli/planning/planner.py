@@ -55,7 +55,7 @@ def make_plan(
     """
     network = architecture.footprint()
     seen = len(network.axes)
-    footprint = network.lifted(len(source.axes))
+    footprint = network.expanded_to(len(source.axes))
     shape = (1,) * (len(source.axes) - seen) + (tile,) * seen
     footprint.require_usable(shape)
     chunks = output_chunks(region.shape, seen)

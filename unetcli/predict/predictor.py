@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetcli.core.arrays import along
+from unetcli.core.arrays import broadcast_channels
 from unetcli.core.errors import UnreadableBlock, one_line
 from unetcli.core.geometry import Box, hull
 from unetcli.core.process import give_back_freed_memory
@@ -185,7 +185,7 @@ def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None 
         return np.where(finite, voxels, voxels.dtype.type(settings.nonfinite))
     wrong = ~finite if mask is None else ~(finite | mask.rules_out(box))
     if not wrong.any():
-        return np.where(finite, voxels, along(settings.mean, voxels.ndim).astype(voxels.dtype))
+        return np.where(finite, voxels, broadcast_channels(settings.mean, voxels.ndim).astype(voxels.dtype))
     first = np.argwhere(wrong)[0][1:]
     place = source.inside(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
     voxel = Box(place, tuple(p + 1 for p in place))

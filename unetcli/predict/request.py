@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of, plain, stem
+from unetcli.core.files import Place, parse_place, stem, strip_scheme
 from unetcli.core.options import (
     Heading,
     Options,
@@ -124,9 +124,9 @@ class VolumeOptions(Options):
     overwrite: bool = overwrite_option()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "volume", plain(self.volume))
-        object.__setattr__(self, "output", None if self.output is None else place_of(self.output))
-        object.__setattr__(self, "mask", plain(self.mask) if self.mask else None)
+        object.__setattr__(self, "volume", strip_scheme(self.volume))
+        object.__setattr__(self, "output", None if self.output is None else parse_place(self.output))
+        object.__setattr__(self, "mask", strip_scheme(self.mask) if self.mask else None)
         super().__post_init__()
 
     @property

@@ -150,7 +150,7 @@ def resolve_settings(
         mean, std = sampled_statistics(source, request.channel)
     device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
     classes = header.architecture.classes
-    mask = open_mask(request.mask, source, header.architecture.footprint().lifted(len(source.axes)))
+    mask = open_mask(request.mask, source, header.architecture.footprint().expanded_to(len(source.axes)))
     return Settings(
         dtype=request.dtype,
         outputs=1 if classes == 2 else classes,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.engine.levels import ImageStep, Pyramid, place
 from unetcli.engine.run import require_nobody_at_work
 from unetcli.engine.runfolder import PREDICT, RunFolder
@@ -59,7 +59,7 @@ class PredictStep(ImageStep):
 
     @property
     def output(self) -> Place:
-        return place_of(self.paths.output)
+        return parse_place(self.paths.output)
 
     @functools.cached_property
     def levels(self) -> PyramidPlan:

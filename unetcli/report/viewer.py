@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import is_remote, place_of
+from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
 from unetcli.engine.runfolder import RunFolder
 from unetcli.evaluate.request import CLASSES
@@ -282,9 +282,9 @@ def sections_of(evaluation: Evaluation, volume: Volume) -> SourceImage:
 
 def predicted_volume(prediction: str) -> str | None:
     """The volume that a prediction was made of, where its run folder still lies beside it."""
-    if is_remote(place_of(prediction)):
+    if is_remote(parse_place(prediction)):
         return None
     try:
-        return str(json.loads(RunFolder.of(place_of(prediction)).plan_file.read_text())["sources"]["volume"])
+        return str(json.loads(RunFolder.of(parse_place(prediction)).plan_file.read_text())["sources"]["volume"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import plain
+from unetcli.core.files import strip_scheme
 from unetcli.core.options import (
     Heading,
     Options,
@@ -143,8 +143,8 @@ class TrainRequest(TruthOptions, SlurmOptions):
     def __post_init__(self) -> None:
         for name in ("raw", "labels"):
             if (place := getattr(self, name)) is not None:
-                object.__setattr__(self, name, plain(place))
-        object.__setattr__(self, "pair", tuple((plain(raw), plain(labels)) for raw, labels in self.pair))
+                object.__setattr__(self, name, strip_scheme(place))
+        object.__setattr__(self, "pair", tuple((strip_scheme(raw), strip_scheme(labels)) for raw, labels in self.pair))
         if self.raw is not None and self.labels is None:
             raise UnetcliError(f"{self.raw}: LABELS are missing; unetcli train RAW LABELS")
         if not self.pairs:

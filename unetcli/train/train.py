@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unetcli.core.files import require_apart, telling_unwritable
+from unetcli.core.files import explain_write_errors, require_apart
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Signals, cpu_threads
 from unetcli.core.streams import ProgressCallback, silent
@@ -94,7 +94,7 @@ def train_model(
     """
     world = World.from_environment()
     torch.set_num_threads(cpu_threads())
-    with world.joined(), ExitStack() as stack, telling_unwritable(request.output):
+    with world.joined(), ExitStack() as stack, explain_write_errors(request.output):
         training, goal = resolve(request, world)
         world.first(lambda: _claim(request, training, goal, stack))
         return _finish(training, goal, report if world.is_first else silent, signals or Signals())

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_apart, stem, telling_unwritable
+from unetcli.core.files import drafts, explain_write_errors, is_remote, remove_aside, require_apart, stem, strip_scheme
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
 from unetcli.core.options import resolve_sections
@@ -111,7 +111,7 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
             report(len(planes) + done, 2 * len(planes))
 
     provenance = {"rules": asdict(rules), "class_weights": [round(float(w), 6) for w in weights]}
-    with telling_unwritable(output.path, "writes it anew"):
+    with explain_write_errors(output.path, "writes it anew"):
         output.publish(provenance, fill)
         weighing.draw(output.picture)
     first = "class 1" if rules.truth == "classes" else "foreground"
@@ -139,9 +139,9 @@ def _resolve_output(request: WeightsRequest) -> WeightMap:
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
     sections = resolve_sections(request.sections, count, labels.path)
     place = request.output or f"{stem(request.labels)}.weights.zarr"
-    if is_remote(plain(place)):
+    if is_remote(strip_scheme(place)):
         raise UnetcliError(f"--output {place}: a weight map is written to a folder here")
-    output = WeightMap(Path(plain(place)), labels, sections)
+    output = WeightMap(Path(strip_scheme(place)), labels, sections)
     require_apart(output.path, [request.labels])
     output.require_free(overwrite=request.overwrite)
     return output

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import SIGNED_BYTES, place_of, require_apart, stem
+from unetcli.core.files import SIGNATURE_BYTES, parse_place, require_apart, stem
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.viz.png import enlarged, label_colours, means, outlines, rgb, save_dots, stretched
 from unetcli.viz.request import ShowRequest
@@ -72,7 +72,7 @@ class SectionView:
     @classmethod
     def open(cls, name: str) -> SectionView:
         """Open a volume; its levels too, where a side of the plane has more pixels than a picture has dots."""
-        volume, place = open_volume(name), place_of(name)
+        volume, place = open_volume(name), parse_place(name)
         kind = (marker_around(place) or {}).get("kind")
         levels = {1: volume} | (dict(_coarser(name, volume)) if max(volume.extent[-2:]) > LARGEST else {})
         region = region_around(place)
@@ -211,8 +211,8 @@ def _output(request: ShowRequest, base: SectionView, plane: Box) -> Path:
         raise UnetcliError(f"--output {output}: a PNG file is written; {output.with_suffix('.png')} would do")
     if not output.absolute().parent.is_dir():
         raise UnetcliError(f"--output {output}: no folder {output.absolute().parent}")
-    require_apart(output, [place_of(name) for name in (request.volume, request.overlay) if name is not None])
-    if output.exists() and not (output.is_file() and SIGNATURE.encode() in output.read_bytes()[:SIGNED_BYTES]):
+    require_apart(output, [parse_place(name) for name in (request.volume, request.overlay) if name is not None])
+    if output.exists() and not (output.is_file() and SIGNATURE.encode() in output.read_bytes()[:SIGNATURE_BYTES]):
         raise UnetcliError(f"{output}: exists, and show did not write it; --output names another place")
     return output
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from unetcli.core.errors import UnetcliError, one_line
-from unetcli.core.files import is_remote, plain
+from unetcli.core.files import is_remote, strip_scheme
 from unetcli.volumes.store import missing_package, store_at
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
@@ -161,7 +161,7 @@ def open_volume(path: str | Path, level: int = 0) -> Volume:
     UnetcliError
         Path missing, no such level, no array there, empty array, or a dtype or axes that are no image.
     """
-    name = plain(str(path))
+    name = strip_scheme(str(path))
     if is_remote(name):
         store_at(name).read_text("zarr.json")  # whether it can be reached; Zarr would leave requests behind that hang
     elif not Path(name).exists():

@@ -16,7 +16,7 @@ from zarr.storage import FsspecStore, WrapperStore
 from zarr.storage import LocalStore as ZarrFolder
 
 from unetcli.core.errors import UnetcliError, one_line
-from unetcli.core.files import draft_of, is_remote, plain, remove_aside, replacing, sweep, sync, sync_all
+from unetcli.core.files import draft_of, is_remote, remove_aside, replacing, strip_scheme, sweep, sync, sync_all
 
 
 class Store(Protocol):
@@ -174,7 +174,7 @@ class RemoteStore:
 
 def store_at(place: str | Path) -> Store:
     """The store at a path or URL."""
-    name = plain(str(place))
+    name = strip_scheme(str(place))
     return RemoteStore(name.rstrip("/")) if is_remote(name) else LocalStore(Path(name))
 
 
