@@ -32,7 +32,7 @@ def _work(place: Path, block: int) -> None:
     with (place / f"begun-{block}").open("a") as file:
         file.write(f"{os.getpid()}\n")
     if (place / f"raise-{block}").exists():
-        raise ValueError(f"block {block} is told to\nfail")
+        raise ValueError(f"block {block} has to\nfail")
     if (place / f"exit-{block}").exists():
         os._exit(7)
     if (place / f"kill-{block}").exists():

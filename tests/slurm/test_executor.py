@@ -170,7 +170,7 @@ def test_a_job_that_preemption_ends_for_good_is_told(slurm: SlurmCluster, tmp_pa
     order(tmp_path, 0, "hold")
     launcher = executor(time="60", cpus_per_task=4, partition="drop")
     (failure,) = run(launcher, tmp_path, ((0, 1),), once(lambda: begun(tmp_path, 0), lambda: preemptor(slurm)))
-    assert failure.reason == "preempted by another job, and not put back into the queue"
+    assert failure.reason == "preempted by another job and not requeued"
 
 
 @pytest.mark.slow

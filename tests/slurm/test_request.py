@@ -51,17 +51,17 @@ def test_gpus_are_asked_for_in_each_site_s_way(tmp_path: Path, text: str, option
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('partion = "gpu"', r"profile.toml: unknown key 'partion'; known are partition, account, .*\[extra\]"),
+        ('partion = "gpu"', r"profile.toml: unknown key 'partion'; expected partition, account, .*\[extra\]"),
         ("time = soon", r"profile.toml: not TOML"),
         ('time = "soon"', r"time: 'soon' .* 04:00:00"),
         ('mem = "much"', r"mem: 'much' .* 16G"),
         ('cpus-per-task = "four"', r"cpus_per_task is 'four'"),
-        ("cpus-per-task = 0", r"cpus_per_task: 0 is too few"),
+        ("cpus-per-task = 0", r"cpus_per_task: 0; expected at least 1"),
         ("gpus = 1.5", r"gpus is 1.5"),
         ("setup = 3", r"setup is 3"),
-        ("[extra]\narray = '0-3'", r"slurm option array: set by unetcli"),
-        ("[extra]\npartition = 'x'", r"slurm option partition: has an option of its own"),
-        ("extra = 3", r"extra is 3; a table"),
+        ("[extra]\narray = '0-3'", r"slurm option array: cannot be set .*--blocks-per-job"),
+        ("[extra]\npartition = 'x'", r"slurm option partition: use the option --partition"),
+        ("extra = 3", r"extra is 3; expected a table"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, said: str) -> None:

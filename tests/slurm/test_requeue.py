@@ -114,7 +114,7 @@ def test_a_job_near_its_time_limit_comes_back_and_finishes(place: Path, slurm: S
     assert job.lives == [str(life) for life in range(len(job.lives))]
     assert 2 <= len(job.lives) <= 3
     assert job.steps() == steps
-    assert "asks to go back into the queue, to continue there" in job.log
+    assert "asks SLURM to requeue it" in job.log
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_train_comes_back_and_finishes(place: Path, slurm: SlurmCluster) -> None
     until(lambda: job.state == "COMPLETED", f"the end of {job.id}: {job.log}", seconds=180)
     assert job.lives == ["0", "1"]
     assert "of 500; the same command continues" in job.log
-    assert "asks to go back into the queue, to continue there" in job.log
+    assert "asks SLURM to requeue it" in job.log
     assert "finished, 500 steps" in job.log
 
 
@@ -140,7 +140,7 @@ def test_tasks_of_a_step_ask_once(place: Path, slurm: SlurmCluster) -> None:
     job.signal("USR2")
     job.is_at_work(life=1, tasks=2)
     assert job.lives == ["0", "1"]
-    assert job.log.count("asks to go back into the queue") == 1
+    assert job.log.count("asks SLURM to requeue it") == 1
     assert min(job.steps(task) for task in (0, 1)) > 0
 
 
@@ -185,7 +185,7 @@ def test_a_job_that_must_not_be_requeued_says_so(place: Path, slurm: SlurmCluste
     job.is_at_work()
     job.signal("USR2", "--batch")
     job.stays("FAILED")
-    assert f"job {job.id} does not go back into the queue (" in job.log
+    assert f"job {job.id} is not requeued (" in job.log
     assert "the same command continues" in job.log
 
 
@@ -210,7 +210,7 @@ def test_our_script_brings_its_job_back_once(place: Path, slurm: SlurmCluster, s
     job.signal(*signal)
     job.is_at_work(life=1)
     assert job.lives == ["0", "1"]
-    assert "to continue there" not in job.log  # the command left it to the script
+    assert "asks SLURM to requeue it" not in job.log  # the script requeues the job, not the command
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_two_nodes_warned_of_the_limit_come_back_and_end_with_the_weights_of_one
     assert process.returncode == 0, talk + logs()
     assert out == "model/model.safetensors\n"
     assert logs().count("stopped at step") == 1  # told by the first process alone
-    assert logs().count("asks to go back into the queue") == 1
+    assert logs().count("asks SLURM to requeue it") == 1
     assert logs().count("Starting with JobEnvironment") == 4  # two processes, two lives
     assert train(f"{steps} --output alone").returncode == 0
     ours, alone = (Checkpoint.load(Path(name) / "checkpoint.pt") for name in ("model", "alone"))
@@ -136,7 +136,7 @@ def test_a_process_that_is_killed_ends_the_job_which_is_told(place: Path, slurm:
     os.kill(rank_of(job, 1), signal.SIGKILL)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert f"unetcli: job {job}: killed (SIGKILL) by the system or by hand" in talk
+    assert f"unetcli: job {job}: killed (SIGKILL) by the system or a user" in talk
     assert "Traceback" not in talk + logs()
     until(lambda: not slurm.jobs(), "an empty queue")
 

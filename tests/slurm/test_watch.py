@@ -92,7 +92,7 @@ def test_no_answer_says_nothing_about_the_jobs(slurm: SlurmCluster, monkeypatch:
         (JobEnd(job="1", state="NODE_FAIL"), "node was lost"),
         (JobEnd(job="1", state="BOOT_FAIL"), "did not boot"),
         (JobEnd(job="1", state="FAILED", signal=7), "signal 7 (SIGBUS)"),
-        (JobEnd(job="1", state="FAILED", exit_code=1, note="JobLaunchFailure"), "does the node see the run folder?"),
+        (JobEnd(job="1", state="FAILED", exit_code=1, note="JobLaunchFailure"), "can the node access the run folder?"),
         (JobEnd(job="1", state="SPECIAL_EXIT"), "ended as SPECIAL_EXIT"),
     ],
 )

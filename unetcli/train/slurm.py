@@ -21,7 +21,7 @@ from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.lock import hold, holding_job
 from unetcli.core.process import Signals, prepare
 from unetcli.core.streams import ProgressCallback
-from unetcli.executors.slurm.executor import LATE_SECONDS, last_words
+from unetcli.executors.slurm.executor import LATE_SECONDS, last_log_line
 from unetcli.executors.slurm.journal import JobJournal, Submission, log_of, submit_jobs
 from unetcli.executors.slurm.request import SlurmRequest, require_slurm
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
@@ -231,7 +231,7 @@ def reason(end: JobEnd, text: str) -> str:
         return end.reason
     if ours:
         return ours[-1].removesuffix("; the same command continues from the last checkpoint")
-    return f"{end.reason}: {last_words(text) or 'it said nothing'}"
+    return f"{end.reason}: {last_log_line(text) or 'it said nothing'}"
 
 
 def train_here(request: TrainRequest, place: str) -> None:
