@@ -17,7 +17,7 @@ from unetcli.model.network import UNet
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import Input, make_plan
 from unetcli.predict.predictor import Predictor, predict_blocks
-from unetcli.volumes.volume import UNNAMED, Volume
+from unetcli.volumes.volume import DEFAULT_AXES, Volume
 
 TOLERANCE = 2e-5
 SHAPE = (777, 1031)
@@ -60,12 +60,12 @@ def _pad_thin(image: NDArray[np.float32], margins: list[tuple[int, int]]) -> NDA
 
 
 def plan_for(network: UNet, image: NDArray[Any], tile: int) -> Plan:
-    source = Input(axes=UNNAMED[image.ndim], extent=image.shape, chunks=image.shape, bytes_per_voxel=4)
+    source = Input(axes=DEFAULT_AXES[image.ndim], extent=image.shape, chunks=image.shape, bytes_per_voxel=4)
     return make_plan(source, Box.of_shape(image.shape), network.architecture, tile, SETTINGS, helpers.SOURCES)
 
 
 def predict(network: UNet, plan: Plan, image: NDArray[Any]) -> NDArray[np.float32]:
-    source = Volume(path="image", array=image, stored_axes=UNNAMED[image.ndim])
+    source = Volume(path="image", array=image, stored_axes=DEFAULT_AXES[image.ndim])
     result = np.full(plan.region.shape, np.nan, np.float32)
     for finished in predict_blocks(
         plan, Predictor(network, plan.settings, torch.device("cpu")), source, range(plan.blocks)

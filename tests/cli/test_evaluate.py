@@ -136,9 +136,9 @@ def test_workers_and_a_run_folder_give_the_same(tmp_path: Path, words: tuple[obj
     [
         (("p.zarr", "lt.zarr"), "p.zarr is z 6, y 13, x 22, but lt.zarr is z 6, y 40, x 50: not the same place"),
         (("l.zarr", "lt.zarr", "--metrics", "em"), "expected probabilities"),
-        (("p.zarr", "t.zarr", "--roi", "0:9,:,:"), "--roi: z 0:9, t.zarr has z 0:6"),
+        (("p.zarr", "t.zarr", "--roi", "0:9,:,:"), "--roi: z 0:9 is not a range inside t.zarr, which has z 0:6"),
         (("p.zarr", "t.zarr", "--threshold", "1.5"), "--threshold 1.5: expected a probability"),
-        (("p.zarr", "t.zarr", "--level", "1"), "level 1 asked for"),
+        (("p.zarr", "t.zarr", "--level", "1"), "no level 1"),
         (("p.zarr", "t.zarr", "--baseline", "none.json"), "--baseline none.json: no such file"),
         (("p.zarr", "t.zarr", "--mask", "lt.zarr"), "--mask lt.zarr: shape 6 x 40 x 50"),
     ],

@@ -131,9 +131,9 @@ def test_a_level_is_judged_against_the_same_level(tmp_path: Path) -> None:
     half = evaluated(prediction, truth, level=1)
     plain = evaluated(stored(tmp_path, VALUES[:, ::2, ::2], "h.zarr"), stored(tmp_path, TRUTH[:, ::2, ::2], "ht.zarr"))
     assert half.scores == plain.scores
-    with pytest.raises(UnetcliError, match=r"t\.zarr: level 2 asked for, it has 2, counted from 0"):
+    with pytest.raises(UnetcliError, match=r"t\.zarr: no level 2; .*level < 2"):
         evaluated(prediction, truth, level=2)
-    with pytest.raises(UnetcliError, match=r"plain\.zarr: level 1 asked for, but this is one array"):
+    with pytest.raises(UnetcliError, match=r"plain\.zarr: no level 1, .*single array"):
         evaluated(prediction, stored(tmp_path, TRUTH, "plain.zarr"), level=1)
 
 

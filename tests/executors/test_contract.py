@@ -22,7 +22,7 @@ from places import PLACES, begun, done, nothing_left, place_of, run
 from unetcli.executors.contract import Executor
 
 SEPARATE = ("local", "existing")
-"""Executors whose workers are separate processes, so that the others continue if one dies; for SLURM see tests/slurm."""
+"""Executors with separate worker processes, of which the others continue if one dies; for SLURM see tests/slurm."""
 BOUND = ("in-process", "local", "existing")
 """Executors whose workers end with the launcher; SLURM jobs continue, and the next call attaches to them."""
 BRIEF = ("in-process", "local")
@@ -145,5 +145,5 @@ def test_an_error_of_the_only_worker_is_raised(folder: Path) -> None:
     from unetcli.executors.contract import InProcess
 
     (folder / "raise-1").touch()
-    with pytest.raises(ValueError, match="has to fail"):
+    with pytest.raises(ValueError, match="has to"):
         run(InProcess(), folder, ((0, 3),))

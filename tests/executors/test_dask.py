@@ -246,7 +246,9 @@ def test_an_address_of_another_host_is_refused(folder: Path) -> None:
 # -- encryption and addresses
 
 
-def test_only_clients_with_the_certificate_can_connect(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_clients_with_the_certificate_can_connect(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from unetcli.executors.dask.worker import write_certificate
 
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 3.0)
@@ -298,9 +300,7 @@ def test_the_user_may_choose_the_address(chosen: str, monkeypatch: pytest.Monkey
 # -- environment of the task
 
 
-def test_each_worker_gets_its_own_gpu_and_may_use_all_cores(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_worker_gets_its_own_gpu_and_may_use_all_cores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with local_workers(folder, 2, gpus=("2", "5")) as cluster:
         wait_for(lambda: len(cluster.client.nthreads()) == 2)

@@ -1,4 +1,4 @@
-"""Tests of which process requests the requeue of its job; ``tests/slurm/test_requeue.py`` tests it with a real SLURM."""
+"""Tests of which process requests a requeue of its job; ``tests/slurm/test_requeue.py`` uses a real SLURM."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def stop(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> in
 
 @pytest.mark.parametrize("says", ["", "slurm_requeue error: terminated"], ids=str)
 @pytest.mark.usefixtures("_in_a_job")
-def test_a_requeued_job_writes_no_outcome(
-    says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requeued_job_writes_no_outcome(says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AT", "requeue")
     monkeypatch.setenv("SAYS", says)
     with pytest.raises(SystemExit, match="0"):

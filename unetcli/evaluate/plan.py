@@ -17,7 +17,7 @@ from unetcli.core.geometry import Box
 from unetcli.evaluate.request import PROBABILITY, EvaluateRequest
 from unetcli.planning.plan import BlockGrid
 from unetcli.predict.skipping import Mask, factor
-from unetcli.volumes.image import marker_around, region_around
+from unetcli.volumes.image import find_marker, find_region_marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe, require_same_voxels, resolve_region, shape, stated_sizes
 
@@ -287,7 +287,7 @@ class Pair:
 
 def require_complete(prediction: str, *, allowed: bool) -> None:
     """Refuse a prediction, or labels, of ours that are not finished, or labels of such a prediction."""
-    ours = marker_around(parse_place(prediction))
+    ours = find_marker(parse_place(prediction))
     if ours is None or allowed:
         return
     if ours.get("of_incomplete"):
@@ -342,7 +342,7 @@ def offset_in(truth: Volume, prediction: Volume, store: Place) -> tuple[int, ...
     """Where a prediction starts in its truth; None where they do not fit."""
     if prediction.extent == truth.extent:
         return (0,) * len(truth.extent)
-    ours = region_around(store)
+    ours = find_region_marker(store)
     whole, sides = (tuple(ours.get(name, ())) for name in ("extent", "region"))
     if len(whole) != len(truth.extent):  # of single sections, which a flat truth does not have
         sides = tuple(side for side, n in zip(sides, whole, strict=True) if n > 1)

@@ -18,7 +18,7 @@ from unetcli.evaluate.counting import Counts, count_block, labels_of, probabilit
 from unetcli.evaluate.plan import EvaluationPlan, Pair, Settings, choose_block
 from unetcli.evaluate.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest
 from unetcli.evaluate.result import Section, SectionImages
-from unetcli.volumes.image import group_file, marker_around
+from unetcli.volumes.image import find_marker, group_file
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe, fingerprint, sampled_voxels
 
@@ -70,7 +70,7 @@ def stated_kind(request: EvaluateRequest, prediction: Volume) -> Kind:
     """By option, metadata, dtype or metrics, in this order; else by the values."""
     if request.kind is not None:
         return Kind(request.kind)
-    ours = (marker_around(parse_place(request.prediction)) or {}).get("kind")
+    ours = (find_marker(parse_place(request.prediction)) or {}).get("kind")
     if ours is not None:
         return Kind(LABELS if ours == "instances" else PROBABILITY)
     if prediction.dtype.kind in "bf" or prediction.channels > 1 or "em" in (request.metrics or ()):

@@ -15,7 +15,7 @@ from unetcli.core.files import Place, is_remote, parse_place
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.label.plan import LabelPlan
 from unetcli.volumes import opening as ngff
-from unetcli.volumes.image import MARKER, ArraySpec, Image, group_file, image_attributes, marker_around
+from unetcli.volumes.image import MARKER, ArraySpec, Image, find_marker, group_file, image_attributes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe
@@ -77,7 +77,7 @@ def offset_in(other: Volume, prediction: Volume, place: Place) -> tuple[int, ...
         raise UnetcliError(f"{other.path}: {other.channels} channels; expected one")
     if other.extent == prediction.extent:
         return (0,) * len(other.extent)
-    ours = marker_around(place) or {}
+    ours = find_marker(place) or {}
     if tuple(ours.get("extent", ())) == other.extent:
         return tuple(first for first, _ in ours["region"])
     raise UnetcliError(f"{other.path} is {_shape(other)}, but {prediction.path} is {_shape(prediction)}: not the same")
@@ -95,7 +95,7 @@ def require_complete(prediction: str) -> None:
 
 def is_incomplete(prediction: str) -> bool:
     """Whether a prediction is ours and not finished."""
-    ours = marker_around(prediction)
+    ours = find_marker(prediction)
     return ours is not None and not ours.get("complete")
 
 
@@ -168,7 +168,7 @@ def spec_of(plan: LabelPlan, dtype: str) -> ArraySpec:
 
 def attributes_of(image: Image, source: Volume, own: Mapping[str, Any]) -> dict[str, Any]:
     """OME-Zarr metadata of labels of ``source``, and the marker with what they say of themselves."""
-    found = ngff.labels_of(image_attributes(image.spec, image.path, source, {}), source="../../")
+    found = ngff.labels_attributes(image_attributes(image.spec, image.path, source, {}), source="../../")
     return {**found, MARKER: {"complete": False, "kind": KIND, **own}}
 
 

@@ -38,7 +38,7 @@ from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import largest_possible_levels
-from unetcli.volumes.image import require_ours
+from unetcli.volumes.image import require_own_output
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, fingerprint
 
@@ -137,7 +137,7 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     parent = Parent.open(request.prediction)
     folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
-    require_ours(parent.labels(request.name), LABEL, OTHERS, KIND)
+    require_own_output(parent.labels(request.name), LABEL, OTHERS, KIND)
     require_our_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
     frozen = None if request.overwrite else folder.read_plan(LabelPlan, FORMAT)
     paths = LabelPaths(

@@ -42,7 +42,7 @@ from unetcli.label.merging import LabelFiles, merge
 from unetcli.label.objects import table_place, unit
 from unetcli.label.plan import FORMAT, LabelPlan, differences
 from unetcli.planning.plan import Stage
-from unetcli.volumes.image import Image, marker_around
+from unetcli.volumes.image import Image, find_marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe, fingerprint, same_data
 
@@ -342,7 +342,7 @@ class LabelStep(ImageStep):
 
     def _own_attributes(self) -> dict[str, Any]:
         """What the labels say of themselves, beside whether they are complete."""
-        settings, parent = self.plan.settings, marker_around(self.paths.prediction) or {}
+        settings, parent = self.plan.settings, find_marker(self.paths.prediction) or {}
         own = {"method": settings.method, "threshold": settings.threshold, "objects": self.files.merged()["objects"]}
         own |= {"of_incomplete": True} if self.plan.of_incomplete else {}
         return own | {name: parent[name] for name in ("extent", "region") if name in parent}

@@ -187,7 +187,7 @@ def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None 
     if not wrong.any():
         return np.where(finite, voxels, broadcast_channels(settings.mean, voxels.ndim).astype(voxels.dtype))
     first = np.argwhere(wrong)[0][1:]
-    place = source.inside(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
+    place = source.mirrored(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
     voxel = Box(place, tuple(p + 1 for p in place))
     raise UnreadableBlock(
         f"{source.path}: {int(wrong.sum())} values that are not finite, first at {describe(voxel, source.axes)}; "

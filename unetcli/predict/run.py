@@ -27,7 +27,7 @@ from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
 from unetcli.predict.stores import Paths
-from unetcli.volumes.image import require_no_others, require_ours
+from unetcli.volumes.image import require_no_foreign_labels, require_own_output
 from unetcli.volumes.opening import open_volume
 
 ELSEWHERE = "--output names another place"
@@ -151,7 +151,7 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     made = require_place(request.output_path, [*inputs, model])  # before the plan: another share may publish both now
     require_alone(request)
     if request.overwrite:
-        require_no_others(request.output_path)
+        require_no_foreign_labels(request.output_path)
     folder = folder_of(request)
     require_claimable(folder.path, PREDICT, overwrite=request.overwrite)
     frozen = None if request.overwrite else folder.read_plan(Plan, FORMAT)
@@ -178,7 +178,7 @@ def require_place(output: Place, inputs: Sequence[Place]) -> dict[str, Any] | No
     require_apart(output, inputs)
     if not is_remote(output) and not (folder := Path(output).absolute().parent).is_dir():
         raise UnetcliError(f"{output}: the folder {folder} does not exist")
-    return require_ours(output, PREDICT, ELSEWHERE)
+    return require_own_output(output, PREDICT, ELSEWHERE)
 
 
 def require_alone(request: PredictRequest) -> None:

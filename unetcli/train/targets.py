@@ -172,7 +172,7 @@ class TargetCache:
         indices = [mirror_indices(*s) for s in zip(window.start, window.stop, self._section.stop, strict=True)]
         inner = Box(tuple(int(i.min()) for i in indices), tuple(int(i.max()) + 1 for i in indices))
         with self._lock:
-            found = inside(self.labels.inside(place + inner.start)[:-2], inner)
+            found = inside(self.labels.mirrored(place + inner.start)[:-2], inner)
         if inner == window:
             return found
         rows, columns = (i - first for i, first in zip(indices, inner.start, strict=True))

@@ -20,7 +20,7 @@ from unetcli.core.files import SIGNATURE_BYTES, parse_place, require_apart, stem
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.viz.png import enlarged, label_colours, means, outlines, rgb, save_dots, stretched
 from unetcli.viz.request import ShowRequest
-from unetcli.volumes.image import marker_around, region_around
+from unetcli.volumes.image import find_marker, find_region_marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, shape, stated_sizes
 
@@ -73,9 +73,9 @@ class SectionView:
     def open(cls, name: str) -> SectionView:
         """Open a volume; its levels too, where a side of the plane has more pixels than a picture has dots."""
         volume, place = open_volume(name), parse_place(name)
-        kind = (marker_around(place) or {}).get("kind")
+        kind = (find_marker(place) or {}).get("kind")
         levels = {1: volume} | (dict(_coarser(name, volume)) if max(volume.extent[-2:]) > LARGEST else {})
-        region = region_around(place)
+        region = find_region_marker(place)
         sides = region.get("region", ())
         is_part = tuple(b - a for a, b in sides) == volume.extent
         origin = tuple(a for a, _ in sides) if is_part else (0,) * len(volume.extent)
