@@ -22,7 +22,7 @@ from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.executors.slurm.journal import JobJournal, submit_jobs
-from unetcli.executors.slurm.request import SlurmError, SlurmRequest, call, named, would_start
+from unetcli.executors.slurm.request import SlurmError, SlurmRequest, call, jobs_named, would_start
 from unetcli.executors.slurm.watch import ENDED, JobWatch, squeue
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class WorkerJobs:
         """Cancel what a killed launcher left."""
         if self.file.exists():
             for name in self.file.read_text().split():
-                cancel_jobs(named(name))
+                cancel_jobs(jobs_named(name))
             self.file.unlink()
 
 
