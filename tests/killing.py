@@ -1,6 +1,6 @@
-"""Commands that kill themselves at a chosen change of a folder: by SIGKILL, before the system call or after it.
+"""Commands that kill themselves with SIGKILL at a chosen change of a folder, before or after the system call.
 
-One process has everything imported and forks for each command, so that a kill costs a fraction of a second.
+Each command is a fork of one process that has imported everything, so that a kill costs a fraction of a second.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any, NoReturn
 from places import ENVIRONMENT
 
 CALLS = ("link", "mkdir", "rename", "replace", "rmdir", "unlink")
-"""Of ``os``: whatever makes, moves or deletes a file goes through one of them."""
+"""Functions of ``os`` through which all files are created, moved and deleted."""
 CHANCE = re.compile(r"[0-9a-f]{16}|(?<=/)[^/]+-\d+-[0-9a-f]{8}")
-"""What differs between the names of drafts, and between those of workers' files."""
+"""Random parts of the names of drafts and of workers' files."""
 BEFORE, AFTER = "before", "after"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A change to be killed at: ``call name``, chance as ``*``, the n-th of its kind from 0."""
+    """A change at which to kill: ``call name`` with random parts as ``*``, and its index among equal changes."""
 
     change: str
     nth: int = 0
@@ -40,24 +40,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """Result of a command that has ended."""
 
     code: int
-    """-9: killed."""
+    """Exit code; -9 if the command was killed."""
     out: str
     talk: str
     points: list[Point]
-    """All changes that it made, as points to be killed before them."""
+    """All changes that the command made, as points at which to kill it."""
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """The process that forks."""
+    """Process that forks for each command."""
 
     process: subprocess.Popen[str]
 
     def run(self, place: Path, words: list[str], folder: str, kill: Point | None = None) -> Ended:
-        """Call ``unetcli`` in ``place``; changes of files whose path there begins with ``folder`` are watched."""
+        """Run ``unetcli`` in ``place`` and record the changes of files whose relative path begins with ``folder``."""
         files = {name: f"{place}.{name}" for name in ("out", "talk", "changes")}
         asked = {"place": str(place), "words": words, "folder": folder, "kill": kill and vars(kill), **files}
         assert self.process.stdin
@@ -73,7 +73,7 @@ class Launcher:
 
 @contextmanager
 def launcher() -> Iterator[Launcher]:
-    """A process that stands ready to fork."""
+    """Start a :class:`Launcher`, which ends with the block."""
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -86,7 +86,7 @@ def launcher() -> Iterator[Launcher]:
 
 
 def serve() -> None:
-    """A command for each line of standard input, and its exit code as a line of standard output."""
+    """Run a command for each line of standard input and write its exit code to standard output."""
     import torch
     import zarr
 
@@ -100,7 +100,7 @@ def serve() -> None:
 
 
 def run_here(asked: dict[str, Any]) -> NoReturn:
-    """The command, in this process, which ends with it."""
+    """Run the command in this process and exit."""
     from unetcli.cli import main
 
     for number, name in ((1, "out"), (2, "talk")):
@@ -120,14 +120,14 @@ def run_here(asked: dict[str, Any]) -> NoReturn:
 
 
 def watch(folder: str, changes: int, kill: Point | None) -> None:
-    """Have every change below a folder, and of the folder, noted, and the process killed at one of them."""
+    """Record every change of a folder and its content, and kill the process at one of them."""
     start, seen = str(Path.cwd() / folder), list[str]()
 
     def wrapped(call: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def change(path: Any, *more: Any, **options: Any) -> Any:
-            made = more[0] if call in ("link", "replace") else path  # else what is moved or deleted counts
+            made = more[0] if call in ("link", "replace") else path  # the new file; for other calls, the changed one
             name = name_of(made, options.get("dir_fd"))
-            if not name.startswith(start) or "/workers/" in name:  # heartbeats come from a thread, at any time
+            if not name.startswith(start) or "/workers/" in name:  # a thread writes heartbeats at any time
                 return original(path, *more, **options)
             said = f"{call} {CHANCE.sub('*', name[len(start) - len(folder) :])}"
             here = kill is not None and (kill.change, kill.nth) == (said, seen.count(said))
@@ -148,7 +148,7 @@ def watch(folder: str, changes: int, kill: Point | None) -> None:
 
 
 def name_of(path: Any, folder: int | None) -> str:
-    """Where a path leads, from the current folder or an open one."""
+    """Absolute form of a path relative to the current folder, or to an open one."""
     start = os.getcwd() if folder is None else os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH109, PTH115
     return os.path.normpath(os.path.join(start, os.fspath(path)))  # noqa: PTH118
 

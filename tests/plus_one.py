@@ -1,8 +1,9 @@
-"""The smallest step of the engine: it writes its input plus one. An example for whoever adds a step.
+"""The smallest step of the engine, which adds one to its input: an example for authors of a new step.
 
-A step is a plan (which block is where), paths (where the data lie now), and a class that computes a block, reads one
-back, makes the output and marks it complete. Executors, retries, receipts, locks, status, verify and repair are the
-engine's. ``unetcli.registry.STEPS`` makes a step known to the commands ``status`` and ``verify``.
+A step consists of a plan (the position of each block), paths (the current location of the data), and a class that
+computes a block, reads one back, creates the output and marks it complete. The engine provides executors, retries,
+receipts, locks, status, verify and repair. ``unetcli.registry.STEPS`` lists the steps for the commands ``status`` and
+``verify``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ COMMAND = "plus-one"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Blocks that cover the input once; each is one chunk of the output."""
+    """Blocks that cover the input once, each of which is one chunk of the output."""
 
     axes: str
     shape: tuple[int, ...]
@@ -106,11 +107,11 @@ class PlusOne(ImageStep):
         self.mark(self.image, complete=False)
 
     def differences(self, frozen: Plan) -> list[str]:
-        return [] if same_data(frozen.source, self.plan.source) else ["the input is another"]
+        return [] if same_data(frozen.source, self.plan.source) else ["the input differs"]
 
     def input_changes(self) -> list[Change]:
         same = same_data(fingerprint(self._source), self.plan.source)
-        return [] if same else [Change(source="input", path=self.paths.source, what="holds other values")]
+        return [] if same else [Change(source="input", path=self.paths.source, what="has different values")]
 
     def moved(self, output: Place, device: str | None = None) -> PlusOne:
         return replace(self, paths=replace(self.paths, output=str(output)))
@@ -129,7 +130,7 @@ class PlusOne(ImageStep):
 def add_one(
     source: str, output: Path, options: RunOptions | None = None, stopping: Callable[[], bool] = bool
 ) -> RunOutcome:
-    """The command: resolve the request, then let the engine run it."""
+    """The command, which resolves the request and lets the engine run the step."""
     volume = open_volume(source)
     if volume.dtype != np.uint8:
         raise UnetcliError(f"{source}: {volume.dtype}; expected uint8")

@@ -1,4 +1,4 @@
-"""Prints the requirements of a test lane, which follow from pyproject.toml: ``requirements.py newest|lowest``."""
+"""Print the requirements of a test lane, derived from pyproject.toml: ``requirements.py newest|lowest``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PINS = dict(re.findall(r"^([\w.-]+)(==.+)$", (ROOT / "constraints.txt").read_tex
 
 
 def newest() -> Iterator[str]:
-    """Whatever pyproject.toml allows, without torch."""
+    """Requirements of pyproject.toml without torch."""
     return (requirement for requirement in [*USED, *TOOLS] if name(requirement) != "torch")
 
 
 def lowest() -> Iterator[str]:
-    """The lower bounds. torch and the tools of the tests are as in constraints.txt."""
+    """Requirements pinned to their lower bounds; torch and the test tools are pinned as in constraints.txt."""
     for requirement in USED:
         yield pinned(requirement) if name(requirement) == "torch" else re.sub(">=([^,]+).*", r"==\1", requirement)
     yield from map(pinned, TOOLS)

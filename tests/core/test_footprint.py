@@ -116,7 +116,9 @@ def layers_3d(depth: int, z_conv: int, z_pool: int) -> list[Layer]:
     [(3, 2, 44, 8), (3, 1, 14, 1), (1, 2, 0, 8), (1, 1, 0, 1), (5, 1, 28, 1)],
     ids=["isotropic", "no pooling in z", "only pooling in z", "2-D", "wide in z"],
 )
-def test_a_3d_network_changes_numbers_not_code(z_conv: int, z_pool: int, context: int, alignment: int) -> None:
+def test_the_footprint_of_a_3d_network_has_other_numbers_along_z(
+    z_conv: int, z_pool: int, context: int, alignment: int
+) -> None:
     footprint = Footprint.from_layers(layers_3d(3, z_conv, z_pool))
     assert footprint.context == (context, 44, 44)
     assert footprint.alignment == (alignment, 8, 8)

@@ -47,7 +47,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_each_sigusr1_asks_for_one_checkpoint_and_the_work_goes_on(process: subprocess.Popen[str]) -> None:
+def test_each_sigusr1_requests_one_checkpoint_and_the_work_continues(process: subprocess.Popen[str]) -> None:
     for _ in range(200):
         process.send_signal(signal.SIGUSR1)
         assert said(process) == "checkpoint"

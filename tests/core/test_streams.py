@@ -50,7 +50,7 @@ def test_items_come_in_order_and_once(count: int, ahead: int) -> None:
     assert source.closed
 
 
-def test_items_are_made_in_another_thread() -> None:
+def test_items_are_produced_in_another_thread() -> None:
     source = Source(3)
     list(prefetch(source, 1))
     assert threading.get_ident() not in source.threads
@@ -58,14 +58,14 @@ def test_items_are_made_in_another_thread() -> None:
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
-def test_no_more_than_a_bounded_number_is_made_ahead(ahead: int) -> None:
+def test_a_bounded_number_of_items_is_produced_ahead(ahead: int) -> None:
     source, most = Source(30), 0
     with closing(prefetch(source, ahead)) as items:
         for taken, _ in enumerate(items, start=1):
             made = settled(source)
             assert made - taken <= ahead + 1
             most = max(most, made - taken)
-    assert most >= ahead  # and it does run ahead
+    assert most >= ahead  # items are indeed produced ahead
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])
@@ -96,7 +96,7 @@ def test_an_exception_of_the_consumer_ends_the_thread() -> None:
     assert source.closed
 
 
-def test_nothing_is_made_before_the_first_item_is_asked_for() -> None:
+def test_nothing_is_produced_before_the_first_item_is_requested() -> None:
     source = Source(5)
     prefetch(source, 2)
     assert settled(source) == 0

@@ -19,7 +19,7 @@ values = scalars | st.lists(scalars) | st.lists(st.tuples(texts, texts).map(list
 
 
 @given(st.dictionaries(names, values | st.none()))
-def test_what_is_written_reads_back_the_same(options: dict[str, Any]) -> None:
+def test_written_options_are_read_back_unchanged(options: dict[str, Any]) -> None:
     found = {key.replace("-", "_"): value for key, value in tomllib.loads(to_toml(options)).items()}
     assert found == {name: value for name, value in options.items() if value is not None}
     assert all(type(found[name]) is type(value) for name, value in options.items() if value is not None)
@@ -31,7 +31,7 @@ def test_paths_and_tuples_are_written_as_text_and_lists() -> None:
     assert math.isnan(found["lr"])
 
 
-def test_what_toml_cannot_hold_is_refused() -> None:
+def test_values_that_toml_cannot_represent_are_refused() -> None:
     with pytest.raises(UnetcliError, match=r"raw is .*Unicode"):
         to_toml({"raw": b"caf\xe9.tif".decode(errors="surrogateescape")})
     with pytest.raises(TypeError, match="TOML"):
