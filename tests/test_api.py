@@ -1,4 +1,4 @@
-"""The commands as functions."""
+"""Tests of the commands as Python functions."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def test_a_function_takes_the_options_of_its_command_with_their_defaults(name: s
         assert f"{declared.name} : " in (getattr(api, name).__doc__ or "")
 
 
-def test_the_wheel_says_that_it_is_typed(tmp_path: Path) -> None:
+def test_the_wheel_is_marked_as_typed(tmp_path: Path) -> None:
     if int(version("setuptools").partition(".")[0]) < 77:
         pytest.skip("pyproject.toml asks for a newer setuptools")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):  # building leaves files beside the sources
+    for name in ("pyproject.toml", "README.md", "LICENSE"):  # copied, as building leaves files beside the sources
         shutil.copy(PROJECT / name, tmp_path)
     shutil.copytree(PROJECT / "unetcli", tmp_path / "unetcli", ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('.')"]

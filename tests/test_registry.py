@@ -1,4 +1,4 @@
-"""status of everything that is made of a store: labels, levels and evaluations beside the prediction, by real runs."""
+"""Tests of status and verify for all steps of a store (prediction, levels, labels, evaluation), with real runs."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def _in_tmp_path(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def looks() -> dict[str, Status]:
-    """A look at each step of the output."""
+    """Status of each step of the output."""
     return {step.name: Watcher(step).look() for step in steps_of(OUTPUT)}
 
 
 def stages(found: Status) -> dict[str, int]:
-    """Blocks done, by stage; the numbers of all others have to add up."""
+    """Number of finished blocks by stage; also checks that the numbers of all states add up."""
     for stage in [*found.stages, found]:
         assert sum(getattr(stage, state) for state in STATES) == stage.blocks
     assert sum(stage.blocks for stage in found.stages) == found.blocks
@@ -63,12 +63,12 @@ def label(stopping: Callable[[], bool] = bool, **options: object) -> None:
 
 
 def small() -> None:
-    """27 blocks to label, and a level to make."""
+    """Prediction with 27 blocks to label and one level to build."""
     write_prediction(OUTPUT, blobs((3, 75, 90), 2, seed=7), (1, 16, 16), levels=2)
 
 
 def at_work(name: str) -> bool:
-    """Whether a worker told of finished blocks, and has others in hand."""
+    """Whether a worker has reported finished blocks and is processing others."""
     return any(beat.blocks and beat.in_hand for beat in read_beats(Path(f"{OUTPUT}.run/{name}/workers")).values())
 
 
@@ -90,11 +90,11 @@ def test_labels_are_shown_stage_by_stage() -> None:
     assert found.seconds_left == 0.0
 
 
-def test_a_worker_at_work_on_labels_is_counted_in_its_stage_and_a_killed_one_is_named() -> None:
+def test_a_worker_of_labels_is_counted_in_its_stage_and_a_killed_one_is_named() -> None:
     write_prediction(OUTPUT, blobs((40, 300, 310), 3), (1, 128, 128), levels=2)
     worker = Command("label", OUTPUT, "--block-voxels", "17000")
     wait_for(lambda: at_work("instances"))
-    worker.send_signal(signal.SIGSTOP)  # alive, for as long as we like
+    worker.send_signal(signal.SIGSTOP)  # keeps it alive
     (found,) = looks().values()
     stages(found)
     assert (found.workers, found.hosts, found.failures) == (1, 1, [])
@@ -118,7 +118,7 @@ def test_a_block_that_cannot_be_labelled_is_named(unetcli: CLI) -> None:
     assert (found.failed, stages(found)["find"]) == (
         2,
         25,
-    )  # the block of that chunk, and the one that looks over at it
+    )  # the block of that chunk, and its neighbour that reads across the border
     assert {failure.place[:12] for failure in found.failures if failure.place} == {"find: z 1:2,"}
     assert [stage.failed for stage in found.stages][1:] == [0] * (len(found.stages) - 1)
     done = unetcli("status", OUTPUT)
@@ -126,7 +126,7 @@ def test_a_block_that_cannot_be_labelled_is_named(unetcli: CLI) -> None:
     assert "the same label command continues" in done.stdout
 
 
-def test_all_that_is_made_of_a_store_is_shown_or_what_is_asked_for(unetcli: CLI) -> None:
+def test_all_steps_of_a_store_are_shown_or_the_requested_one(unetcli: CLI) -> None:
     write_zarr(Path("big.zarr"), grey(3, 150, 170), chunks=(1, 150, 170))
     predict_volume(PredictRequest(volume="big.zarr", device="cpu", levels=3))
     label(stopping=stop_after(1), name="cells")
@@ -153,7 +153,7 @@ def test_all_that_is_made_of_a_store_is_shown_or_what_is_asked_for(unetcli: CLI)
     assert done.stderr.endswith(" has predict, cells, instances\n")
 
 
-def test_an_evaluation_is_shown_until_it_has_told_its_scores(unetcli: CLI) -> None:
+def test_an_evaluation_is_shown_until_it_has_reported_its_scores(unetcli: CLI) -> None:
     small()
     truth = np.asarray(zarr.open_array(f"{OUTPUT}/0", mode="r")[...]) > 127
     write_zarr(Path("t.zarr"), truth.astype(np.uint8), chunks=(1, 16, 16))
@@ -204,7 +204,7 @@ def test_watching_labels_ends_when_they_are_complete() -> None:
     assert talk.read_text().endswith("blocks done; complete\n")
 
 
-def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_plan_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
     small()
     label()
     broken = Path(f"{OUTPUT}.run/broken")
@@ -220,14 +220,14 @@ def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixt
         steps_of(OUTPUT)
 
 
-def test_a_worker_of_the_levels_is_seen() -> None:
+def test_a_worker_of_the_levels_is_counted() -> None:
     write_zarr(Path("big.zarr"), grey(3, 150, 170), chunks=(1, 150, 170))
     predict_volume(PredictRequest(volume="big.zarr", device="cpu", levels=3))
     (beat,) = read_beats(RunFolder.of(Path(OUTPUT)).workers).values()
     assert beat.blocks == looks()["predict"].blocks == 3 + stages(looks()["predict"])["level 1"]
 
 
-def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> None:
+def test_missing_labels_are_reported_and_do_not_hide_the_others(unetcli: CLI) -> None:
     write_zarr(Path("big.zarr"), grey(3, 150, 170), chunks=(1, 150, 170))
     request = PredictRequest(volume="big.zarr", device="cpu")
     predict_volume(request)
@@ -246,7 +246,7 @@ def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> No
 
 
 @pytest.mark.parametrize("name", ["big.pred.zarr", "plain"])
-def test_a_store_in_a_folder_called_labels_is_no_label_of_it(name: str) -> None:
+def test_a_store_in_a_folder_named_labels_does_not_count_as_labels(name: str) -> None:
     Path("labels").mkdir()
     small()
     label()

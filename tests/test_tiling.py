@@ -1,4 +1,4 @@
-"""The test of this project: tiles, blocks and mirrored edges do not show in the result."""
+"""The central test of this project: the result does not depend on tiles, blocks and mirrored edges."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def image() -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def whole(network: UNet, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The reference, with numpy's padding and one forward pass: nothing of ours but the network."""
+    """Reference result from numpy's padding and one forward pass, which uses only the network of unetcli."""
     return whole_image(network, image)
 
 
@@ -51,7 +51,7 @@ def whole_image(network: UNet, image: NDArray[np.float32]) -> NDArray[np.float32
 
 
 def _pad_thin(image: NDArray[np.float32], margins: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """numpy.pad, which for an axis of 1 means "repeat"."""
+    """Pad with numpy.pad, where mirroring an axis of extent 1 means to repeat its voxel."""
     for axis, margin in enumerate(margins):
         width = [(0, 0)] * image.ndim
         width[axis] = margin
@@ -76,13 +76,13 @@ def predict(network: UNet, plan: Plan, image: NDArray[Any]) -> NDArray[np.float3
 
 
 @pytest.mark.parametrize("tile", [pytest.param(204, marks=pytest.mark.slow), 572, 700, 1228])
-def test_the_tile_does_not_show(
+def test_the_result_does_not_depend_on_the_tile(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32], tile: int
 ) -> None:
     assert np.abs(predict(network, plan_for(network, image, tile), image) - whole).max() < TOLERANCE
 
 
-def test_the_smallest_tile_does_not_show_in_a_corner(
+def test_the_smallest_tile_gives_the_same_result_in_a_corner(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32]
 ) -> None:
     region = Box((650, 900), SHAPE)
@@ -91,14 +91,14 @@ def test_the_smallest_tile_does_not_show_in_a_corner(
 
 
 @pytest.mark.parametrize("block", [(100, 130), (64, 1031), (777, 77), (300, 300)])
-def test_the_block_does_not_show(
+def test_the_result_does_not_depend_on_the_block(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32], block: tuple[int, int]
 ) -> None:
     plan = replace(plan_for(network, image, 572), chunks=(1, 1), write_chunks=(1, 1), block_shape=block)
     assert np.abs(predict(network, plan, image) - whole).max() < TOLERANCE
 
 
-def test_an_odd_region_equals_the_crop_of_the_whole(
+def test_a_region_of_odd_size_equals_the_crop_of_the_whole_result(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32]
 ) -> None:
     region = Box((33, 501), (400, 1031))
@@ -108,10 +108,10 @@ def test_an_odd_region_equals_the_crop_of_the_whole(
     assert np.abs(predict(network, plan, image) - whole[region.slices]).max() < TOLERANCE
 
 
-def test_the_paper_s_step_of_388_breaks_it(
+def test_the_paper_s_step_of_388_gives_a_different_result(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32]
 ) -> None:
-    """Nobody is to "simplify" the step: neighbours would pool on different grids, and the seam is not small."""
+    """The step must not be simplified to the output side: neighbours would pool on different grids, causing seams."""
     plan = plan_for(network, image, 572)
     plan = replace(plan, chunks=(1, 1), write_chunks=(1, 1), block_shape=(388, 388))
     pieces = np.empty(SHAPE, np.float32)
@@ -127,7 +127,7 @@ def test_the_paper_s_step_of_388_breaks_it(
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (5, 3), (13, 22), (90, 1), (200, 210)], ids=str)
-def test_images_smaller_than_a_tile_are_right(network: UNet, shape: tuple[int, int]) -> None:
+def test_images_smaller_than_a_tile_are_predicted_correctly(network: UNet, shape: tuple[int, int]) -> None:
     small = np.random.default_rng(9).normal(size=shape).astype(np.float32)
     expected = whole_image(network, small)
     for tile in (204, 572):
