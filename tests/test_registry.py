@@ -74,19 +74,19 @@ def at_work(name: str) -> bool:
 
 def test_labels_are_shown_stage_by_stage() -> None:
     small()
-    told = []
+    done_by_stage = []
     for calls in (5, 40, 10**6):
         label(stopping=stop_after(calls))
         (found,) = looks().values()
-        told.append(stages(found))
+        done_by_stage.append(stages(found))
         assert (found.step, found.command, found.output) == ("instances", "label", f"{OUTPUT}/labels/instances")
         assert (found.complete, found.workers, found.failures) == (calls == 10**6, 0, [])
-    assert 0 < told[0]["find"] < 27
-    assert told[0]["merge"] == 0
-    assert (told[1]["find"], told[1]["merge"], told[1]["level"]) == (27, 1, 0)
-    assert 0 < told[1]["number"] < 27
-    assert told[2] == {"find": 27, "merge": 1, "number": 27, "level": told[2]["level"]}
-    assert told[2]["level"] > 0
+    assert 0 < done_by_stage[0]["find"] < 27
+    assert done_by_stage[0]["merge"] == 0
+    assert (done_by_stage[1]["find"], done_by_stage[1]["merge"], done_by_stage[1]["level"]) == (27, 1, 0)
+    assert 0 < done_by_stage[1]["number"] < 27
+    assert done_by_stage[2] == {"find": 27, "merge": 1, "number": 27, "level": done_by_stage[2]["level"]}
+    assert done_by_stage[2]["level"] > 0
     assert found.seconds_left == 0.0
 
 
@@ -131,9 +131,9 @@ def test_all_steps_of_a_store_are_shown_or_the_requested_one(unetcli: CLI) -> No
     predict_volume(PredictRequest(volume="big.zarr", device="cpu", levels=3))
     label(stopping=stop_after(1), name="cells")
     label(name="instances")
-    told = json.loads(unetcli("status", OUTPUT, "--json").stdout)
-    assert (told["step"], told["complete"], told["done"]) == ("predict", True, told["blocks"])
-    assert [(other["step"], other["complete"]) for other in told["others"]] == [
+    report = json.loads(unetcli("status", OUTPUT, "--json").stdout)
+    assert (report["step"], report["complete"], report["done"]) == ("predict", True, report["blocks"])
+    assert [(other["step"], other["complete"]) for other in report["others"]] == [
         ("cells", False),
         ("instances", True),
     ]
@@ -145,8 +145,8 @@ def test_all_steps_of_a_store_are_shown_or_the_requested_one(unetcli: CLI) -> No
         [OUTPUT, "--step", "cells"],
         [OUTPUT, "--run-folder", f"{OUTPUT}.run/cells"],
     ):
-        told = json.loads(unetcli("status", *words, "--json").stdout)
-        assert (told["step"], told["others"]) == ("cells", [])
+        report = json.loads(unetcli("status", *words, "--json").stdout)
+        assert (report["step"], report["others"]) == ("cells", [])
     done = unetcli("status", OUTPUT, "--step", "nuclei")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "no step nuclei; " in done.stderr

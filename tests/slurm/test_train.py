@@ -79,10 +79,10 @@ def test_a_job_on_two_nodes_that_is_requeued_ends_with_the_weights_of_one_proces
     assert logs().count("asks SLURM to requeue it") == 1
     assert logs().count("Starting with JobEnvironment") == 4  # two processes, each started twice
     assert train(f"{steps} --output alone").returncode == 0
-    ours, alone = (Checkpoint.load(Path(name) / "checkpoint.pt") for name in ("model", "alone"))
-    assert ours.step == alone.step == 40
+    clustered, alone = (Checkpoint.load(Path(name) / "checkpoint.pt") for name in ("model", "alone"))
+    assert clustered.step == alone.step == 40
     for name, values in alone.network.items():
-        assert torch.allclose(ours.network[name], values, rtol=1e-5, atol=1e-5), name
+        assert torch.allclose(clustered.network[name], values, rtol=1e-5, atol=1e-5), name
     again = train(f"{steps} {CLUSTER}")
     assert again.returncode == 0
     assert "finished already" in again.stderr
