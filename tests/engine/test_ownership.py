@@ -419,7 +419,7 @@ def test_of_many_launchers_that_come_and_go_none_is_refused(here: Path) -> None:
 def test_a_late_worker_does_not_bring_a_folder_back(here: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Tables(RUN / "counts").save(0, {"a": np.zeros(3)})
-    ShareOutcome.here(3).write(RUN / "logs/slurm/unetcli-1/outcomes/0.json")
+    ShareOutcome.of_this_job(3).write(RUN / "logs/slurm/unetcli-1/outcomes/0.json")
     assert not RUN.exists()
 
 

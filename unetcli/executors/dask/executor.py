@@ -158,11 +158,11 @@ class Workers:
         except (OSError, TimeoutError) as error:
             raise self._gone() from error
         if new := [address for address in self.addresses if address not in self.hosts]:
-            self.hosts |= {address: _place(address) for address in new} | self.ask(socket.gethostname, workers=new)
+            self.hosts |= {address: _place(address) for address in new} | self.call(socket.gethostname, workers=new)
         if self.addresses:
             self.seen = time.monotonic()
 
-    def ask(self, function: Callable[..., Any], *words: Any, workers: list[str] | None = None) -> dict[str, Any]:
+    def call(self, function: Callable[..., Any], *words: Any, workers: list[str] | None = None) -> dict[str, Any]:
         """Call a function in each worker process and return the results; workers that do not answer are left out."""
         client = self.cluster.client
         try:
@@ -178,7 +178,7 @@ class Workers:
         neighbours = [name for other, name in self.hosts.items() if _place(other) == _place(address)]
         return self.hosts.get(address) or (neighbours or [_place(address)])[0]
 
-    def elsewhere(self, avoid: frozenset[str]) -> list[str]:
+    def on_other_hosts(self, avoid: frozenset[str]) -> list[str]:
         """Addresses of the workers on hosts other than ``avoid``."""
         return [address for address in self.addresses if self.hosts.get(address) not in avoid]
 
@@ -244,8 +244,8 @@ class _Run:
     def _send(self, batch: Batch) -> None:
         self.sent += 1
         key = (f"blocks-{self.name}", self.sent)
-        elsewhere = self.workers.elsewhere(batch.avoid)
-        place = {"workers": elsewhere, "allow_other_workers": True} if batch.avoid and elsewhere else {}
+        others = self.workers.on_other_hosts(batch.avoid)
+        place = {"workers": others, "allow_other_workers": True} if batch.avoid and others else {}
         future = self.cluster.client.submit(
             run_batch, self.task, str(self.folder), batch.blocks, self.name, key=key, pure=False, **place
         )
@@ -296,7 +296,7 @@ class _Run:
         self.later.clear()
         stopping = self.stopping()
         if stopping:
-            self.workers.ask(request_stop, self.name)  # repeated, as workers may join
+            self.workers.call(request_stop, self.name)  # repeated, as workers may join
         elif self.batches or len(self.running) > len(self.workers.addresses):  # another worker would have work
             self.cluster.replace_workers(progress=self.batches.done > self.done_before)
             self.done_before = self.batches.done

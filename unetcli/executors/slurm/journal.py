@@ -30,7 +30,7 @@ from unetcli.executors.slurm.request import (
 from unetcli.executors.slurm.watch import ENDED, squeue
 from unetcli.executors.slurm.worker import outcomes
 
-CARRIERS = ("*_submitted.pkl", "*_result.pkl", "*.save_tmp")
+SUBMITIT_FILES = ("*_submitted.pkl", "*_result.pkl", "*.save_tmp")
 """Files in which submitit passes the function to a job and its result back; not needed once the job has ended."""
 
 
@@ -105,7 +105,7 @@ class JobJournal:
             submission.ended |= set(new)
             self._append({"end": submission.name, "jobs": new})
             if not submission.open_jobs:
-                for pattern in CARRIERS:
+                for pattern in SUBMITIT_FILES:
                     for path in (self.logs / submission.name).glob(pattern):
                         path.unlink(missing_ok=True)
 

@@ -18,8 +18,8 @@ from unetcli.core.records import read_toml
 
 SECONDS = 60
 """Time limit of a SLURM command. A busy controller answers late; squeue gives up after several 10 s timeouts."""
-NEEDED = ("sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel")
-FINDS_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
+REQUIRED_PROGRAMS = ("sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel")
+CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 JOB_VARIABLES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
 DEFAULTS = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
 """Variables that a user may set at login. For sbatch they override options in scripts; here, options override them."""
@@ -73,7 +73,7 @@ def reason_in(stderr: str) -> str:
 
 def require_slurm() -> None:
     """Raise :class:`UnetcliError` unless jobs can be submitted to SLURM from this host."""
-    if missing := [program for program in NEEDED if shutil.which(program) is None]:
+    if missing := [program for program in REQUIRED_PROGRAMS if shutil.which(program) is None]:
         raise UnetcliError(f"--cluster slurm: {', '.join(missing)} not on PATH; run it on a host of the cluster")
     try:
         call("sinfo", "-h", "-o", "%P")
@@ -141,7 +141,7 @@ def outside_of_jobs(options: Mapping[str, str]) -> Iterator[None]:
 
     Variables that locate the cluster stay, and so do the user's defaults that no option overrides.
     """
-    kept = {*FINDS_THE_CLUSTER, *(name for name, option in DEFAULTS.items() if option not in options)}
+    kept = {*CLUSTER_VARIABLES, *(name for name, option in DEFAULTS.items() if option not in options)}
     removed = [name for name in os.environ if name.startswith(JOB_VARIABLES) and name not in kept]
     hidden = {name: os.environ.pop(name) for name in removed}
     try:

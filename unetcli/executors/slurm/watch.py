@@ -27,9 +27,9 @@ PREEMPTED_SECONDS = 15.0
 """Time after which a preempted job counts as ended, as SLURM would have requeued it by then."""
 GONE = "GONE"
 """State, defined by unetcli, of a job that neither squeue nor sacct knows any more."""
-VANISHED_FROM = {"PENDING": "CANCELLED", "PREEMPTED": "PREEMPTED"}
+STATE_OF_VANISHED = {"PENDING": "CANCELLED", "PREEMPTED": "PREEMPTED"}
 """Final state of a job that vanished from squeue, by its last state. SLURM forgets a cancelled waiting job at once."""
-FORGOTTEN = "Invalid job id"
+UNKNOWN_JOB = "Invalid job id"
 QUERIES_UNTIL_GONE = 2
 IDS_PER_CALL = 500
 COLUMNS = {"JobArrayID": 32, "State": 20, "exit_code": 12, "NodeList": 200, "Reason": 64}
@@ -169,7 +169,7 @@ class JobWatch:
         gone = {job for job, times in self._missed.items() if times >= QUERIES_UNTIL_GONE}
         accounts = self._from_accounts(gone)
         return [
-            self._explained(accounts.get(job) or JobEnd(job=job, state=VANISHED_FROM.get(self.states[job], GONE)))
+            self._explained(accounts.get(job) or JobEnd(job=job, state=STATE_OF_VANISHED.get(self.states[job], GONE)))
             for job in sorted(gone)
         ]
 
@@ -210,7 +210,7 @@ def squeue(jobs: Iterable[str]) -> dict[str, JobEnd]:
         try:
             text = call("squeue", "-h", "-r", "-t", "all", "-O", columns, "-j", ids)
         except SlurmError as error:
-            if FORGOTTEN not in str(error):
+            if UNKNOWN_JOB not in str(error):
                 raise
             continue
         rows = (JobEnd.of(*(row[cell].strip() for cell in cells)) for row in text.splitlines() if row.strip())

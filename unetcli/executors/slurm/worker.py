@@ -53,7 +53,7 @@ class ShareOutcome:
     """Why the share was not finished; empty if it was."""
 
     @classmethod
-    def here(cls, finished: int, reason: str = "") -> ShareOutcome:
+    def of_this_job(cls, finished: int, reason: str = "") -> ShareOutcome:
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # SLURM's name, for ``--exclude``
         return cls(job=job_id(), host=host, finished=finished, reason=reason)
 
@@ -86,15 +86,15 @@ def run_share(task: Task, folder: str, submission: str, index: int, blocks: Rang
         finished = task(folder, blocks, condition.stopping)
     except Exception as error:
         memory = isinstance(error, MemoryError)
-        ShareOutcome.here(0, "out of memory: raise --mem" if memory else one_line(error, kind=True)).write(place)
+        ShareOutcome.of_this_job(0, "out of memory: raise --mem" if memory else one_line(error, kind=True)).write(place)
         raise
-    if reason := condition.stopped and _back_into_the_queue(finished):
-        ShareOutcome.here(finished, reason).write(place)
+    if reason := condition.stopped and _requeue(finished):
+        ShareOutcome.of_this_job(finished, reason).write(place)
     elif not condition.stopped:
-        ShareOutcome.here(finished).write(place)
+        ShareOutcome.of_this_job(finished).write(place)
 
 
-def _back_into_the_queue(finished: int) -> str:
+def _requeue(finished: int) -> str:
     """Requeue this job, so that it continues its share when it starts again; returns why, if it cannot be requeued."""
     try:
         if call("squeue", "-h", "-j", job_id(), "-o", "%T").strip() != "RUNNING":
