@@ -51,7 +51,9 @@ class Windows:
         """Windows of the draws on the device: images, classes, weights."""
         return [
             [
-                part[..., : one.deformation.side(extent), : one.deformation.side(extent)].to(device, non_blocking=True)
+                part[..., : one.deformation.window_side(extent), : one.deformation.window_side(extent)].to(
+                    device, non_blocking=True
+                )
                 for one in draws
             ]
             for part, extent in zip(self.parts, (tile, output, output), strict=True)

@@ -40,9 +40,9 @@ RAISED = np.arange(SOURCE * SOURCE, dtype=np.float32).reshape(SOURCE, SOURCE)
 
 def augmented(draws: list[Draw], numbers: list[int], image: NDArray[np.generic] = IMAGE, **options: float) -> Batch:
     """A batch of samples; ``numbers`` say where they are cut."""
-    images = [window(image, one.deformation.side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
+    images = [window(image, one.deformation.window_side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
     classes, raised = (
-        [window(source, one.deformation.side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
+        [window(source, one.deformation.window_side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
         for source in (CLASSES, RAISED)
     )
     return augment(images, classes, raised, draws, tile=TILE, output=OUTPUT, **options)
@@ -68,7 +68,7 @@ def test_with_everything_off_samples_are_plain_crops_bit_for_bit() -> None:
     images, classes, raised = augmented(draws, numbers)
     edge = (TILE - OUTPUT) // 2
     for n in numbers:
-        assert draws[n].deformation.side(TILE) == TILE
+        assert draws[n].deformation.window_side(TILE) == TILE
         inner = [window(source, TILE, n)[edge:-edge, edge:-edge] for source in (CLASSES, RAISED)]
         assert torch.equal(images[n], window(IMAGE, TILE, n))
         assert torch.equal(classes[n], inner[0].long())
@@ -149,7 +149,7 @@ def test_lower_precision_around_it_does_not_show() -> None:
 def test_inputs_are_left_as_they_are() -> None:
     for settings in (ALL, Augmentation.none(), replace(ALL, elastic=0, rotation=0, scale=0)):
         one = drawn(settings, 1)
-        parts = [window(source, one.deformation.side(TILE), 1) for source in (IMAGE, CLASSES, RAISED)]
+        parts = [window(source, one.deformation.window_side(TILE), 1) for source in (IMAGE, CLASSES, RAISED)]
         before = [part.clone() for part in parts]
         augment([parts[0]], [parts[1]], [parts[2]], [one], tile=TILE, output=OUTPUT, mean=1.0, std=2.0)
         assert all(torch.equal(a, b) for a, b in zip(parts, before, strict=True))
@@ -175,12 +175,16 @@ def test_each_channel_can_have_its_own_statistics() -> None:
 
 def test_smaller_windows_of_labels_are_enough_and_larger_ones_give_the_same() -> None:
     one = drawn(ALL, 2)
-    sides = (one.deformation.side(OUTPUT), one.deformation.side(TILE), one.deformation.side(TILE) + 2)
+    sides = (
+        one.deformation.window_side(OUTPUT),
+        one.deformation.window_side(TILE),
+        one.deformation.window_side(TILE) + 2,
+    )
     assert sides[0] < sides[1]
     found = []
     for side in sides:
         classes, raised = window(CLASSES, side, 2), window(RAISED, side, 2)
-        image = window(IMAGE, one.deformation.side(TILE), 2)
+        image = window(IMAGE, one.deformation.window_side(TILE), 2)
         found.append(augment([image], [classes], [raised], [one], tile=TILE, output=OUTPUT))
     assert same(found[0], found[1])
     assert same(found[0], found[2])
@@ -189,11 +193,11 @@ def test_smaller_windows_of_labels_are_enough_and_larger_ones_give_the_same() ->
 @pytest.mark.parametrize(
     ("sides", "tile", "said"),
     [
-        ((TILE - 2, TILE, TILE), TILE, r"window of 42 x 42 for 44 x 44 pixels: see Deformation\.side"),
+        ((TILE - 2, TILE, TILE), TILE, r"window of 42 x 42 for 44 x 44: see Deformation\.window_side"),
         ((TILE + 1, TILE, TILE), TILE, r"window of 45 x 45"),
         ((TILE, OUTPUT - 2, OUTPUT - 2), TILE, r"window of 18 x 18 for 20 x 20"),
-        ((TILE, TILE, OUTPUT), TILE, r"weights \(20, 20\) of other pixels than the classes \(44, 44\)"),
-        ((TILE, TILE, TILE), TILE + 4, r"drawn for a tile of 48, not 44"),
+        ((TILE, TILE, OUTPUT), TILE, r"weights of shape \(20, 20\), expected \(44, 44\)"),
+        ((TILE, TILE, TILE), TILE + 4, r"drawn for a tile of 48, expected 44"),
     ],
     ids=["small", "not concentric", "few classes", "other weights", "other tile"],
 )
@@ -263,7 +267,7 @@ def test_a_gpu_is_never_waited_for_and_gives_the_same_up_to_rounding() -> None:
     draws = [drawn(replace(ALL, noise=0), number) for number in range(4)]
     expected = augmented(draws, [0, 1, 2, 3])
     parts = [
-        [window(source, one.deformation.side(TILE), n).cuda() for n, one in enumerate(draws)]
+        [window(source, one.deformation.window_side(TILE), n).cuda() for n, one in enumerate(draws)]
         for source in (IMAGE, CLASSES, RAISED)
     ]
     augment(*parts, draws, tile=TILE, output=OUTPUT)  # what is set up once may wait

@@ -12,8 +12,8 @@ from scipy import ndimage
 from train.scenes import border_of
 
 from unetcli.train import border
-from unetcli.train.border import cells_of, dividing_line, numbered, touching
-from unetcli.train.settings import FAINTEST, IGNORED, TRUTHS, TruthRules
+from unetcli.train.border import cells_of, dividing_line, renumbered, touching
+from unetcli.train.settings import IGNORED, NEGLIGIBLE, TRUTHS, TruthRules
 from unetcli.train.targets import classes_of, weight_table
 
 Labels = NDArray[np.integer]
@@ -59,7 +59,7 @@ def assert_equal_to_plain(labels: Labels, rules: TruthRules) -> None:
     expected, exponential = plain(labels, rules)
     assert raised.dtype == np.float32
     assert raised.shape == labels.shape
-    np.testing.assert_allclose(raised, np.where(exponential > FAINTEST, expected, 0), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(raised, np.where(exponential > NEGLIGIBLE, expected, 0), atol=1e-4, rtol=0)
 
 
 @given(SEED, st.sampled_from(TRUTHS), st.booleans(), st.floats(0.3, 9))
@@ -287,7 +287,7 @@ def test_one_object_or_none_has_no_line(shape: tuple[int, int]) -> None:
 def test_numbers_have_no_gaps_and_part_the_same_objects(dtype: str) -> None:
     highest = 1 if dtype == "bool" else np.iinfo(dtype).max
     labels = np.array([[highest, 0, 1], [0, highest - (dtype != "bool"), 1]], dtype)
-    found = numbered(labels)
+    found = renumbered(labels)
     assert found.dtype == np.int32
     assert np.array_equal(found == 0, labels == 0)
     assert sorted(np.unique(found)) == list(range(len(np.unique(labels))))
@@ -311,7 +311,7 @@ def test_real_cells_never_merge_and_hardly_any_is_lost(
     """Taking all pixels that touch breaks 26 of the first and 31 of the last, and loses one of those."""
     found = np.zeros(3, int)
     for labels in tifffile.imread(data / file)[::every]:
-        before = numbered(labels)
+        before = renumbered(labels)
         after = np.where(dividing_line(before), 0, before)
         assert merged(after, None) == merged(after, CORNERS) == 0
         found += (before.max(), vanished(before, after), fallen_apart(before, after))

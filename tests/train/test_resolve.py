@@ -215,11 +215,11 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": 0}, "--steps 0: at least 1"),
-        ({"patience": 0}, "--patience 0: at least 1"),
+        ({"steps": 0}, "--steps 0: expected at least 1"),
+        ({"patience": 0}, "--patience 0: expected at least 1"),
         ({"validate_every": -3}, "--validate-every -3"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"minutes": 0.0}, "--minutes 0.0: a number above 0"),
+        ({"minutes": 0.0}, "--minutes 0.0: expected a number above 0"),
         ({"checkpoint_minutes": float("nan")}, "--checkpoint-minutes nan"),
         ({"recipe": "slow"}, "--recipe slow: expected fast or paper"),
         ({"select": "dice"}, "--select dice: expected one of pixel_disagreement"),

@@ -77,7 +77,7 @@ def test_each_difference_is_told_once_and_by_its_name(part: str, name: str) -> N
     assert other != CONFIG
     told = CONFIG.differences(TrainingConfig.from_dict(json.loads(json.dumps(other.to_dict()))))
     assert len(told) == 1
-    assert told[0].startswith("images or labels are others" if name == "data" else f"{name} ")
+    assert told[0].startswith("images or labels have changed" if name == "data" else f"{name} ")
     assert "\n" not in told[0]
 
 

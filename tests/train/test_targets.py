@@ -112,10 +112,10 @@ def test_pixels_that_are_ignored_are_no_cell_to_be_near_to() -> None:
 @pytest.mark.parametrize(
     ("value", "truth", "told"),
     [
-        (255, "classes", "class 255; classes are numbered 0 to 254"),
-        (2**64 - 1, "classes", "class 18446744073709551615; "),
-        (-1, "classes", "label -1; .* --ignore -1"),
-        (-7, "instances", "label -7; instances are numbered"),
+        (255, "classes", "class 255: .* 0 to 254"),
+        (2**64 - 1, "classes", "class 18446744073709551615: "),
+        (-1, "classes", "label -1: .*--ignore -1"),
+        (-7, "instances", "label -7: instances must be numbered"),
     ],
 )
 def test_numbers_that_can_be_no_class_are_refused_by_name(value: int, truth: str, told: str) -> None:
@@ -192,14 +192,14 @@ def whole(section: NDArray[np.uint16], rules: TruthRules) -> tuple[NDArray[np.ui
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if 40 pixels were a section too large to be looked at as a whole."""
-    for name, value in (("LARGEST", 40), ("PIECE", 32), ("TILE", 8), ("CELL_MARGIN", 10)):
+    for name, value in (("MAX_WHOLE", 40), ("PIECE", 32), ("PATCH", 8), ("CELL_MARGIN", 10)):
         monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize("truth", TRUTHS)
 @pytest.mark.parametrize("tile", [16, 512])
 def test_a_window_is_a_part_of_the_whole_section(monkeypatch: pytest.MonkeyPatch, truth: str, tile: int) -> None:
-    monkeypatch.setattr(module, "TILE", tile)
+    monkeypatch.setattr(module, "PATCH", tile)
     rules, labels = TruthRules(truth=truth, sigma=1.5), crowd(*SHAPE) % 200
     here = TargetCache(volume(labels), rules)
     for section, y, x in [(0, 0, 0), (2, 17, 40), (1, 30, 51)]:
@@ -249,14 +249,14 @@ def test_whatever_the_window_and_what_was_asked_before_a_pixel_is_the_same(
 
 
 def test_what_is_kept_stays_below_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TILE", 16)
+    monkeypatch.setattr(module, "PATCH", 16)
     labels = crowd(12, 64, 64)
     section = 64 * 64 * (1 + 4 + 4)
     here = TargetCache(volume(labels), RULES, budget_bytes=3 * section)
     kept = 0
     for number in [*range(12), 3, 0]:
         here.window(Box((number, 0, 0), (number + 1, 64, 64)))
-        kept = here._cell_maps.nbytes + here._border_tiles.nbytes
+        kept = here._cell_maps.nbytes + here._border_patches.nbytes
         assert kept <= 3 * section
     assert kept > section
 
@@ -335,10 +335,10 @@ def test_a_label_that_is_no_class_is_told_with_its_place() -> None:
     labels = np.zeros((3, 8, 9), np.uint16)
     labels[2, 4, 4] = 300
     here = TargetCache(volume(labels), TruthRules(truth="classes"))
-    with pytest.raises(UnetcliError, match=r"labels.zarr: z 2:3, y 0:8, x 0:9: class 300; classes are"):
+    with pytest.raises(UnetcliError, match=r"labels.zarr: z 2:3, y 0:8, x 0:9: class 300: classes"):
         here.window(Box((2, 0, 0), (3, 3, 3)))
 
 
 def test_a_window_of_several_sections_is_our_mistake() -> None:
-    with pytest.raises(ValueError, match="no window of one section"):
+    with pytest.raises(ValueError, match="expected a window of one section"):
         TargetCache(volume(crowd(*SHAPE)), RULES).window(Box((0, 0, 0), (2, 5, 5)))

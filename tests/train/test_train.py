@@ -283,7 +283,7 @@ def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None
     summary = train_model(replace(request_, pair=pairs, steps=5))
     config = read_header(Path(summary.model)).provenance["config"]
     assert (config["sections"], config["validation"]) == ([[0, 7], [0, 1]], [[7, 8], [1, 1]])
-    with pytest.raises(UnetcliError, match="images or labels are others"):
+    with pytest.raises(UnetcliError, match="images or labels have changed"):
         train_model(replace(request_, pair=tuple(reversed(pairs)), sections=(0, 9), steps=5))
 
 

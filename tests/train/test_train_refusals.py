@@ -21,7 +21,7 @@ def test_another_number_of_steps_of_a_decaying_rate_is_refused_by_name(request_:
     request = replace(request_, steps=10, schedule=schedule)
     assert train_model(request).finished
     for steps in (5, 25):
-        with pytest.raises(UnetcliError, match=rf"steps {steps} \(was 10, .*rate falls.*\).*--overwrite"):
+        with pytest.raises(UnetcliError, match=rf"steps {steps} \(was 10, .*learning rate.*\).*--overwrite"):
             train_model(replace(request, steps=steps))
     again = train_model(request)
     assert again.found_finished
@@ -70,7 +70,7 @@ def test_other_images_are_refused_and_overwrite_starts_anew(request_: TrainReque
     train_model(replace(request_, steps=2))
     write_zarr(Path("other.zarr"), grey(8, 64, 72))
     other = replace(request_, pair=(("other.zarr", "labels.zarr"),), steps=2)
-    with pytest.raises(UnetcliError, match="images or labels are others"):
+    with pytest.raises(UnetcliError, match="images or labels have changed"):
         train_model(other)
     before = state()
     assert train_model(replace(other, overwrite=True)).finished

@@ -81,7 +81,7 @@ def test_the_map_holds_class_weight_and_raise_of_every_pixel(labels: Path, optio
 
 
 def test_sections_in_pieces_are_written_whole(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LARGEST", 40), ("PIECE", 32), ("TILE", 16), ("CELL_MARGIN", 30)):
+    for name, value in (("MAX_WHOLE", 40), ("PIECE", 32), ("PATCH", 16), ("CELL_MARGIN", 30)):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("unetcli.train.weight_map.CHUNK", 16)
     found = open_volume(write(labels).output)

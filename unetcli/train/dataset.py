@@ -307,9 +307,9 @@ class Sampler:
             part = self._round(number // ROUND, attempt // PATIENCE)[int(random.integers(ROUND_PLACES))]
             pair, centre = self.dataset.pairs[part.pair], _random_voxel(part.region, random)
             drawn = draw(self.augmentation, random, self.tile)
-            seen = _window(centre, drawn.deformation.side(self.output))
+            seen = _window(centre, drawn.deformation.window_side(self.output))
             if (pair.targets.classes(seen) != IGNORED).any():
-                image = pair.image(_window(centre, drawn.deformation.side(self.tile)))
+                image = pair.image(_window(centre, drawn.deformation.window_side(self.tile)))
                 classes, border_weight = pair.targets.window(seen)
                 highest = int(classes[classes != IGNORED].max())
                 if highest >= self.classes:
