@@ -85,7 +85,7 @@ def test_two_nodes_warned_of_the_limit_come_back_and_end_with_the_weights_of_one
         assert torch.allclose(ours.network[name], values, rtol=1e-5, atol=1e-5), name
     again = train(f"{steps} {CLUSTER}")
     assert again.returncode == 0
-    assert "finished already" in again.stderr
+    assert "already finished" in again.stderr
 
 
 @pytest.mark.slow
@@ -97,15 +97,15 @@ def test_a_job_is_left_found_again_and_cancelled_and_another_goes_on(place: Path
     until(lambda: step() >= 500, "a first look")
     left = start(ENDLESS)
     assert left.stderr is not None
-    assert f"job {job} is at work already" in left.stderr.readline()
+    assert f"job {job} is already running or pending" in left.stderr.readline()
     left.send_signal(signal.SIGINT)
     _, talk = left.communicate(timeout=60)
     assert left.returncode == 130
-    assert f"job {job} stays at work; the same command attaches to it again" in talk
+    assert f"job {job} keeps running; the same command attaches to it again" in talk
     assert slurm.jobs() == [job]
     attached = start(ENDLESS)
     assert attached.stderr is not None
-    assert f"job {job} is at work already" in attached.stderr.readline()
+    assert f"job {job} is already running or pending" in attached.stderr.readline()
     subprocess.run(["scancel", job], check=True)
     _, talk = attached.communicate(timeout=120)
     assert attached.returncode == 3
@@ -176,9 +176,9 @@ def test_a_process_for_each_gpu_whatever_the_profile_asks_for(place: Path, slurm
     ("words", "line"),
     [
         ("--select dice", "--select dice"),
-        ("--tasks-per-node 2", "--batch-size 2: cannot be shared by 4 processes; 4 can"),
+        ("--tasks-per-node 2", "--batch-size 2: not divisible by the 4 processes; 4 is"),
         ("--nodes 0", "--nodes 0: at least 1"),
-        ("--gpus-per-node 2 --tasks-per-node 3", "--tasks-per-node 3: with --gpus-per-node 2 there is a process"),
+        ("--gpus-per-node 2 --tasks-per-node 3", "--tasks-per-node 3: --gpus-per-node 2 starts one process per GPU"),
         ("--gpus-per-node 2 --channel 5", "channel"),
     ],
 )

@@ -26,7 +26,7 @@ def drawn(settings: Augmentation, number: int, tile: int = TILE) -> Draw:
 
 
 def window(source: NDArray[np.generic], side: int, number: int) -> torch.Tensor:
-    """A square around a pixel of the source's middle, the same for one number."""
+    """Square around a random pixel near the centre of the source; ``number`` is the seed."""
     y, x = np.random.default_rng(number).integers(0, 5, 2) + (SOURCE - TILE) // 2 - (side - TILE) // 2
     return torch.from_numpy(np.ascontiguousarray(source[..., y : y + side, x : x + side]))
 
@@ -39,7 +39,7 @@ RAISED = np.arange(SOURCE * SOURCE, dtype=np.float32).reshape(SOURCE, SOURCE)
 
 
 def augmented(draws: list[Draw], numbers: list[int], image: NDArray[np.generic] = IMAGE, **options: float) -> Batch:
-    """A batch of samples; ``numbers`` say where they are cut."""
+    """Batch of augmented samples, cut at places that depend on ``numbers``."""
     images = [window(image, one.deformation.window_side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
     classes, raised = (
         [window(source, one.deformation.window_side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
@@ -95,7 +95,7 @@ def test_shapes_and_types_are_what_the_network_and_the_loss_take() -> None:
 
 @pytest.mark.parametrize("number", range(8))
 def test_labels_stay_labels_and_a_weight_stays_with_its_pixel(number: int) -> None:
-    """Each weight is its pixel's number here, so it tells where the class has to come from."""
+    """Each weight is the number of its pixel, which shows where the class must come from."""
     _, classes, raised = augmented([drawn(ALL, number)], [number])
     assert torch.equal(classes[0], torch.from_numpy(CLASSES.ravel()[raised[0].long().numpy()].astype(np.int64)))
     assert 255 in classes
@@ -103,7 +103,7 @@ def test_labels_stay_labels_and_a_weight_stays_with_its_pixel(number: int) -> No
 
 @pytest.mark.parametrize("number", range(8))
 def test_image_and_labels_move_together(number: int) -> None:
-    """The image is each pixel's number, which bicubic interpolation follows; the label is that of the nearest pixel."""
+    """Grey values are numbers of pixels, which bicubic interpolation reproduces; labels are of the nearest pixel."""
     one = replace(drawn(ALL, number), grey=GreyChange())
     rows, columns = np.indices((SOURCE, SOURCE)).astype(np.float32)
     images, _, raised = augmented([one], [number], np.stack([rows, columns]))
@@ -125,7 +125,7 @@ def test_a_sample_is_the_same_alone_and_among_others_in_any_order() -> None:
 
 
 def test_the_number_of_threads_does_not_show() -> None:
-    """Large enough for torch to split the work, and in pieces that vector units do not divide."""
+    """The size makes torch split the work, into pieces that are no multiple of the vector length."""
     tile, image = 316, torch.from_numpy(grey(1, 700, 700))
     labels, zeros = image[0] % 3, torch.zeros(700, 700)
     results = []
@@ -270,7 +270,7 @@ def test_a_gpu_is_never_waited_for_and_gives_the_same_up_to_rounding() -> None:
         [window(source, one.deformation.window_side(TILE), n).cuda() for n, one in enumerate(draws)]
         for source in (IMAGE, CLASSES, RAISED)
     ]
-    augment(*parts, draws, tile=TILE, output=OUTPUT)  # what is set up once may wait
+    augment(*parts, draws, tile=TILE, output=OUTPUT)  # the first call may wait for initialisation
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = augment(*parts, draws, tile=TILE, output=OUTPUT)
@@ -291,7 +291,7 @@ def images(batch: int = 3, channels: int = 2, height: int = 21, width: int = 34)
 
 
 def changed(**strengths: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """One image before and after."""
+    """One image before and after a grey value change."""
     before = images(1)
     return before, change_grey(before.clone(), [GreyChange(**strengths)])  # type: ignore[arg-type]
 

@@ -21,7 +21,7 @@ SEED = st.integers(0, 2**32 - 1)
 
 
 def crowd(seed: int, shape: tuple[int, int] = (41, 58), cells: int = 12) -> Labels:
-    """Round cells, some of which touch; numbers up to ``cells``."""
+    """Round cells with numbers up to ``cells``, some of which touch."""
     random = np.random.default_rng(seed)
     labels = np.zeros(shape, np.uint16)
     rows, columns = np.indices(shape)
@@ -32,7 +32,7 @@ def crowd(seed: int, shape: tuple[int, int] = (41, 58), cells: int = 12) -> Labe
 
 
 def plain(labels: Labels, rules: TruthRules) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eq. 2's second term as one writes it down, and the exponential alone: a distance transform per cell, sorted."""
+    """Second term of eq. 2, and the exponential alone, from one distance transform per cell, sorted."""
     classes = classes_of(labels, rules)
     masks = plain_cells(labels, classes, rules)
     wanted = classes != IGNORED if rules.everywhere else classes == 0
@@ -155,7 +155,7 @@ def test_an_object_in_two_places_is_one_cell() -> None:
 
 @given(SEED)
 def test_distances_begin_where_the_line_ends(seed: int) -> None:
-    """As if the pixels of the line had never been drawn, where the line is all that touches."""
+    """The weights are those of labels without the line, here all pixels that touch."""
     labels = np.kron(np.random.default_rng(seed).integers(0, 5, (5, 7)), np.ones((6, 8), int))
     rules = TruthRules(truth="instances")
     thinner = np.where(touching(labels), 0, labels)
@@ -175,7 +175,7 @@ CORNERS = np.ones((3, 3), int)
 
 
 def speckled(seed: int, kinds: int = 6) -> NDArray[np.int32]:
-    """Objects one to three pixels across, most of which touch others; some pixels are of none."""
+    """Objects of one to three pixels across, most of which touch others; some pixels are background."""
     random = np.random.default_rng(seed)
     blocks = np.kron(random.integers(0, kinds, (5, 6)), np.ones((3, 2), int))
     specks = random.integers(0, kinds, blocks.shape)
@@ -183,7 +183,7 @@ def speckled(seed: int, kinds: int = 6) -> NDArray[np.int32]:
 
 
 def merged(cells: NDArray[np.int32], connectivity: NDArray[np.integer] | None) -> int:
-    """Components of the foreground that hold more than one object."""
+    """Number of objects that share a component of the foreground with another one."""
     components, count = ndimage.label(cells > 0, connectivity)
     inside = cells > 0
     pairs = np.unique(np.stack([components[inside], cells[inside]]), axis=1)
@@ -195,7 +195,7 @@ def vanished(before: NDArray[np.int32], after: NDArray[np.int32]) -> int:
 
 
 def fallen_apart(before: NDArray[np.int32], after: NDArray[np.int32]) -> int:
-    """Objects in more four-connected pieces than they are drawn in."""
+    """Number of objects with more four-connected components than before."""
     return sum(
         ndimage.label(after[box] == n)[1] > ndimage.label(before[box] == n)[1]
         for n, box in enumerate(ndimage.find_objects(before), start=1)
@@ -246,7 +246,7 @@ def test_no_more_objects_vanish_than_by_taking_all_that_touches(seed: int) -> No
 
 @given(SEED)
 def test_the_line_does_not_depend_on_the_numbers_of_objects(seed: int) -> None:
-    cells = speckled(seed, kinds=60)  # many of few pixels, so that much is decided by who is smaller, or first
+    cells = speckled(seed, kinds=60)  # many small objects, so that ranks by area and by position matter
     others = np.r_[0, 1 + np.random.default_rng(seed).permutation(59)].astype(np.int32)[cells]
     assert np.array_equal(dividing_line(cells), dividing_line(others))
 
@@ -308,7 +308,7 @@ def test_numbers_have_no_gaps_and_part_the_same_objects(dtype: str) -> None:
 def test_real_cells_never_merge_and_hardly_any_is_lost(
     data: Path, file: str, every: int, cells: int, lost: int, broken: int
 ) -> None:
-    """Taking all pixels that touch breaks 26 of the first and 31 of the last, and loses one of those."""
+    """Removing all pixels that touch would split 26 objects of PSC and 31 of DSB, and delete one of DSB."""
     found = np.zeros(3, int)
     for labels in tifffile.imread(data / file)[::every]:
         before = renumbered(labels)

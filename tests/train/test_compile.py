@@ -1,4 +1,4 @@
-"""--compile, with a real compiler: what it trains, killed and gone on with, and how it ends without one."""
+"""``--compile`` with a real compiler: equal weights, resumption after a kill, and errors without a compiler."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from train.scenes import same, state, write_discs
 
 from unetcli.core.errors import UnetcliError
 from unetcli.train.folder import Checkpoint
-from unetcli.train.optim import reason
+from unetcli.train.optim import compiler_message
 from unetcli.train.request import TrainRequest
 from unetcli.train.train import train_model
 
@@ -56,7 +56,7 @@ def train(output: str, *words: str) -> subprocess.Popen[str]:
 
 
 def done(process: subprocess.Popen[str]) -> str:
-    """What a training said that ended well."""
+    """Wait for a training, which must succeed, and return its log."""
     _, talk = process.communicate(timeout=600)
     assert process.returncode == 0, talk
     return talk
@@ -73,7 +73,7 @@ def kill_once_it_trains(process: subprocess.Popen[str], folder: str) -> None:
 @pytest.mark.timeout(1800)
 @needs_compiler
 def test_compiled_and_uncompiled_trainings_go_on_from_each_other_s_checkpoints(place: Path) -> None:
-    """To the same weights but for rounding; and compiled all along, after a kill, to the same bytes."""
+    """Mixed trainings give the same weights up to rounding; a killed compiled one gives the same bytes."""
     talk = done(train("straight", "--compile"))
     assert "Warning" not in talk
     process = train("model", "--compile")
@@ -86,17 +86,17 @@ def test_compiled_and_uncompiled_trainings_go_on_from_each_other_s_checkpoints(p
     assert same(state("model"), state("straight"))
     assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
     ours, theirs = state("other"), state("straight")
-    assert not same(ours, theirs)  # else nothing was compiled
+    assert not same(ours, theirs)  # otherwise nothing was compiled
     for name, values in ours.items():
         assert torch.allclose(values.float(), theirs[name].float(), rtol=0.05, atol=0.02), name
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, as its compiler imports them
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports deprecated modules
 def test_without_a_compiler_it_is_one_line_and_the_same_without_compile_goes_on(
     request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
-    told = "^--compile: .*compiler.*; the same command without --compile goes on$"
+    told = "^--compile: .*compiler.*; the same command without --compile continues$"
     with pytest.raises(UnetcliError, match=re.compile(told, re.IGNORECASE)):
         train_model(replace(request_, steps=2, compile=True))
     assert not Path("model/lock").exists()
@@ -113,7 +113,7 @@ def test_a_command_without_a_compiler_says_so_in_one_line_and_without_compile_go
     assert (process.returncode, told) == (1, "")
     assert "Traceback" not in talk
     assert talk.splitlines()[-1].startswith("unetcli: --compile: ")
-    assert talk.splitlines()[-1].endswith("the same command without --compile goes on")
+    assert talk.splitlines()[-1].endswith("the same command without --compile continues")
     assert "compiler" in talk.splitlines()[-1].lower()
     assert not Path("model/lock").exists()
     done(train("model"))
@@ -122,7 +122,7 @@ def test_a_command_without_a_compiler_says_so_in_one_line_and_without_compile_go
 @pytest.mark.slow
 @needs_compiler
 def test_a_compiler_that_fails_is_quoted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where headers are missing."""
+    """The compiler fails as it does without header files."""
     broken = place / "g++"
     version = 'case "$*" in *--version*) exec g++ --version;; esac'
     broken.write_text(f'#!/bin/sh\n{version}\necho "a.cpp:1: fatal error: omp.h: gone" >&2\nexit 1\n')
@@ -136,4 +136,4 @@ def test_a_compiler_that_fails_is_quoted(place: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_error_without_words_still_has_a_line() -> None:
-    assert reason("\n \n") == "torch does not say why"
+    assert compiler_message("\n \n") == "torch gives no reason"

@@ -12,7 +12,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
 from unetcli.train.dataset import AnnotatedVolume, Part, dataset_statistics, label_values, require_usable, resolve_truth
-from unetcli.train.resolve import require_alike, require_pair
+from unetcli.train.resolve import require_compatible, require_pair
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume
 
@@ -101,11 +101,11 @@ def test_a_channel_that_is_not_there_is_refused_naming_those_that_are(channel: i
 )
 def test_pairs_that_one_network_cannot_read_alike_are_refused(other: Volume, said: str) -> None:
     with pytest.raises(UnetcliError, match=said):
-        require_alike([image({"y": 4}, path="a"), image({"y": 4}), other])
+        require_compatible([image({"y": 4}, path="a"), image({"y": 4}), other])
 
 
 def test_pairs_may_have_other_shapes_and_axes() -> None:
-    require_alike([volume(grey(*SHAPE)), volume(grey(5, 6)), volume(grey(2, 3, 4, 5))])
+    require_compatible([volume(grey(*SHAPE)), volume(grey(5, 6)), volume(grey(2, 3, 4, 5))])
 
 
 def test_parts_are_the_sections_named_of_pairs_that_have_any() -> None:
@@ -133,11 +133,11 @@ def test_a_section_is_empty_where_all_of_it_is_0_or_ignored(ignore: int | None, 
     labels[0, 3, 4], labels[1, 12, 21] = 7, 1
     pair = annotated(grey(*SHAPE), labels, truth="binary", ignore=ignore)
     assert [pair.is_empty(plane) for plane in pair.raw.whole().planes()] == empty
-    assert not pair.is_empty(Box((1, 0, 0), (2, 2, 2)))  # a window: its section counts
+    assert not pair.is_empty(Box((1, 0, 0), (2, 2, 2)))  # a window: its whole section is searched
 
 
 def test_sections_too_large_to_look_through_are_taken_not_to_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST_LOOKED_THROUGH", 100)
+    monkeypatch.setattr(module, "MAX_SEARCHED", 100)
     pair = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
     assert not pair.is_empty(Box((0, 0, 0), (1, 13, 22)))
 
@@ -153,7 +153,7 @@ def test_objects_are_those_labelled_else_the_connected_parts() -> None:
 
 
 def test_memory_is_shared_by_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Volumes that would each fit are read by chunk where all together would not."""
+    """Volumes are read by chunk if all together do not fit into memory, even if each one would."""
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1000)
     values, rules = volume(grey(*SHAPE)), TruthRules(truth="binary")  # 858 bytes
     alone, one_of_four = (AnnotatedVolume.buffered(values, values, rules, None, pairs=n) for n in (1, 4))
@@ -185,7 +185,7 @@ def test_statistics_are_of_the_training_sections_alone(box: Box, dtype: str) -> 
     inside = raw[box.slices].astype(float)
     assert (found.mean, found.std) == pytest.approx((inside.mean(), inside.std()))
     assert found.class_counts.tolist() == np.bincount(labels[box.slices].ravel()).tolist()
-    assert (found.share, found.left_out) == (1.0, 0)
+    assert (found.fraction, found.left_out) == (1.0, 0)
 
 
 def test_several_pairs_are_counted_as_one() -> None:
@@ -228,7 +228,7 @@ def test_ignored_values_are_neither_counted_nor_drawn() -> None:
 
 def test_nothing_drawn_at_all_is_refused_naming_the_way_out() -> None:
     data = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UnetcliError, match=r"labels\.zarr: nothing is drawn in any training section; --sections"):
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: no label in any training section; --sections"):
         dataset_statistics(dataset(data))
 
 
@@ -286,12 +286,12 @@ def test_a_negative_class_is_refused() -> None:
 
 
 def test_of_a_large_corpus_pieces_from_all_over_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the pixels of a slanting image, in pieces of 8: means agree within a few per cent."""
-    monkeypatch.setattr(module, "PIXELS", 4 * 61 * 83 // 4)
+    """A quarter of the pixels of a linear ramp, in pieces of 8: statistics agree within a few per cent."""
+    monkeypatch.setattr(module, "STATISTICS_PIXELS", 4 * 61 * 83 // 4)
     monkeypatch.setattr(module, "PIECE", 8)
     raw = np.add.outer(np.arange(4), np.add.outer(np.arange(61), np.arange(83))).astype(np.uint16)
     found = dataset_statistics(dataset(annotated(raw, grey(*raw.shape) % 2)))
-    assert found.share == pytest.approx(0.25)
+    assert found.fraction == pytest.approx(0.25)
     assert found.class_counts.sum() == pytest.approx(raw.size / 4, rel=0.2)
     assert found.mean == pytest.approx(raw.mean(), rel=0.05)
     assert found.std == pytest.approx(raw.std(), rel=0.1)
@@ -356,7 +356,7 @@ def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:
     fine, bad = (dataset(pair, train=((0, 2),), held_out=((n, n + 1),)) for n in (2, 3))
     found = dataset_statistics(fine)
     require_usable(fine, found)
-    with pytest.raises(UnetcliError, match="class 2 in the held-out sections only"):
+    with pytest.raises(UnetcliError, match="class 2 occurs only in held-out sections"):
         require_usable(bad, found)
 
 

@@ -26,7 +26,7 @@ FLIPS = [(False, False), (True, False), (False, True), (True, True)]
 
 
 def bent(tile: int, number: int, elastic: float | None = None) -> Deformation:
-    """Turned by any angle, scaled, deformed as the paper deforms."""
+    """Random rotation, scale and displacements, as in the paper."""
     random = np.random.default_rng([tile, number])
     strength = Augmentation().displacement(tile) if elastic is None else elastic
     return Deformation.of(
@@ -43,7 +43,7 @@ def grid_of(deformation: Deformation, side: int) -> torch.Tensor:
 
 
 def ramps(side: int) -> torch.Tensor:
-    """The y and x of each pixel, from the window's centre: (2, side, side)."""
+    """Coordinates y and x of each pixel from the centre of a window, (2, side, side)."""
     line = torch.arange(side) - (side - 1) / 2
     return torch.stack(torch.meshgrid(line, line, indexing="ij"))
 
@@ -65,7 +65,7 @@ def test_displacements_at_the_grid_points_are_those_that_were_drawn() -> None:
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("tile", [13, 44, 101])
 def test_pixels_come_from_where_the_map_says(tile: int, number: int) -> None:
-    """The image of the coordinates shows the map; torch's bicubic kernel is off a ramp by 0.05 pixels at most."""
+    """Interpolated coordinates show the map; torch's bicubic kernel deviates from a ramp by at most 0.05 pixels."""
     deformation = bent(tile, number)
     side = deformation.window_side(tile)
     grid = grid_of(deformation, side)
@@ -114,7 +114,7 @@ def test_larger_images_show_less_of_the_source() -> None:
 @pytest.mark.parametrize("number", range(12))
 @pytest.mark.parametrize(("tile", "extent"), [(13, 13), (13, 5), (100, 100), (100, 12), (188, 188), (316, 228)])
 def test_windows_hold_all_that_is_read_and_little_more(tile: int, extent: int, number: int) -> None:
-    """Whatever the interpolation touches beyond the window would be NaN, also with a weight of 0."""
+    """Beyond the window there are NaNs, which spread to the result even with a weight of 0."""
     deformation = bent(tile, number)
     side = deformation.window_side(extent)
     assert side % 2 == extent % 2
@@ -148,7 +148,7 @@ def test_labels_are_those_of_the_pixel_that_a_place_lies_in(number: int, extent:
 
 
 def jacobian(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Signed area of the source of each pixel."""
+    """Jacobian determinant at each pixel: the signed area of its source."""
     (yy, yx), (xy, xx) = (np.gradient(values) for values in places)
     return yy * xx - yx * xy
 

@@ -1,4 +1,4 @@
-"""A disk that is really full, or really read-only: one line, the last checkpoint intact, and on it goes."""
+"""A disk that is full or read-only: a one-line error, an intact last checkpoint, and the same command continues."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from unetcli.train.weight_map import write_weights
 DISK = Path("disk")
 REQUEST = replace(TINY, output=DISK / "model", steps=40, validate_every=10)
 AGAIN = replace(REQUEST, take_over=True)
-"""A lock cannot be given back on a read-only disk; its holder, this process, is not gone here as a command would be."""
+"""On a read-only disk the lock cannot be released, and its holder, this process, is still alive."""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The model of a training that met no trouble."""
+    """Model of an undisturbed training."""
     place = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -39,7 +39,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A disk of 8 MB of its own; images and labels lie beside it."""
+    """Mounted disk of 8 MB; images and labels are outside of it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_discs(tmp_path)
@@ -75,7 +75,7 @@ TROUBLES = {"full": (fill, make_room, "No space left"), "read-only": (turn_read_
 
 
 class At(Signals):
-    """Something happens after some steps; with ``stop``, an end is asked for then."""
+    """Signals that call ``event`` after some steps and, with ``stop``, ask to stop then."""
 
     def __init__(self, after: int, event: Callable[[], None] = lambda: None, *, stop: bool = False) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class At(Signals):
 
 
 def require_intact(request: TrainRequest, least: int) -> None:
-    """The last checkpoint is whole, and no unfinished file was left where the disk let it be removed."""
+    """Assert that the last checkpoint can be read and has at least ``least`` steps."""
     assert Checkpoint.load(request.output / "checkpoint.pt").step >= least
 
 
@@ -139,7 +139,9 @@ def test_weights_say_it_in_one_line_and_leave_nothing_behind(disk: Path, trouble
     begin, end, said = TROUBLES[trouble]
     begin()
     request = WeightsRequest(labels="labels.zarr", output="disk/w.zarr")
-    with pytest.raises(UnetcliError, match=rf"^disk/w\.zarr: cannot write.*{said}.*, the same command writes it anew$"):
+    with pytest.raises(
+        UnetcliError, match=rf"^disk/w\.zarr: cannot write.*{said}.*, the same command writes it again$"
+    ):
         write_weights(request)
     end()
     assert write_weights(request).cells > 0

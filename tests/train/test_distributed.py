@@ -1,4 +1,4 @@
-"""Several processes that train together, on CPUs: the same weights as one, one line for an error, one end for all."""
+"""Several processes that train together on CPUs: the weights of a single one, one-line errors, a common end."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 BATCH_NORM = "--recipe fast --optimizer sgd --lr 0.01 --dropout 0.5 --ema 0.9"
 ENDLESS = "--steps 1000000 --recipe paper"
 SOON = 120
-"""Seconds within which all end once one has; torch's own patience is an hour here."""
+"""Seconds within which all processes end once one has; torch would wait for an hour."""
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sections of discs, some pixels of which say nothing."""
+    """Folder with sections of discs, some pixels of which are ignored."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     disc = np.hypot(*np.ogrid[-20:24, -25:25]) < 12
@@ -44,7 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @dataclass
 class Ranks:
-    """Processes started one by one, as a scheduler does it, so that each one's end and words can be told apart."""
+    """Processes started one by one, as a scheduler does, each with its own exit code and log."""
 
     place: Path
     started: list[Command] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Ranks:
             self.started.append(Command(*command, cwd=self.place, talk=self.talk(rank), environment=environment))
 
     def train(self, output: str, words: str, processes: int) -> None:
-        """From start to end."""
+        """Train to the end."""
         self.start([words] * processes, output)
         assert self.codes() == [0] * processes, self.said(0)
         self.started.clear()
@@ -74,7 +74,7 @@ class Ranks:
         return self.talk(rank).read_text()
 
     def begun(self) -> None:
-        """Wait for the first look."""
+        """Wait for the first validation."""
         log = self.place / "two" / "log.jsonl"
         wait_for(lambda: self.alive() and log.exists() and log.read_text())
 
@@ -83,7 +83,7 @@ class Ranks:
         return True
 
     def codes(self) -> list[int]:
-        """Exit codes, once all have ended."""
+        """Wait for all processes and return their exit codes."""
         deadline = time.monotonic() + SOON
         return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.started]
 
@@ -115,7 +115,7 @@ def test_two_processes_learn_what_one_does_with_the_whole_batch(ranks: Ranks, wo
 
 
 def test_two_processes_of_torchrun_are_one_training(ranks: Ranks) -> None:
-    """As a user starts them; the path of the model is said once."""
+    """They are started as a user does; the path of the model is printed once."""
     words = "--steps 10 --recipe paper"
     command = [*TORCHRUN, *WORDS, "--output", "two", *words.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -126,7 +126,7 @@ def test_two_processes_of_torchrun_are_one_training(ranks: Ranks) -> None:
 
 
 def require_same_course(place: Path, *names: str) -> None:
-    """As many steps, and the same weights and averages but for rounding."""
+    """Assert equal numbers of steps, and weights and averages that are equal up to rounding."""
     one, other = (Checkpoint.load(place / name / "checkpoint.pt") for name in names)
     assert one.step == other.step
     require_close(one.network, other.network)
@@ -155,7 +155,7 @@ def test_another_number_of_processes_goes_on(ranks: Ranks, first: int, then: int
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--steps 9 --batch-size 3", "unetcli: --batch-size 3: cannot be shared by 2 processes; 4 can\n"),
+        ("--steps 9 --batch-size 3", "unetcli: --batch-size 3: not divisible by the 2 processes; 4 is\n"),
         ("--steps 9 --select dice", "unetcli: --select dice: expected one of"),
         ("--steps 300 --recipe paper --lr 1e30", "unetcli: the loss is nan"),
         pytest.param(
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_ends_all_with_one_line(ranks: Ranks) ->
     assert ranks.said(0).count("unetcli: ") == 1
     assert "Traceback" not in ranks.said(0)
     assert ranks.said(1) == ""
-    assert Checkpoint.load(ranks.place / "gone" / "checkpoint.pt").step % 10 == 0  # whole
+    assert Checkpoint.load(ranks.place / "gone" / "checkpoint.pt").step % 10 == 0  # the checkpoint of a validation
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_killing_one_ends_torchrun(ranks: Ranks) -> None:
 
 
 def test_the_probe_of_one_process_waits_for_no_other(ranks: Ranks) -> None:
-    """Without ``--steps`` the first process takes a few on a network of its own, batch normalisation included."""
+    """Without ``--steps`` rank 0 measures some steps of its own network, batch normalisation included."""
     ranks.start("--minutes 0.02 --recipe fast")
     assert ranks.codes() == [0, 0]
     assert "finished, " in ranks.said(0)

@@ -1,4 +1,4 @@
-"""One step of network and optimiser, against the same written out plainly."""
+"""Training steps, compared with a plain implementation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
 from unetcli.model.network import BatchNorm, UNet
 from unetcli.train.dataset import Sampler, dataset_statistics
-from unetcli.train.distributed import World, require_divisible
-from unetcli.train.optim import LEAST_WEIGHT, Batch, Learner, batches, create_optimizer, weighted_cross_entropy
+from unetcli.train.distributed import ProcessGroup, require_divisible
+from unetcli.train.optim import MIN_WEIGHT_SUM, Batch, Learner, batches, create_optimizer, weighted_cross_entropy
 from unetcli.train.settings import IGNORED, Augmentation, Optimisation, TrainingConfig, TruthRules
 from unetcli.train.targets import classes_of, weight_table
 
@@ -59,21 +59,22 @@ CONFIG = TrainingConfig(
 
 
 def configured(**changes: Any) -> TrainingConfig:
-    """With another optimisation."""
+    """Configuration with changes to its optimisation."""
     return replace(CONFIG, optimisation=replace(CONFIG.optimisation, **changes))
 
 
 def started(config: TrainingConfig = CONFIG) -> tuple[Learner, list[Batch]]:
-    """A learner and the batches of three steps."""
-    learner = Learner(config, FOUND, CPU, World())
+    """Learner and the batches of three steps."""
+    learner = Learner(config, FOUND, CPU, ProcessGroup())
     sampler = Sampler(CORPUS, config.tile, 28, config.augmentation, config.seed)
     return learner, list(batches(learner, sampler, range(3)))
 
 
 def plain_loss(network: UNet, batch: Batch) -> torch.Tensor:
-    """The weighted mean over the batch's pixels."""
+    """Weighted mean of the losses of a batch's pixels."""
     weights = torch.tensor(FOUND.class_weights(balance=True))[batch.classes] + batch.border_weight
-    losses = torch.nn.functional.cross_entropy(network(batch.images, batch.keep), batch.classes, reduction="none")
+    logits = network(batch.images, batch.dropout_mask)
+    losses = torch.nn.functional.cross_entropy(logits, batch.classes, reduction="none")
     return (losses * weights).sum() / weights.sum()
 
 
@@ -107,7 +108,7 @@ def test_steps_equal_those_written_out(change: dict[str, Any]) -> None:
 
 
 def test_the_average_follows_the_weights_by_its_formula() -> None:
-    """decay = min(ema, (1 + n) / (10 + n)); what is judged and kept is the average."""
+    """The decay is min(ema, (1 + n) / (10 + n)); the average is validated and saved."""
     learner, items = started(configured(ema=0.25))
     expected = weights(learner.network)
     for number, batch in enumerate(items):
@@ -149,8 +150,8 @@ def test_weights_stay_float32_and_finite_in_bfloat16() -> None:
 def test_a_batch_is_its_samples_whatever_they_are_batched_with() -> None:
     learner, items = started()
     sampler = Sampler(CORPUS, CONFIG.tile, 28, CONFIG.augmentation, CONFIG.seed)
-    alone = learner.batch([sampler.sample(3)], [sampler.keep(3, 8, 0.5)])
-    for name in ("images", "classes", "border_weight", "keep"):
+    alone = learner.batch([sampler.sample(3)], [sampler.dropout_mask(3, 8, 0.5)])
+    for name in ("images", "classes", "border_weight", "dropout_mask"):
         assert torch.equal(getattr(items[1], name)[1:], getattr(alone, name)), name
 
 
@@ -174,22 +175,22 @@ def test_pixels_without_truth_change_nothing_at_all() -> None:
 
 
 def test_processes_share_a_step_s_samples_without_overlap() -> None:
-    parts = [World(rank, 4).mine(range(24, 32)) for rank in range(4)]
+    parts = [ProcessGroup(rank, 4).part(range(24, 32)) for rank in range(4)]
     assert [n for part in parts for n in part] == list(range(24, 32))
     assert {len(part) for part in parts} == {2}
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused_naming_one_that_can() -> None:
-    require_divisible(8, World(size=4))
-    with pytest.raises(UnetcliError, match=r"--batch-size 6: cannot be shared by 4 processes; 8 can"):
-        require_divisible(6, World(size=4))
+    require_divisible(8, ProcessGroup(size=4))
+    with pytest.raises(UnetcliError, match=r"--batch-size 6: not divisible by the 4 processes; 8 is"):
+        require_divisible(6, ProcessGroup(size=4))
 
 
 def test_a_share_of_no_weight_is_0_for_any_number_of_processes() -> None:
-    """0 times an infinite factor would be no number."""
+    """0 times an infinite factor would be NaN."""
     nothing = torch.zeros(())
-    assert float(nothing * (4096 / nothing.clamp_min(LEAST_WEIGHT))) == 0
-    assert 0 < LEAST_WEIGHT < 1e-6 * FOUND.class_weights(balance=True).min()
+    assert float(nothing * (4096 / nothing.clamp_min(MIN_WEIGHT_SUM))) == 0
+    assert 0 < MIN_WEIGHT_SUM < 1e-6 * FOUND.class_weights(balance=True).min()
 
 
 def table_of(weights: np.ndarray) -> torch.Tensor:
@@ -197,7 +198,7 @@ def table_of(weights: np.ndarray) -> torch.Tensor:
 
 
 def problem(seed: int, classes: int = 3, shape: tuple[int, int] = (7, 11)) -> tuple[torch.Tensor, ...]:
-    """Logits, classes of which a fifth is ignored, raised weights, table."""
+    """Logits, classes (a fifth of them ignored), border weights and the table of class weights."""
     random = np.random.default_rng(seed)
     truth = random.integers(0, classes, (2, *shape))
     truth[random.random(truth.shape) < 0.2] = IGNORED
@@ -210,7 +211,7 @@ def problem(seed: int, classes: int = 3, shape: tuple[int, int] = (7, 11)) -> tu
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 5))
 def test_it_is_the_weighted_sum_of_equation_1(seed: int, classes: int) -> None:
-    """E = sum of w(x) log p(x), over the pixels with truth, in double precision."""
+    """E is the sum of -w(x) log p(x) over the pixels with ground truth, here in double precision."""
     logits, truth, raised, table = problem(seed, classes)
     total, weight = weighted_cross_entropy(logits, truth, raised, table)
     values = logits.detach().double().numpy()

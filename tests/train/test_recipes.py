@@ -54,7 +54,7 @@ def test_a_decaying_rate_begins_whole_falls_at_every_step_and_ends_at_0(schedule
 
 
 def test_the_schedules_are_their_formulas() -> None:
-    """Cosine as in Loshchilov and Hutter 2017 (eq. 5, one period), polynomial with power 0.9."""
+    """The cosine is that of Loshchilov and Hutter 2017 (eq. 5, one period), the polynomial has the power 0.9."""
     cosine, poly = rates("cosine"), rates("poly")
     for step in range(101):
         assert cosine[step] == pytest.approx(0.1 * (1 + math.cos(math.pi * step / 100)) / 2)

@@ -43,7 +43,7 @@ CONFIG = TrainingConfig(
 
 
 def places() -> list[tuple[str, str]]:
-    """Every single setting: the part it is in (or none), and its name."""
+    """Yield each setting as its part (or none) and its name."""
     found = []
     for field in fields(TrainingConfig):
         value = getattr(CONFIG, field.name)
@@ -57,7 +57,7 @@ OTHER |= {"validation": ((17, 19), (5, 5)), "dropout": 0.75, "momentum": 0.5, "s
 
 
 def changed(part: str, name: str) -> TrainingConfig:
-    """The configuration with another value of one setting."""
+    """Configuration with another value of one setting."""
     holder: Any = getattr(CONFIG, part) if part else CONFIG
     value = getattr(holder, name)
     other = OTHER[name] if name in OTHER else not value if isinstance(value, bool) else (value or 0) + 1

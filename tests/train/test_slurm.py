@@ -1,4 +1,4 @@
-"""What is asked of SLURM for a training, and what is made of how its job ends; the job itself is in tests/slurm."""
+"""Resources requested from SLURM, and the outcome of a job; tests with real jobs are in tests/slurm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.executors.slurm.watch import JobEnd
-from unetcli.train.slurm import PORTS, Processes, first_host, joining, outcome
+from unetcli.train.slurm import PORTS, Processes, first_host, outcome, torch_environment
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,14 @@ from unetcli.train.slurm import PORTS, Processes, first_host, joining, outcome
     ids=["gpus", "of a kind", "gres", "another gres", "extra"],
 )
 def test_the_gpus_of_each_node_replace_a_profiles_one(asked: SlurmRequest, wanted: dict[str, str]) -> None:
-    assert Processes(nodes=2, gpus_per_node=4).asked_of(asked).options() == wanted
-    assert Processes(nodes=2).asked_of(asked) == asked
+    assert Processes(nodes=2, gpus_per_node=4).with_gpus(asked).options() == wanted
+    assert Processes(nodes=2).with_gpus(asked) == asked
 
 
 def test_there_is_a_process_per_gpu_or_as_many_as_asked_for() -> None:
-    assert Processes(nodes=2, gpus_per_node=4).all == 8
-    assert Processes(nodes=3, tasks_per_node=2).all == 6
-    assert Processes().all == 1
+    assert Processes(nodes=2, gpus_per_node=4).total == 8
+    assert Processes(nodes=3, tasks_per_node=2).total == 6
+    assert Processes().total == 1
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def test_a_process_is_told_its_place_by_slurm(monkeypatch: pytest.MonkeyPatch) -
     for name, value in told.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("UNETCLI_MASTER", raising=False)
-    found = joining()
+    found = torch_environment()
     assert int(found.pop("MASTER_PORT")) in PORTS
     assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
     monkeypatch.setenv("UNETCLI_MASTER", "10.0.0.7")
-    assert joining()["MASTER_ADDR"] == "10.0.0.7"
+    assert torch_environment()["MASTER_ADDR"] == "10.0.0.7"
     assert first_host() == "127.0.0.1"

@@ -27,7 +27,7 @@ SEED = st.integers(0, 2**32 - 1)
 
 
 def labels_of(seed: int, dtype: str = "uint16") -> NDArray[np.integer]:
-    """Blobs of 2 x 3 pixels, numbers 0 to 3."""
+    """Blobs of 2 x 3 pixels, with numbers 0 to 3."""
     random = np.random.default_rng(seed)
     return np.kron(random.integers(0, 4, (7, 8)), np.ones((2, 3))).astype(dtype)
 
@@ -155,7 +155,7 @@ def test_a_section_is_empty_where_nothing_is_drawn(labels: list[int], ignore: in
 
 
 def test_real_cells_that_touch_stay_apart_in_the_classes(data: Path) -> None:
-    """Every component of the foreground, four- or eight-connected, lies within one object."""
+    """Each component of the foreground, four- or eight-connected, belongs to one object."""
     labels = tifffile.imread(data / "phc_psc" / "01-labels.tif", key=29)
     foreground = classes_of(labels, TruthRules(truth="instances")) == 1
     for connectivity in (None, np.ones((3, 3))):
@@ -169,7 +169,7 @@ SHAPE = (3, 61, 83)
 
 
 def crowd(*shape: int, seed: int = 0) -> NDArray[np.uint16]:
-    """Sections of cells, a few pixels across, that touch here and there."""
+    """Sections of cells of a few pixels across, some of which touch."""
     random = np.random.default_rng(seed)
     labels = np.zeros(shape, np.uint16)
     for section in labels.reshape(-1, *shape[-2:]):
@@ -191,7 +191,7 @@ def whole(section: NDArray[np.uint16], rules: TruthRules) -> tuple[NDArray[np.ui
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if 40 pixels were a section too large to be looked at as a whole."""
+    """Make sections of more than 40 pixels count as too large to be treated as a whole."""
     for name, value in (("MAX_WHOLE", 40), ("PIECE", 32), ("PATCH", 8), ("CELL_MARGIN", 10)):
         monkeypatch.setattr(module, name, value)
 
@@ -236,7 +236,7 @@ def test_a_section_in_pieces_is_as_the_whole_where_no_cell_is_larger_than_the_ma
 def test_whatever_the_window_and_what_was_asked_before_a_pixel_is_the_same(
     y: int, x: int, side: int, seed: int
 ) -> None:
-    """Even where pieces cut cells that are larger than the margin."""
+    """This holds even where pieces cut cells that are larger than the margin."""
     labels, random = np.kron(crowd(24, 44), np.ones((3, 3), np.uint16)), np.random.default_rng(seed)
     here, rules = TargetCache(volume(labels), RULES, budget_bytes=int(random.integers(2**17))), RULES
     expected = TargetCache(volume(labels), rules).window(Box((0, 0), labels.shape))

@@ -1,4 +1,4 @@
-"""What train refuses, in one line each, before it writes anything or changes what is there."""
+"""Requests that ``train_model`` refuses in one line before it writes or changes anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures on held-out sections against the measures that evaluate reports of the same sections."""
+"""Metrics on held-out sections, compared with those that evaluate reports for the same sections."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from unetcli.metrics.em_counts import section_counts
 from unetcli.metrics.pixels import Confusion
 from unetcli.train.request import MEASURES
 from unetcli.train.settings import IGNORED
-from unetcli.train.validation import MetricSums, ValidatedSection, ValidationMetrics, better
+from unetcli.train.validation import MetricSums, ValidatedSection, ValidationMetrics, is_better
 
 SHAPE = (3, 37, 46)
 EVEN = np.ones(2, np.float32)
 
 
 def blobs(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    """Smooth values from 0 to 1, section by section."""
+    """Values from 0 to 1 that are smooth within each section."""
     noise = np.random.default_rng(seed).standard_normal(shape)
     smooth = ndimage.gaussian_filter(noise, (0,) * (len(shape) - 2) + (2, 2))
     smooth -= smooth.min()
@@ -38,7 +38,7 @@ VALUES = np.clip(0.6 * blobs(*SHAPE) + 0.4 * blobs(*SHAPE, seed=9), 0, 1).astype
 
 
 def judged(values: NDArray[np.float32], labels: NDArray[Any], measure: str, **rules: Any) -> MetricSums:
-    """Sums over all sections; values (z, y, x) or (classes, z, y, x)."""
+    """Metrics over all sections; values are (z, y, x) or (classes, z, y, x)."""
     pair = annotated(grey(*labels.shape), labels, **{"truth": "binary", **rules})
     outputs = values[None] if values.ndim == labels.ndim else values
     sums = MetricSums(EVEN if len(outputs) == 1 else np.ones(len(outputs), np.float32), measure)
@@ -92,7 +92,7 @@ def test_the_loss_is_the_weighted_mean_of_the_log_likelihood() -> None:
 
 @pytest.mark.parametrize("measure", sorted(set(MEASURES) - {"rand_error"}))
 def test_ignored_pixels_count_nowhere(measure: str) -> None:
-    """Whatever is predicted there, no figure changes. (For the Rand error it may connect what is judged; see below.)"""
+    """Predictions there change no metric. (For the Rand error they may connect components; see below.)"""
     labels = LABELS.copy()
     labels[:, :5], labels[:, :, -6:], labels[2, 20:] = 7, 7, 7
     one = figures(VALUES, labels, measure, ignore=7)
@@ -150,9 +150,9 @@ def test_nothing_judged_gives_no_figures() -> None:
 def test_better_is_lower_for_errors_and_higher_for_overlaps_and_never_the_same() -> None:
     for measure in MEASURES:
         higher = measure in ("iou", "seg")
-        assert better(measure, 0.2, 0.1) == higher
-        assert better(measure, 0.1, 0.2) != higher
-        assert not better(measure, 0.1, 0.1)
+        assert is_better(measure, 0.2, 0.1) == higher
+        assert is_better(measure, 0.1, 0.2) != higher
+        assert not is_better(measure, 0.1, 0.1)
 
 
 def test_pixels_without_truth_are_told_from_the_classes() -> None:
@@ -160,6 +160,6 @@ def test_pixels_without_truth_are_told_from_the_classes() -> None:
     box = Box((0, 0, 0), (1, *SHAPE[1:]))
     item = ValidatedSection(pair, box, VALUES[:1], pair.targets.classes(box))
     half = replace(item, classes=np.where(np.arange(SHAPE[2]) < 10, IGNORED, item.classes).astype(np.uint8))
-    assert item.counted.all()
-    assert half.counted.mean() == pytest.approx(36 / 46)
+    assert item.has_truth.all()
+    assert half.has_truth.mean() == pytest.approx(36 / 46)
     assert np.allclose(item.per_class.sum(0), 1)

@@ -33,7 +33,7 @@ NAMES = {"dimension_names": ["z", "y", "x"]}
 
 
 def crowd(*shape: int) -> NDArray[np.uint16]:
-    """Sections of cells that touch here and there, more and more; the first has none."""
+    """Sections with more and more cells, some of which touch; the first section is empty."""
     random = np.random.default_rng(0)
     labels = np.zeros(shape, np.uint16)
     for place, section in enumerate(labels):
@@ -55,7 +55,7 @@ def write(labels: Path, **options: Any) -> WeightsSummary:
 
 
 def expected(values: NDArray[np.uint16], rules: TruthRules) -> NDArray[np.float32]:
-    """Weights by the functions that work on whole sections; sections with nothing drawn have none."""
+    """Weights computed by the functions for whole sections; 0 in sections without labels."""
     drawn = [bool((v[v != rules.ignore]).any()) for v in values]
     classes = np.stack([classes_of(section, rules) for section in values])
     counts = np.bincount(classes[drawn].ravel(), minlength=IGNORED + 1)[:2]
@@ -99,7 +99,7 @@ def test_memory_does_not_grow_with_the_number_of_sections(tmp_path: Path) -> Non
         tracemalloc.stop()
         return found
 
-    peak(1)  # what is loaded once
+    peak(1)  # imports and caches are filled once
     few, many = peak(2), peak(12)
     one = 150 * 400 * np.dtype(np.float32).itemsize
     assert many < few + 2 * one
@@ -183,7 +183,7 @@ def test_the_picture_shows_the_section_with_most_raise(labels: Path, monkeypatch
 
 def test_a_weight_map_is_replaced_only_where_that_is_asked_for(labels: Path) -> None:
     before = write(labels)
-    with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite writes it anew"):
+    with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite replaces it"):
         write(labels)
     after = write(labels, w0=0.0, overwrite=True)
     assert after.highest < before.highest
@@ -214,9 +214,9 @@ def test_what_predict_wrote_is_not_ours_to_replace(labels: Path, tmp_path: Path)
     [
         ({"w0": -1.0}, "--w0 -1: "),
         ({"sections": (0, 9)}, r"--sections 0:9: .* has sections 0:4"),
-        ({"sections": (0, 1)}, "labels.zarr: nothing is drawn in any section; --keep-empty"),
-        ({"output": "s3://bucket/w.zarr"}, "--output s3://bucket/w.zarr: a weight map is written to a folder here"),
-        ({"output": "absent/w.zarr"}, "--output absent/w.zarr: no folder absent; make it first"),
+        ({"sections": (0, 1)}, "labels.zarr: no label in any section; --keep-empty"),
+        ({"output": "s3://bucket/w.zarr"}, "--output s3://bucket/w.zarr: .* local path"),
+        ({"output": "absent/w.zarr"}, "--output absent/w.zarr: folder absent does not exist; create it first"),
         ({"output": "INPUT"}, "equal to, inside or around the input"),
         ({"output": "INPUT/w"}, "equal to, inside or around the input"),
     ],
@@ -260,7 +260,7 @@ def test_the_command_prints_classes_weights_and_cells(labels: Path, unetcli: Run
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0] == ["class", "pixels", "share", "weight"]
     assert [line[0] for line in lines[1:4]] == ["background", "foreground", "cells"]
-    assert "1 of them with nothing drawn" in done.stderr
+    assert "1 of them without labels" in done.stderr
     told = json.loads(unetcli("weights", "labels.zarr", "--truth", "instances", "--overwrite", "--json").stdout)
     assert told["output"] == "labels.weights.zarr"
     assert [f"{row['pixels']:,}" for row in told["classes"]] == [line[1] for line in lines[1:3]]

@@ -165,10 +165,10 @@ def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption
     signals = Signals().listen()
     prepare()  # before torch is imported
     from unetcli.api import run_train
-    from unetcli.train.distributed import OtherRankFailed, PeerLost, World
+    from unetcli.train.distributed import OtherRankFailed, PeerLost, ProcessGroup
 
     here = request.cluster == "local"
-    first = not here or World.from_environment().is_first
+    first = not here or ProcessGroup.from_environment().is_first
     try:
         with console.progress("tiles") if first else nullcontext(silent) as report:
             summary = run_train(request, report, signals)
@@ -231,9 +231,9 @@ def read_alike(kind: type[Options], given: Mapping[str, Any]) -> Options:
     try:
         return kind.read(given)
     except UnetcliError:
-        from unetcli.train.distributed import World
+        from unetcli.train.distributed import ProcessGroup
 
-        if not World.from_environment().is_first:
+        if not ProcessGroup.from_environment().is_first:
             raise typer.Exit(console.USER) from None
         raise
 

@@ -41,7 +41,7 @@ def touching(labels: NDArray[Any]) -> NDArray[np.bool_]:
 def dividing_line(cells: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Pixels to turn into background so that no two objects stay eight-connected.
 
-    Both of two touching objects lose the pixels that touch, which makes a line of two pixels. An object that would
+    Where two objects touch, both lose the pixels that touch, which makes a line of two pixels. An object that would
     vanish or fall apart keeps its pixels, and only its neighbours lose theirs. The line takes only pixels that touch,
     and never leaves two objects connected.
 

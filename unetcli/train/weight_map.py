@@ -1,4 +1,4 @@
-"""The loss weights that training gives to the pixels of a label volume, as an image and a picture (`weights`)."""
+"""The ``weights`` command: the loss weights of a label volume, as an OME-Zarr image and a picture."""
 
 from __future__ import annotations
 
@@ -31,71 +31,81 @@ from unetcli.volumes.volume import Volume, describe
 SHOWN = 768
 """Largest side of the window in the picture, in pixels."""
 STEP = 64
-"""Spacing, in pixels, of the windows that are compared for it."""
+"""Spacing, in pixels, of the windows that are compared to choose that window."""
 KIND = "weights"
 CHUNK = 512
 WRITER = "writer.json"
-"""File in a draft that names its writer, so that the draft of a dead one is recognised."""
+"""File in a draft that names the writing process, so that the draft of a dead process is recognised."""
 Write = Callable[[Box, NDArray[np.float32]], None]
-"""Stores a window of one section, in coordinates of the labels."""
+"""Function that stores a window of one section; the box is in coordinates of the labels."""
 
 
 def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
-    """The rules asked for, with the kind of truth found out where it is left open."""
-    asked = {name: getattr(request, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
-    given = {name: value for name, value in asked.items() if value is not None}
-    TruthRules(truth="binary", **given)  # wrong options are refused before data are read
+    """Resolve the rules of a request; ``--truth auto`` reads the labels."""
+    options = {name: getattr(request, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
+    given = {name: value for name, value in options.items() if value is not None}
+    TruthRules(truth="binary", **given)  # reports wrong options before data are read
     return TruthRules(truth=resolve_truth(request.truth, [(labels, region)], request.ignore), **given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassWeight:
-    """One class of the truth."""
+    """Pixel count and weight of one class."""
 
     name: str
     pixels: int
     weight: float
-    """w_c of eq. 2."""
+    """Class weight w_c of eq. 2 of the U-Net paper (2015)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsSummary:
-    """Result of a call of weights."""
+    """Result of a call of ``weights``."""
 
     output: str
     picture: str
     rules: dict[str, Any]
     sections: tuple[int, int]
     left_out: int
-    """Sections in which nothing is drawn; their weights are 0."""
+    """Number of sections without labels; their weights are 0."""
     classes: list[ClassWeight]
     ignored: int
-    """Pixels without truth, in the other sections."""
+    """Number of pixels without ground truth in the other sections."""
     cells: int
+    """Number of cells."""
     highest: float
-    """The largest weight of all."""
+    """Largest weight of a pixel."""
 
     @property
     def sentence(self) -> str:
         """The outcome in one line."""
-        left_out = f", {self.left_out} of them with nothing drawn: weight 0" if self.left_out else ""
+        left_out = f", {self.left_out} of them without labels (weight 0)" if self.left_out else ""
         return f"{self.output}: weights of sections {self.sections[0]}:{self.sections[1]}{left_out}; {self.picture}"
 
 
 def write_weights(request: WeightsRequest, report: ProgressCallback = silent) -> WeightsSummary:
-    """Write the loss weights of all sections asked for, and a picture of the place where the border raises them most.
+    """Write the loss weights of the requested sections, and a picture of the window with the largest border weights.
+
+    The weight of a pixel is w(x) of eq. 2 of the U-Net paper (2015), in float32; it is 0 without ground truth.
+
+    Parameters
+    ----------
+    request : WeightsRequest
+        Options of the command.
+    report : callable, optional
+        Called with the sections done and their total number; each section is read twice.
 
     Raises
     ------
     UnetcliError
-        Anything about the request that the user can put right; nothing has been written then.
+        The request cannot be carried out; nothing has been written.
     """
     output = _resolve_output(request)
     rules = rules_of(request, output.labels, output.region)
-    targets = TargetCache(output.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
+    targets = TargetCache(output.labels, rules, budget_bytes=0)  # only the present piece is kept: memory stays small
     planes = [plane for plane in output.region.planes() if request.keep_empty or not targets.is_empty(plane)]
     if not planes:
-        raise UnetcliError(f"{output.labels.path}: nothing is drawn in any section; --keep-empty takes that for truth")
+        raise UnetcliError(f"{output.labels.path}: no label in any section; --keep-empty uses them as background")
     counts = LabelCounts()
     for done, plane in enumerate(planes, start=1):
         counts += targets.count(plane)
@@ -103,17 +113,17 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
     weights = class_weights(counts.class_counts)
     if request.balance is False:
         weights = np.ones_like(weights)
-    weighing = _Weighing(targets, weight_table(weights))
+    writer = _WeightWriter(targets, weight_table(weights))
 
     def fill(write: Write) -> None:
         for done, plane in enumerate(planes, start=1):
-            weighing.write(plane, write)
+            writer.write(plane, write)
             report(len(planes) + done, 2 * len(planes))
 
     provenance = {"rules": asdict(rules), "class_weights": [round(float(w), 6) for w in weights]}
-    with telling_unwritable(output.path, "writes it anew"):
+    with telling_unwritable(output.path, "writes it again"):
         output.publish(provenance, fill)
-        weighing.draw(output.picture)
+        writer.draw(output.picture)
     first = "class 1" if rules.truth == "classes" else "foreground"
     names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
     return WeightsSummary(
@@ -128,19 +138,19 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
         ],
         ignored=int(counts.pixels[IGNORED]),
         cells=counts.cells,
-        highest=round(weighing.highest, 6),
+        highest=round(writer.highest, 6),
     )
 
 
 def _resolve_output(request: WeightsRequest) -> WeightMap:
-    """The image to write; refused where its place is taken."""
+    """Resolve the image to write; raise UnetcliError if its path is taken or not local."""
     labels = open_volume(request.labels).channels_as_sections()
     require_labels(labels)
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
     sections = resolve_sections(request.sections, count, labels.path)
     place = request.output or f"{stem(request.labels)}.weights.zarr"
     if is_remote(plain(place)):
-        raise UnetcliError(f"--output {place}: a weight map is written to a folder here")
+        raise UnetcliError(f"--output {place}: a weight map needs a local path")
     output = WeightMap(Path(plain(place)), labels, sections)
     require_apart(output.path, [request.labels])
     output.require_free(overwrite=request.overwrite)
@@ -148,18 +158,19 @@ def _resolve_output(request: WeightsRequest) -> WeightMap:
 
 
 @dataclass(slots=True)
-class _Weighing:
-    """Computes the weights of one section after another; remembers where the border raises them most."""
+class _WeightWriter:
+    """Writes the weights of one section after another, and records the piece with the largest border weights."""
 
     targets: TargetCache
     table: NDArray[np.float32]
     """(256,): weight of each class."""
     highest: float = 0.0
+    """Largest weight written."""
     _busiest: Box | None = None
     _total: float = -1.0
 
     def write(self, plane: Box, write: Write) -> None:
-        """Store the weights of a section, piece by piece."""
+        """Write the weights of a section, piece by piece."""
         for piece in self.targets.pieces(plane):
             classes, border = self.targets.window(piece)
             weights = self.table[classes] + border
@@ -169,7 +180,7 @@ class _Weighing:
                 self._busiest, self._total = piece, total
 
     def draw(self, file: Path) -> None:
-        """Draw labels, classes and weights of the busiest window."""
+        """Draw labels, classes and weights of the window with the largest sum of border weights."""
         from unetcli.viz.png import draw_weights
 
         assert self._busiest is not None, "nothing was written"
@@ -181,7 +192,14 @@ class _Weighing:
 
 
 def busiest_window(box: Box, border: NDArray[np.float32]) -> Box:
-    """The part of a window, at most ``SHOWN`` pixels a side, with the largest sum of border weights.
+    """Part of a window, at most ``SHOWN`` pixels per side, with the largest sum of border weights.
+
+    Parameters
+    ----------
+    box : Box, voxels
+        Window of one section.
+    border : (y, x), float32
+        Border weights of the window.
 
     >>> busiest_window(Box((3, 0, 100), (4, 9, 1200)), np.eye(9, 1100, 900, dtype=np.float32))
     Box(start=(3, 0, 292), stop=(4, 9, 1060))
@@ -198,7 +216,7 @@ def busiest_window(box: Box, border: NDArray[np.float32]) -> Box:
 
 @dataclass(frozen=True, slots=True)
 class WeightMap:
-    """An OME-Zarr image of float32 for sections of a label volume, with its axes and voxel size."""
+    """OME-Zarr image of the loss weights of some sections, float32, with the axes and voxel size of the labels."""
 
     path: Path
     labels: Volume
@@ -206,33 +224,34 @@ class WeightMap:
 
     @property
     def region(self) -> Box:
-        """The sections that it covers."""
+        """Box of the sections that are written, in coordinates of the labels."""
         return self.labels.sections(*self.sections)
 
     @property
     def picture(self) -> Path:
-        """The picture beside it."""
+        """Path of the picture next to the image."""
         return self.path.with_name(f"{self.path.name.removesuffix('.zarr')}.png")
 
     def require_free(self, *, overwrite: bool) -> None:
-        """Refuse a place that holds something else, or a weight map that is not to be replaced, or one in no folder."""
+        """Raise UnetcliError if the path or that of the picture is taken, or its parent folder does not exist.
+
+        A weight map written by unetcli counts as free with ``overwrite``.
+        """
         if not self.path.parent.is_dir():
-            raise UnetcliError(f"--output {self.path}: no folder {self.path.parent}; make it first")
+            raise UnetcliError(f"--output {self.path}: folder {self.path.parent} does not exist; create it first")
         if LocalStore(self.path).is_free():
-            if self.picture.exists():  # nothing says whose it is
-                raise UnetcliError(f"{self.picture}: exists without its weight map; --output names another place")
+            if self.picture.exists():  # it has no marker of unetcli
+                raise UnetcliError(f"{self.picture}: exists without its weight map; use another --output")
             return
         if (found := marker(self.path)) is None or found.get("kind") != KIND:
-            raise UnetcliError(
-                f"{self.path}: exists and was not written by unetcli weights; --output names another place"
-            )
+            raise UnetcliError(f"{self.path}: exists and was not written by unetcli weights; use another --output")
         if not overwrite:
-            raise UnetcliError(f"{self.path}: exists; --overwrite writes it anew, --output names another place")
+            raise UnetcliError(f"{self.path}: exists; --overwrite replaces it, another --output keeps it")
 
     def publish(self, provenance: Mapping[str, Any], fill: Callable[[Write], None]) -> None:
-        """Make the image with all that ``fill`` stores, in place of an earlier weight map.
+        """Write the image, whose weights ``fill`` stores, and replace an earlier weight map by it.
 
-        Killed at any time, nothing is left under the image's name; the next call removes the draft.
+        If the process is killed, no partial image has the final name; the next call removes the draft.
         """
         for draft in drafts(self.path.parent, glob.escape(self.path.name)):
             if _is_abandoned(draft / WRITER):
@@ -273,17 +292,17 @@ class WeightMap:
         starts = {axis: self.labels.translation.get(axis, 0.0) + first[axis] * sizes[axis] for axis in axes}
         grid = ngff.Grid(scale=sizes, translation=starts)
         image = ngff.image(self.path.name.removesuffix(".zarr"), axes, self.labels.units, [grid])
-        ours = {
+        properties = {
             "complete": True,
             "kind": KIND,
             "extent": list(self.labels.extent),
             "region": [[a, b] for a, b in zip(self.region.start, self.region.stop, strict=True)],
         }
-        return {**ngff.attributes(image, 3), MARKER: {**ours, **provenance}}
+        return {**ngff.attributes(image, 3), MARKER: {**properties, **provenance}}
 
 
 def _is_abandoned(writer: Path) -> bool:
-    """Whether the writer of a draft has provably ended."""
+    """Whether the process that wrote a draft has certainly ended."""
     try:
         return Holder(**json.loads(writer.read_text())).is_gone()
     except (OSError, ValueError, TypeError):
