@@ -177,7 +177,7 @@ def test_a_process_for_each_gpu_whatever_the_profile_asks_for(place: Path, slurm
     [
         ("--select dice", "--select dice"),
         ("--tasks-per-node 2", "--batch-size 2: not divisible by the 4 processes; 4 is"),
-        ("--nodes 0", "--nodes 0: at least 1"),
+        ("--nodes 0", "--nodes 0: expected at least 1"),
         ("--gpus-per-node 2 --tasks-per-node 3", "--tasks-per-node 3: --gpus-per-node 2 starts one process per GPU"),
         ("--gpus-per-node 2 --channel 5", "channel"),
     ],

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from train.scenes import TINY, contents, write_discs
+from train.scenes import TINY, contents, leave_pictures_out, write_discs
 
 from unetcli.train.request import TrainRequest
 
@@ -22,7 +22,7 @@ def pictured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
 @pytest.fixture
 def request_(pictured: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
     """The same request; pictures of samples and curves, which take longer than the training, are not drawn."""
-    leave_figures_out(monkeypatch)
+    leave_pictures_out(monkeypatch)
     return pictured
 
 
@@ -31,11 +31,6 @@ def place_discs(place: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(place)
     patch.setenv("OMP_NUM_THREADS", "1")
     write_discs(place)
-
-
-def leave_figures_out(patch: pytest.MonkeyPatch) -> None:
-    for name in ("unetcli.train.loop.draw_first_samples", "unetcli.viz.png.draw_curves"):
-        patch.setattr(name, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +56,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         place_discs(place, patch)
-        leave_figures_out(patch)
+        leave_pictures_out(patch)
         train_model(replace(TINY, validate_every=10))
     return place / "model"
 

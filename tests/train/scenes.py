@@ -20,9 +20,8 @@ from unetcli.train.settings import Augmentation, Ranges, TruthRules
 from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:  # tests without torch import this module too
+    import pytest
     import torch
-
-    from unetcli.train.border import border_weights, cells_of
 
 TURNS = replace(Augmentation.none(), flip=True)
 """Samples are mirrored and not changed otherwise."""
@@ -91,6 +90,12 @@ TINY = TrainRequest(
     precision="float32",
 )
 """Request to train on ``write_discs``: 5,000 parameters, about 4 ms per step."""
+
+
+def leave_pictures_out(patch: pytest.MonkeyPatch) -> None:
+    """Do not draw samples and curves, which takes longer than a training of some steps."""
+    for name in ("unetcli.train.loop.draw_first_samples", "unetcli.viz.png.draw_curves"):
+        patch.setattr(name, lambda *_: None)
 
 
 def contents(place: Path) -> dict[str, bytes]:

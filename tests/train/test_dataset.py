@@ -24,7 +24,7 @@ def image(size: dict[str, float], unit: str = "nanometer", path: str = "raw.zarr
 
 
 @pytest.mark.parametrize(
-    ("labels", "axes", "said"),
+    ("labels", "axes", "message"),
     [
         (
             grey(3, 13, 21),
@@ -41,20 +41,20 @@ def image(size: dict[str, float], unit: str = "nanometer", path: str = "raw.zarr
     ],
     ids=["shape", "axes", "channels", "floats"],
 )
-def test_labels_that_do_not_fit_are_refused(labels: NDArray[Any], axes: str, said: str) -> None:
-    with pytest.raises(UnetcliError, match=said):
+def test_labels_that_do_not_fit_are_refused(labels: NDArray[Any], axes: str, message: str) -> None:
+    with pytest.raises(UnetcliError, match=message):
         require_pair(volume(grey(*SHAPE), path="raw.zarr"), volume(labels, axes), None)
 
 
 def test_labels_of_another_voxel_size_are_refused_naming_both() -> None:
     raw = image({"z": 50, "y": 4, "x": 4})
     labels = image({"z": 50, "y": 8, "x": 8}, path="labels.zarr")
-    said = r"raw\.zarr has voxels of 50 x 4 x 4 nanometer, but labels\.zarr of 50 x 8 x 8 nanometer: .*resampled"
-    with pytest.raises(UnetcliError, match=said):
+    message = r"raw\.zarr has voxels of 50 x 4 x 4 nanometer, but labels\.zarr of 50 x 8 x 8 nanometer: .*resampled"
+    with pytest.raises(UnetcliError, match=message):
         require_pair(raw, labels, None)
 
 
-def test_half_the_voxels_of_twice_the_size_are_told_by_their_size() -> None:
+def test_half_the_voxels_of_twice_the_size_are_recognised_by_their_size() -> None:
     raw = image({"y": 0.5, "x": 0.5}, "micrometer")
     labels = Volume(
         path="half.zarr",
@@ -63,8 +63,8 @@ def test_half_the_voxels_of_twice_the_size_are_told_by_their_size() -> None:
         voxel_size={"y": 1000, "x": 1000},
         units=dict.fromkeys("yx", "nanometer"),
     )
-    said = r"raw\.zarr has voxels of 0\.5 x 0\.5 micrometer, but half\.zarr of 1000 x 1000 nanometer: .*resampled"
-    with pytest.raises(UnetcliError, match=said):
+    message = r"raw\.zarr has voxels of 0\.5 x 0\.5 micrometer, but half\.zarr of 1000 x 1000 nanometer: .*resampled"
+    with pytest.raises(UnetcliError, match=message):
         require_pair(raw, labels, None)
 
 
@@ -91,7 +91,7 @@ def test_a_channel_that_is_not_there_is_refused_naming_those_that_are(channel: i
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (volume(grey(*SHAPE).astype(np.uint16), path="b"), "a has 1 channels of uint8, but b has 1 of uint16"),
         (volume(grey(2, *SHAPE), "czyx", "b"), "a has 1 channels of uint8, but b has 2 of uint8"),
@@ -99,8 +99,8 @@ def test_a_channel_that_is_not_there_is_refused_naming_those_that_are(channel: i
     ],
     ids=["dtype", "channels", "voxel size"],
 )
-def test_pairs_that_one_network_cannot_read_alike_are_refused(other: Volume, said: str) -> None:
-    with pytest.raises(UnetcliError, match=said):
+def test_pairs_of_different_type_channels_or_voxel_size_are_refused(other: Volume, message: str) -> None:
+    with pytest.raises(UnetcliError, match=message):
         require_compatible([image({"y": 4}, path="a"), image({"y": 4}), other])
 
 
@@ -136,7 +136,7 @@ def test_a_section_is_empty_where_all_of_it_is_0_or_ignored(ignore: int | None, 
     assert not pair.is_empty(Box((1, 0, 0), (2, 2, 2)))  # a window: its whole section is searched
 
 
-def test_sections_too_large_to_look_through_are_taken_not_to_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sections_too_large_to_search_count_as_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SEARCHED", 100)
     pair = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
     assert not pair.is_empty(Box((0, 0, 0), (1, 13, 22)))
@@ -162,14 +162,14 @@ def test_memory_is_shared_by_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(one_of_four.image(Box((1, 0, 0), (2, 13, 22))), alone.image(Box((1, 0, 0), (2, 13, 22))))
 
 
-def test_classes_and_raise_of_a_window_belong_together() -> None:
+def test_classes_and_border_weights_of_a_window_belong_together() -> None:
     labels = np.zeros((40, 40), np.uint16)
     labels[5:15, 5:15], labels[5:15, 17:27], labels[30:, 30:] = 1, 2, 9
     pair = annotated(grey(40, 40), labels, truth="instances", ignore=9, w0=10.0)
-    classes, raised = pair.targets.window(Box((-6, 0), (44, 50)))
-    assert (raised[classes == IGNORED] == 0).all()
-    assert (raised[classes == 1] == 0).all()
-    assert raised[6 + 10, 15:17].min() > 5
+    classes, border_weights = pair.targets.window(Box((-6, 0), (44, 50)))
+    assert (border_weights[classes == IGNORED] == 0).all()
+    assert (border_weights[classes == 1] == 0).all()
+    assert border_weights[6 + 10, 15:17].min() > 5
     assert np.array_equal(classes, pair.targets.classes(Box((-6, 0), (44, 50))))
 
 
@@ -285,7 +285,9 @@ def test_a_negative_class_is_refused() -> None:
         dataset_statistics(dataset(annotated(grey(*SHAPE), labels)))
 
 
-def test_of_a_large_corpus_pieces_from_all_over_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_a_large_dataset_are_estimated_from_pieces_of_all_its_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A quarter of the pixels of a linear ramp, in pieces of 8: statistics agree within a few per cent."""
     monkeypatch.setattr(module, "STATISTICS_PIXELS", 4 * 61 * 83 // 4)
     monkeypatch.setattr(module, "PIECE", 8)
@@ -320,12 +322,14 @@ def test_regions_of_one_volume_are_counted_together_those_of_several_apart() -> 
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "message"),
     [(3, r"3 different values \(0, 1, 2\)"), (5, r"5 different values \(0, 1, 2, 3, .. 4\)")],
 )
-def test_more_values_are_not_guessed_at(count: int, said: str) -> None:
+def test_more_values_are_not_guessed_at(count: int, message: str) -> None:
     labels = np.resize(np.arange(count, dtype=np.uint16), SHAPE)
-    with pytest.raises(UnetcliError, match=rf"labels\.zarr: {said}; .*--truth instances .*--truth classes") as caught:
+    with pytest.raises(
+        UnetcliError, match=rf"labels\.zarr: {message}; .*--truth instances .*--truth classes"
+    ) as caught:
         truth_of(labels)
     assert "\n" not in str(caught.value)
 

@@ -56,7 +56,7 @@ def test_a_torn_line_of_the_log_is_left_out(folder: TrainingFolder) -> None:
     assert folder.log.read_text() == '{"step": 10, "best": true}\n{"step": 20, "best": true}\n'
 
 
-def test_forgetting_leaves_nothing_of_ours_and_all_that_is_not(folder: TrainingFolder) -> None:
+def test_clearing_removes_the_training_and_leaves_other_files(folder: TrainingFolder) -> None:
     for path in (
         folder.checkpoint,
         folder.previous,

@@ -39,7 +39,7 @@ def train(place: Path, *words: str, output: str = "model") -> Command:
     return Command(*command, cwd=place, talk=place / f"{output}.txt")
 
 
-def talk(place: Path) -> str:
+def log_text(place: Path) -> str:
     return (place / "model.txt").read_text()
 
 
@@ -86,16 +86,16 @@ def test_killed_at_random_steps_and_run_again_ends_in_the_same_bytes(place: Path
         if process.wait() == -signal.SIGKILL:
             steps.append(step(place))
         else:  # it finished before the kill: start over
-            assert process.returncode == 0, talk(place)
+            assert process.returncode == 0, log_text(place)
             shutil.rmtree(place / "model")
             steps.clear()
     assert steps == sorted(steps)
     assert steps[-1] > 0
-    assert train(place, *words).wait() == 0, talk(place)
+    assert train(place, *words).wait() == 0, log_text(place)
     assert straight.wait() == 0
-    ours, theirs = (Checkpoint.load(place / name / "checkpoint.pt") for name in ("model", "straight"))
+    one, other = (Checkpoint.load(place / name / "checkpoint.pt") for name in ("model", "straight"))
     for name in ("network", "optimizer", "averaged", "best", "validations_since_best", "pending", "step"):
-        assert same(getattr(ours, name), getattr(theirs, name)), name
+        assert same(getattr(one, name), getattr(other, name)), name
     assert rows(place, "model") == rows(place, "straight")
     for name in ("model.safetensors", "samples.png"):
         assert (place / "model" / name).read_bytes() == (place / "straight" / name).read_bytes(), name
@@ -116,10 +116,10 @@ def test_signals_ask_for_a_checkpoint_or_an_orderly_end(place: Path) -> None:
     assert asked > 0
     assert process.poll() is None
     process.terminate()
-    assert process.wait() == 3, talk(place)
+    assert process.wait() == 3, log_text(place)
     assert step(place) > asked
-    assert f"model: stopped at step {step(place)} of 1000000; the same command continues\n" in talk(place)
-    assert "model.safetensors" not in talk(place)  # no model has been saved yet
+    assert f"model: stopped at step {step(place)} of 1000000; the same command continues\n" in log_text(place)
+    assert "model.safetensors" not in log_text(place)  # no model has been saved yet
     assert not (place / "model/lock").exists()
     stopped, last = step(place), written(place)
     process = train(place, *words)
@@ -127,7 +127,7 @@ def test_signals_ask_for_a_checkpoint_or_an_orderly_end(place: Path) -> None:
     process.send_signal(signal.SIGUSR1)
     wait_for(lambda: written(place) != last)  # it trains
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 130, talk(place)
+    assert process.wait() == 130, log_text(place)
     assert not (place / "model/lock").exists()
     assert step(place) > stopped
-    assert "Traceback" not in talk(place)
+    assert "Traceback" not in log_text(place)

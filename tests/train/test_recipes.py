@@ -87,7 +87,7 @@ def test_a_rate_is_never_below_0_nor_above_the_one_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"optimizer": "lbfgs"}, "--optimizer lbfgs: expected sgd, adam or adamw"),
         ({"schedule": "step"}, "--schedule step: expected constant, cosine or poly"),
@@ -106,23 +106,23 @@ def test_a_rate_is_never_below_0_nor_above_the_one_asked_for(
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_be_meant_is_refused_naming_its_option(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(UnetcliError, match=said) as caught:
+def test_a_setting_that_cannot_be_meant_is_refused_naming_its_option(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnetcliError, match=message) as caught:
         replace(BASE, **change)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_says_all_that_is_needed(recipe: str) -> None:
-    ours = RECIPES[recipe]
+    recipe_values = RECIPES[recipe]
     needed = {field.name for field in fields(Optimisation)} - {"steps"}
-    assert needed | {"dropout", "batch_norm"} == set(ours)
-    chosen = Optimisation(**{name: ours[name] for name in needed}, steps=None)
-    assert chosen.decays == (ours["schedule"] != "constant")
+    assert needed | {"dropout", "batch_norm"} == set(recipe_values)
+    chosen = Optimisation(**{name: recipe_values[name] for name in needed}, steps=None)
+    assert chosen.decays == (recipe_values["schedule"] != "constant")
 
 
 def test_every_recipe_s_optimizer_has_a_rate_and_the_paper_s_numbers_are_the_paper_s() -> None:
-    assert {ours["optimizer"] for ours in RECIPES.values()} <= set(RATES)
+    assert {recipe_values["optimizer"] for recipe_values in RECIPES.values()} <= set(RATES)
     paper = RECIPES["paper"]
     assert (paper["optimizer"], paper["momentum"], paper["batch_size"], paper["batch_norm"]) == ("sgd", 0.99, 1, False)
 

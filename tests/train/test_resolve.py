@@ -89,7 +89,7 @@ def test_which_sections_are_trained_on_and_held_out(
 
 
 @pytest.mark.parametrize(
-    ("counts", "request_", "said"),
+    ("counts", "request_", "message"),
     [
         ([8], asked((5, 20)), r"--sections 5:20.*0:8"),
         ([8], asked(validation=(5, 20)), r"--validation 5:20.*0:8"),
@@ -103,8 +103,8 @@ def test_which_sections_are_trained_on_and_held_out(
     ],
     ids=["outside", "held out outside", "amid", "at the start", "all", "all named", "pairs", "fraction 1", "below 0"],
 )
-def test_what_cannot_be_split_is_refused_in_one_line(counts: list[int], request_: TrainRequest, said: str) -> None:
-    with pytest.raises(UnetcliError, match=said) as caught:
+def test_what_cannot_be_split_is_refused_in_one_line(counts: list[int], request_: TrainRequest, message: str) -> None:
+    with pytest.raises(UnetcliError, match=message) as caught:
         split_sections(request_, images(*counts))
     assert "\n" not in str(caught.value)
 
@@ -152,7 +152,7 @@ def resolved(request: TrainRequest) -> Training:
     return resolve_training(request, TrainingFolder(request.output), None)
 
 
-def test_sections_that_are_neither_trained_on_nor_held_out_are_not_looked_at(here: Path) -> None:
+def test_sections_that_are_neither_trained_on_nor_held_out_are_not_read(here: Path) -> None:
     """Sections 0, 3 and from 6 on cannot be used: NaN in the images, invalid labels."""
     raw, labels = discs()
     request = replace(TINY, sections=(1, 3), validation=(4, 6))
@@ -182,7 +182,7 @@ def test_a_held_out_pair_alone_says_nothing_of_the_other_s_sections(here: Path) 
     assert resolved(request).config.rules.truth == "binary"
 
 
-def test_what_is_left_open_is_as_the_recipe_has_it_and_options_go_before(here: Path) -> None:
+def test_defaults_are_those_of_the_recipe_and_options_precede_them(here: Path) -> None:
     bare = replace(TINY, optimizer=None, lr=None, recipe="fast", steps=100)
     fast = resolved(bare).config.optimisation
     assert (fast.optimizer, fast.schedule, fast.learning_rate, fast.steps) == ("adamw", "cosine", 3e-3, 100)
@@ -213,7 +213,7 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"steps": 0}, "--steps 0: expected at least 1"),
         ({"patience": 0}, "--patience 0: expected at least 1"),
@@ -227,6 +227,6 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_request_that_cannot_be_meant_is_refused(change: dict[str, object], said: str) -> None:
-    with pytest.raises(UnetcliError, match=said):
+def test_a_request_that_cannot_be_meant_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UnetcliError, match=message):
         replace(TINY, **change)  # type: ignore[arg-type]

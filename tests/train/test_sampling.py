@@ -89,7 +89,7 @@ def test_dropout_depends_on_seed_and_number_and_keeps_the_mean() -> None:
 
 @pytest.mark.parametrize(
     ("box", "samples"),
-    [(Box((1, 0, 0), (3, 13, 22)), 8000), (Box((0, 5, 6), (1, 7, 9)), 200), (Box((2, 12, 21), (3, 13, 22)), 9)],
+    [(Box((1, 0, 0), (3, 13, 22)), 3500), (Box((0, 5, 6), (1, 7, 9)), 200), (Box((2, 12, 21), (3, 13, 22)), 9)],
     ids=["sections", "part of a section", "the last pixel"],
 )
 def test_every_pixel_of_the_training_sections_and_no_other_is_a_centre(box: Box, samples: int) -> None:
@@ -126,8 +126,8 @@ def test_samples_come_from_all_pairs_by_their_number_of_voxels() -> None:
     """Sections of 300 and an image of 100 pixels: a quarter of the samples is drawn from the image."""
     large, small = np.zeros((3, 10, 10), np.uint8), np.ones((10, 10), np.uint8)
     data = dataset(annotated(large, large), annotated(small, small), keep_empty=True)
-    found = middles(sampler(data, 5, 1), 4000)
-    assert found[1] / 4000 == pytest.approx(0.25, abs=0.05)
+    found = middles(sampler(data, 5, 1), 2000)
+    assert found[1] / 2000 == pytest.approx(0.25, abs=0.05)
 
 
 def test_places_without_truth_are_passed_over() -> None:
@@ -205,7 +205,7 @@ def test_volumes_on_disk_are_sampled_uniformly_over_their_voxels(on_disk: Any) -
     data, _ = on_disk(numbered(shape), np.zeros(shape, np.int32), (4, 5, 6), train=((1, 6),), keep_empty=True)
     one_per_round = sampler(data, 5, 1, augmentation=Augmentation.none())
     counts = np.zeros(int(np.prod(shape)))
-    rounds = 2000
+    rounds = 600
     for number in range(rounds):
         image = one_per_round.sample(number * ROUND).image
         counts[int(image[0, 2, 2])] += 1
@@ -246,10 +246,10 @@ def test_sparse_sections_of_a_volume_on_disk_are_found(on_disk: Any) -> None:
 
 
 def test_truth_in_a_corner_of_a_volume_on_disk_is_found(on_disk: Any) -> None:
-    """Three of 900 chunks have ground truth; the others are ignored."""
-    labels = np.full((1, 240, 240), 9, np.uint8)
+    """Three of 256 chunks have ground truth; the others are ignored."""
+    labels = np.full((1, 128, 128), 9, np.uint8)
     labels[0, :8, :24] = grey(8, 24) % 2
-    data, _ = on_disk(grey(1, 240, 240), labels, (1, 8, 8))
+    data, _ = on_disk(grey(1, 128, 128), labels, (1, 8, 8))
     pair = annotated(data.pairs[0].raw.array, data.pairs[0].labels.array, ignore=9)
     drawn = sampler(dataset(pair), 5, 1)
     for number in (0, 70, 200):
@@ -283,7 +283,7 @@ def test_turns_are_only_those_asked_for() -> None:
     assert steps == {(a, b) for a in (1, -1) for b in (100, -100)}
 
 
-def test_a_class_that_the_network_does_not_have_is_told_not_learned() -> None:
+def test_a_class_that_the_network_does_not_have_is_an_error() -> None:
     labels = np.full(SHAPE, 2, np.uint8)
     both = dataset(annotated(grey(*SHAPE), labels))
     assert Sampler(both, TILE, OUTPUT, TURNS, 0, classes=3).sample(0).classes.max() == 2

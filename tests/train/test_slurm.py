@@ -38,7 +38,7 @@ def test_there_is_a_process_per_gpu_or_as_many_as_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "said", "kind", "line"),
+    ("end", "content", "kind", "line"),
     [
         (JobEnd(job="5", state="FAILED", exit_code=1), "unetcli: no\n", UnetcliError, "job 5: no (log: "),
         (
@@ -61,11 +61,11 @@ def test_there_is_a_process_per_gpu_or_as_many_as_asked_for() -> None:
         (JobEnd(job="5", state="COMPLETED"), "", Incomplete, "job 5: completed; the same command continues"),
     ],
 )
-def test_a_job_that_trains_no_further_is_told_with_its_reason(
-    tmp_path: Path, end: JobEnd, said: str, kind: type[UnetcliError], line: str
+def test_a_job_that_ended_is_reported_with_its_reason(
+    tmp_path: Path, end: JobEnd, content: str, kind: type[UnetcliError], line: str
 ) -> None:
     file = tmp_path / "log"
-    file.write_text(said)
+    file.write_text(content)
     with pytest.raises(UnetcliError) as caught:
         outcome(end, file, lambda: None, late=0.1)
     assert type(caught.value) is kind
@@ -73,9 +73,9 @@ def test_a_job_that_trains_no_further_is_told_with_its_reason(
     assert str(caught.value).endswith(f"(log: {file})")
 
 
-def test_a_process_is_told_its_place_by_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"PROCID": "3", "NTASKS": "4", "LOCALID": "1", "JOB_ID": "123456", "JOB_NUM_NODES": "1"}
-    for name, value in told.items():
+def test_rank_and_address_come_from_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"PROCID": "3", "NTASKS": "4", "LOCALID": "1", "JOB_ID": "123456", "JOB_NUM_NODES": "1"}
+    for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("UNETCLI_MASTER", raising=False)
     found = torch_environment()

@@ -47,7 +47,7 @@ def test_it_learns_and_says_how_well_on_the_last_sections(trained: TrainRequest)
     assert [row["step"] for row in log_rows()] == [50, 100, 150]
 
 
-def test_the_kept_model_is_the_best_of_the_looks(trained: TrainRequest) -> None:
+def test_the_saved_model_is_the_best_of_all_validations(trained: TrainRequest) -> None:
     rows, summary = log_rows(), train_model(trained)
     best = min(rows, key=lambda row: row["pixel_disagreement"])
     assert (summary.best_step, summary.best_error) == (best["step"], best["pixel_disagreement"])
@@ -56,7 +56,7 @@ def test_the_kept_model_is_the_best_of_the_looks(trained: TrainRequest) -> None:
     assert [row["best"] for row in rows] == [n == 0 or lowest[n] < lowest[n - 1] for n in range(len(rows))]
 
 
-def test_what_is_said_of_the_held_out_section_is_what_predict_and_evaluate_find(
+def test_metrics_of_the_held_out_section_are_those_that_predict_and_evaluate_give(
     trained: TrainRequest, tmp_path: Path
 ) -> None:
     request = PredictRequest(
@@ -93,9 +93,9 @@ def test_pictures_show_what_the_network_sees_and_says(trained: TrainRequest) -> 
     model = Path("model")
     for name in ("curves.png", "samples.png"):
         assert min(imagecodecs.png_decode((model / name).read_bytes()).shape[:2]) > 200
-    looks = sorted(path.name for path in (model / "predictions").iterdir())
-    assert looks == ["step-0000050.jpg", "step-0000100.jpg", "step-0000150.jpg"]
-    for name in looks:
+    pictures = sorted(path.name for path in (model / "predictions").iterdir())
+    assert pictures == ["step-0000050.jpg", "step-0000100.jpg", "step-0000150.jpg"]
+    for name in pictures:
         page = imagecodecs.jpeg8_decode((model / "predictions" / name).read_bytes())
         assert page.shape == (64 + 4, 3 * (72 + 4))  # image, prediction and ground truth side by side, with frames
         assert page.std() > 50
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(request_: T
     assert not same(state("a"), state("c"))
 
 
-def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> None:
+def test_stopped_and_continued_equals_uninterrupted(request_: TrainRequest) -> None:
     stopped = train_model(request_, signals=Stop(after=12))
     assert not stopped.finished
     assert 0 < stopped.steps < 30
@@ -129,8 +129,8 @@ def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> 
     assert rows[0]["loss"] == rows[1]["loss"]  # losses before the stop are included
 
 
-@pytest.mark.parametrize("after", [9, 29], ids=["at a look", "at the last step"])
-def test_an_end_asked_for_where_a_look_is_due_goes_first_and_the_look_is_taken_by_the_next_call(
+@pytest.mark.parametrize("after", [9, 29], ids=["at a validation", "at the last step"])
+def test_a_request_to_stop_precedes_a_due_validation_which_the_next_call_does(
     request_: TrainRequest, straight: Path, after: int
 ) -> None:
     request = replace(request_, validate_every=10)
@@ -140,10 +140,10 @@ def test_an_end_asked_for_where_a_look_is_due_goes_first_and_the_look_is_taken_b
     assert not train_model(request, signals=Asked()).finished  # called again, before the result is used
     assert len(log_rows()) == after // 10
     assert train_model(request).finished
-    require_same_course("model", straight)
+    require_same_training("model", straight)
 
 
-def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_them(
+def test_a_request_to_stop_interrupts_a_validation(
     request_: TrainRequest, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from unetcli.train import validation
@@ -163,7 +163,7 @@ def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_t
     assert (stopped.finished, stopped.steps) == (False, 10)
     assert (log_rows(), list(Path("model").glob("*.safetensors"))) == ([], [])
     assert train_model(request).finished
-    require_same_course("model", straight)
+    require_same_training("model", straight)
 
 
 class Asked(Signals):
@@ -174,7 +174,7 @@ class Asked(Signals):
         self.note(SIGTERM)
 
 
-def require_same_course(name: str, straight: Path) -> None:
+def require_same_training(name: str, straight: Path) -> None:
     """Assert equal models, weights and logs, durations aside."""
     folders = (name, str(straight))
     assert same(*map(state, folders))
@@ -191,18 +191,18 @@ def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> 
     assert same(state(), state("straight"))
 
 
-def test_stopped_and_gone_on_equals_straight_through_with_all_that_has_a_state(request_: TrainRequest) -> None:
+def test_stopped_and_continued_equals_uninterrupted_with_all_kinds_of_state(request_: TrainRequest) -> None:
     """The training has an average, batch normalisation, AdamW and a decaying rate with warm-up, in bfloat16."""
     request = replace(request_, recipe="fast", optimizer=None, batch_size=2, warm_up=5, precision="bfloat16", steps=24)
     for after in (7, 9):
         assert not train_model(request, signals=Stop(after)).finished
     assert train_model(request).finished
     train_model(replace(request, output=Path("straight")))
-    ours, theirs = (Checkpoint.load(Path(name, "checkpoint.pt")) for name in ("model", "straight"))
-    assert same(ours.network, theirs.network)
-    assert ours.averaged is not None
-    assert theirs.averaged is not None
-    assert same(ours.averaged, theirs.averaged)
+    one, other = (Checkpoint.load(Path(name, "checkpoint.pt")) for name in ("model", "straight"))
+    assert same(one.network, other.network)
+    assert one.averaged is not None
+    assert other.averaged is not None
+    assert same(one.averaged, other.averaged)
     assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
 
 
@@ -216,10 +216,10 @@ def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(
     Path("model/checkpoint.pt").write_bytes(bytes(content))
     assert train_model(request).finished
     assert caplog.text.count("damaged checkpoint") == 1
-    require_same_course("model", straight)
+    require_same_training("model", straight)
 
 
-def test_without_a_better_one_for_long_enough_it_ends_and_more_patience_goes_on(request_: TrainRequest) -> None:
+def test_without_improvement_training_ends_and_more_patience_continues(request_: TrainRequest) -> None:
     """The learning rate is so small that nothing changes: the first validation is the best."""
     request = replace(request_, lr=1e-12, steps=30, validate_every=2, patience=3)
     summary = train_model(request)
@@ -256,7 +256,7 @@ def test_a_model_of_batch_normalisation_has_none_and_is_the_average(request_: Tr
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_figures_of_each_look_are_there_for_tensorboard(request_: TrainRequest) -> None:
+def test_metrics_of_each_validation_are_in_the_tensorboard_log(request_: TrainRequest) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train_model(replace(request_, tensorboard=True, steps=4, validate_every=2))
@@ -266,7 +266,7 @@ def test_figures_of_each_look_are_there_for_tensorboard(request_: TrainRequest) 
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
 
 
-def test_a_finished_training_says_so_and_changes_nothing(trained: TrainRequest) -> None:
+def test_a_finished_training_is_reported_and_not_changed(trained: TrainRequest) -> None:
     before = contents(Path("model"))
     again = train_model(replace(trained, steps=None, depth=None, base_channels=None, tile=None, device=None))
     assert again.found_finished
