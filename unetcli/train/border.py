@@ -42,7 +42,7 @@ def dividing_line(cells: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Pixels to turn into background so that no two objects stay eight-connected.
 
     Where two objects touch, both lose the pixels that touch, which makes a line of two pixels. An object that would
-    vanish or fall apart keeps its pixels, and only its neighbours lose theirs. The line takes only pixels that touch,
+    vanish or fall apart keeps its pixels, and only its neighbours lose pixels. The line takes only pixels that touch,
     and never leaves two objects connected.
 
     Parameters
