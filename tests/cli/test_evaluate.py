@@ -91,8 +91,8 @@ def test_text_fits_80_columns_and_says_what_json_does(unetcli: Run, tmp_path: Pa
 @pytest.mark.usefixtures("volumes")
 def test_a_polarity_slip_is_said_and_scored_as_it_is(unetcli: Run) -> None:
     done = unetcli("evaluate", "slip.zarr", "t.zarr")
-    assert "warning: slip.zarr: this looks like the probability of background" in done.stderr
-    assert "this looks like the probability of background" in " ".join(done.stdout.split())
+    assert "warning: slip.zarr: the prediction looks inverted" in done.stderr
+    assert "the prediction looks inverted" in " ".join(done.stdout.split())
     found = told("slip.zarr", "t.zarr")
     assert found["pixels"]["iou"] < 0.3
     assert found["em"]["looks_inverted"]
@@ -134,10 +134,10 @@ def test_workers_and_a_run_folder_give_the_same(tmp_path: Path, words: tuple[obj
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("p.zarr", "lt.zarr"), "p.zarr is z 6, y 13, x 22, but lt.zarr is z 6, y 40, x 50: not the same place"),
+        (("p.zarr", "lt.zarr"), "p.zarr is z 6, y 13, x 22, but lt.zarr is z 6, y 40, x 50: not the same region"),
         (("l.zarr", "lt.zarr", "--metrics", "em"), "expected probabilities"),
         (("p.zarr", "t.zarr", "--roi", "0:9,:,:"), "--roi: z 0:9, t.zarr has z 0:6"),
-        (("p.zarr", "t.zarr", "--threshold", "1.5"), "--threshold 1.5: expected a probability"),
+        (("p.zarr", "t.zarr", "--threshold", "1.5"), "--threshold 1.5: expected 0 <= threshold < 1"),
         (("p.zarr", "t.zarr", "--level", "1"), "level 1 asked for"),
         (("p.zarr", "t.zarr", "--baseline", "none.json"), "--baseline none.json: no such file"),
         (("p.zarr", "t.zarr", "--mask", "lt.zarr"), "--mask lt.zarr: shape 6 x 40 x 50"),
@@ -191,7 +191,7 @@ def test_files_of_an_earlier_call_are_replaced(tmp_path: Path, volumes: None) ->
         (["--csv", "."], "--csv .: expected a file in a folder that exists"),
         (["--csv", "notes.txt"], "--csv notes.txt: exists, and evaluate did not write it; name another place"),
         (["--report", "notes.txt"], "--report notes.txt: exists, and evaluate did not write it; name another place"),
-        (["--image", "p.zarr"], "--image p.zarr: only with --report"),
+        (["--image", "p.zarr"], "--image p.zarr: needs --report"),
         (["--report", "r.html", "--image", "none.zarr"], "none.zarr: no such file or folder"),
     ],
 )

@@ -143,7 +143,7 @@ def test_labels_of_a_prediction_that_was_not_complete_say_so(values: NDArray[np.
     group.attrs["unetcli"] = {**group.attrs["unetcli"], "complete": False}  # type: ignore[dict-item]
     label(allow_incomplete=True)
     request = EvaluateRequest(prediction=str(LABELS), truth=str(LABELS), metrics=("voi",))
-    with pytest.raises(UnetcliError, match=r"made of a prediction that was not complete; .* or --allow-incomplete"):
+    with pytest.raises(UnetcliError, match=r"labels of an incomplete prediction; .*--allow-incomplete"):
         evaluate_volume(request)
     assert evaluate_volume(replace(request, allow_incomplete=True)).scores["voi"]["split"] == 0
     group.attrs["unetcli"] = {**group.attrs["unetcli"], "complete": True}  # type: ignore[dict-item]

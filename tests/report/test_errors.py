@@ -19,7 +19,7 @@ from unetcli.report.measure_texts import (
 
 
 def images_of(truth: NDArray[np.integer], labels: NDArray[np.integer]) -> SectionImages:
-    return SectionImages(reference=truth, true_objects=truth, probability=None, labels=labels, judged=None)
+    return SectionImages(reference=truth, true_objects=truth, probability=None, labels=labels, valid=None)
 
 
 def marks_of(truth: NDArray[np.integer], labels: NDArray[np.integer]) -> list[Mark]:
@@ -58,7 +58,7 @@ def test_a_gap_in_a_membrane_is_a_merge_and_a_wall_in_a_cell_a_split() -> None:
     probability[20, 30] = 1  # the gap
     probability[:, 10] = 0  # the wall
     images = SectionImages(
-        reference=interior.astype(np.uint8), true_objects=None, probability=probability[None], labels=None, judged=None
+        reference=interior.astype(np.uint8), true_objects=None, probability=probability[None], labels=None, valid=None
     )
     marks = splits_and_merges(images, 0.5)
     assert {mark.kind: round(mark.x) for mark in marks} == {SPLIT: 10, MERGE: 30}

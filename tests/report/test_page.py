@@ -106,7 +106,7 @@ def test_what_is_not_defined_is_said_with_its_reason(tmp_path: Path) -> None:
 def test_a_polarity_slip_is_the_first_thing_said(tmp_path: Path) -> None:
     prediction, truth, _ = ODD["an inverted map"]
     text = written(evaluate(tmp_path, prediction, truth), tmp_path)
-    assert text.index("looks like the probability of background") < text.index("Judged: ")
+    assert text.index("looks inverted") < text.index("Judged: ")
 
 
 def test_names_of_files_are_text_and_nothing_else(tmp_path: Path) -> None:

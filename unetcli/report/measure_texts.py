@@ -286,7 +286,7 @@ def splits_and_merges(images: SectionImages, level: float) -> list[Mark]:
     """Splits and merges of the warping error at a threshold; pixels that lie together are one mark."""
     assert images.probability is not None
     interior = images.reference != 0
-    found = errors_at(images.probability[0], interior, level, images.judged)
+    found = errors_at(images.probability[0], interior, level, images.valid)
     marks = []
     for kind, name, what in ((ErrorKind.SPLIT, SPLIT, "too much"), (ErrorKind.MERGE, MERGE, "missing")):
         pixels = np.zeros(interior.shape, bool)

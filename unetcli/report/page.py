@@ -194,7 +194,7 @@ def contents(evaluation: Evaluation, shown: Gallery) -> dict[str, tuple[str, lis
 def header(evaluation: Evaluation) -> Html:
     """What was compared with what."""
     request = evaluation.request
-    facts = {"Prediction": request.prediction, "Truth": request.truth, "Judged": str(evaluation.judged["region"])}
+    facts = {"Prediction": request.prediction, "Truth": request.truth, "Judged": str(evaluation.scope["region"])}
     size, unit = evaluation.voxel_size.get("x"), evaluation.units.get("x")
     if size and unit:
         facts["Pixel size"] = f"{size:g} {unit}"

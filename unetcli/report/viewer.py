@@ -111,7 +111,7 @@ class View:
         images = evaluation.images(section)
         if images.true_objects is None or images.labels is None:
             return cls(evaluation=evaluation, section=section, images=images, objects=None, places=({}, {}))
-        seen = [a if images.judged is None else a * images.judged for a in (images.true_objects, images.labels)]
+        seen = [a if images.valid is None else a * images.valid for a in (images.true_objects, images.labels)]
         places = errors.places_of(seen[0]), errors.places_of(seen[1])
         return cls(evaluation=evaluation, section=section, images=images, objects=images.objects(), places=places)
 
@@ -130,7 +130,7 @@ class View:
         if self.objects is not None:
             return errors.object_errors(self.objects, self.places)
         wrong = self._classes() != self._true_classes()
-        return errors.wrong_patches(wrong if self.images.judged is None else wrong & self.images.judged)
+        return errors.wrong_patches(wrong if self.images.valid is None else wrong & self.images.valid)
 
     def rows(self) -> list[ObjectRow]:
         """All objects of the section; none of a frame that is marked, but not drawn."""
@@ -151,7 +151,7 @@ class View:
     ) -> dict[str, Any]:
         """What the viewer takes: images as data URLs, marks, sizes in pixels of the picture."""
         height, width = self.images.reference.shape
-        judged, confusion = self.images.judged, self.evaluation.scores.get("pixels", {}).get("confusion", ())
+        judged, confusion = self.images.valid, self.evaluation.scores.get("pixels", {}).get("confusion", ())
         return {
             "section": self.section.number,
             "name": self.section.name + (f", near y {corner[0]}, x {corner[1]}" if corner else ""),
