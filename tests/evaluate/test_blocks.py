@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
 
-from unetcli.evaluate.counting import Counts
+from unetcli.evaluate.counting import SUMS_METRICS, TABLE_SUMS, Counts
 from unetcli.evaluate.plan import BLOCK_VOXELS
-from unetcli.evaluate.request import EvaluateRequest
+from unetcli.evaluate.request import METRICS, EvaluateRequest
 from unetcli.evaluate.resolve import ResolvedRequest
 from unetcli.metrics import cells, voi
 from unetcli.metrics.cells import CellSums
@@ -60,7 +60,7 @@ def test_objects_through_sections_are_scored_from_the_table_of_the_whole(tmp_pat
     table = Contingency.of(LABELS, FOUND)
     assert found.three_d
     assert found.scores["cells"].items() >= cells.scores([CellSums.of(table)]).items()
-    for name, value in voi.scores([VoiSums.of(table)]).items():
+    for name, value in voi.METRIC.entries([VoiSums.of(table)]).items():
         assert found.scores["voi"][name] == pytest.approx(value)
 
 
@@ -72,7 +72,22 @@ def test_objects_of_sections_are_scored_section_by_section(tmp_path: Path) -> No
     assert approximately({name: found.scores["cells"][name] for name in expected}, expected)
     for section, table in zip(found.sections, tables, strict=True):
         assert section.scores["cells"]["seg"] == pytest.approx(cells.scores([CellSums.of(table)])["seg"])
-        assert section.scores["voi"]["split"] == pytest.approx(voi.scores([VoiSums.of(table)])["split"])
+        assert section.scores["voi"]["split"] == pytest.approx(voi.METRIC.entries([VoiSums.of(table)])["split"])
+
+
+@pytest.mark.parametrize("three_d", [False, True], ids=["sections", "volume"])
+def test_a_metric_added_to_the_tables_is_scored_like_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, three_d: bool
+) -> None:
+    """The steps of "How to add a metric" in :mod:`unetcli.metrics`, for a second metric with the scores of voi."""
+    monkeypatch.setitem(METRICS, "added", METRICS["voi"])
+    monkeypatch.setitem(SUMS_METRICS, "added", voi.METRIC)
+    monkeypatch.setitem(TABLE_SUMS, "added", VoiSums)
+    found = evaluated(stored(tmp_path, FOUND), stored(tmp_path, LABELS, "t.zarr"), "voi", "added", three_d=three_d)
+    assert found.metrics == ("voi", "added")
+    assert found.scores["added"] == found.scores["voi"]
+    assert all(section.scores["added"] == section.scores["voi"] for section in found.sections)
+    assert found.to_json()["sums"]["added"]["added"] == found.to_json()["sums"]["voi"]["voi"]
 
 
 def test_scores_of_probabilities_do_not_depend_on_blocks_or_threads(
@@ -124,7 +139,7 @@ def test_counts_add_up_in_any_order(order: list[int]) -> None:
 
 def test_blocks_of_whole_sections_store_no_tables(tmp_path: Path) -> None:
     counts = counts_of(tmp_path, VALUES, TRUTH, metrics=("cells", "voi"))
-    assert [list(part.cells) for part in counts] == [[section] for section in range(SHAPE[0])]
+    assert [list(part.sums["cells"]) for part in counts] == [[section] for section in range(SHAPE[0])]
     assert not any(part.tables for part in counts)
 
 

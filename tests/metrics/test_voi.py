@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from unetcli.metrics.contingency import Contingency
-from unetcli.metrics.voi import VoiSums, scores
+from unetcli.metrics.voi import METRIC, VoiSums
 
 Labels = NDArray[np.integer]
 IMAGES = st.integers(2, 24).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 4), min_size=n, max_size=n).map(np.array)] * 2)
 )
+scores = METRIC.entries
 SCORES = ("split", "merge", "split_bits", "merge_bits", "adapted_rand_error", "adapted_rand_error_singletons")
 
 

@@ -116,7 +116,7 @@ def undefined(names: Sequence[str], scores: Mapping[str, Any]) -> dict[str, list
 
 def worst(metric: str, sections: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """The sections with the worst leading score."""
-    leading, higher = LEADING[metric]
+    leading, higher = LEADING.get(metric, ("", True))
     scored = [(scores[leading], name) for name, scores in sections if scores.get(leading) is not None]
     if len(scored) <= WORST or min(scored)[0] == max(scored)[0]:
         return []

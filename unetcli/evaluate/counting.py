@@ -16,68 +16,73 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.evaluate.plan import EvaluationPlan, Pair, PairData
 from unetcli.evaluate.request import CLASSES, PROBABILITY
+from unetcli.metrics import voi
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency, components
 from unetcli.metrics.em_counts import SectionCounts, above, section_counts
 from unetcli.metrics.pixels import Confusion, require_classes
 from unetcli.metrics.probabilities import ProbabilitySums
-from unetcli.metrics.sums import MAX_UNITS, Sums
-from unetcli.metrics.voi import VoiSums
+from unetcli.metrics.sums import MAX_UNITS, Sums, SumsMetric, TableSums
 
 S = TypeVar("S", bound=Sums)
 Arrays = dict[str, NDArray[Any]]
 TABLES_PER_SORT = 16
 """Tables of a unit that are collected before they are sorted and added together."""
+SUMS_METRICS: dict[str, SumsMetric[Any]] = {"voi": voi.METRIC}
+"""Metrics that need nothing but their sums; the names are those of ``--metrics``."""
+TABLE_SUMS: dict[str, type[TableSums]] = {"cells": CellSums} | {
+    name: metric.sums for name, metric in SUMS_METRICS.items() if issubclass(metric.sums, TableSums)
+}
+"""Class of the sums of each metric that is computed from contingency tables."""
 SUM_TYPES: dict[str, type[Sums]] = {
     "confusions": Confusion,
     "histograms": ProbabilitySums,
-    "cells": CellSums,
-    "voi": VoiSums,
-    "cut_cells": CellSums,
-    "cut_voi": VoiSums,
     "markers": CellSums,
+    **{name: metric.sums for name, metric in SUMS_METRICS.items()},
+    **TABLE_SUMS,
+    **{f"cut_{name}": kind for name, kind in TABLE_SUMS.items()},
 }
-"""Class of the sums of each field of ``Counts`` that holds sums by number (of the section, unit or frame)."""
+"""Class of the sums under each name of ``Counts.sums``.
+
+- ``confusions``: confusion matrix of each section, at the threshold
+- ``histograms``: histograms of probabilities of each section, in 256 grey values
+- ``markers``: sums for cells of each frame of a challenge, against the markers instead of the segmented objects
+- name of a metric: its sums of each unit
+- ``cut_`` and the name of a metric: its sums of each section, if objects extend over sections; each section is then
+  treated as a unit
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Counts:
     """Counts of one or more blocks. A unit is a section, or a volume if objects extend over sections."""
 
-    confusions: dict[int, Confusion] = field(default_factory=dict)
-    """Confusion matrices by section, at the threshold."""
-    histograms: dict[int, ProbabilitySums] = field(default_factory=dict)
-    """Histograms of probabilities by section, in 256 grey values."""
+    sums: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    """Sums by name, one of ``SUM_TYPES``, and by number of the section, unit or frame."""
     probabilities: ProbabilitySums | None = None
     """Histogram of all sections, in full resolution."""
     em: dict[int, SectionCounts] = field(default_factory=dict)
     """Counts of the EM measures by section."""
     tables: dict[int, Contingency] = field(default_factory=dict)
     """Contingency tables by unit, of units that are not complete."""
-    cells: dict[int, CellSums] = field(default_factory=dict)
-    """Sums of the scores of cells by unit."""
     objects: dict[int, CellSums] = field(default_factory=dict)
     """Sums of each object, or of groups of objects, by unit; fields (object, ...)."""
-    voi: dict[int, VoiSums] = field(default_factory=dict)
-    """Sums of the variation of information by unit."""
-    cut_cells: dict[int, CellSums] = field(default_factory=dict)
-    """Sums for cells by section, of objects that extend over sections: each section is treated as a unit."""
-    cut_voi: dict[int, VoiSums] = field(default_factory=dict)
-    """Sums for the variation of information by section, as ``cut_cells``."""
-    markers: dict[int, CellSums] = field(default_factory=dict)
-    """Sums for cells by frame of a challenge, against the markers instead of the segmented objects."""
     highest: float = 0.0
     """Highest probability."""
+
+    def listed(self, name: str) -> list[Any]:
+        """Sums under a name, of each section, unit or frame."""
+        return list(self.sums.get(name, {}).values())
 
     def to_arrays(self) -> Arrays:
         """Arrays by name, as a file stores them."""
         arrays: Arrays = {"highest": np.array(self.highest)}
-        for name in SUM_TYPES:
-            arrays |= _packed(name, getattr(self, name))
+        for name, sums in self.sums.items():
+            arrays |= _packed(name, sums)
         if self.probabilities is not None:
             arrays |= _stacked("probabilities", self.probabilities)
-        for number, sums in self.objects.items():
-            arrays |= _stacked(f"objects/{number}", sums)
+        for number, objects in self.objects.items():
+            arrays |= _stacked(f"objects/{number}", objects)
         for number, table in self.tables.items():
             columns = {"reference": table.reference, "result": table.result, "counts": table.counts}
             arrays |= {f"tables/{number}/{name}": values for name, values in columns.items()}
@@ -90,9 +95,8 @@ class Counts:
         tables, objects = _numbers(arrays, "tables"), _numbers(arrays, "objects")
         em = json.loads(arrays["em"].tobytes().decode())
         has_probabilities = any(name.startswith("probabilities/") for name in arrays)
-        sums: dict[str, Any] = {name: _unpacked(arrays, name, kind) for name, kind in SUM_TYPES.items()}
         return cls(
-            **sums,
+            sums={name: _unpacked(arrays, name, kind) for name, kind in SUM_TYPES.items()},
             probabilities=_one(arrays, "probabilities", ProbabilitySums) if has_probabilities else None,
             em={int(number): SectionCounts.from_dict(counts) for number, counts in em.items()},
             tables={
@@ -116,7 +120,7 @@ class Counts:
 class CountsAccumulator:
     """Sum of counts that grows in place."""
 
-    sums: dict[str, dict[int, Any]] = field(default_factory=lambda: {name: {} for name in SUM_TYPES})
+    sums: dict[str, dict[int, Any]] = field(default_factory=dict)
     em: dict[int, SectionCounts] = field(default_factory=dict)
     objects: dict[int, CellSums] = field(default_factory=dict)
     tables: dict[int, list[Contingency]] = field(default_factory=dict)
@@ -125,8 +129,9 @@ class CountsAccumulator:
 
     def add(self, part: Counts) -> None:
         """Add the counts of other blocks."""
-        for name, sums in self.sums.items():
-            for number, found in getattr(part, name).items():
+        for name, added in part.sums.items():
+            sums = self.sums.setdefault(name, {})
+            for number, found in added.items():
                 sums[number] = sums[number] + found if number in sums else found
         self.em |= part.em
         self.objects |= part.objects
@@ -146,7 +151,7 @@ class CountsAccumulator:
     def result(self) -> Counts:
         """The sum so far."""
         return Counts(
-            **self.sums,
+            sums=self.sums,
             probabilities=self.probabilities,
             em=dict(sorted(self.em.items())),
             tables=self.take_tables(),
@@ -221,7 +226,8 @@ def count_section(plan: EvaluationPlan, pair: Pair, plane: Box, data: PairData) 
     if settings.has_objects:
         parts.append(count_objects(plan, pair, section, labels_of(values, settings.threshold), data))
         if settings.kind == PROBABILITY and "pixels" not in settings.metrics:
-            parts.append(Counts(confusions={section: confusion_of(values, data, settings.threshold)}))
+            confusion = confusion_of(values, data, settings.threshold)
+            parts.append(Counts(sums={"confusions": {section: confusion}}))
     if settings.kind == PROBABILITY:
         parts.append(Counts(highest=float(values.max(initial=0))))
     return Counts.total(parts)
@@ -238,9 +244,10 @@ def count_pixels(plan: EvaluationPlan, pair: Pair, section: int, values: NDArray
             require_classes(reference, len(values))
     confusion = confusion_of(values, data, plan.settings.threshold)
     if plan.settings.kind != PROBABILITY:
-        return Counts(confusions={section: confusion})
-    sums = ProbabilitySums.of(chosen, reference)
-    return Counts(confusions={section: confusion}, histograms={section: sums.to_grey_values()}, probabilities=sums)
+        return Counts(sums={"confusions": {section: confusion}})
+    found = ProbabilitySums.of(chosen, reference)
+    histograms = {section: found.to_grey_values()}
+    return Counts(sums={"confusions": {section: confusion}, "histograms": histograms}, probabilities=found)
 
 
 def confusion_of(values: NDArray[Any], data: PairData, threshold: float) -> Confusion:
@@ -261,8 +268,8 @@ def count_objects(plan: EvaluationPlan, pair: Pair, section: int, labels: NDArra
     counts = Counts(tables={plan.unit_of(section): table})
     if not plan.sees_sections:
         return counts
-    alone = Counts(cut_cells={section: CellSums.of(table)}, cut_voi={section: VoiSums.of(table)})
-    return Counts.total([counts, alone])
+    alone = {f"cut_{name}": {section: kind.of(table)} for name, kind in TABLE_SUMS.items()}
+    return Counts.total([counts, Counts(sums=alone)])
 
 
 def table_of(pair: Pair, reference: NDArray[Any], labels: NDArray[Any]) -> Contingency:
@@ -282,14 +289,10 @@ def error_prefix(place: str) -> Iterator[None]:
 
 def unit_counts(table: Contingency, unit: int, metrics: Collection[str], *, by_object: bool) -> Counts:
     """Sums of the requested metrics, from the complete table of a unit."""
-    counts = Counts()
-    if "cells" in metrics:
-        counts.cells[unit] = CellSums.of(table)
-    if by_object:
-        counts.objects[unit] = CellSums.of_objects(table, max_units=MAX_UNITS)
-    if "voi" in metrics:
-        counts.voi[unit] = VoiSums.of(table)
-    return counts
+    objects = {unit: CellSums.of_objects(table, max_units=MAX_UNITS)} if by_object else {}
+    return Counts(
+        sums={name: {unit: kind.of(table)} for name, kind in TABLE_SUMS.items() if name in metrics}, objects=objects
+    )
 
 
 def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = ORIGIN) -> NDArray[np.float32]:
@@ -365,7 +368,7 @@ def tables_to_confusions(counts: Counts) -> Counts:
     """Convert tables of classes to confusion matrices of all classes up to the highest one."""
     classes = 1 + max((highest(table) for table in counts.tables.values()), default=1)
     confusions = {number: confusion_of_table(table, max(2, classes)) for number, table in counts.tables.items()}
-    return replace(counts, tables={}, confusions=confusions)
+    return replace(counts, tables={}, sums={**counts.sums, "confusions": confusions})
 
 
 def highest(table: Contingency) -> int:

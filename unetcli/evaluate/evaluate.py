@@ -215,7 +215,7 @@ def count_frames(
         report(done, files)
     for done, pair in enumerate(challenge.marker_pairs(), start=1 + len(challenge.segmented)):
         if "cells" in metrics:
-            accumulator.add(Counts(markers={numbers[pair.key]: CellSums.of(pair.table(ignore))}))
+            accumulator.add(Counts(sums={"markers": {numbers[pair.key]: CellSums.of(pair.table(ignore))}}))
         report(done, files)
     return accumulator.result()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, place_of
 from unetcli.core.geometry import Box
-from unetcli.evaluate.request import PROBABILITY, EvaluateRequest, scores_objects
+from unetcli.evaluate.request import METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import marker_around, region_around
@@ -60,8 +60,9 @@ class Settings:
 
     @property
     def needs_sections(self) -> bool:
-        """Whether blocks must contain whole sections, to find connected components in them."""
-        return "em" in self.metrics or (self.has_objects and (self.pieces or self.kind == PROBABILITY))
+        """Whether blocks must contain whole sections, for example to find connected components in them."""
+        finds_components = self.has_objects and (self.pieces or self.kind == PROBABILITY)
+        return finds_components or any(METRICS[name].whole_sections for name in self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)

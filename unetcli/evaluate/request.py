@@ -38,11 +38,13 @@ class Metric:
     """Kinds of predictions that it scores if ``--metrics`` is not given."""
     objects: bool = False
     """Whether it scores objects. Such a metric also scores folders of the cell tracking challenge."""
+    whole_sections: bool = False
+    """Whether it can only count whole sections, for example to find connected components in them."""
 
 
 METRICS = {
     "pixels": Metric(KINDS, default_for=(PROBABILITY, CLASSES)),
-    "em": Metric((PROBABILITY,), default_for=(PROBABILITY,)),
+    "em": Metric((PROBABILITY,), default_for=(PROBABILITY,), whole_sections=True),
     "cells": Metric((PROBABILITY, LABELS), default_for=(LABELS,), objects=True),
     "voi": Metric((PROBABILITY, LABELS), default_for=(LABELS,), objects=True),
 }

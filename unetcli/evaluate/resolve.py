@@ -246,7 +246,8 @@ class ResolvedRequest:
             truth=fingerprint(pair.truth),
             mask=pair.mask.fingerprint(region) if pair.mask else None,
         )
-        components = settings.has_objects and kind.name == PROBABILITY and COMPONENTS.format(request.threshold)
+        finds_components = settings.has_objects and kind.name == PROBABILITY
+        components = COMPONENTS.format(request.threshold) if finds_components else ""
         return cls(request=request, pair=pair, plan=plan, notes=(*kind_notes(kind), *filter(None, (components, note))))
 
     def count(self, number: int) -> Counts:

@@ -11,22 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.evaluate.counting import Counts
+from unetcli.evaluate.counting import SUMS_METRICS, TABLE_SUMS, Counts
+from unetcli.evaluate.request import METRICS
 from unetcli.evaluate.result import Curves, Scores, Section
-from unetcli.metrics import cells, em, em_counts, pixels, probabilities, voi
+from unetcli.metrics import cells, em, em_counts, pixels, probabilities
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.em_counts import LEVELS, EmSums
 from unetcli.metrics.pixels import Confusion
-from unetcli.metrics.probabilities import ProbabilitySums
-from unetcli.metrics.sums import LEVEL, RESAMPLES, Score, Sums, intervals, json_list, unit_count
-from unetcli.metrics.voi import VoiSums
+from unetcli.metrics.sums import LEVEL, RESAMPLES, S, Score, Sums, intervals, json_list, unit_count
 
 SECTION, VOLUME, OBJECT = "section", "volume", "object"
 REFERENCE_ONLY = ("seg", "recall")
 """Scores of cells that only reference objects contribute to; these are the same objects for every prediction."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class ScoreGroup:
     """Sums of each unit, and the scores computed from them."""
 
@@ -58,46 +57,33 @@ class ScoreGroup:
 
 def score_groups(counts: Counts, metrics: tuple[str, ...], *, by_object: bool, unit: str = SECTION) -> list[ScoreGroup]:
     """Groups of scores of all metrics that were counted; ``unit`` is the one of objects: section or volume."""
-    found: list[ScoreGroup] = []
-    if "pixels" in metrics and counts.confusions:
-        found += _pixel_groups(counts)
-    if "em" in metrics and counts.em:
-        sums = EmSums.stacked([EmSums.of(section) for section in counts.em.values()])
-        found.append(ScoreGroup(metric="em", name="em", sums=sums, scores=em_counts.SCORES, unit=SECTION))
-    if "cells" in metrics:
-        found += _cell_groups(counts, by_object=by_object, unit=unit)
-    if "voi" in metrics and counts.voi:
-        stack = VoiSums.stacked(list(counts.voi.values()))
-        found.append(ScoreGroup(metric="voi", name="voi", sums=stack, scores=voi.SCORES, unit=unit))
-    return found
+    confusion, markers = stack(counts.listed("confusions")), stack(counts.listed("markers"))
+    two_classes = confusion is not None and confusion.counts.shape[-1] == 2
+    pixel_scores = pixels.SCORES | (pixels.FOREGROUND_SCORES if two_classes else {})
+    cell_scores = {name: score for name, score in cells.SCORES.items() if name != "det" or markers is None}
+    objects = CellSums.concatenated(list(counts.objects.values())) if by_object and counts.objects else None
+    frames = stack(counts.listed("cells")) if objects is None else None
+    rows: list[tuple[str, str, Sums | None, Mapping[str, Score[Any]], str]] = [
+        ("pixels", "confusion", confusion, pixel_scores, SECTION),
+        ("pixels", "probability", stack(counts.listed("histograms")), probabilities.SCORES, SECTION),
+        ("em", "em", stack([EmSums.of(section) for section in counts.em.values()]), em_counts.SCORES, SECTION),
+        ("cells", "objects", objects, cell_scores, OBJECT),
+        ("cells", "cells", frames, cell_scores, unit),
+        ("cells", "markers", markers, {"det": cells.SCORES["det"]}, SECTION),
+    ]
+    for name, definition in SUMS_METRICS.items():
+        resampled = unit if METRICS[name].objects else SECTION
+        rows.append((name, name, stack(counts.listed(name)), definition.scores, resampled))
+    return [
+        ScoreGroup(metric, name, sums, scores, resampled)
+        for metric, name, sums, scores, resampled in rows
+        if sums is not None and metric in metrics
+    ]
 
 
-def _pixel_groups(counts: Counts) -> list[ScoreGroup]:
-    confusion = Confusion.stacked(list(counts.confusions.values()))
-    names = pixels.SCORES | (pixels.FOREGROUND_SCORES if confusion.counts.shape[-1] == 2 else {})
-    found = [ScoreGroup(metric="pixels", name="confusion", sums=confusion, scores=names, unit=SECTION)]
-    if counts.histograms:
-        stack = ProbabilitySums.stacked(list(counts.histograms.values()))
-        found.append(
-            ScoreGroup(metric="pixels", name="probability", sums=stack, scores=probabilities.SCORES, unit=SECTION)
-        )
-    return found
-
-
-def _cell_groups(counts: Counts, *, by_object: bool, unit: str) -> list[ScoreGroup]:
-    found, scores = [], dict(cells.SCORES)
-    if counts.markers:
-        stack = CellSums.stacked(list(counts.markers.values()))
-        found.append(
-            ScoreGroup(metric="cells", name="markers", sums=stack, scores={"det": scores.pop("det")}, unit=SECTION)
-        )
-    if by_object and counts.objects:
-        objects = CellSums.concatenated(list(counts.objects.values()))
-        found.insert(0, ScoreGroup(metric="cells", name="objects", sums=objects, scores=scores, unit=OBJECT))
-    elif counts.cells:
-        stack = CellSums.stacked(list(counts.cells.values()))
-        found.insert(0, ScoreGroup(metric="cells", name="cells", sums=stack, scores=scores, unit=unit))
-    return found
+def stack(units: Sequence[S]) -> S | None:
+    """Stack the sums of units; None without units."""
+    return type(units[0]).stacked(units) if units else None
 
 
 def pack(values: NDArray[Any]) -> dict[str, Any]:
@@ -183,7 +169,8 @@ def score_all(
     for group in found:
         scores[group.metric] |= group.intervals(scores[group.metric])
         scores[group.metric].setdefault("intervals", group.description())
-    alone = replace(counts, cells=counts.cut_cells, voi=counts.cut_voi) if three_d else counts
+    cut = {name: counts.sums.get(f"cut_{name}", {}) for name in TABLE_SUMS} if three_d else {}
+    alone = replace(counts, sums={**counts.sums, **cut})
     sections = (
         score_section(alone, metrics, number, place, name, partial=partial)
         for number, (place, name) in enumerate(places)
@@ -195,34 +182,28 @@ def scores_of(counts: Counts, metrics: tuple[str, ...], *, partial: bool = False
     """Scores by metric and name."""
     found: Scores = {}
     if "pixels" in metrics:
-        found["pixels"] = sum(list(counts.confusions.values())[1:], start=first_of(counts.confusions)).scores()
+        found["pixels"] = Confusion.pooled(counts.listed("confusions")).scores()
         if counts.probabilities is not None:
             found["pixels"] |= probabilities.scores(counts.probabilities)
     if "em" in metrics:
         stack = list(counts.em.values())
         found["em"] = em.scores(stack) | {"looks_inverted": em.looks_inverted(stack)}
     if "cells" in metrics:
-        markers = list(counts.markers.values()) or None
-        found["cells"] = cells.scores(list(counts.cells.values()), markers=markers, partial=partial)
-    if "voi" in metrics:
-        reasons = {f"{name}_reason": PARTIAL for name in voi.SCORES}  # it needs the true label of every pixel
-        withheld = {"unit": "nats", **dict.fromkeys(voi.SCORES), **reasons}
-        found["voi"] = withheld if partial else voi.scores(list(counts.voi.values()))
+        markers = counts.listed("markers") or None
+        found["cells"] = cells.scores(counts.listed("cells"), markers=markers, partial=partial)
+    for name, metric in SUMS_METRICS.items():
+        if name in metrics:
+            found[name] = metric.withheld(PARTIAL) if partial else metric.entries(counts.listed(name))
     return found
-
-
-def first_of(confusions: Mapping[int, Confusion]) -> Confusion:
-    """Confusion of the first section."""
-    return next(iter(confusions.values()))
 
 
 def score_section(
     counts: Counts, metrics: tuple[str, ...], number: int, place: tuple[int, ...], name: str, *, partial: bool
 ) -> Section:
     """Scores of one section."""
-    fields_of_section = ("confusions", "em", "cells", "voi", "markers")
-    selected: dict[str, Any] = {field: select(getattr(counts, field), number) for field in fields_of_section}
-    cut = Counts(probabilities=counts.histograms.get(number), **selected)
+    sums = {kind: select(found, number) for kind, found in counts.sums.items()}
+    histogram = counts.sums.get("histograms", {}).get(number)
+    cut = Counts(sums=sums, em=select(counts.em, number), probabilities=histogram)
     scored = tuple(metric for metric, found in available(cut).items() if found and metric in metrics)
     return Section(
         number=number,
@@ -241,10 +222,10 @@ def select(values: Mapping[int, Any], number: int) -> dict[int, Any]:
 def available(counts: Counts) -> dict[str, bool]:
     """Whether there are counts, by metric."""
     return {
-        "pixels": bool(counts.confusions),
+        "pixels": bool(counts.listed("confusions")),
         "em": bool(counts.em),
-        "cells": bool(counts.cells or counts.markers),
-        "voi": bool(counts.voi),
+        "cells": bool(counts.listed("cells") or counts.listed("markers")),
+        **{name: bool(counts.listed(name)) for name in SUMS_METRICS},
     }
 
 
@@ -256,7 +237,7 @@ def curves_of(counts: Counts, metrics: tuple[str, ...]) -> Curves:
     if "pixels" in metrics and counts.probabilities is not None and len(counts.probabilities.classes) == 1:
         found["pixels"] = dict(probabilities.curve(counts.probabilities.classes[0]))
     if "cells" in metrics:
-        total = cells.pooled(list(counts.cells.values()))
+        total = CellSums.pooled(counts.listed("cells"))
         values = {name: json_list(curve(total)) for name, curve in cells.CURVES.items()}
         found["cells"] = {"threshold": list(cells.THRESHOLDS), **values}
     return found
@@ -266,9 +247,10 @@ def looks_inverted(counts: Counts) -> bool:
     """Whether the prediction seems to be the probability of background: see ``em.looks_inverted``."""
     if counts.em:
         return em.looks_inverted(list(counts.em.values()))
-    if not counts.confusions:
+    confusions = counts.listed("confusions")
+    if not confusions:
         return False
-    total = np.sum([confusion.counts for confusion in counts.confusions.values()], axis=0)
+    total = Confusion.pooled(confusions).counts
     if total.shape != (2, 2) or not total.sum(axis=1).all():
         return False
     found = total[:, 1] / total.sum(axis=1)  # share of background, and of foreground, that is predicted as foreground

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.metrics.contingency import NO_LABELS, Contingency, ObjectOverlaps
-from unetcli.metrics.sums import Score, Sums, computed, json_list, quotient, score_entries
+from unetcli.metrics.contingency import Contingency, ObjectOverlaps
+from unetcli.metrics.sums import Score, TableSums, computed, json_list, quotient, score_entries
 
 TWENTIETHS = range(10, 20)
 THRESHOLDS = tuple(k / 20 for k in TWENTIETHS)
@@ -61,7 +61,7 @@ def seg_sums(reference: NDArray[np.integer], result: NDArray[np.integer]) -> tup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CellSums(Sums):
+class CellSums(TableSums):
     """Sums of a frame, a volume or single objects for the scores of cells; fields (...) unless stated otherwise."""
 
     references: Numbers
@@ -82,14 +82,14 @@ class CellSums(Sums):
     """Sum of the IoU of the pairs matched at 0.5."""
 
     @classmethod
-    def of(cls, table: Contingency) -> CellSums:
+    def of(cls, table: Contingency) -> Self:
         """Sums of one frame or volume, from its complete table; fields are scalar arrays, or (threshold,)."""
         overlaps = ObjectOverlaps.of(table)
         references, results = np.zeros(overlaps.reference.size, np.intp), np.zeros(overlaps.result.size, np.intp)
         return cls._by_unit(overlaps, references, results, count=1).total()
 
     @classmethod
-    def of_objects(cls, table: Contingency, max_units: int | None = None) -> CellSums:
+    def of_objects(cls, table: Contingency, max_units: int | None = None) -> Self:
         """Sums of each object of one frame or volume; their total is that of the frame.
 
         A pair matched at 0.5 is one unit, and so is each other reference object and each other result object. Units
@@ -123,7 +123,7 @@ class CellSums(Sums):
         return cls._by_unit(overlaps, references, results, count=count)
 
     @classmethod
-    def _by_unit(cls, overlaps: ObjectOverlaps, references: Numbers, results: Numbers, count: int) -> CellSums:
+    def _by_unit(cls, overlaps: ObjectOverlaps, references: Numbers, results: Numbers, count: int) -> Self:
         """Sums by unit, given the unit (0 to count - 1) of each reference object and of each result object."""
 
         def by_unit(units: Numbers, weights: Numbers) -> Numbers:
@@ -231,7 +231,7 @@ def scores(
         ``ap_frame_mean`` is the mean of ``ap`` over frames, as in the Data Science Bowl. ``<name>_by_threshold`` are
         lists over ``iou_thresholds``.
     """
-    total = pooled(frames)
+    total = CellSums.pooled(frames)
     found = computed(SCORES, total) | det_entries(frames if markers is None else markers)
     found |= score_entries("ap_frame_mean", mean_ap(frames), NO_OBJECT)
     found["iou_thresholds"] = list(THRESHOLDS)
@@ -240,11 +240,6 @@ def scores(
         found |= withheld_entries()
     counts = {"reference_objects": total.references, "result_objects": total.results, "matched": total.matches[0]}
     return found | {name: int(count) for name, count in counts.items()}
-
-
-def pooled(frames: Sequence[CellSums]) -> CellSums:
-    """Sum over any number of frames."""
-    return sum(frames, start=CellSums.of(Contingency.of(NO_LABELS, NO_LABELS)))
 
 
 def mean_ap(frames: Sequence[CellSums]) -> float:
@@ -258,7 +253,7 @@ def det_entries(frames: Sequence[CellSums]) -> dict[str, Any]:
 
     The reason then states the value that the definition would give.
     """
-    total = pooled(frames)
+    total = CellSums.pooled(frames)
     empty = {
         "result": sum(frame.results == 0 for frame in frames),
         "reference": sum(frame.references == 0 for frame in frames),

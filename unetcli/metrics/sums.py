@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unetcli.metrics.contingency import Contingency
 
 Values = NDArray[np.float64]
 RESAMPLES, LEVEL, SEED = 2000, 0.95, 2015
@@ -47,6 +49,11 @@ class Sums:
     def concatenated(cls, stacks: Sequence[Self]) -> Self:
         """Concatenate one or more stacks, for example the objects of all frames."""
         return cls(*(np.concatenate([getattr(stack, field.name) for stack in stacks]) for field in fields(cls)))
+
+    @classmethod
+    def pooled(cls, units: Sequence[Self]) -> Self:
+        """Sum of one or more units, added one after the other."""
+        return sum(units[1:], start=units[0])
 
     def total(self) -> Self:
         """Sum over the units of a stack."""
@@ -84,6 +91,20 @@ class Sums:
         return type(self)(*(field_of(field.name) for field in fields(self)))
 
 
+class TableSums(Sums):
+    """Base class of sums that are computed from the contingency table of a frame or volume."""
+
+    @classmethod
+    def of(cls, table: Contingency) -> Self:
+        """Sums of one frame or volume, from its complete table; fields have no unit axis."""
+        raise NotImplementedError
+
+    @classmethod
+    def pooled(cls, units: Sequence[Self]) -> Self:
+        """Sum of any number of frames or volumes, added one after the other."""
+        return sum(units, start=cls.of(Contingency.total([])))
+
+
 S = TypeVar("S", bound=Sums)
 Function = Callable[[S], Values]
 """Sums whose fields have any leading axes (...) to scores (...), float64; NaN where a score is undefined."""
@@ -105,6 +126,37 @@ class Score(Generic[S]):
 
     def __call__(self, sums: S) -> Values:
         return self.compute(sums)
+
+
+@dataclass(frozen=True, slots=True)
+class SumsMetric(Generic[S]):
+    """A metric whose scores are all computed from sums of one class."""
+
+    sums: type[S]
+    scores: Mapping[str, Score[S]]
+    """Scores by name."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Entries to report with the scores, such as their unit."""
+
+    def entries(self, units: Sequence[S]) -> dict[str, Any]:
+        """Scores of all units together, by name.
+
+        Parameters
+        ----------
+        units
+            Sums of each section, frame or volume; of any number if ``sums`` is a :class:`TableSums`, else at least one.
+
+        Returns
+        -------
+        dict
+            ``constants`` and ``scores``. An undefined score is None, with the reason under ``<name>_reason``.
+        """
+        return {**self.constants, **computed(self.scores, self.sums.pooled(units))}
+
+    def withheld(self, reason: str) -> dict[str, Any]:
+        """None and the reason for each score."""
+        reasons = {f"{name}_reason": reason for name in self.scores}
+        return {**self.constants, **dict.fromkeys(self.scores), **reasons}
 
 
 def computed(scores: Mapping[str, Score[S]], sums: S) -> dict[str, Any]:

@@ -14,22 +14,21 @@ do. The latter is fairer to results that leave membrane between objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.metrics.contingency import NO_LABELS, Contingency, marginal
+from unetcli.metrics.contingency import Contingency, marginal
 from unetcli.metrics.pixels import NO_PIXEL
-from unetcli.metrics.sums import Score, Sums, computed, quotient
+from unetcli.metrics.sums import Score, SumsMetric, TableSums, quotient
 
 Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VoiSums(Sums):
+class VoiSums(TableSums):
     """Sums of one frame or volume; fields (...). Objects of different frames are different objects.
 
     Sums over frames are float64: numbers of pairs are exact up to 2^53, beyond that to 16 digits.
@@ -55,7 +54,7 @@ class VoiSums(Sums):
     """Part of ``pairs_result`` in the background of the result."""
 
     @classmethod
-    def of(cls, table: Contingency) -> VoiSums:
+    def of(cls, table: Contingency) -> Self:
         """Sums of one frame or volume, from its complete table; each field is a scalar array."""
         objects = table.reference > 0
         inside = Contingency(table.reference[objects], table.result[objects], table.counts[objects])
@@ -117,19 +116,5 @@ SCORES: dict[str, Score[VoiSums]] = {
     "adapted_rand_error_singletons": Score(adapted_rand_error_singletons, NO_PAIR, higher_is_better=False),
 }
 """Scores by name."""
-
-
-def scores(frames: Sequence[VoiSums]) -> dict[str, Any]:
-    """Scores by name, pooled over the frames (or the one volume); 0 is perfect.
-
-    Parameters
-    ----------
-    frames
-        Sums of each frame or volume; may be empty.
-
-    Returns
-    -------
-    dict
-        An undefined score is None, with the reason under ``<name>_reason``.
-    """
-    return {"unit": "nats"} | computed(SCORES, sum(frames, start=VoiSums.of(Contingency.of(NO_LABELS, NO_LABELS))))
+METRIC = SumsMetric(VoiSums, SCORES, {"unit": "nats"})
+"""``METRIC.entries`` reports the scores of any number of frames or volumes; 0 is perfect."""
