@@ -1,4 +1,4 @@
-"""label killed at any moment and run again: the same bytes as if nothing had happened."""
+"""label killed at any moment and run again gives the same bytes as without interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def label(place: Path, *words: str) -> Command:
-    """The command as a user types it, with blocks so small that there are hundreds; its talk has a file of its own."""
+    """The command as a user types it, with hundreds of small blocks; its messages go to a file."""
     return Command(
         "label", STORE, "--block-voxels", "17000", *words, cwd=place, talk=place / f"{secrets.token_hex(4)}.txt"
     )

@@ -1,4 +1,4 @@
-"""label where the prediction is at ``s3://``."""
+"""label with a prediction at ``s3://``."""
 
 from __future__ import annotations
 
