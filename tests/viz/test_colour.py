@@ -1,4 +1,4 @@
-"""Values as colours."""
+"""Conversion of values to colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user asks of show."""
+"""Options of show as the user gives them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from unetcli.core.options import Heading, Options, argument, channel_option, opt
 
 @dataclass(frozen=True, kw_only=True)
 class ShowRequest(Options):
-    """One call of show: a section of a volume to look at."""
+    """Options of one call of show."""
 
     volume: str = field(
         kw_only=False, metadata=argument("Zarr, OME-Zarr, store.zarr/path/inside or TIFF stack.", "VOLUME")
     )
     section: int | None = option(
-        "Section along z, else t, counted as in the predicted volume. Default: the middle one.",
+        "Section along z, or t if there is no z, counted as in the predicted volume. Default: the middle one.",
         Heading.REGION,
         metavar="Z",
     )
@@ -24,7 +24,7 @@ class ShowRequest(Options):
         "Labels, drawn as outlines, or a probability, drawn as a transparent colour.", Heading.FILES, metavar="OTHER"
     )
     output: Path | None = option(
-        "Picture to write. Default: NAME.zNN.png here.", Heading.FILES, short="-o", metavar="PNG"
+        "PNG file to write. Default: NAME.zNN.png in the current folder.", Heading.FILES, short="-o", metavar="PNG"
     )
     channel: int | None = channel_option()
-    """None: up to three channels are shown as red, green and blue."""
+    """Channel to show; None shows up to three channels as red, green and blue."""
