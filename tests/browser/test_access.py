@@ -75,11 +75,11 @@ def test_controls_are_large_enough_to_hit(opened: Open, viewport: dict[str, int]
 
 def test_a_change_of_section_is_announced(opened: Open) -> None:
     page = opened("cells")
-    told = page.locator("#told")
-    assert told.get_attribute("aria-live") == "polite"
-    before = told.inner_text()
+    status = page.locator("#status")
+    assert status.get_attribute("aria-live") == "polite"
+    before = status.inner_text()
     page.click("#next")
-    assert told.inner_text() != before
+    assert status.inner_text() != before
 
 
 def test_the_file_says_itself_that_it_asks_for_nothing(reports: dict[str, Path]) -> None:
