@@ -172,7 +172,7 @@ PUBLISHED = (
         ),
     ),
     Published(
-        "Cell tracking challenge of ISBI 2015 (mean overlap of true cells, SEG)",
+        "Cell tracking challenge of ISBI 2015 (mean IoU of the true cells, SEG)",
         (("cells.seg", "PhC-U373"), ("cells.seg", "DIC-HeLa")),
         {
             "U-Net (2015)": ("0.9203", "0.7756"),

@@ -46,7 +46,7 @@ def table(
 ) -> Html:
     """Table that scrolls if it is wider than the window; ``label`` is its name for screen readers."""
     head = tag("tr", [name if isinstance(name, Html) else tag("th", name, scope="col") for name in heads])
-    title = tag("caption", caption) if caption else None
+    title = tag("caption", tag("span", caption)) if caption else None
     drawn = tag("table", title, tag("thead", head), tag("tbody", rows), **own)
     return tag("div", drawn, class_=style, tabindex=0, role="group", aria_label=label)
 

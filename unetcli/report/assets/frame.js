@@ -17,8 +17,10 @@ const legendItems = (entries) => entries.map(([name, colour]) => {
 // Name and colour of each entry in the legend of a view.
 function colourEntries({ truth_kind: kind, membrane, labels, outputs }, view) {
   if (kind === "classes" && view !== "image") {
-    const wrong = view === "difference" || view === FOUR ? [["wrongly predicted as class 0", COLOURS.background]] : [];
-    return [...wrong, ...Array.from({ length: outputs }, (_, number) => [`class ${number}`, classColour(number)])];
+    const wrong = "wrongly predicted as class", name = view === "difference" ? wrong : "class";
+    const classes = Array.from({ length: outputs }, (_, number) => [`${name} ${number}`, classColour(number)]);
+    const first = [`${wrong} 0`, COLOURS.background];
+    return view === "difference" ? [first, ...classes.slice(1)] : view === FOUR ? [first, ...classes] : classes;
   }
   if (view !== "difference" && view !== FOUR) return [];
   if (membrane && kind === "mask") return [["interior predicted as membrane", COLOURS.missed], ["membrane predicted as interior", COLOURS.extra]];
