@@ -1,4 +1,4 @@
-"""The report in a real browser, as a person meets it."""
+"""The report in a real browser, as a user sees it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shot(page: Page, where: str = "#panes canvas") -> bytes:
 
 
 def settled(page: Page, before: bytes) -> bytes:
-    """The picture, once it is another one than before."""
+    """Screenshot of the picture, once it differs from ``before``."""
     for _ in range(100):
         after = shot(page)
         if after != before:

@@ -281,14 +281,14 @@ def test_another_prediction_at_the_same_place_is_noticed(labels: None) -> None:
 
 
 def test_several_labels_lie_beside_each_other(values: NDArray[np.uint8]) -> None:
-    zarr.open_group(STORE / "labels", mode="w", attributes={"ome": {"version": "0.5", "labels": ["theirs"]}, "x": 1})
+    zarr.open_group(STORE / "labels", mode="w", attributes={"ome": {"version": "0.5", "labels": ["other"]}, "x": 1})
     label()
     label(name="strict", threshold=0.7)
     attributes = zarr.open_group(STORE / "labels", mode="r").attrs
-    assert attributes["ome"]["labels"] == ["theirs", "instances", "strict"]
+    assert attributes["ome"]["labels"] == ["other", "instances", "strict"]
     assert attributes["x"] == 1
     label(name="strict", overwrite=True, stopping=lambda: True)
-    assert zarr.open_group(STORE / "labels", mode="r").attrs["ome"]["labels"] == ["theirs", "instances"]
+    assert zarr.open_group(STORE / "labels", mode="r").attrs["ome"]["labels"] == ["other", "instances"]
 
 
 @pytest.mark.parametrize("place", ["two processes", pytest.param("a scheduler of others", marks=pytest.mark.slow)])

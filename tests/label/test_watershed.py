@@ -72,7 +72,7 @@ def unlike_heights(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
 @pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("steps", [0, 3, 40, 400])
 def test_objects_are_the_minima_of_that_depth_one_each(connectivity: int, steps: int) -> None:
-    """As many as scikit-image finds with dynamics of at least ``steps``, each in a separate object."""
+    """scikit-image finds as many minima with dynamics of at least ``steps``; each is in a separate object."""
     probability = unlike_heights((50, 61), seed=steps)
     scene = Landscape(
         axes="yx",

@@ -48,7 +48,7 @@ def test_a_page_has_the_parts_that_there_is_something_for(
     assert parts(written(kind(tmp_path), tmp_path)) == wanted.split()
 
 
-def test_published_figures_stand_beside_the_same_measure_only(tmp_path: Path) -> None:
+def test_published_scores_stand_beside_the_same_measure_only(tmp_path: Path) -> None:
     em, cells = written(em_evaluation(tmp_path), tmp_path), ""
     (tmp_path / "cells").mkdir()
     cells = written(cells_evaluation(tmp_path / "cells"), tmp_path)

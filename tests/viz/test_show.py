@@ -99,7 +99,7 @@ def test_a_probability_is_a_transparent_colour_as_float_or_as_predict_stores_it(
     assert spread > 0.3, "the image shines through"
 
 
-def test_large_sections_are_thinned_and_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sections_are_downsampled_and_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.zeros((5001, 1201), np.uint8)
     values[:, 600:] = 200
     raw, labels = write_zarr(tmp_path / "a.zarr", values), write_zarr(tmp_path / "l.zarr", values)
@@ -204,7 +204,7 @@ def test_large_sections_are_read_from_the_coarsest_level_that_is_fine_enough(
     assert not seen[side // 2 // step + 1 : 3 * dots // 4].any()  # further down is the scale bar
 
 
-def test_labels_over_a_picture_are_those_of_full_resolution_thinned(tmp_path: Path) -> None:
+def test_labels_over_a_picture_are_downsampled_from_full_resolution(tmp_path: Path) -> None:
     labels = np.kron(np.arange(1, 8 * 2 + 1).reshape(8, 2), np.ones((600, 300))).astype(np.uint8)
     raw = write_zarr(tmp_path / "raw.zarr", grey(*labels.shape), chunks=(512, 512))
     plain = write_zarr(tmp_path / "labels.zarr", labels)

@@ -59,7 +59,6 @@ class Settings:
         for name, low in (("min_size", 0), ("depth", 0), ("reach", 1), ("smoothing", 0)):
             if not (math.isfinite(value := getattr(self, name)) and value >= low):
                 raise UnetcliError(f"--{name.replace('_', '-')} {value}: expected {low} or more")
-
         if self.reach > LONGEST_REACH:
             raise UnetcliError(f"--reach {self.reach}: expected at most {LONGEST_REACH}")
 
