@@ -137,7 +137,7 @@ def _data_url(kind: str, data: bytes | bytearray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def save_dots(colours: NDArray[np.float32], bar: tuple[float, str] | None, file: Path, software: str) -> None:
+def save_pixels(colours: NDArray[np.float32], bar: tuple[float, str] | None, file: Path, software: str) -> None:
     """Write a picture with one pixel per value, without smoothing.
 
     Parameters

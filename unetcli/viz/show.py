@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import SIGNED_BYTES, place_of, require_apart, stem
 from unetcli.core.geometry import Box, ceil_to
-from unetcli.viz.png import enlarged, label_colours, means, outlines, rgb, save_dots, stretched
+from unetcli.viz.png import enlarged, label_colours, means, outlines, rgb, save_pixels, stretched
 from unetcli.viz.request import ShowRequest
 from unetcli.volumes.image import marker_around, region_around
 from unetcli.volumes.opening import open_volume
@@ -51,7 +51,7 @@ def show(request: ShowRequest) -> Path:
     colours = enlarged(_base_colours(base, plane, step, request.channel), zoom)
     if over is not None:
         _draw_overlay(colours, over, plane, step, zoom)
-    save_dots(colours, _scale_bar(base.volume, step / zoom, colours.shape[1]), output, SIGNATURE)
+    save_pixels(colours, _scale_bar(base.volume, step / zoom, colours.shape[1]), output, SIGNATURE)
     return output
 
 
