@@ -19,7 +19,7 @@ import unetcli.planning.pyramid_plan as sizes
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.engine.levels import Pyramid, halved
-from unetcli.planning.pyramid_plan import PyramidBlock, PyramidPlan, largest_levels, pyramid_of
+from unetcli.planning.pyramid_plan import PyramidBlock, PyramidPlan, auto_levels, pyramid_of
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -282,7 +282,7 @@ VAST = {
 
 @pytest.mark.parametrize(("shape", "shards"), VAST.values(), ids=VAST)
 def test_blocks_of_vast_outputs_are_many_and_bounded(shape: tuple[int, ...], shards: tuple[int, ...]) -> None:
-    levels = largest_levels(shape, "zyx")
+    levels = auto_levels(shape, "zyx")
     plan = PyramidPlan(axes="zyx", shape=shape, chunks=(1, 512, 512), write_chunks=shards, outputs=1, levels=levels)
     assert 256 < max(plan.shape_of(levels - 1)[1:]) <= 512
     assert len(plan.stages) <= 3

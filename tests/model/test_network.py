@@ -41,7 +41,7 @@ def test_exactly_the_valid_sides_pass(depth: int) -> None:
 
 
 def test_feature_maps_keep_about_unit_variance(paper: UNet) -> None:
-    """What sqrt(2 / N) is for: He's argument says 1 after the first convolution of unit-variance input.
+    """Weights of deviation sqrt(2 / N) keep the variance of feature maps near 1 (He et al. 2015).
 
     A wrong fan-in of the up-convolutions (off by sqrt(2) each) would halve their variance, 16-fold over four levels.
     """

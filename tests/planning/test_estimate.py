@@ -142,7 +142,7 @@ def test_half_the_precision_needs_less_memory_but_not_half() -> None:
 def test_channels_stored_together_are_decoded_together(
     tmp_path: Path, channel: int | None, files: int, bytes_per_voxel: int
 ) -> None:
-    """Three channels of two bytes in chunks of two: the odd one's chunk is as large as the other."""
+    """Three channels of two bytes in chunks of two channels: the last chunk is padded to full size."""
     write_zarr(tmp_path / "c.zarr", np.zeros((3, 5, 40, 40), np.uint16), (2, 1, 16, 8), dimension_names=list("czyx"))
     plan = plan_of(Box.of_shape((5, 40, 40)), settings=replace(SETTINGS, channel=channel))
     stored = stored_input(plan, open_volume(tmp_path / "c.zarr"))
@@ -184,7 +184,7 @@ def test_the_memory_of_a_forward_pass_is_foreseen(depth: int, base: int, tile: i
     words = [sys.executable, "-c", PEAK + FORWARD, *map(str, (depth, base, tile, precision))]
     measured = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     foreseen = device_bytes(Architecture(depth=depth, base_channels=base), tile, "cpu", precision)
-    print(f"{measured >> 20} MiB, {foreseen >> 20} foreseen")
+    print(f"{measured >> 20} MiB, {foreseen >> 20} estimated")
     assert measured < foreseen < 1.6 * measured
 
 
@@ -220,7 +220,7 @@ def test_the_memory_of_a_worker_is_foreseen(
     ).estimate.host_bytes
     words = [sys.executable, "-c", PEAK + PREDICT, "big.zarr", dtype]
     measured = int(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
-    print(f"{measured >> 20} MiB, {foreseen >> 20} foreseen")
+    print(f"{measured >> 20} MiB, {foreseen >> 20} estimated")
     assert measured < foreseen < 1.5 * measured
 
 

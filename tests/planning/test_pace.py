@@ -82,15 +82,15 @@ def test_a_petabyte_on_a_thousand_gpus_is_held_up_by_file_operations() -> None:
     assert times.worker_seconds is not None
     assert times.shares * STARTUP_SECONDS < 0.02 * times.worker_seconds
     found = traffic(PETABYTE, 1000, times.worker_seconds)
-    told = found.to_dict()
+    reported = found.to_dict()
     assert found.network_seconds == pytest.approx(times.worker_seconds / 1000)
-    assert told["write_bytes_per_second"] == pytest.approx(10**15 / found.network_seconds)
-    assert told["read_bytes"] >= 10**15
-    assert told["file_operations"] == PETABYTE.input_chunks + 2 * PETABYTE.output_files
-    assert told["receipts_bytes"] == 110 * PETABYTE.blocks
-    assert told["receipts_per_second"] == pytest.approx(PETABYTE.blocks / found.network_seconds)
-    assert told["weakest_link"] == "file operations"
-    assert told["seconds"] == pytest.approx(told["file_operations"] / 20_000)
+    assert reported["write_bytes_per_second"] == pytest.approx(10**15 / found.network_seconds)
+    assert reported["read_bytes"] >= 10**15
+    assert reported["file_operations"] == PETABYTE.input_chunks + 2 * PETABYTE.output_files
+    assert reported["receipts_bytes"] == 110 * PETABYTE.blocks
+    assert reported["receipts_per_second"] == pytest.approx(PETABYTE.blocks / found.network_seconds)
+    assert reported["weakest_link"] == "file operations"
+    assert reported["seconds"] == pytest.approx(reported["file_operations"] / 20_000)
 
 
 def test_slow_gpus_are_the_weakest_link_themselves() -> None:
@@ -101,9 +101,9 @@ def test_slow_gpus_are_the_weakest_link_themselves() -> None:
     assert found.seconds == found.network_seconds
 
 
-def test_without_rates_the_file_system_alone_is_judged() -> None:
+def test_without_rates_the_file_system_alone_is_assessed() -> None:
     found = traffic(PETABYTE, 1000, None)
-    told = found.to_dict()
-    assert (found.network_is_weakest, told["seconds"], told["read_bytes_per_second"]) == (None, None, None)
-    assert told["weakest_link"] == "file operations"
-    assert told["least_seconds"]["writing"] == pytest.approx(10**15 / 50e9)
+    reported = found.to_dict()
+    assert (found.network_is_weakest, reported["seconds"], reported["read_bytes_per_second"]) == (None, None, None)
+    assert reported["weakest_link"] == "file operations"
+    assert reported["least_seconds"]["writing"] == pytest.approx(10**15 / 50e9)

@@ -95,7 +95,7 @@ def test_tiles_start_on_the_grid_of_the_volume_and_hold_all_their_context(plan: 
 
 
 def again(plan: Plan) -> Plan:
-    """The plan after a way through a file."""
+    """The plan after a round trip through JSON."""
     return from_json(Plan, to_json(plan, FORMAT), FORMAT, "plan")
 
 
@@ -127,7 +127,7 @@ def test_a_crop_finds_the_written_voxels_in_the_output_of_the_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "phrase"),
     [
         ({"extent": (4, 140, 151)}, "extent 4x140x151 (was 4x140x150)"),
         ({"region": Box((1, 33, 5), (3, 133, 126))}, "region 1:3,33:133,5:126 (was 1:3,33:133,5:127)"),
@@ -145,10 +145,10 @@ def test_a_crop_finds_the_written_voxels_in_the_output_of_the_network() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
-def test_differences_name_the_one_thing_that_differs(changes: dict[str, object], told: str) -> None:
+def test_differences_name_the_one_thing_that_differs(changes: dict[str, object], phrase: str) -> None:
     found = differences(PLAN, replace(PLAN, **changes))  # type: ignore[arg-type]
     assert len(found) == 1
-    assert found[0].startswith(told)
+    assert found[0].startswith(phrase)
 
 
 def test_where_the_input_lies_is_no_difference() -> None:
@@ -159,8 +159,8 @@ def test_where_the_input_lies_is_no_difference() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"block_shape": (1, 20, 40)}, "block of 20 along y .* output chunk 8; 24 would be"),
-        ({"chunks": (1, 3, 8)}, "shards of 1x8x8 hold no whole chunks of 1x3x8"),
+        ({"block_shape": (1, 20, 40)}, "block of 20 along y .* output chunk 8; 24 would work"),
+        ({"chunks": (1, 3, 8)}, "shards 1x8x8 are not multiples of chunks 1x3x8"),
         ({"chunks": (1, 4, 8), "zarr_format": 2}, "no shards; .*--max-files"),
         ({"zarr_format": 1}, "--zarr-format 1: expected 3"),
         ({"tile": (1, 61, 60)}, "--tile 61"),

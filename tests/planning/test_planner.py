@@ -18,13 +18,13 @@ from unetcli.planning.planner import (
     Input,
     device_tile,
     forward_bytes,
+    input_voxels,
     largest_tile,
     make_plan,
     output_chunks,
     output_files,
     require_files,
     wasted_work,
-    work,
 )
 
 PAPER = Architecture()
@@ -86,15 +86,15 @@ def test_work_is_what_one_row_of_tiles_reads(block: int, start: int, stop: int) 
     for first in range(start, stop, block):
         plan = plan_for(300, 3000, tile=572, region=Box((0, first), (1, min(first + block, stop))))
         total += sum(tile.read.shape[1] for tile in plan.tiles(plan.block(0)))
-    assert work(axis, 572, block, start, stop) == total
+    assert input_voxels(axis, 572, block, start, stop) == total
 
 
 @pytest.mark.parametrize("extent", [600, 1031, 2500, 5000, 9000])
 @pytest.mark.parametrize("tile", [204, 572, 700])
 def test_no_other_block_would_read_less(extent: int, tile: int) -> None:
     plan, axis = plan_for(64, extent, tile=tile), PAPER.footprint().axes[0]
-    chosen = work(axis, tile, plan.block_shape[1], 0, extent)
-    assert all(chosen <= work(axis, tile, block, 0, extent) for block in range(512, 4097, 512))
+    chosen = input_voxels(axis, tile, plan.block_shape[1], 0, extent)
+    assert all(chosen <= input_voxels(axis, tile, block, 0, extent) for block in range(512, 4097, 512))
 
 
 def test_sections_stored_together_are_read_together() -> None:
@@ -206,7 +206,7 @@ def test_fewer_files_are_had_until_a_block_s_memory_is_full() -> None:
 def test_a_limit_of_the_files_there_are_gives_the_same_shards(
     extent: tuple[int, ...], max_files: int, outputs: int
 ) -> None:
-    """So that a rerun without the option takes what the frozen plan has."""
+    """A rerun without the option must take the shards of the frozen plan."""
     plan = plan_for(*extent, max_files=max_files, outputs=outputs)
     assert plan_for(*extent, max_files=output_files(plan), outputs=outputs) == plan
 

@@ -139,7 +139,7 @@ def test_levels_of_a_block_that_is_computed_again_are_made_again(request_: Predi
     file.write_text("".join(line for line in lines if line != lost))
     begun = begin(request_)
     missing = set(begun.ledger.refresh().missing.tolist())
-    assert missing == {0, *(begun.plan.blocks + n for n in begun.levels.above(begun.plan.grid.box(0)))}
+    assert missing == {0, *(begun.plan.blocks + n for n in begun.levels.dependents(begun.plan.grid.box(0)))}
     assert len(missing) > len(begun.levels.stages)
     worker._opened.cache_clear()  # as in a process that has not seen the lost receipt
     assert predict_volume(request_).complete

@@ -18,7 +18,7 @@ from unetcli.engine.receipts import DONE, BlockFailure, Ledger, Receipt, current
 from unetcli.engine.step import Step
 from unetcli.engine.workers import PATIENCE_SECONDS, Beat, Failure, Scheduler, Workers
 from unetcli.executors.slurm.watch import JobStates
-from unetcli.planning.plan import pending, within
+from unetcli.planning.plan import in_range, pending
 
 STATES = ("done", "running", "failed", "missing")
 """Every block is in one of these."""
@@ -207,7 +207,7 @@ def _counts(
     blocks: range, missing: NDArray[np.intp], now: NDArray[np.intp], failed: NDArray[np.intp]
 ) -> dict[str, int]:
     """How many blocks of a range are in each state; all three arrays rise."""
-    rest, running, bad = (len(within(numbers, blocks)) for numbers in (missing, now, failed))
+    rest, running, bad = (len(in_range(numbers, blocks)) for numbers in (missing, now, failed))
     return {"done": len(blocks) - rest, "running": running, "failed": bad, "missing": rest - running - bad}
 
 

@@ -37,7 +37,7 @@ from unetcli.label.request import DEPTHS, REACHES, LabelRequest
 from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
-from unetcli.planning.pyramid_plan import largest_possible_levels
+from unetcli.planning.pyramid_plan import max_levels
 from unetcli.volumes.image import require_ours
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, fingerprint
@@ -162,7 +162,7 @@ def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -
         write_chunks=write_chunks,
         block_shape=frozen.block_shape if frozen and not request.block_voxels else block,
         zarr_format=parent.zarr_format,
-        levels=min(parent.levels, largest_possible_levels(volume.extent, volume.axes)),
+        levels=min(parent.levels, max_levels(volume.extent, volume.axes)),
         voxel_size=tuple(volume.voxel_size.get(axis, 1.0) for axis in volume.axes),
         settings=settings,
         automatic=request.auto_threshold_from is not None,

@@ -25,7 +25,7 @@ from unetcli.planning.planner import (
     output_files,
     require_files,
 )
-from unetcli.planning.pyramid_plan import largest_levels, largest_possible_levels
+from unetcli.planning.pyramid_plan import auto_levels, max_levels
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.volume import Volume, fingerprint, resolve_region, sampled_statistics
@@ -132,8 +132,8 @@ def resolve_levels(request: PredictRequest, plan: Plan, frozen: Plan | None) -> 
     """Resolution levels of the output: those asked for; with 1, the default, those that it was begun with."""
     shape = plan.region.shape
     if request.levels is None:
-        return largest_levels(shape, plan.axes)
-    most = largest_possible_levels(shape, plan.axes)
+        return auto_levels(shape, plan.axes)
+    most = max_levels(shape, plan.axes)
     if not 1 <= request.levels <= most:
         raise UnetcliError(f"--levels {request.levels}: expected 1 to {most}, where one voxel is left, or auto")
     return frozen.levels if frozen and request.levels == 1 else request.levels

@@ -265,7 +265,7 @@ class PredictStep(ImageStep):
         for number in damaged:
             if number < n:
                 box = self.plan.grid.box(number).relative_to(self.plan.region)
-                found |= {n + above for above in self.levels.above(box)}
+                found |= {n + above for above in self.levels.dependents(box)}
         return sorted(found)
 
     @property
