@@ -178,7 +178,7 @@ def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked() -> None:
         return "sbatch would start it on 2 nodes"
 
     where = ClusterOptions(cluster="slurm", gres="gpu:a100:1", mem="64G", blocks_per_job=1)
-    report = plan_volume(PredictRequest(volume="big.zarr", tile=60), where, site=site)
+    report = plan_volume(PredictRequest(volume="big.zarr", tile=60), where, check_job=site)
     assert asked == [report.slurm]
     assert report.slurm is not None
     assert (report.slurm["gres"], report.slurm["mem"], "gpus" in report.slurm) == ("gpu:a100:1", "64G", False)

@@ -285,7 +285,7 @@ def test_parts_that_are_skipped_are_skipped_in_other_tiles_too() -> None:
     assert (seams.windows, seams.exceeded) == (20, [])
     zarr.open_array("mask.zarr")[1, 250, 250] = 1
     (found,) = verified(input=True, blocks=False).input_changes or []
-    assert (found.source, found.what) == ("mask", "leaves other parts to be computed")
+    assert (found.source, found.what) == ("mask", "selects other cells")
     flip_a_bit(chunk(0))
     with pytest.raises(UnetcliError, match="cannot be repaired, the mask "):
         verified(repair=True)
@@ -363,8 +363,8 @@ def test_input_that_changed_is_named(unetcli: CLI) -> None:
     found = verified(input=True, blocks=False)
     assert found.input_changes is not None
     assert [(change.source, change.what) for change in found.input_changes] == [
-        ("volume", "chunk at z 1:2, y 0:90, x 128:200 holds other values"),
-        ("model", "holds other bytes"),
+        ("volume", "chunk at z 1:2, y 0:90, x 128:200 has changed"),
+        ("model", "has changed"),
     ]
     done = unetcli("verify", OUTPUT, "--input")
     assert done.returncode == 3
@@ -379,7 +379,7 @@ def test_input_that_changed_is_named(unetcli: CLI) -> None:
             lambda: write_zarr(Path("big.zarr"), grey(3, 90, 200).astype("u2"), chunks=(1, 128, 128)),
             "now zyx 3x90x200, 1 channels, uint16",
         ),
-        (lambda: write_zarr(Path("big.zarr"), grey(3, 90, 200), chunks=(1, 32, 32)), "stored in other chunks"),
+        (lambda: write_zarr(Path("big.zarr"), grey(3, 90, 200), chunks=(1, 32, 32)), "another chunk shape"),
         (lambda: None, "cannot be opened"),
     ],
     ids=["shape", "dtype", "chunks", "gone"],
@@ -396,7 +396,7 @@ def test_a_chunk_of_the_input_that_cannot_be_read_any_more_is_told() -> None:
     predicted(3, 90, 200)
     truncate(Path("big.zarr/c/2/0/0"))
     (found,) = verified(input=True, blocks=False).input_changes or []
-    assert found.what == "chunk at z 2:3, y 0:90, x 0:128 cannot be read any more"
+    assert found.what == "chunk at z 2:3, y 0:90, x 0:128 can no longer be read"
 
 
 def test_the_command_tells_all_and_exits_with_3_until_repaired(unetcli: CLI) -> None:

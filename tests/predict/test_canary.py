@@ -77,7 +77,7 @@ def test_a_host_that_computes_otherwise_is_refused_and_writes_nothing(request_: 
     array = zarr.open_array("big.pred.zarr/0", mode="r+")
     array[0, 5, 5] = (int(array[0, 5, 5]) + 100) % 256
     before = {f: f.stat().st_mtime_ns for f in Path("big.pred.zarr").rglob("*")}
-    with pytest.raises(UnetcliError, match=f"host {HERE}: computes block 0 differently from elsewhere") as caught:
+    with pytest.raises(UnetcliError, match=f"host {HERE}: .*block 0 differs from .*elsewhere") as caught:
         predict_volume(request_)
     assert "\n" not in str(caught.value)
     assert {f: f.stat().st_mtime_ns for f in Path("big.pred.zarr").rglob("*")} == before
@@ -101,7 +101,7 @@ def test_floats_agree_within_the_promise(request_: PredictRequest, dtype: str, c
     if passes:
         assert predict_volume(request).complete
     else:
-        with pytest.raises(UnetcliError, match="differently"):
+        with pytest.raises(UnetcliError, match="differs"):
             predict_volume(request)
 
 
@@ -109,7 +109,7 @@ def test_nan_is_no_agreement(request_: PredictRequest) -> None:
     request = replace(request_, dtype="float32")
     begun_elsewhere(request)
     zarr.open_array("big.pred.zarr/0", mode="r+")[0, 5, 5] = np.nan
-    with pytest.raises(UnetcliError, match="differently"):
+    with pytest.raises(UnetcliError, match="differs"):
         predict_volume(request)
 
 

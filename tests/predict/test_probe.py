@@ -19,7 +19,7 @@ from unetcli.model.file import find_model
 from unetcli.planning.estimate import STARTUP_SECONDS
 from unetcli.planning.plan import Plan
 from unetcli.predict.preview import PlanOptions, plan_volume
-from unetcli.predict.probe import Probe, cache_file, measure, recall, remember, remembered, run_in_job
+from unetcli.predict.probe import Probe, cache_file, cache_probe, cached_probes, find_cached, measure, run_in_job
 from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 
@@ -82,15 +82,15 @@ def test_a_probe_leaves_nothing_behind(place: Path, monkeypatch: pytest.MonkeyPa
 def test_a_probe_is_remembered_for_its_own_network_tile_precision_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, architecture = plan_with()
     probe = probed(plan, seconds=0.2)
-    remember(probe)
-    assert remembered() == [probe]
-    assert recall(plan, architecture, probe.key.device) == recall(plan, architecture, None) == probe
-    assert recall(plan, architecture, "another processor") is None
-    assert recall(plan, replace(architecture, classes=3), None) is None
-    assert recall(plan_with(tile=104)[0], architecture, None) is None
-    assert recall(plan_with(precision="bfloat16")[0], architecture, None) is None
+    cache_probe(probe)
+    assert cached_probes() == [probe]
+    assert find_cached(plan, architecture, probe.key.device) == find_cached(plan, architecture, None) == probe
+    assert find_cached(plan, architecture, "another processor") is None
+    assert find_cached(plan, replace(architecture, classes=3), None) is None
+    assert find_cached(plan_with(tile=104)[0], architecture, None) is None
+    assert find_cached(plan_with(precision="bfloat16")[0], architecture, None) is None
     monkeypatch.setenv("OMP_NUM_THREADS", str(plan.settings.threads + 1))
-    assert recall(plan_with()[0], architecture, None) is None
+    assert find_cached(plan_with()[0], architecture, None) is None
 
 
 def test_a_newer_probe_takes_the_place_of_an_older_one() -> None:
@@ -99,26 +99,26 @@ def test_a_newer_probe_takes_the_place_of_an_older_one() -> None:
     elsewhere = replace(probe, key=replace(probe.key, device="another processor"), when="2001-01-01T00:00:00+00:00")
     newer = replace(probe, tile_seconds=7.0, when="2999-01-01T00:00:00+00:00")
     for one in (elsewhere, probe, newer):
-        remember(one)
-    assert remembered() == [elsewhere, newer]
-    assert recall(plan, architecture, None) == newer
+        cache_probe(one)
+    assert cached_probes() == [elsewhere, newer]
+    assert find_cached(plan, architecture, None) == newer
 
 
 @pytest.mark.parametrize("text", ["", "{", "[{}]", "[1]", '{"a": 1}', "null"])
 def test_a_damaged_memory_is_no_memory_and_is_replaced(text: str) -> None:
     cache_file().parent.mkdir(parents=True)
     cache_file().write_text(text)
-    assert remembered() == []
+    assert cached_probes() == []
     probe = probed(plan_with()[0], seconds=0.1)
-    remember(probe)
+    cache_probe(probe)
     assert json.loads(cache_file().read_text()) == [asdict(probe)]
 
 
-def test_a_probe_that_cannot_be_remembered_is_told_and_used(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_probe_that_cannot_be_saved_is_reported_and_used(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     (place / "cache").write_text("a file where the folder would be")
-    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=PlanOptions(probe=True))
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), options=PlanOptions(probe=True))
     assert report.gpu_hours is not None
-    assert "not remembered" in caplog.text
+    assert "not saved" in caplog.text
 
 
 def test_the_speed_of_reading_holds_for_the_volume_it_was_measured_on() -> None:
@@ -144,15 +144,15 @@ def test_a_probe_can_be_made_in_a_job_and_is_remembered_here() -> None:
 
     assert run_in_job(plan, submit).key.tile == 100
     request = PredictRequest(volume="big.zarr", device="cpu", tile=100)
-    report = plan_volume(request, question=PlanOptions(probe=True), submit=submit)
+    report = plan_volume(request, options=PlanOptions(probe=True), submit=submit)
     assert len(pids) == 2
     assert report.gpu_hours is not None
     assert plan_volume(request).rates == report.rates
-    assert recall(plan, architecture, None) is not None
+    assert find_cached(plan, architecture, None) is not None
 
 
 def test_hours_follow_from_what_was_measured_and_the_work_of_all_tiles() -> None:
-    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=PlanOptions(probe=True))
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), options=PlanOptions(probe=True))
     e, rates = report.estimate, report.rates
     assert rates is not None
     assert rates.read_bytes_per_second is not None

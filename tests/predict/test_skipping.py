@@ -185,10 +185,10 @@ def test_a_coarser_mask_counts_where_its_voxels_touch_a_cell(
     corners = itertools.product(*(range(0, n, side) for n, side in zip(SHAPE, (2, 40, 40), strict=True)))
     for corner in corners:
         box = Box(corner, tuple(a + side for a, side in zip(corner, (2, 40, 40), strict=True)))
-        kept = [mask.kept(box.clipped(source.whole())).cells for mask in masks]
+        kept = [mask.active_cells(box.clipped(source.whole())).cells for mask in masks]
         assert np.array_equal(*kept)
     assert len({mask.fingerprint(source.whole()) for mask in masks}) == 1
-    assert 0 < masks[0].kept(source.whole()).cells.mean() < 1
+    assert 0 < masks[0].active_cells(source.whole()).cells.mean() < 1
 
 
 def test_a_coarser_mask_gives_what_its_voxels_give_in_full_and_means_the_same(request_: PredictRequest) -> None:

@@ -209,4 +209,4 @@ def test_an_afterany_job_closes_what_the_shares_left(
     closing = [str(ROOT / "slurm" / "unetcli.sbatch"), "predict", "big.zarr", "--tile", "204", "--close"]
     job = sbatch(slurm, f"--dependency=afterany:{array}", *closing)
     until(lambda: jobs_are_gone(slurm), "the end of all jobs")
-    assert "complete already, 24 blocks found done" in Path(f"unetcli-{job}.log").read_text()
+    assert "already complete (24 blocks)" in Path(f"unetcli-{job}.log").read_text()

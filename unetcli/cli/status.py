@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from unetcli.engine.status import HostPace, StageStatus, Status, Watcher
     from unetcli.engine.verify import Damage, Verification
     from unetcli.engine.workers import Failure
-    from unetcli.predict.checks import Seams
+    from unetcli.predict.checks import SeamReport
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "missing": "bright_black"}
 WIDEST = 100
@@ -403,7 +403,7 @@ def listed(damaged: list[Damage]) -> list[str]:
     return told + ([f"  and {len(damaged) - SHOWN_DAMAGE} more: --json tells all"] if len(damaged) > SHOWN else [])
 
 
-def seam_lines(seams: Seams) -> list[str]:
+def seam_lines(seams: SeamReport) -> list[str]:
     """How far other tiles give the same."""
     head = (
         f"{seams.windows} windows across borders computed anew in other tiles: "

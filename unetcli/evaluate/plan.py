@@ -268,7 +268,7 @@ class Pair:
         reference = self.truth.read(box)[0]
         judged = None if self.ignore is None else reference != self.ignore
         if self.mask is not None:
-            inside = self.mask.kept(box).cells
+            inside = self.mask.active_cells(box).cells
             judged = inside if judged is None else judged & inside
         return Piece(stored, reference, judged)
 

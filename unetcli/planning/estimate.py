@@ -201,8 +201,8 @@ def traffic(estimate: Estimate, workers: int, worker_seconds: float | None) -> T
     """Traffic of a number of workers; ``worker_seconds`` is the time of the run on a single worker."""
     operations = estimate.input_chunks + 2 * estimate.output_files  # an open; a create and a rename
     links = (
-        Link("reading", estimate.input_bytes, BYTES_PER_SECOND, "bytes", "a larger tile reads less twice"),
-        Link("writing", estimate.output_bytes, BYTES_PER_SECOND, "bytes", "--dtype uint8 writes least"),
+        Link("reading", estimate.input_bytes, BYTES_PER_SECOND, "bytes", "a larger tile rereads fewer bytes"),
+        Link("writing", estimate.output_bytes, BYTES_PER_SECOND, "bytes", "--dtype uint8 writes the fewest bytes"),
         Link("file operations", operations, OPERATIONS_PER_SECOND, "", "larger chunks or shards need fewer"),
     )
     return Traffic(
