@@ -1,4 +1,4 @@
-"""The same blocks as a Dask array."""
+"""Lazy prediction as a Dask array gives the bytes of ``unetcli predict``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_it_equals_what_predict_writes_to_the_byte(
     assert np.array_equal(result.compute(), written(tile=68))
 
 
-def test_a_part_computes_only_its_blocks_and_travels_in_a_pickle(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_computes_only_its_blocks_and_can_be_pickled(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zarr(Path("big.zarr"), grey(6, 70, 90), chunks=(1, 32, 32))
     monkeypatch.setattr(lazy, "CHUNK_BYTES", 1)
     result = lazy.predict("big.zarr", device="cpu")
@@ -60,7 +60,7 @@ def test_a_part_computes_only_its_blocks_and_travels_in_a_pickle(model: Path, mo
 
 
 @pytest.mark.parametrize("kind", ["numpy", "zarr", "dask"])
-def test_any_array_will_do(model: Path, kind: str) -> None:
+def test_every_kind_of_array_is_accepted(model: Path, kind: str) -> None:
     values = grey(2, 41, 53)
     write_zarr(Path("big.zarr"), values)
     x = {"numpy": values, "zarr": zarr.open_array("big.zarr"), "dask": da.from_array(values, chunks=(1, 20, 30))}[kind]
@@ -77,7 +77,7 @@ def test_channels_and_classes_have_their_axes(tmp_path: Path) -> None:
     assert np.array_equal(result.compute(), written())
 
 
-def test_a_region_and_what_cannot_be_are_as_in_predict(model: Path) -> None:
+def test_regions_and_refusals_are_as_in_predict(model: Path) -> None:
     write_zarr(Path("big.zarr"), grey(2, 41, 53))
     part = lazy.predict("big.zarr", roi=((1, 2), (3, 30), (5, 50)), device="cpu")
     assert part.shape == (1, 27, 45)

@@ -25,7 +25,7 @@ HEADER = ModelHeader(
 )
 
 
-def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_model_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     torch.manual_seed(5)
     network = UNet(HEADER.architecture).eval()
     save_model(tmp_path / "m", network, HEADER)
@@ -41,7 +41,7 @@ def test_each_channel_keeps_its_own_statistics(tmp_path: Path) -> None:
     assert read_header(tmp_path / "m").intensity == intensity
 
 
-def test_a_loaded_network_does_not_drop_out(model: Path) -> None:
+def test_a_loaded_network_is_in_evaluation_mode(model: Path) -> None:
     assert not load_network(model).training
 
 
@@ -54,7 +54,7 @@ def test_the_header_is_read_without_torch(model: Path) -> None:
     assert done.stdout.split() == ["2", "False"]
 
 
-def test_weights_without_our_header_are_not_taken_for_a_model(tmp_path: Path) -> None:
+def test_weights_without_a_header_of_unetcli_are_refused(tmp_path: Path) -> None:
     save_file({"weight": np.zeros((3, 3), np.float32)}, tmp_path / "a.safetensors", metadata={"format": "pt"})
     save_file({"weight": np.zeros((3, 3), np.float32)}, tmp_path / "b.safetensors")
     for name in "ab":
@@ -114,7 +114,7 @@ def test_a_header_that_cannot_be_used_is_refused(tmp_path: Path, changes: dict[s
         read_header(tmp_path / "m")
 
 
-def test_the_model_is_the_one_named_else_the_variable_s_else_here(
+def test_the_model_is_the_named_one_else_that_of_the_variable_else_the_local_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {name: write_model(tmp_path / name, depth=1) for name in ("named", "variable", "model")}

@@ -72,7 +72,7 @@ def test_weights_are_gaussian_with_the_paper_s_deviation(paper: UNet) -> None:
         assert float(module.weight.detach().std()) == pytest.approx(expected, rel=0.02)
 
 
-def test_dropout_is_what_is_given_and_nothing_of_its_own() -> None:
+def test_dropout_uses_the_given_factors_only() -> None:
     network = UNet(Architecture(depth=1, base_channels=8))
     x, keep = torch.randn(2, 1, 40, 40), torch.ones(2, 16, 1, 1)
     with torch.inference_mode():
@@ -82,10 +82,10 @@ def test_dropout_is_what_is_given_and_nothing_of_its_own() -> None:
         keep[0, 3] = 0
         dropped = network(x, keep)
         assert not torch.equal(plain[0], dropped[0])
-        assert torch.equal(plain[1], dropped[1])  # each sample has its own
+        assert torch.equal(plain[1], dropped[1])  # the factors are per sample
 
 
-def test_a_padded_convolution_is_refused_by_the_walk() -> None:
+def test_a_padded_convolution_has_no_footprint() -> None:
     network = UNet(Architecture(depth=1, base_channels=2))
     network.head = nn.Conv2d(2, 2, kernel_size=3, padding=1)
     with pytest.raises(TypeError, match="tile exactly"):

@@ -18,7 +18,7 @@ PLAN = plan_of(Box((1, 33, 5), (3, 133, 127)), extent=(4, 140, 150))
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """Any plan of a 2-D network on z, y, x: awkward regions, chunks, blocks and tiles."""
+    """Plans of a 2-D network on z, y, x with awkward regions, chunks, blocks and tiles."""
     depth = draw(st.integers(0, 3))
     start = [draw(st.integers(0, n)) for n in (3, 70, 70)]
     length = [draw(st.integers(1, n)) for n in (3, 90, 90)]
@@ -40,7 +40,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 def counted(plan: Plan, boxes: list[Box]) -> np.ndarray:
-    """How often each voxel of the volume is in one of the boxes."""
+    """Number of boxes that contain each voxel of the volume."""
     times = np.zeros(plan.extent, int)
     for box in boxes:
         times[box.slices] += 1
@@ -89,8 +89,8 @@ def test_tiles_start_on_the_grid_of_the_volume_and_hold_all_their_context(plan: 
             plan.footprint.require_usable(tile.read.shape)
             assert all((a + context) % alignment == 0 for a in tile.read.start[1:])
             assert all(n <= side for n, side in zip(tile.read.shape, plan.tile, strict=True))
-            given_out = tile.read.grown((0, -context, -context))
-            assert tile.write.clipped(given_out) == tile.write
+            output = tile.read.grown((0, -context, -context))
+            assert tile.write.clipped(output) == tile.write
             assert tile.read.clipped(window) == tile.read
 
 
@@ -151,7 +151,7 @@ def test_differences_name_the_one_thing_that_differs(changes: dict[str, object],
     assert found[0].startswith(phrase)
 
 
-def test_where_the_input_lies_is_no_difference() -> None:
+def test_another_path_of_the_same_input_is_no_difference() -> None:
     moved = replace(SOURCES, volume="/elsewhere.zarr", model="/other.safetensors")
     assert differences(PLAN, replace(PLAN, sources=moved)) == []
 
@@ -179,7 +179,7 @@ def test_where_the_input_lies_is_no_difference() -> None:
         "empty region",
     ],
 )
-def test_a_plan_that_cannot_be_right_is_refused(changes: dict[str, object], named: str) -> None:
+def test_an_invalid_plan_is_refused(changes: dict[str, object], named: str) -> None:
     with pytest.raises(UnetcliError, match=named):
         replace(PLAN, **changes)  # type: ignore[arg-type]
 
@@ -189,7 +189,7 @@ def test_a_plan_of_another_version_is_refused() -> None:
         from_json(Plan, to_json(PLAN, 99), FORMAT, "plan")
 
 
-def test_voxels_of_picked_blocks_are_the_sum_of_their_boxes() -> None:
+def test_voxels_of_selected_blocks_are_the_sum_of_their_boxes() -> None:
     plan = plan_of(Box.of_shape((3, 70, 90)), write_chunks=(1, 32, 32), block_shape=(2, 32, 64))
     for seed in range(5):
         picked = np.random.default_rng(seed).random(plan.blocks) < 0.5
