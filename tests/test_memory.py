@@ -25,7 +25,8 @@ print(peak() // 2**20)
 def peak_megabytes(place: Path, sections: int, side: int) -> int:
     """Peak memory of predicting some square sections in a separate process, in MiB."""
     name = f"big{sections}.zarr"
-    array = zarr.create_array(place / name, shape=(sections, side, side), chunks=(1, 512, 512), dtype="float32")
+    shape, chunks = (sections, side, side), (1, 512, 512)
+    array = zarr.create_array(place / name, shape=shape, chunks=chunks, dtype="float32", compressors=None)
     section = np.random.default_rng(0).normal(size=(side, side)).astype(np.float32)
     for number in range(sections):
         array[number] = np.roll(section, number)

@@ -20,9 +20,10 @@ def test_the_paper_s_network_has_its_parameters_and_layers(paper: UNet) -> None:
     assert len(convolutions) == 23
 
 
-def test_the_paper_s_tile_of_572_gives_388(paper: UNet) -> None:
+def test_the_paper_s_tile_of_572_gives_388() -> None:
+    narrow = UNet(Architecture(base_channels=1))  # the width does not affect the geometry
     with torch.inference_mode():
-        assert paper(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
+        assert narrow(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
 
 
 @pytest.mark.parametrize("depth", range(5))
