@@ -48,13 +48,13 @@ def test_a_part_computes_only_its_blocks_and_can_be_pickled(model: Path, monkeyp
     assert result.numblocks == (6, 1, 1)
     part = pickle.loads(pickle.dumps(result))[4, 10:20]
     computed: list[int] = []
-    original = lazy.Group.__call__
+    original = lazy.BlockGroup.__call__
 
-    def counting(self: lazy.Group, numbers: NDArray[np.intp]) -> NDArray[np.generic]:
+    def counting(self: lazy.BlockGroup, numbers: NDArray[np.intp]) -> NDArray[np.generic]:
         computed.extend(numbers.flat)
         return original(self, numbers)
 
-    monkeypatch.setattr(lazy.Group, "__call__", counting)
+    monkeypatch.setattr(lazy.BlockGroup, "__call__", counting)
     assert np.array_equal(part.compute(), written()[4, 10:20])
     assert computed == [4]
 

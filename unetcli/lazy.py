@@ -62,11 +62,11 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
     several = plan.settings.outputs > 1
     groups = group_shape(plan)
     numbers = da.from_array(np.arange(plan.blocks).reshape(plan.grid.shape), chunks=groups)  # type: ignore[no-untyped-call]
-    sides = [merged(sides, n) for sides, n in zip(block_sides(plan), groups, strict=True)]
+    sides = [merged_sides(sides, n) for sides, n in zip(block_sides(plan), groups, strict=True)]
     if several:
         sides.insert(lead, (plan.settings.outputs,))
     result: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
-        Group(plan, source, str(file.absolute()), lead if several else None),
+        BlockGroup(plan, source, str(file.absolute()), lead if several else None),
         numbers,
         dtype=plan.settings.dtype,
         chunks=tuple(sides),
@@ -77,7 +77,7 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Group:
+class BlockGroup:
     """Function from block numbers to their voxels; it is pickled and sent to Dask workers."""
 
     plan: Plan
@@ -161,10 +161,10 @@ def group_shape(plan: Plan) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def merged(sides: Sequence[int], count: int) -> tuple[int, ...]:
+def merged_sides(sides: Sequence[int], count: int) -> tuple[int, ...]:
     """Sums of each ``count`` neighbouring sides.
 
-    >>> merged((4, 4, 4, 1), 3)
+    >>> merged_sides((4, 4, 4, 1), 3)
     (12, 1)
     """
     return tuple(sum(sides[at : at + count]) for at in range(0, len(sides), count))
