@@ -1,16 +1,50 @@
 # Makes the virtual environment of a checkout, once, and puts it on the PATH. Sourced by the scripts of the project:
-#   extra=dev    (an extra of pyproject.toml, or empty)
+#   group=dev    (a dependency group of pyproject.toml, or empty for the use of unetcli alone)
 #   . examples/environment.sh
-# Needs Python 3.11 or later ($PYTHON, else the first that fits); installs into .venv ($UNETCLI_VENV for another place).
+# Needs Python 3.11 or later: $PYTHON, else the first on the PATH that fits. Installs into .venv, or $UNETCLI_VENV.
+# UNETCLI_TORCH=cpu installs the small build of torch, without CUDA, where the usual one brings gigabytes of CUDA
+# packages. uv, which is installed first, knows where this build is. The variable counts when the environment is made.
 
 unset CDPATH
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=${UNETCLI_VENV:-$root/.venv}
 mkdir -p "$venv"
 venv=$(cd "$venv" && pwd)
-stamp="$venv/.installed$extra"
+stamp="$venv/.installed$group"
 
-if [ ! -e "$stamp" ] || [ "$root/pyproject.toml" -nt "$stamp" ] || [ "$root/constraints.txt" -nt "$stamp" ]; then
+# is_outdated: whether the environment was made before one of the files that it follows from
+is_outdated() {
+    [ ! -e "$stamp" ] && return
+    for file in pyproject.toml constraints.txt ${group:+tests/constraints.txt}; do
+        [ "$root/$file" -nt "$stamp" ] && return
+    done
+    return 1
+}
+
+# install_all: unetcli as it lies in the checkout, its dependencies, and those of the group with the extras it uses
+install_all() {
+    if [ -n "$group" ]; then
+        set -- --constraint "$root/tests/constraints.txt" --group "$root/pyproject.toml:$group" \
+            --editable "$root[s3,tensorboard]"
+    else
+        set -- --editable "$root"
+    fi
+    set -- --constraint "$root/constraints.txt" "$@"
+    if [ -n "${UNETCLI_TORCH:-}" ]; then
+        pip_install uv
+        "$venv/bin/uv" --quiet pip install --python "$venv/bin/python" --torch-backend "$UNETCLI_TORCH" "$@"
+    else
+        # the pip of Python 3.11 to 3.13 knows no groups
+        pip_install --help | grep -e --group >/dev/null || pip_install 'pip>=25.1'
+        pip_install "$@"
+    fi
+}
+
+pip_install() {
+    "$venv/bin/python" -m pip --quiet --disable-pip-version-check install "$@"
+}
+
+if is_outdated; then
     found=
     for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -24,9 +58,8 @@ if [ ! -e "$stamp" ] || [ "$root/pyproject.toml" -nt "$stamp" ] || [ "$root/cons
     fi
     echo "installing into $venv (a few minutes the first time)" >&2
     "$found" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        --constraint "$root/constraints.txt" --editable "$root${extra:+[$extra]}"
-    touch "$venv/.installed" "$stamp" # an extra brings all the rest too
+    install_all
+    touch "$venv/.installed" "$stamp" # a group brings all the rest too
 fi
 PATH="$venv/bin:$PATH"
 export PATH

@@ -7,7 +7,7 @@
 #
 # Run again, it goes on where it stopped, or finds everything done. STEPS=800 shortens or lengthens the training.
 set -eu
-extra=
+group=
 . "$(dirname "$0")/environment.sh"
 
 data=$(cd "${1:?the folder that holds dic_hela and phc_psc}" && pwd)

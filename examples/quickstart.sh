@@ -8,7 +8,7 @@
 #
 # Run again, it goes on where it stopped, or finds everything done. STEPS=800 shortens or lengthens the training.
 set -eu
-extra=
+group=
 . "$(dirname "$0")/environment.sh"
 
 if [ -n "${UNETCLI_DATA:-}" ]; then

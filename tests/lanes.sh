@@ -26,7 +26,11 @@ find_python() {
     return 1
 }
 
-if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
+outdated=
+for file in pyproject.toml constraints.txt tests/constraints.txt; do
+    [ -e "$stamp" ] && [ ! "$file" -nt "$stamp" ] || outdated=1
+done
+if [ -n "$outdated" ]; then
     python=$(find_python)
     echo "installing into $venv (a few minutes the first time)" >&2
     "$python" -m venv "$venv"

@@ -6,7 +6,7 @@
 # TEST_PROCESSES files are tested at a time (2). Each process starts a cluster and a browser of its own.
 # Other words go to pytest: sh tests/run.sh tests/test_plan.py
 set -eu
-extra=dev
+group=dev
 . "$(dirname "$0")/../examples/environment.sh"
 cd "$root"
 

@@ -35,7 +35,7 @@ class Opened:
 def browser() -> Iterator[Any]:
     """Chromium; where there is none the test is skipped, or fails if ``UNETCLI_REQUIRE_BROWSER`` is set."""
     if not os.environ.get("UNETCLI_REQUIRE_BROWSER"):
-        pytest.importorskip("playwright", reason="needs playwright: pip install '.[test]'")
+        pytest.importorskip("playwright", reason="needs playwright: pip install --group test")
         if not CHROMIUM.exists():
             pytest.skip(f"needs a browser at {CHROMIUM}: apt-get install chromium")
     from playwright.sync_api import sync_playwright
