@@ -20,7 +20,7 @@ from label.maps import blobs
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.runfolder import LABEL, RunFolder, claim
-from unetcli.engine.status import STATES, Status, Watcher
+from unetcli.engine.status import STATES, StageStatus, Status, Watcher
 from unetcli.engine.workers import read_beats
 from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
@@ -47,7 +47,8 @@ def looks() -> dict[str, Status]:
 
 def stages(found: Status) -> dict[str, int]:
     """Blocks done, by stage; the numbers of all others have to add up."""
-    for stage in [*found.stages, found]:
+    counted: list[StageStatus | Status] = [*found.stages, found]
+    for stage in counted:
         assert sum(getattr(stage, state) for state in STATES) == stage.blocks
     assert sum(stage.blocks for stage in found.stages) == found.blocks
     return {stage.name: stage.done for stage in found.stages}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from unetcli.core.errors import UnreadableBlock
 from unetcli.engine import levels as tables
 from unetcli.engine.levels import Tables
 
-ARRAYS = {
+ARRAYS: dict[str, NDArray[Any]] = {
     "labels": np.random.default_rng(0).integers(0, 9, (3, 7, 11)).astype(np.int32),
     "none": np.zeros((0, 2), np.int64),
     "one": np.array([2.5]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def as_stored(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_em_equals_the_official_program(
-    case: str, data: Path, expected: dict[str, Any], tmp_path: Path, record_property: pytest.RecordProperty
+    case: str, data: Path, expected: dict[str, Any], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     folder, official = data / "metrics_cases", expected["cases"][case]["summary"]
     prediction, truth = folder / f"{case}_prob.tif", folder / f"{case}_label.tif"

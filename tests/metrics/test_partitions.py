@@ -61,7 +61,7 @@ def test_pairs_are_those_of_counting_every_pair(masks: tuple[NDArray[np.bool_], 
 def test_only_judged_pixels_count_and_they_part_no_cell(masks: tuple[NDArray[np.bool_], ...]) -> None:
     assert overlap(*masks).pairs == counted_by_hand(together(*masks), ordered=True)
     everything = np.ones_like(masks[0])
-    assert overlap(*masks[:2], everything).pairs == overlap(*masks[:2]).pairs
+    assert overlap(masks[0], masks[1], everything).pairs == overlap(*masks[:2]).pairs
 
 
 @settings(deadline=None)

@@ -136,7 +136,7 @@ def test_identical_images_have_no_error_turned_or_mirrored(maps: tuple[Mask, NDA
 @given(arrays.arrays(bool, SHAPES), st.integers(1, 9))
 def test_kinds_are_those_of_the_table(interior: Mask, radius: int) -> None:
     places = np.arange(interior.size)
-    expected = [kind_by_hand(interior, *divmod(int(p), interior.shape[1]), radius) for p in places]
+    expected = [kind_by_hand(interior, y, x, radius) for y, x in np.ndindex(interior.shape[0], interior.shape[1])]
     assert classify(Warped(interior, places), radius).tolist() == expected
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from unetcli.core.geometry import Architecture, Box, mirror_indices
 from unetcli.planning import estimate as module
 from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
-from unetcli.planning.plan import Plan
+from unetcli.planning.plan import Plan, axis_spans
 from unetcli.predict.preview import plan_volume, stored_input
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
@@ -108,7 +108,7 @@ def test_multiply_adds_and_parameters_are_those_of_the_network(depth: int, class
 @pytest.mark.parametrize("grid", [(10**7, 1, 1), (10, 1000, 1000)], ids=["tall", "wide"])
 def test_ten_million_blocks_take_little_memory_and_no_more_steps_than_few(grid: tuple[int, int, int]) -> None:
     few, many = (plan_of(Box.of_shape((n, 24 * ny, 40 * nx))) for n, ny, nx in ((10, 4, 4), grid))
-    with patch.object(module, "axis_spans", wraps=module.axis_spans) as spans:
+    with patch.object(module, "axis_spans", wraps=axis_spans) as spans:
         estimate(few, TINY, STORED)
         calls = spans.call_count
         tracemalloc.start()

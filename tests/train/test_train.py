@@ -25,6 +25,7 @@ from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.file import load_network, read_header
 from unetcli.model.network import UNet
+from unetcli.predict.predictor import predict_blocks
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.train import loop
@@ -151,12 +152,11 @@ def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_t
     request, signals = replace(request_, validate_every=10), Signals()
 
     def slowly(*words: Any) -> Iterator[Any]:
-        blocks = validation_blocks(*words)
+        blocks = predict_blocks(*words)
         yield next(blocks)
         signals.note(SIGTERM)  # which comes between the first block and what would follow
         yield from blocks
 
-    validation_blocks = validation.predict_blocks
     with monkeypatch.context() as patch:
         patch.setattr(validation, "predict_blocks", slowly)
         stopped = train_model(request, signals=signals)
