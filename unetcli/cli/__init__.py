@@ -12,7 +12,7 @@ import typer
 from unetcli import __version__
 from unetcli.cli import console
 from unetcli.cli.commands import evaluate, in_force, label, plan, predict, read_alike, show, train, weights, worker
-from unetcli.cli.requests import GroupedCommand, configurable, takes_request
+from unetcli.cli.requests import CommandGroup, GroupedCommand, configurable, takes_request
 from unetcli.cli.status import status, verify
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.options import options_of
@@ -20,6 +20,7 @@ from unetcli.predict.request import PredictRequest
 
 app = typer.Typer(
     name="unetcli",
+    cls=CommandGroup,
     help="Train the 2015 U-Net from few annotated images, predict Zarr volumes of any size, score the result.",
     no_args_is_help=True,
     rich_markup_mode=None,  # half of the start-up time otherwise

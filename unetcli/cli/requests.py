@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.options import Declared, Heading, Options, options_of
@@ -177,6 +177,8 @@ def _shown(value: Any) -> str:
 Command = Callable[..., None]
 PAIRS = tuple[tuple[str, str], ...]
 """Type of an option of two words that is repeatable."""
+COMMON = ("version", "verbose", "quiet")
+"""Options that every command knows; flags, which typer checks without pydantic."""
 WIDEST = 26
 """Columns of the names of options in help; a longer one has a line of its own."""
 
@@ -187,6 +189,24 @@ DryRunOption = Annotated[
     bool,
     typer.Option("--dry-run", help="Say what would be done, with memory, speed and time.", rich_help_panel=Heading.RUN),
 ]
+
+
+class CommandGroup(TyperGroup):
+    """All commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options before the command.
+
+        Where there are none, --help and the options of shell completion are left out: to check that they have no value,
+        typer would import pydantic, which takes longer than the help of a command.
+        """
+        options = self.params
+        if args and not args[0].startswith("-"):
+            self.params, self.add_help_option = [each for each in options if each.name in COMMON], False
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self.params, self.add_help_option = options, True
 
 
 class GroupedCommand(TyperCommand):

@@ -163,23 +163,30 @@ def options_of(request: type[Options]) -> dict[str, Declared]:
     return {declared.name: declared for declared in ordered}
 
 
-# options of several commands, each a field when called
+# Options under one heading.
+
+file_option = partial(option, heading=Heading.FILES)
+region_option = partial(option, heading=Heading.REGION)
+network_option = partial(option, heading=Heading.NETWORK)
+run_option = partial(option, heading=Heading.RUN)
+cluster_option = partial(option, heading=Heading.CLUSTER)
+
+# Options of several commands; each call makes a field.
 
 device_option = partial(
-    option, "cpu, cuda or the number of a GPU. Default: a GPU if there is one.", Heading.NETWORK, env=True
+    network_option, "Device to use: cpu, cuda or the number of a GPU. Default: a GPU if there is one.", env=True
 )
-channel_option = partial(option, "Use only this channel, counted from 0.", Heading.REGION, metavar="N")
+channel_option = partial(region_option, "Use only channel N, counted from 0.", metavar="N")
 sections_option = partial(
-    option,
-    "Only sections A to B - 1 (along z, else t).",
-    Heading.REGION,
+    region_option,
+    "Use only sections A to B - 1, along z (or t if there is no z).",
     default=(None, None),
     metavar="A:B",
     parse=parse_sections,
 )
-retries_option = partial(option, "How often a failed block is tried again.", Heading.RUN, default=1, min=0)
+retries_option = partial(run_option, "Number of times a failed block is tried again.", default=1, metavar="N", min=0)
 block_voxels_option = partial(
-    option, "Voxels of a block, about; limits memory. The result does not depend on it.", Heading.RUN, metavar="N"
+    run_option, "Approximate voxels per block; limits memory and does not change the result.", metavar="N"
 )
-overwrite_option = partial(option, "Start again, replacing what unetcli wrote there.", Heading.RUN, default=False)
-take_over_option = partial(option, "Ignore the lock of a launcher that is dead.", Heading.RUN, default=False)
+overwrite_option = partial(run_option, "Start from scratch and replace the earlier output.", default=False)
+take_over_option = partial(run_option, "Ignore the lock of an earlier run that is no longer alive.", default=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
@@ -13,14 +14,18 @@ from unetcli.core.options import (
     Sections,
     argument,
     block_voxels_option,
+    file_option,
     option,
     parse_roi,
+    region_option,
     retries_option,
+    run_option,
     sections_option,
     take_over_option,
 )
 from unetcli.executors.options import ClusterOptions
 
+_scores = partial(option, heading=Heading.SCORES)
 METRICS = ("pixels", "em", "cells", "voi")
 PROBABILITY, LABELS, CLASSES = "probability", "labels", "classes"
 KINDS = (PROBABILITY, LABELS, CLASSES)
@@ -41,49 +46,42 @@ class EvaluateRequest(ClusterOptions):
     """One call of evaluate."""
 
     prediction: str = field(
-        kw_only=False, metadata=argument("Probabilities, labels, or a folder 01_RES.", "PREDICTION")
+        kw_only=False, metadata=argument("Probabilities, labels, or a folder of masks (01_RES).", "PREDICTION")
     )
-    truth: str = field(kw_only=False, metadata=argument("0 is background (EM: membrane); or a folder 01_GT.", "TRUTH"))
-    metrics: tuple[str, ...] | None = option(
-        "Default: pixels,em for probabilities, cells,voi for labels.",
-        Heading.SCORES,
+    truth: str = field(
+        kw_only=False,
+        metadata=argument("Ground truth: labels with background 0 (membrane in EM), or a folder 01_GT.", "TRUTH"),
+    )
+    metrics: tuple[str, ...] | None = _scores(
+        "Scores to compute. Default: pixels,em for probabilities, cells,voi for labels.",
         metavar="pixels,em,cells,voi",
         parse=parse_metrics,
     )
-    kind: str | None = option(
-        "What PREDICTION holds. Default: by metadata, data type or values.",
-        Heading.SCORES,
+    kind: str | None = _scores(
+        "Content of PREDICTION. Default: recognised by metadata, data type or values.",
         metavar="probability|labels|classes",
     )
-    threshold: float = option(
-        "Foreground, of pixels and of components, is above T.", Heading.SCORES, default=THRESHOLD, metavar="T"
-    )
-    three_d: bool | None = option(
-        "Whether objects go through sections of z. Default: as in TRUTH.", Heading.SCORES, negative="--per-section"
+    threshold: float = _scores("Pixels above T are foreground.", default=THRESHOLD, metavar="T")
+    three_d: bool | None = _scores(
+        "Whether objects extend across sections. Default: as in TRUTH.", negative="--per-section"
     )
     sections: Sections = sections_option()
-    roi: Roi | None = option(
-        "Score only this region of TRUTH.", Heading.REGION, metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi
+    roi: Roi | None = region_option("Score only this region of TRUTH.", metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi)
+    mask: str | None = region_option("Score only where this volume is not 0.", metavar="ZARR")
+    ignore: int | None = region_option("Leave out voxels where TRUTH has this value.", metavar="VALUE")
+    level: int = region_option(
+        "Resolution level to score, of both volumes; 0 is full resolution.", default=0, metavar="N", min=0
     )
-    mask: str | None = option("Score only where this volume is not 0.", Heading.REGION, metavar="ZARR")
-    ignore: int | None = option("Do not score voxels where TRUTH has this value.", Heading.REGION, metavar="VALUE")
-    level: int = option(
-        "Resolution level of both that is scored; 0 is the full one.", Heading.REGION, default=0, metavar="N", min=0
+    baseline: Path | None = file_option(
+        "Compare with an earlier --json output; shows which differences exceed noise.", metavar="JSON"
     )
-    baseline: Path | None = option(
-        "Compare with an earlier --json output; says which differences are more than noise.",
-        Heading.FILES,
-        metavar="JSON",
+    csv: Path | None = file_option("Write the scores of each section to this file.", metavar="FILE")
+    report: Path | None = file_option(
+        "Write a web page with scores, curves, tables and pictures of errors.", metavar="HTML"
     )
-    csv: Path | None = option("Write the scores of each section.", Heading.FILES, metavar="FILE")
-    report: Path | None = option(
-        "Write a page with scores, curves, tables and pictures of errors.", Heading.FILES, metavar="HTML"
-    )
-    image: str | None = option("With --report: the image. Default: what predict read.", Heading.FILES, metavar="VOLUME")
-    run_folder: Path | None = option(
-        "Folder for the counts of a large evaluation. Default: PREDICTION.run/evaluate.", Heading.FILES
-    )
-    allow_incomplete: bool = option("Score what is there.", Heading.RUN, default=False)
+    image: str | None = file_option("With --report: image to show. Default: the input of predict.", metavar="VOLUME")
+    run_folder: Path | None = file_option("Folder for the records of the run. Default: PREDICTION.run/evaluate.")
+    allow_incomplete: bool = run_option("Score a prediction that is not complete.", default=False)
     block_voxels: int | None = block_voxels_option()
     retries: int = retries_option()
     take_over: bool = take_over_option()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +17,20 @@ from unetcli.core.options import (
     argument,
     channel_option,
     device_option,
+    file_option,
+    network_option,
     option,
     overwrite_option,
     parse_roi,
+    region_option,
     retries_option,
+    run_option,
     sections_option,
     take_over_option,
 )
 from unetcli.executors.options import ArrayOptions, ClusterOptions
 
+_planning = partial(option, heading=Heading.PLANNING)
 Share = tuple[int, int] | Literal["auto"]
 """Share I, from 0, of N; ``auto``: as the SLURM array element that this process is says."""
 
@@ -74,52 +80,49 @@ class VolumeOptions(Options):
     """What is predicted, by which network, into which output: all that shapes a plan."""
 
     volume: str = field(
-        kw_only=False, metadata=argument("Zarr, OME-Zarr, store.zarr/path/inside or TIFF stack.", "VOLUME")
+        kw_only=False, metadata=argument("Image: TIFF stack, Zarr or OME-Zarr (also store.zarr/path/inside).", "VOLUME")
     )
-    output: Place | None = option("OME-Zarr to write. Default: NAME.pred.zarr here.", Heading.FILES, short="-o")
-    model: Path | None = option("Model file or folder. Default: ./model.", Heading.FILES, short="-m", env=True)
-    dtype: str = option(
-        "Data type of the probabilities: uint8 (value / 255), float16 or float32.", Heading.FILES, default="uint8"
+    output: Place | None = file_option("OME-Zarr to write. Default: NAME.pred.zarr in this folder.", short="-o")
+    model: Path | None = file_option("Model file, or folder of a training. Default: ./model.", short="-m", env=True)
+    dtype: str = file_option(
+        "Data type of the probabilities: uint8 (0 to 255 for 0 to 1), float16 or float32.", default="uint8"
     )
-    levels: int | None = option(
-        "Resolution levels, each half the one before; auto: down to 512 wide.",
-        Heading.FILES,
+    levels: int | None = file_option(
+        "Number of resolution levels, each half the size of the one before; auto stops at a width of 512.",
         default=1,
         parse=parse_levels,
         text="1",
     )
-    max_files: int | None = option(
-        "Pack chunks into shards where there would be more files. Default: 250000.", Heading.FILES
+    max_files: int | None = file_option(
+        "Pack chunks into shards if there would be more files than this. Default: 250000."
     )
-    zarr_format: int = option("3 writes OME-Zarr 0.5, 2 writes OME-Zarr 0.4.", Heading.FILES, default=3)
-    run_folder: Path | None = option(
-        "Folder for plan and receipts. Default: OUTPUT.run/predict. Needed for s3:// outputs.", Heading.FILES
+    zarr_format: int = file_option("Zarr version: 3 writes OME-Zarr 0.5, 2 writes OME-Zarr 0.4.", default=3)
+    run_folder: Path | None = file_option(
+        "Folder for the records of the run. Default: OUTPUT.run/predict. Required for s3:// outputs."
     )
     sections: Sections = sections_option()
-    roi: Roi | None = option(
-        "Only this region; the voxels around it serve as context.",
-        Heading.REGION,
+    roi: Roi | None = region_option(
+        "Predict only this region; the voxels around it still serve as context.",
         metavar="Z0:Z1,Y0:Y1,X0:X1",
         parse=parse_roi,
     )
-    mask: str | None = option(
-        "Skip 64 x 64 cells where this volume is 0; they become background.", Heading.REGION, metavar="ZARR"
+    mask: str | None = region_option(
+        "Skip squares of 64 x 64 pixels where this mask is 0; they become background.", metavar="ZARR"
     )
-    skip_below: float | None = option(
-        "Skip 64 x 64 cells without a grey value of at least V.", Heading.REGION, metavar="V"
+    skip_below: float | None = region_option(
+        "Skip squares of 64 x 64 pixels whose grey values are all below V.", metavar="V"
     )
     channel: int | None = channel_option()
-    tile: int | None = option(
-        "Input side of a forward pass; auto: 700 on a CPU, or what fits.",
-        Heading.NETWORK,
+    tile: int | None = network_option(
+        "Width of an input tile of the network, in pixels; auto: 700 on a CPU, the largest that fits on a GPU.",
         env=True,
         parse=parse_tile,
         text="auto",
     )
     device: str | None = device_option()
-    precision: str = option("Precision of the network: float32 or bfloat16.", Heading.NETWORK, default="float32")
-    normalise: str = option(
-        "Whose statistics normalise the grey values: model or volume.", Heading.NETWORK, default="model"
+    precision: str = network_option("Number format of the computation: float32 or bfloat16.", default="float32")
+    normalise: str = network_option(
+        "Normalise grey values by the statistics of the training images (model) or of VOLUME (volume).", default="model"
     )
     overwrite: bool = overwrite_option()
 
@@ -139,16 +142,15 @@ class VolumeOptions(Options):
 class PredictRequest(VolumeOptions, ClusterOptions):
     """One call of predict."""
 
-    nonfinite: float | None = option(
-        "Put V for NaN and infinity. Default: their blocks are set aside.", Heading.NETWORK, metavar="V"
+    nonfinite: float | None = network_option(
+        "Replace NaN and infinity by V. Default: report blocks that contain them and leave them out.", metavar="V"
     )
-    share: Share | None = option(
-        "Only share I, from 0, of N; auto: as this SLURM array element says. The last one closes.",
-        Heading.RUN,
+    share: Share | None = run_option(
+        "Process only share I (from 0) of N; auto: the share of this SLURM array element.",
         metavar="I/N",
         parse=parse_share,
     )
-    close: bool = option("Compute nothing; mark complete what all shares finished.", Heading.RUN, default=False)
+    close: bool = run_option("Compute nothing; mark the output complete if all shares are done.", default=False)
     retries: int = retries_option()
     take_over: bool = take_over_option()
     elsewhere: bool = False
@@ -161,14 +163,12 @@ class PredictRequest(VolumeOptions, ClusterOptions):
 class PlanRequest(VolumeOptions, ArrayOptions):
     """One call of plan."""
 
-    probe: bool = option(
-        "Measure this device for a minute at most; the result is kept.", Heading.PLANNING, default=False
+    probe: bool = _planning(
+        "Measure the speed of this device, in a minute at most; later plans use the result.", default=False
     )
-    tile_seconds: float | None = option(
-        "Seconds of one forward pass, if known.", Heading.PLANNING, metavar="S", min=1e-06
-    )
-    workers: int | None = option(
-        "Workers (GPUs) at once: adds time, bandwidth and the weakest link.", Heading.PLANNING, metavar="N", min=1
+    tile_seconds: float | None = _planning("Seconds that one tile takes, if known.", metavar="S", min=1e-06)
+    workers: int | None = _planning(
+        "Number of workers (GPUs) at a time; adds the total time, the bandwidth and the bottleneck.", metavar="N", min=1
     )
 
     @classmethod
