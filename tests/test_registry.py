@@ -199,7 +199,7 @@ def test_watching_labels_ends_when_they_are_complete() -> None:
     wait_for(lambda: talk.exists() and "\n" in talk.read_text())
     first = talk.read_text().splitlines()[0]
     assert first.startswith("instances: 3 of ") or "(find " in first
-    assert "nobody works on it" in first
+    assert "not running" in first
     label()
     assert watching.wait() == 0
     assert talk.read_text().endswith("blocks done; complete\n")
@@ -237,9 +237,9 @@ def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> No
     found = looks()
     assert (found["predict"].complete, found["predict"].gone) == (True, False)
     assert (found["instances"].complete, found["instances"].gone) == (False, True)
-    assert "it is gone; the same label command makes it anew" in unetcli("status", OUTPUT).stdout
+    assert "the same label command computes it again" in unetcli("status", OUTPUT).stdout
     done = unetcli("verify", OUTPUT)
-    assert (done.returncode, done.stdout) == (0, f"{OUTPUT}: 3 of 3 blocks are what was computed\n")
+    assert (done.returncode, done.stdout) == (0, f"{OUTPUT}: 3 of 3 blocks are intact\n")
     assert "labels/instances: gone; the same label command makes them anew" in done.stderr
     assert unetcli("verify", OUTPUT, "--step", "instances").returncode == 1
     shutil.rmtree(OUTPUT)

@@ -308,7 +308,7 @@ def test_watching_ends_when_all_is_done() -> None:
     stopped_run()
     talk = Path("talk.txt")
     watching = Command("status", "--watch", OUTPUT, talk=talk)
-    wait_for(lambda: talk.exists() and "nobody works on it" in talk.read_text())
+    wait_for(lambda: talk.exists() and "not running" in talk.read_text())
     predict_volume(PredictRequest(volume="big.zarr", device="cpu"))
     assert watching.wait() == 0
     assert talk.read_text().splitlines()[1:] == ["6 of 6 blocks done; complete"]

@@ -404,14 +404,14 @@ def test_the_command_tells_all_and_exits_with_3_until_repaired(unetcli: CLI) -> 
     Path.unlink(chunk(1))
     done = unetcli("verify", OUTPUT)
     assert done.returncode == 3
-    assert "2 of 3 blocks are what was computed" in done.stdout
+    assert "2 of 3 blocks are intact" in done.stdout
     assert "block 1 (z 1:2, y 0:90, x 0:90): other content" in done.stdout
     done = unetcli("verify", OUTPUT, "--json")
     assert list(json.loads(done.stdout))[:3] == ["blocks", "checked", "damaged"]
     assert json.loads(done.stdout)["damaged"][0]["block"] == 1
     done = unetcli("verify", OUTPUT, "--repair", "--seams", "3")
     assert done.returncode == 0, done.stderr
-    assert "1 blocks made anew" in done.stdout
+    assert "1 block repaired" in done.stdout
     assert "3 windows" in done.stdout
     assert unetcli("verify", OUTPUT, "--repair", "--no-blocks").returncode == 1
 

@@ -85,7 +85,7 @@ def test_cancelled_stages_are_told_and_continued(place: Path, slurm: SlurmCluste
     until(lambda: waiting in finished("status", STORE).stdout, waiting)
     subprocess.run(["scancel", done.stdout.strip()], check=True)
     until(lambda: not slurm.jobs(), "an empty queue")
-    assert "nobody works on it; the same label command continues" in finished("status", STORE).stdout
+    assert "the same label command continues" in finished("status", STORE).stdout
     assert finished(*LABEL).returncode == 0
     assert look("instances").complete
 
@@ -99,7 +99,7 @@ def test_scores_that_jobs_counted_are_those_of_one_process(place: Path, slurm: S
     assert found.done + found.running + found.missing == found.blocks
     until(lambda: not slurm.jobs(), "an empty queue")
     assert (found := look("evaluate")).done == found.blocks
-    assert "the same evaluate command tells the scores" in finished("status", STORE).stdout
+    assert "the same evaluate command computes the scores" in finished("status", STORE).stdout
     there = json.loads(finished(*EVALUATE, *SLURM).stdout)
     assert there["pixels"] == here["pixels"]
     assert not Path(f"{STORE}.run/evaluate").exists()

@@ -49,8 +49,7 @@ class EvaluateRequest(ClusterOptions):
         kw_only=False, metadata=argument("Probabilities, labels, or a folder of masks (01_RES).", "PREDICTION")
     )
     truth: str = field(
-        kw_only=False,
-        metadata=argument("Ground truth: labels with background 0 (membrane in EM), or a folder 01_GT.", "TRUTH"),
+        kw_only=False, metadata=argument("Ground truth; 0 is background (EM: membrane). Or a folder 01_GT.", "TRUTH")
     )
     metrics: tuple[str, ...] | None = _scores(
         "Scores to compute. Default: pixels,em for probabilities, cells,voi for labels.",
@@ -58,27 +57,20 @@ class EvaluateRequest(ClusterOptions):
         parse=parse_metrics,
     )
     kind: str | None = _scores(
-        "Content of PREDICTION. Default: recognised by metadata, data type or values.",
-        metavar="probability|labels|classes",
+        "Content of PREDICTION. Default: from its metadata, data type or values.", metavar="probability|labels|classes"
     )
     threshold: float = _scores("Pixels above T are foreground.", default=THRESHOLD, metavar="T")
-    three_d: bool | None = _scores(
-        "Whether objects extend across sections. Default: as in TRUTH.", negative="--per-section"
-    )
+    three_d: bool | None = _scores("Connect objects across sections. Default: as in TRUTH.", negative="--per-section")
     sections: Sections = sections_option()
     roi: Roi | None = region_option("Score only this region of TRUTH.", metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi)
     mask: str | None = region_option("Score only where this volume is not 0.", metavar="ZARR")
     ignore: int | None = region_option("Leave out voxels where TRUTH has this value.", metavar="VALUE")
-    level: int = region_option(
-        "Resolution level to score, of both volumes; 0 is full resolution.", default=0, metavar="N", min=0
-    )
+    level: int = region_option("Resolution level to score; 0 is full resolution.", default=0, metavar="N", min=0)
     baseline: Path | None = file_option(
         "Compare with an earlier --json output; shows which differences exceed noise.", metavar="JSON"
     )
     csv: Path | None = file_option("Write the scores of each section to this file.", metavar="FILE")
-    report: Path | None = file_option(
-        "Write a web page with scores, curves, tables and pictures of errors.", metavar="HTML"
-    )
+    report: Path | None = file_option("Write a web page with scores, curves and pictures of errors.", metavar="HTML")
     image: str | None = file_option("With --report: image to show. Default: the input of predict.", metavar="VOLUME")
     run_folder: Path | None = file_option("Folder for the records of the run. Default: PREDICTION.run/evaluate.")
     allow_incomplete: bool = run_option("Score a prediction that is not complete.", default=False)

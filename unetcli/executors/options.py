@@ -98,20 +98,18 @@ class WorkerRequest(Options):
 
     scheduler: str = field(
         metadata={
-            "option": Option(
-                "Dask scheduler, tls://HOST:PORT or tcp://HOST:PORT.", Heading.CLUSTER, metavar="ADDRESS", env=True
-            )
+            "option": Option("Dask scheduler: tls:// or tcp:// address.", Heading.CLUSTER, metavar="ADDRESS", env=True)
         }
     )
     tls: Path | None = tls_option()
     memory: int | None = run_option(
-        "Memory limit, such as 16GB; a worker that exceeds 95 % of it is restarted. Default: no limit.",
+        "Memory limit, such as 16GB; a worker that uses more than 95 % of it is restarted. Default: no limit.",
         metavar="SIZE",
         parse=lambda text: parse_bytes(text),
     )
     name: str | None = run_option("Name of this worker at the scheduler.")
     death_timeout: float = run_option(
-        "Give up if no scheduler answers for this long.", default=60, metavar="SECONDS", min=1
+        "Time to wait for an answer of the scheduler before giving up.", default=60, metavar="SECONDS", min=1
     )
 
 
@@ -143,9 +141,7 @@ class RunRequest(Options):
     output: Place = field(
         kw_only=False, metadata=argument("Output of predict, or labels in it: OUTPUT/labels/instances.", "OUTPUT")
     )
-    step: str | None = run_option(
-        "Only this step: predict, evaluate, or the name of labels (instances).", metavar="NAME"
-    )
+    step: str | None = run_option("Only predict, evaluate, or the labels of this name (instances).", metavar="NAME")
     run_folder: Path | None = file_option("Folder with the records of the run. Default: inside OUTPUT.run.")
 
 

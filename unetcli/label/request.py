@@ -36,9 +36,7 @@ REACHES = {False: 64, True: 32}
 class LabelRequest(ClusterOptions):
     """One call of label."""
 
-    prediction: str = field(
-        kw_only=False, metadata=argument("OME-Zarr with probabilities, written by predict.", "PREDICTION")
-    )
+    prediction: str = field(kw_only=False, metadata=argument("Probabilities, as written by predict.", "PREDICTION"))
     method: str = _objects(
         "components (connected foreground) or watershed (also separates touching objects).", default="components"
     )
@@ -55,16 +53,16 @@ class LabelRequest(ClusterOptions):
         "What the watershed floods: distance (to the background) or probability.", default="distance"
     )
     depth: float | None = _objects(
-        "Separate two objects if both peaks rise at least H above the saddle between them. Default: 1.5 voxels of "
+        "Separate touching objects if both peaks lie at least H above the saddle between them. Default: 1.5 voxels of "
         "distance, or 0.1 of probability.",
         metavar="H",
         min=0,
     )
     reach: int | None = _objects(
-        "Treat distances above N voxels as N. Default: 64, or 32 with --three-d.", metavar="N", min=1
+        "Largest distance to compute, in voxels. Default: 64, or 32 with --three-d.", metavar="N", min=1
     )
     smoothing: float = _objects(
-        "Smooth before the watershed; sigma of the Gaussian in voxels.", default=2.0, metavar="S", min=0
+        "Smooth the probability before the watershed; sigma in voxels.", default=2.0, metavar="S", min=0
     )
     channel: int | None = channel_option()
     name: str = file_option("Name of the labels, stored as PREDICTION/labels/NAME.", default="instances")

@@ -85,36 +85,30 @@ class VolumeOptions(Options):
     output: Place | None = file_option("OME-Zarr to write. Default: NAME.pred.zarr in this folder.", short="-o")
     model: Path | None = file_option("Model file, or folder of a training. Default: ./model.", short="-m", env=True)
     dtype: str = file_option(
-        "Data type of the probabilities: uint8 (0 to 255 for 0 to 1), float16 or float32.", default="uint8"
+        "Data type of the output: uint8 (255 times the probability), float16 or float32.", default="uint8"
     )
     levels: int | None = file_option(
-        "Number of resolution levels, each half the size of the one before; auto stops at a width of 512.",
+        "Number of resolution levels, each half as wide as the one before; auto: until 512 voxels wide.",
         default=1,
         parse=parse_levels,
         text="1",
     )
-    max_files: int | None = file_option(
-        "Pack chunks into shards if there would be more files than this. Default: 250000."
-    )
+    max_files: int | None = file_option("Pack chunks into shards if there would be more files. Default: 250000.")
     zarr_format: int = file_option("Zarr version: 3 writes OME-Zarr 0.5, 2 writes OME-Zarr 0.4.", default=3)
     run_folder: Path | None = file_option(
         "Folder for the records of the run. Default: OUTPUT.run/predict. Required for s3:// outputs."
     )
     sections: Sections = sections_option()
     roi: Roi | None = region_option(
-        "Predict only this region; the voxels around it still serve as context.",
-        metavar="Z0:Z1,Y0:Y1,X0:X1",
-        parse=parse_roi,
+        "Predict only this region; voxels around it serve as context.", metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi
     )
     mask: str | None = region_option(
         "Skip squares of 64 x 64 pixels where this mask is 0; they become background.", metavar="ZARR"
     )
-    skip_below: float | None = region_option(
-        "Skip squares of 64 x 64 pixels whose grey values are all below V.", metavar="V"
-    )
+    skip_below: float | None = region_option("Skip squares of 64 x 64 pixels with all values below V.", metavar="V")
     channel: int | None = channel_option()
     tile: int | None = network_option(
-        "Width of an input tile of the network, in pixels; auto: 700 on a CPU, the largest that fits on a GPU.",
+        "Width of the tile that the network reads at once, in pixels; auto: 700 on a CPU, what fits on a GPU.",
         env=True,
         parse=parse_tile,
         text="auto",
@@ -146,7 +140,8 @@ class PredictRequest(VolumeOptions, ClusterOptions):
         "Replace NaN and infinity by V. Default: report blocks that contain them and leave them out.", metavar="V"
     )
     share: Share | None = run_option(
-        "Process only share I (from 0) of N; auto: the share of this SLURM array element.",
+        "Process only share I of N, counted from 0; auto: the share of this SLURM array element. The last share to "
+        "finish marks the output complete.",
         metavar="I/N",
         parse=parse_share,
     )
@@ -163,9 +158,7 @@ class PredictRequest(VolumeOptions, ClusterOptions):
 class PlanRequest(VolumeOptions, ArrayOptions):
     """One call of plan."""
 
-    probe: bool = _planning(
-        "Measure the speed of this device, in a minute at most; later plans use the result.", default=False
-    )
+    probe: bool = _planning("Measure the speed of this device, for this and later plans (a minute).", default=False)
     tile_seconds: float | None = _planning("Seconds that one tile takes, if known.", metavar="S", min=1e-06)
     workers: int | None = _planning(
         "Number of workers (GPUs) at a time; adds the total time, the bandwidth and the bottleneck.", metavar="N", min=1

@@ -42,12 +42,11 @@ class TruthOptions(Options):
     """How annotation becomes classes and loss weights."""
 
     truth: str = _truth(
-        "Meaning of the labels: binary, instances or classes; auto accepts binary labels only.", default="auto"
+        "Meaning of the labels: binary, instances or classes; auto: binary, if there are at most two values.",
+        default="auto",
     )
     ignore: int | None = _truth("Label value of pixels to leave out of the loss.", metavar="VALUE")
-    partial: int | None = _truth(
-        "For partial annotation: use background only within M pixels of an object.", metavar="M"
-    )
+    partial: int | None = _truth("For partial annotation: use background only within M pixels of objects.", metavar="M")
     keep_empty: bool | None = _truth(
         "Use sections without labels, as background. Default: leave them out.", negative="--leave-empty"
     )
@@ -92,27 +91,24 @@ class TrainRequest(TruthOptions, SlurmOptions):
     base_channels: int | None = network_option(
         "Feature channels at full resolution. Default: 64 (as in the paper) on a GPU, 16 on a CPU."
     )
-    dropout: float | None = network_option(
-        "Dropout at the end of the contracting path. Default: 0.5 (paper) or 0 (fast)."
-    )
+    dropout: float | None = network_option("Dropout after the contracting path. Default: 0.5 (paper) or 0 (fast).")
     batch_norm: bool | None = network_option(
-        "Train with batch normalisation, folded into the saved model. Default: only with fast.",
-        negative="--no-batch-norm",
+        "Batch normalisation, folded into the saved model. Default: only with fast.", negative="--no-batch-norm"
     )
     tile: int | None = network_option(
         "Width of a training tile in pixels. Default: 572 (paper) or 380 (fast) on a GPU, 316 or 204 on a CPU."
     )
     device: str | None = device_option()
-    precision: str | None = network_option(
-        "Number format: float32 or bfloat16. Default: bfloat16 if the device supports it."
-    )
+    precision: str | None = network_option("Number format: float32 or bfloat16. Default: bfloat16 if supported.")
     compile: bool = network_option("Compile the network first; takes a minute and needs a C++ compiler.", default=False)
     augment: bool = _augmentation(
         "Deform, rotate and vary tiles at random; the options below set how much.",
         default=True,
         negative="--no-augment",
     )
-    elastic: float | None = _augmentation("Random displacements on a 3 x 3 grid, in pixels. Default: 10.")
+    elastic: float | None = _augmentation(
+        "Standard deviation of displacements on a 3 x 3 grid, in pixels. Default: 10."
+    )
     rotation: float | None = _augmentation("Largest angle in either direction, in degrees. Default: 180.")
     flip: bool | None = _augmentation("Mirror tiles at random, along x and along y.", negative="--no-flip")
     scale: float | None = _augmentation("Largest change of size. Default: 0.1, up to 10 %.")
@@ -122,7 +118,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
     noise: float | None = _augmentation("Strongest noise added, in standard deviations. Default: 0.2.")
     blur: float | None = _augmentation("Strongest blur added, in pixels. Default: 1.")
     recipe: str | None = _optimisation(
-        "Defaults for training: paper (as published) or fast (trains sooner). Default: fast."
+        "Training defaults: paper (as published) or fast (trains sooner). Default: fast."
     )
     steps: int | None = _optimisation("Number of training steps. Default: 20000 on a GPU, 20 minutes' worth on a CPU.")
     minutes: float | None = _optimisation("Instead of --steps: train for about this many minutes.")
@@ -132,13 +128,11 @@ class TrainRequest(TruthOptions, SlurmOptions):
     momentum: float | None = _optimisation("Momentum, or first beta of adam. Default: 0.99 for sgd, else 0.9.")
     weight_decay: float | None = _optimisation("Weight decay. Default: 0 (paper) or 1e-4 (fast).")
     schedule: str | None = _optimisation(
-        "Learning rate schedule: constant (default of paper), cosine (of fast) or poly."
+        "Schedule of the learning rate: constant, cosine or poly. Default: constant (paper) or cosine (fast)."
     )
     warm_up: int | None = _optimisation("Steps of linear warm-up. Default: 0 (paper) or 50 (fast).", metavar="STEPS")
     clip: float | None = _optimisation("Clip the gradient to this norm. Default: no clipping.")
-    ema: float | None = _optimisation(
-        "Decay of the moving average of the weights. Default: 0, off (paper), or 0.99 (fast)."
-    )
+    ema: float | None = _optimisation("Decay of the moving average of the weights. Default: 0 (paper) or 0.99 (fast).")
     select: str | None = _optimisation(
         "Score that selects the model: pixel_disagreement (default), pixel_error, rand_error, iou or seg."
     )
