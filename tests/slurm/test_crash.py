@@ -1,5 +1,6 @@
 """The crash test: everything that can be killed is killed at random moments, disks fill and turn read-only, stored data
-are damaged; after the last rerun the output equals that of a single undisturbed run, byte for byte."""
+are damaged; after the last rerun the output equals that of a single undisturbed run, byte for byte.
+"""
 
 from __future__ import annotations
 

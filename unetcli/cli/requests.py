@@ -46,7 +46,7 @@ def configurable(
         return config
 
     @functools.wraps(command)
-    def configured(*, config: Path | None, print_config: bool, **options: Any) -> None:
+    def configured(*, config: Path | None, print_config: bool, **options: Any) -> None:  # noqa: ARG001  # read above
         if print_config:
             typer.echo(to_toml(resolve(options)), nl=False)
         else:

@@ -174,7 +174,7 @@ def rows(report: PlanReport) -> Iterator[tuple[str, str]]:
     yield from _costs(report)
     yield "time", _time(report)
     if report.traffic:
-        yield from _together(report, report.traffic)
+        yield from _together(report.traffic)
     if report.slurm:
         yield "slurm", " ".join(f"--{name}={value}" for name, value in report.slurm.items())
     if report.slurm_check:
@@ -228,7 +228,7 @@ def _time(report: PlanReport) -> str:
     return f"{takes}; {report.rates.tile_seconds:.3g} s per tile, {report.rates.origin}"
 
 
-def _together(report: PlanReport, traffic: Traffic) -> Iterator[tuple[str, str]]:
+def _together(traffic: Traffic) -> Iterator[tuple[str, str]]:
     name = f"{_count(traffic.workers)} workers" if traffic.workers > 1 else "1 worker"
     if traffic.seconds is not None and traffic.network_seconds is not None:
         reading, writing, files = (traffic.per_second(link.amount) or 0.0 for link in traffic.links)

@@ -355,9 +355,8 @@ def fingerprint(volume: Volume) -> str:
     Compared by :func:`same_data`: a chunk that is mended later makes no other volume of it.
     """
     words = [short_checksum(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())]
-    for voxels in sampled_voxels(volume):
-        words.append(UNREADABLE if voxels is None else short_checksum(voxels))
-    return " ".join(words)
+    samples = (UNREADABLE if voxels is None else short_checksum(voxels) for voxels in sampled_voxels(volume))
+    return " ".join([*words, *samples])
 
 
 def same_data(one: str, other: str) -> bool:
