@@ -1,9 +1,9 @@
-# Makes the virtual environment of a checkout, once, and puts it on the PATH. Sourced by the scripts of the project:
+# Creates the virtual environment of a checkout once, and puts it on the PATH. The scripts of the project source it:
 #   group=dev    (a dependency group of pyproject.toml, or empty for the use of unetcli alone)
 #   . examples/environment.sh
-# Needs Python 3.11 or later: $PYTHON, else the first on the PATH that fits. Installs into .venv, or $UNETCLI_VENV.
-# UNETCLI_TORCH=cpu installs the small build of torch, without CUDA, where the usual one brings gigabytes of CUDA
-# packages. uv, which is installed first, knows where this build is. The variable counts when the environment is made.
+# Needs Python 3.11 or later: $PYTHON, else the first suitable one on the PATH. Installs into $UNETCLI_VENV or .venv.
+# UNETCLI_TORCH=cpu installs the small build of torch without CUDA; the usual one brings gigabytes of CUDA packages.
+# uv is installed first, as it knows where to find that build. The variable only affects a new environment.
 
 unset CDPATH
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -12,7 +12,7 @@ mkdir -p "$venv"
 venv=$(cd "$venv" && pwd)
 stamp="$venv/.installed$group"
 
-# is_outdated: whether the environment was made before one of the files that it follows from
+# is_outdated: whether a file that determines the environment is newer than it
 is_outdated() {
     [ ! -e "$stamp" ] && return
     for file in pyproject.toml constraints.txt ${group:+tests/constraints.txt}; do
@@ -21,7 +21,7 @@ is_outdated() {
     return 1
 }
 
-# install_all: unetcli as it lies in the checkout, its dependencies, and those of the group with the extras it uses
+# install_all: install unetcli in editable form, its dependencies, and the group with the extras that it uses
 install_all() {
     if [ -n "$group" ]; then
         set -- --constraint "$root/tests/constraints.txt" --group "$root/pyproject.toml:$group" \
@@ -34,7 +34,7 @@ install_all() {
         pip_install uv
         "$venv/bin/uv" --quiet pip install --python "$venv/bin/python" --torch-backend "$UNETCLI_TORCH" "$@"
     else
-        # the pip of Python 3.11 to 3.13 knows no groups
+        # the pip that comes with Python 3.11 to 3.13 does not know groups
         pip_install --help | grep -e --group >/dev/null || pip_install 'pip>=25.1'
         pip_install "$@"
     fi
@@ -59,7 +59,7 @@ if is_outdated; then
     echo "installing into $venv (a few minutes the first time)" >&2
     "$found" -m venv "$venv"
     install_all
-    touch "$venv/.installed" "$stamp" # a group brings all the rest too
+    touch "$venv/.installed" "$stamp" # a group includes everything else
 fi
 PATH="$venv/bin:$PATH"
 export PATH

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unetcli.cli import console
+from unetcli.cli.console import counted
 from unetcli.cli.requests import JsonOption
 from unetcli.core.options import Heading
 from unetcli.executors.options import RunRequest, VerifyRequest
@@ -67,7 +68,7 @@ def pace(found: Status) -> str:
     if found.complete:
         return "complete"
     if not found.workers:
-        return f"{count(found.queued, 'job')} waiting" if found.queued else "not running"
+        return f"{counted(found.queued, 'job')} waiting" if found.queued else "not running"
     left = time_left(found)
     return f"{speed(found)}, {left if found.seconds_left is None else left + ' left'}"
 
@@ -185,12 +186,12 @@ def _facts(found: Status) -> Table:
     if len(found.stages) > 1:
         rows += [("stages" if stage is found.stages[0] else "", stage_line(stage)) for stage in found.stages]
     if found.workers:
-        crowd = f"{count(found.workers, 'worker')} on {count(found.hosts, 'host')}"
+        crowd = f"{counted(found.workers, 'worker')} on {counted(found.hosts, 'host')}"
         rows += [("speed", Text(f"{speed(found)} by {crowd}")), ("time left", Text(time_left(found)))]
     if found.queued:
-        rows.append(("queue", Text(f"{count(found.queued, 'job')} waiting ({found.queued_for or 'reason unknown'})")))
+        rows.append(("queue", Text(f"{counted(found.queued, 'job')} waiting ({found.queued_for or 'reason unknown'})")))
     if found.silent:
-        silent = f"{count(found.silent, 'worker')} on other hosts, not heard from yet"
+        silent = f"{counted(found.silent, 'worker')} on other hosts, not heard from yet"
         rows.append(("silent", Text(silent, style="yellow")))
     slow = slow_hosts(found)
     rows += [("slowest" if host is slow[0] else "", Text(f"{host.host}: {seconds(host)}")) for host in slow]
@@ -221,15 +222,6 @@ def seconds(host: HostPace) -> str:
     """Time of a host per block, in total and for each stage."""
     stages = f"read {host.read_seconds:.3g}, forward {host.forward_seconds:.3g}, write {host.write_seconds:.3g}"
     return f"{host.seconds_per_block:.3g} s per block ({stages})"
-
-
-def count(number: int, thing: str) -> str:
-    """Format a number of things.
-
-    >>> count(1, "host"), count(3, "host")
-    ('1 host', '3 hosts')
-    """
-    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _failures(failures: list[Failure]) -> Table:
@@ -364,7 +356,7 @@ def lines(found: Verification) -> list[str]:
     """Result of the check of one step, in lines."""
     result = []
     if found.repaired:
-        result += [f"{name_of(found)}: {count(len(found.repaired), 'block')} repaired", *listed(found.repaired)]
+        result += [f"{name_of(found)}: {counted(len(found.repaired), 'block')} repaired", *listed(found.repaired)]
     if found.checked or found.damaged:
         result += block_lines(found)
     if found.table:

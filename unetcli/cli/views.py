@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unetcli.cli import console
+from unetcli.cli.console import counted
 
 if TYPE_CHECKING:
     from unetcli.evaluate.result import Evaluation
@@ -143,15 +144,6 @@ def verdict(change: Mapping[str, Any]) -> str:
     if change["more_than_noise"] is None:
         return "unknown"
     return ("better" if change["gain"] > 0 else "worse") if change["more_than_noise"] else "noise"
-
-
-def counted(number: int, unit: str) -> str:
-    """Format a number of things.
-
-    >>> counted(1, "section"), counted(25, "section")
-    ('1 section', '25 sections')
-    """
-    return f"{number} {unit}{'s' * (number != 1)}"
 
 
 def wrapped(start: str, text: str) -> list[str]:

@@ -82,7 +82,7 @@ class VolumeOptions(Options):
     volume: str = field(
         kw_only=False, metadata=argument("Image: TIFF stack, Zarr or OME-Zarr (also store.zarr/path/inside).", "VOLUME")
     )
-    output: Place | None = file_option("OME-Zarr to write. Default: NAME.pred.zarr in this folder.", short="-o")
+    output: Place | None = file_option("OME-Zarr to write. Default: NAME.pred.zarr in the current folder.", short="-o")
     model: Path | None = file_option("Model file, or folder of a training. Default: ./model.", short="-m", env=True)
     dtype: str = file_option(
         "Data type of the output: uint8 (255 times the probability), float16 or float32.", default="uint8"

@@ -23,7 +23,7 @@ class ShowRequest(Options):
         "Draw this on top: labels as outlines, a probability as a transparent colour.", metavar="OTHER"
     )
     output: Path | None = file_option(
-        "Picture to write. Default: NAME.zNN.png in this folder.", short="-o", metavar="PNG"
+        "Picture to write. Default: NAME.zNN.png in the current folder.", short="-o", metavar="PNG"
     )
     channel: int | None = channel_option()
     """None: up to three channels are shown as red, green and blue."""
