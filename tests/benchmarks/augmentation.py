@@ -34,7 +34,7 @@ class Windows:
 
     grey: torch.Tensor
     classes: torch.Tensor
-    raised: torch.Tensor
+    border_weight: torch.Tensor
 
     @classmethod
     def made_up(cls, device: torch.device) -> Windows:
@@ -103,13 +103,14 @@ def training_step(
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.99)
     image = torch.randn(1, 1, tile, tile, device=device).to(memory_format=torch.channels_last)
     target = torch.randint(2, (1, output, output), device=device)
-    weights = torch.ones(2, device=device)
+    border_weight, table = torch.zeros(1, output, output, device=device), torch.ones(256, device=device)
 
     def run() -> None:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = network(image)
         optimizer.zero_grad(set_to_none=True)
-        weighted_cross_entropy(logits.float(), target, weights).backward()  # type: ignore[no-untyped-call]
+        total, weight = weighted_cross_entropy(logits, target, border_weight, table)
+        (total / weight).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return run

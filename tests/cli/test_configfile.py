@@ -27,7 +27,7 @@ from unetcli.core.records import to_toml
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = {str(info.callback.__name__): info.callback for info in app.registered_commands if info.callback}
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "scripts.md").read_text()
 HEAVY = ("numpy", "torch", "zarr", "scipy", "matplotlib")
 EXAMPLES = {"pair": [["a.tif", "b.tif"], ["c.zarr", "d.zarr"]]}
 """Of what an annotation cannot tell."""
@@ -258,9 +258,9 @@ def test_completion_reads_no_file() -> None:
     assert done.stderr == ""
 
 
-def test_environment_variables_are_named_as_their_options_and_the_readme_has_them_all() -> None:
+def test_environment_variables_are_named_as_their_options_and_the_page_has_them_all() -> None:
     group: Any = typer.main.get_command(app)
     found = {p.envvar: p.name for command in group.commands.values() for p in command.params if p.envvar}
     assert found.keys() == {f"UNETCLI_{name.upper()}" for name in found.values()}
-    (told,) = re.findall(r"The command line goes before `UNETCLI(.+?), these before the file", README, re.DOTALL)
-    assert set(re.findall("_[A-Z]+", told)) == {name.removeprefix("UNETCLI") for name in found}
+    (told,) = re.findall(r"The command line takes precedence over(.+?) the file\.", PAGE, re.DOTALL)
+    assert set(re.findall("`(UNETCLI_[A-Z]+)`", told)) == set(found)
