@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from helpers import write_model
 
 from unetcli.cli import app
 
@@ -23,6 +27,7 @@ OPTIONS = {
     name: {word for option in command.params for word in (*option.opts, *option.secondary_opts)} | {"--help"}
     for name, command in GROUP.commands.items()
 }
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?<![\w./])(?<!from )unetcli (?:-[a-z] )*([a-z]+)([^;|&#]*)")
@@ -133,3 +138,23 @@ def test_the_readme_has_the_commands_of_the_first_steps() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert {"sh examples/quickstart.sh", "sh tests/run.sh"} <= set(lines)
     assert {name for name in OPTIONS if f"docs/commands/{name}.md" in "\n".join(lines)} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["lazy.md", "labelling.md", "file-formats.md"])
+def test_the_python_code_of_the_pages_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The blocks of a page run in their order, in a folder with a small volume, its truth and a model of depth 3."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNETCLI_MODEL", raising=False)
+    monkeypatch.setenv("UNETCLI_DEVICE", "cpu")
+    sample = ("--size", "96", "--sections", "14", "--train-sections", "1", ".")
+    subprocess.run([sys.executable, ROOT / "examples" / "make_sample.py", *sample], check=True)
+    write_model(tmp_path / "model", depth=3, base_channels=2)
+    blocks = PYTHON.findall((ROOT / "docs" / name).read_text())
+    variables: dict[str, Any] = {"probability": np.random.default_rng(0).random((96, 96), np.float32)}
+    for block in blocks:
+        exec(compile(block, name, "exec"), variables)
+    assert blocks
+    if name == "lazy.md":
+        assert {"508", "516"} <= set(re.findall(r"\d+", capsys.readouterr().out.splitlines()[-1]))
