@@ -119,6 +119,12 @@ def test_every_python_name_that_is_mentioned_exists(page: Path) -> None:
 
 
 @each(WRITTEN)
+def test_every_name_that_a_page_finds_in_a_file_is_defined_there(page: Path) -> None:
+    for name, file in re.findall(r"`(\w+)` (?:in|of)\s+`((?:unetcli|tests)/[\w/]+\.py)`", page.read_text()):
+        assert name in defined(ROOT / file), f"{name} in {file}"
+
+
+@each(WRITTEN)
 def test_every_option_is_one_that_its_command_has(page: Path) -> None:
     for line in code(page.read_text()):
         for command, rest in COMMAND.findall(line):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +83,23 @@ def test_cells_from_images_to_scores(tmp_path: Path, data: Path) -> None:
     seg = {(row[0], row[1]): float(row[3]) for row in rows}
     assert min(seg["psc", "distance"], seg["psc", "probability"]) > 0.5
     assert seg["hela", "distance"] > seg["hela", "components"]
+
+
+def words(output: str) -> list[str]:
+    """Words of an output that do not depend on the sizes and the numbers of what it reports.
+
+    Three sections get a note on their intervals, more sections get a list of the worst.
+
+    >>> words("12 blocks of 1x512x512; 7.9 Mvoxels in 40 s")
+    ['block', 'voxel']
+    """
+    lines = [line for line in output.lower().splitlines() if not line.strip().startswith(("note:", "worst"))]
+    return [word.rstrip("s") for word in re.findall(r"[a-z_]{5,}", re.sub(r"\b[kmg](?=voxels)", "", " ".join(lines)))]
+
+
+def test_the_output_that_the_pages_show_is_that_of_the_commands(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    """If it fails after a change of messages: ``python tests/pages.py quickstart``."""
+    pages.copy_inputs(quickstart[0], tmp_path)
+    for command, shown in [session for page in pages.PAGES for session in pages.sessions(page.read_text())]:
+        printed = pages.output_of(command, tmp_path)
+        assert words(printed) == words(shown), f"$ {command}\n{printed}"
