@@ -7,7 +7,9 @@ import functools
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import typer
 from helpers import write_model
 
 from unetcli.cli import app
+from unetcli.metrics import cells
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,7 +31,7 @@ OPTIONS = {
     for name, command in GROUP.commands.items()
 }
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?<![\w./])(?<!from )unetcli (?:-[a-z] )*([a-z]+)([^;|&#]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
@@ -144,6 +147,13 @@ def test_the_readme_has_the_commands_of_the_first_steps() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert {"sh examples/quickstart.sh", "sh tests/run.sh"} <= set(lines)
     assert {name for name in OPTIONS if f"docs/commands/{name}.md" in "\n".join(lines)} == set(OPTIONS)
+
+
+def test_the_metric_that_the_architecture_page_adds_can_be_computed() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)
+    variables = dict(vars(cells))
+    exec(textwrap.dedent(block), variables)
+    assert variables["miss_rate"](cells.CellSums(**{field.name: 1.0 for field in fields(cells.CellSums)})) == 1
 
 
 @pytest.mark.parametrize("name", ["lazy.md", "labelling.md", "file-formats.md"])
