@@ -18,6 +18,7 @@ import pytest
 import typer
 from helpers import write_model
 
+import unetcli
 from unetcli.cli import app
 from unetcli.metrics import cells
 
@@ -141,6 +142,12 @@ def test_every_option_is_one_that_its_command_has(page: Path) -> None:
 def test_the_readme_is_short_and_guarantees_name_tests() -> None:
     assert 120 <= len((ROOT / "README.md").read_text().splitlines()) <= 160
     assert len(re.findall(r"tests/[\w/]+\.py::test_\w+", (ROOT / "docs" / "guarantees.md").read_text())) > 20
+
+
+def test_the_citation_names_the_version_and_the_developers() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {unetcli.__version__}\n" in citation
+    assert "name: the unetcli developers" in citation
 
 
 def test_the_readme_has_the_commands_of_the_first_steps() -> None:
