@@ -23,7 +23,8 @@ from unetcli.cli import app
 from unetcli.metrics import cells
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *(page for name in ("docs", "slurm", "examples") for page in (ROOT / name).rglob("*.md"))]
+PAGES.sort()
 WRITTEN = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Pages about the present version. The changelog may name what has been removed."""
 GROUP: Any = typer.main.get_command(app)
@@ -32,6 +33,8 @@ OPTIONS = {
     for name, command in GROUP.commands.items()
 }
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SBATCH = {"--dependency"}
+"""Options of sbatch that pages mention."""
 FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?<![\w./])(?<!from )unetcli (?:-[a-z] )*([a-z]+)([^;|&#]*)")
@@ -136,7 +139,7 @@ def test_every_option_is_one_that_its_command_has(page: Path) -> None:
             unknown = set(OPTION.findall(rest)) - OPTIONS[command]
             assert not unknown, f"{line}: {command} has no {', '.join(sorted(unknown))}"
         if line.startswith("--"):
-            assert OPTION.findall(line)[0] in set().union(*OPTIONS.values()), f"{line}: no command has it"
+            assert OPTION.findall(line)[0] in SBATCH.union(*OPTIONS.values()), f"{line}: no command has it"
 
 
 def test_the_readme_is_short_and_guarantees_name_tests() -> None:
