@@ -1,12 +1,11 @@
-"""Does what the paper claims of augmentation and border weights hold for a small network? Trains, predicts, scores.
+"""Test the paper's claims about augmentation and border weights with a small network: train, predict and score.
 
     python examples/claims.py DATA [--output claims] [--seeds 1] [--steps 1500] [--jobs 2]
 
-DATA holds the four sets of ``SETS`` as TIFF stacks, images and labels. Each set is trained on four times: with and
-without augmentation, with and without the raised weights between close objects; nothing else differs. The network is
-small (depth 3, 16 channels). The model kept, and the threshold, are the best on the sections to select by; the scores
-are of the test sections, which nothing has seen before. Killed and run again, it goes on where it was; what is finished
-is not done again. Prints a table in Markdown.
+DATA holds images and labels of the data sets in ``SETS`` as TIFF stacks. Each set is trained on four times: with and
+without augmentation, with and without the higher weights between close objects; nothing else differs. The network is
+small (depth 3, 16 channels). Model and threshold are selected on the selection sections; scores are of the test
+sections, which are used for nothing else. An interrupted call continues where it stopped. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ UNETCLI = (sys.executable, "-m", "unetcli", "-q")
 
 @dataclass(frozen=True)
 class Set:
-    """Annotated images, and which sections serve what."""
+    """Annotated images, and the sections to train on, to select model and threshold by, and to test on."""
 
     images: str
     labels: str
@@ -58,7 +57,7 @@ SETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run and its settings."""
 
     name: str
     augment: bool
@@ -72,13 +71,13 @@ class Run:
 
 
 def main() -> None:
-    """Do what is left to do, then print all of it."""
+    """Finish the runs that are not done, then print the scores of all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("claims"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, on one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="number of simultaneous trainings, on one thread each")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     every = itertools.product(range(options.seeds), SETS, (True, False), (True, False))
@@ -89,7 +88,7 @@ def main() -> None:
 
 
 def result_of(run: Run, data: Path, output: Path, steps: int) -> dict[str, Any]:
-    """Scores of a run: those found before, or new ones."""
+    """Scores of a run, from its file if it is done."""
     file = output / f"{run.folder}.json"
     if not file.exists():
         found = {**asdict(run), **trained(run, data, output, steps), **scores(run, data, output)}
@@ -100,37 +99,37 @@ def result_of(run: Run, data: Path, output: Path, steps: int) -> dict[str, Any]:
 
 
 def trained(run: Run, data: Path, output: Path, steps: int) -> dict[str, Any]:
-    """Train, or go on; what train says of it."""
+    """Train or continue training, predict, and return the summary of train."""
     chosen, folder = SETS[run.name], output / run.folder
     words = ["train", data / chosen.images, data / chosen.labels, "--output", folder, "--truth", chosen.truth]
     words += ["--sections", ranged(chosen.train), "--validation", ranged(chosen.select), "--steps", steps]
     words += ["--depth", 3, "--base-channels", 16, "--recipe", "fast", "--seed", run.seed, "--json"]
     words += [] if run.augment else ["--no-augment"]
     words += [] if run.border else ["--w0", 0]
-    told = json.loads(command(*words))
+    summary = json.loads(command(*words))
     sections = ranged((chosen.select[0], chosen.test[1]))
     command("predict", data / chosen.images, "--model", folder, "--output", f"{folder}.zarr", "--sections", sections)
-    return {name: told[name] for name in ("steps", "seconds", "best_step")}
+    return {name: summary[name] for name in ("steps", "seconds", "best_step")}
 
 
 def scores(run: Run, data: Path, output: Path) -> dict[str, Any]:
-    """Scores on the test sections, at the threshold that is best on those to select by."""
+    """Scores on the test sections, at the threshold that is best on the selection sections."""
     chosen = SETS[run.name]
     pairs = list(sections(run, data, output))
     count = chosen.select[1] - chosen.select[0]
-    judge = rand_error if chosen.truth == "binary" else negative_seg
-    best = min(THRESHOLDS, key=lambda threshold: judge(pairs[:count], threshold))
+    error = rand_error if chosen.truth == "binary" else negative_seg
+    best = min(THRESHOLDS, key=lambda threshold: error(pairs[:count], threshold))
     test = pairs[count:]
     wrong = sum(np.count_nonzero(above(p, best) != (t > 0)) for p, t in test) / sum(t.size for _, t in test)
     both = [(above(p, best), t > 0) for p, t in test]
     iou = sum(np.count_nonzero(a & b) for a, b in both) / sum(np.count_nonzero(a | b) for a, b in both)
-    told = {"threshold": best, "pixel_disagreement": wrong, "iou": iou}
-    value = judge(test, best)
-    return told | ({"rand_error": value} if chosen.truth == "binary" else {"seg": -value})
+    found = {"threshold": best, "pixel_disagreement": wrong, "iou": iou}
+    value = error(test, best)
+    return found | ({"rand_error": value} if chosen.truth == "binary" else {"seg": -value})
 
 
 def sections(run: Run, data: Path, output: Path) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
-    """Probability and truth of each section from the first to select by to the last to test on."""
+    """Probability and truth of each selection section, then of each test section."""
     chosen = SETS[run.name]
     predicted, labels = open_volume(output / f"{run.folder}.zarr"), open_volume(data / chosen.labels)
     for number, box in enumerate(labels.sections(chosen.select[0], chosen.test[1]).planes()):
@@ -140,7 +139,7 @@ def sections(run: Run, data: Path, output: Path) -> Iterator[tuple[NDArray[np.fl
 
 
 def rand_error(pairs: list[tuple[NDArray[np.float32], NDArray[Any]]], threshold: float) -> float:
-    """Foreground-restricted Rand error of the EM challenge, at one threshold."""
+    """Foreground-restricted Rand error of the EM challenge at one threshold."""
     counts = PairCounts(0, 0, 0)
     for probability, truth in pairs:
         counts += Overlap.of(Cells.of(truth > 0), components(above(probability, threshold))).pairs
@@ -148,13 +147,13 @@ def rand_error(pairs: list[tuple[NDArray[np.float32], NDArray[Any]]], threshold:
 
 
 def negative_seg(pairs: list[tuple[NDArray[np.float32], NDArray[Any]]], threshold: float) -> float:
-    """SEG of the connected components above a threshold, less than 0 so that less is better."""
+    """Negative SEG of the connected components above a threshold; lower is better."""
     found = [seg_sums(truth, ndimage.label(above(probability, threshold))[0]) for probability, truth in pairs]
     return -sum(total for total, _ in found) / sum(objects for _, objects in found)
 
 
 def command(*words: Any) -> str:
-    """Run unetcli on one thread; its answer."""
+    """Run unetcli on one thread and return what it prints."""
     line, one_thread = [*UNETCLI, *map(str, words)], os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, env=one_thread, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout
@@ -165,7 +164,7 @@ def ranged(ends: tuple[int, int]) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
-    """All scores in Markdown: a mean over the seeds, and each seed's value where there are several."""
+    """Markdown table of the mean scores over the seeds, with the value of each seed if there are several."""
     lines = ["| set | augmentation | border weights | pixel disagreement | IoU | SEG | Rand error | minutes |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, augment, border in itertools.product(SETS, (True, False), (True, False)):

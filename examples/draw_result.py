@@ -1,4 +1,7 @@
-"""Draw sections of a volume, its prediction and the truth side by side: VOLUME PREDICTION TRUTH PICTURE.png."""
+"""Draw sections of a volume, its prediction and the truth side by side.
+
+Usage: python examples/draw_result.py VOLUME PREDICTION TRUTH PICTURE.png
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ SECTIONS = 2
 
 
 def main(volume: str, prediction: str, truth: str, picture: str) -> None:
-    """Sections spread evenly over what the prediction covers."""
+    """Draw ``SECTIONS`` sections, spread evenly over the region that the prediction covers."""
     pair = pair_up(open_volume(prediction), open_volume(truth), Path(prediction))
     images = open_volume(volume)
     first, stop = pair.region.start[0], pair.region.stop[0]
@@ -26,7 +29,7 @@ def main(volume: str, prediction: str, truth: str, picture: str) -> None:
         box = pair.truth.sections(int(number), int(number) + 1).clipped(pair.region)
         piece = pair.read(box)
         columns["input"].append(images.read(box)[0, 0])
-        columns["prediction"].append(probabilities(piece.stored, prediction)[0, 0])
+        columns["prediction"].append(probabilities(piece.prediction, prediction)[0, 0])
         columns["truth"].append(piece.reference[0])
     figure = Figure(figsize=(4 * len(columns), 4 * SECTIONS + 0.4), layout="constrained")
     axes = figure.subplots(SECTIONS, len(columns))

@@ -1,22 +1,24 @@
 #!/bin/sh
-# From images to instances to SEG with the command line alone: cells of HeLa and PSC (cell tracking challenge).
-# Train on the first frames, choose the threshold on the next, score objects on the rest, which nothing has seen.
+# Segment cells of HeLa and PSC (cell tracking challenge) and compute SEG, with the command line alone.
+# Trains on the first frames, chooses the threshold on the next, and scores objects on the rest, which are used for
+# nothing else.
 #
-#   sh examples/instances.sh DATA [FOLDER]        DATA holds dic_hela and phc_psc; all is written below ./instances
-#   HELA_MODEL=folder PSC_MODEL=folder sh ..      models that are there already; nothing is trained
+#   sh examples/instances.sh DATA [FOLDER]        DATA holds dic_hela and phc_psc; writes to FOLDER (./instances)
+#   HELA_MODEL=folder PSC_MODEL=folder sh ..      uses existing models instead of training
 #
-# Run again, it goes on where it stopped, or finds everything done. STEPS=800 shortens or lengthens the training.
+# The same command continues an interrupted run. STEPS sets the number of training steps (default: 800).
 set -eu
-extra=
+group=
 . "$(dirname "$0")/environment.sh"
 
-data=$(cd "${1:?the folder that holds dic_hela and phc_psc}" && pwd)
+data=$(cd "${1:?expected DATA, the folder that holds dic_hela and phc_psc}" && pwd)
 hela_model=${HELA_MODEL:+$(cd "$HELA_MODEL" && pwd)} psc_model=${PSC_MODEL:+$(cd "$PSC_MODEL" && pwd)}
 folder=${2:-instances}
 mkdir -p "$folder"
 cd "$folder"
 
-# instances NAME SET TRAIN SELECT TEST SMALLEST MODEL: sections as A:B; SMALLEST is half the smallest cell of TRAIN
+# instances NAME SET TRAIN SELECT TEST SMALLEST MODEL: trains, predicts and scores one data set. TRAIN, SELECT and TEST
+# are sections A:B; SMALLEST is half the size of the smallest cell in TRAIN.
 instances() {
     name=$1 images=$data/$2/01-images.tif labels=$data/$2/01-labels.tif
     train=$3 select=$4 test=$5 smallest=$6 model=$7
@@ -34,7 +36,7 @@ instances() {
     score probability --method watershed --landscape probability
 }
 
-# score LABELS OPTION..: the threshold that is best on the frames to select by, then the objects of the test frames
+# score NAME OPTION..: chooses the best threshold on the selection frames, then labels and scores the test frames
 score() {
     method=$1
     shift
@@ -52,7 +54,7 @@ score() {
     echo "$row" >> table.md
 }
 
-# value KEY FILE: the first number of that name
+# value KEY FILE: prints the first number with this key
 value() {
     sed -n "s/^ *\"$1\": \([0-9.e-]*\),*$/\1/p" "$2" | head -n 1
 }

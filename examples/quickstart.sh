@@ -1,14 +1,14 @@
 #!/bin/sh
-# The main job in one go: make (or take) images with truth, train a small network on the CPU, predict sections that
-# training has not seen, score them, draw a picture. Under 4 minutes on 2 cores after the packages are installed.
+# Train a small network on the CPU, predict sections that were not trained on, score them, and draw a picture.
+# Takes under 4 minutes on 2 cores once the packages are installed.
 #
-#   sh examples/quickstart.sh [FOLDER]              a made-up sample, in ./quickstart
-#   UNETCLI_DATA=/path sh examples/quickstart.sh    the ISBI 2012 sections in /path/isbi2012, in ./quickstart-isbi
-#   STEPS=100 SAMPLE='--size 256' sh examples/quickstart.sh     another length of training, options of make_sample.py
+#   sh examples/quickstart.sh [FOLDER]              uses a synthetic sample; writes to FOLDER (./quickstart)
+#   UNETCLI_DATA=/path sh examples/quickstart.sh    uses the sections in /path/isbi2012; writes to ./quickstart-isbi
+#   STEPS=100 SAMPLE='--size 256' sh examples/quickstart.sh     sets training steps (800), options of make_sample.py
 #
-# Run again, it goes on where it stopped, or finds everything done. STEPS=800 shortens or lengthens the training.
+# The same command continues an interrupted run.
 set -eu
-extra=
+group=
 . "$(dirname "$0")/environment.sh"
 
 if [ -n "${UNETCLI_DATA:-}" ]; then

@@ -1,7 +1,7 @@
-"""Commands in processes of their own that start in milliseconds: forks of one process that has imported torch.
+"""Commands that start within milliseconds, each as a fork of one process that has already imported torch.
 
-They take signals, are killed and end with exit codes as any process does. A test of how a process starts, or of what it
-imports, starts a Python of its own instead.
+They handle signals, can be killed and have exit codes like any process. Tests of the start of a process, or of its
+imports, start a new Python interpreter instead.
 """
 
 from __future__ import annotations
@@ -37,14 +37,22 @@ HEAVY = [
 ]
 
 STARTED: list[Command] = []
-"""By the test that runs."""
+"""Commands that the running test has started."""
 
 
 class Command:
-    """``unetcli`` with some words, at work from the beginning; the interface is that of ``subprocess.Popen``.
+    """A running ``unetcli`` command, with the interface of ``subprocess.Popen``.
 
-    What it says goes to the file ``talk``, or what it says on stderr to ``errors``; both may be devices. Where
-    ``killed_after`` is given, it is killed when that many blocks have their receipt.
+    Parameters
+    ----------
+    words
+        Arguments of the command.
+    talk
+        File or device for stdout, and for stderr unless ``errors`` is given.
+    errors
+        File or device for stderr.
+    killed_after
+        Number of receipts after which the process is killed.
     """
 
     def __init__(
@@ -97,7 +105,7 @@ class Command:
 def finished(
     *words: object, cwd: Path | None = None, environment: Mapping[str, str] = {}
 ) -> subprocess.CompletedProcess[str]:
-    """A command that ran to its end."""
+    """Run a command to its end and return the completed process."""
     with TemporaryDirectory() as folder:
         talk, errors = Path(folder, "talk"), Path(folder, "errors")
         command = Command(*words, cwd=cwd, talk=talk, errors=errors, environment=environment)
@@ -106,7 +114,7 @@ def finished(
 
 
 def kill_started() -> None:
-    """End what a test started and, as it failed, did not get to end."""
+    """Kill the commands that a failed test has left running."""
     while STARTED:
         command = STARTED.pop()
         command.kill()
@@ -114,7 +122,7 @@ def kill_started() -> None:
 
 
 def start_server() -> None:
-    """The process that forks; OpenMP reads its environment as torch is imported."""
+    """Start the process that forks, with one OpenMP thread: OpenMP reads its variables when torch is imported."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     CONTEXT.set_forkserver_preload(HEAVY)
@@ -128,8 +136,8 @@ def start_server() -> None:
 def run(
     words: list[str], cwd: str, talk: str, errors: str, environment: dict[str, str], killed_after: int | None
 ) -> None:
-    """In the new process: what ``python -m unetcli`` does there."""
-    current_process().daemon = False  # which would forbid workers
+    """Run ``unetcli`` in the forked process."""
+    current_process().daemon = False  # a daemon may not start workers
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -144,7 +152,7 @@ def run(
 
 
 def kill_after(receipts: int) -> None:
-    """Have this process killed as soon as it has written receipts of so many blocks, each at once."""
+    """Kill this process once it has written the given number of receipts, each of which is written immediately."""
     from unetcli.engine.receipts import DONE, Receipt, ReceiptBook
 
     add, done = ReceiptBook.add, count(1)

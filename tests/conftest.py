@@ -1,4 +1,4 @@
-"""Fixtures: a small model, the command line as a user calls it, the real data where it lies."""
+"""Fixtures: a small model, the command line as users call it, real data and a SLURM cluster."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from helpers import grey, write_model, write_zarr
 from hypothesis import settings
 from slurm.cluster import SlurmCluster, enter, require_slurm
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.register_profile("patient", deadline=None)  # tests must not fail on a busy machine
 settings.load_profile("patient")
 
 LONG_SECONDS = 3600
-"""A slow test may take that long: dozens of kills on a machine whose cores are shared."""
+"""Time limit of a slow test, which may kill dozens of processes on a machine with shared cores."""
 __all__ = ["grey", "write_model", "write_zarr"]
 
 
@@ -30,11 +30,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Set up this process, and with it all that tests start, before anything imports torch.
+    """Configure this process, and all processes that tests start, before torch is imported.
 
-    Threads of OpenMP sleep while they wait: where other processes share the cores, threads that spin made a prediction
-    take 10 s instead of 1 s. And Ctrl-C interrupts what tests start, also where a shell started them in the background,
-    deaf to it.
+    OpenMP threads sleep while they wait: with spinning threads, a prediction took 10 s instead of 1 s when other
+    processes used the cores. SIGINT is enabled, as a shell that starts the tests in the background disables it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -46,7 +45,7 @@ def pytest_report_header() -> str:
 
 
 def real_data() -> Path | None:
-    """The folder of real images: ``$UNETCLI_DATA``, else a ``shared/data`` beside the project."""
+    """Folder of real images: ``$UNETCLI_DATA``, or ``shared/data`` beside the project; None if it does not exist."""
     named = os.environ.get("UNETCLI_DATA")
     place = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
     return place if place.is_dir() else None
@@ -54,7 +53,7 @@ def real_data() -> Path | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
-    """End the Python processes that a test started and, as it failed, did not get to end."""
+    """Kill the Python processes that a failed test has left running."""
     started: list[subprocess.Popen[bytes]] = []
     begin = subprocess.Popen.__init__
 
@@ -92,7 +91,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unetcli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line in ``tmp_path``, as a user would."""
+    """Function that runs the command line in ``tmp_path``."""
 
     def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return commands.finished(*words, cwd=tmp_path, environment=environment)
@@ -102,7 +101,7 @@ def unetcli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """One SLURM cluster for all tests of this process, started by the first that needs it."""
+    """SLURM cluster for all tests of this process, started by the first test that needs it."""
     require_slurm()
     with SlurmCluster() as cluster:
         yield cluster
@@ -110,7 +109,7 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """The cluster, reachable from this process and from the commands it starts; its queue is empty afterwards."""
+    """The cluster, configured for this process and the commands it starts; jobs are cancelled after the test."""
     enter(slurm_cluster, monkeypatch)
     yield slurm_cluster
     slurm_cluster.cancel_all()

@@ -1,4 +1,4 @@
-"""What disks and people do to files."""
+"""Functions that damage files."""
 
 from __future__ import annotations
 

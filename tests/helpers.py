@@ -1,4 +1,4 @@
-"""Pieces that tests share: small random networks saved as models, volumes in temporary folders, plans for them."""
+"""Helpers for tests: small models with random weights, volumes, plans and outputs."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ SOURCES = Sources(volume="/in.zarr", volume_fingerprint="v", model="/model.safet
 
 PEAK = """
 def peak():
-    '''Peak memory of this process in bytes; getrusage would count its parent's, which it was forked from.'''
+    '''Peak memory of this process in bytes, unlike getrusage without that of the parent it was forked from.'''
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 """
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Look often until the condition holds.
+    """Wait until the condition holds.
 
     Raises
     ------
     TimeoutError
-        It did not within ``seconds``; the message quotes the line that waited.
+        The condition did not hold within ``seconds``; the message quotes the line that waited.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def write_model(folder: Path, *, dtype: str = "uint8", mean: float = 100.0, std: float = 50.0, **sizes: Any) -> Path:
-    """A model of random weights, seeded; its file. The defaults are tiny."""
+    """Write a model with seeded random weights, by default a tiny one, and return its file."""
     import torch
 
     from unetcli.model.network import UNet
@@ -81,7 +81,7 @@ def write_model(folder: Path, *, dtype: str = "uint8", mean: float = 100.0, std:
 
 
 def write_zarr(path: Path, values: NDArray[Any], chunks: tuple[int, ...] | None = None, **options: Any) -> Path:
-    """A plain Zarr v3 array."""
+    """Write a plain Zarr array, by default of format v3."""
     array = zarr.create_array(path, shape=values.shape, dtype=values.dtype, chunks=chunks or values.shape, **options)
     array[...] = values
     return path
@@ -93,14 +93,14 @@ def grey(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def plan_of(region: Box, **changes: Any) -> Plan:
-    """A plan of a network of depth 2 (context 20, alignment 4), small chunks and blocks; all of it can be changed."""
+    """Plan for a network of depth 2 (context 20, alignment 4) with small chunks and blocks, and with given changes."""
     dimensions = len(region.shape)
     lead = (1,) * (dimensions - 2)
     values: dict[str, Any] = {
         "axes": "tzyx"[-dimensions:],
         "extent": region.stop,
         "region": region,
-        "footprint": Architecture(depth=2).footprint().lifted(dimensions),
+        "footprint": Architecture(depth=2).footprint().expanded_to(dimensions),
         "tile": (*lead, 60, 60),
         "chunks": changes.get("write_chunks", (*lead, 8, 8)),
         "write_chunks": (*lead, 8, 8),
@@ -113,7 +113,7 @@ def plan_of(region: Box, **changes: Any) -> Plan:
 
 
 class Output:
-    """The image of a plan's probabilities, as a prediction makes, fills and closes it."""
+    """The image of a plan's probabilities, created, written and completed as by a prediction."""
 
     def __init__(self, path: Path | str, plan: Plan) -> None:
         self.path, self.plan = path, plan
@@ -145,7 +145,7 @@ class Output:
 def write_prediction(
     path: Path | str, values: NDArray[Any], chunks: tuple[int, ...], levels: int = 1, **changes: Any
 ) -> Path | str:
-    """A complete output of predict that holds ``values``: (t,) (z,) y, x, or with a leading axis of classes."""
+    """Write a complete output of predict with ``values``: (t,) (z,) y, x, optionally with a leading axis of classes."""
     axes = changes.pop("axes", "tzyx"[-len(chunks) :])
     stored = values if values.ndim > len(chunks) else values[np.newaxis]
     region = Box.of_shape(stored.shape[1:])

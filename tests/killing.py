@@ -1,34 +1,31 @@
 """Commands that kill themselves at a chosen change of a folder: by SIGKILL, before the system call or after it.
 
-One process has everything imported and forks for each command, so that a kill costs a fraction of a second.
+They are forks of the process that :mod:`commands` keeps ready, so that a kill costs a fraction of a second.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from places import ENVIRONMENT
+from commands import CONTEXT, start_server
 
 CALLS = ("link", "mkdir", "rename", "replace", "rmdir", "unlink")
-"""Of ``os``: whatever makes, moves or deletes a file goes through one of them."""
+"""Functions of ``os`` that create, move or delete files."""
 CHANCE = re.compile(r"[0-9a-f]{16}|(?<=/)[^/]+-\d+-[0-9a-f]{8}")
-"""What differs between the names of drafts, and between those of workers' files."""
+"""Random parts of the names of drafts and of workers' files."""
 BEFORE, AFTER = "before", "after"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A change to be killed at: ``call name``, chance as ``*``, the n-th of its kind from 0."""
+    """A change to kill at: ``call name`` with random parts as ``*``, and which of several equal changes, from 0."""
 
     change: str
     nth: int = 0
@@ -40,75 +37,40 @@ class Point:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """The end of a command."""
 
     code: int
-    """-9: killed."""
+    """Exit code; -9 if killed."""
     out: str
     talk: str
     points: list[Point]
-    """All changes that it made, as points to be killed before them."""
+    """All changes that the command made, as points to kill before."""
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """The process that forks."""
-
-    process: subprocess.Popen[str]
-
-    def run(self, place: Path, words: list[str], folder: str, kill: Point | None = None) -> Ended:
-        """Call ``unetcli`` in ``place``; changes of files whose path there begins with ``folder`` are watched."""
-        files = {name: f"{place}.{name}" for name in ("out", "talk", "changes")}
-        asked = {"place": str(place), "words": words, "folder": folder, "kill": kill and vars(kill), **files}
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-        code = int(self.process.stdout.readline())
-        out, talk, changes = (Path(file).read_text() for file in files.values())
-        seen = changes.splitlines()
-        points = [Point(change, seen[:number].count(change)) for number, change in enumerate(seen)]
-        return Ended(code, out, talk, points)
+def run(place: Path, words: list[str], folder: str, kill: Point | None = None) -> Ended:
+    """Run ``unetcli`` in ``place``; changes of files whose path there begins with ``folder`` are recorded."""
+    start_server()
+    files = [f"{place}.{name}" for name in ("out", "talk", "changes")]
+    process = CONTEXT.Process(target=run_here, args=(str(place), words, folder, kill, *files), daemon=True)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    out, talk, changes = (Path(file).read_text() for file in files)
+    seen = changes.splitlines()
+    return Ended(process.exitcode, out, talk, [Point(change, seen[:n].count(change)) for n, change in enumerate(seen)])
 
 
-@contextmanager
-def launcher() -> Iterator[Launcher]:
-    """A process that stands ready to fork."""
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield Launcher(process)
-        finally:
-            assert process.stdin
-            process.stdin.close()
-
-
-def serve() -> None:
-    """A command for each line of standard input, and its exit code as a line of standard output."""
-    import torch
-    import zarr
-
-    assert torch, zarr
-    for line in sys.stdin:
-        asked = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            run_here(asked)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-def run_here(asked: dict[str, Any]) -> NoReturn:
-    """The command, in this process, which ends with it."""
+def run_here(
+    place: str, words: list[str], folder: str, kill: Point | None, out: str, talk: str, changes: str
+) -> NoReturn:
+    """Run the command in this process, which ends with it."""
     from unetcli.cli import main
 
-    for number, name in ((1, "out"), (2, "talk")):
-        os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.chdir(asked["place"])
-    changes = os.open(asked["changes"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    watch(asked["folder"], changes, Point(**asked["kill"]) if asked["kill"] else None)
-    sys.argv = ["unetcli", *asked["words"]]
+    for number, name in ((1, out), (2, talk)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.chdir(place)
+    watch(folder, os.open(changes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), kill)
+    sys.argv = ["unetcli", *words]
     code: Any = 0
     try:
         main()
@@ -120,12 +82,12 @@ def run_here(asked: dict[str, Any]) -> NoReturn:
 
 
 def watch(folder: str, changes: int, kill: Point | None) -> None:
-    """Have every change below a folder, and of the folder, noted, and the process killed at one of them."""
+    """Record every change of a folder and below it, and kill this process at one of them."""
     start, seen = str(Path.cwd() / folder), list[str]()
 
     def wrapped(call: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def change(path: Any, *more: Any, **options: Any) -> Any:
-            made = more[0] if call in ("link", "replace") else path  # else what is moved or deleted counts
+            made = more[0] if call in ("link", "replace") else path  # the target, or the file moved or deleted
             name = place_of(made, options.get("dir_fd"))
             if not name.startswith(start) or "/workers/" in name:  # heartbeats come from a thread, at any time
                 return original(path, *more, **options)
@@ -148,10 +110,6 @@ def watch(folder: str, changes: int, kill: Point | None) -> None:
 
 
 def place_of(path: Any, folder: int | None) -> str:
-    """Where a path leads, from the current folder or an open one."""
+    """Return the absolute path of a file in the current or an open folder."""
     start = os.getcwd() if folder is None else os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH109, PTH115
     return os.path.normpath(os.path.join(start, os.fspath(path)))  # noqa: PTH118
-
-
-if __name__ == "__main__":
-    serve()

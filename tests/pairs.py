@@ -1,4 +1,4 @@
-"""Predictions and truths that tests of evaluation share, and evaluations of them."""
+"""Predictions and truths for tests of evaluate, and helpers to evaluate them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def without_intervals(scores: Mapping[str, Mapping[str, Any]]) -> Scores:
 
 
 def blobs(*shape: int, seed: int = 0, dtype: str = "uint16") -> NDArray[Any]:
-    """Objects that go through all axes, a few voxels thick, numbered."""
+    """Labels of connected objects that extend along all axes and are a few voxels thick."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.2, mode="wrap")
     return ndimage.label(noise > 0.12)[0].astype(dtype)
 
 
 def each_section(labels: NDArray[Any]) -> NDArray[Any]:
-    """The same voxels, every section labelled from 1."""
+    """Label the connected components of each section separately, starting from 1."""
     return np.stack([ndimage.label(section)[0] for section in labels > 0]).astype(labels.dtype)

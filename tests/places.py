@@ -1,4 +1,4 @@
-"""Places to run blocks at, each as a user would have it, and what tests ask about the blocks afterwards."""
+"""Executors for tests, each on a cluster as users have it, and functions that report which blocks were processed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.executors.slurm.request import SlurmRequest
 
 SECONDS = 120.0
-"""Deadline of whatever a test waits for; it is long, as the machine may be busy."""
+"""Time limit for waiting; it is long, as the machine may be busy."""
 TESTS = str(Path(__file__).parent)
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [TESTS, *sys.path]))}
 
@@ -42,21 +42,21 @@ def in_process(folder: Path) -> Iterator[Executor]:
 
 @contextmanager
 def local(folder: Path) -> Iterator[Executor]:
-    """A scheduler here, two workers of this host."""
+    """Scheduler in this process, with two workers on this host."""
     with local_workers(folder, 2) as cluster:
         yield DaskExecutor(cluster)
 
 
 @contextmanager
 def existing(folder: Path) -> Iterator[Executor]:
-    """A scheduler of others with workers that a user started by hand."""
+    """Existing scheduler, with two workers that were started by ``unetcli worker``."""
     with site(folder, workers=2) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
         yield DaskExecutor(cluster)
 
 
 @contextmanager
 def slurm(cluster: SlurmCluster, folder: Path) -> Iterator[Executor]:
-    """Job arrays on a cluster."""
+    """Job arrays on a SLURM cluster."""
     with pytest.MonkeyPatch.context() as patch:
         enter(cluster, patch)
         yield SlurmExecutor(request=SlurmRequest(mem="200M"), blocks_per_job=40, every=0.5)
@@ -65,7 +65,7 @@ def slurm(cluster: SlurmCluster, folder: Path) -> Iterator[Executor]:
 
 @dataclass
 class Site:
-    """A Dask scheduler as a process, and ``unetcli worker`` processes."""
+    """A Dask scheduler process and its ``unetcli worker`` processes."""
 
     folder: Path
     tls: Path
@@ -83,21 +83,21 @@ class Site:
 
 @contextmanager
 def site(folder: Path, workers: int) -> Iterator[Site]:
-    tls, told = folder / "certificate", folder / "scheduler.json"
+    tls, file = folder / "certificate", folder / "scheduler.json"
     if not tls.exists():
         write_certificate(tls)
-    told.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
     words = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
     words += ["--protocol", "tls", "--tls-ca-file", str(tls / "certificate.pem")]
     words += ["--tls-cert", str(tls / "certificate.pem"), "--tls-key", str(tls / "key.pem")]
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", *words, "--scheduler-file", str(told)]
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", *words, "--scheduler-file", str(file)]
     with (folder / "site-scheduler.log").open("wb") as log:
         environment = ENVIRONMENT | {"DASK_TEMPORARY_DIRECTORY": str(folder / "site")}
         scheduler = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     there = None
     try:
-        wait_for(lambda: scheduler.poll() is not None or (told.exists() and told.read_text()))
-        there = Site(folder, tls, scheduler, json.loads(told.read_text())["address"])
+        wait_for(lambda: scheduler.poll() is not None or (file.exists() and file.read_text()))
+        there = Site(folder, tls, scheduler, json.loads(file.read_text())["address"])
         for _ in range(workers):
             there.start_worker()
         yield there
@@ -108,22 +108,22 @@ def site(folder: Path, workers: int) -> Iterator[Site]:
 
 
 HERE: dict[str, Place] = {"in-process": in_process, "local": local, "existing": existing}
-"""Places whose workers end with their launcher."""
+"""Executors whose workers end with the launcher."""
 PLACES = [*HERE, "slurm"]
 
 
 def place_of(name: str, request: pytest.FixtureRequest) -> Place:
-    """The place of that name; ``slurm`` is the cluster that all tests of this process share."""
+    """Return the place of that name; ``slurm`` uses the cluster that all tests of this process share."""
     return partial(slurm, request.getfixturevalue("slurm_cluster")) if name == "slurm" else HERE[name]
 
 
 @contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
-    """Check that what ran meanwhile left no process, no temporary file and no certificate below the folder.
+    """Check that the block leaves no process, temporary file or certificate below the folder.
 
-    Children of earlier processes do not count: daemons of a SLURM cluster start and end some as they like.
+    Children of earlier processes are ignored, as the daemons of a SLURM cluster start and end some at any time.
     """
-    start_server()  # the tests' own, which starts with the first command of a process and stays
+    start_server()  # the server of the tests, which would else start with the first command and stay
     temporary = folder / "tmp"
     temporary.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -136,7 +136,7 @@ def nothing_left(folder: Path) -> Iterator[None]:
             wait_for(lambda: not set(psutil.Process().children()) - before)
         except TimeoutError as error:
             left = [process.cmdline() for process in set(psutil.Process().children()) - before]
-            raise AssertionError(f"still at work: {left}") from error
+            raise AssertionError(f"still running: {left}") from error
     assert list(temporary.iterdir()) == []
     assert list(folder.rglob("tls")) == []
 
@@ -157,14 +157,14 @@ def run(
 
 
 def done(folder: Path) -> dict[int, int]:
-    """How often each block was worked off."""
+    """Number of times that each block was processed."""
     return {
         int(path.stem.partition("-")[2]): len(path.read_text().splitlines()) for path in folder.glob("block-*.done")
     }
 
 
 def begun(folder: Path) -> dict[int, list[int]]:
-    """Processes that began each block."""
+    """Ids of the processes that began each block."""
     found = {}
     for path in folder.glob("begun-*"):
         found[int(path.name.partition("-")[2])] = [int(line) for line in path.read_text().splitlines()]

@@ -1,8 +1,8 @@
-"""The smallest step of the engine: it writes its input plus one. An example for whoever adds a step.
+"""A minimal step of the engine, which writes its input plus one: a template for new steps.
 
-A step is a plan (which block is where), paths (where the data lie now), and a class that computes a block, reads one
-back, makes the output and marks it complete. Executors, retries, receipts, locks, status, verify and repair are the
-engine's. ``unetcli.registry.STEPS`` makes a step known to the commands ``status`` and ``verify``.
+A step consists of a plan (the blocks), paths (where the data are now), and a class that computes a block, reads one
+back, creates the output and marks it complete. The engine provides executors, retries, receipts, locks, status, verify
+and repair. ``unetcli.registry.STEPS`` registers a step for the commands ``status`` and ``verify``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
 from unetcli.engine.levels import ImageStep
 from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.step import BlockResult, Change, StepPaths, attempt
+from unetcli.engine.step import BlockResult, Change, StepPaths, try_block
 from unetcli.planning.plan import BlockGrid, Stage
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes
 from unetcli.volumes.opening import open_volume
@@ -34,7 +34,7 @@ COMMAND = "plus-one"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Blocks that cover the input once; each is one chunk of the output."""
+    """Blocks that cover the input exactly once; each is one chunk of the output."""
 
     axes: str
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class PlusOne(ImageStep):
 
     @property
     def output(self) -> Place:
-        return place_of(self.paths.output)
+        return parse_place(self.paths.output)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -77,7 +77,7 @@ class PlusOne(ImageStep):
 
     def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
         for number in itertools.takewhile(lambda _: not stopping(), blocks):
-            yield attempt(number, functools.partial(self._add, number))
+            yield try_block(number, functools.partial(self._add, number))
 
     def _add(self, number: int) -> BlockResult:
         box = self.plan.grid.box(number)
@@ -97,7 +97,7 @@ class PlusOne(ImageStep):
         if not self.is_made():
             attributes = image_attributes(self.image.spec, self.output, self._source, {})
             self.image.create({**attributes, MARKER: {"complete": False, "kind": COMMAND}})
-            self.look_again()
+            self.clear_cache()
 
     def finish(self) -> None:
         self.mark(self.image, complete=True)
@@ -106,11 +106,11 @@ class PlusOne(ImageStep):
         self.mark(self.image, complete=False)
 
     def differences(self, frozen: Plan) -> list[str]:
-        return [] if same_data(frozen.source, self.plan.source) else ["the input is another"]
+        return [] if same_data(frozen.source, self.plan.source) else ["the input is different"]
 
     def input_changes(self) -> list[Change]:
         same = same_data(fingerprint(self._source), self.plan.source)
-        return [] if same else [Change(source="input", path=self.paths.source, what="holds other values")]
+        return [] if same else [Change(source="input", path=self.paths.source, what="has different values")]
 
     def moved(self, output: Place, device: str | None = None) -> PlusOne:
         return replace(self, paths=replace(self.paths, output=str(output)))
@@ -129,7 +129,7 @@ class PlusOne(ImageStep):
 def add_one(
     source: str, output: Path, options: RunOptions | None = None, stopping: Callable[[], bool] = bool
 ) -> RunOutcome:
-    """The command: resolve the request, then let the engine run it."""
+    """Resolve the request, then let the engine run the step."""
     volume = open_volume(source)
     if volume.dtype != np.uint8:
         raise UnetcliError(f"{source}: {volume.dtype}; expected uint8")

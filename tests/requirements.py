@@ -1,4 +1,4 @@
-"""Prints the requirements of a test lane, which follow from pyproject.toml: ``requirements.py newest|lowest``."""
+"""Print the requirements of a test lane, derived from pyproject.toml: ``requirements.py newest|lowest``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
-USED = [*PROJECT["dependencies"], *EXTRAS["s3"], *EXTRAS["tensorboard"]]
-TOOLS = [tool for tool in EXTRAS["test"] if not tool.startswith("unetcli")]
-PINS = dict(re.findall(r"^([\w.-]+)(==.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+USED = [*PYPROJECT["project"]["dependencies"], *EXTRAS["s3"], *EXTRAS["tensorboard"]]
+TOOLS = PYPROJECT["dependency-groups"]["test"]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text() + (ROOT / "tests/constraints.txt").read_text()
+PINS = dict(re.findall(r"^([\w.-]+)(==.+)$", CONSTRAINTS, re.MULTILINE))
 
 
 def newest() -> Iterator[str]:
-    """Whatever pyproject.toml allows, without torch."""
+    """Requirements of pyproject.toml without torch."""
     return (requirement for requirement in [*USED, *TOOLS] if name(requirement) != "torch")
 
 
 def lowest() -> Iterator[str]:
-    """The lower bounds. torch and the tools of the tests are as in constraints.txt."""
+    """Requirements pinned to their lower bounds; torch and the test tools are pinned as in the constraints files."""
     for requirement in USED:
         yield pinned(requirement) if name(requirement) == "torch" else re.sub(">=([^,]+).*", r"==\1", requirement)
     yield from map(pinned, TOOLS)

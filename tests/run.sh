@@ -1,12 +1,12 @@
 #!/bin/sh
-# All checks, in an environment of their own: style, types, tests. The tests of clusters start a real SLURM of their own
-# (Debian's slurm-wlm and munge); as root it is installed where it is missing, else those tests are skipped with the reason.
-#   sh tests/run.sh          the default tier
-#   sh tests/run.sh --all    the long tests too, then other versions of Python and of the libraries (tests/lanes.sh)
-# TEST_PROCESSES files are tested at a time (2). Each process starts a cluster and a browser of its own.
-# Other words go to pytest: sh tests/run.sh tests/test_plan.py
+# Run all checks (style, types, tests) in a separate environment. Cluster tests start their own SLURM cluster (Debian's
+# slurm-wlm and munge). If it is missing, root installs it; for other users those tests are skipped with the reason.
+#   sh tests/run.sh          default tests
+#   sh tests/run.sh --all    also slow tests, then other versions of Python and of the libraries (tests/lanes.sh)
+# The variable TEST_PROCESSES sets the number of parallel processes (default 2), each with its own cluster and browser.
+# All further arguments are passed to pytest: sh tests/run.sh tests/core/test_files.py
 set -eu
-extra=dev
+group=dev
 . "$(dirname "$0")/../examples/environment.sh"
 cd "$root"
 

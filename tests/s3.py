@@ -1,4 +1,4 @@
-"""A real S3 protocol server on loopback."""
+"""A server with the S3 protocol on the loopback interface."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import pytest
 
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket's URL; the environment names the server, for this process and those it starts."""
+    """Start a server and yield the URL of a bucket. Environment variables configure this process and its children."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # buckets outlive their server
+    urlopen(
+        Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    ).close()  # buckets persist across servers of a process
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
@@ -36,7 +38,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def forget_connections() -> None:
-    """fsspec keeps one connection for the same options, whatever the environment says now; Zarr's are left open."""
+    """Close the connections that fsspec caches by their options, ignoring the environment, and those left by Zarr."""
     import s3fs
     from fsspec.asyn import sync
     from zarr.core.sync import _get_loop

@@ -1,7 +1,7 @@
-"""Figures about the structure of the package: ``python tests/structure.py``.
+"""Measure the structure of the package: ``python tests/structure.py``.
 
-Prints modules, lines of code (without docstrings, comments and blank lines), functions over 50 lines, and circles of
-imports between packages. A function's length counts its lines of code, its signature included.
+Prints the number of modules and lines of code (without docstrings, comments and blank lines), functions over 50 lines,
+and import cycles between packages. The length of a function includes its signature.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOT_CODE = {
 
 
 def code_lines(text: str) -> set[int]:
-    """Numbers of the lines that hold code.
+    """Numbers of the lines that contain code.
 
     >>> sorted(code_lines('# why\\n\\ndef f():\\n    "A docstring."\\n    return 1  # one\\n'))
     [3, 5]
@@ -38,7 +38,7 @@ def code_lines(text: str) -> set[int]:
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:
-    """Numbers of the lines of docstrings, those of attributes included."""
+    """Numbers of the lines of docstrings, including those of attributes."""
     return {
         line
         for node in ast.walk(tree)
@@ -48,7 +48,7 @@ def docstring_lines(tree: ast.AST) -> set[int]:
 
 
 def functions(text: str) -> Iterator[tuple[str, int]]:
-    """Each function of a module with its lines of code."""
+    """Functions of a module with their number of lines of code."""
     lines = code_lines(text)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -56,7 +56,7 @@ def functions(text: str) -> Iterator[tuple[str, int]]:
 
 
 def modules() -> dict[str, str]:
-    """Text of every module, by its dotted name; a package goes by its own name."""
+    """Source text of all modules by dotted name; ``__init__`` modules have the name of their package."""
     return {
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path.read_text()
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -64,7 +64,7 @@ def modules() -> dict[str, str]:
 
 
 def imported(text: str, *, at_import: bool = False) -> set[str]:
-    """Dotted names of the package that a module imports; ``at_import``: only what its own import runs."""
+    """Dotted names that a module imports from the package; with ``at_import`` only imports at module level."""
     tree = ast.parse(text)
     nodes = ast.walk(tree) if not at_import else iter(tree.body)
     found: set[str] = set()
@@ -76,28 +76,28 @@ def imported(text: str, *, at_import: bool = False) -> set[str]:
     return found
 
 
-def room(name: str) -> str:
-    """The package that a module lies in; a module at the top is a room of its own.
+def package_of(name: str) -> str:
+    """Name of the package that contains a module; a top-level module counts as a package.
 
-    >>> room("unetcli.volumes.store"), room("unetcli.lazy")
+    >>> package_of("unetcli.volumes.store"), package_of("unetcli.lazy")
     ('volumes', 'lazy')
     """
     return name.split(".")[1] if "." in name else PACKAGE.name
 
 
-def arrows(texts: dict[str, str]) -> dict[str, set[str]]:
-    """The rooms that each room imports."""
+def package_imports(texts: dict[str, str]) -> dict[str, set[str]]:
+    """Packages that each package imports."""
     found: dict[str, set[str]] = {}
     for name, text in texts.items():
-        others = {room(other) for other in imported(text) if other in texts}
-        found.setdefault(room(name), set()).update(others - {room(name), PACKAGE.name})
+        others = {package_of(other) for other in imported(text) if other in texts}
+        found.setdefault(package_of(name), set()).update(others - {package_of(name), PACKAGE.name})
     return found
 
 
-def circles(edges: dict[str, set[str]]) -> list[set[str]]:
-    """Groups of rooms that import each other, directly or through others.
+def cycles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of packages that import each other, directly or indirectly.
 
-    >>> circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [{"b", "c"}]
+    >>> cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [{"b", "c"}]
     True
     """
     reached = {start: _reach(start, edges) for start in edges}
@@ -127,8 +127,8 @@ def main() -> None:
         for function, lines in functions(text):
             if lines > LONGEST_FUNCTION:
                 print(f"over {LONGEST_FUNCTION} lines: {name}.{function} ({lines})")
-    for group in circles(arrows(texts)):
-        print(f"circle of packages: {', '.join(sorted(group))}")
+    for group in cycles(package_imports(texts)):
+        print(f"import cycle: {', '.join(sorted(group))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A pytest plugin of the lanes and of CI, which count what passes and list what ran.
+"""Pytest plugin for the lanes and CI, which counts the tests that pass and lists those that ran.
 
 ``python -m pytest -p tests.tally --without-torch --at-least=1000 --ran=FILE``
 """
@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class WithoutTorch:
-    """Skips test modules and tests that fail because torch is missing. Every other failure stays a failure."""
+    """Skips test modules and tests that fail because torch is missing. Other failures remain failures."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(
@@ -52,7 +52,7 @@ class WithoutTorch:
 
 
 def needs_torch(call: pytest.CallInfo[object]) -> bool:
-    """Whether the import of torch failed, here or in a process that the test ran and whose error it raises."""
+    """Whether the import of torch failed, in this process or in one whose error the test raises."""
     error = call.excinfo.value if call.excinfo else None
     while error:
         if NO_TORCH in str(error) + str(getattr(error, "stderr", "")):
@@ -67,13 +67,13 @@ def skip(report: pytest.CollectReport | pytest.TestReport, path: Path) -> None:
 
 
 def forget(path: Path) -> None:
-    """Drop a module that pytest left half imported, so that its next import fails for the same reason."""
+    """Remove a partially imported module, so that its next import fails for the same reason."""
     for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) == str(path)]:
         del sys.modules[name]
 
 
 class Tally:
-    """Counts the tests that pass, and notes those that ran."""
+    """Counts the tests that pass and records those that ran."""
 
     def __init__(self, at_least: int, ran: Path | None) -> None:
         self.at_least, self.ran, self.passed = at_least, ran, set[str]()

@@ -1,7 +1,7 @@
-"""A task for executors: what it does to a block is written in files of its folder.
+"""Task for tests of executors, which is controlled by files in its folder and reports in other files.
 
-A file ``block-N.done`` gets a line for each time that block N was worked off. ``raise-N``, ``exit-N`` and ``kill-N``
-have the block raise, end its process, or kill it; ``slow`` holds the seconds that each block takes.
+It appends a line to ``block-N.done`` each time that block N is processed. With a file ``raise-N``, ``exit-N`` or
+``kill-N`` the block raises an exception, or ends or kills its process; ``slow`` contains the seconds per block.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _work(place: Path, block: int) -> None:
     with (place / f"begun-{block}").open("a") as file:
         file.write(f"{os.getpid()}\n")
     if (place / f"raise-{block}").exists():
-        raise ValueError(f"block {block} is told to\nfail")
+        raise ValueError(f"block {block} has to\nfail")
     if (place / f"exit-{block}").exists():
         os._exit(7)
     if (place / f"kill-{block}").exists():
@@ -44,15 +44,15 @@ def _work(place: Path, block: int) -> None:
 
 
 def nothing(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-    """No work: what is left is the cost of the executor."""
+    """Do nothing, to measure the cost of the executor."""
     return sum(not stopping() for _ in numbers(blocks))
 
 
 def show_surroundings(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-    """Writes what the worker process finds around it, one file per block."""
+    """Write the environment of the worker process to one file per block."""
     from unetcli.core.process import cpu_threads
 
-    time.sleep(0.2)  # so that each worker gets some
+    time.sleep(0.2)  # so that each worker gets blocks
     for block in numbers(blocks):
         names = ("CUDA_VISIBLE_DEVICES", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS")
         found = {name: os.environ.get(name) for name in names} | {"threads": cpu_threads()}

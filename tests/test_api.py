@@ -1,4 +1,4 @@
-"""The commands as functions."""
+"""The functions of ``unetcli.api``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REQUESTS: dict[str, type[Options]] = {
     "evaluate": EvaluateRequest,
     "plan": PlanRequest,
 }
-OF_A_TERMINAL = {"json", "dry_run", "config", "print_config"}
+TERMINAL_ONLY = {"json", "dry_run", "config", "print_config"}
 SCRIPT = """
 from unetcli import api
 
@@ -56,14 +56,15 @@ def test_a_script_trains_predicts_labels_and_evaluates(tmp_path: Path) -> None:
     write_zarr(tmp_path / "raw.zarr", grey(3, 120, 120))
     write_zarr(tmp_path / "labels.zarr", np.stack([disc] * 3).astype(np.uint8))
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_function_takes_the_options_of_its_command_with_their_defaults(name: str) -> None:
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    options = {option.name: option for option in command.params if option.name not in OF_A_TERMINAL}
+    options = {option.name: option for option in command.params if option.name not in TERMINAL_ONLY}
     parameters = inspect.signature(getattr(api, name)).parameters
     assert parameters.keys() == options.keys()
     for declared in options_of(REQUESTS[name]).values():
@@ -77,10 +78,10 @@ def test_a_function_takes_the_options_of_its_command_with_their_defaults(name: s
         assert f"{declared.name} : " in (getattr(api, name).__doc__ or "")
 
 
-def test_the_wheel_says_that_it_is_typed(tmp_path: Path) -> None:
+def test_the_wheel_contains_py_typed(tmp_path: Path) -> None:
     if int(version("setuptools").partition(".")[0]) < 77:
         pytest.skip("pyproject.toml asks for a newer setuptools")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):  # building leaves files beside the sources
+    for name in ("pyproject.toml", "README.md", "LICENSE"):  # copied, as building leaves files beside the sources
         shutil.copy(PROJECT / name, tmp_path)
     shutil.copytree(PROJECT / "unetcli", tmp_path / "unetcli", ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('.')"]

@@ -1,4 +1,4 @@
-"""What the README tells a user to run."""
+"""Tests of the examples that the README describes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -16,19 +17,19 @@ SHORT = {"STEPS": "40", "SAMPLE": "--size 128 --sections 3 --train-sections 4"}
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A small quickstart, run from another folder; its folder (with a blank in its name) and what it printed."""
+    """Small quickstart, run from another folder; returns its folder, whose name has a blank, and its output."""
     place = tmp_path_factory.mktemp("a place") / "quick start"
     return place, run(place, **SHORT)
 
 
-def disagreement(said: str) -> float:
-    found = re.search(r"pixel_disagreement +([0-9.]+)", said)
+def disagreement(output: str) -> float:
+    found = re.search(r"pixel_disagreement +([0-9.]+)", output)
     assert found
     return float(found[1])
 
 
 def run(place: Path, *, script: str = "quickstart.sh", words: tuple[Path, ...] = (), **chosen: str) -> str:
-    """Run it in the environment that the tests run in."""
+    """Run an example in the environment of the tests and return its output."""
     environment = {name: value for name, value in os.environ.items() if name != "UNETCLI_DATA"} | chosen
     done = subprocess.run(
         ["sh", ROOT / "examples" / script, *words, place],
@@ -43,24 +44,24 @@ def run(place: Path, *, script: str = "quickstart.sh", words: tuple[Path, ...] =
 
 
 def test_the_quickstart_segments_sections_that_training_did_not_see(quickstart: tuple[Path, str]) -> None:
-    place, said = quickstart
-    assert disagreement(said) < 0.2  # without any membrane 0.22
+    place, output = quickstart
+    assert disagreement(output) < 0.2  # 0.22 for a prediction without membranes
     assert (place / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert (place / "model" / "curves.png").exists()
-    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["model", "prediction", "picture"]
+    assert [line.split()[0] for line in output.splitlines()[-3:]] == ["model", "prediction", "picture"]
 
 
-def test_the_quickstart_run_again_finds_everything_done(quickstart: tuple[Path, str]) -> None:
-    place, said = quickstart
+def test_a_second_quickstart_finds_everything_done(quickstart: tuple[Path, str]) -> None:
+    place, output = quickstart
     before = (place / "model" / "model.safetensors").stat().st_mtime_ns
     again = run(place, **SHORT)
     assert (place / "model" / "model.safetensors").stat().st_mtime_ns == before
-    assert again == said
+    assert again == output
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_quickstart_as_the_readme_has_it_segments_well(tmp_path: Path) -> None:
+def test_the_quickstart_of_the_readme_segments_well(tmp_path: Path) -> None:
     assert disagreement(run(tmp_path / "quickstart")) < 0.10
 
 
@@ -73,8 +74,8 @@ def test_the_quickstart_on_real_sections(tmp_path: Path, data: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_cells_from_images_to_scores(tmp_path: Path, data: Path) -> None:
-    said = run(tmp_path / "cells", script="instances.sh", words=(data,), STEPS="150")
-    lines = [line for line in said.splitlines() if line.startswith(("| hela", "| psc"))]
+    output = run(tmp_path / "cells", script="instances.sh", words=(data,), STEPS="150")
+    lines = [line for line in output.splitlines() if line.startswith(("| hela", "| psc"))]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[:2] for row in rows] == [
         [name, method] for name in ("hela", "psc") for method in ("components", "distance", "probability")
@@ -82,3 +83,24 @@ def test_cells_from_images_to_scores(tmp_path: Path, data: Path) -> None:
     seg = {(row[0], row[1]): float(row[3]) for row in rows}
     assert min(seg["psc", "distance"], seg["psc", "probability"]) > 0.5
     assert seg["hela", "distance"] > seg["hela", "components"]
+
+
+def words(output: str) -> list[str]:
+    """Words of an output that do not depend on the sizes and the numbers of what it reports.
+
+    Three sections get a note on their intervals, more sections get a list of the worst.
+
+    >>> words("12 blocks of 1x512x512; 7.9 Mvoxels in 40 s")
+    ['block', 'voxel']
+    """
+    lines = [line for line in output.lower().splitlines() if not line.strip().startswith(("note:", "worst"))]
+    return [word.rstrip("s") for word in re.findall(r"[a-z_]{5,}", re.sub(r"\b[kmg](?=voxels)", "", " ".join(lines)))]
+
+
+@pytest.mark.timeout(1800)
+def test_the_output_that_the_pages_show_is_that_of_the_commands(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    """If it fails after a change of messages: ``python tests/pages.py quickstart``."""
+    pages.copy_inputs(quickstart[0], tmp_path)
+    for command, shown in [session for page in pages.PAGES for session in pages.sessions(page.read_text())]:
+        printed = pages.output_of(command, tmp_path)
+        assert words(printed) == words(shown), f"$ {command}\n{printed}"

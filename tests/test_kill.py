@@ -1,4 +1,4 @@
-"""Killed at any moment and run again: the same bytes as if nothing had happened."""
+"""Tests of killed commands, which give the same bytes after a rerun as without interruption."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def place(tmp_path: Path) -> Path:
 
 
 def start(place: Path, *words: str) -> Command:
-    """The command as a user types it. What it says goes to ``talk.txt``."""
+    """Start the command as a user would; its stderr goes to ``talk.txt``."""
     (place / "talk.txt").write_text("")
     return Command(*words, cwd=place, errors=place / "talk.txt")
 
 
 def predict(place: Path, *words: str) -> Command:
-    """float32 shows every bit."""
+    """Start predict, with float32 output as this shows every bit."""
     return start(place, "predict", "big.zarr", "--dtype", "float32", *words)
 
 
@@ -44,7 +44,7 @@ def files(store: Path) -> dict[str, bytes]:
 
 
 def computed(place: Path, store: str) -> list[int]:
-    """Blocks with a receipt, as often as they have one."""
+    """Blocks with a receipt, once for each receipt."""
     lines = [
         line for f in (place / f"{store}.run/predict/receipts").glob("*.txt") for line in f.read_text().splitlines()
     ]
@@ -53,7 +53,7 @@ def computed(place: Path, store: str) -> list[int]:
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path, rounds: int) -> None:
-    finished("--version")  # the process that forks is there
+    finished("--version")  # starts the process that forks
     started = time.monotonic()
     assert predict(place, "--output", "whole.zarr").wait() == 0
     whole_time = time.monotonic() - started
@@ -70,11 +70,11 @@ def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path
         assert code == 0, talk(place)
         if kills >= rounds:
             break
-        for path in ("big.pred.zarr", "big.pred.zarr.run"):  # too lucky: once more from the start
+        for path in ("big.pred.zarr", "big.pred.zarr.run"):  # finished after too few kills: start from the beginning
             subprocess.run(["rm", "-r", str(place / path)], check=True)
     whole = {name: content for name, content in files(place / "whole.zarr").items() if name.startswith("0/")}
-    ours = {name: content for name, content in files(place / "big.pred.zarr").items() if name.startswith("0/")}
-    assert ours == whole
+    found = {name: content for name, content in files(place / "big.pred.zarr").items() if name.startswith("0/")}
+    assert found == whole
     assert set(computed(place, "big.pred.zarr")) == set(range(SECTIONS))
     assert not list(place.rglob("*.partial"))
 
@@ -90,7 +90,7 @@ def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
     before = computed(place, "big.pred.zarr")
     assert 0 < len(before) < LONG
     assert predict(place).wait() == 0
-    assert sorted(computed(place, "big.pred.zarr")) == list(range(LONG))  # nothing was computed twice
+    assert sorted(computed(place, "big.pred.zarr")) == list(range(LONG))  # no block was computed twice
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
 )
 def test_an_interrupt_ends_with_130_and_leaves_no_lock(place: Path, words: str, folder: str, begun: str) -> None:
     write_zarr(place / "labels.zarr", grey(SECTIONS, SIDE, SIDE) // 128)
-    # Receipts wait for others for a second; a machine that finishes within it would leave nothing to interrupt.
+    # Receipts are written once a second; a machine that finishes within a second would leave nothing to interrupt.
     zarr.create_array(place / "endless.zarr", shape=(100_000, 60, 60), chunks=(1, 60, 60), dtype="uint8")
     process = start(place, *words.split())
     lock = place / folder / "lock"
@@ -115,11 +115,11 @@ def test_an_interrupt_ends_with_130_and_leaves_no_lock(place: Path, words: str, 
     assert "Traceback" not in talk(place)
 
 
-def test_a_second_launcher_names_the_first_and_a_dead_one_is_no_obstacle(place: Path) -> None:
+def test_a_second_launcher_names_the_first_and_the_lock_of_a_dead_one_is_taken(place: Path) -> None:
     first = predict(place)
     lock = place / "big.pred.zarr.run/predict/lock"
     wait_for(lock.exists)
-    first.send_signal(signal.SIGSTOP)  # alive, for as long as we like
+    first.send_signal(signal.SIGSTOP)  # keeps it alive
     second = predict(place)
     assert second.wait() == 1
     assert f"pid {first.pid}" in talk(place)

@@ -1,4 +1,4 @@
-"""The same blocks as a Dask array."""
+"""Lazy prediction as a Dask array gives the bytes of ``unetcli predict``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def written(**options: object) -> NDArray[np.generic]:
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 10_000, 2**26], ids=["a block a chunk", "some", "all in one"])
-def test_it_equals_what_predict_writes_to_the_byte(
+def test_a_lazy_prediction_equals_the_output_of_predict(
     model: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     write_zarr(Path("big.zarr"), grey(5, 70, 90), chunks=(2, 32, 32))
@@ -41,26 +41,26 @@ def test_it_equals_what_predict_writes_to_the_byte(
     assert np.array_equal(result.compute(), written(tile=68))
 
 
-def test_a_part_computes_only_its_blocks_and_travels_in_a_pickle(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_computes_only_its_blocks_and_can_be_pickled(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zarr(Path("big.zarr"), grey(6, 70, 90), chunks=(1, 32, 32))
     monkeypatch.setattr(lazy, "CHUNK_BYTES", 1)
     result = lazy.predict("big.zarr", device="cpu")
     assert result.numblocks == (6, 1, 1)
     part = pickle.loads(pickle.dumps(result))[4, 10:20]
     computed: list[int] = []
-    original = lazy.Group.__call__
+    original = lazy.BlockGroup.__call__
 
-    def counting(self: lazy.Group, numbers: NDArray[np.intp]) -> NDArray[np.generic]:
+    def counting(self: lazy.BlockGroup, numbers: NDArray[np.intp]) -> NDArray[np.generic]:
         computed.extend(numbers.flat)
         return original(self, numbers)
 
-    monkeypatch.setattr(lazy.Group, "__call__", counting)
+    monkeypatch.setattr(lazy.BlockGroup, "__call__", counting)
     assert np.array_equal(part.compute(), written()[4, 10:20])
     assert computed == [4]
 
 
 @pytest.mark.parametrize("kind", ["numpy", "zarr", "dask"])
-def test_any_array_will_do(model: Path, kind: str) -> None:
+def test_every_kind_of_array_is_accepted(model: Path, kind: str) -> None:
     values = grey(2, 41, 53)
     write_zarr(Path("big.zarr"), values)
     x = {"numpy": values, "zarr": zarr.open_array("big.zarr"), "dask": da.from_array(values, chunks=(1, 20, 30))}[kind]
@@ -77,12 +77,12 @@ def test_channels_and_classes_have_their_axes(tmp_path: Path) -> None:
     assert np.array_equal(result.compute(), written())
 
 
-def test_a_region_and_what_cannot_be_are_as_in_predict(model: Path) -> None:
+def test_regions_and_refusals_are_as_in_predict(model: Path) -> None:
     write_zarr(Path("big.zarr"), grey(2, 41, 53))
     part = lazy.predict("big.zarr", roi=((1, 2), (3, 30), (5, 50)), device="cpu")
     assert part.shape == (1, 27, 45)
     assert np.array_equal(part.compute(), written()[1:, 3:30, 5:50])
-    with pytest.raises(UnetcliError, match="nearest that would work"):
+    with pytest.raises(UnetcliError, match="nearest usable"):
         lazy.predict("big.zarr", tile=69)
     with pytest.raises(UnetcliError, match="expected a path"):
         lazy.predict([1, 2])

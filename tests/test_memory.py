@@ -1,4 +1,4 @@
-"""Memory does not grow with the volume."""
+"""Memory of a prediction does not grow with the volume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from helpers import PEAK, write_model
 MEASURE = """
 import sys
 from pathlib import Path
-from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 summary = predict_volume(PredictRequest(volume=sys.argv[1], model=Path("model"), device="cpu"))
@@ -24,9 +23,10 @@ print(peak() // 2**20)
 
 
 def peak_megabytes(place: Path, sections: int, side: int) -> int:
-    """Peak memory of predicting that many square sections, in a process of its own."""
+    """Peak memory of predicting some square sections in a separate process, in MiB."""
     name = f"big{sections}.zarr"
-    array = zarr.create_array(place / name, shape=(sections, side, side), chunks=(1, 512, 512), dtype="float32")
+    shape, chunks = (sections, side, side), (1, 512, 512)
+    array = zarr.create_array(place / name, shape=shape, chunks=chunks, dtype="float32", compressors=None)
     section = np.random.default_rng(0).normal(size=(side, side)).astype(np.float32)
     for number in range(sections):
         array[number] = np.roll(section, number)
@@ -41,7 +41,7 @@ def peak_megabytes(place: Path, sections: int, side: int) -> int:
     ids=["32 and 128 MB", "64 MB and 1 GB"],
 )
 def test_a_larger_volume_needs_the_same_memory(tmp_path: Path, side: int, few: int, many: int, more: int) -> None:
-    """It may be ``more`` megabytes, a third of what the larger one has in addition, or less."""
+    """At most ``more`` MiB are allowed: a third of the additional input, or less."""
     write_model(tmp_path / "model", depth=1, base_channels=1, dtype="float32")
     small, large = peak_megabytes(tmp_path, few, side), peak_megabytes(tmp_path, many, side)
     print(f"peak: {small} MB for {few} sections of {side} x {side}, {large} MB for {many}")

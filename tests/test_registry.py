@@ -1,4 +1,4 @@
-"""status of everything that is made of a store: labels, levels and evaluations beside the prediction, by real runs."""
+"""Tests of status and verify for all steps of a store (prediction, levels, labels, evaluation), with real runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from label.maps import blobs
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.runfolder import LABEL, RunFolder, claim
-from unetcli.engine.status import STATES, Status, Watcher
+from unetcli.engine.status import STATES, StageStatus, Status, Watcher
 from unetcli.engine.workers import read_beats
 from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
@@ -42,12 +42,13 @@ def _in_tmp_path(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def looks() -> dict[str, Status]:
     """A look at each step of the output."""
-    return {step.name: Watcher(step).look() for step in steps_of(OUTPUT)}
+    return {step.name: Watcher(step).status() for step in steps_of(OUTPUT)}
 
 
 def stages(found: Status) -> dict[str, int]:
     """Blocks done, by stage; the numbers of all others have to add up."""
-    for stage in [*found.stages, found]:
+    counted: list[StageStatus | Status] = [*found.stages, found]
+    for stage in counted:
         assert sum(getattr(stage, state) for state in STATES) == stage.blocks
     assert sum(stage.blocks for stage in found.stages) == found.blocks
     return {stage.name: stage.done for stage in found.stages}
@@ -63,38 +64,38 @@ def label(stopping: Callable[[], bool] = bool, **options: object) -> None:
 
 
 def small() -> None:
-    """27 blocks to label, and a level to make."""
+    """Prediction with 27 blocks to label and one level to build."""
     write_prediction(OUTPUT, blobs((3, 75, 90), 2, seed=7), (1, 16, 16), levels=2)
 
 
 def at_work(name: str) -> bool:
-    """Whether a worker told of finished blocks, and has others in hand."""
-    return any(beat.blocks and beat.in_hand for beat in read_beats(Path(f"{OUTPUT}.run/{name}/workers")).values())
+    """Return whether a worker has reported finished blocks and has others left."""
+    return any(beat.blocks and beat.blocks_left for beat in read_beats(Path(f"{OUTPUT}.run/{name}/workers")).values())
 
 
 def test_labels_are_shown_stage_by_stage() -> None:
     small()
-    told = []
+    done_by_stage = []
     for calls in (5, 40, 10**6):
         label(stopping=stop_after(calls))
         (found,) = looks().values()
-        told.append(stages(found))
+        done_by_stage.append(stages(found))
         assert (found.step, found.command, found.output) == ("instances", "label", f"{OUTPUT}/labels/instances")
         assert (found.complete, found.workers, found.failures) == (calls == 10**6, 0, [])
-    assert 0 < told[0]["find"] < 27
-    assert told[0]["merge"] == 0
-    assert (told[1]["find"], told[1]["merge"], told[1]["level"]) == (27, 1, 0)
-    assert 0 < told[1]["number"] < 27
-    assert told[2] == {"find": 27, "merge": 1, "number": 27, "level": told[2]["level"]}
-    assert told[2]["level"] > 0
+    assert 0 < done_by_stage[0]["find"] < 27
+    assert done_by_stage[0]["merge"] == 0
+    assert (done_by_stage[1]["find"], done_by_stage[1]["merge"], done_by_stage[1]["level"]) == (27, 1, 0)
+    assert 0 < done_by_stage[1]["number"] < 27
+    assert done_by_stage[2] == {"find": 27, "merge": 1, "number": 27, "level": done_by_stage[2]["level"]}
+    assert done_by_stage[2]["level"] > 0
     assert found.seconds_left == 0.0
 
 
-def test_a_worker_at_work_on_labels_is_counted_in_its_stage_and_a_killed_one_is_named() -> None:
+def test_a_worker_of_labels_is_counted_in_its_stage_and_a_killed_one_is_named() -> None:
     write_prediction(OUTPUT, blobs((40, 300, 310), 3), (1, 128, 128), levels=2)
     worker = Command("label", OUTPUT, "--block-voxels", "17000")
     wait_for(lambda: at_work("instances"))
-    worker.send_signal(signal.SIGSTOP)  # alive, for as long as we like
+    worker.send_signal(signal.SIGSTOP)  # keeps it alive
     (found,) = looks().values()
     stages(found)
     assert (found.workers, found.hosts, found.failures) == (1, 1, [])
@@ -118,7 +119,7 @@ def test_a_block_that_cannot_be_labelled_is_named(unetcli: CLI) -> None:
     assert (found.failed, stages(found)["find"]) == (
         2,
         25,
-    )  # the block of that chunk, and the one that looks over at it
+    )  # the block of that chunk, and its neighbour that reads across the border
     assert {failure.place[:12] for failure in found.failures if failure.place} == {"find: z 1:2,"}
     assert [stage.failed for stage in found.stages][1:] == [0] * (len(found.stages) - 1)
     done = unetcli("status", OUTPUT)
@@ -126,14 +127,14 @@ def test_a_block_that_cannot_be_labelled_is_named(unetcli: CLI) -> None:
     assert "the same label command continues" in done.stdout
 
 
-def test_all_that_is_made_of_a_store_is_shown_or_what_is_asked_for(unetcli: CLI) -> None:
+def test_all_steps_of_a_store_are_shown_or_the_requested_one(unetcli: CLI) -> None:
     write_zarr(Path("big.zarr"), grey(3, 150, 170), chunks=(1, 150, 170))
     predict_volume(PredictRequest(volume="big.zarr", device="cpu", levels=3))
     label(stopping=stop_after(1), name="cells")
     label(name="instances")
-    told = json.loads(unetcli("status", OUTPUT, "--json").stdout)
-    assert (told["step"], told["complete"], told["done"]) == ("predict", True, told["blocks"])
-    assert [(other["step"], other["complete"]) for other in told["others"]] == [
+    report = json.loads(unetcli("status", OUTPUT, "--json").stdout)
+    assert (report["step"], report["complete"], report["done"]) == ("predict", True, report["blocks"])
+    assert [(other["step"], other["complete"]) for other in report["others"]] == [
         ("cells", False),
         ("instances", True),
     ]
@@ -145,15 +146,15 @@ def test_all_that_is_made_of_a_store_is_shown_or_what_is_asked_for(unetcli: CLI)
         [OUTPUT, "--step", "cells"],
         [OUTPUT, "--run-folder", f"{OUTPUT}.run/cells"],
     ):
-        told = json.loads(unetcli("status", *words, "--json").stdout)
-        assert (told["step"], told["others"]) == ("cells", [])
+        report = json.loads(unetcli("status", *words, "--json").stdout)
+        assert (report["step"], report["others"]) == ("cells", [])
     done = unetcli("status", OUTPUT, "--step", "nuclei")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "no step nuclei; " in done.stderr
     assert done.stderr.endswith(" has predict, cells, instances\n")
 
 
-def test_an_evaluation_is_shown_until_it_has_told_its_scores(unetcli: CLI) -> None:
+def test_an_evaluation_is_shown_until_it_has_reported_its_scores(unetcli: CLI) -> None:
     small()
     truth = np.asarray(zarr.open_array(f"{OUTPUT}/0", mode="r")[...]) > 127
     write_zarr(Path("t.zarr"), truth.astype(np.uint8), chunks=(1, 16, 16))
@@ -171,9 +172,9 @@ def test_an_evaluation_is_shown_until_it_has_told_its_scores(unetcli: CLI) -> No
     assert (found.command, found.output, found.complete) == ("evaluate", OUTPUT, False)
     assert "the same evaluate command continues" in unetcli("status", OUTPUT).stdout
     watcher = Watcher(steps_of(OUTPUT)[0])
-    assert not watcher.look(wait=False).complete
+    assert not watcher.status(wait=False).complete
     evaluate_volume(request)
-    last = watcher.look(wait=False)
+    last = watcher.status(wait=False)
     assert (last.complete, last.done, last.voxels_done, last.seconds_left) == (True, found.blocks, found.voxels, 0.0)
     with pytest.raises(UnetcliError, match="is no run folder"):
         steps_of(OUTPUT)
@@ -198,13 +199,13 @@ def test_watching_labels_ends_when_they_are_complete() -> None:
     wait_for(lambda: talk.exists() and "\n" in talk.read_text())
     first = talk.read_text().splitlines()[0]
     assert first.startswith("instances: 3 of ") or "(find " in first
-    assert "nobody works on it" in first
+    assert "not running" in first
     label()
     assert watching.wait() == 0
     assert talk.read_text().endswith("blocks done; complete\n")
 
 
-def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_plan_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
     small()
     label()
     broken = Path(f"{OUTPUT}.run/broken")
@@ -220,14 +221,14 @@ def test_a_plan_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixt
         steps_of(OUTPUT)
 
 
-def test_a_worker_of_the_levels_is_seen() -> None:
+def test_a_worker_of_the_levels_is_counted() -> None:
     write_zarr(Path("big.zarr"), grey(3, 150, 170), chunks=(1, 150, 170))
     predict_volume(PredictRequest(volume="big.zarr", device="cpu", levels=3))
     (beat,) = read_beats(RunFolder.of(Path(OUTPUT)).workers).values()
     assert beat.blocks == looks()["predict"].blocks == 3 + stages(looks()["predict"])["level 1"]
 
 
-def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> None:
+def test_missing_labels_are_reported_and_do_not_hide_the_others(unetcli: CLI) -> None:
     write_zarr(Path("big.zarr"), grey(3, 150, 170), chunks=(1, 150, 170))
     request = PredictRequest(volume="big.zarr", device="cpu")
     predict_volume(request)
@@ -236,17 +237,17 @@ def test_labels_that_are_gone_are_said_and_hide_nothing_else(unetcli: CLI) -> No
     found = looks()
     assert (found["predict"].complete, found["predict"].gone) == (True, False)
     assert (found["instances"].complete, found["instances"].gone) == (False, True)
-    assert "it is gone; the same label command makes it anew" in unetcli("status", OUTPUT).stdout
+    assert "the same label command computes it again" in unetcli("status", OUTPUT).stdout
     done = unetcli("verify", OUTPUT)
-    assert (done.returncode, done.stdout) == (0, f"{OUTPUT}: 3 of 3 blocks are what was computed\n")
-    assert "labels/instances: gone; the same label command makes them anew" in done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{OUTPUT}: 3 of 3 blocks are intact\n")
+    assert "labels/instances: deleted; the same label command" in done.stderr
     assert unetcli("verify", OUTPUT, "--step", "instances").returncode == 1
     shutil.rmtree(OUTPUT)
     assert looks()["predict"].gone
 
 
 @pytest.mark.parametrize("name", ["big.pred.zarr", "plain"])
-def test_a_store_in_a_folder_called_labels_is_no_label_of_it(name: str) -> None:
+def test_a_store_in_a_folder_named_labels_does_not_count_as_labels(name: str) -> None:
     Path("labels").mkdir()
     small()
     label()

@@ -1,4 +1,4 @@
-"""The test of this project: tiles, blocks and mirrored edges do not show in the result."""
+"""The central property of this project: the result does not depend on tiles, blocks and mirrored edges."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from unetcli.model.network import UNet
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import Input, make_plan
 from unetcli.predict.predictor import Predictor, predict_blocks
-from unetcli.volumes.volume import UNNAMED, Volume
+from unetcli.volumes.volume import DEFAULT_AXES, Volume
 
 TOLERANCE = 2e-5
-SHAPE = (777, 1031)
+SHAPE = (401, 533)
 SETTINGS = replace(helpers.SETTINGS, dtype="float32", mean=0.0, std=1.0, threads=2)
 
 
@@ -37,7 +37,7 @@ def image() -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def whole(network: UNet, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The reference, with numpy's padding and one forward pass: nothing of ours but the network."""
+    """Reference result: numpy's padding and a single forward pass, without the code under test."""
     return whole_image(network, image)
 
 
@@ -51,7 +51,7 @@ def whole_image(network: UNet, image: NDArray[np.float32]) -> NDArray[np.float32
 
 
 def _pad_thin(image: NDArray[np.float32], margins: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """numpy.pad, which for an axis of 1 means "repeat"."""
+    """Reflect padding; an axis of one voxel is repeated, which ``numpy.pad`` with "reflect" refuses."""
     for axis, margin in enumerate(margins):
         width = [(0, 0)] * image.ndim
         width[axis] = margin
@@ -60,12 +60,12 @@ def _pad_thin(image: NDArray[np.float32], margins: list[tuple[int, int]]) -> NDA
 
 
 def plan_for(network: UNet, image: NDArray[Any], tile: int) -> Plan:
-    source = Input(axes=UNNAMED[image.ndim], extent=image.shape, chunks=image.shape, bytes_per_voxel=4)
+    source = Input(axes=DEFAULT_AXES[image.ndim], extent=image.shape, chunks=image.shape, bytes_per_voxel=4)
     return make_plan(source, Box.of_shape(image.shape), network.architecture, tile, SETTINGS, helpers.SOURCES)
 
 
 def predict(network: UNet, plan: Plan, image: NDArray[Any]) -> NDArray[np.float32]:
-    source = Volume(path="image", array=image, stored_axes=UNNAMED[image.ndim])
+    source = Volume(path="image", array=image, stored_axes=DEFAULT_AXES[image.ndim])
     result = np.full(plan.region.shape, np.nan, np.float32)
     for finished in predict_blocks(
         plan, Predictor(network, plan.settings, torch.device("cpu")), source, range(plan.blocks)
@@ -75,43 +75,43 @@ def predict(network: UNet, plan: Plan, image: NDArray[Any]) -> NDArray[np.float3
     return result
 
 
-@pytest.mark.parametrize("tile", [pytest.param(204, marks=pytest.mark.slow), 572, 700, 1228])
-def test_the_tile_does_not_show(
+@pytest.mark.parametrize("tile", [pytest.param(204, marks=pytest.mark.slow), 316, 572, 700, 1228])
+def test_the_result_does_not_depend_on_the_tile(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32], tile: int
 ) -> None:
     assert np.abs(predict(network, plan_for(network, image, tile), image) - whole).max() < TOLERANCE
 
 
-def test_the_smallest_tile_does_not_show_in_a_corner(
+def test_the_result_does_not_depend_on_the_smallest_tile_in_a_corner(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32]
 ) -> None:
-    region = Box((650, 900), SHAPE)
+    region = Box((310, 430), SHAPE)
     plan = replace(plan_for(network, image, 204), region=region, chunks=(1, 1), write_chunks=(1, 1))
     assert np.abs(predict(network, plan, image) - whole[region.slices]).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("block", [(100, 130), (64, 1031), (777, 77), (300, 300)])
-def test_the_block_does_not_show(
+@pytest.mark.parametrize("block", [(100, 130), (64, 533), (401, 77), (300, 300)])
+def test_the_result_does_not_depend_on_the_block(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32], block: tuple[int, int]
 ) -> None:
     plan = replace(plan_for(network, image, 572), chunks=(1, 1), write_chunks=(1, 1), block_shape=block)
     assert np.abs(predict(network, plan, image) - whole).max() < TOLERANCE
 
 
-def test_an_odd_region_equals_the_crop_of_the_whole(
+def test_a_region_of_odd_size_equals_the_crop_of_the_whole_result(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32]
 ) -> None:
-    region = Box((33, 501), (400, 1031))
+    region = Box((33, 201), (400, 533))
     plan = replace(
         plan_for(network, image, 316), region=region, chunks=(64, 64), write_chunks=(64, 64), block_shape=(128, 192)
     )
     assert np.abs(predict(network, plan, image) - whole[region.slices]).max() < TOLERANCE
 
 
-def test_the_paper_s_step_of_388_breaks_it(
+def test_the_paper_s_step_of_388_causes_seams(
     network: UNet, image: NDArray[np.float32], whole: NDArray[np.float32]
 ) -> None:
-    """Nobody is to "simplify" the step: neighbours would pool on different grids, and the seam is not small."""
+    """The reason for steps that are multiples of 2^depth: otherwise neighbouring tiles pool on different grids."""
     plan = plan_for(network, image, 572)
     plan = replace(plan, chunks=(1, 1), write_chunks=(1, 1), block_shape=(388, 388))
     pieces = np.empty(SHAPE, np.float32)
@@ -127,7 +127,7 @@ def test_the_paper_s_step_of_388_breaks_it(
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (5, 3), (13, 22), (90, 1), (200, 210)], ids=str)
-def test_images_smaller_than_a_tile_are_right(network: UNet, shape: tuple[int, int]) -> None:
+def test_images_smaller_than_a_tile_are_predicted_correctly(network: UNet, shape: tuple[int, int]) -> None:
     small = np.random.default_rng(9).normal(size=shape).astype(np.float32)
     expected = whole_image(network, small)
     for tile in (204, 572):
@@ -144,12 +144,12 @@ def test_sections_of_a_stack_are_predicted_one_by_one(network: UNet) -> None:
 def test_uint8_is_within_one_level_for_any_tile(network: UNet, image: NDArray[np.float32]) -> None:
     results = []
     for tile in (300, 700):
-        plan = plan_for(network, image, tile)
+        plan = plan_for(network, image[:260, :300], tile)
         predictor = Predictor(network, replace(plan.settings, dtype="uint8"), torch.device("cpu"))
-        source = Volume(path="image", array=image, stored_axes="yx")
+        source = Volume(path="image", array=image[:260, :300], stored_axes="yx")
         first = next(iter(predict_blocks(plan, predictor, source, [0])))
         assert first.values is not None
-        results.append(first.values[0, :512, :512].astype(int))
+        results.append(first.values[0].astype(int))
     assert np.abs(results[0] - results[1]).max() <= 1
 
 

@@ -1,9 +1,9 @@
 """The commands as functions: ``train``, ``predict``, ``label``, ``evaluate`` and ``plan``.
 
-Each takes what the command of its name takes, by the same names and with the same defaults, and returns what the
-command prints with ``--json``, as an object. Paths may be text or ``pathlib.Path``, though a type checker accepts only
-what the signature names. What the command line writes as text is a Python value here: ``tile=572`` (None: auto),
-``sections=(20, 25)``, ``roi=((0, 5), (512, None), (None, 1024))``, ``metrics=("pixels", "em")``, ``share=(0, 8)``,
+Each function takes the options of the command of the same name, with the same defaults, and returns as an object what
+the command prints with ``--json``. Paths may be ``str`` or ``pathlib.Path``, although a type checker accepts only the
+type in the signature. Values are Python objects instead of text: ``tile=572`` (None: auto), ``sections=(20, 25)``,
+``roi=((0, 5), (512, None), (None, 1024))``, ``metrics=("pixels", "em")``, ``share=(0, 8)``,
 ``setup=("module load cuda",)``. Like the commands, a call continues where an earlier one stopped.
 
     from unetcli import api
@@ -13,9 +13,9 @@ what the signature names. What the command line writes as text is a Python value
     api.label("big.pred.zarr", method="watershed")
     print(api.evaluate("big.pred.zarr", "truth.zarr").scores["em"]["rand_error"])
 
-Functions log to the logger ``unetcli``. What the user can put right raises :class:`UnetcliError`, whose message says
-what, where, and what would work; work that is left to do raises its subclass :class:`Incomplete` or is named in the
-summary.
+Functions log to the logger ``unetcli``. An error that the user can correct raises :class:`UnetcliError`; its message
+says what is wrong, where, and what would work. If work is left to do, its subclass :class:`Incomplete` is raised, or
+the summary says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
 from unetcli.core.errors import Incomplete, UnetcliError
-from unetcli.core.options import Declared, Options, options_of
+from unetcli.core.options import DeclaredOption, Options, options_of
 from unetcli.core.process import Signals, prepare
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.evaluate.request import EvaluateRequest
@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 
 
 def _by_keyword(request: Callable[P, Request]) -> Callable[[Callable[[Request], Result]], Callable[P, Result]]:
-    """From a function of a request to one of the request's options, which its signature and documentation list."""
+    """Decorate a function of a request so that it takes the request's options, and list them in its documentation."""
     assert isinstance(request, type)
     declared, signature = options_of(request), inspect.signature(request)
 
@@ -70,8 +70,8 @@ def _by_keyword(request: Callable[P, Request]) -> Callable[[Callable[[Request], 
     return decorate
 
 
-def _as_declared(value: Any, declared: Declared | None) -> Any:
-    """Text for a path where the option is one, and the other way round."""
+def _as_declared(value: Any, declared: DeclaredOption | None) -> Any:
+    """The value, converted between ``str`` and ``Path`` if the option has the other type."""
     kinds = set() if declared is None else {declared.kind, *get_args(declared.kind)}
     if isinstance(value, str) and Path in kinds and str not in kinds:
         return Path(value)
@@ -80,38 +80,41 @@ def _as_declared(value: Any, declared: Declared | None) -> Any:
 
 @_by_keyword(TrainRequest)
 def train(request: TrainRequest) -> TrainSummary | str:
-    """Train a network on images and their annotation, and keep the best one in ``output/model.safetensors``.
+    """Train a network on images and their labels, and save the best one as ``output/model.safetensors``.
 
-    Images and labels have the same axes and extent, (z, y, x), (y, x) or with t or c; labels are integers.
+    Images and labels have the same axes and extent: (y, x) or (z, y, x), optionally with t or c. Labels are integers.
 
     Returns
     -------
-    Steps done, the kept model and its figures on the held-out sections (fractions, from 0 to 1); with ``detach``, the
-    id of the SLURM job.
+    TrainSummary or str
+        Number of steps, path of the model, and its scores on the held-out sections (fractions from 0 to 1); with
+        ``detach``, the id of the SLURM job.
 
     Raises
     ------
     UnetcliError
         Images, labels or options do not fit; nothing has been written then.
     Incomplete
-        The SLURM job ended early: the same call submits another one, which continues.
+        The SLURM job ended early; the same call submits another one, which continues.
     """
     found = run_train(request)
     if found is None:
-        raise Incomplete(f"{request.output}: nothing is trained yet; the same call continues")
+        raise Incomplete(f"{request.output}: the job ended before any step was trained; the same call continues")
     return found
 
 
 @_by_keyword(PredictRequest)
 def predict(request: PredictRequest) -> PredictSummary:
-    """Write the foreground probability of every voxel of a volume into an OME-Zarr image.
+    """Write the foreground probability of every voxel of a volume to an OME-Zarr image.
 
-    The output has the volume's axes and voxel size, (z, y, x) or with t, and a channel axis for more than two classes;
-    uint8 stands for value / 255.
+    The output has the axes and voxel size of the volume, and a channel axis if there are more than two classes. A
+    probability stored as uint8 is value / 255.
 
     Returns
     -------
-    Blocks done, set aside and failed, and seconds taken. ``finished`` says whether anything is left to do.
+    PredictSummary
+        Number of blocks computed, blocks without a result and failed jobs, and the duration in seconds. ``finished`` is
+        False if anything is left to do.
 
     Raises
     ------
@@ -123,13 +126,15 @@ def predict(request: PredictRequest) -> PredictSummary:
 
 @_by_keyword(LabelRequest)
 def label(request: LabelRequest) -> LabelSummary:
-    """Number the objects of a prediction, in its ``labels/<name>``, with a table of objects beside the store.
+    """Label the objects of a prediction in its ``labels/<name>``, and write a table of objects beside the store.
 
-    Labels have the prediction's axes without channels, 0 is background; sizes are in voxels.
+    Labels have the prediction's axes without channels; 0 is background.
 
     Returns
     -------
-    Number of objects and their sizes, and seconds taken. ``complete`` says whether anything is left to do.
+    LabelSummary
+        Number of objects, their sizes in voxels, and the duration in seconds. ``complete`` is False if anything is left
+        to do.
 
     Raises
     ------
@@ -141,17 +146,18 @@ def label(request: LabelRequest) -> LabelSummary:
 
 @_by_keyword(EvaluateRequest)
 def evaluate(request: EvaluateRequest) -> Evaluation:
-    """Score a prediction against its truth, which has the prediction's axes and covers it.
+    """Score a prediction against its truth, which has the same axes and covers the prediction.
 
     Returns
     -------
-    Scores by metric and name, of all and of each section. Errors and overlaps are fractions from 0 to 1, information
-    is in bits, counts are in voxels or objects.
+    Evaluation
+        Scores by metric and name, over all sections and for each one. Errors and overlaps are fractions from 0 to 1,
+        information is in bits, counts are in voxels or objects.
 
     Raises
     ------
     unetcli.evaluate.evaluate.Unfinished
-        Blocks of a large evaluation are not counted yet: the same call continues.
+        Blocks of a large evaluation are not counted yet; the same call continues.
     UnetcliError
         Volumes or options do not fit.
     """
@@ -163,11 +169,13 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 
 @_by_keyword(PlanRequest)
 def plan(request: PlanRequest) -> PlanReport:
-    """What predicting a volume would take; nothing is written.
+    """Estimate the cost of predicting a volume; no output is written.
 
     Returns
     -------
-    Tiles and blocks (shapes in voxels), memory and files (bytes), and hours of one worker where its speed is known.
+    PlanReport
+        Shapes of tiles and blocks in voxels, memory and output in bytes, and the hours of one worker if its speed is
+        known.
 
     Raises
     ------
@@ -177,13 +185,19 @@ def plan(request: PlanRequest) -> PlanReport:
     return run_plan(request)
 
 
-# the same by a request, with progress and an orderly end, for the commands
+# The same functions for the commands: they take a request, report progress, and stop in an orderly way.
 
 
 def run_train(
     request: TrainRequest, progress: ProgressCallback = silent, signals: Signals | None = None
 ) -> TrainSummary | str | None:
-    """Train here, or as one SLURM job: then its id with ``detach``, and None where a launcher stops before any step."""
+    """Train in this process or as one SLURM job.
+
+    Returns
+    -------
+    TrainSummary, str or None
+        The id of the SLURM job with ``detach``; None if the launcher stopped before any step.
+    """
     if request.cluster not in ("local", "slurm"):
         raise UnetcliError(f"--cluster {request.cluster}: expected local or slurm")
     prepare()  # before torch is imported
@@ -202,7 +216,7 @@ def run_train(
 def run_predict(
     request: PredictRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
 ) -> PredictSummary:
-    """Predict all, one share, or close what shares have done; progress in voxels."""
+    """Predict a volume or one share of it, or complete the output of shares; progress is in voxels."""
     prepare()  # before torch is imported
     from unetcli.predict.run import close_run, predict_share, predict_volume
 
@@ -216,7 +230,7 @@ def run_predict(
 def run_label(
     request: LabelRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
 ) -> LabelSummary:
-    """Label, with progress in voxels."""
+    """Label a prediction; progress is in voxels."""
     from unetcli.label.run import label_volume
 
     return label_volume(request, progress, stopping, request)
@@ -225,7 +239,7 @@ def run_label(
 def run_evaluate(
     request: EvaluateRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
 ) -> Evaluation:
-    """Evaluate, with progress in voxels, and write no files."""
+    """Evaluate a prediction without writing files; progress is in voxels."""
     prepare()
     from unetcli.evaluate.evaluate import evaluate_volume
 
@@ -233,7 +247,13 @@ def run_evaluate(
 
 
 def require_writable(request: EvaluateRequest) -> None:
-    """Refuse before anything is scored what could not be written or drawn afterwards."""
+    """Check before scoring that the requested files can be written and the image can be opened.
+
+    Raises
+    ------
+    UnetcliError
+        A file to be replaced was not written by unetcli, or the image cannot be opened.
+    """
     from unetcli.core.files import require_replaceable
     from unetcli.volumes.opening import open_volume
 
@@ -246,7 +266,7 @@ def require_writable(request: EvaluateRequest) -> None:
 
 
 def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressCallback = silent) -> None:
-    """Write the table and the page asked for, with progress in sections."""
+    """Write the requested CSV table and HTML report; progress is in sections."""
     if request.csv:
         import csv
 
@@ -265,10 +285,10 @@ def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressC
 
 
 def run_plan(request: PlanRequest) -> PlanReport:
-    """Plan; with SLURM, a probe runs in a job, and the site is asked what it thinks of the request."""
+    """Plan a prediction; with SLURM, a probe runs in a job, and SLURM checks the options of the jobs."""
     prepare()  # before torch is imported, if it is
     from unetcli.predict.preview import PlanOptions, plan_volume
-    from unetcli.predict.probe import probe_in_job, request_accepted
+    from unetcli.predict.probe import check_by_slurm, probe_in_job
 
     prediction, on_slurm = request.prediction, request.cluster == "slurm"
     return plan_volume(
@@ -276,5 +296,5 @@ def run_plan(request: PlanRequest) -> PlanReport:
         prediction,
         PlanOptions(workers=request.workers, tile_seconds=request.tile_seconds, probe=request.probe),
         submit=probe_in_job(prediction) if on_slurm else None,
-        site=request_accepted(prediction) if on_slurm else None,
+        check_job=check_by_slurm if on_slurm else None,
     )

@@ -1,4 +1,4 @@
-"""predict as a Dask array: the same blocks, computed when they are looked at. For notebooks and viewers."""
+"""Lazy prediction as a Dask array, for notebooks and viewers: blocks are computed when they are needed."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
     from unetcli.predict.predictor import Predictor
 
 CHUNK_BYTES = 64 * 2**20
-"""About the largest chunk of the result; neighbouring blocks share one, so that the graph stays small."""
+"""Approximate limit for a chunk of the result; neighbouring blocks share a chunk, so that the graph stays small."""
 _one_at_a_time = threading.Lock()
 
 
 def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None, **options: Any) -> da.Array:
-    """Probabilities of a volume as a Dask array; nothing is computed or written yet.
+    """Class probabilities of a volume as a Dask array; nothing is computed or written yet.
 
     Parameters
     ----------
-    x : path, zarr array, NumPy array or Dask array
-        With the axes that :func:`unetcli.volumes.opening.open_volume` finds, or those named.
-    model : file or folder
-        As ``--model``; None looks in ``$UNETCLI_MODEL``, then in ``./model``.
-    axes : letters of t, c, z, y, x
-        Of an array without names; (z,) y, x by itself.
-    options
-        As of ``unetcli predict``: tile, dtype, device, precision, channel, normalise, nonfinite, sections, roi.
+    x : path, Zarr array, NumPy array or Dask array
+        The axes of a path are found as by :func:`unetcli.volumes.opening.open_volume`.
+    model : path of a model file or folder, optional
+        Default: ``$UNETCLI_MODEL``, else ``./model``.
+    axes : letters of t, c, z, y, x, optional
+        Axes of an array, in array order. Default: its dimension names, else y, x or z, y, x.
+    **options
+        Options of ``unetcli predict``: tile, dtype, device, precision, channel, normalise, nonfinite, sections, roi.
 
     Returns
     -------
-    (t,) (c,) (z,) y, x, uint8 unless ``dtype`` says otherwise
-        Equal to what ``unetcli predict`` with the same options writes, to the byte. Indices count from the start of
-        the region; c exists beyond two classes.
+    (t,) (c,) (z,) y, x, uint8 or the dtype in ``options``
+        The same bytes as ``unetcli predict`` writes with the same options. Indices start at the start of the region;
+        c exists if there are more than two classes.
 
     Raises
     ------
     UnetcliError
-        As ``unetcli predict`` would end with exit code 1.
+        Volume, model or options do not fit, as in ``unetcli predict``.
     """
     source, file = as_volume(x, axes), find_model(None if model is None else Path(model))
     plan = resolve_plan(PredictRequest(volume=source.path, **options), source, file, None)
@@ -62,11 +62,11 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
     several = plan.settings.outputs > 1
     groups = group_shape(plan)
     numbers = da.from_array(np.arange(plan.blocks).reshape(plan.grid.shape), chunks=groups)  # type: ignore[no-untyped-call]
-    sides = [merged(sides, n) for sides, n in zip(block_sides(plan), groups, strict=True)]
+    sides = [merged_sides(sides, n) for sides, n in zip(block_sides(plan), groups, strict=True)]
     if several:
         sides.insert(lead, (plan.settings.outputs,))
     result: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
-        Group(plan, source, str(file.absolute()), lead if several else None),
+        BlockGroup(plan, source, str(file.absolute()), lead if several else None),
         numbers,
         dtype=plan.settings.dtype,
         chunks=tuple(sides),
@@ -77,8 +77,8 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """Block numbers in, their voxels out; travels to Dask workers."""
+class BlockGroup:
+    """Function from block numbers to their voxels; it is pickled and sent to Dask workers."""
 
     plan: Plan
     source: Volume
@@ -92,7 +92,7 @@ class Group:
         first, last = plan.block(int(numbers.flat[0])).box, plan.block(int(numbers.flat[-1])).box
         shape = tuple(b - a for a, b in zip(first.start, last.stop, strict=True))
         values = np.empty((plan.settings.outputs, *shape), plan.settings.dtype)
-        with _one_at_a_time:  # the network uses all its threads, or the GPU, by itself
+        with _one_at_a_time:  # a single network uses all of its threads, or the GPU
             predictor = _loaded(self.model, plan.settings.device, plan.settings)
             for block in predict_blocks(plan, predictor, self.source, map(int, numbers.flat)):
                 if block.error is not None:
@@ -103,7 +103,18 @@ class Group:
 
 
 def as_volume(x: Any, axes: str | None) -> Volume:
-    """A path or an array as a volume."""
+    """Volume of a path or an array.
+
+    Parameters
+    ----------
+    x : path, Zarr array, NumPy array or Dask array
+    axes : letters of t, c, z, y, x, or None
+
+    Raises
+    ------
+    UnetcliError
+        ``x`` is neither a path nor an array, or the axes do not fit it.
+    """
     if isinstance(x, str | Path):
         return open_volume(x)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
@@ -115,7 +126,7 @@ def as_volume(x: Any, axes: str | None) -> Volume:
 
 
 class _Computed:
-    """A Dask array that is read like a stored one, in the thread that asks."""
+    """Dask array that is read like a stored array, in the calling thread."""
 
     def __init__(self, array: da.Array) -> None:
         self._array, self.shape, self.dtype = array, array.shape, array.dtype
@@ -135,16 +146,13 @@ def _loaded(model: str, device: str | None, settings: Any) -> Predictor:
 
 
 def block_sides(plan: Plan) -> list[tuple[int, ...]]:
-    """Extents of the blocks along each axis.
-
-    The last ones are cut to the region.
-    """
+    """Sides of the blocks along each axis, in voxels; the last block is cut to the region."""
     pairs = zip(plan.region.shape, plan.block_shape, strict=True)
     return [tuple(min(side, extent - at) for at in range(0, extent, side)) for extent, side in pairs]
 
 
 def group_shape(plan: Plan) -> tuple[int, ...]:
-    """Blocks along each axis that share a chunk: as many as ``CHUNK_BYTES`` hold, the last axes first."""
+    """Number of blocks along each axis that share a chunk of at most ``CHUNK_BYTES``; the last axes grow first."""
     held = math.prod(plan.block_shape) * plan.settings.outputs * np.dtype(plan.settings.dtype).itemsize
     shape = [1] * len(plan.grid.shape)
     for axis in reversed(range(len(shape))):
@@ -153,10 +161,10 @@ def group_shape(plan: Plan) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def merged(sides: Sequence[int], count: int) -> tuple[int, ...]:
-    """Every ``count`` neighbouring extents as one.
+def merged_sides(sides: Sequence[int], count: int) -> tuple[int, ...]:
+    """Sums of each ``count`` neighbouring sides.
 
-    >>> merged((4, 4, 4, 1), 3)
+    >>> merged_sides((4, 4, 4, 1), 3)
     (12, 1)
     """
     return tuple(sum(sides[at : at + count]) for at in range(0, len(sides), count))

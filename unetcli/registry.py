@@ -1,4 +1,4 @@
-"""The one module that knows every step: finds the runs of a store, for status and verify."""
+"""Registry of all steps; finds the runs of a store for ``status`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, is_remote, parent_of, place_of
+from unetcli.core.files import Place, is_remote, parent_of, parse_place
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.runfolder import EVALUATE, LABEL, MARKER, PREDICT, RunFolder, read_mark, require_format
 from unetcli.engine.step import Step
@@ -18,26 +18,26 @@ from unetcli.label.step import LabelStep
 from unetcli.predict.step import PredictStep
 
 STEPS: dict[str, type[Step]] = {PREDICT: PredictStep, LABEL: LabelStep, EVALUATE: EvaluateStep}
-"""Steps by the name that the marker of their run folder has."""
+"""Step classes by the name in the marker of their run folders."""
 log = logging.getLogger(__name__)
 
 
 def steps_of(output: str, named: Path | None = None, only: str | None = None) -> list[Step]:
-    """Every run that is on record for a store, in the order in which they are made.
+    """Return every run of a store, in the order in which the steps run.
 
     Parameters
     ----------
     output
         The store, or labels in it: ``big.pred.zarr/labels/instances``.
     named
-        The run folder that the user names.
+        The run folder, if the user names one.
     only
-        The step that is asked for.
+        The name of the only step to return.
 
     Raises
     ------
     UnetcliError
-        There is none.
+        There is no such run.
     """
     store, asked = store_and_step(output)
     only = only or asked
@@ -54,7 +54,9 @@ def steps_of(output: str, named: Path | None = None, only: str | None = None) ->
         sought = root if named else root / (only or PREDICT)
         made = any(read_mark(folder.path) for folder in folders(root))
         what = f"no plan of a run in {sought}" if made else f"{sought} is no run folder (no {MARKER})"
-        raise UnetcliError(f"{output}: {what}; predict, label and evaluate make one, --run-folder names another place")
+        raise UnetcliError(
+            f"{output}: {what}; predict, label and evaluate create one, --run-folder names another folder"
+        )
     wanted = [step for step in found if only in (None, step.name)]
     if not wanted:
         raise UnetcliError(f"{output}: no step {only}; {root} has {', '.join(step.name for step in found)}")
@@ -65,28 +67,32 @@ _ORDER = {PREDICT: 0, LABEL: 1, EVALUATE: 2}
 
 
 def store_and_step(output: str) -> tuple[Place, str | None]:
-    """The store that an output is, or that labels lie in, and the step that made those.
+    """Split the path of labels into the store that contains them and their name; any other path is a store.
 
     >>> store_and_step("s3://bucket/a.zarr/labels/cells"), store_and_step("s3://bucket/a.zarr")
     (('s3://bucket/a.zarr', 'cells'), ('s3://bucket/a.zarr', None))
     """
-    place = place_of(output)
+    place = parse_place(output)
     name, above = str(place).rpartition("/")[2], parent_of(place)
-    inside = str(above).rpartition("/")[2] == "labels" and not Path(f"{place}.run").exists()  # else a store of its own
-    return (parent_of(above), name) if inside else (place, None)
+    in_labels = str(above).rpartition("/")[2] == "labels"
+    is_store = Path(f"{place}.run").exists()  # a store of its own in a folder called labels
+    return (parent_of(above), name) if in_labels and not is_store else (place, None)
 
 
 def folders(root: Path) -> list[RunFolder]:
-    """A folder and those below it: wherever a run of the same store can be."""
+    """Return a folder and the run folders directly in it."""
     below = sorted(path.parent for path in root.glob(f"*/{MARKER}"))
     return [RunFolder(path) for path in dict.fromkeys([root, *below])]
 
 
 def step_in(folder: RunFolder, store: Place) -> Step | UnetcliError | None:
-    """The step whose folder it is; why it cannot be read; None if it is no run folder, or has no plan yet."""
+    """Open the step of a run folder.
+
+    Returns the error if it cannot be read, and None if the folder is no run folder or has no plan yet.
+    """
     try:
         mark = read_mark(folder.path)
-        if mark is None or mark.step not in STEPS:  # an earlier version had a step of its own for coarser levels
+        if mark is None or mark.step not in STEPS:  # earlier versions had a separate step for coarser levels
             return None
         require_format(folder.path, mark, "use that version")
     except UnetcliError as error:
@@ -103,7 +109,7 @@ def step_in(folder: RunFolder, store: Place) -> Step | UnetcliError | None:
 
 
 def output_at(step: Step, store: Place) -> Place:
-    """Where the output of a step is, as its store lies now."""
+    """Return the current path or URL of a step's output in its store."""
     if step.command != LABEL:
         return store
     return f"{store}/labels/{step.name}" if is_remote(store) else Path(store) / "labels" / step.name
@@ -112,27 +118,27 @@ def output_at(step: Step, store: Place) -> Place:
 def verify_output(
     request: VerifyRequest, report: ProgressCallback = silent, drain: Drain = lambda: bool
 ) -> list[Verification]:
-    """Compare what was made of an output, step by step, with its receipts, and as far as asked with its input.
+    """Compare the results of every step of an output with their receipts and, if requested, with the input.
 
-    ``drain`` is called before a repair computes; once what it returns is true, the blocks at work are the last ones.
+    ``drain`` is called before a repair computes; once the function it returns gives True, no further block is started.
 
     Raises
     ------
     UnetcliError
-        There is no output of unetcli, or nothing that says how it was made; or it cannot be repaired.
+        There is no output of unetcli, its run folder is missing, or it cannot be repaired.
     """
     steps = steps_of(str(request.output), request.run_folder, request.step)
-    telling = [step for step in steps if request.blocks or step.command != EVALUATE]
-    wanted = [telling[0], *(step for step in telling[1:] if not is_said_to_be_gone(step))] if telling else steps
+    checkable = [step for step in steps if request.blocks or step.command != EVALUATE]
+    wanted = [checkable[0], *(step for step in checkable[1:] if not warn_if_gone(step))] if checkable else steps
     return [
         verify_step(step.moved(step.output, request.device), replace(request, output=step.output), report, drain)
         for step in wanted
     ]
 
 
-def is_said_to_be_gone(step: Step) -> bool:
-    """Whether labels were deleted, which is said: what else there is can be looked at all the same."""
+def warn_if_gone(step: Step) -> bool:
+    """Return whether labels were deleted, and log a warning, so that the other steps can still be verified."""
     gone = step.command == LABEL and step.is_gone(step.ledger.refresh().done)
     if gone:
-        log.warning("%s: gone; the same label command makes them anew", step.output)
+        log.warning("%s: deleted; the same label command creates the labels again", step.output)
     return gone

@@ -34,7 +34,7 @@ class Windows:
 
     grey: torch.Tensor
     classes: torch.Tensor
-    raised: torch.Tensor
+    border_weight: torch.Tensor
 
     @classmethod
     def made_up(cls, device: torch.device) -> Windows:
@@ -51,7 +51,9 @@ class Windows:
         """Windows of the draws on the device: images, classes, weights."""
         return [
             [
-                part[..., : one.deformation.side(extent), : one.deformation.side(extent)].to(device, non_blocking=True)
+                part[..., : one.deformation.window_side(extent), : one.deformation.window_side(extent)].to(
+                    device, non_blocking=True
+                )
                 for one in draws
             ]
             for part, extent in zip(self.parts, (tile, output, output), strict=True)
@@ -103,13 +105,14 @@ def training_step(
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.99)
     image = torch.randn(1, 1, tile, tile, device=device).to(memory_format=torch.channels_last)
     target = torch.randint(2, (1, output, output), device=device)
-    weights = torch.ones(2, device=device)
+    border_weight, table = torch.zeros(1, output, output, device=device), torch.ones(256, device=device)
 
     def run() -> None:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = network(image)
         optimizer.zero_grad(set_to_none=True)
-        weighted_cross_entropy(logits.float(), target, weights).backward()  # type: ignore[no-untyped-call]
+        loss, weight = weighted_cross_entropy(logits, target, border_weight, table)
+        (loss / weight).backward()
         optimizer.step()
 
     return run

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.train.border import border_weights, cells_of
-from unetcli.train.settings import FAINTEST, TruthRules
+from unetcli.train.settings import NEGLIGIBLE, TruthRules
 from unetcli.train.targets import classes_of
 
 Labels = NDArray[np.integer]
@@ -75,9 +75,9 @@ def lean_sum(cells: NDArray[np.int32], numbers: Labels) -> NDArray[np.float64]:
 
 
 def difference(raised: NDArray[np.float32], both: NDArray[np.float64], wanted: Any, rules: TruthRules) -> float:
-    """The largest one to w0 exp(-(d1 + d2)^2 / (2 sigma^2)), where the exponential exceeds ``FAINTEST``."""
+    """The largest one to w0 exp(-(d1 + d2)^2 / (2 sigma^2)), where the exponential exceeds ``NEGLIGIBLE``."""
     exponential = np.exp(-(both**2) / (2 * rules.sigma**2))
-    seen = wanted & (exponential > FAINTEST)
+    seen = wanted & (exponential > NEGLIGIBLE)
     return float(np.abs(raised - rules.w0 * exponential)[seen].max(initial=0))
 
 

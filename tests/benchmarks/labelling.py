@@ -1,11 +1,11 @@
-"""What labelling costs: merging many objects, finding and numbering them. Run it by hand:
+"""Benchmark of labelling: merging many objects, and finding them. Run by hand:
 
     python tests/benchmarks/labelling.py merge --objects 10000000 [--method watershed]
     python tests/benchmarks/labelling.py find [--method watershed] [--three-d]
 
-``merge`` writes the tables of a volume made of equal blocks (found once, with the objects that cross its faces, and
-shifted) to a temporary folder, and merges them from there as a run does. Peak memory is that of a process that does
-nothing else. ``find`` measures voxels a second of one core on blobs.
+``merge`` writes the tables of a volume of equal blocks to a temporary folder, and merges them from there as a run does.
+The block is labelled once, with the objects that cross its faces, and its tables are shifted. Peak memory is that of a
+process that does nothing else. ``find`` measures voxels per second of one core on blobs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unetcli.label.merging import LabelFiles, merge
 from unetcli.label.plan import LabelPlan, Settings
 
 SIDE = 512
-"""Of a square block."""
+"""Side of a square block."""
 
 
 def main() -> None:
@@ -37,15 +37,15 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=10**7)
     parser.add_argument("--method", default="components")
     parser.add_argument("--three-d", action="store_true")
-    asked = parser.parse_args()
-    if asked.what == "merge":
-        measure_merging(asked.objects, asked.method)
+    options = parser.parse_args()
+    if options.what == "merge":
+        measure_merging(options.objects, options.method)
     else:
-        measure_finding(asked.method, asked.three_d)
+        measure_finding(options.method, options.three_d)
 
 
 def blobs(shape: tuple[int, ...], sigma: float, wrap: bool = False) -> NDArray[np.uint8]:
-    """A probability map of blobs, about half of it foreground."""
+    """Probability map of blobs; about half of it is foreground."""
     noise = np.random.default_rng(2015).standard_normal(shape).astype(np.float32)
     smooth = ndimage.gaussian_filter(noise, sigma, mode="wrap" if wrap else "reflect")
     return (255 * np.clip(0.5 + smooth / smooth.std() / 4, 0, 1)).astype(np.uint8)
@@ -69,7 +69,7 @@ def plan_of(shape: tuple[int, ...], block: tuple[int, ...], **settings: Any) -> 
 
 
 def shifted(base: Arrays, by: tuple[int, int], side: int) -> Arrays:
-    """Tables of the middle one of 3 x 3 blocks, as those of a block ``by`` further on in a volume ``side`` wide."""
+    """Shift the tables of the middle one of 3 x 3 blocks by ``by``, in a square volume with this side."""
     moved = dict(base)
     for name in ("first", "names", "order"):
         if name in base:
@@ -109,7 +109,7 @@ def measure_finding(method: str, three_d: bool) -> None:
     shape = (160, 160, 160) if three_d else (1, 2048, 2048)
     values = blobs(shape, 6 if three_d else 8)
     plan = plan_of(shape, shape, method=method, three_d=three_d, connectivity=6 if three_d else 4)
-    for _ in range(2):  # the first also loads machine code
+    for _ in range(2):  # the first also loads compiled code
         started = time.perf_counter()
         found = find_objects(plan, 0, lambda box: values[box.slices], lambda box: values[box.slices])
         seconds = time.perf_counter() - started

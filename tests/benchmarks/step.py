@@ -97,7 +97,7 @@ def compare(training: Training, place: Path, steps: int, rounds: int) -> None:
 def bare_once(learner: Learner, batch: Batch) -> None:
     """Forward, backward, optimiser."""
     with autocast(learner.device, learner.config.precision):
-        logits = learner.network(batch.images, batch.keep)
+        logits = learner.network(batch.images, batch.dropout_mask)
     total, weight = weighted_cross_entropy(logits, batch.classes, batch.border_weight, learner.table)
     learner.optimizer.zero_grad(set_to_none=True)
     (total / weight).backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-// Checks of a page, for people who do not see it well or use no mouse; each returns what falls short.
+// Accessibility checks of a page; each returns the elements that fail.
 
 function channels(text) {
   const [r, g, b, a = 1] = text.match(/[\d.]+/g).map(Number);
@@ -19,7 +19,7 @@ function groundOf(element) {
   return chain.reduce((below, each) => over(channels(getComputedStyle(each).backgroundColor), below), [255, 255, 255]);
 }
 
-// Texts whose contrast is below 4.5, and how many there are in all.
+// Texts with a contrast below 4.5, and the number of all texts.
 function poorContrast() {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), poor = [];
   let seen = 0;

@@ -1,4 +1,4 @@
-"""A browser, a report of each kind, and pages that tell whatever goes wrong on them."""
+"""A browser, a report of each kind, and pages whose errors fail the test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: dict[str, Callable[[Path], Evaluation]] = {
 
 @dataclass
 class Opened:
-    """A page, and all that went wrong on it or left the file."""
+    """A page, with its errors and the requests to other files."""
 
     page: Any
     failures: list[str]
@@ -33,9 +33,9 @@ class Opened:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium; where there is none the test is skipped, or fails if ``UNETCLI_REQUIRE_BROWSER`` is set."""
+    """Chromium. Without it the test is skipped, or fails if ``UNETCLI_REQUIRE_BROWSER`` is set."""
     if not os.environ.get("UNETCLI_REQUIRE_BROWSER"):
-        pytest.importorskip("playwright", reason="needs playwright: pip install '.[test]'")
+        pytest.importorskip("playwright", reason="needs playwright: pip install --group test")
         if not CHROMIUM.exists():
             pytest.skip(f"needs a browser at {CHROMIUM}: apt-get install chromium")
     from playwright.sync_api import sync_playwright
@@ -48,7 +48,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report of each kind; that of em with images behind the errors."""
+    """A report of each kind; the one of em also has images."""
     found = {}
     for kind, evaluate in KINDS.items():
         folder = tmp_path_factory.mktemp(kind)
@@ -63,7 +63,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def opened(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
-    """Opens the report of a kind; in the end nothing may have gone wrong, and nothing asked for."""
+    """Open the report of a kind; fails at the end if the page had errors or requested other files."""
     pages: list[Opened] = []
 
     def open_(kind: str, **options: Any) -> Any:
@@ -77,11 +77,11 @@ def opened(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
     yield open_
     for one in pages:
         one.page.close()
-    assert [trouble for one in pages for trouble in one.failures] == []
+    assert [failure for one in pages for failure in one.failures] == []
 
 
 def watch(one: Opened) -> None:
-    one.page.on("console", lambda said: one.failures.append(said.text))
+    one.page.on("console", lambda message: one.failures.append(message.text))
     one.page.on("pageerror", lambda error: one.failures.append(str(error)))
     one.page.on("request", lambda sent: require_inside(sent.url, one.failures))
 

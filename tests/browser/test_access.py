@@ -1,4 +1,4 @@
-"""The report for people who do not see it well, or use no mouse: the checks that matter most of WCAG 2.2."""
+"""Accessibility of the report: the most important checks of WCAG 2.2, such as contrast, names and keyboard use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ CHECKS = (Path(__file__).parent / "checks.js").read_text()
 
 
 def checked(page: Any, check: str) -> Any:
-    """What one of the checks finds."""
+    """Result of one of the checks in ``checks.js``."""
     return page.evaluate(f"(() => {{ {CHECKS}; return {check}; }})()")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_text_stands_out_from_its_ground(opened: Open, kind: str, theme: str) -> None:
+def test_every_text_has_enough_contrast(opened: Open, kind: str, theme: str) -> None:
     found = checked(opened(kind, color_scheme=theme), "poorContrast()")
     assert found["seen"] > 100
     assert found["poor"] == []
@@ -59,7 +59,7 @@ def test_everything_that_can_be_clicked_can_be_reached_by_key(opened: Open) -> N
     assert page.evaluate("document.activeElement.id") == "main"
 
 
-def test_what_is_focused_is_outlined(opened: Open) -> None:
+def test_focused_elements_are_outlined(opened: Open) -> None:
     page = opened("em")
     for _ in range(4):
         page.keyboard.press("Tab")
@@ -68,21 +68,21 @@ def test_what_is_focused_is_outlined(opened: Open) -> None:
 
 @pytest.mark.parametrize("viewport", [{"width": 1280, "height": 900}, {"width": 390, "height": 844}])
 def test_controls_are_large_enough_to_hit(opened: Open, viewport: dict[str, int]) -> None:
-    """24 pixels either way, as WCAG 2.2 (2.5.8) asks for."""
+    """At least 24 x 24 pixels, as WCAG 2.2 (2.5.8) requires."""
     page = opened("cells", viewport=viewport)
     assert checked(page, "tooSmall(24)") == []
 
 
 def test_a_change_of_section_is_announced(opened: Open) -> None:
     page = opened("cells")
-    told = page.locator("#told")
-    assert told.get_attribute("aria-live") == "polite"
-    before = told.inner_text()
+    status = page.locator("#status")
+    assert status.get_attribute("aria-live") == "polite"
+    before = status.inner_text()
     page.click("#next")
-    assert told.inner_text() != before
+    assert status.inner_text() != before
 
 
-def test_the_file_says_itself_that_it_asks_for_nothing(reports: dict[str, Path]) -> None:
+def test_the_file_needs_and_allows_no_external_requests(reports: dict[str, Path]) -> None:
     text = reports["em"].read_text()
     assert "default-src 'none'" in text
     assert "http://" not in text

@@ -1,4 +1,4 @@
-"""The report in a real browser, as a person meets it."""
+"""The report in a real browser, as a user sees it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shot(page: Page, where: str = "#panes canvas") -> bytes:
 
 
 def settled(page: Page, before: bytes) -> bytes:
-    """The picture, once it is another one than before."""
+    """Screenshot of the picture, once it differs from ``before``."""
     for _ in range(100):
         after = shot(page)
         if after != before:
@@ -57,7 +57,7 @@ def test_every_image_decodes_to_its_size(opened: Open, kind: str) -> None:
 
 
 def test_what_is_painted_is_what_was_scored(opened: Open, reports: dict[str, Path]) -> None:
-    """The threshold of the page cuts as ours does: its wrong pixels are the score's."""
+    """The page applies the threshold as the scores do: it finds the same number of wrong pixels."""
     page = opened("em")
     page.locator("#view-difference").check(force=True)
     counted = page.evaluate(
@@ -87,7 +87,7 @@ def test_sections_are_stepped_by_buttons_keys_and_choice(opened: Open) -> None:
     page.keyboard.press("ArrowLeft")
     assert at.input_value() == "1"
     at.select_option("0")
-    assert "1 of 3" in page.locator("#told").inner_text()
+    assert "1 of 3" in page.locator("#status").inner_text()
 
 
 def test_stepping_shows_another_picture(opened: Open) -> None:

@@ -1,4 +1,4 @@
-"""The command line as a user or a script meets it."""
+"""The command line as users and scripts see it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,22 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert done.stdout.splitlines()[-1].split() == ["LOADED"]
 
 
+@pytest.mark.parametrize("command", ["predict", "train"])
+def test_help_of_a_command_does_not_import_pydantic(command: str) -> None:
+    """Typer checks values with pydantic, and its import would double the time of help."""
+    program = [sys.executable, "-c", PROBE.format(heavy=("pydantic",)), command, "--help"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["LOADED"]
+
+
 def test_the_list_of_commands_cuts_no_sentence_off(unetcli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    told = unetcli("--help", COLUMNS="80").stdout.partition("Commands:")[2]
-    assert len(told.splitlines()) > 10
-    assert "..." not in told
+    commands = unetcli("--help", COLUMNS="80").stdout.partition("Commands:")[2]
+    assert len(commands.splitlines()) > 10
+    assert "..." not in commands
 
 
 def complete(shell: str, line: str) -> str:
-    """What a shell is offered at the end of a line, by the protocol that its script speaks."""
+    """Completions of a command line, in the protocol of a shell."""
     variables = {
         "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)},
         "zsh": {"_TYPER_COMPLETE_ARGS": line},
@@ -110,7 +118,7 @@ def test_the_three_lines_work_one_after_the_other(unetcli: Run, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "text"),
     [
         (("predict", "missing.zarr"), 1, "missing.zarr"),
         (("predict", "big.zarr", "--model", "nowhere"), 1, "nowhere"),
@@ -119,20 +127,20 @@ def test_the_three_lines_work_one_after_the_other(unetcli: Run, tmp_path: Path) 
         (("predict", "big.zarr", "--sections", "3"), 1, "A:B"),
         (("predict", "big.zarr", "--no-such-option"), 2, "no-such-option"),
         (("evaluate", "big.zarr", "missing.tif"), 1, "missing.tif"),
-        (("evaluate", "big.zarr", "big.zarr", "--metrics", "dice"), 1, "cells or voi"),
+        (("evaluate", "big.zarr", "big.zarr", "--metrics", "dice"), 1, "pixels,em,cells,voi"),
         (("train", "big.zarr", "missing.tif", "--output", "new"), 1, "missing.tif"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_bad_input_gets_one_line_and_its_code(
-    unetcli: Run, tmp_path: Path, words: tuple[str, ...], code: int, told: str
+    unetcli: Run, tmp_path: Path, words: tuple[str, ...], code: int, text: str
 ) -> None:
     write_model(tmp_path / "model", depth=3)
     write_zarr(tmp_path / "big.zarr", grey(2, 30, 30))
     before = sorted(tmp_path.rglob("*"))
     done = unetcli(*words)
     assert done.returncode == code, done.stderr
-    assert told in done.stderr
+    assert text in done.stderr
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
     if code == 1:
@@ -140,17 +148,17 @@ def test_bad_input_gets_one_line_and_its_code(
         assert done.stderr.startswith("unetcli: ")
 
 
-def test_a_bug_of_ours_ends_with_its_traceback_and_70(tmp_path: Path) -> None:
+def test_a_bug_ends_with_its_traceback_and_70(tmp_path: Path) -> None:
     code = (
         "import unetcli.predict.run\n"
-        "def broken(*_): raise ZeroDivisionError('ours')\n"
+        "def broken(*_): raise ZeroDivisionError('a bug')\n"
         "unetcli.predict.run.predict_volume = broken\n"
         "import sys; sys.argv = ['unetcli', 'predict', 'x']\n"
         "from unetcli.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 70
-    assert "ZeroDivisionError: ours" in done.stderr
+    assert "ZeroDivisionError: a bug" in done.stderr
     assert "bug" in done.stderr
 
 
@@ -164,6 +172,13 @@ def test_a_full_disk_ends_with_one_line(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "unetcli: big.pred.zarr/0: No space left on device\n")
+
+
+def test_a_system_without_file_locks_ends_with_one_line() -> None:
+    code = "import sys; sys.modules['fcntl'] = None; sys.argv = ['unetcli', 'info']; import unetcli.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "Windows" in done.stderr
 
 
 def test_quiet_says_nothing_and_json_is_all_there_is_on_stdout(unetcli: Run, tmp_path: Path) -> None:

@@ -27,15 +27,15 @@ from unetcli.core.records import to_toml
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = {str(info.callback.__name__): info.callback for info in app.registered_commands if info.callback}
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "scripts.md").read_text()
 HEAVY = ("numpy", "torch", "zarr", "scipy", "matplotlib")
 EXAMPLES = {"pair": [["a.tif", "b.tif"], ["c.zarr", "d.zarr"]]}
-"""Of what an annotation cannot tell."""
+"""Values for options whose annotation does not describe them."""
 PAIR = ("raw.tif", "labels.tif")
 
 
 def unresolved() -> typer.Typer:
-    """The commands with options printed as they came in: train prints what it makes of them, which needs images."""
+    """The commands, with train printing the options given: the real one resolves defaults, which needs images."""
     plain = typer.Typer()
     plain.command("train", cls=GroupedCommand)(configurable(takes_request(train)))
     for name in COMMANDS.keys() - {"train"}:
@@ -53,7 +53,7 @@ def images(place: Path) -> tuple[str, str]:
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory, and none of our variables."""
+    """An empty current directory, without environment variables of unetcli."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("UNETCLI_")]:
         monkeypatch.delenv(name)
@@ -66,7 +66,7 @@ def write(file: str = "options.toml", **values: Any) -> str:
 
 
 def printed(*words: str, of: typer.Typer = app) -> dict[str, Any]:
-    """What ``--print-config`` prints, read back; underscores in names."""
+    """Output of ``--print-config`` read back, with underscores in names."""
     done = CliRunner().invoke(of, [*words, "--print-config"], catch_exceptions=False)
     assert (done.exit_code, done.stderr) == (0, "")
     return {key.replace("-", "_"): value for key, value in tomllib.loads(done.stdout).items()}
@@ -80,13 +80,13 @@ def refusal(*words: str, of: typer.Typer = app) -> str:
 
 
 def taken(command: str) -> dict[str, Any]:
-    """Names and annotations of all that a command takes, but for what deals with files."""
+    """Names and annotations of a command's parameters, without ``--config`` and ``--print-config``."""
     found = inspect.signature(COMMANDS[command], eval_str=True).parameters
     return {name: each.annotation for name, each in found.items() if name not in ("config", "print_config")}
 
 
 def example(kind: Any) -> Any:
-    """A value that a file may have for a parameter with that annotation."""
+    """Example of a value that a file may have for a parameter with this annotation."""
     parts = [part for part in get_args(kind) if part is not NoneType]
     match get_origin(kind):
         case origin if origin in (Annotated, Union, UnionType):
@@ -147,56 +147,56 @@ def test_dashes_and_underscores_both_do(place: Path) -> None:
     found = printed("train", "--config", "a.toml", of=unresolved())
     assert (found["base_channels"], found["take_over"]) == (8, True)
     Path("a.toml").write_text("base_channels = 8\nbase-channels = 16\n")
-    assert "base-channels is there twice" in refusal("train", "--config", "a.toml")
+    assert "base-channels is given twice" in refusal("train", "--config", "a.toml")
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("base-chanels = 8", "unknown key 'base-chanels'; did you mean 'base-channels'?"),
         ("help = true", "unknown key 'help'"),
         ("config = 'b.toml'", "unknown key 'config'"),
         ("xyzzy = 1", "unknown key 'xyzzy'; `unetcli train --help` lists"),
-        ("steps = 'many'", 'steps is "many"; a whole number would do'),
-        ("steps = 1.5", "steps is 1.5; a whole number would do"),
-        ("steps = true", "steps is true; a whole number would do"),
-        ("overwrite = 1", "overwrite is 1; true or false would do"),
-        ("lr = '1e-3'", 'lr is "1e-3"; a number would do'),
-        ("raw = ['a', 'b']", 'raw is ["a", "b"]; text would do'),
-        ("output = 3", "output is 3; text would do"),
-        ("truth = 0.5", "truth is 0.5; text would do"),
+        ("steps = 'many'", 'steps is "many"; expected a whole number'),
+        ("steps = 1.5", "steps is 1.5; expected a whole number"),
+        ("steps = true", "steps is true; expected a whole number"),
+        ("overwrite = 1", "overwrite is 1; expected true or false"),
+        ("lr = '1e-3'", 'lr is "1e-3"; expected a number'),
+        ("raw = ['a', 'b']", 'raw is ["a", "b"]; expected text'),
+        ("output = 3", "output is 3; expected text"),
+        ("truth = 0.5", "truth is 0.5; expected text"),
         ("seed = -1", "seed is -1; "),
-        ("[optimizer]\nname = 'sgd'", "optimizer is a table; text would do"),
+        ("[optimizer]\nname = 'sgd'", "optimizer is a table; expected text"),
         ("[train]\nsteps = 3", "unknown key 'train'"),
-        ("raw = 2026-11-22", "raw is 2026-11-22; text would do"),
+        ("raw = 2026-11-22", "raw is 2026-11-22; expected text"),
         ("steps = 5\nlr = \n", "line 2"),
     ],
     ids=lambda text: text.partition("\n")[0],
 )
-def test_a_key_or_value_that_cannot_be_is_named_with_its_file(line: str, told: str) -> None:
+def test_a_wrong_key_or_value_is_named_with_its_file(line: str, message: str) -> None:
     Path("a.toml").write_text(line)
-    said = refusal("train", *PAIR, "--config", "a.toml", "--print-config")
-    assert said.startswith("a.toml: ")
-    assert told in said
+    found = refusal("train", *PAIR, "--config", "a.toml", "--print-config")
+    assert found.startswith("a.toml: ")
+    assert message in found
 
 
 def test_lists_are_checked_item_by_item() -> None:
     Path("a.toml").write_text("setup = 'module load cuda'\n")
-    assert 'setup is "module load cuda"; a list of text would do' in refusal("predict", "v", "--config", "a.toml")
+    assert 'setup is "module load cuda"; expected a list of text' in refusal("predict", "v", "--config", "a.toml")
     Path("a.toml").write_text("setup = ['a', true]\n")
-    assert "a list of text would do" in refusal("predict", "v", "--config", "a.toml")
+    assert "expected a list of text" in refusal("predict", "v", "--config", "a.toml")
     Path("a.toml").write_text("pair = ['raw', 'labels']\n")
-    assert "a list of lists [text, text] would do" in refusal("train", "--config", "a.toml")
+    assert "expected a list of lists [text, text]" in refusal("train", "--config", "a.toml")
 
 
-def test_plan_takes_the_file_of_predict_and_passes_over_what_it_does_not_need() -> None:
+def test_plan_takes_the_file_of_predict_and_skips_options_that_it_does_not_have() -> None:
     file = write(volume="big.zarr", tile=300, workers=3, share="1/2", detach=True)
     assert "share" in printed("predict", "--config", file)
     found = printed("plan", "--config", file)
     assert (found["tile"], found["workers"], "share" in found) == ("300", 3, False)
 
 
-def test_a_command_may_print_what_it_chose_by_itself() -> None:
+def test_a_command_may_print_defaults_that_it_chose() -> None:
     def work(
         level: Annotated[str, typer.Option()] = "low",
         pair: Annotated[tuple[str, int] | None, typer.Option()] = None,
@@ -208,13 +208,13 @@ def test_a_command_may_print_what_it_chose_by_itself() -> None:
         return options | {"depth": options["depth"] or 4}
 
     own = typer.Typer()
-    own.command()(configurable(work, in_force=chosen))
+    own.command()(configurable(work, resolve=chosen))
     file = write(pair=["a", 3], level="high")
     assert printed("--config", file, of=own) == {"level": "high", "pair": ["a", 3], "depth": 4}
-    assert "a list [text, a whole number] would do" in refusal("--config", write(pair=["a"]), of=own)
+    assert "expected a list [text, a whole number]" in refusal("--config", write(pair=["a"]), of=own)
 
 
-def test_train_prints_what_it_makes_of_its_options_and_reads_that_back_to_the_same(images: tuple[str, str]) -> None:
+def test_train_prints_its_options_with_defaults_and_reads_them_back_to_the_same(images: tuple[str, str]) -> None:
     words = ("--steps", "7", "--tile", "60", "--depth", "2", "--base-channels", "4", "--no-flip", "--device", "cpu")
     found = printed("-q", "train", *images, *words)
     assert (found["steps"], found["tile"], found["flip"], found["truth"]) == (7, 60, False, "binary")
@@ -258,9 +258,9 @@ def test_completion_reads_no_file() -> None:
     assert done.stderr == ""
 
 
-def test_environment_variables_are_named_as_their_options_and_the_readme_has_them_all() -> None:
+def test_environment_variables_are_named_as_their_options_and_the_page_has_them_all() -> None:
     group: Any = typer.main.get_command(app)
     found = {p.envvar: p.name for command in group.commands.values() for p in command.params if p.envvar}
     assert found.keys() == {f"UNETCLI_{name.upper()}" for name in found.values()}
-    (told,) = re.findall(r"The command line goes before `UNETCLI(.+?), these before the file", README, re.DOTALL)
-    assert set(re.findall("_[A-Z]+", told)) == {name.removeprefix("UNETCLI") for name in found}
+    (told,) = re.findall(r"The command line takes precedence over(.+?) the file\.", PAGE, re.DOTALL)
+    assert set(re.findall("`(UNETCLI_[A-Z]+)`", told)) == set(found)

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of progress."""
+"""Progress as it appears on a terminal."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ with console.progress("tiles") as report:
 
 
 def shown(columns: int) -> list[str]:
-    """The lines that a terminal got, without colours."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    """Lines written to a terminal of this width, without colours."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stderr=theirs, env={**environment, "TERM": "xterm"}) as work:
-        os.close(theirs)
-        told = b""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stderr=writer, env={**environment, "TERM": "xterm"}) as work:
+        os.close(writer)
+        output = b""
         try:
-            while more := os.read(ours, 2**16):
-                told += more
+            while more := os.read(reader, 2**16):
+                output += more
         except OSError:  # the other end is closed
             pass
         finally:
-            os.close(ours)
+            os.close(reader)
     assert work.returncode == 0
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", told.decode())
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode())
     return [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
 
 

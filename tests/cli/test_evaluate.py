@@ -1,4 +1,4 @@
-"""evaluate as a user or a script meets it."""
+"""The command evaluate as users and scripts see it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def told(*words: object) -> dict[str, Any]:
-    """In this process, which is faster."""
+def scores(*words: object) -> dict[str, Any]:
+    """JSON of an evaluation, run in this process because that is faster."""
     done = CliRunner().invoke(app, ["--quiet", "evaluate", *map(str, words), "--json"])
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout, parse_constant=pytest.fail)
@@ -52,7 +52,7 @@ def told(*words: object) -> dict[str, Any]:
 @pytest.mark.usefixtures("volumes")
 def test_json_has_every_score_under_its_name() -> None:
     for words in (("p.zarr", "t.zarr"), ("l.zarr", "lt.zarr", "--per-section")):
-        found = told(*words)
+        found = scores(*words)
         for metric in found["metrics"]:
             assert KEYS[metric] <= found[metric].keys()
             for name in KEYS[metric]:
@@ -67,8 +67,8 @@ def test_json_has_every_score_under_its_name() -> None:
 
 @pytest.mark.usefixtures("volumes")
 def test_text_fits_80_columns_and_says_what_json_does(unetcli: Run, tmp_path: Path) -> None:
-    (tmp_path / "b.json").write_text(json.dumps(told("slip.zarr", "t.zarr")))
-    (tmp_path / "l.json").write_text(json.dumps(told("l.zarr", "lt.zarr", "--per-section")))
+    (tmp_path / "b.json").write_text(json.dumps(scores("slip.zarr", "t.zarr")))
+    (tmp_path / "l.json").write_text(json.dumps(scores("l.zarr", "lt.zarr", "--per-section")))
     for words in (
         ("p.zarr", "t.zarr", "--baseline", "b.json"),
         ("soft.zarr", "lt.zarr", "--metrics", "pixels,cells,voi"),
@@ -79,7 +79,7 @@ def test_text_fits_80_columns_and_says_what_json_does(unetcli: Run, tmp_path: Pa
         done = unetcli("evaluate", *words)
         assert done.returncode == 0, done.stderr
         assert all(len(line) <= 80 for line in done.stdout.splitlines()), done.stdout
-        found = told(*words)
+        found = scores(*words)
         for metric in found["metrics"]:
             for name in KEYS[metric]:
                 value = found[metric][name]
@@ -89,19 +89,19 @@ def test_text_fits_80_columns_and_says_what_json_does(unetcli: Run, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("volumes")
-def test_a_polarity_slip_is_said_and_scored_as_it_is(unetcli: Run) -> None:
+def test_an_inverted_prediction_causes_a_warning_and_is_scored_as_it_is(unetcli: Run) -> None:
     done = unetcli("evaluate", "slip.zarr", "t.zarr")
-    assert "warning: slip.zarr: this looks like the probability of background" in done.stderr
-    assert "this looks like the probability of background" in " ".join(done.stdout.split())
-    found = told("slip.zarr", "t.zarr")
+    assert "warning: slip.zarr: the prediction looks inverted" in done.stderr
+    assert "the prediction looks inverted" in " ".join(done.stdout.split())
+    found = scores("slip.zarr", "t.zarr")
     assert found["pixels"]["iou"] < 0.3
     assert found["em"]["looks_inverted"]
-    assert not told("p.zarr", "t.zarr")["em"]["looks_inverted"]
+    assert not scores("p.zarr", "t.zarr")["em"]["looks_inverted"]
 
 
 @pytest.mark.usefixtures("volumes")
 def test_csv_has_a_row_for_each_section(tmp_path: Path) -> None:
-    found = told("p.zarr", "t.zarr", "--csv", "s.csv", "--sections", "2:5")
+    found = scores("p.zarr", "t.zarr", "--csv", "s.csv", "--sections", "2:5")
     with (tmp_path / "s.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["section"] for row in rows] == ["z 2", "z 3", "z 4"]
@@ -112,8 +112,8 @@ def test_csv_has_a_row_for_each_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("volumes")
-def test_a_comparison_is_told_in_a_word_and_in_numbers(unetcli: Run, tmp_path: Path) -> None:
-    (tmp_path / "b.json").write_text(json.dumps(told("slip.zarr", "t.zarr")))
+def test_a_comparison_has_numbers_and_a_verdict(unetcli: Run, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(json.dumps(scores("slip.zarr", "t.zarr")))
     lines = unetcli("evaluate", "p.zarr", "t.zarr", "--baseline", "b.json").stdout.splitlines()
     compared = lines[next(n for n, line in enumerate(lines) if line.startswith("compared with slip.zarr")) :]
     verdicts = {line.split()[0]: line.split()[-1] for line in compared if line.startswith("  ")}
@@ -123,32 +123,32 @@ def test_a_comparison_is_told_in_a_word_and_in_numbers(unetcli: Run, tmp_path: P
 @pytest.mark.usefixtures("volumes")
 @pytest.mark.parametrize("words", [(), pytest.param(("--workers", 2), marks=pytest.mark.slow)], ids=str)
 def test_workers_and_a_run_folder_give_the_same(tmp_path: Path, words: tuple[object, ...]) -> None:
-    plain = told("p.zarr", "t.zarr")
-    there = told("p.zarr", "t.zarr", *words, "--run-folder", "run", "--block-voxels", 286)
-    assert {name: there[name] for name in ("pixels", "em", "sections", "sums")} == {
+    plain = scores("p.zarr", "t.zarr")
+    blockwise = scores("p.zarr", "t.zarr", *words, "--run-folder", "run", "--block-voxels", 286)
+    assert {name: blockwise[name] for name in ("pixels", "em", "sections", "sums")} == {
         name: plain[name] for name in ("pixels", "em", "sections", "sums")
     }
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (("p.zarr", "lt.zarr"), "p.zarr is z 6, y 13, x 22, but lt.zarr is z 6, y 40, x 50: not the same place"),
+        (("p.zarr", "lt.zarr"), "p.zarr is z 6, y 13, x 22, but lt.zarr is z 6, y 40, x 50: not the same region"),
         (("l.zarr", "lt.zarr", "--metrics", "em"), "expected probabilities"),
-        (("p.zarr", "t.zarr", "--roi", "0:9,:,:"), "--roi: z 0:9, t.zarr has z 0:6"),
-        (("p.zarr", "t.zarr", "--threshold", "1.5"), "--threshold 1.5: expected a probability"),
-        (("p.zarr", "t.zarr", "--level", "1"), "level 1 asked for"),
+        (("p.zarr", "t.zarr", "--roi", "0:9,:,:"), "--roi: z 0:9 is not a range inside t.zarr, which has z 0:6"),
+        (("p.zarr", "t.zarr", "--threshold", "1.5"), "--threshold 1.5: expected 0 <= threshold < 1"),
+        (("p.zarr", "t.zarr", "--level", "1"), "no level 1"),
         (("p.zarr", "t.zarr", "--baseline", "none.json"), "--baseline none.json: no such file"),
         (("p.zarr", "t.zarr", "--mask", "lt.zarr"), "--mask lt.zarr: shape 6 x 40 x 50"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 @pytest.mark.usefixtures("volumes")
-def test_what_cannot_be_scored_gets_one_line(unetcli: Run, words: tuple[str, ...], said: str) -> None:
+def test_input_that_cannot_be_scored_gets_one_line(unetcli: Run, words: tuple[str, ...], message: str) -> None:
     done = unetcli("evaluate", *words)
     assert (done.returncode, done.stdout) == (1, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -162,7 +162,7 @@ def test_a_report_is_written_beside_the_scores(tmp_path: Path, volumes: None) ->
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
 
 
-def test_an_image_of_another_place_costs_the_report_alone(unetcli: Run, tmp_path: Path, volumes: None) -> None:
+def test_an_image_of_another_region_prevents_only_the_report(unetcli: Run, tmp_path: Path, volumes: None) -> None:
     stored(tmp_path, VALUES[:1], "part.zarr")
     done = unetcli("-q", "evaluate", "p.zarr", "t.zarr", "--json", "--report", "r.html", "--image", "part.zarr")
     assert done.returncode == 1
@@ -172,36 +172,36 @@ def test_an_image_of_another_place_costs_the_report_alone(unetcli: Run, tmp_path
 
 
 def test_files_of_an_earlier_call_are_replaced(tmp_path: Path, volumes: None) -> None:
-    told = []
+    files = []
     for sections in ("0:1", "0:2"):
         words = ["--report", "r.html", "--csv", "s.csv", "--sections", sections]
         done = CliRunner().invoke(app, ["evaluate", "p.zarr", "t.zarr", *words])
         assert done.exit_code == 0, done.output
-        told.append([(tmp_path / name).read_text() for name in ("r.html", "s.csv")])
-    assert told[0][0] != told[1][0]
-    assert told[0][1] != told[1][1]
+        files.append([(tmp_path / name).read_text() for name in ("r.html", "s.csv")])
+    assert files[0][0] != files[1][0]
+    assert files[0][1] != files[1][1]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--report", "none/r.html"], "--report none/r.html: expected a file in a folder that exists"),
         (["--report", "."], "--report .: expected a file in a folder that exists"),
         (["--csv", "none/s.csv"], "--csv none/s.csv: expected a file in a folder that exists"),
         (["--csv", "."], "--csv .: expected a file in a folder that exists"),
-        (["--csv", "notes.txt"], "--csv notes.txt: exists, and evaluate did not write it; name another place"),
-        (["--report", "notes.txt"], "--report notes.txt: exists, and evaluate did not write it; name another place"),
-        (["--image", "p.zarr"], "--image p.zarr: only with --report"),
+        (["--csv", "notes.txt"], "--csv notes.txt: exists and was not written by evaluate; choose another file"),
+        (["--report", "notes.txt"], "--report notes.txt: exists and was not written by evaluate; choose another file"),
+        (["--image", "p.zarr"], "--image p.zarr: needs --report"),
         (["--report", "r.html", "--image", "none.zarr"], "none.zarr: no such file or folder"),
     ],
 )
-def test_a_file_that_cannot_be_is_refused_in_one_line_before_anything_is_scored(
-    unetcli: Run, tmp_path: Path, volumes: None, words: list[str], said: str
+def test_a_file_that_cannot_be_written_is_refused_in_one_line_before_scoring(
+    unetcli: Run, tmp_path: Path, volumes: None, words: list[str], message: str
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     done = unetcli("-q", "evaluate", "p.zarr", "t.zarr", *words)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert not (tmp_path / "r.html").exists()

@@ -1,4 +1,4 @@
-"""``unetcli label`` as a user calls it."""
+"""The command label as users see it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from label.maps import blobs
 Unetcli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_labels_are_made_and_told(unetcli: Unetcli, tmp_path: Path) -> None:
+def test_labels_are_written_and_summarised(unetcli: Unetcli, tmp_path: Path) -> None:
     write_prediction(tmp_path / "big.pred.zarr", blobs((2, 40, 50), 2), (1, 16, 16))
     done = unetcli("label", "big.pred.zarr", "--threshold", 0.45, "--min-size", 5, "--json", "--ctc", "01_RES")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    summary = json.loads(done.stdout)
     labels = np.asarray(zarr.open_array(tmp_path / "big.pred.zarr/labels/instances/0", mode="r")[...])
-    assert told["objects"] == labels.max() > 0
-    assert (told["complete"], told["threshold"], told["ctc_frames"]) == (True, 0.45, 2)
-    assert {"sizes", "removed", "dtype", "seconds", "table", "method"} <= set(told)
-    assert len((tmp_path / told["table"]).read_text().splitlines()) == 1 + told["objects"]
+    assert summary["objects"] == labels.max() > 0
+    assert (summary["complete"], summary["threshold"], summary["ctc_frames"]) == (True, 0.45, 2)
+    assert {"sizes", "removed", "dtype", "seconds", "table", "method"} <= set(summary)
+    assert len((tmp_path / summary["table"]).read_text().splitlines()) == 1 + summary["objects"]
     again = unetcli("label", "big.pred.zarr", "--threshold", 0.45, "--min-size", 5)
     assert (again.returncode, again.stdout) == (0, "big.pred.zarr/labels/instances\n")
     assert "complete already" in again.stderr

@@ -1,4 +1,4 @@
-"""Coarser levels that are not finished, as a user of the command line meets them: exit code 3, and what to do."""
+"""Unfinished resolution levels on the command line: exit code 3, and advice on what to do."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Pyramid.build = build_while_asked_to_stop
 from unetcli.cli import main
 main()
 """
-"""The command line, with SIGTERM arriving while the first block of the levels is made."""
+"""The command line, with SIGTERM arriving while the first block of the coarser level is computed."""
 
 
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A volume of two blocks, whose coarser level is made in two blocks as well."""
+    """A volume of two blocks, whose coarser level has two blocks as well."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNETCLI_DEVICE", "cpu")
     monkeypatch.delenv("UNETCLI_MODEL", raising=False)
@@ -46,7 +46,7 @@ def _place(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def predict(*words: str, levels: int = 1) -> bool:
-    """The same as the command with these words, in this process; whether nothing is missing."""
+    """Run predict in this process as the command with these words does; returns whether nothing is missing."""
     request = PredictRequest(volume="big.zarr", tile=204, device="cpu", levels=levels)
     if not words:
         return predict_volume(request).complete
@@ -68,7 +68,7 @@ def stopped(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def shown() -> list[str]:
-    """The levels that the output names."""
+    """Levels listed in the metadata of the output."""
     image = json.loads(Path(STORE, "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
     return [dataset["path"] for dataset in image["datasets"]]
 
@@ -87,20 +87,20 @@ def says_complete() -> bool:
     ],
     ids=["last share", "close", "share once more", "added later"],
 )
-def test_levels_of_damaged_voxels_are_incomplete_until_those_are_repaired(
+def test_levels_stay_incomplete_until_damaged_voxels_are_repaired(
     unetcli: Unetcli, before: list[list[str]], last: list[str], complete: bool
 ) -> None:
-    """Also where the output, ``complete`` before, is now asked to have levels."""
+    """Also if the output was ``complete`` before levels were requested."""
     for words in before:
         predict(*words)
     truncate(next(path for path in sorted(Path(STORE, "0/c/0").rglob("*")) if path.is_file()))
     assert says_complete() == complete
     done = unetcli(*PREDICT, *last, "--levels", 2, "--json")
     assert done.returncode == 3, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["finished"], told["complete"], told["levels_missing"]) == (False, False, 1)
-    (trouble,) = told["set_aside"]
-    assert f"{STORE}/0: cannot read z 0:1" in trouble["reason"]
+    summary = json.loads(done.stdout)
+    assert (summary["finished"], summary["complete"], summary["levels_missing"]) == (False, False, 1)
+    (failure,) = summary["set_aside"]
+    assert f"{STORE}/0: cannot read z 0:1" in failure["reason"]
     assert "INCOMPLETE; 1 blocks of coarser levels missing; 1 set aside" in done.stderr
     assert f"`unetcli verify --repair {STORE}`" in done.stderr
     assert (shown(), says_complete()) == (["0"], complete)
@@ -110,14 +110,15 @@ def test_levels_of_damaged_voxels_are_incomplete_until_those_are_repaired(
 
 
 @pytest.mark.parametrize("how", ["at once", "share", "close"])
-def test_sigterm_while_levels_are_made_ends_with_3_and_status_names_them(unetcli: Unetcli, how: str) -> None:
+def test_sigterm_during_the_coarser_level_ends_with_3_and_status_reports_it(unetcli: Unetcli, how: str) -> None:
     words = {"at once": [], "share": ["--share", "0/1"], "close": ["--close"]}[how]
     if how == "close":
         predict("--share", "0/1")
     done = stopped(*PREDICT, *words, "--levels", "2", "--json")
     assert done.returncode == 3, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["finished"], told["complete"], told["levels_missing"], told["set_aside"]) == (False, False, 1, [])
+    summary = json.loads(done.stdout)
+    assert (summary["finished"], summary["complete"], summary["levels_missing"]) == (False, False, 1)
+    assert summary["set_aside"] == []
     assert "INCOMPLETE; 1 blocks of coarser levels missing; the same command continues" in done.stderr
     assert shown() == ["0"]
     status = json.loads(unetcli("status", STORE, "--json").stdout)
@@ -125,10 +126,10 @@ def test_sigterm_while_levels_are_made_ends_with_3_and_status_names_them(unetcli
         ("predict", 2, 0),
         ("level 1", 1, 1),
     ]
-    if how != "close":  # which leaves an output that was complete before it was asked for levels as it is
+    if how != "close":  # --close leaves an output alone that was complete before levels were requested
         assert (status["complete"], status["levels_missing"]) == (False, 1)
-        said = unetcli("status", STORE).stdout
-        assert "coarser levels are missing; the same predict command continues" in said
-        assert "--close" not in said
+        text = unetcli("status", STORE).stdout
+        assert "coarser levels are missing; the same predict command continues" in text
+        assert "--close" not in text
     assert predict(*words, levels=2)
     assert (shown(), says_complete()) == (["0", "1"], True)

@@ -1,4 +1,4 @@
-"""``unetcli plan`` as a user meets it: before a job is queued, quickly, and without touching anything."""
+"""The command plan as users see it: quick, and without writing anything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = (
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model and a volume whose chunks cannot be read: planning does not."""
+    """A folder with a model and a volume."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_model(tmp_path / "model")
@@ -36,29 +36,29 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def petabyte(place: Path) -> None:
-    """A volume of 10^15 voxels: metadata alone."""
+    """Create a volume of 10^15 voxels that has metadata only."""
     zarr.create_array(place / "pb.zarr", shape=(10**5,) * 3, chunks=(1, 1024, 1024), dtype="uint8")
 
 
-def test_json_has_the_keys_promised_in_their_order(unetcli: Run) -> None:
+def test_json_has_the_documented_keys_in_order(unetcli: Run) -> None:
     done = unetcli("plan", "big.zarr", "--json", "--device", "cpu", "--tile", "60")
-    told = json.loads(done.stdout)
-    assert (done.returncode, list(told)[: len(KEYS)]) == (0, list(KEYS)), done.stderr
-    assert (told["tile"], told["step"], told["context"]) == ([1, 60, 60], [1, 20, 20], [0, 20, 20])
-    assert (told["gpu_hours"], told["slurm"], told["bandwidth"]) == (None, None, None)
-    assert "--probe" in told["gpu_hours_reason"]
+    plan = json.loads(done.stdout)
+    assert (done.returncode, list(plan)[: len(KEYS)]) == (0, list(KEYS)), done.stderr
+    assert (plan["tile"], plan["step"], plan["context"]) == ([1, 60, 60], [1, 20, 20], [0, 20, 20])
+    assert (plan["gpu_hours"], plan["slurm"], plan["bandwidth"]) == (None, None, None)
+    assert "--probe" in plan["gpu_hours_reason"]
 
 
 def test_a_plan_is_what_predict_then_does(unetcli: Run) -> None:
-    told = json.loads(unetcli("plan", "big.zarr", "--json", "--device", "cpu", "--sections", "1:").stdout)
+    plan = json.loads(unetcli("plan", "big.zarr", "--json", "--device", "cpu", "--sections", "1:").stdout)
     done = json.loads(unetcli("predict", "big.zarr", "--json", "--device", "cpu", "--sections", "1:").stdout)
     for key in ("blocks", "tile", "block_shape", "wasted_work", "device", "precision"):
-        assert told[key] == done[key]
-    assert not told["begun"]
+        assert plan[key] == done[key]
+    assert not plan["begun"]
     assert json.loads(unetcli("plan", "big.zarr", "--json", "--sections", "1:").stdout)["begun"]
 
 
-def test_other_settings_than_an_output_was_begun_with_are_told(unetcli: Run) -> None:
+def test_settings_that_differ_from_those_of_the_output_are_listed(unetcli: Run) -> None:
     assert unetcli("predict", "big.zarr", "--device", "cpu", "--tile", "60").returncode == 0
     assert json.loads(unetcli("plan", "big.zarr", "--json").stdout)["conflicts"] == []
     done = unetcli("plan", "big.zarr", "--tile", "64", "--dtype", "float16")
@@ -82,7 +82,7 @@ def test_planning_writes_nothing_reads_no_voxel_and_needs_no_torch(place: Path) 
 
 
 def test_ten_million_sections_are_planned_in_less_than_100_megabytes(place: Path) -> None:
-    """The whole process counts: Python, numpy and zarr take most of it."""
+    """The limit is for the whole process; Python, numpy and zarr take most of it."""
     zarr.create_array(place / "tall.zarr", shape=(10**7, 512, 512), chunks=(1, 512, 512), dtype="uint8")
     code = (
         "from unetcli.cli import app\n"
@@ -126,51 +126,51 @@ def test_a_petabyte_is_planned_in_lines_of_80_columns(unetcli: Run, place: Path,
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "1,000 Tvoxels" in done.stdout
     assert "e+" not in done.stdout
-    assert ("weakest" in done.stdout) == ("--workers" in words)
+    assert ("bottleneck" in done.stdout) == ("--workers" in words)
 
 
-def test_a_petabyte_on_a_thousand_gpus_names_what_holds_it_up(unetcli: Run, place: Path) -> None:
+def test_a_petabyte_on_a_thousand_gpus_names_the_bottleneck(unetcli: Run, place: Path) -> None:
     petabyte(place)
     write_model(place / "model", depth=4, base_channels=2)
     words = ("--tile", 2236, "--device", "cuda", "--tile-seconds", 0.2, "--workers", 1000)
-    told = json.loads(unetcli("plan", "pb.zarr", *words, "--json").stdout)
-    together = told["bandwidth"]
+    plan = json.loads(unetcli("plan", "pb.zarr", *words, "--json").stdout)
+    together = plan["bandwidth"]
     assert together["weakest_link"] == "file operations"
-    assert together["receipts_bytes"] == 110 * told["blocks"]
-    assert told["gpu_hours"] > 0.2 * told["multiply_adds"] / told["tile_multiply_adds"] / 3600
+    assert together["receipts_bytes"] == 110 * plan["blocks"]
+    assert plan["gpu_hours"] > 0.2 * plan["multiply_adds"] / plan["tile_multiply_adds"] / 3600
     text = " ".join(unetcli("plan", "pb.zarr", *words).stdout.split())
     assert "GPU-hours" in text
-    assert "0.2 s a tile, by --tile-seconds 0.2" in text
+    assert "0.2 s per tile" in text
     assert "at a typical 20,000/s" in text
 
 
-def test_a_probe_gives_hours_and_later_plans_know_them(unetcli: Run) -> None:
+def test_a_probe_gives_hours_and_later_plans_use_its_result(unetcli: Run) -> None:
     words = ("plan", "big.zarr", "--device", "cpu", "--tile", 60)
     assert "unknown" in unetcli(*words).stdout
     done = unetcli(*words, "--probe", "--json")
-    told = json.loads(done.stdout)
-    assert told["gpu_hours"] > 0, done.stderr
-    assert told["gpu_hours_reason"] is None
-    assert json.loads(unetcli(*words, "--json").stdout)["gpu_hours"] == told["gpu_hours"]
+    plan = json.loads(done.stdout)
+    assert plan["gpu_hours"] > 0, done.stderr
+    assert plan["gpu_hours_reason"] is None
+    assert json.loads(unetcli(*words, "--json").stdout)["gpu_hours"] == plan["gpu_hours"]
     assert "of one worker" in unetcli(*words).stdout
     assert json.loads(unetcli(*words[:-1], 64, "--json").stdout)["gpu_hours"] is None
 
 
-def test_a_slurm_request_holds_the_worker(unetcli: Run) -> None:
+def test_a_slurm_request_covers_the_needs_of_a_worker(unetcli: Run) -> None:
     words = ("plan", "big.zarr", "--json", "--cluster", "slurm", "--tile-seconds", 30, "--max-running", 2)
     gpu = ("--tile", 60, "--gpus", 1)
-    told = json.loads(unetcli(*words, *gpu).stdout)
-    asked = told["slurm"]
-    assert asked["array"] == f"0-{told['shares'] - 1}%2"
+    plan = json.loads(unetcli(*words, *gpu).stdout)
+    asked = plan["slurm"]
+    assert asked["array"] == f"0-{plan['shares'] - 1}%2"
     assert asked["gpus"] == "1"
-    assert int(asked["mem"].removesuffix("G")) * 2**30 > 1.19 * told["host_bytes"]
+    assert int(asked["mem"].removesuffix("G")) * 2**30 > 1.19 * plan["host_bytes"]
     hours, minutes, _ = map(int, asked["time"].split(":"))
-    assert 3600 * hours + 60 * minutes > told["blocks_per_share"] * told["seconds_per_block"]
-    assert told["device"] == "cuda"
+    assert 3600 * hours + 60 * minutes > plan["blocks_per_share"] * plan["seconds_per_block"]
+    assert plan["device"] == "cuda"
     assert "gpus" not in json.loads(unetcli(*words, "--tile", 60).stdout)["slurm"]
 
 
-def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked() -> None:
+def test_slurm_options_of_the_user_take_precedence_and_the_site_is_asked() -> None:
     asked: list[dict[str, str]] = []
 
     def site(request: dict[str, str]) -> str:
@@ -178,7 +178,7 @@ def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked() -> None:
         return "sbatch would start it on 2 nodes"
 
     where = ClusterOptions(cluster="slurm", gres="gpu:a100:1", mem="64G", blocks_per_job=1)
-    report = plan_volume(PredictRequest(volume="big.zarr", tile=60), where, site=site)
+    report = plan_volume(PredictRequest(volume="big.zarr", tile=60), where, check_job=site)
     assert asked == [report.slurm]
     assert report.slurm is not None
     assert (report.slurm["gres"], report.slurm["mem"], "gpus" in report.slurm) == ("gpu:a100:1", "64G", False)
@@ -187,7 +187,7 @@ def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("missing.zarr",), "missing.zarr"),
         (("big.zarr", "--tile", "61"), "60 and 64"),
@@ -198,7 +198,7 @@ def test_the_user_s_own_slurm_options_go_first_and_the_site_is_asked() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_input_gets_one_line(unetcli: Run, words: tuple[str, ...], told: str) -> None:
+def test_bad_input_gets_one_line(unetcli: Run, words: tuple[str, ...], message: str) -> None:
     done = unetcli("plan", *words)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
-    assert told in done.stderr
+    assert message in done.stderr

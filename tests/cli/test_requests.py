@@ -1,4 +1,4 @@
-"""Help, and what commands make of the options of their requests."""
+"""Help of the commands, made from the options of their requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def headings(lines: list[str]) -> list[str]:
 
 
 def options_of_help(command: str) -> list[str]:
-    """The lines below the first heading."""
+    """Lines of the help from the first heading on."""
     lines = help_of(command)
     return lines[lines.index(f"{headings(lines)[0]}:") :]
 

@@ -1,3 +1,5 @@
+"""Exit codes of commands that are stopped by a signal."""
+
 from __future__ import annotations
 
 import os
@@ -26,7 +28,7 @@ typer.run(work)
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGUSR2, 3), (signal.SIGINT, 130)], ids=str)
 def test_work_that_was_stopped_exits_as_its_signal_says(number: signal.Signals, code: int) -> None:
-    """Outside of SLURM, where there is no queue to go back to."""
+    """Outside SLURM, where there is no queue to return to."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     command = [sys.executable, "-c", PROGRAM]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

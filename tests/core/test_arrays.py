@@ -7,7 +7,7 @@ import pytest
 from helpers import grey
 from numpy.typing import NDArray
 
-from unetcli.core.arrays import Moments, along, distinct
+from unetcli.core.arrays import Moments, broadcast_channels, distinct
 
 RANDOM = np.random.default_rng(5)
 IMAGES: dict[str, NDArray[Any]] = {
@@ -43,19 +43,19 @@ def test_each_channel_has_its_own_mean_and_deviation_whatever_the_pieces() -> No
     found = moments(values[:, :5], values[:, 5:, :20], values[:, 5:, 20:])
     assert found.mean == pytest.approx(tuple(values.mean((1, 2))))
     assert found.std == pytest.approx((*values[:2].std((1, 2)), 1))  # 1 where all are equal
-    alike = (values - along(found.mean, 3)) / along(found.std, 3)
-    assert alike[:2].mean((1, 2)) == pytest.approx(0, abs=1e-9)
-    assert alike[:2].std((1, 2)) == pytest.approx(1)
+    normalised = (values - broadcast_channels(found.mean, 3)) / broadcast_channels(found.std, 3)
+    assert normalised[:2].mean((1, 2)) == pytest.approx(0, abs=1e-9)
+    assert normalised[:2].std((1, 2)) == pytest.approx(1)
 
 
-def test_an_only_channel_has_plain_numbers() -> None:
+def test_a_single_channel_has_plain_numbers() -> None:
     values = grey(1, 13, 22)
     found = moments(values)
     assert isinstance(found.mean, float)
     assert (found.mean, found.std) == pytest.approx((values.mean(), values.std()))
 
 
-def test_what_is_not_finite_counts_in_no_channel() -> None:
+def test_values_that_are_not_finite_are_ignored() -> None:
     values = grey(2, 3, 4).astype(np.float32)
     values[0, 0, 0], values[1, 2, 1], values[1, 1, 1] = np.nan, np.inf, -np.inf
     found = moments(values)
@@ -64,6 +64,6 @@ def test_what_is_not_finite_counts_in_no_channel() -> None:
     assert found.std == pytest.approx(tuple(channel.std() for channel in rest))
 
 
-def test_nothing_at_all_is_left_as_it_is() -> None:
+def test_without_values_mean_is_0_and_deviation_is_1() -> None:
     assert (moments().mean, moments().std) == (0.0, 1.0)
     assert moments(np.full((2, 3), np.nan)).mean == (0.0, 0.0)

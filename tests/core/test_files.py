@@ -17,6 +17,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import (
     PARTIAL,
     draft_of,
+    explain_write_errors,
     overlaps,
     publish,
     remove_aside,
@@ -24,7 +25,6 @@ from unetcli.core.files import (
     replacing,
     sweep,
     sync_all,
-    telling_unwritable,
 )
 
 
@@ -60,7 +60,7 @@ def test_only_the_first_publishes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_of_many_publishers_at_once_exactly_one_wins(tmp_path: Path) -> None:
+def test_exactly_one_of_many_simultaneous_publishers_wins(tmp_path: Path) -> None:
     won: list[str] = []
     start = threading.Barrier(8)
 
@@ -96,7 +96,7 @@ def test_data_are_synced_before_the_name_appears(tmp_path: Path, monkeypatch: py
     assert [exists for _, exists in seen] == [False, True]
 
 
-def test_syncing_passes_over_files_that_do_not_exist(tmp_path: Path) -> None:
+def test_syncing_skips_files_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     sync_all([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "c", tmp_path / "no" / "d"], tmp_path)
 
@@ -106,7 +106,7 @@ def test_sweeping_deletes_drafts_and_nothing_else(tmp_path: Path) -> None:
     kept = [store / "c" / "0", store / "zarr.json", store / "partial", store / "film.mkv.partial"]
     kept += [draft_of(tmp_path / "a1.zarr"), draft_of(tmp_path / "b.zarr"), store / f".{'0' * 16}.partial"]
     drafts = [draft_of(store / "c" / "0"), draft_of(store / "zarr.json"), draft_of(store)]
-    drafts.append(store / "c" / f"0.{uuid.uuid4().hex}.partial")  # as zarr-python names its own
+    drafts.append(store / "c" / f"0.{uuid.uuid4().hex}.partial")  # the form that zarr-python uses
     (store / "c").mkdir(parents=True)
     for path in kept + drafts:
         path.write_text("x")
@@ -126,7 +126,7 @@ def test_drafts_of_chosen_files_are_removed_and_no_others(tmp_path: Path) -> Non
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
-def test_drafts_lie_beside_their_file_under_names_of_their_own(tmp_path: Path) -> None:
+def test_drafts_lie_beside_their_file_under_unique_names(tmp_path: Path) -> None:
     drafts = {draft_of(tmp_path / "a.zarr") for _ in range(100)}
     assert len(drafts) == 100
     assert all(draft.parent == tmp_path and draft.name.endswith(PARTIAL) for draft in drafts)
@@ -162,7 +162,7 @@ def test_removing_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
         ("a/../b", "b", True),
     ],
 )
-def test_paths_overlap_where_one_holds_the_other(tmp_path: Path, one: str, other: str, expected: bool) -> None:
+def test_paths_overlap_if_one_contains_the_other(tmp_path: Path, one: str, other: str, expected: bool) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
     assert overlaps(tmp_path / one, tmp_path / other) is expected
@@ -170,19 +170,17 @@ def test_paths_overlap_where_one_holds_the_other(tmp_path: Path, one: str, other
 
 
 def as_nobody(program: str, place: Path) -> str:
-    """What a program says that runs without a superuser's rights, in a place where it may write."""
-    command = [sys.executable, "-c", program]
-    environment = {"PYTHONPATH": str(Path(unetcli.__file__).parents[1])}
+    """Output of a program that runs without superuser rights in a folder where it may write."""
     if os.getuid() == 0:
         place.chmod(0o777)
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
-        for folder in place.parents:  # pytest makes them for its user alone
+        for folder in place.parents:  # pytest makes them readable for its own user only
             if folder.stat().st_uid == 0 and "pytest" in folder.name:
                 folder.chmod(0o755)
-    try:
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("needs setpriv, or another user than root")
+        # Last, so that Python itself may lie where only the superuser reads.
+        program = program.replace("try:", "os.setgroups([]); os.setgid(65534); os.setuid(65534)\ntry:", 1)
+    command = [sys.executable, "-c", program]
+    environment = {"PYTHONPATH": str(Path(unetcli.__file__).parents[1])}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -198,7 +196,7 @@ def as_nobody(program: str, place: Path) -> str:
     ],
     ids=["a file", "the way there", "a file to write", "a folder to write to", "a rename"],
 )
-def test_what_cannot_be_read_is_told_from_what_cannot_be_written(tmp_path: Path, attempt: str, said: str) -> None:
+def test_unreadable_and_unwritable_files_get_different_messages(tmp_path: Path, attempt: str, said: str) -> None:
     for name, mode in (("closed.txt", 0o000), ("locked.txt", 0o444), ("mine", 0o666)):
         (tmp_path / name).touch()
         (tmp_path / name).chmod(mode)
@@ -207,21 +205,21 @@ def test_what_cannot_be_read_is_told_from_what_cannot_be_written(tmp_path: Path,
         (tmp_path / name).chmod(mode)
     program = (
         "import os\nfrom pathlib import Path\nfrom unetcli.core.errors import UnetcliError\n"
-        "from unetcli.core.files import telling_unwritable\n"
-        f"try:\n  with telling_unwritable('out'):\n    {attempt}\nexcept UnetcliError as error:\n  print(error)"
+        "from unetcli.core.files import explain_write_errors\n"
+        f"try:\n  with explain_write_errors('out'):\n    {attempt}\nexcept UnetcliError as error:\n  print(error)"
     )
     assert as_nobody(program, tmp_path).startswith(said)
 
 
 def test_other_errors_of_the_system_are_left_as_they_are(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), telling_unwritable("out"):
+    with pytest.raises(FileNotFoundError), explain_write_errors("out"):
         (tmp_path / "nothing").read_text()
-    with pytest.raises(UnetcliError, match=r"^out: cannot write: No space left on device; put right"), _full():
+    with pytest.raises(UnetcliError, match=r"^out: cannot write: No space left on device; once fixed"), _full():
         pass
 
 
 @contextmanager
 def _full() -> Iterator[None]:
-    with telling_unwritable("out"):
+    with explain_write_errors("out"):
         yield
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -15,7 +15,7 @@ def axis_of(depth: int) -> AxisFootprint:
 
 
 def side_after(depth: int, side: int) -> int | None:
-    """Straight from the paper's figure: two convolutions and a halving down, a doubling and two convolutions up."""
+    """Output side by the paper's figure: two convolutions and pooling down, up-sampling and two convolutions up."""
     for _ in range(depth):
         side -= 4
         if side < 1 or side % 2:
@@ -83,7 +83,7 @@ def test_the_side_for_an_output_is_the_smallest_usable_one(depth: int) -> None:
 
 @pytest.mark.parametrize(
     ("tile", "named"),
-    [(512, "508 and 524"), (188, "work: 204"), (1, "work: 204"), (203, "work: 204"), (205, "204 and 220")],
+    [(512, "508 and 524"), (188, "usable: 204"), (1, "usable: 204"), (203, "usable: 204"), (205, "204 and 220")],
 )
 def test_an_unusable_tile_is_refused_naming_the_ones_beside_it(tile: int, named: str) -> None:
     with pytest.raises(UnetcliError, match=f"--tile {tile}: .*{named}$"):
@@ -91,18 +91,18 @@ def test_an_unusable_tile_is_refused_naming_the_ones_beside_it(tile: int, named:
 
 
 def test_any_unusable_axis_refuses_the_tile() -> None:
-    footprint = Architecture().footprint().lifted(3)
+    footprint = Architecture().footprint().expanded_to(3)
     footprint.require_usable((1, 204, 572))
     with pytest.raises(UnetcliError, match="--roi 500"):
         footprint.require_usable((7, 572, 500), name="--roi")
 
 
 def test_a_2d_network_takes_no_context_from_other_sections() -> None:
-    lifted = Architecture(depth=4).footprint().lifted(4)
-    assert lifted.context == (0, 0, 92, 92)
-    assert lifted.alignment == (1, 1, 16, 16)
-    assert lifted.output((3, 1, 572, 700)) == (3, 1, 388, 516)
-    assert lifted.step((3, 1, 572, 700)) == (3, 1, 384, 512)
+    expanded = Architecture(depth=4).footprint().expanded_to(4)
+    assert expanded.context == (0, 0, 92, 92)
+    assert expanded.alignment == (1, 1, 16, 16)
+    assert expanded.output((3, 1, 572, 700)) == (3, 1, 388, 516)
+    assert expanded.step((3, 1, 572, 700)) == (3, 1, 384, 512)
 
 
 def layers_3d(depth: int, z_conv: int, z_pool: int) -> list[Layer]:
@@ -116,8 +116,10 @@ def layers_3d(depth: int, z_conv: int, z_pool: int) -> list[Layer]:
     [(3, 2, 44, 8), (3, 1, 14, 1), (1, 2, 0, 8), (1, 1, 0, 1), (5, 1, 28, 1)],
     ids=["isotropic", "no pooling in z", "only pooling in z", "2-D", "wide in z"],
 )
-def test_a_3d_network_changes_numbers_not_code(z_conv: int, z_pool: int, context: int, alignment: int) -> None:
-    footprint = Footprint.walk(layers_3d(3, z_conv, z_pool))
+def test_the_footprint_of_a_3d_network_has_other_numbers_along_z(
+    z_conv: int, z_pool: int, context: int, alignment: int
+) -> None:
+    footprint = Footprint.from_layers(layers_3d(3, z_conv, z_pool))
     assert footprint.context == (context, 44, 44)
     assert footprint.alignment == (alignment, 8, 8)
     assert footprint.axes[0].smallest == (92 if (z_conv, z_pool) == (3, 2) else max(2 * context + 1, alignment))
@@ -129,4 +131,4 @@ def test_a_3d_network_changes_numbers_not_code(z_conv: int, z_pool: int, context
     ids=["pooling alone", "pooling by 4", "nothing"],
 )
 def test_the_first_valid_side_is_found_however_far_off(steps: list[tuple[Kind, int]], smallest: int) -> None:
-    assert AxisFootprint.walk(steps).smallest == smallest
+    assert AxisFootprint.from_layers(steps).smallest == smallest

@@ -54,13 +54,13 @@ def another_holder(lock: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def held_by(lock: Path, **changes: object) -> Holder:
-    """A lock file as another process would have left it."""
+    """Write a lock file as another process would have left it."""
     holder = replace(Holder.myself(), **changes)  # type: ignore[arg-type]
     lock.write_text(json.dumps(asdict(holder)))
     return holder
 
 
-def test_a_lock_is_there_while_held_and_gone_after(tmp_path: Path) -> None:
+def test_a_lock_exists_only_while_held(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     for _ in range(2):
         with hold(lock):
@@ -68,13 +68,13 @@ def test_a_lock_is_there_while_held_and_gone_after(tmp_path: Path) -> None:
         assert not lock.exists()
 
 
-def test_a_lock_is_given_back_when_the_work_fails(tmp_path: Path) -> None:
+def test_a_lock_is_released_when_the_work_fails(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), hold(tmp_path / "lock"):
         raise ZeroDivisionError
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_second_holder_is_told_who_is_first(tmp_path: Path) -> None:
+def test_a_refusal_names_the_holder(tmp_path: Path) -> None:
     with another_holder(lock := tmp_path / "lock") as first:
         before = lock.read_text()
         host = json.loads(before)["host"]
@@ -122,7 +122,7 @@ def test_a_lock_from_before_the_machine_started_is_taken(tmp_path: Path) -> None
     [{"host": "node17"}, {"host": "node17", "boot": "another"}, {"namespace": "pid:[1]", "started": "1"}],
     ids=["other host", "other host, other boot", "other container"],
 )
-def test_nobody_judges_what_cannot_be_seen_from_here(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_a_lock_of_another_host_or_container_is_kept(tmp_path: Path, changes: dict[str, object]) -> None:
     holder = held_by(lock := tmp_path / "lock", job="17_3", nonce="n", **changes)
     with pytest.raises(UnetcliError, match=rf"host {holder.host}, pid {holder.pid}, job 17_3"), hold(lock):
         pass
@@ -138,27 +138,27 @@ def test_a_lock_file_that_names_nobody_is_taken(tmp_path: Path, text: str) -> No
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
-def test_who_lost_the_lock_to_a_take_over_does_not_remove_it(tmp_path: Path) -> None:
+def test_a_holder_whose_lock_was_taken_over_does_not_remove_it(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with hold(lock):
         successor = held_by(lock, nonce="successor")
     assert json.loads(lock.read_text()) == asdict(successor)
 
 
-def test_of_many_processes_one_at_a_time_has_the_lock(tmp_path: Path) -> None:
+def test_one_of_many_processes_holds_the_lock_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RACING, str(tmp_path / "lock"), "40"]
     racers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    told = [racer.communicate(timeout=120)[1] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0] * 4, told
+    errors = [racer.communicate(timeout=120)[1] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0] * 4, errors
     assert not (tmp_path / "lock").exists()
 
 
-def test_of_many_processes_one_breaks_the_lock_of_a_dead_one(tmp_path: Path) -> None:
+def test_one_of_many_processes_breaks_the_lock_of_a_dead_one(tmp_path: Path) -> None:
     held_by(tmp_path / "lock", started="1", nonce="n")
     command = [sys.executable, "-c", RACING, str(tmp_path / "lock"), "1"]
     racers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(6)]
-    told = [racer.communicate(timeout=120)[1] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0] * 6, told
+    errors = [racer.communicate(timeout=120)[1] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0] * 6, errors
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_of_many_processes_one_breaks_the_lock_of_a_dead_one(tmp_path: Path) -> 
     ],
     ids=["no job", "job", "array"],
 )
-def test_the_job_is_named_as_slurm_names_it(
+def test_job_ids_have_the_form_that_slurm_uses(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], job: str
 ) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import unetcli
+from unetcli.core.process import usable_cores
 
 SHOW = """
 import os
@@ -19,7 +20,7 @@ print(os.environ.get("GOMP_SPINCOUNT"))
 
 
 def seen(**chosen: str) -> list[str]:
-    """What a process sets up for itself, given what the user chose."""
+    """Settings that a process makes for itself, given those that the user chose."""
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "UNETCLI_MALLOC")
     kept = {n: v for n, v in os.environ.items() if n not in names and not n.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", SHOW], env=kept | chosen, capture_output=True, text=True, check=True)
@@ -52,7 +53,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_large_tensors_are_mapped_once() -> None:
-    """Page faults of tensors of 40 MB, made and freed: a property, not a time."""
+    """Counts page faults of tensors of 40 MB that are created and freed; unlike a time, the count is stable."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_")}
 
     def faults(word: str) -> int:
@@ -60,6 +61,12 @@ def test_large_tensors_are_mapped_once() -> None:
         return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
     assert faults("kept") * 5 < faults("default")
+
+
+def test_a_system_without_cpu_affinity_counts_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert usable_cores() == os.cpu_count()
 
 
 PACKAGE = Path(unetcli.__file__).parent
@@ -79,7 +86,7 @@ print(total(np.array([1, 2, 4])))
 
 
 def run(folder: Path, **places: Path) -> str:
-    """What a program with a compiled loop prints; numba keeps machine code for functions that lie in files."""
+    """Output of a program with a compiled loop, run from a file, as numba caches only functions in files."""
     program = folder / "program.py"
     program.write_text(LOOP)
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)} | {name: str(at) for name, at in places.items()}
@@ -87,7 +94,7 @@ def run(folder: Path, **places: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_machine_code_is_kept_and_a_damaged_file_of_it_costs_only_time(tmp_path: Path) -> None:
+def test_compiled_code_is_cached_and_a_damaged_cache_costs_only_time(tmp_path: Path) -> None:
     assert run(tmp_path, NUMBA_CACHE_DIR=tmp_path / "cache") == "7\n"
     kept = list((tmp_path / "cache").rglob("*.nb?"))
     assert {file.suffix for file in kept} == {".nbi", ".nbc"}
@@ -96,9 +103,9 @@ def test_machine_code_is_kept_and_a_damaged_file_of_it_costs_only_time(tmp_path:
     assert run(tmp_path, NUMBA_CACHE_DIR=tmp_path / "cache") == "7\n"
 
 
-def test_without_any_folder_to_write_it_works_as_well(tmp_path: Path) -> None:
+def test_loops_are_compiled_without_a_writable_cache_folder(tmp_path: Path) -> None:
     for file in (tmp_path / "__pycache__", tmp_path / "cache"):
-        file.touch()  # a file where a folder would be: nobody can write into it, not even root
+        file.touch()  # a file in place of a folder, so that not even root can write into it
     below = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"), tmp_path / "cache" / "below")
     assert run(tmp_path, **below) == "7\n"
     assert not list(tmp_path.rglob("*.nb?"))

@@ -1,4 +1,4 @@
-"""Records come back from JSON as they were, and say in what they differ."""
+"""Records survive a round trip through JSON, and list the fields in which they differ."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_another_version_is_refused_by_name() -> None:
         from_json(Inner, to_json(Inner((1,), 0.0), 2), 1, "plan")
 
 
-def test_what_is_no_record_is_an_error_of_values() -> None:
+def test_text_that_is_not_a_record_raises_an_error_of_values() -> None:
     for text in ("", "[]", '{"format": 1, "other": 3}'):
         with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
             from_json(Inner, text, 1, "plan")

@@ -1,4 +1,4 @@
-"""Real signals to real processes."""
+"""Tests that send real signals to real processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PROGRAM = """
 import signal, sys, time
 signal.signal(signal.SIGINT, {interrupt})
 from unetcli.core.process import Signals
-signals, told = Signals().listen(), None
+signals, seen = Signals().listen(), None
 print("ready", flush=True)
 while True:
     if signals.checkpoint():
         print("checkpoint", flush=True)
-    if signals.stop() != told:
-        told = signals.stop()
-        print("stop", told, signals.stopping(), flush=True)
+    if signals.stop() != seen:
+        seen = signals.stop()
+        print("stop", seen, signals.stopping(), flush=True)
     time.sleep(0.005)
 """
 
@@ -47,7 +47,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_each_sigusr1_asks_for_one_checkpoint_and_the_work_goes_on(process: subprocess.Popen[str]) -> None:
+def test_each_sigusr1_requests_one_checkpoint_and_the_work_continues(process: subprocess.Popen[str]) -> None:
     for _ in range(200):
         process.send_signal(signal.SIGUSR1)
         assert said(process) == "checkpoint"
@@ -62,7 +62,7 @@ def test_the_first_signal_to_stop_is_the_one_that_counts(process: subprocess.Pop
     others = {signal.SIGTERM, signal.SIGUSR2} - {number}
     for other in (*others, signal.SIGUSR1):
         process.send_signal(other)
-    assert said(process) == "checkpoint"  # and nothing else in between: the reason is the same, and the work goes on
+    assert said(process) == "checkpoint"  # and nothing before it: the stop signal is the same and the work continues
     assert process.poll() is None
 
 
@@ -70,18 +70,18 @@ def test_a_second_ctrl_c_interrupts_at_once(process: subprocess.Popen[str]) -> N
     process.send_signal(signal.SIGINT)
     assert said(process) == f"stop {signal.SIGINT.value} True"
     process.send_signal(signal.SIGINT)
-    _, talk = process.communicate(timeout=20)
-    assert "KeyboardInterrupt" in talk
+    _, stderr = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in stderr
 
 
-def test_work_that_a_script_started_in_the_background_hears_ctrl_c_too() -> None:
+def test_a_process_that_a_script_started_in_the_background_handles_sigint() -> None:
     with start("signal.SIG_IGN") as process:
         process.send_signal(signal.SIGINT)
         assert said(process) == f"stop {signal.SIGINT.value} True"
         process.kill()
 
 
-def test_without_listening_nothing_is_asked() -> None:
+def test_without_listening_no_stop_is_requested() -> None:
     signals = Signals()
     assert (signals.stop(), signals.stopping(), signals.checkpoint()) == (None, False, False)
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL

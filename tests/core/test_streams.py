@@ -13,7 +13,7 @@ from unetcli.core.streams import prefetch
 
 @dataclass
 class Source:
-    """Counts what was made of it."""
+    """Iterable that counts the items it produced."""
 
     stop: int
     fail_at: int | None = None
@@ -34,7 +34,7 @@ class Source:
 
 
 def settled(source: Source) -> int:
-    """What was made once nothing more is being made."""
+    """Number of items produced, once it no longer grows."""
     made = -1
     while made != source.made:
         made = source.made
@@ -50,7 +50,7 @@ def test_items_come_in_order_and_once(count: int, ahead: int) -> None:
     assert source.closed
 
 
-def test_items_are_made_in_another_thread() -> None:
+def test_items_are_produced_in_another_thread() -> None:
     source = Source(3)
     list(prefetch(source, 1))
     assert threading.get_ident() not in source.threads
@@ -58,14 +58,14 @@ def test_items_are_made_in_another_thread() -> None:
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
-def test_no_more_than_a_bounded_number_is_made_ahead(ahead: int) -> None:
+def test_a_bounded_number_of_items_is_produced_ahead(ahead: int) -> None:
     source, most = Source(30), 0
     with closing(prefetch(source, ahead)) as items:
         for taken, _ in enumerate(items, start=1):
             made = settled(source)
             assert made - taken <= ahead + 1
             most = max(most, made - taken)
-    assert most >= ahead  # and it does run ahead
+    assert most >= ahead  # items are indeed produced ahead
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])
@@ -96,13 +96,13 @@ def test_an_exception_of_the_consumer_ends_the_thread() -> None:
     assert source.closed
 
 
-def test_nothing_is_made_before_the_first_item_is_asked_for() -> None:
+def test_nothing_is_produced_before_the_first_item_is_requested() -> None:
     source = Source(5)
     prefetch(source, 2)
     assert settled(source) == 0
 
 
-def test_stages_put_together_work_at_the_same_time_and_end_together() -> None:
+def test_chained_stages_run_concurrently_and_end_together() -> None:
     source, before = Source(10**9), threading.active_count()
     doubled = (2 * item for item in prefetch(source, 2))
     with closing(prefetch(doubled, 2)) as items:

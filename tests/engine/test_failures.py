@@ -1,4 +1,4 @@
-"""What went wrong stays on record, whatever happened to the record."""
+"""Records of failures survive damage to their files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unetcli.engine.receipts import FAILED, UNUSABLE, BlockFailure, FailureBook, read_failures
 
-TROUBLE = BlockFailure(
+FAILURE = BlockFailure(
     block=3,
     place="z 3:4, y 0:512",
     kind=FAILED,
@@ -19,32 +19,32 @@ TROUBLE = BlockFailure(
 )
 
 
-def test_troubles_come_back_in_order_line_breaks_and_all(tmp_path: Path) -> None:
+def test_failures_are_read_in_order_including_line_breaks(tmp_path: Path) -> None:
     book = FailureBook(tmp_path)
-    told = [TROUBLE, replace(TROUBLE, block=1, kind=UNUSABLE), replace(TROUBLE, reason="again")]
-    for trouble in told:
-        book.add(trouble)
-    assert list(read_failures(tmp_path)) == told
+    written = [FAILURE, replace(FAILURE, block=1, kind=UNUSABLE), replace(FAILURE, reason="again")]
+    for failure in written:
+        book.add(failure)
+    assert list(read_failures(tmp_path)) == written
 
 
 def test_a_line_torn_anywhere_is_left_out_and_the_others_are_not(tmp_path: Path) -> None:
     book = FailureBook(tmp_path)
-    book.add(TROUBLE)
+    book.add(FAILURE)
     whole = book.path.read_bytes()
     for cut in range(len(whole) - 1):
         book.path.write_bytes(whole + whole[:cut])
-        assert list(read_failures(tmp_path)) == [TROUBLE], cut
+        assert list(read_failures(tmp_path)) == [FAILURE], cut
 
 
-def test_of_several_workers_the_last_to_meet_a_trouble_comes_last(tmp_path: Path) -> None:
+def test_failures_of_several_workers_are_in_order_of_time(tmp_path: Path) -> None:
     books = sorted((FailureBook(tmp_path) for _ in range(2)), key=lambda book: book.path.name)
     for second, book in enumerate(reversed(books)):
-        book.add(replace(TROUBLE, reason=str(second)))
+        book.add(replace(FAILURE, reason=str(second)))
         os.utime(book.path, (1e9 + second, 1e9 + second))
-    assert [trouble.reason for trouble in read_failures(tmp_path)] == ["0", "1"]
+    assert [failure.reason for failure in read_failures(tmp_path)] == ["0", "1"]
 
 
-def test_a_worker_without_trouble_leaves_no_file(tmp_path: Path) -> None:
+def test_a_worker_without_failures_writes_no_file(tmp_path: Path) -> None:
     FailureBook(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert list(read_failures(tmp_path)) == []

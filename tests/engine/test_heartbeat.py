@@ -1,4 +1,4 @@
-"""Signs of life: one small file per process, as often as it is called; the last one says how it ended."""
+"""Heartbeats: one small file per process for any number of calls; the last one reports how the worker ended."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def only(folder: Path) -> Beat:
 
 
 def test_the_counter_grows_while_the_worker_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
-    monkeypatch.setattr(heartbeat, "MEMORY_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "MEMORY_POLL_SECONDS", 0.01)
     with Heartbeat(tmp_path, 3):
         first = only(tmp_path)
         assert first.state == WORKING
@@ -37,15 +37,15 @@ def test_a_process_keeps_one_file_however_often_it_is_called(tmp_path: Path) -> 
     counters = []
     for call in range(3):
         with Heartbeat(tmp_path, 5) as beat:
-            assert only(tmp_path).in_hand == 5
+            assert only(tmp_path).blocks_left == 5
             beat.done(100)
             beat.set_aside()
         counters.append(only(tmp_path).counter)
         assert only(tmp_path).blocks == call + 1
     assert counters == sorted(set(counters))
-    assert (only(tmp_path).voxels, only(tmp_path).set_aside, only(tmp_path).in_hand) == (300, 3, 0)
+    assert (only(tmp_path).voxels, only(tmp_path).set_aside, only(tmp_path).blocks_left) == (300, 3, 0)
     with Heartbeat(tmp_path, 4):
-        assert only(tmp_path).in_hand == 4  # what an earlier call left is not in hand any more
+        assert only(tmp_path).blocks_left == 4  # blocks of an earlier call do not count
 
 
 def test_calls_at_the_same_time_have_a_file_each(tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ def test_calls_at_the_same_time_have_a_file_each(tmp_path: Path) -> None:
 
 
 def test_no_block_is_lost_in_counting_while_beats_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
-    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "MEMORY_POLL_SECONDS", 0.0)
     with Heartbeat(tmp_path, 4000) as beat:
         threads = [threading.Thread(target=lambda: [beat.done(2) for _ in range(1000)]) for _ in range(4)]
         for thread in threads:
@@ -86,20 +86,20 @@ def test_the_last_beat_says_how_it_ended(tmp_path: Path, error: BaseException, s
     assert (only(tmp_path).state, only(tmp_path).reason) == (state, reason)
 
 
-def test_the_first_block_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 1e9)
+def test_the_first_finished_block_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 1e9)
     with Heartbeat(tmp_path, 2) as beat:
         beat.done(7)
         wait_for(lambda: only(tmp_path).voxels == 7)
         assert only(tmp_path).voxels_per_second > 0
 
 
-def test_memory_that_comes_near_the_limit_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 1e9)
+def test_memory_that_comes_near_the_limit_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 1e9)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", str(memory_bytes() // 2**20 + 400))
     with Heartbeat(tmp_path, 1):
         assert not only(tmp_path).near_limit
-        with mmap.mmap(-1, 400 * 2**20) as ballast:  # fresh: the heap may hold freed memory
+        with mmap.mmap(-1, 400 * 2**20) as ballast:  # new memory: the heap may reuse freed memory
             ballast.write(b"x" * len(ballast))
             wait_for(lambda: only(tmp_path).near_limit)
             assert memory_bytes() > len(ballast)
@@ -122,8 +122,8 @@ def test_the_limit_is_the_scheduler_s(monkeypatch: pytest.MonkeyPatch, environme
 
 
 def test_beats_are_whole_whenever_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
-    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "MEMORY_POLL_SECONDS", 0.0)
     with Heartbeat(tmp_path, 1):
         for _ in range(500):
             for path in tmp_path.glob("*.json"):
@@ -132,7 +132,7 @@ def test_beats_are_whole_whenever_they_are_read(tmp_path: Path, monkeypatch: pyt
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
-def test_a_killed_worker_leaves_its_last_words(tmp_path: Path) -> None:
+def test_the_last_heartbeat_of_a_killed_worker_stays(tmp_path: Path) -> None:
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom unetcli.engine.workers import Heartbeat\n"
         "with Heartbeat(Path(sys.argv[1]), 3) as beat:\n"
@@ -161,7 +161,7 @@ def test_a_folder_that_is_gone_ends_no_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("junk", ["", "{", "[]", "{}", '{"holder": {}}', '{"holder": null}'], ids=repr)
-def test_what_is_no_beat_is_passed_over(tmp_path: Path, junk: str) -> None:
+def test_files_that_are_no_heartbeats_are_skipped(tmp_path: Path, junk: str) -> None:
     with Heartbeat(tmp_path, 1):
         (tmp_path / "other.json").write_text(junk)
         assert len(read_beats(tmp_path)) == 1

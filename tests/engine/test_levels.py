@@ -19,7 +19,7 @@ import unetcli.planning.pyramid_plan as sizes
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.engine.levels import Pyramid, halved
-from unetcli.planning.pyramid_plan import PyramidBlock, PyramidPlan, largest_levels, pyramid_of
+from unetcli.planning.pyramid_plan import PyramidBlock, PyramidPlan, auto_levels, pyramid_of
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -33,7 +33,7 @@ SHAPES = {"yx": (13, 22), "zyx": (3, 37, 45), "tzyx": (2, 3, 40, 17), "line": (1
 
 
 def naive(values: NDArray[Any]) -> NDArray[Any]:
-    """The mean of every 2 x 2 voxels, one after the other."""
+    """Compute the mean of each 2 x 2 voxels in a plain loop."""
     height, width = values.shape[-2:]
     result = np.empty((*values.shape[:-2], -(-height // 2), -(-width // 2)), values.dtype)
     for y, x in np.ndindex(result.shape[-2:]):
@@ -44,7 +44,7 @@ def naive(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def finished(path: Path, values: NDArray[Any], kind: str = "zarr 3") -> Output:
-    """A complete output that holds ``values``, (outputs, *shape)."""
+    """Write a complete output with ``values`` of shape (outputs, *shape)."""
     outputs, *shape = values.shape
     lead = (1,) * (len(shape) - 2)
     sides = {k: lead + v if isinstance(v, tuple) else v for k, v in KINDS[kind].items()}
@@ -66,7 +66,7 @@ def finished(path: Path, values: NDArray[Any], kind: str = "zarr 3") -> Output:
 
 
 def built(output: Output, levels: int, order: random.Random | None = None) -> Pyramid:
-    """All blocks, stage after stage; within a stage in any order."""
+    """Build all blocks, stage by stage, in random order within a stage."""
     pyramid = Pyramid(output.image, pyramid_of(replace(output.plan, levels=levels)))
     pyramid.create()
     for stage in pyramid.plan.stages:
@@ -78,7 +78,7 @@ def built(output: Output, levels: int, order: random.Random | None = None) -> Py
 
 
 def level_of(output: Output, level: int) -> NDArray[Any]:
-    """What another reader finds, with the channels first."""
+    """Read a level with zarr directly, channels first."""
     found = np.asarray(zarr.open_array(f"{output.path}/{level}", mode="r")[...])
     lead = int("t" in output.plan.axes)
     return np.moveaxis(found, lead, 0) if output.plan.settings.outputs > 1 else found[np.newaxis]
@@ -91,7 +91,7 @@ def values_of(outputs: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a small volume has several stages of several blocks."""
+    """Shrink the blocks, so that a small volume has several stages of several blocks."""
     monkeypatch.setattr(sizes, "BLOCK_VOXELS", 100)
     monkeypatch.setattr(sizes, "BLOCK_CHUNKS", 1)
     monkeypatch.setattr(sizes, "SMALL_VOXELS", 100)
@@ -207,7 +207,7 @@ def test_blocks_write_every_file_of_the_coarser_levels_once(tmp_path: Path, kind
     assert set(written) == after - before
 
 
-def test_creating_again_keeps_what_is_there_and_other_levels_are_made_anew(tmp_path: Path) -> None:
+def test_creating_again_keeps_matching_levels_and_replaces_others(tmp_path: Path) -> None:
     output = finished(tmp_path / "a.zarr", grey(1, 37, 45))
     pyramid = built(output, 3)
     pyramid.publish()
@@ -222,9 +222,9 @@ def test_creating_again_keeps_what_is_there_and_other_levels_are_made_anew(tmp_p
 
 @st.composite
 def pyramids(draw: st.DrawFn) -> PyramidPlan:
-    """Any pyramid: awkward shapes, chunks and shards."""
-    shape = (draw(st.integers(1, 5)), draw(st.integers(1, 200)), draw(st.integers(1, 200)))
-    inner = (1, *(min(n, draw(st.integers(1, 40))) for n in shape[1:]))
+    """Generate pyramids with awkward shapes, chunks and shards."""
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 70)), draw(st.integers(1, 70)))
+    inner = (1, *(min(n, draw(st.integers(1, 20))) for n in shape[1:]))
     shards = tuple(draw(st.integers(1, 3)) * side for side in inner)
     most = 1 + (max(shape[1:]) - 1).bit_length()
     return PyramidPlan(
@@ -257,14 +257,14 @@ def test_blocks_own_whole_chunks_and_read_only_what_earlier_stages_made(plan: Py
 
 
 def assert_whole(plan: PyramidPlan, level: int, piece: Box) -> None:
-    """A piece is one chunk (shard) of its level."""
+    """Assert that a piece is one chunk (shard) of its level."""
     for a, b, side, n in zip(piece.start, piece.stop, plan.write_chunks_of(level), plan.shape_of(level), strict=True):
         assert a % side == 0
         assert b == min(a + side, n)
 
 
 def assert_made_from_the_block(plan: PyramidPlan, block: PyramidBlock, level: int, piece: Box) -> None:
-    """The parts of a piece cover it once, and read what lies under them, within the block."""
+    """Assert that the parts of a piece cover it once and read the voxels below them, within the block."""
     times = np.zeros(piece.shape, int)
     for part, below in plan.parts(level, piece):
         times[part.relative_to(piece).slices] += 1
@@ -282,7 +282,7 @@ VAST = {
 
 @pytest.mark.parametrize(("shape", "shards"), VAST.values(), ids=VAST)
 def test_blocks_of_vast_outputs_are_many_and_bounded(shape: tuple[int, ...], shards: tuple[int, ...]) -> None:
-    levels = largest_levels(shape, "zyx")
+    levels = auto_levels(shape, "zyx")
     plan = PyramidPlan(axes="zyx", shape=shape, chunks=(1, 512, 512), write_chunks=shards, outputs=1, levels=levels)
     assert 256 < max(plan.shape_of(levels - 1)[1:]) <= 512
     assert len(plan.stages) <= 3

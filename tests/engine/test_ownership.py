@@ -1,4 +1,4 @@
-"""Run folders are ours by their marker: nothing of others is ever changed, and no kill makes our own look foreign."""
+"""Run folders belong to unetcli by their marker: foreign files never change, and a kill never disowns a folder."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
+import killing
 import numpy as np
 import pytest
 from helpers import grey, write_model, write_prediction, write_zarr
-from killing import AFTER, BEFORE, Launcher, Point, launcher
+from killing import AFTER, BEFORE, Ended, Point
 from label.maps import blobs
 
 from unetcli.core.errors import UnetcliError
+from unetcli.engine import runfolder
 from unetcli.engine.levels import Tables
 from unetcli.engine.runfolder import (
     EVALUATE,
@@ -29,6 +32,7 @@ from unetcli.engine.runfolder import (
     claim,
     read_mark,
     remove_run_folder,
+    require_claimable,
 )
 from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
@@ -47,12 +51,12 @@ MINE = [
     *("downloads/film.mkv.partial", "objects.csv", "numbers.npy", "merged.json", "plan.json", "shares.json", "lock"),
     *(f"receipts.{HEX}.partial/mine.txt", f"plan.json.{HEX}.partial", "x.partial"),
 ]
-"""Files of a user that are called as ours are."""
+"""Files of a user with names that unetcli uses."""
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, a model, a complete prediction and a truth."""
+    """Make a volume, a model, a complete prediction and a truth."""
     place = tmp_path_factory.mktemp("base")
     write_model(place / "model")
     write_zarr(place / "big.zarr", grey(2, 70, 90), chunks=(1, 32, 32))
@@ -64,7 +68,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of those, as the current folder."""
+    """Change to a copy of the base folder."""
     place = tmp_path / "place"
     shutil.copytree(base, place)
     monkeypatch.chdir(place)
@@ -73,7 +77,7 @@ def here(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(place: Path | str = ".") -> dict[str, bytes | None]:
-    """All files and folders."""
+    """Return all files and folders with their contents."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(Path(place).rglob("*"))}
 
 
@@ -126,10 +130,10 @@ def test_a_folder_with_files_of_others_is_refused_and_stays(here: Path, command:
         (RUN / name).write_text("mine")
     before = files()
     with pytest.raises(
-        UnetcliError, match=r"^run: holds blocks, canaries, counts and \d+ more and no unetcli-run"
-    ) as told:
+        UnetcliError, match=r"^run: contains blocks, canaries, counts and \d+ more but no unetcli-run"
+    ) as error:
         WRITING[command]()
-    assert "--run-folder names an empty or a new folder" in str(told.value)
+    assert "--run-folder with an empty or new folder" in str(error.value)
     assert files() == before
 
 
@@ -139,7 +143,7 @@ def test_a_single_file_of_others_is_enough(here: Path, name: str) -> None:
     (RUN / name).write_text("mine")
     before = files()
     for command in (predict, label, evaluate):
-        with pytest.raises(UnetcliError, match=r"^run: holds .* and no unetcli-run\.json"):
+        with pytest.raises(UnetcliError, match=r"^run: contains .* but no unetcli-run\.json"):
             command()
     assert files() == before
 
@@ -160,7 +164,7 @@ def test_a_share_that_closes_makes_nothing_of_a_folder_of_others(here: Path) -> 
     RUN.mkdir()
     (RUN / "notes.txt").write_text("mine")
     before = files()
-    with pytest.raises(UnetcliError, match=r"run: holds notes\.txt and no"):
+    with pytest.raises(UnetcliError, match=r"run: contains notes\.txt but no"):
         close_run(request_())
     assert files() == before
 
@@ -187,7 +191,7 @@ def test_the_run_folder_of_another_step_is_refused_and_stays(here: Path, command
     claim(RUN, made)
     (RUN / "plan.json").write_text("{}")
     before = files()
-    with pytest.raises(UnetcliError, match=f"^run: a run folder of {made}; {step} needs one of its own; --run-folder"):
+    with pytest.raises(UnetcliError, match=f"^run: a run folder of {made}; {step} needs a separate one; --run-folder"):
         WRITING[command]()
     assert files() == before
 
@@ -220,6 +224,19 @@ def test_overwrite_replaces_the_run_folder_of_another_version(here: Path, step: 
     WRITING[step]()
 
 
+def test_overwrite_deletes_files_that_only_format_1_had(here: Path) -> None:
+    other_format(PREDICT)
+    (RUN / MARKER).write_text(json.dumps({"unetcli": "0.0.9", "format": 1, "step": PREDICT}))
+    for name in ("places.json", f"places.json.{HEX}.partial", "places.json.mine"):
+        (RUN / name).write_text("{}")
+    (RUN / "troubles").mkdir()
+    (RUN / "troubles" / "node1-7.jsonl").write_text("{}")
+    predict(overwrite=True)
+    names = {path.name for path in RUN.iterdir()}
+    assert "places.json.mine" in names
+    assert not names & {"places.json", f"places.json.{HEX}.partial", "troubles"}
+
+
 def test_overwrite_keeps_the_marker_of_this_version(here: Path) -> None:
     predict()
     before = (RUN / MARKER).stat()
@@ -229,7 +246,7 @@ def test_overwrite_keeps_the_marker_of_this_version(here: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "notes", '{"unetcli": "1", "step": "predict"}', "[" * 100_000])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_marker_that_is_none_is_refused_and_stays(here: Path, text: str, overwrite: bool) -> None:
+def test_an_invalid_marker_is_refused_and_stays(here: Path, text: str, overwrite: bool) -> None:
     RUN.mkdir()
     (RUN / MARKER).write_text(text)
     before = files()
@@ -244,6 +261,13 @@ def test_a_file_in_the_place_of_the_folder_is_refused(here: Path) -> None:
     with pytest.raises(UnetcliError, match="run: not a folder"):
         predict()
     assert RUN.read_text() == "mine"
+
+
+def test_a_link_to_nothing_is_refused(here: Path) -> None:
+    RUN.symlink_to("missing")
+    with pytest.raises(UnetcliError, match="run: not a folder"):
+        require_claimable(RUN, PREDICT)
+    assert RUN.is_symlink()
 
 
 THEIRS = [
@@ -274,7 +298,7 @@ OURS_BY_STEP = {
 
 
 @pytest.mark.parametrize("step", OURS_BY_STEP)
-def test_drafts_of_ours_are_swept_by_name_and_place_and_no_others(here: Path, step: str) -> None:
+def test_only_drafts_with_names_and_places_of_unetcli_are_deleted(here: Path, step: str) -> None:
     claim(RUN, step)
     for name in (*THEIRS, *OURS, *OURS_BY_STEP[step]):
         (RUN / name).parent.mkdir(parents=True, exist_ok=True)
@@ -359,20 +383,20 @@ def test_a_folder_that_cannot_be_moved_stays_with_its_marker(
         assert {path.name for path in RUN.iterdir()} == {MARKER, "lock.guard"}
 
 
-def test_interrupted_removals_are_finished_where_the_folder_is_ours(here: Path) -> None:
-    ours, empty, theirs, other = (Path(f"run.{digit * 16}.partial") for digit in "1234")
-    claim(ours, EVALUATE)
-    (ours / "receipts").mkdir()
+def test_interrupted_removals_of_run_folders_are_finished(here: Path) -> None:
+    own, empty, foreign, other = (Path(f"run.{digit * 16}.partial") for digit in "1234")
+    claim(own, EVALUATE)
+    (own / "receipts").mkdir()
     empty.mkdir()
-    theirs.mkdir()
-    (theirs / "receipts").mkdir()
+    foreign.mkdir()
+    (foreign / "receipts").mkdir()
     claim(other, LABEL)
     evaluate()
-    assert sorted(here.glob("run*")) == [here / theirs, here / other]
-    assert (theirs / "receipts").is_dir()
+    assert sorted(here.glob("run*")) == [here / foreign, here / other]
+    assert (foreign / "receipts").is_dir()
 
 
-def test_who_waits_for_the_lock_of_a_folder_that_vanishes_makes_it_again(here: Path) -> None:
+def test_a_launcher_waiting_for_the_lock_of_a_deleted_folder_creates_it_again(here: Path) -> None:
     first, second = RunFolder(RUN), RunFolder(RUN)
     waiting, done = threading.Event(), list[bool]()
 
@@ -416,33 +440,67 @@ def test_of_many_launchers_that_come_and_go_none_is_refused(here: Path) -> None:
     assert not list(here.glob("run*"))
 
 
+def test_a_folder_that_another_launcher_claims_between_two_looks_is_accepted(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def claimed_meanwhile(folder: Path) -> list[str]:
+        Path("other").rename(folder)
+        return list_names(folder)
+
+    claim(Path("other"), EVALUATE)
+    Path("other", "lock").touch()
+    list_names = runfolder._names_in
+    monkeypatch.setattr(runfolder, "_names_in", claimed_meanwhile)
+    require_claimable(RUN, EVALUATE)
+    RUN.rename("other")
+    with pytest.raises(UnetcliError, match=r"^run: a run folder of evaluate; label needs a separate one"):
+        require_claimable(RUN, LABEL)
+
+
+@pytest.mark.parametrize("listed", [("lock",), ("lock", MARKER)], ids=["without marker", "with marker"])
+def test_a_folder_that_another_launcher_deletes_between_two_looks_is_accepted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
+) -> None:
+    looks = iter([list(listed)])
+    list_names = runfolder._names_in
+    monkeypatch.setattr(runfolder, "_names_in", lambda folder: next(looks, None) or list_names(folder))
+    require_claimable(RUN, EVALUATE)
+
+
+def test_a_folder_is_refused_after_a_bounded_number_of_looks(here: Path) -> None:
+    RUN.mkdir()
+    (RUN / MARKER).symlink_to("missing")
+    with pytest.raises(UnetcliError, match=r"^run: contains unetcli-run\.json but no unetcli-run\.json"):
+        require_claimable(RUN, EVALUATE)
+
+
 def test_a_late_worker_does_not_bring_a_folder_back(here: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Tables(RUN / "counts").save(0, {"a": np.zeros(3)})
-    ShareOutcome.here(3).write(RUN / "logs/slurm/unetcli-1/outcomes/0.json")
+    ShareOutcome.of_this_job(3).write(RUN / "logs/slurm/unetcli-1/outcomes/0.json")
     assert not RUN.exists()
 
 
-# Kills: before and after each change of a run folder, the same command then succeeds, to the same bytes.
+# Kills before and after each change of a run folder: the same command then succeeds and gives the same bytes.
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command to be killed, and where."""
+    """A command and the points at which it is killed."""
 
     words: str
     folder: str
-    """Changes of what begins so are points to be killed at."""
+    """Prefixes of the paths whose changes are points to kill at."""
     points: tuple[Point, ...]
-    """Those of the default tests."""
+    """Points that the default tests use."""
     first: str | None = None
-    """A command before."""
+    """Command to run first."""
     empty: bool = False
-    """Whether the folder is there before."""
+    """Whether the folder exists before."""
 
 
 def points(*changes: str) -> tuple[Point, ...]:
-    """The moments before the first of these changes, but for those with a ``+``: after it."""
+    """Return the points before the first of these changes, or after it for names with a ``+``."""
     return tuple(Point(change.strip("+"), when=AFTER if change.endswith("+") else BEFORE) for change in changes)
 
 
@@ -450,13 +508,11 @@ PREDICTING = "predict big.zarr --model model --tile 60 --device cpu -o o.zarr --
 LABELLING = "label p.zarr --name cells"
 EVALUATING = "evaluate p.zarr t.zarr --metrics pixels --block-voxels 1500 --run-folder run --json"
 COMMANDS = {
-    "predict": Command(
-        PREDICTING, "run", points("link run.*.partial/unetcli-run.json+", "rename run.*.partial+", "link run/lock+")
-    ),
+    "predict": Command(PREDICTING, "run", points("link run.*.partial/unetcli-run.json+", "link run/lock+")),
     "predict --overwrite": Command(
-        f"{PREDICTING} --overwrite", "run", points("unlink run/plan.json+", "link run/plan.json"), first=PREDICTING
+        f"{PREDICTING} --overwrite", "run", points("unlink run/plan.json+"), first=PREDICTING
     ),
-    "label": Command(LABELLING, "p.zarr.run", points("link p.zarr.run/cells/plan.json", "link p.zarr.run/labels.lock")),
+    "label": Command(LABELLING, "p.zarr.run", points("link p.zarr.run/labels.lock")),
     "label --overwrite": Command(
         f"{LABELLING} --overwrite", "p.zarr.run", points("rename p.zarr.run/cells/blocks+"), first=LABELLING
     ),
@@ -465,25 +521,19 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def killer() -> Iterator[Launcher]:
-    with launcher() as ready:
-        yield ready
-
-
 @dataclass
-class Killing:
-    """A command, what it makes when nobody kills it, and copies of the place where it can be killed."""
+class Killed:
+    """A command, its result without a kill, and copies of the folder in which it can be killed."""
 
     command: Command
-    killer: Launcher
     before: Path
+    made: dict[str, bytes | None]
+    """Results of the same command without a kill."""
+    out: str
     copies: int = 0
 
-    def run(self, place: Path, kill: Point | None = None) -> tuple[int, str, str]:
-        ended = self.killer.run(place, self.command.words.split(), self.command.folder, kill)
-        self.points = ended.points
-        return ended.code, ended.out, ended.talk
+    def run(self, place: Path, kill: Point | None = None) -> Ended:
+        return killing.run(place, self.command.words.split(), self.command.folder, kill)
 
     def fresh(self) -> Path:
         self.copies += 1
@@ -491,29 +541,27 @@ class Killing:
         shutil.copytree(self.before, place)
         return place
 
-    def undisturbed(self) -> list[Point]:
-        """All points, from a run that nobody kills."""
-        place = self.fresh()
-        code, self.out, talk = self.run(place)
-        assert code == 0, talk
-        self.made = results(place)
-        return self.points
+    def points(self) -> list[Point]:
+        """Return all points, recorded in a run without a kill."""
+        ended = self.run(self.fresh())
+        assert ended.code == 0, ended.talk
+        return ended.points
 
     def kill(self, point: Point) -> None:
         place = self.fresh()
-        code, _, talk = self.run(place, point)
-        assert code == -9, f"{point}: {talk}"
-        code, out, talk = self.run(place)
-        assert code == 0, f"{point}: {talk}"
+        killed = self.run(place, point)
+        assert killed.code == -9, f"{point}: {killed.talk}"
+        again = self.run(place)
+        assert again.code == 0, f"{point}: {again.talk}"
         assert results(place) == self.made, str(point)
-        assert json_of(out) == json_of(self.out), str(point)
+        assert json_of(again.out) == json_of(self.out), str(point)
         assert not list(place.rglob("*.partial")), str(point)
         assert not list(place.rglob("lock")), str(point)
         shutil.rmtree(place)
 
 
 def results(place: Path) -> dict[str, bytes | None]:
-    """All that is made beside run folders; where such are left."""
+    """Return all files outside of run folders, and the run folders that are left."""
     found = {name.removeprefix(f"{place}/"): content for name, content in files(place).items()}
     return {
         name: content
@@ -523,35 +571,49 @@ def results(place: Path) -> dict[str, bytes | None]:
 
 
 def json_of(out: str) -> object:
-    """Scores; of other commands nothing."""
+    """Return the scores; None for other commands."""
     return json.loads(out) if out.startswith("{") else None
 
 
+Finished = Callable[[str, str], tuple[Path, str]]
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Run a command in a copy of the base folder, once per module; return the copy and the command's output."""
+
+    @cache
+    def run(words: str, folder: str) -> tuple[Path, str]:
+        place = tmp_path_factory.mktemp("finished") / "place"
+        shutil.copytree(base, place)
+        ended = killing.run(place, words.split(), folder)
+        assert ended.code == 0, ended.talk
+        return place, ended.out
+
+    return run
+
+
 @pytest.fixture(params=COMMANDS)
-def killing(request: pytest.FixtureRequest, killer: Launcher, base: Path, tmp_path: Path) -> Killing:
+def killed(request: pytest.FixtureRequest, finished: Finished, base: Path, tmp_path: Path) -> Killed:
     command = COMMANDS[request.param]
+    place, out = finished(command.first or command.words, command.folder)
     before = tmp_path / "before"
-    shutil.copytree(base, before)
+    shutil.copytree(place if command.first else base, before)
     if command.empty:
         (before / command.folder).mkdir()
-    if command.first:
-        ended = killer.run(before, command.first.split(), command.folder)
-        assert ended.code == 0, ended.talk
-    return Killing(command, killer, before)
+    return Killed(command, before, results(place), out)
 
 
-def test_killed_at_a_step_that_matters_the_same_command_goes_on(killing: Killing) -> None:
-    known = killing.undisturbed()
-    for point in killing.command.points:
-        assert Point(point.change) in known
-        killing.kill(point)
+def test_killed_at_a_decisive_point_the_same_command_continues(killed: Killed) -> None:
+    for point in killed.command.points:
+        killed.kill(point)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_before_and_after_every_change_of_its_folder_the_same_command_goes_on(killing: Killing) -> None:
-    known = killing.undisturbed()
+def test_killed_before_and_after_every_change_of_its_folder_the_same_command_continues(killed: Killed) -> None:
+    known = killed.points()
     for point in known:
-        killing.kill(point)
+        killed.kill(point)
         if point.change.startswith(("link", "rename", "replace")) or point == known[-1]:
-            killing.kill(replace(point, when=AFTER))
+            killed.kill(replace(point, when=AFTER))

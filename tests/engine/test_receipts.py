@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.core.arrays import checksum
@@ -31,10 +31,11 @@ SECONDS = st.integers(0, 10**9).map(lambda ms: ms / 1000)
 
 
 def counted(folder: Path) -> set[int]:
-    """Blocks that count as done."""
+    """Return the blocks that are done."""
     return set(np.flatnonzero(Ledger(folder, 20).refresh().done).tolist())
 
 
+@settings(max_examples=30)  # drawing the words takes most of the time
 @given(
     st.builds(
         Receipt,
@@ -58,7 +59,7 @@ def test_a_receipt_survives_its_line(receipt: Receipt) -> None:
     assert Receipt.from_line(line) == receipt
 
 
-def test_a_line_torn_anywhere_vouches_for_nothing(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_no_receipt(tmp_path: Path) -> None:
     whole, line = RECEIPT.to_line(), replace(RECEIPT, block=4).to_line()
     for cut in range(len(line)):
         (tmp_path / "a.txt").write_text(whole + line[:cut])
@@ -88,19 +89,19 @@ def test_a_ledger_knows_attempt_checksum_and_host(tmp_path: Path) -> None:
     assert not ledger.complete
 
 
-def test_receipts_of_blocks_that_the_plan_does_not_have_are_passed_over(tmp_path: Path) -> None:
+def test_receipts_of_blocks_that_the_plan_does_not_have_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(replace(RECEIPT, block=6).to_line())
     assert not Ledger(tmp_path, 6).refresh().done.any()
 
 
-def test_a_changed_character_anywhere_vouches_for_nothing() -> None:
+def test_a_line_with_a_changed_character_is_no_receipt() -> None:
     line = RECEIPT.to_line()
     for place in range(len(line) - 1):
         assert Receipt.from_line(line[:place] + chr(ord(line[place]) ^ 1) + line[place + 1 :]) is None
 
 
 @pytest.mark.parametrize("junk", [b"", b"\n\n", b"\xff\x00\xfe\n", b"3 1 done\n", b"0 00000000\n"], ids=repr)
-def test_junk_between_lines_is_passed_over(tmp_path: Path, junk: bytes) -> None:
+def test_junk_between_lines_is_skipped(tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(b"\n".join([RECEIPT.to_line().encode() + junk, RECEIPT.to_line().encode()]))
     assert list(read_receipts(tmp_path)) == [RECEIPT, RECEIPT]
     assert counted(tmp_path) == {3}
@@ -119,9 +120,7 @@ def test_a_folder_without_receipts_has_none(tmp_path: Path) -> None:
     assert counted(tmp_path) == set()
 
 
-def test_the_data_reach_the_disk_before_the_receipt_that_vouches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_are_synced_before_their_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data" / "chunk"
     data.parent.mkdir()
     data.write_bytes(b"voxels")
@@ -159,7 +158,7 @@ def test_a_receipt_does_not_wait_longer_than_its_group(tmp_path: Path, monkeypat
         assert counted(tmp_path) == {3}
 
 
-def test_what_is_done_is_vouched_for_when_the_rest_fails(tmp_path: Path) -> None:
+def test_finished_blocks_have_receipts_if_others_fail(tmp_path: Path) -> None:
     def one_and_fail(book: ReceiptBook) -> None:
         book.add(RECEIPT, [])
         raise ZeroDivisionError
@@ -169,13 +168,13 @@ def test_what_is_done_is_vouched_for_when_the_rest_fails(tmp_path: Path) -> None
     assert counted(tmp_path) == {3}
 
 
-def test_a_process_has_one_file_and_none_where_it_vouched_for_nothing(tmp_path: Path) -> None:
+def test_a_process_has_one_file_or_none_without_receipts(tmp_path: Path) -> None:
     with ReceiptBook(tmp_path, tmp_path) as one, ReceiptBook(tmp_path, tmp_path) as other:
         assert one.path == other.path
     assert list(tmp_path.iterdir()) == []
     if not (child := os.fork()):
-        with ReceiptBook(tmp_path, tmp_path) as theirs:
-            theirs.add(replace(RECEIPT, block=5), [])
+        with ReceiptBook(tmp_path, tmp_path) as second_book:
+            second_book.add(replace(RECEIPT, block=5), [])
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     with one:
@@ -184,7 +183,7 @@ def test_a_process_has_one_file_and_none_where_it_vouched_for_nothing(tmp_path: 
     assert counted(tmp_path) == {3, 5}
 
 
-def test_a_book_goes_on_after_a_line_that_a_full_disk_tore(tmp_path: Path) -> None:
+def test_writing_continues_after_a_line_that_a_full_disk_cut_off(tmp_path: Path) -> None:
     with ReceiptBook(tmp_path, tmp_path) as book:
         book.path.write_text(RECEIPT.to_line()[:20])
         book.add(replace(RECEIPT, block=4), [])

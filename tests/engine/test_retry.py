@@ -1,4 +1,4 @@
-"""Rounds over blocks: what failed is tried again elsewhere, what cannot work is not."""
+"""Retries: failed blocks are retried on other hosts, except those that cannot succeed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers import grey, write_zarr
 
 from unetcli.core.ranges import Ranges, numbers
 from unetcli.engine.receipts import FAILED, UNUSABLE, BlockFailure, FailureBook, current_failures
-from unetcli.engine.run import Progress, Rounds, RunOptions, launching, prepare
+from unetcli.engine.run import Progress, RetryLoop, RunOptions, launching, prepare
 from unetcli.executors.contract import InProcess, JobFailure, Task
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import resolve_step
@@ -29,7 +29,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(model: Path) -> PredictStep:
-    """A run that is set up, one block a section."""
+    """Set up a run with one block per section."""
     write_zarr(Path("big.zarr"), grey(SECTIONS, 40, 50), chunks=(1, 32, 32))
     step = resolve_step(PredictRequest(volume="big.zarr", tile=68, device="cpu"))
     with launching(step, RunOptions()):
@@ -39,7 +39,7 @@ def run(model: Path) -> PredictStep:
 
 @dataclass
 class Losing:
-    """An executor of workers that work here; the first ``lost`` calls finish just some blocks, and their job dies."""
+    """A local executor; in the first ``lost`` calls the job dies after its first block."""
 
     lost: int
     final: bool = False
@@ -62,11 +62,11 @@ class Losing:
         return [JobFailure(job="17", host="node1", reason="killed", final=self.final)] if dies else []
 
 
-def rounds(
-    run: PredictStep, executor: Losing | InProcess, retries: int = 1, told: list[tuple[int, int]] | None = None
-) -> Rounds:
-    report = (lambda done, total: None) if told is None else lambda done, total: told.append((done, total))
-    return Rounds(
+def retry_loop(
+    run: PredictStep, executor: Losing | InProcess, retries: int = 1, reported: list[tuple[int, int]] | None = None
+) -> RetryLoop:
+    report = (lambda done, total: None) if reported is None else lambda done, total: reported.append((done, total))
+    return RetryLoop(
         step=run,
         executor=executor,
         progress=Progress(run, report),
@@ -77,69 +77,69 @@ def rounds(
 
 def test_blocks_of_a_job_that_died_are_computed_elsewhere(run: PredictStep) -> None:
     executor = Losing(lost=1)
-    ours = rounds(run, executor)
-    assert ours.run(ALL) == []  # what failed was made good
-    assert ours.step.ledger.complete
+    loop = retry_loop(run, executor)
+    assert loop.run(ALL) == []  # the failed blocks succeeded
+    assert loop.step.ledger.complete
     assert executor.calls == [(list(range(SECTIONS)), []), (list(range(1, SECTIONS)), ["node1"])]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_there_are_as_many_rounds_as_asked_for(run: PredictStep, retries: int) -> None:
+def test_failed_blocks_are_retried_as_often_as_requested(run: PredictStep, retries: int) -> None:
     executor = Losing(lost=99)
-    failures = rounds(run, executor, retries).run(ALL)
+    failures = retry_loop(run, executor, retries).run(ALL)
     assert len(executor.calls) == 1 + retries
     assert [failure.reason for failure in failures] == ["killed"]
 
 
 def test_a_final_failure_is_not_tried_again(run: PredictStep) -> None:
     executor = Losing(lost=1, final=True)
-    assert [failure.final for failure in rounds(run, executor, 3).run(ALL)] == [True]
+    assert [failure.final for failure in retry_loop(run, executor, 3).run(ALL)] == [True]
     assert len(executor.calls) == 1
 
 
 def test_a_stopped_run_is_not_tried_again(run: PredictStep) -> None:
     executor = Losing(lost=99)
-    ours = rounds(run, executor, 3)
-    ours.stopping = lambda: bool(executor.calls)
-    ours.run(ALL)
+    loop = retry_loop(run, executor, 3)
+    loop.stopping = lambda: bool(executor.calls)
+    loop.run(ALL)
     assert len(executor.calls) == 1
 
 
 def test_only_the_blocks_asked_for_are_computed(run: PredictStep) -> None:
     executor = Losing(lost=0)
-    ours = rounds(run, executor)
-    ours.run(np.array([1, 4]))
-    ours.run(np.array([0, 1, 4]))
-    ours.run(np.array([0, 1]))
+    loop = retry_loop(run, executor)
+    loop.run(np.array([1, 4]))
+    loop.run(np.array([0, 1, 4]))
+    loop.run(np.array([0, 1]))
     assert [blocks for blocks, _ in executor.calls] == [[1, 4], [0]]
-    assert ours.step.ledger.missing.tolist() == [2, 3, 5]
+    assert loop.step.ledger.missing.tolist() == [2, 3, 5]
 
 
-def test_damage_is_left_out_of_the_next_round(run: PredictStep) -> None:
+def test_blocks_with_damaged_input_are_not_retried(run: PredictStep) -> None:
     Path("big.zarr/c/3/0/0").write_bytes(b"damaged")
     executor = Losing(lost=1)
-    ours = rounds(run, executor, retries=2)
-    ours.run(ALL)
+    loop = retry_loop(run, executor, retries=2)
+    loop.run(ALL)
     assert [blocks for blocks, _ in executor.calls] == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
-    assert [trouble.block for trouble in current_failures(run.folder.failures, ours.step.ledger)] == [3]
+    assert [failure.block for failure in current_failures(run.folder.failures, loop.step.ledger)] == [3]
 
 
-def test_the_last_trouble_of_a_missing_block_counts(run: PredictStep) -> None:
+def test_the_last_failure_of_a_missing_block_counts(run: PredictStep) -> None:
     book = FailureBook(run.folder.failures)
-    trouble = BlockFailure(block=2, place="", kind=UNUSABLE, reason="first", traceback="", host="a", job="-")
-    for change in (trouble, BlockFailure(**{**_values(trouble), "kind": FAILED, "reason": "second"})):
+    failure = BlockFailure(block=2, place="", kind=UNUSABLE, reason="first", traceback="", host="a", job="-")
+    for change in (failure, BlockFailure(**{**_values(failure), "kind": FAILED, "reason": "second"})):
         book.add(change)
-    ours = rounds(run, InProcess())
-    assert [found.reason for found in current_failures(run.folder.failures, ours.step.ledger)] == ["second"]
-    ours.run(ALL)
-    assert current_failures(run.folder.failures, ours.step.ledger) == []
+    loop = retry_loop(run, InProcess())
+    assert [found.reason for found in current_failures(run.folder.failures, loop.step.ledger)] == ["second"]
+    loop.run(ALL)
+    assert current_failures(run.folder.failures, loop.step.ledger) == []
 
 
-def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: PredictStep) -> None:
+def test_progress_includes_earlier_blocks_and_grows_to_all_voxels(run: PredictStep) -> None:
     first: list[tuple[int, int]] = []
-    rounds(run, InProcess(), told=first).run(np.array([0, 1]))
+    retry_loop(run, InProcess(), reported=first).run(np.array([0, 1]))
     second: list[tuple[int, int]] = []
-    rounds(run, InProcess(), told=second).run(ALL)
+    retry_loop(run, InProcess(), reported=second).run(ALL)
     section = 40 * 50
     assert first[-1] == (2 * section, SECTIONS * section)
     assert second[-1] == (SECTIONS * section, SECTIONS * section)
@@ -148,11 +148,11 @@ def test_progress_grows_to_all_voxels_and_counts_those_of_before(run: PredictSte
 
 
 def test_progress_of_a_share_counts_its_own_blocks(run: PredictStep) -> None:
-    rounds(run, InProcess()).run(np.array([0, 5]))
-    told: list[tuple[int, int]] = []
-    Progress(run, lambda done, total: told.append((done, total)), np.array([0, 1, 2])).tell()
-    assert told == [(40 * 50, 3 * 40 * 50)]
+    retry_loop(run, InProcess()).run(np.array([0, 5]))
+    reported: list[tuple[int, int]] = []
+    Progress(run, lambda done, total: reported.append((done, total)), np.array([0, 1, 2])).report_now()
+    assert reported == [(40 * 50, 3 * 40 * 50)]
 
 
-def _values(trouble: BlockFailure) -> dict[str, object]:
-    return {name: getattr(trouble, name) for name in BlockFailure.__slots__}
+def _values(failure: BlockFailure) -> dict[str, object]:
+    return {name: getattr(failure, name) for name in BlockFailure.__slots__}

@@ -1,15 +1,15 @@
-"""status, from files alone: real workers, real kills."""
+"""status, from files alone, with real workers and real kills."""
 
 from __future__ import annotations
 
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from helpers import grey, wait_for, write_zarr
 from unetcli.core.errors import UnetcliError
 from unetcli.engine.receipts import DONE, Receipt
 from unetcli.engine.runfolder import RunFolder
-from unetcli.engine.status import STATES, Watcher, host_paces
+from unetcli.engine.status import STATES, Watcher, host_timings
 from unetcli.engine.worker import StepTask
 from unetcli.engine.workers import read_beats
 from unetcli.executors.slurm.watch import OVER, RUNNING, WAITING, JobState
@@ -40,12 +40,12 @@ import socket, sys, time
 from pathlib import Path
 from unetcli.engine import workers as heartbeat
 socket.gethostname = lambda: "node7"
-heartbeat.SECONDS = heartbeat.LOOK_SECONDS = 0.1
+heartbeat.HEARTBEAT_SECONDS = heartbeat.MEMORY_POLL_SECONDS = 0.1
 with heartbeat.Heartbeat(Path(sys.argv[1]), 4) as beat:
     beat.done(10**6)
     time.sleep(600)
 """
-"""A worker as it looks from a machine that is not its own: neither host nor pid can be asked."""
+"""A worker that appears to run on another machine: neither its host nor its pid can be checked."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def _in_tmp_path(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts Python processes, and ends those that are left."""
+    """Start Python processes, and kill those that are left at the end."""
     started = []
 
     def run(*words: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -71,22 +71,22 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 def watcher(output: str, **options: Any) -> Watcher:
-    """Of the prediction's full resolution."""
+    """Follow the first step of an output."""
     return Watcher(steps_of(output)[0], **options)
 
 
 def long_volume() -> None:
-    """So many sections that a test has its time; they take no space."""
+    """Make a volume of enough sections to keep workers busy; it takes no disk space."""
     zarr.create_array("big.zarr", shape=(100_000, 130, 130), chunks=(1, 130, 130), dtype="uint8")
 
 
 def some_progress() -> bool:
-    """Whether a worker told of finished blocks, and has others in hand."""
-    return any(beat.blocks and beat.in_hand for beat in read_beats(RunFolder.of(Path(OUTPUT)).workers).values())
+    """Return whether a worker has reported finished blocks and has others left."""
+    return any(beat.blocks and beat.blocks_left for beat in read_beats(RunFolder.of(Path(OUTPUT)).workers).values())
 
 
 def stopped_run(blocks: int = 1) -> RunFolder:
-    """Some of the 6 blocks of a small run are done; the worker ended in good order."""
+    """Compute some of the 6 blocks of a small run; the worker ends normally."""
     write_zarr(Path("big.zarr"), grey(6, 70, 90), chunks=(1, 70, 90))
     asked: list[int] = []
     predict_volume(
@@ -98,7 +98,7 @@ def stopped_run(blocks: int = 1) -> RunFolder:
 def test_a_complete_run_has_nothing_left_and_no_failures() -> None:
     write_zarr(Path("big.zarr"), grey(3, 70, 90))
     summary = predict_volume(PredictRequest(volume="big.zarr", device="cpu"))
-    found = watcher(OUTPUT).look()
+    found = watcher(OUTPUT).status()
     assert (found.blocks, found.done, found.complete, found.seconds_left) == (summary.blocks, summary.blocks, True, 0.0)
     assert (found.running, found.failed, found.missing, found.failures) == (0, 0, 0, [])
     assert found.voxels == found.voxels_done == 3 * 70 * 90
@@ -106,7 +106,7 @@ def test_a_complete_run_has_nothing_left_and_no_failures() -> None:
 
 def test_a_run_that_was_stopped_in_good_order_has_missing_blocks_but_no_failure() -> None:
     stopped_run()
-    found = watcher(OUTPUT).look()
+    found = watcher(OUTPUT).status()
     assert 0 < found.done < found.blocks == found.done + found.missing
     assert (found.workers, found.failures, found.seconds_left, found.complete) == (0, [], None, False)
 
@@ -127,19 +127,19 @@ def test_a_run_folder_elsewhere_is_named(unetcli: Callable[..., subprocess.Compl
     assert json.loads(done.stdout)["blocks"] == 6
 
 
-def test_a_worker_at_work_is_counted_and_a_killed_one_is_named() -> None:
+def test_a_running_worker_is_counted_and_a_killed_one_is_named() -> None:
     long_volume()
     worker = Command("predict", "big.zarr")
     wait_for(some_progress)
-    worker.send_signal(signal.SIGSTOP)  # alive, for as long as we like
-    found = watcher(OUTPUT).look()
+    worker.send_signal(signal.SIGSTOP)  # stays alive until it is killed
+    found = watcher(OUTPUT).status()
     assert (found.workers, found.hosts, found.failures) == (1, 1, [])
     assert found.running > 0
     assert found.voxels_per_second > 0
     assert found.seconds_left == pytest.approx((found.voxels - found.voxels_done) / found.voxels_per_second, rel=0.01)
     worker.kill()
     worker.wait()
-    after = watcher(OUTPUT).look()
+    after = watcher(OUTPUT).status()
     assert (after.workers, after.running, after.missing) == (0, 0, after.blocks - after.done)
     (failure,) = after.failures
     assert failure.reason.startswith("killed, used ")
@@ -153,7 +153,7 @@ def test_every_block_is_in_one_state() -> None:
     write_zarr(Path("nan.zarr"), values, chunks=(1, 70, 90))
     predict_volume(PredictRequest(volume="nan.zarr", normalise="volume", device="cpu"))
     for output in (OUTPUT, "nan.pred.zarr"):
-        found = watcher(output).look()
+        found = watcher(output).status()
         assert sum(getattr(found, state) for state in STATES) == found.blocks == 6
     assert (found.done, found.failed, [failure.block for failure in found.failures]) == (5, 1, [3])
     assert found.failures[0].place == "z 3:4, y 0:70, x 0:90"
@@ -161,14 +161,14 @@ def test_every_block_is_in_one_state() -> None:
     assert folder.path.is_dir()
 
 
-def test_a_worker_killed_near_its_memory_limit_is_told_to_ask_for_more() -> None:
+def test_after_a_kill_near_the_memory_limit_more_memory_is_suggested() -> None:
     long_volume()
-    limit = {"SLURM_MEM_PER_NODE": "256", "SLURM_JOB_ID": "4711"}  # less than what torch takes
+    limit = {"SLURM_MEM_PER_NODE": "256", "SLURM_JOB_ID": "4711"}  # less than torch needs
     worker = Command("predict", "big.zarr", environment=limit)
     wait_for(some_progress)
     worker.kill()
     worker.wait()
-    (failure,) = watcher(OUTPUT).look().failures
+    (failure,) = watcher(OUTPUT).status().failures
     assert failure.job == "4711"
     assert failure.reason.startswith("killed, probably out of memory, ")
     assert failure.reason.endswith(" of 0.2 GB: raise --mem")
@@ -179,51 +179,53 @@ def test_a_worker_that_failed_says_why() -> None:
     folder.write_paths(replace(folder.read_paths(Paths), device="cuda:99"))
     with pytest.raises(UnetcliError):
         StepTask(PredictStep)(str(folder.path), ((0, 6),))
-    (failure,) = watcher(OUTPUT).look().failures
-    assert "--device cuda:99: not available here" in failure.reason
+    (failure,) = watcher(OUTPUT).status().failures
+    assert "--device cuda:99: not available" in failure.reason
 
 
 def test_of_other_hosts_only_a_counter_that_changes_says_alive(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     folder = stopped_run()
     worker = start("-c", REMOTE, str(folder.workers))
     wait_for(lambda: any(beat.holder.host == "node7" and beat.voxels for beat in read_beats(folder.workers).values()))
-    found = watcher(OUTPUT, patience=60).look()
+    found = watcher(OUTPUT, patience=60).status()
     assert (found.workers, found.silent, found.running, found.failures) == (1, 0, 3, [])
     assert found.voxels_per_second > 0
     worker.kill()
     worker.wait()
     for file in folder.workers.iterdir():
-        os.utime(file, (4e9, 4e9))  # however young its file
-    found = watcher(OUTPUT, patience=1).look()
+        os.utime(file, (4e9, 4e9))  # a recent file time does not count
+    found = watcher(OUTPUT, patience=1).status()
     assert (found.workers, found.silent, found.running) == (0, 1, 0)
     (failure,) = found.failures
     assert failure.host == "node7"
-    assert failure.reason.startswith("no sign of life for 1 s: killed, or its host is lost")
+    assert failure.reason.startswith("no heartbeat for 1 s: killed, or its host is lost")
 
 
-def test_a_first_look_without_waiting_accuses_nobody(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_a_first_status_without_waiting_reports_no_worker_as_lost(
+    start: Callable[..., subprocess.Popen[bytes]],
+) -> None:
     folder = stopped_run()
     start("-c", REMOTE, str(folder.workers))
     wait_for(lambda: any(beat.holder.host == "node7" for beat in read_beats(folder.workers).values()))
     watching = watcher(OUTPUT)
-    first = watching.look(wait=False)
+    first = watching.status(wait=False)
     assert (first.workers, first.silent, first.failures) == (0, 1, [])
-    wait_for(lambda: watching.look(wait=False).workers == 1)
+    wait_for(lambda: watching.status(wait=False).workers == 1)
 
 
-def test_the_scheduler_s_word_comes_first(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_the_scheduler_takes_precedence_over_heartbeats(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     folder = stopped_run()
     start("-c", REMOTE, str(folder.workers), SLURM_JOB_ID="12")
     wait_for(lambda: any(beat.holder.host == "node7" for beat in read_beats(folder.workers).values()))
     asked: list[set[str]] = []
     found = watcher(
         OUTPUT, scheduler=lambda jobs: asked.append(set(jobs)) or {"12": JobState(OVER, "cancelled")}
-    ).look()  # type: ignore[func-returns-value]
+    ).status()  # type: ignore[func-returns-value]
     assert asked == [{"12"}]
     assert [failure.reason for failure in found.failures] == ["cancelled"]
-    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobState(RUNNING)}).look()
+    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobState(RUNNING)}).status()
     assert (found.workers, found.failures) == (1, [])
-    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobState(WAITING, "Priority")}).look()
+    found = watcher(OUTPUT, scheduler=lambda jobs: {"12": JobState(WAITING, "Priority")}).status()
     assert (found.workers, found.queued, found.queued_for, found.failures) == (0, 1, "Priority", [])
 
 
@@ -239,7 +241,7 @@ def test_a_job_that_was_requeued_has_not_failed(start: Callable[..., subprocess.
         if life == "0":
             worker.kill()
             worker.wait()
-    found = watcher(OUTPUT, patience=2).look()
+    found = watcher(OUTPUT, patience=2).status()
     assert (found.workers, found.failures) == (1, [])
 
 
@@ -261,8 +263,8 @@ def test_hosts_are_timed_by_their_last_blocks_the_slowest_first(tmp_path: Path) 
     once_slow = replace(receipt, forward_seconds=1000.0)
     (tmp_path / "fast-1-ab.txt").write_text(once_slow.to_line() * 500 + receipt.to_line() * 500)
     (tmp_path / "slow-2-1-ab.txt").write_text(slow.to_line() + replace(slow, tile=0, read_seconds=0.0).to_line())
-    paces = host_paces(tmp_path, {"fast": 1000, "slow-2": 2})
-    assert [(pace.host, pace.blocks, pace.seconds_per_block) for pace in paces] == [
+    timings = host_timings(tmp_path, {"fast": 1000, "slow-2": 2})
+    assert [(timing.host, timing.blocks, timing.seconds_per_block) for timing in timings] == [
         ("slow-2", 2, 12.0),
         ("fast", 1000, 4.0),
     ]
@@ -280,35 +282,38 @@ def test_the_picture_fits_80_columns(unetcli: Callable[..., subprocess.Completed
     folder.write_paths(replace(folder.read_paths(Paths), device="cuda:99"))
     with pytest.raises(UnetcliError):
         StepTask(PredictStep)(str(folder.path), ((0, 6),))
-    told = on_terminal("status", OUTPUT)
-    assert "not running" in told
-    assert "not available here" in told
-    assert max(len(line) for line in told.splitlines()) <= 80
+    shown = on_terminal("status", OUTPUT)
+    assert "not running" in shown
+    assert "not available" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
 
 
 def on_terminal(*words: str, interrupt_at: str = "", code: int = 0) -> str:
-    """What a command shows on a terminal of 80 columns until it ends, by itself or by Ctrl-C, with that code."""
+    """Return what a command shows on a terminal of 80 columns until it ends, or is interrupted, with that exit code."""
     master, slave = pty.openpty()
-    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm" if interrupt_at else "dumb"}
-    process = subprocess.Popen([sys.executable, "-m", "unetcli", *words], stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
-    told = b""
-    with suppress(OSError):  # the other end was closed
-        while piece := os.read(master, 4096):
-            told += piece
-            if interrupt_at and interrupt_at.encode() in told:
-                process.send_signal(signal.SIGINT)
-                interrupt_at = ""
+    environment = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm" if interrupt_at else "dumb"}
+    process = Command(*words, talk=Path(os.ttyname(slave)), environment=environment)
+    shown = b""
+    while True:
+        ended = process.poll() is not None  # asked first, so that no output is missed
+        if select.select([master], [], [], 0.1)[0]:
+            shown += os.read(master, 4096)
+        elif ended:
+            break
+        if interrupt_at and interrupt_at.encode() in shown:
+            process.send_signal(signal.SIGINT)
+            interrupt_at = ""
     os.close(master)
-    assert process.wait(60) == code
-    return told.decode()
+    os.close(slave)
+    assert process.returncode == code
+    return shown.decode()
 
 
 def test_watching_ends_when_all_is_done() -> None:
     stopped_run()
     talk = Path("talk.txt")
     watching = Command("status", "--watch", OUTPUT, talk=talk)
-    wait_for(lambda: talk.exists() and "nobody works on it" in talk.read_text())
+    wait_for(lambda: talk.exists() and "not running" in talk.read_text())
     predict_volume(PredictRequest(volume="big.zarr", device="cpu"))
     assert watching.wait() == 0
     assert talk.read_text().splitlines()[1:] == ["6 of 6 blocks done; complete"]
@@ -316,6 +321,6 @@ def test_watching_ends_when_all_is_done() -> None:
 
 def test_watching_on_a_terminal_ends_quietly_upon_ctrl_c() -> None:
     stopped_run()
-    told = on_terminal("status", "--watch", OUTPUT, interrupt_at="not running", code=130)
-    assert "Traceback" not in told
-    assert "missing" in told
+    shown = on_terminal("status", "--watch", OUTPUT, interrupt_at="not running", code=130)
+    assert "Traceback" not in shown
+    assert "missing" in shown

@@ -1,4 +1,4 @@
-"""What every step of the engine promises: predict with its levels, label, evaluate, and the smallest there can be."""
+"""The contract of every step of the engine: predict with levels, label, evaluate, and the minimal step."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ Stopping = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Scene:
-    """A step, run by its own call; all places are in the current folder."""
+    """A step and the function that runs it; all paths are in the current folder."""
 
     run: Callable[[ClusterOptions, Stopping], bool]
-    """Runs it; whether it is complete."""
+    """Run the step; return whether it is complete."""
     source: str
-    """Name of the file of the input that each block of the first stage reads, with {} for the section."""
+    """Path of the input file that each block of the first stage reads, with {} for the section."""
     blocked: Path
-    """A file in this place keeps blocks of the first stage from being written."""
+    """Path at which a file prevents blocks of the first stage from being written."""
     folder: RunFolder
     output: Path | None
-    """What is compared, and what status and verify are asked about; None: the step leaves nothing."""
+    """The output, for comparisons, status and verify; None if the step leaves none."""
     result: Callable[[], Any] = lambda: None
 
     def bytes(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Scene:
 
 def predict(where: ClusterOptions, stopping: Stopping) -> bool:
     request = PredictRequest(volume="big.zarr", output=Path("p.zarr"), tile=68, device="cpu", levels=2)
-    return predict_volume(request, stopping=stopping, where=where).complete
+    return predict_volume(request, stopping=stopping, cluster=where).complete
 
 
 def label(where: ClusterOptions, stopping: Stopping) -> bool:
@@ -132,7 +132,7 @@ def scene(
     shutil.copytree(base, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.delenv("UNETCLI_MODEL", raising=False)
-    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # workers import the smallest step
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # workers import the minimal step
     monkeypatch.setitem(STEPS, plus_one.COMMAND, plus_one.PlusOne)
     yield scenes()[request.param]
     worker._opened.cache_clear()
@@ -143,7 +143,7 @@ with_output = pytest.mark.parametrize("scene", [name for name in STEP_NAMES if n
 
 
 def after(count: int) -> Stopping:
-    """Asks to stop after so many questions."""
+    """Return a function that asks to stop after ``count`` calls."""
     answers = iter([False] * count)
     return lambda: next(answers, True)
 
@@ -166,7 +166,7 @@ def test_stopped_again_and_again_it_ends_in_the_same_bytes_and_nothing_is_done_t
 
 
 def forget(scene: Scene) -> None:
-    """Delete all that a run made."""
+    """Delete everything that a run created."""
     shutil.rmtree(scene.folder.path, ignore_errors=True)
     if scene.output is not None:
         shutil.rmtree(scene.output)
@@ -180,8 +180,14 @@ def site_of(tmp_path: Path) -> Iterator[ClusterOptions]:
         yield ClusterOptions(cluster="dask", scheduler=there.address, tls=there.tls)
 
 
-@each_step
-@pytest.mark.parametrize("how", ["two processes", pytest.param("a scheduler of others", marks=pytest.mark.slow)])
+SLOW_PROCESSES = [
+    pytest.param(name, "two processes", marks=() if name == "predict" else pytest.mark.slow) for name in STEP_NAMES
+]
+"""Tests of label and evaluate start processes by default too."""
+SLOW_SITES = [pytest.param(name, "a scheduler of others", marks=pytest.mark.slow) for name in STEP_NAMES]
+
+
+@pytest.mark.parametrize(("scene", "how"), SLOW_PROCESSES + SLOW_SITES, indirect=["scene"])
 def test_other_processes_give_the_same_bytes(scene: Scene, tmp_path: Path, how: str) -> None:
     assert scene.run(HERE, bool)
     whole = scene.bytes()
@@ -212,8 +218,31 @@ def test_slurm_is_asked_before_anything_is_written(scene: Scene, slurm: SlurmClu
     assert sorted(Path().rglob("*")) == before
 
 
+@each_step
+def test_after_ctrl_c_the_jobs_that_go_on_are_named_and_attached_to(
+    scene: Scene, slurm: SlurmCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = ClusterOptions(cluster="slurm", blocks_per_job=3, slurm=("begin=now+1hour",))  # quick, because no job starts
+
+    def interrupt() -> bool:
+        if slurm.jobs():
+            raise KeyboardInterrupt
+        return False
+
+    caplog.set_level(logging.INFO, "unetcli")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            scene.run(held, interrupt)
+        message = caplog.messages[-1]
+        arrays = {job.partition("_")[0] for job in slurm.jobs()}
+        assert message.startswith(f"{len(slurm.jobs())} SLURM jobs ")
+        assert f"`scancel {' '.join(arrays)}`" in message
+    journal = Path(scene.folder.path, "jobs.jsonl").read_text()
+    assert journal.count('"submit"') == len(arrays) == 1
+
+
 def make_unreadable(scene: Scene, section: int) -> Path:
-    """A link that leads to itself in place of a chunk: an error of the file system, for root too."""
+    """Replace a chunk by a link to itself: the file system reports an error even to root."""
     chunk = Path(scene.source.format(section))
     chunk.rename(f"{chunk}.sound")
     chunk.symlink_to(chunk.name)
@@ -230,7 +259,7 @@ def test_a_read_that_fails_and_may_pass_is_tried_again(scene: Scene, caplog: pyt
 
     class Mending(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "once more" in record.getMessage():
+            if "retrying" in record.getMessage():
                 mend(chunks.pop())
 
     log, handler = logging.getLogger("unetcli.engine.run"), Mending()
@@ -255,27 +284,27 @@ def test_a_read_that_keeps_failing_is_tried_once_more_and_the_rest_goes_on(scene
 
 
 @each_step
-def test_the_first_reads_all_failing_alike_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "STOP_LOOK_SECONDS", 0)
+def test_the_first_reads_failing_equally_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STOP_POLL_SECONDS", 0)
     chunks = [make_unreadable(scene, section) for section in range(SECTIONS)]
-    with pytest.raises(UnetcliError, match="the first 3 blocks all failed alike"):
+    with pytest.raises(UnetcliError, match="the first 3 blocks all failed with the same error"):
         scene.run(HERE, bool)
-    assert len(list(read_failures(scene.folder.failures))) == worker.ALIKE
+    assert len(list(read_failures(scene.folder.failures))) == worker.SAME_FAILURES
     for chunk in chunks:
         mend(chunk)
     assert scene.run(HERE, bool)
 
 
 @each_step
-def test_the_first_writes_all_failing_alike_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of drafts differ from block to block; the reason is the same nevertheless."""
-    monkeypatch.setattr(worker, "STOP_LOOK_SECONDS", 0)
+def test_the_first_writes_failing_equally_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of drafts differ from block to block but do not count."""
+    monkeypatch.setattr(worker, "STOP_POLL_SECONDS", 0)
     scene.run(HERE, lambda: True)
     shutil.rmtree(scene.blocked, ignore_errors=True)
     scene.blocked.write_text("in the way of a folder")
-    with pytest.raises(UnetcliError, match="the first 3 blocks all failed alike"):
+    with pytest.raises(UnetcliError, match="the first 3 blocks all failed with the same error"):
         scene.run(HERE, bool)
-    assert len(list(read_failures(scene.folder.failures))) == worker.ALIKE
+    assert len(list(read_failures(scene.folder.failures))) == worker.SAME_FAILURES
     scene.blocked.unlink()
     assert scene.run(HERE, bool)
 
@@ -284,8 +313,8 @@ def test_the_first_writes_all_failing_alike_stop_the_run(scene: Scene, monkeypat
 def test_status_and_verify_know_it_and_repair_makes_the_same_bytes(scene: Scene) -> None:
     assert scene.run(HERE, bool)
     whole, output = scene.bytes(), str(scene.output)
-    told = json.loads(command("status", output, "--json"))
-    assert (told["complete"], told["done"]) == (True, told["blocks"])
+    status = json.loads(command("status", output, "--json"))
+    assert (status["complete"], status["done"]) == (True, status["blocks"])
     assert command("verify", output, "--json")
     damaged = next(path for path in sorted(Path(output, "0").rglob("*")) if path.is_file() and "zarr" not in path.name)
     flip_a_bit(damaged)
@@ -313,5 +342,5 @@ def command(*words: str, code: int = 0) -> str:
 
 
 def test_a_step_is_small() -> None:
-    """A newcomer's step is one file of under 150 lines."""
+    """A new step fits in one file of under 150 lines."""
     assert len(Path(plus_one.__file__).read_text().splitlines()) < 150

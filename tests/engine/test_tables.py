@@ -1,17 +1,19 @@
-"""Files of named arrays: what is read is what was stored, or an error."""
+"""Files of named arrays: reading returns what was stored, or raises an error."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from unetcli.core.errors import UnreadableBlock
 from unetcli.engine import levels as tables
 from unetcli.engine.levels import Tables
 
-ARRAYS = {
+ARRAYS: dict[str, NDArray[Any]] = {
     "labels": np.random.default_rng(0).integers(0, 9, (3, 7, 11)).astype(np.int32),
     "none": np.zeros((0, 2), np.int64),
     "one": np.array([2.5]),
@@ -47,14 +49,14 @@ def test_no_folder_gets_more_than_a_thousand_files(stored: Tables) -> None:
 
 
 @pytest.mark.parametrize("how", ["half", "bit", "empty", "gone"])
-def test_damage_is_told_with_its_file(stored: Tables, how: str) -> None:
+def test_damage_is_reported_with_its_file(stored: Tables, how: str) -> None:
     path = stored.path(1234)
     data = bytearray(path.read_bytes())
     data[-20] ^= 8
     path.write_bytes({"half": data[: len(data) // 2], "bit": data}.get(how, b""))
     if how == "gone":
         path.unlink()
-    with pytest.raises(UnreadableBlock, match=r"0001/0001234\.tables: cannot be read .* makes it anew"):
+    with pytest.raises(UnreadableBlock, match=r"0001/0001234\.tables: cannot be read .* recomputes it"):
         stored.load(1234)
 
 

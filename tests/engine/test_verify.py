@@ -1,4 +1,4 @@
-"""verify: damage of every kind is found and repaired to the same bytes; seams and changed input are found."""
+"""verify finds damage of every kind and repairs it to the same bytes; it finds seams and changed input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.engine.receipts import ReceiptBook, read_receipts
 from unetcli.engine.runfolder import PREDICT, RunFolder
-from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reading_at_once
+from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reader_count
 from unetcli.executors.options import VerifyRequest
 from unetcli.predict.checks import plan_of_window, windows
 from unetcli.predict.request import PredictRequest
@@ -49,7 +49,7 @@ def folder() -> RunFolder:
 
 
 def predicted(*shape: int, **changes: Any) -> PredictRequest:
-    """A finished run; ``whole.zarr`` is a copy of its output."""
+    """Finish a run; ``whole.zarr`` is a copy of its output."""
     write_zarr(Path("big.zarr"), grey(*(shape or (4, 530, 540))), chunks=(1, 128, 128))
     request = PredictRequest(**{"volume": "big.zarr", "tile": 220, "device": "cpu", **changes})
     assert predict_volume(request).complete
@@ -63,26 +63,26 @@ def verified(**words: Any) -> Verification:
 
 
 def array_bytes(path: Path) -> dict[str, bytes]:
-    """Every array file of a store."""
+    """Return every array file of a store."""
     return {
         str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file() and f.parent != path
     }
 
 
 def chunk(block: int) -> Path:
-    """The largest chunk file of a block."""
+    """Return the largest chunk file of a block."""
     plan = PredictStep.open(folder()).plan
     files = [file for file in Output(OUTPUT, plan).files(plan.output_box(plan.block(block))) if file.exists()]
     return max(files, key=lambda file: file.stat().st_size)
 
 
 def put_zeros(file: Path) -> None:
-    """As they would be stored: not at all, or as zeros of full length where something filled the file up."""
+    """Overwrite a file with zeros of the same length."""
     file.write_bytes(bytes(file.stat().st_size))
 
 
 def put_another(file: Path) -> None:
-    """A valid chunk in the place of another one."""
+    """Replace a chunk by another valid one."""
     shutil.copyfile(chunk(0), file)
 
 
@@ -122,7 +122,7 @@ def test_damaged_chunks_at_the_far_edges_are_replaced() -> None:
     assert array_bytes(OUTPUT) == array_bytes(Path("whole.zarr"))
 
 
-def test_torn_receipts_are_blocks_to_be_made_anew() -> None:
+def test_blocks_with_incomplete_receipts_are_recomputed() -> None:
     predicted()
     (file,) = folder().receipts.glob("*.txt")
     os.truncate(file, file.stat().st_size - 5)
@@ -170,7 +170,7 @@ def test_the_receipts_are_void_and_the_output_incomplete_before_data_is_touched(
     assert seen == [([1], False, damaged)]
 
 
-def test_a_repair_that_is_killed_is_gone_on_with_to_the_same_bytes(unetcli: CLI) -> None:
+def test_a_killed_repair_is_continued_to_the_same_bytes(unetcli: CLI) -> None:
     sections = 6
     predicted(sections, 300, 300)
     for file in [chunk(number) for number in range(sections)]:
@@ -215,7 +215,7 @@ def test_nothing_is_repaired_from_input_that_changed(source: str) -> None:
     assert folder().ledger(2).complete
 
 
-def test_a_block_made_anew_meanwhile_is_looked_at_again() -> None:
+def test_a_block_recomputed_meanwhile_is_checked_again() -> None:
     predicted(3, 90, 90)
     step = PredictStep.open(folder())
     stale = folder().ledger(3)
@@ -223,7 +223,7 @@ def test_a_block_made_anew_meanwhile_is_looked_at_again() -> None:
     assert find_damage(step, stale).damaged == {}
 
 
-def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
+def test_a_missing_or_foreign_output_gives_a_one_line_error(unetcli: CLI) -> None:
     predicted(2, 90, 90)
     shutil.rmtree(OUTPUT / "0")
     done = unetcli("verify", OUTPUT)
@@ -234,17 +234,17 @@ def test_an_output_that_is_gone_or_not_ours_is_one_line(unetcli: CLI) -> None:
     assert "no output of unetcli predict" in done.stderr
 
 
-def test_so_many_blocks_are_read_at_once_as_memory_allows() -> None:
+def test_memory_limits_the_number_of_blocks_read_at_once() -> None:
     predicted(2, 90, 90)
     step = PredictStep.open(folder())
-    assert reading_at_once(step.block_bytes) == len(os.sched_getaffinity(0))
+    assert reader_count(step.block_bytes) == len(os.sched_getaffinity(0))
     large = replace(step.plan, region=Box((0, 0, 0), (1, 90, 90)), block_shape=(1, 90 * 2**9, 90 * 2**9))
-    assert reading_at_once(replace(step, plan=large).block_bytes) == 1
+    assert reader_count(replace(step, plan=large).block_bytes) == 1
     assert READ_BYTES < 3 * 90 * 90 * 2**18
 
 
 def rewrite(values: NDArray[Any]) -> None:
-    """Other content that receipts vouch for: what a network with a fault would have left."""
+    """Store other values with matching receipts, as a faulty network would have."""
     plan = PredictStep.open(folder()).plan
     output, ledger = Output(OUTPUT, plan), folder().ledger(plan.blocks)
     last = {receipt.block: receipt for receipt in read_receipts(folder().receipts)}
@@ -271,7 +271,7 @@ def test_windows_in_other_tiles_equal_what_is_stored(dtype: str, precision: str)
     assert seams is not None
     assert (seams.windows, seams.exceeded) == (10, [])
     assert seams.largest_difference <= seams.allowed
-    assert seams.largest_difference > 0 or (dtype, precision) != ("float32", "float32")  # other arithmetic it was
+    assert seams.largest_difference > 0 or (dtype, precision) != ("float32", "float32")  # the arithmetic did differ
 
 
 def test_parts_that_are_skipped_are_skipped_in_other_tiles_too() -> None:
@@ -285,7 +285,7 @@ def test_parts_that_are_skipped_are_skipped_in_other_tiles_too() -> None:
     assert (seams.windows, seams.exceeded) == (20, [])
     zarr.open_array("mask.zarr")[1, 250, 250] = 1
     (found,) = verified(input=True, blocks=False).input_changes or []
-    assert (found.source, found.what) == ("mask", "leaves other parts to be computed")
+    assert (found.source, found.what) == ("mask", "selects other cells")
     flip_a_bit(chunk(0))
     with pytest.raises(UnetcliError, match="cannot be repaired, the mask "):
         verified(repair=True)
@@ -318,7 +318,7 @@ def test_a_seam_at_one_tile_border_of_one_section_is_found_and_named() -> None:
     assert found.seams.largest_difference == pytest.approx(0.001, rel=0.1)
 
 
-def test_where_other_tiles_differ_because_the_input_changed_this_is_told() -> None:
+def test_seams_caused_by_changed_input_are_reported_as_such() -> None:
     predicted(2, 300, 310, tile=100)
     zarr.open_array("big.zarr")[...] = grey(2, 300, 310, seed=1)
     found = verified(seams=2)
@@ -363,8 +363,8 @@ def test_input_that_changed_is_named(unetcli: CLI) -> None:
     found = verified(input=True, blocks=False)
     assert found.input_changes is not None
     assert [(change.source, change.what) for change in found.input_changes] == [
-        ("volume", "chunk at z 1:2, y 0:90, x 128:200 holds other values"),
-        ("model", "holds other bytes"),
+        ("volume", "chunk at z 1:2, y 0:90, x 128:200 has changed"),
+        ("model", "has changed"),
     ]
     done = unetcli("verify", OUTPUT, "--input")
     assert done.returncode == 3
@@ -379,12 +379,12 @@ def test_input_that_changed_is_named(unetcli: CLI) -> None:
             lambda: write_zarr(Path("big.zarr"), grey(3, 90, 200).astype("u2"), chunks=(1, 128, 128)),
             "now zyx 3x90x200, 1 channels, uint16",
         ),
-        (lambda: write_zarr(Path("big.zarr"), grey(3, 90, 200), chunks=(1, 32, 32)), "stored in other chunks"),
+        (lambda: write_zarr(Path("big.zarr"), grey(3, 90, 200), chunks=(1, 32, 32)), "another chunk shape"),
         (lambda: None, "cannot be opened"),
     ],
     ids=["shape", "dtype", "chunks", "gone"],
 )
-def test_a_volume_that_is_another_one_is_told(change: Callable[[], None], told: str) -> None:
+def test_another_volume_is_reported(change: Callable[[], None], told: str) -> None:
     predicted(3, 90, 200)
     shutil.rmtree("big.zarr")
     change()
@@ -392,26 +392,26 @@ def test_a_volume_that_is_another_one_is_told(change: Callable[[], None], told: 
     assert told in found.what
 
 
-def test_a_chunk_of_the_input_that_cannot_be_read_any_more_is_told() -> None:
+def test_an_input_chunk_that_became_unreadable_is_reported() -> None:
     predicted(3, 90, 200)
     truncate(Path("big.zarr/c/2/0/0"))
     (found,) = verified(input=True, blocks=False).input_changes or []
-    assert found.what == "chunk at z 2:3, y 0:90, x 0:128 cannot be read any more"
+    assert found.what == "chunk at z 2:3, y 0:90, x 0:128 can no longer be read"
 
 
-def test_the_command_tells_all_and_exits_with_3_until_repaired(unetcli: CLI) -> None:
+def test_the_command_reports_everything_and_exits_with_3_until_repaired(unetcli: CLI) -> None:
     predicted(3, 90, 90)
     Path.unlink(chunk(1))
     done = unetcli("verify", OUTPUT)
     assert done.returncode == 3
-    assert "2 of 3 blocks are what was computed" in done.stdout
-    assert "block 1 (z 1:2, y 0:90, x 0:90): other content" in done.stdout
+    assert "2 of 3 blocks are intact" in done.stdout
+    assert "block 1 (z 1:2, y 0:90, x 0:90): content differs from its receipt" in done.stdout
     done = unetcli("verify", OUTPUT, "--json")
     assert list(json.loads(done.stdout))[:3] == ["blocks", "checked", "damaged"]
     assert json.loads(done.stdout)["damaged"][0]["block"] == 1
     done = unetcli("verify", OUTPUT, "--repair", "--seams", "3")
     assert done.returncode == 0, done.stderr
-    assert "1 blocks made anew" in done.stdout
+    assert "1 block repaired" in done.stdout
     assert "3 windows" in done.stdout
     assert unetcli("verify", OUTPUT, "--repair", "--no-blocks").returncode == 1
 

@@ -1,10 +1,11 @@
-"""What a worker does with what goes wrong: damaged places, memory, full disks. Real files, real limits, real mounts."""
+"""Errors in a worker: damaged data, too little memory, full disks; with real files, limits and mounts."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,13 +38,13 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def request_(model: Path) -> PredictRequest:
-    """One block a section."""
+    """Make a request with one block per section."""
     write_zarr(Path("big.zarr"), grey(SECTIONS, 40, 50), chunks=(1, 32, 32))
     return PredictRequest(volume="big.zarr", tile=68, device="cpu")
 
 
 def make_unreadable(section: int) -> Path:
-    """A link that leads to itself in place of a chunk: an error of the file system, for root too."""
+    """Replace a chunk by a link to itself: the file system reports an error even to root."""
     chunk = Path(f"big.zarr/c/{section}/0/1")
     chunk.rename(f"{chunk}.sound")
     chunk.symlink_to(chunk.name)
@@ -67,15 +68,15 @@ def test_a_failed_block_is_tried_once_more_then_set_aside_and_the_rest_goes_on(r
     summary = predict_volume(request_)
     assert (summary.complete, summary.computed) == (False, SECTIONS - 1)
     assert [(aside["block"], aside["place"]) for aside in summary.set_aside] == [(2, "z 2:3, y 0:40, x 0:50")]
-    troubles = list(read_failures(FOLDER / "failures"))
-    assert [(trouble.block, trouble.kind) for trouble in troubles] == [(2, FAILED)] * 2
-    assert "symbolic links" in troubles[0].reason
-    assert "\n" not in troubles[0].reason
-    assert "Traceback" in troubles[0].traceback
-    assert "volume.py" in troubles[0].traceback
+    failures = list(read_failures(FOLDER / "failures"))
+    assert [(failure.block, failure.kind) for failure in failures] == [(2, FAILED)] * 2
+    assert "symbolic links" in failures[0].reason
+    assert "\n" not in failures[0].reason
+    assert "Traceback" in failures[0].traceback
+    assert "volume.py" in failures[0].traceback
 
 
-def test_a_block_that_fails_once_is_done_in_the_next_round(
+def test_a_block_that_fails_once_is_computed_in_a_retry(
     request_: PredictRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     predict_volume(replace(request_, output=Path("sound.zarr")))
@@ -83,7 +84,7 @@ def test_a_block_that_fails_once_is_done_in_the_next_round(
 
     class Mending(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "once more" in record.getMessage():
+            if "retrying" in record.getMessage():
                 mend(chunk)
 
     log, handler = logging.getLogger("unetcli.engine.run"), Mending()
@@ -98,35 +99,35 @@ def test_a_block_that_fails_once_is_done_in_the_next_round(
 
 
 def test_damage_is_not_tried_again(request_: PredictRequest) -> None:
-    for section in (0, 1, 2, 3):  # more than would stop a run, were they failures of the host
+    for section in (0, 1, 2, 3):  # more than would stop a run if the host were the cause
         Path(f"big.zarr/c/{section}/0/0").write_bytes(b"damaged")
     summary = predict_volume(request_)
     assert [aside["block"] for aside in summary.set_aside] == [0, 1, 2, 3]
-    assert [trouble.kind for trouble in read_failures(FOLDER / "failures")] == [UNUSABLE] * 4
+    assert [failure.kind for failure in read_failures(FOLDER / "failures")] == [UNUSABLE] * 4
     assert summary.computed == SECTIONS - 4
 
 
-def test_the_first_blocks_all_failing_alike_stop_the_run_until_the_next_launch(
+def test_the_first_blocks_failing_equally_stop_the_run_until_the_next_launch(
     request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "STOP_LOOK_SECONDS", 0)
+    monkeypatch.setattr(worker, "STOP_POLL_SECONDS", 0)
     chunks = [make_unreadable(section) for section in range(SECTIONS)]
-    with pytest.raises(UnetcliError, match="first 3 blocks all failed alike") as caught:
+    with pytest.raises(UnetcliError, match="first 3 blocks all failed with the same error") as caught:
         predict_volume(request_)
     assert "\n" not in str(caught.value)
     assert len(list(read_failures(FOLDER / "failures"))) == 3
     assert "Traceback" in (FOLDER / "stop").read_text()
     for chunk in chunks:
         mend(chunk)
-    assert StepTask(PredictStep)(str(FOLDER), ((0, SECTIONS),)) == 0  # another worker begins nothing
+    assert StepTask(PredictStep)(str(FOLDER), ((0, SECTIONS),)) == 0  # another worker starts no block
     assert predict_volume(request_).complete
     assert not (FOLDER / "stop").exists()
 
 
-def test_failures_alike_stop_no_host_that_has_finished_blocks(request_: PredictRequest) -> None:
+def test_equal_failures_stop_no_host_that_has_finished_blocks(request_: PredictRequest) -> None:
     for section in (1, 2, 3, 4):
         make_unreadable(section)
-    first = predict_volume(request_)  # the round of retries meets nothing but failures alike
+    first = predict_volume(request_)  # in the retry, all blocks fail with the same error
     again = predict_volume(request_)
     assert (first.computed, again.computed) == (2, 0)
     assert (
@@ -134,12 +135,12 @@ def test_failures_alike_stop_no_host_that_has_finished_blocks(request_: PredictR
     )
 
 
-def test_finished_blocks_are_not_done_again_and_a_run_begun_anew_is_seen(request_: PredictRequest) -> None:
+def test_finished_blocks_are_not_recomputed_and_a_run_started_over_is_noticed(request_: PredictRequest) -> None:
     predict_volume(request_)
-    folder = str(FOLDER.absolute())  # as launchers call it
+    folder = str(FOLDER.absolute())  # launchers pass absolute paths
     assert StepTask(PredictStep)(folder, ((0, SECTIONS),)) == 0
     predict_volume(replace(request_, overwrite=True), stopping=lambda: True)
-    assert StepTask(PredictStep)(folder, ((1, 2), (3, 5))) == 3  # in the process that had seen the earlier receipts
+    assert StepTask(PredictStep)(folder, ((1, 2), (3, 5))) == 3  # in a process that has read the earlier receipts
     assert computed() == [1, 3, 4]
 
 
@@ -149,7 +150,6 @@ from pathlib import Path
 from unetcli.core.process import prepare
 prepare()
 import torch
-from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -161,10 +161,10 @@ assert summary.complete, summary.set_aside
 
 def test_too_little_memory_means_smaller_tiles_and_the_same_result(tmp_path: Path) -> None:
     write_model(tmp_path / "model", base_channels=16)
-    write_zarr(Path("wide.zarr"), grey(2, 940, 930), chunks=(1, 256, 256))
+    write_zarr(Path("wide.zarr"), grey(1, 790, 780), chunks=(1, 256, 256))  # one tile of 996
     free = PredictRequest(volume="wide.zarr", output=Path("free.zarr"), tile=996, device="cpu")
     assert predict_volume(free).complete
-    # Of what is freed, nothing stays counted: the limit is one of address space.
+    # Freed memory does not count, because the limit is on address space.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"}
     command = [sys.executable, "-W", "ignore", "-c", LIMITED]
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
@@ -180,7 +180,7 @@ def test_too_little_memory_means_smaller_tiles_and_the_same_result(tmp_path: Pat
 
 @contextmanager
 def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A file system of its own that holds little."""
+    """Mount a small file system."""
     place.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True, check=False
@@ -197,6 +197,15 @@ def remount(place: Path, option: str) -> bool:
     return subprocess.run(["mount", "-o", f"remount,{option}", place], capture_output=True, check=False).returncode == 0
 
 
+def remount_under(process: Command, place: Path) -> bool:
+    """Make a disk read-only, unless the process has a file there open for writing. The process is stopped meanwhile."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        return remount(place, "ro")
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -205,7 +214,7 @@ def test_a_full_disk_gets_one_line_and_the_same_command_continues(tmp_path: Path
     words = ("predict", "big.zarr", "--dtype", "float32", "--device", "cpu", "--tile", "132", "--json", "-o")
     assert unetcli(*words, "whole.zarr").returncode == 0
     with small_disk(tmp_path / "disk", "300k") as disk:
-        for _ in range(2):  # as long as the disk is full
+        for _ in range(2):  # while the disk is full
             full = unetcli("-q", *words, disk / "out.zarr")
             assert full.returncode == 1, full.stderr
             assert len(full.stderr.strip().splitlines()) == 1, full.stderr
@@ -225,13 +234,13 @@ def test_a_disk_that_becomes_read_only_gets_one_line_and_the_same_command_contin
     tmp_path: Path, unetcli: Cli
 ) -> None:
     write_model(tmp_path / "model", depth=3, base_channels=8)
-    write_zarr(Path("big.zarr"), grey(60, 250, 250), chunks=(1, 250, 250))
+    write_zarr(Path("big.zarr"), grey(30, 250, 250), chunks=(1, 250, 250))
     words = ["predict", "big.zarr", "--dtype", "float32", "--device", "cpu", "-o"]
     assert unetcli(*words, "whole.zarr").returncode == 0
     with small_disk(tmp_path / "disk", "64m") as disk:
         process = Command("-q", *words, disk / "out.zarr", talk=Path("talk.txt"))
         receipts = disk / "out.zarr.run/predict/receipts"
-        wait_for(lambda: list(receipts.glob("*.txt")) and remount(disk, "ro"))  # busy while a file is open for writing
+        wait_for(lambda: list(receipts.glob("*.txt")) and remount_under(process, disk))
         code = process.wait()
         said = process.talk.read_text()
         assert code == 1, said

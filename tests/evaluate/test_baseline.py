@@ -39,25 +39,25 @@ def test_a_clear_difference_is_more_than_noise_and_a_slight_one_is_not(tmp_path:
     there = stored(tmp_path, truth, "t.zarr")
     baseline = kept(tmp_path, evaluated(stored(tmp_path, noisy(truth, 0.3, 1), "a.zarr"), there))
     worse = evaluated(stored(tmp_path, noisy(truth, 0.5, 2), "b.zarr"), there, baseline=baseline).comparison
-    alike = evaluated(stored(tmp_path, noisy(truth, 0.3, 3), "c.zarr"), there, baseline=baseline).comparison
+    similar = evaluated(stored(tmp_path, noisy(truth, 0.3, 3), "c.zarr"), there, baseline=baseline).comparison
     assert worse is not None
-    assert alike is not None
+    assert similar is not None
     for metric, name in (("pixels", "iou"), ("em", "pixel_error"), ("em", "v_info")):
         found = worse["scores"][metric][name]
         assert (found["more_than_noise"], found["gain"] < 0) == (True, True)
         assert found["words"].startswith(f"worse by {abs(found['gain']):.4f} (95 %: ")
         assert found["words"].endswith(", more than noise")
         assert found["interval"][0] <= found["difference"] <= found["interval"][1]
-    assert alike["scores"]["pixels"]["iou"]["words"].endswith(", no more than noise")
+    assert similar["scores"]["pixels"]["iou"]["words"].endswith(", no more than noise")
 
 
 def test_a_prediction_is_no_better_than_itself(tmp_path: Path) -> None:
     paths = stored(tmp_path, VALUES), stored(tmp_path, TRUTH, "t.zarr")
     found = evaluated(*paths, baseline=kept(tmp_path, evaluated(*paths))).comparison
     assert found is not None
-    everything = [told for scores in found["scores"].values() for told in scores.values()]
-    assert {(told["difference"], told["more_than_noise"]) for told in everything} == {(0, False)}
-    assert {told["words"] for told in everything} == {"the same (95 %: +0.0000 to +0.0000), no more than noise"}
+    entries = [entry for scores in found["scores"].values() for entry in scores.values()]
+    assert {(entry["difference"], entry["more_than_noise"]) for entry in entries} == {(0, False)}
+    assert {entry["words"] for entry in entries} == {"the same (95 %: +0.0000 to +0.0000), no more than noise"}
     assert set(found["scores"]) == {"pixels", "em"}
 
 
@@ -74,32 +74,34 @@ def test_cells_are_compared_section_by_section_or_object_by_object(
     seg, f1 = found["scores"]["cells"]["seg"], found["scores"]["cells"]["f1"]
     assert (seg["more_than_noise"], seg["gain"] < 0) == (True, True)
     assert f1["more_than_noise"] is (None if three_d else True)
-    assert ("cannot be told" in f1["words"]) == three_d
+    assert ("not known" in f1["words"]) == three_d
 
 
 def test_a_baseline_of_something_else_is_refused(tmp_path: Path) -> None:
     paths = stored(tmp_path, VALUES), stored(tmp_path, TRUTH, "t.zarr")
     baseline = kept(tmp_path, evaluated(*paths))
-    with pytest.raises(UnetcliError, match=r"b\.json: judged by another truth, \S+t\.zarr; this is \S+o\.zarr"):
+    with pytest.raises(UnetcliError, match=r"b\.json: .* another truth, \S+t\.zarr; expected \S+o\.zarr"):
         evaluated(paths[0], stored(tmp_path, 255 - TRUTH, "o.zarr"), baseline=baseline)
-    with pytest.raises(UnetcliError, match=r"judged with region z 0:6, y 0:13, x 0:22, this with z 2:4, y 0:13"):
+    with pytest.raises(UnetcliError, match=r"region z 0:6, y 0:13, x 0:22; expected z 2:4, y 0:13"):
         evaluated(*paths, baseline=baseline, sections=(2, 4))
-    with pytest.raises(UnetcliError, match=r"judged with ignore none, this with 7; both have to be the same"):
+    with pytest.raises(UnetcliError, match=r"ignore none; expected 7"):
         evaluated(*paths, baseline=baseline, ignore=7)
     with pytest.raises(UnetcliError, match=r"--baseline \S+missing: no such file"):
         evaluated(*paths, baseline=tmp_path / "missing")
     for text in ("[1", '{"unetcli_evaluate": 7}', "[]"):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(UnetcliError, match=r"--baseline \S+bad\.json: (no JSON|expected what unetcli evaluate)"):
+        with pytest.raises(
+            UnetcliError, match=r"--baseline \S+bad\.json: (not JSON|expected output of unetcli evaluate)"
+        ):
             evaluated(*paths, baseline=tmp_path / "bad.json")
 
 
 def test_a_baseline_whose_sums_are_damaged_is_refused(tmp_path: Path) -> None:
     paths = stored(tmp_path, VALUES), stored(tmp_path, TRUTH, "t.zarr")
-    told = evaluated(*paths, "em").to_json()
-    told["sums"]["em"]["em"]["sums"]["rand"]["zlib"] = "nonsense"
-    (tmp_path / "b.json").write_text(json.dumps(told))
-    with pytest.raises(UnetcliError, match=r"b\.json: sums of em that cannot be read"):
+    output = evaluated(*paths, "em").to_json()
+    output["sums"]["em"]["em"]["sums"]["rand"]["zlib"] = "nonsense"
+    (tmp_path / "b.json").write_text(json.dumps(output))
+    with pytest.raises(UnetcliError, match=r"b\.json: cannot read the sums of em"):
         evaluated(*paths, "em", baseline=tmp_path / "b.json")
 
 

@@ -1,4 +1,4 @@
-"""The result does not depend on blocks, threads, order or the way that counts travelled."""
+"""Results do not depend on blocks, threads, their order, or on storing the counts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
 
-from unetcli.evaluate.counting import Counts
+from unetcli.evaluate.counting import SUMS_METRICS, TABLE_SUMS, Counts
 from unetcli.evaluate.plan import BLOCK_VOXELS
-from unetcli.evaluate.request import EvaluateRequest
-from unetcli.evaluate.resolve import Evaluated
+from unetcli.evaluate.request import METRICS, EvaluateRequest
+from unetcli.evaluate.resolve import ResolvedRequest
 from unetcli.metrics import cells, voi
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
@@ -28,12 +28,12 @@ FOUND = np.roll(LABELS, 1, axis=2)
 
 
 def plain(found: Any) -> dict[str, Any]:
-    """All that is told, but for the places."""
+    """Output of ``--json`` without paths."""
     return {name: value for name, value in found.to_json().items() if name not in ("prediction", "judged")}
 
 
 def approximately(found: Any, expected: Any) -> bool:
-    """Equal, but for the order in which floats were added."""
+    """Equal up to rounding: floats may have been added in another order."""
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(approximately(found[name], expected[name]) for name in expected)
     if isinstance(expected, list):
@@ -60,7 +60,7 @@ def test_objects_through_sections_are_scored_from_the_table_of_the_whole(tmp_pat
     table = Contingency.of(LABELS, FOUND)
     assert found.three_d
     assert found.scores["cells"].items() >= cells.scores([CellSums.of(table)]).items()
-    for name, value in voi.scores([VoiSums.of(table)]).items():
+    for name, value in voi.METRIC.entries([VoiSums.of(table)]).items():
         assert found.scores["voi"][name] == pytest.approx(value)
 
 
@@ -72,10 +72,25 @@ def test_objects_of_sections_are_scored_section_by_section(tmp_path: Path) -> No
     assert approximately({name: found.scores["cells"][name] for name in expected}, expected)
     for section, table in zip(found.sections, tables, strict=True):
         assert section.scores["cells"]["seg"] == pytest.approx(cells.scores([CellSums.of(table)])["seg"])
-        assert section.scores["voi"]["split"] == pytest.approx(voi.scores([VoiSums.of(table)])["split"])
+        assert section.scores["voi"]["split"] == pytest.approx(voi.METRIC.entries([VoiSums.of(table)])["split"])
 
 
-def test_probabilities_are_scored_alike_by_any_blocks_and_threads(
+@pytest.mark.parametrize("three_d", [False, True], ids=["sections", "volume"])
+def test_a_metric_added_to_the_tables_is_scored_like_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, three_d: bool
+) -> None:
+    """The steps of "How to add a metric" in :mod:`unetcli.metrics`, for a second metric with the scores of voi."""
+    monkeypatch.setitem(METRICS, "added", METRICS["voi"])
+    monkeypatch.setitem(SUMS_METRICS, "added", voi.METRIC)
+    monkeypatch.setitem(TABLE_SUMS, "added", VoiSums)
+    found = evaluated(stored(tmp_path, FOUND), stored(tmp_path, LABELS, "t.zarr"), "voi", "added", three_d=three_d)
+    assert found.metrics == ("voi", "added")
+    assert found.scores["added"] == found.scores["voi"]
+    assert all(section.scores["added"] == section.scores["voi"] for section in found.sections)
+    assert found.to_json()["sums"]["added"]["added"] == found.to_json()["sums"]["voi"]["voi"]
+
+
+def test_scores_of_probabilities_do_not_depend_on_blocks_or_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth = stored(tmp_path, TRUTH, "t.zarr")
@@ -89,11 +104,11 @@ def test_probabilities_are_scored_alike_by_any_blocks_and_threads(
 
 def counts_of(tmp_path: Path, values: NDArray[Any], truth: NDArray[Any], **options: Any) -> list[Counts]:
     paths = stored(tmp_path, values, chunks=(2, 8, 16)), stored(tmp_path, truth, "t.zarr")
-    evaluation = Evaluated.of(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=1, **options))
+    evaluation = ResolvedRequest.of(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=1, **options))
     return [evaluation.count(number) for number in range(evaluation.plan.blocks)]
 
 
-def test_counts_travel_as_arrays(tmp_path: Path) -> None:
+def test_counts_can_be_restored_from_their_arrays(tmp_path: Path) -> None:
     for place, (values, truth, options) in enumerate(
         [
             (VALUES, TRUTH, {"metrics": ("pixels", "em", "cells", "voi")}),
@@ -122,18 +137,18 @@ def test_counts_add_up_in_any_order(order: list[int]) -> None:
         assert np.array_equal(together.tables[unit].reference, expected.reference)
 
 
-def test_blocks_that_see_whole_sections_keep_no_tables(tmp_path: Path) -> None:
+def test_blocks_of_whole_sections_store_no_tables(tmp_path: Path) -> None:
     counts = counts_of(tmp_path, VALUES, TRUTH, metrics=("cells", "voi"))
-    assert [list(part.cells) for part in counts] == [[section] for section in range(SHAPE[0])]
+    assert [list(part.sums["cells"]) for part in counts] == [[section] for section in range(SHAPE[0])]
     assert not any(part.tables for part in counts)
 
 
-def test_a_huge_section_is_judged_in_blocks_against_a_flat_truth_too(tmp_path: Path) -> None:
+def test_a_huge_section_is_scored_in_blocks_even_if_the_truth_is_2d(tmp_path: Path) -> None:
     for name, lead in (("p.zarr", (1,)), ("t.zarr", ())):
         shape, chunks = (*lead, 30_000, 30_000), (*lead, 512, 512)
         zarr.create_array(tmp_path / name, shape=shape, chunks=chunks, dtype="u2")
     places = {"prediction": str(tmp_path / "p.zarr"), "truth": str(tmp_path / "t.zarr")}
     request = EvaluateRequest(**places, kind="labels", metrics=("pixels",))
-    plan = Evaluated.of(request).plan
+    plan = ResolvedRequest.of(request).plan
     assert math.prod(plan.block_shape) <= BLOCK_VOXELS
     assert plan.blocks > 100

@@ -1,8 +1,9 @@
-"""The official programs' figures, through the command line: each case on float32, and as our own uint8 output."""
+"""Scores of the command line equal those of the official programs, for float32 maps and for uint8 output of predict."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ NAMES = {
     "v_info": "v_info_thin",
 }
 MOVED_BY_ROUNDING = {"rand_error": 0.011, "rand_error_pairs": 0.011, "v_rand": 0.013, "v_info": 0.013}
-"""The most that rounding to 1/255 moves a score on these small maps; pixel and warping errors move less."""
+"""Largest change of a score by rounding to 1/255 on these small maps; pixel and warping errors change less."""
 
 
 def evaluate(*words: object) -> dict[str, Any]:
@@ -44,21 +45,21 @@ def expected(data: Path) -> dict[str, Any]:
 
 
 def as_stored(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """As predict stores probabilities."""
+    """Convert probabilities to uint8 as predict stores them."""
     return np.floor(255 * values + 0.5).astype(np.uint8)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_em_equals_the_official_program(
-    case: str, data: Path, expected: dict[str, Any], tmp_path: Path, record_property: pytest.RecordProperty
+    case: str, data: Path, expected: dict[str, Any], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     folder, official = data / "metrics_cases", expected["cases"][case]["summary"]
     prediction, truth = folder / f"{case}_prob.tif", folder / f"{case}_label.tif"
     found = evaluate(prediction, truth, "--metrics", "em")["em"]
     values = tifffile.imread(prediction).astype(np.float32)
     rounded = evaluate(write_zarr(tmp_path / "p.zarr", as_stored(values)), truth, "--metrics", "em")["em"]
-    for name, theirs in NAMES.items():
-        assert found[name] == pytest.approx(official[theirs], abs=1e-9), name
+    for name, official_name in NAMES.items():
+        assert found[name] == pytest.approx(official[official_name], abs=1e-9), name
         record_property(f"{name} moved by rounding to uint8", rounded[name] - found[name])
         assert rounded[name] == pytest.approx(found[name], abs=MOVED_BY_ROUNDING.get(name, 0.003)), name
 

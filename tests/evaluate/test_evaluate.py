@@ -27,7 +27,7 @@ VALUES = np.where(TRUTH > 0, grey(*SHAPE, seed=2) // 2 + 100, grey(*SHAPE, seed=
 
 
 def predicted(path: Path, values: NDArray[Any], region: Box, extent: tuple[int, ...], *, complete: bool = True) -> str:
-    """A prediction of ours that holds ``values``, (outputs, *region.shape)."""
+    """Write a prediction as predict does, with ``values`` of shape (outputs, *region.shape)."""
     settings = replace(SETTINGS, dtype=str(values.dtype), outputs=len(values))
     plan = plan_of(region, extent=extent, settings=settings, block_shape=(1,) * (len(extent) - 2) + (64, 64))
     output = Output(path, plan)
@@ -65,7 +65,7 @@ def pixel_scores(values: NDArray[Any], truth: NDArray[Any]) -> dict[str, int]:
     return {name: int(mask.sum()) for name, mask in counts.items()}
 
 
-def test_scores_are_those_of_the_measures_section_by_section(tmp_path: Path, truth: str) -> None:
+def test_scores_equal_those_of_the_metrics_for_each_section(tmp_path: Path, truth: str) -> None:
     found = evaluate_volume(stored(tmp_path, VALUES), truth)
     assert pixel_scores(VALUES, TRUTH).items() <= found["pixels"].items()
     probability = (VALUES / 255).astype(np.float32)
@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_measures_section_by_section(tmp_path: Path, tru
     assert found["em"] == expected | {"looks_inverted": False}
 
 
-def test_membrane_given_as_interior_is_said_and_scored_as_it_is(
+def test_an_inverted_prediction_is_reported_and_scored_unchanged(
     tmp_path: Path, truth: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = stored(tmp_path, 255 - TRUTH)
@@ -83,11 +83,11 @@ def test_membrane_given_as_interior_is_said_and_scored_as_it_is(
     assert [record.getMessage() for record in caplog.records] == [f"{path}: {INVERTED}"]
 
 
-def test_a_slip_is_seen_by_cells_too(tmp_path: Path, truth: str) -> None:
-    slip = evaluate(EvaluateRequest(prediction=stored(tmp_path, 255 - TRUTH), truth=truth, metrics=("cells",)))
+def test_an_inverted_prediction_is_noticed_with_cells_too(tmp_path: Path, truth: str) -> None:
+    inverted = evaluate(EvaluateRequest(prediction=stored(tmp_path, 255 - TRUTH), truth=truth, metrics=("cells",)))
     right = evaluate(EvaluateRequest(prediction=stored(tmp_path, VALUES, "v.zarr"), truth=truth, metrics=("cells",)))
-    assert (INVERTED in slip.notes, INVERTED in right.notes) == (True, False)
-    assert set(slip.scores) == {"cells"}
+    assert (INVERTED in inverted.notes, INVERTED in right.notes) == (True, False)
+    assert set(inverted.scores) == {"cells"}
 
 
 def test_uint8_and_the_same_probabilities_as_floats_score_the_same(tmp_path: Path, truth: str) -> None:
@@ -108,7 +108,7 @@ def test_a_binary_prediction_is_probability_0_and_1(tmp_path: Path, truth: str) 
     [Box((2, 0, 0), (6, 13, 22)), Box((0, 3, 5), (6, 13, 20)), Box((5, 12, 21), (6, 13, 22))],
     ids=["sections", "plane", "one voxel"],
 )
-def test_the_prediction_of_a_part_is_laid_where_it_belongs(tmp_path: Path, truth: str, region: Box) -> None:
+def test_the_prediction_of_a_region_is_aligned_with_the_truth(tmp_path: Path, truth: str, region: Box) -> None:
     values = VALUES[region.slices]
     path = predicted(tmp_path / "p.zarr", values[np.newaxis], region, SHAPE)
     found = evaluate_volume(path, truth, ["pixels"])["pixels"]
@@ -160,14 +160,14 @@ def test_an_incomplete_prediction_is_refused_unless_asked_for(tmp_path: Path, tr
     assert evaluate_volume(path, truth, allow_incomplete=True)["pixels"]["tp"] > 0
 
 
-def test_of_many_classes_the_likeliest_is_taken(tmp_path: Path) -> None:
+def test_the_most_probable_of_several_classes_is_scored(tmp_path: Path) -> None:
     values, classes = grey(3, *SHAPE, seed=4), grey(*SHAPE, seed=5) % 3
     prediction = predicted(tmp_path / "p.zarr", values, Box.of_shape(SHAPE), SHAPE)
     truth = stored(tmp_path, classes, "t.zarr")
     found = evaluate_volume(prediction, truth, ["pixels"])["pixels"]
     assert found["accuracy"] == pytest.approx((values.argmax(0) == classes).mean())
     assert list(evaluate_volume(prediction, truth)) == ["pixels"]
-    with pytest.raises(UnetcliError, match="3 classes, a channel each; em takes one channel"):
+    with pytest.raises(UnetcliError, match="3 classes, one channel each; --metrics em needs one channel"):
         evaluate_volume(prediction, truth, ["pixels", "em"])
 
 
@@ -190,13 +190,15 @@ def test_a_class_the_prediction_does_not_have_is_refused(tmp_path: Path, value: 
     ],
     ids=["labels", "grey values", "NaN", "negative"],
 )
-def test_what_is_no_probability_is_refused(tmp_path: Path, truth: str, values: NDArray[Any], said: str) -> None:
+def test_values_that_are_not_probabilities_are_refused(
+    tmp_path: Path, truth: str, values: NDArray[Any], said: str
+) -> None:
     with pytest.raises(UnetcliError, match=rf"p\.zarr: .*{said}"):
         evaluate_volume(stored(tmp_path, values), truth, ["em"])
 
 
 @pytest.mark.parametrize("metrics", ["pixels", "em", "cells"])
-def test_the_place_of_a_nan_is_told(tmp_path: Path, truth: str, metrics: str) -> None:
+def test_the_position_of_a_nan_is_reported(tmp_path: Path, truth: str, metrics: str) -> None:
     values = VALUES.astype(np.float32) / 255
     values[3, 9, 17] = np.nan
     with pytest.raises(UnetcliError, match=r"p\.zarr: NaN at z 3, y 9, x 17; expected probabilities 0 to 1"):
@@ -211,14 +213,14 @@ def test_truth_is_one_channel_of_integers(tmp_path: Path) -> None:
         evaluate_volume(prediction, stored(tmp_path, TRUTH, "c.zarr", dimension_names=list("cyx")))
 
 
-def test_an_unknown_measure_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(UnetcliError, match="--metrics iou: expected pixels, em, cells or voi"):
+def test_an_unknown_metric_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(UnetcliError, match="--metrics iou: expected one or more of pixels,em,cells,voi"):
         evaluate_volume("missing", "missing", ["pixels", "iou"])
-    with pytest.raises(UnetcliError, match="--metrics : expected pixels, em, cells or voi"):
+    with pytest.raises(UnetcliError, match="--metrics : expected one or more of pixels,em,cells,voi"):
         evaluate_volume("missing", "missing", [])
 
 
-def test_a_mask_of_0_and_1_in_uint8_is_refused_and_as_bool_or_255_it_counts(tmp_path: Path) -> None:
+def test_a_uint8_mask_of_0_and_1_is_refused_but_bool_and_0_255_are_scored(tmp_path: Path) -> None:
     mask = grey(*SHAPE, seed=8) // 128
     truth = stored(tmp_path, mask, "t.zarr")
     with pytest.raises(UnetcliError, match="bool or as 0 and 255"):
@@ -235,8 +237,8 @@ def test_negative_truth_is_foreground_too(tmp_path: Path) -> None:
 
 
 def test_progress_counts_voxels(tmp_path: Path, truth: str) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     prediction = stored(tmp_path, VALUES, chunks=(2, 13, 22))
     request = EvaluateRequest(prediction=prediction, truth=truth, block_voxels=13 * 22)
-    evaluate(request, lambda *now: told.append(now))
-    assert told == [(n * 13 * 22, 6 * 13 * 22) for n in range(1, 7)]
+    evaluate(request, lambda *now: calls.append(now))
+    assert calls == [(n * 13 * 22, 6 * 13 * 22) for n in range(1, 7)]

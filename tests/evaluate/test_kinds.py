@@ -29,7 +29,9 @@ LABELS = blobs(6, 60, 70, seed=3)
     ],
     ids=["uint8 values", "floats", "booleans", "0 and 255", "uint16", "int32", "small uint8"],
 )
-def test_what_applies_is_scored(tmp_path: Path, values: NDArray[Any], kind: str, metrics: tuple[str, ...]) -> None:
+def test_default_metrics_follow_from_the_kind(
+    tmp_path: Path, values: NDArray[Any], kind: str, metrics: tuple[str, ...]
+) -> None:
     found = evaluated(stored(tmp_path, values), stored(tmp_path, blobs(*SHAPE), "t.zarr"))
     assert (found.kind, found.metrics) == (kind, metrics)
     assert set(found.scores) == set(metrics)
@@ -47,27 +49,27 @@ def test_a_uint8_map_of_one_large_object_is_a_probability_however_sharp(tmp_path
     assert found.kind == "probability"
 
 
-def test_uint8_labels_that_reach_255_are_labels_and_that_is_said(tmp_path: Path) -> None:
-    """Many objects of some pixels each; a map of probabilities would change within them."""
+def test_uint8_labels_up_to_255_are_recognised_and_reported(tmp_path: Path) -> None:
+    """There are many small objects; the values of a probability map would vary within them."""
     points = np.pad(np.arange(1, 257).reshape(16, 16) % 256, 0).astype(np.uint8)
     labels = np.kron(points, np.pad(np.ones((9, 9), np.uint8), 1))
     found = evaluated(stored(tmp_path, labels), stored(tmp_path, labels, "t.zarr"))
     assert (found.kind, found.scores["cells"]["seg"]) == ("labels", 1)
-    assert "values stay the same" in found.notes[0]
+    assert "neighbouring pixels mostly have the same value" in found.notes[0]
     assert "--kind probability" in found.notes[0]
 
 
 @pytest.mark.parametrize("kind", ["probability", "labels"])
-def test_the_kind_can_be_named(tmp_path: Path, kind: str) -> None:
+def test_the_kind_can_be_chosen(tmp_path: Path, kind: str) -> None:
     found = evaluated(stored(tmp_path, blobs(*SHAPE, dtype="uint8")), stored(tmp_path, TRUTH, "t.zarr"), kind=kind)
     assert found.kind == kind
 
 
-def test_a_kind_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_a_kind_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     truth = stored(tmp_path, TRUTH, "t.zarr")
-    with pytest.raises(UnetcliError, match=r"p\.zarr: 1 channels of float64; labels are one channel of integers"):
+    with pytest.raises(UnetcliError, match=r"p\.zarr: 1 channels of float64; expected one channel of integers"):
         evaluated(stored(tmp_path, VALUES / 255), truth, kind="labels")
-    with pytest.raises(UnetcliError, match=r"--metrics em: \S+l\.zarr holds labels; pixels, cells, voi can be scored"):
+    with pytest.raises(UnetcliError, match=r"--metrics em: \S+l\.zarr contains labels; expected .* pixels, cells, voi"):
         evaluated(stored(tmp_path, blobs(*SHAPE), "l.zarr"), truth, "em", kind="labels")
     with pytest.raises(UnetcliError, match="--kind masks: expected probability, labels or classes"):
         evaluated("p", truth, kind="masks")
@@ -83,7 +85,7 @@ def test_classes_are_scored_class_by_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
-def test_probabilities_are_judged_by_their_components_above_the_threshold(tmp_path: Path, threshold: float) -> None:
+def test_components_of_probabilities_above_the_threshold_are_scored(tmp_path: Path, threshold: float) -> None:
     values = ndimage.gaussian_filter((LABELS > 0).astype(float), (0, 1, 1))
     components = np.stack([ndimage.label(section > threshold)[0] for section in values.astype(np.float32)])
     truth = stored(tmp_path, each_section(LABELS), "t.zarr")
@@ -91,24 +93,24 @@ def test_probabilities_are_judged_by_their_components_above_the_threshold(tmp_pa
     as_labels = evaluated(stored(tmp_path, components, "l.zarr"), truth, three_d=False)
     assert found.scores == as_labels.scores
     assert found.thresholds == {"objects": threshold}
-    assert f"4-connected in a section above {threshold:g}" in found.notes[0]
-    with pytest.raises(UnetcliError, match="`unetcli label --three-d` makes objects first"):
+    assert f"4-connected components of a section above {threshold:g}" in found.notes[0]
+    with pytest.raises(UnetcliError, match="`unetcli label --three-d`"):
         evaluated(found.request.prediction, truth, "cells", three_d=True)
 
 
-def test_objects_go_through_sections_where_those_of_the_truth_do(tmp_path: Path) -> None:
+def test_objects_extend_over_sections_if_those_of_the_truth_do(tmp_path: Path) -> None:
     prediction = stored(tmp_path, np.roll(LABELS, 1, axis=1))
     through = evaluated(prediction, stored(tmp_path, LABELS, "t.zarr"))
     alone = evaluated(prediction, stored(tmp_path, each_section(LABELS)[:, ::-1], "s.zarr"))
     assert (through.three_d, alone.three_d) == (True, False)
-    assert "objects go through the sections" in through.notes[0]
+    assert "objects extend over sections" in through.notes[0]
     assert evaluated(prediction, through.request.truth, three_d=False).scores != through.scores
     section_by_section = evaluated(stored(tmp_path, each_section(LABELS), "e.zarr"), through.request.truth)
-    assert "those of the prediction do not" in section_by_section.notes[0]
+    assert "objects of the prediction do not" in section_by_section.notes[0]
 
 
 def test_variation_of_information_in_three_dimensions_is_that_of_scikit_image(tmp_path: Path) -> None:
-    for place, truth in enumerate((LABELS, grey(6, 60, 70) % 5)):  # objects, and noise of as many labels as one likes
+    for place, truth in enumerate((LABELS, grey(6, 60, 70) % 5)):  # objects, and noise
         found = np.roll(truth, 2, axis=2)
         paths = stored(tmp_path, found, f"{place}.zarr"), stored(tmp_path, truth, f"t{place}.zarr")
         scores = evaluated(*paths, block_voxels=4000).scores["voi"]
@@ -116,16 +118,16 @@ def test_variation_of_information_in_three_dimensions_is_that_of_scikit_image(tm
         assert [scores["split_bits"], scores["merge_bits"]] == pytest.approx(conditional[::-1].tolist())
 
 
-def test_frames_in_time_are_judged_one_by_one(tmp_path: Path) -> None:
+def test_frames_in_time_are_scored_separately(tmp_path: Path) -> None:
     truth = stored(tmp_path, LABELS, "t.zarr", dimension_names=list("tyx"))
     found = evaluated(stored(tmp_path, LABELS), truth)
     assert not found.three_d
     assert [section.name for section in found.sections] == [f"t {n}" for n in range(6)]
-    with pytest.raises(UnetcliError, match=r"--three-d: \S+t\.zarr has axes t, y, x, no z"):
+    with pytest.raises(UnetcliError, match=r"--three-d: \S+t\.zarr has axes t, y, x; expected an axis z"):
         evaluated(stored(tmp_path, LABELS, "l.zarr"), truth, three_d=True)
 
 
-def test_of_a_mask_the_pieces_are_the_objects(tmp_path: Path) -> None:
+def test_objects_of_a_mask_are_its_components(tmp_path: Path) -> None:
     mask = (LABELS > 0).astype(np.uint8) * 255
     found = evaluated(stored(tmp_path, each_section(LABELS)), stored(tmp_path, mask, "t.zarr"), "cells")
     assert (found.three_d, found.scores["cells"]["seg"]) == (False, 1)

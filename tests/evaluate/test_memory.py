@@ -1,4 +1,4 @@
-"""Memory is bounded by the block and the table, whatever the volume."""
+"""Memory depends on the block and the contingency table, not on the size of the volume."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(peak() // 2**20)
 
 
 def peak_megabytes(place: Path, sections: int, dimensions: int) -> int:
-    """Peak memory of evaluating that many sections of 4 MB (labels of 32 bit), in a process of its own."""
+    """Peak memory of a process that evaluates sections of 4 MB (32-bit labels), in MB."""
     name = f"big{sections}.zarr"
     if not (place / name).exists():
         tile = np.tile(blobs(256, 256, seed=1, dtype="uint32"), (4, 4))
@@ -41,7 +41,7 @@ def peak_megabytes(place: Path, sections: int, dimensions: int) -> int:
 
 @pytest.mark.parametrize("dimensions", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_12_and_48_sections_need_the_same_memory(tmp_path: Path, dimensions: int) -> None:
-    """The large pair holds 403 MB."""
+    """The large pair of volumes has 403 MB."""
     small, large = (peak_megabytes(tmp_path, sections, dimensions) for sections in (12, 48))
     print(f"peak: {small} MB for 101 MB, {large} MB for 403 MB")
     assert large < small + 16

@@ -18,7 +18,7 @@ from unetcli.volumes import opening as ngff
 
 
 def image(path: Path, *levels: np.ndarray, scale: float = 1.0, unit: str | None = None, axes: str = "zyx") -> str:
-    """An OME-Zarr image, each level half the one before."""
+    """Write an OME-Zarr image; each level has half the resolution of the one before."""
     grids = [
         ngff.Grid(
             scale={axis: scale * (2**n if axis in "yx" else 1) for axis in axes}, translation=dict.fromkeys(axes, 0.0)
@@ -35,20 +35,20 @@ def image(path: Path, *levels: np.ndarray, scale: float = 1.0, unit: str | None 
 def test_axes_that_differ_are_refused_naming_both(tmp_path: Path) -> None:
     prediction = stored(tmp_path, VALUES, dimension_names=list("tyx"))
     truth = stored(tmp_path, TRUTH, "t.zarr", dimension_names=list("zyx"))
-    with pytest.raises(UnetcliError, match=r"p\.zarr has axes t, y, x, but \S+t\.zarr has z, y, x: not the same place"):
+    with pytest.raises(UnetcliError, match=r"p\.zarr has axes t, y, x, but \S+t\.zarr has z, y, x: "):
         evaluated(prediction, truth)
 
 
-def test_axes_that_nobody_named_are_those_of_the_other(tmp_path: Path) -> None:
+def test_unnamed_axes_are_those_of_the_other_volume(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "t.tif", TRUTH)
     found = evaluated(stored(tmp_path, VALUES, dimension_names=list("tyx")), str(tmp_path / "t.tif"), "pixels")
     assert (found.axes, found.sections[4].name) == ("tyx", "t 4")
 
 
-@pytest.mark.filterwarnings("ignore:<tifffile")  # that it will write such a stack as grey one day
+@pytest.mark.filterwarnings("ignore:<tifffile")  # a warning that a future version will write such a stack as grey
 @pytest.mark.parametrize("sections", [3, 4])
 def test_three_or_four_sections_of_a_tiff_are_no_colours(tmp_path: Path, sections: int) -> None:
-    """As such a stack is written by default: pages that are red, green, blue."""
+    """By default tifffile writes such a stack as red, green and blue pages."""
     values, truth = VALUES[:sections].astype(np.float32) / 255, TRUTH[:sections]
     for name, array in (("p", values), ("t", truth), ("m", truth // 255)):
         tifffile.imwrite(tmp_path / f"{name}.tif", array)
@@ -71,7 +71,7 @@ def test_three_pages_are_three_classes_where_the_truth_is_one_section(tmp_path: 
 
 
 @pytest.mark.parametrize("named", ["truth", "mask"])
-def test_a_mask_whose_axes_nobody_named_fits_any(tmp_path: Path, named: str) -> None:
+def test_a_mask_with_unnamed_axes_fits_any_axes(tmp_path: Path, named: str) -> None:
     kept = TRUTH > 0
     names = {"dimension_names": list("tyx")}
     truth = stored(tmp_path, TRUTH, "t.zarr", **(names if named == "truth" else {}))
@@ -90,7 +90,7 @@ def test_a_mask_whose_axes_nobody_named_fits_any(tmp_path: Path, named: str) -> 
     [{"roi": ((0, 1), (2, 9), (3, 20))}, {"roi": ((2, 9), (3, 20))}, {"sections": (0, 1)}],
     ids=["z, y, x", "y, x", "sections"],
 )
-def test_a_region_of_a_stack_of_one_is_named_by_its_axes(tmp_path: Path, asked: dict[str, Any]) -> None:
+def test_a_region_of_a_stack_of_one_section_may_omit_its_axis(tmp_path: Path, asked: dict[str, Any]) -> None:
     truth = stored(tmp_path, TRUTH[:1], "t.zarr")
     place = (slice(2, 9), slice(3, 20)) if "roi" in asked else ()
     prediction = stored(tmp_path, VALUES[0])
@@ -115,7 +115,7 @@ def test_voxel_sizes_that_differ_are_refused_naming_both(
         evaluated(prediction, truth)
 
 
-def test_voxel_sizes_in_other_units_or_unsaid_are_the_same(tmp_path: Path) -> None:
+def test_voxel_sizes_in_other_units_or_not_stated_match(tmp_path: Path) -> None:
     prediction = image(tmp_path / "p.zarr", VALUES, scale=4.0, unit="nanometer")
     for truth in (
         image(tmp_path / "t.zarr", TRUTH, scale=0.004, unit="micrometer"),
@@ -125,20 +125,20 @@ def test_voxel_sizes_in_other_units_or_unsaid_are_the_same(tmp_path: Path) -> No
         assert evaluated(prediction, truth, "pixels").scores["pixels"]["tp"] > 0
 
 
-def test_a_level_is_judged_against_the_same_level(tmp_path: Path) -> None:
+def test_a_level_is_scored_against_the_same_level(tmp_path: Path) -> None:
     prediction = image(tmp_path / "p.zarr", VALUES, VALUES[:, ::2, ::2])
     truth = image(tmp_path / "t.zarr", TRUTH, TRUTH[:, ::2, ::2])
     half = evaluated(prediction, truth, level=1)
     plain = evaluated(stored(tmp_path, VALUES[:, ::2, ::2], "h.zarr"), stored(tmp_path, TRUTH[:, ::2, ::2], "ht.zarr"))
     assert half.scores == plain.scores
-    with pytest.raises(UnetcliError, match=r"t\.zarr: level 2 asked for, it has 2, counted from 0"):
+    with pytest.raises(UnetcliError, match=r"t\.zarr: no level 2; .*level < 2"):
         evaluated(prediction, truth, level=2)
-    with pytest.raises(UnetcliError, match=r"plain\.zarr: level 1 asked for, but this is one array"):
+    with pytest.raises(UnetcliError, match=r"plain\.zarr: no level 1, .*single array"):
         evaluated(prediction, stored(tmp_path, TRUTH, "plain.zarr"), level=1)
 
 
 @pytest.mark.parametrize("metrics", [("pixels", "em"), ("cells", "voi")], ids=",".join)
-def test_a_region_is_judged_as_if_it_were_all_there_is(tmp_path: Path, metrics: tuple[str, ...]) -> None:
+def test_a_region_scores_as_the_cropped_volumes_do(tmp_path: Path, metrics: tuple[str, ...]) -> None:
     box = Box((1, 2, 3), (5, 13, 20))
     truth = blobs(*SHAPE)
     part = evaluated(
@@ -161,8 +161,8 @@ def test_a_region_is_judged_as_if_it_were_all_there_is(tmp_path: Path, metrics: 
 
 
 @pytest.mark.parametrize("metrics", ["pixels", "cells", "voi"])
-def test_what_is_ignored_counts_nowhere(tmp_path: Path, metrics: str) -> None:
-    """Whatever the prediction says there, and whether the truth or a mask leaves it out."""
+def test_ignored_voxels_do_not_count(tmp_path: Path, metrics: str) -> None:
+    """The prediction there does not matter, nor whether a value of the truth or a mask excludes it."""
     truth = blobs(*SHAPE, seed=2)
     found = np.roll(truth, 1, axis=2)
     left_out = grey(*SHAPE, seed=9) < 40
@@ -181,12 +181,12 @@ def test_what_is_ignored_counts_nowhere(tmp_path: Path, metrics: str) -> None:
     assert by_value.scores != evaluated(*kept, metrics, kind="labels").scores
 
 
-def test_pixels_outside_a_mask_are_not_judged(tmp_path: Path) -> None:
-    judged = np.zeros(SHAPE, np.uint8)
-    judged[:, :, 5:15] = 1
+def test_pixels_outside_a_mask_are_not_scored(tmp_path: Path) -> None:
+    inside = np.zeros(SHAPE, np.uint8)
+    inside[:, :, 5:15] = 1
     truth = stored(tmp_path, TRUTH, "t.zarr")
-    changed = np.where(judged > 0, VALUES, 255 - VALUES)
-    mask = stored(tmp_path, judged, "m.zarr")
+    changed = np.where(inside > 0, VALUES, 255 - VALUES)
+    mask = stored(tmp_path, inside, "m.zarr")
     found = [
         evaluated(stored(tmp_path, values, f"{n}.zarr"), truth, "pixels", "em", mask=mask).scores
         for n, values in enumerate((VALUES, changed))
@@ -196,13 +196,15 @@ def test_pixels_outside_a_mask_are_not_judged(tmp_path: Path) -> None:
     assert found[0]["em"] != evaluated(stored(tmp_path, VALUES), truth, "em").scores["em"]
 
 
-@pytest.mark.parametrize("inside", ["labels/found", "labels/found/0", ""], ids=["labels", "their array", "itself"])
-def test_what_lies_in_a_prediction_of_a_part_is_laid_where_that_belongs(tmp_path: Path, inside: str) -> None:
+@pytest.mark.parametrize(
+    "inside", ["labels/found", "labels/found/0", ""], ids=["labels", "array of labels", "probabilities"]
+)
+def test_labels_in_a_prediction_of_a_region_have_the_same_offset(tmp_path: Path, inside: str) -> None:
     part = Box((1, 2, 4), (5, 12, 20))
     truth = blobs(*SHAPE, seed=2)
-    ours = {"complete": True, "kind": "probabilities", "extent": list(SHAPE)}
-    ours["region"] = [list(side) for side in zip(part.start, part.stop, strict=True)]
-    group = zarr.create_group(tmp_path / "p.zarr", attributes={"unetcli": ours})
+    marker = {"complete": True, "kind": "probabilities", "extent": list(SHAPE)}
+    marker["region"] = [list(side) for side in zip(part.start, part.stop, strict=True)]
+    group = zarr.create_group(tmp_path / "p.zarr", attributes={"unetcli": marker})
     for name, values in (("0", VALUES[part.slices]), ("labels/found/0", truth[part.slices])):
         group.create_array(name, data=values, chunks=values.shape, dimension_names=list("zyx"))
     prediction = str(tmp_path / "p.zarr" / (inside or "0"))
@@ -223,7 +225,7 @@ def test_a_coarser_mask_covers_whole_voxels(tmp_path: Path) -> None:
         evaluated(*paths, mask=stored(tmp_path, grey(6, 9, 11), "bad.zarr"))
 
 
-def test_the_names_of_sections_are_their_places(tmp_path: Path) -> None:
+def test_sections_are_named_by_their_coordinates(tmp_path: Path) -> None:
     found = evaluated(stored(tmp_path, VALUES), stored(tmp_path, TRUTH, "t.zarr"), "em", sections=(2, 4))
     assert [(s.number, s.place, s.name) for s in found.sections] == [(0, (2,), "z 2"), (1, (3,), "z 3")]
     assert without_intervals(found.scores)["em"].keys() >= found.sections[0].scores["em"].keys() - {"v_info_note"}
@@ -234,7 +236,7 @@ def test_the_names_of_sections_are_their_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lead", [(1,), (1, 1)], ids=["z", "t and z"])
-def test_a_region_of_a_single_section_is_laid_over_a_flat_truth(tmp_path: Path, lead: tuple[int, ...]) -> None:
+def test_a_region_of_a_single_section_is_aligned_with_a_2d_truth(tmp_path: Path, lead: tuple[int, ...]) -> None:
     truth = write_zarr(tmp_path / "t.zarr", grey(40, 50) // 128)
     part = (grey(40, 50) // 128 * 255)[7:33, 5:41].reshape(*lead, 26, 36)
     place = write_prediction(tmp_path / "p.zarr", part, (*lead, 16, 16))

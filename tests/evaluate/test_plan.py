@@ -63,7 +63,7 @@ def test_sections_are_numbered_in_the_region_and_found_again() -> None:
     assert [plan.section_number(place) for place in places] == list(range(6))
 
 
-def test_units_are_volumes_of_z_y_x_where_objects_go_through_sections() -> None:
+def test_units_are_volumes_of_z_y_x_if_objects_extend_over_sections() -> None:
     through = Settings(
         metrics=("cells",), kind="labels", threshold=0.5, three_d=True, pieces=False, ignore=None, level=0
     )
@@ -73,7 +73,7 @@ def test_units_are_volumes_of_z_y_x_where_objects_go_through_sections() -> None:
 
 
 @pytest.mark.parametrize("metrics", [("em",), ("cells",)])
-def test_sections_are_whole_where_what_is_connected_has_to_be_found(metrics: tuple[str, ...]) -> None:
+def test_blocks_contain_whole_sections_if_components_have_to_be_found(metrics: tuple[str, ...]) -> None:
     settings = replace(SETTINGS, metrics=metrics, kind="probability")
     region = Box.of_shape((70, 5000, 4000))
     block = choose_block(region, (64, 64, 64), settings)
@@ -89,7 +89,7 @@ def test_blocks_are_as_large_as_the_limit_allows_and_never_smaller_than_a_chunk(
     assert choose_block(Box.of_shape((5, 13, 22)), (5, 512, 512), SETTINGS) == (5, 13, 22)
 
 
-def test_a_plan_travels_as_text() -> None:
+def test_a_plan_can_be_restored_from_its_json() -> None:
     plan = plan_of(Box((3, 0, 0), (8, 20, 30)), (2, 8, 30), mask="m")
     assert from_json(EvaluationPlan, to_json(plan, FORMAT), FORMAT, "plan") == plan
     with pytest.raises(UnetcliError, match=f"version 7, this unetcli reads version {FORMAT}"):

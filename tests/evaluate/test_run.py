@@ -1,4 +1,4 @@
-"""Large evaluations: counted by any executor, resumed, and gone afterwards."""
+"""Large evaluations: counted by any executor, resumed, and deleted at the end."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from unetcli.engine.clusters import job_request
 from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
-from unetcli.evaluate import evaluate as door
+from unetcli.evaluate import evaluate as evaluate_module
 from unetcli.evaluate.counting import Counts, total_counts
 from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.evaluate.resolve import Evaluated
+from unetcli.evaluate.resolve import ResolvedRequest
 from unetcli.evaluate.step import EvaluateStep, EvaluationPaths
 from unetcli.executors.options import ClusterOptions, VerifyRequest
 from unetcli.registry import verify_output
@@ -36,7 +36,7 @@ FOUND = np.roll(LABELS, 1, axis=2)
 
 @pytest.fixture
 def request_(tmp_path: Path) -> EvaluateRequest:
-    """27 blocks, in a folder."""
+    """Request for an evaluation of 27 blocks in a run folder."""
     return EvaluateRequest(
         prediction=stored(tmp_path, FOUND, chunks=(3, 16, 20)),
         truth=stored(tmp_path, LABELS, "t.zarr"),
@@ -52,10 +52,10 @@ def scores(request: EvaluateRequest, **options: Any) -> dict[str, Any]:
 
 def test_a_run_folder_gives_the_same_scores_and_is_deleted(tmp_path: Path, request_: EvaluateRequest) -> None:
     here = evaluated(request_.prediction, request_.truth, *request_.metrics or (), block_voxels=960)
-    told: list[tuple[int, int]] = []
-    found = scores(request_, report=lambda *now: told.append(now))
+    progress: list[tuple[int, int]] = []
+    found = scores(request_, report=lambda *now: progress.append(now))
     assert found == json.loads(json.dumps(here.scores))
-    assert told[-1] == (LABELS.size, LABELS.size)
+    assert progress[-1] == (LABELS.size, LABELS.size)
     assert not (tmp_path / "run").exists()
 
 
@@ -66,16 +66,16 @@ def test_a_small_evaluation_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_small_evaluation_that_is_asked_to_stop_says_so(tmp_path: Path) -> None:
+def test_a_small_evaluation_that_is_stopped_says_so(tmp_path: Path) -> None:
     paths = stored(tmp_path, FOUND, chunks=(1, 40, 50)), stored(tmp_path, LABELS, "t.zarr")
-    with pytest.raises(Unfinished, match="nothing is kept"):
+    with pytest.raises(Unfinished, match="counts of a small evaluation are not stored"):
         evaluate_volume(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=2000), stopping=lambda: True)
 
 
-def test_a_large_one_is_kept_beside_the_store_of_the_prediction(
+def test_counts_of_a_large_evaluation_are_stored_next_to_the_prediction(
     tmp_path: Path, request_: EvaluateRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "WORK_HERE", 1000)
+    monkeypatch.setattr(evaluate_module, "MAX_WORK_IN_PROCESS", 1000)
     store = zarr.create_group(tmp_path / "big.zarr")
     store.create_array("labels/found/0", data=FOUND, chunks=(3, 16, 20))
     request = EvaluateRequest(
@@ -89,7 +89,7 @@ def test_a_large_one_is_kept_beside_the_store_of_the_prediction(
     assert not place.parent.exists()
 
 
-def test_the_same_command_goes_on_where_it_stopped(tmp_path: Path, request_: EvaluateRequest) -> None:
+def test_the_same_command_continues(tmp_path: Path, request_: EvaluateRequest) -> None:
     asked: list[int] = []
 
     def stopping() -> bool:
@@ -100,9 +100,9 @@ def test_the_same_command_goes_on_where_it_stopped(tmp_path: Path, request_: Eva
         evaluate_volume(request_, stopping=stopping)
     done = len(list((tmp_path / "run" / "counts").rglob("*.tables")))
     assert 5 < done < 20
-    told: list[int] = []
-    found = scores(request_, report=lambda done, total: told.append(done))
-    assert told[0] > 0
+    progress: list[int] = []
+    found = scores(request_, report=lambda done, total: progress.append(done))
+    assert progress[0] > 0
     assert found == scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
 
 
@@ -110,23 +110,23 @@ def vars_of(request: EvaluateRequest) -> dict[str, Any]:
     return vars(request)
 
 
-def test_other_settings_or_data_begin_anew(tmp_path: Path, request_: EvaluateRequest) -> None:
+def test_other_settings_or_data_start_again(tmp_path: Path, request_: EvaluateRequest) -> None:
     with pytest.raises(Unfinished):
         evaluate_volume(request_, stopping=iter([False] * 5 + [True] * 99).__next__)
     counted = len(list((tmp_path / "run" / "counts").rglob("*.tables")))
     assert counted
     other = EvaluateRequest(**{**vars_of(request_), "ignore": 1})
-    told: list[int] = []
-    found = scores(other, report=lambda done, total: told.append(done))
-    assert told[0] == 0
+    progress: list[int] = []
+    found = scores(other, report=lambda done, total: progress.append(done))
+    assert progress[0] == 0
     assert found == scores(EvaluateRequest(**{**vars_of(other), "run_folder": None}))
 
 
 def step_of(request: EvaluateRequest) -> EvaluateStep:
-    """The step of an evaluation, in the run folder that the request names."""
+    """Step of an evaluation, with the run folder of the request."""
     assert request.run_folder
     paths = EvaluationPaths(prediction=request.prediction, truth=request.truth, mask=None, threads=2)
-    return EvaluateStep(folder=RunFolder(request.run_folder), plan=Evaluated.of(request).plan, paths=paths)
+    return EvaluateStep(folder=RunFolder(request.run_folder), plan=ResolvedRequest.of(request).plan, paths=paths)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def step_of(request: EvaluateRequest) -> EvaluateStep:
 def test_any_executor_counts(
     tmp_path: Path, request: pytest.FixtureRequest, request_: EvaluateRequest, place: str
 ) -> None:
-    evaluation, step = Evaluated.of(request_), step_of(request_)
+    evaluation, step = ResolvedRequest.of(request_), step_of(request_)
     with launching(step, RunOptions()):
         prepare(step)
     with place_of(place, request)(tmp_path / "run") as executor:
@@ -157,7 +157,7 @@ def test_worker_processes_give_the_same_scores(request_: EvaluateRequest) -> Non
     assert scores(request_, where=ClusterOptions(workers=2)) == scores(request_)
 
 
-def test_a_damaged_block_is_named_and_the_rest_kept(
+def test_a_damaged_block_is_reported_and_the_others_are_counted(
     tmp_path: Path, request_: EvaluateRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     chunk = next(path for path in sorted((tmp_path / "p.zarr").rglob("c/1/1/*")) if path.is_file())
@@ -170,7 +170,7 @@ def test_a_damaged_block_is_named_and_the_rest_kept(
     assert scores(request_)["cells"]["seg"] > 0
 
 
-def test_a_prediction_that_is_no_probability_ends_in_one_line(tmp_path: Path, request_: EvaluateRequest) -> None:
+def test_values_that_are_not_probabilities_are_refused(tmp_path: Path, request_: EvaluateRequest) -> None:
     values = np.full(LABELS.shape, 2.0, np.float32)
     request = EvaluateRequest(prediction=stored(tmp_path, values, "v.zarr"), truth=request_.truth)
     with pytest.raises(UnetcliError, match=r"v\.zarr: values from 2\.0 to 2\.0; expected probabilities 0 to 1"):
@@ -186,21 +186,23 @@ def kill_once_it_counts(words: list[str], folder: Path) -> None:
 
 
 def counted(folder: Path) -> int:
-    """Files of counts; folders that vanish meanwhile do no harm."""
+    """Number of files of counts; folders may be deleted meanwhile."""
     return sum(name.endswith(".tables") for _, _, names in os.walk(folder) for name in names)
 
 
-def test_killed_at_any_time_it_goes_on_to_the_same_scores(tmp_path: Path, request_: EvaluateRequest) -> None:
+def test_an_evaluation_killed_at_any_time_continues_to_the_same_scores(
+    tmp_path: Path, request_: EvaluateRequest
+) -> None:
     words = ["evaluate", request_.prediction, request_.truth, "--metrics", "pixels,cells,voi", "--json"]
     words += ["--block-voxels", "960", "--run-folder", str(tmp_path / "run")]
     for _ in range(3):
         kill_once_it_counts(words, tmp_path / "run")
-    told = json.loads(finished(*words).stdout)
+    output = json.loads(finished(*words).stdout)
     expected = scores(EvaluateRequest(**{**vars_of(request_), "run_folder": None}))
-    assert {metric: told[metric] for metric in expected} == expected
+    assert {metric: output[metric] for metric in expected} == expected
 
 
-def test_jobs_ask_for_memory_by_the_block(request_: EvaluateRequest) -> None:
+def test_jobs_request_memory_by_block_size(request_: EvaluateRequest) -> None:
     asked, blocks = job_request(ClusterOptions(cluster="slurm"), step_of(request_))
     assert (asked.mem, blocks > 27) == ("2G", True)
     chosen = ClusterOptions(cluster="slurm", mem="9G", blocks_per_job=4)
@@ -210,7 +212,7 @@ def test_jobs_ask_for_memory_by_the_block(request_: EvaluateRequest) -> None:
 
 @pytest.mark.parametrize("repair", [False, True], ids=["", "repair"])
 @pytest.mark.parametrize("how", ["torn", "gone", "of another block"])
-def test_counts_that_are_damaged_are_named_by_verify_and_counted_again(
+def test_damaged_counts_are_found_by_verify_and_counted_again(
     tmp_path: Path, request_: EvaluateRequest, how: str, repair: bool
 ) -> None:
     with pytest.raises(Unfinished):

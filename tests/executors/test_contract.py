@@ -1,6 +1,6 @@
-"""What every executor promises.
+"""Tests of the contract that all executors fulfil.
 
-Each executor is started once for all of its tests; that it leaves nothing behind is looked at when it has ended.
+Each executor is started once for all of its tests; a check after it has ended shows that it leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from places import PLACES, begun, done, nothing_left, place_of, run
 
 from unetcli.executors.contract import Executor
 
-OTHERS_GO_ON = ("local", "existing")
-"""Where a worker that dies is not the launcher itself; of SLURM's jobs, tests/slurm tells how each way to die reads."""
+SEPARATE = ("local", "existing")
+"""Executors with separate worker processes, of which the others continue if one dies; for SLURM see tests/slurm."""
 BOUND = ("in-process", "local", "existing")
-"""Where workers end with their launcher; jobs of an array go on, and the next call attaches to them."""
+"""Executors whose workers end with the launcher; SLURM jobs continue, and the next call attaches to them."""
 BRIEF = ("in-process", "local")
-"""Whose tests are all in the default tier; those of the others are slow, but for the first."""
+"""Executors for which all tests run by default; for the others all but the first are marked slow."""
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def on(*places: str, brief: tuple[str, ...] = BRIEF) -> pytest.MarkDecorator:
-    """A test of the executors of these places, slow but for those in ``brief``."""
+    """Run a test with these executors; those that are not in ``brief`` are marked slow."""
     marked: list[Any] = [name if name in brief else pytest.param(name, marks=pytest.mark.slow) for name in places]
     return pytest.mark.parametrize("executor", marked, indirect=True, scope="module")
 
 
 @pytest.fixture
 def meanwhile() -> Callable[[Callable[[], None]], None]:
-    """Runs something beside the test."""
+    """Runs a function in a thread during the test."""
 
     def start(work: Callable[[], None]) -> None:
         threading.Thread(target=work, daemon=True).start()
@@ -54,7 +54,7 @@ def meanwhile() -> Callable[[Callable[[], None]], None]:
 
 
 @on(*PLACES, brief=tuple(PLACES))
-def test_finished_blocks_are_left_alone_by_a_second_run(executor: Executor, folder: Path) -> None:
+def test_a_second_run_skips_finished_blocks(executor: Executor, folder: Path) -> None:
     assert run(executor, folder, ((0, 20),)) == []
     assert run(executor, folder, ((0, 40),)) == []
     assert done(folder) == dict.fromkeys(range(40), 1)
@@ -67,22 +67,22 @@ def test_every_block_is_done_once(executor: Executor, folder: Path) -> None:
 
 
 @on(*PLACES)
-def test_no_blocks_are_no_work(executor: Executor, folder: Path) -> None:
+def test_an_empty_range_of_blocks_succeeds(executor: Executor, folder: Path) -> None:
     assert run(executor, folder, ()) == []
 
 
 @on(*PLACES)
 def test_progress_is_shown_while_a_block_takes_long(executor: Executor, folder: Path) -> None:
     (folder / "slow").write_text("4")
-    told: list[float] = []
-    run(executor, folder, ((0, 1),), tick=lambda: told.append(time.monotonic()))
-    gaps = [later - earlier for earlier, later in pairwise(told)]
-    assert len(told) >= 3
+    ticks: list[float] = []
+    run(executor, folder, ((0, 1),), tick=lambda: ticks.append(time.monotonic()))
+    gaps = [later - earlier for earlier, later in pairwise(ticks)]
+    assert len(ticks) >= 3
     assert max(gaps) < 4
 
 
 @on(*BOUND)
-def test_what_is_at_work_is_finished_when_asked_to_stop(executor: Executor, folder: Path) -> None:
+def test_blocks_in_progress_are_finished_on_a_request_to_stop(executor: Executor, folder: Path) -> None:
     (folder / "slow").write_text("0.2")
     assert run(executor, folder, ((0, 1000),), stopping=lambda: len(done(folder)) >= 4) == []
     first = done(folder)
@@ -94,26 +94,26 @@ def test_what_is_at_work_is_finished_when_asked_to_stop(executor: Executor, fold
 
 
 @on(*PLACES)
-def test_hosts_to_avoid_are_used_where_there_is_no_other(executor: Executor, folder: Path) -> None:
+def test_hosts_to_avoid_are_used_if_there_is_no_other(executor: Executor, folder: Path) -> None:
     assert run(executor, folder, ((0, 10),), avoid=(socket.gethostname(), "elsewhere")) == []
     assert done(folder) == dict.fromkeys(range(10), 1)
 
 
-@on(*OTHERS_GO_ON)
+@on(*SEPARATE)
 def test_a_block_that_fails_is_reported_and_the_others_are_done(executor: Executor, folder: Path) -> None:
     for block in (17, 150):
         (folder / f"raise-{block}").touch()
     failures = run(executor, folder, ((0, 200),))
     assert done(folder) == dict.fromkeys(set(range(200)) - {17, 150}, 1)
     assert sorted(failure.reason for failure in failures) == [
-        "ValueError: block 150 is told to fail",
-        "ValueError: block 17 is told to fail",
+        "ValueError: block 150 has to fail",
+        "ValueError: block 17 has to fail",
     ]
     assert {failure.job for failure in failures} == {"block 17", "block 150"}
     assert {failure.host for failure in failures} == {socket.gethostname()}
 
 
-@on(*OTHERS_GO_ON)
+@on(*SEPARATE)
 @pytest.mark.parametrize("way", [pytest.param("exit", marks=pytest.mark.slow), "kill"])
 def test_a_block_that_kills_its_worker_is_the_only_one_lost(executor: Executor, folder: Path, way: str) -> None:
     (folder / f"{way}-17").touch()
@@ -123,7 +123,7 @@ def test_a_block_that_kills_its_worker_is_the_only_one_lost(executor: Executor, 
     assert "its worker" in failures[0].reason
 
 
-@on(*OTHERS_GO_ON)
+@on(*SEPARATE)
 def test_all_blocks_are_done_though_workers_are_killed(
     executor: Executor, folder: Path, meanwhile: Callable[[Callable[[], None]], None]
 ) -> None:
@@ -138,12 +138,12 @@ def test_all_blocks_are_done_though_workers_are_killed(
     meanwhile(kill_some)
     assert run(executor, folder, ((0, 120),)) == []
     assert done(folder) == dict.fromkeys(range(120), 1)
-    assert sum(map(len, begun(folder).values())) <= 120 + 3  # at most the blocks that were at work
+    assert sum(map(len, begun(folder).values())) <= 120 + 3  # at most the blocks in progress
 
 
 def test_an_error_of_the_only_worker_is_raised(folder: Path) -> None:
     from unetcli.executors.contract import InProcess
 
     (folder / "raise-1").touch()
-    with pytest.raises(ValueError, match="told to"):
+    with pytest.raises(ValueError, match="has to"):
         run(InProcess(), folder, ((0, 3),))

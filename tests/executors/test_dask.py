@@ -1,9 +1,8 @@
-"""What the Dask executor promises beyond the contract."""
+"""Tests of the Dask executor that go beyond the contract of all executors."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 from places import ENVIRONMENT, begun, done, nothing_left, run, site
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.process import usable_cores
 from unetcli.core.ranges import Cutter, numbers, to_ranges
 from unetcli.executors.contract import InProcess, JobFailure
 from unetcli.executors.dask import cluster as dask_cluster
@@ -36,7 +36,7 @@ def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
 
 
 def workers(folder: Path) -> set[int]:
-    """Processes that have begun blocks."""
+    """Process ids of the workers that have begun blocks."""
     return {pid for pids in begun(folder).values() for pid in pids}
 
 
@@ -67,12 +67,12 @@ def test_every_worker_gets_several_batches(workers: int) -> None:
     assert workers * batch_size(blocks, workers) <= blocks / 2
 
 
-def test_blocks_whose_workers_die_are_tried_with_more_care_each_time_and_then_have_failed() -> None:
+def test_blocks_whose_workers_die_are_retried_with_more_isolation_each_time_and_then_fail() -> None:
     batches, sent = BatchQueue(Cutter(((0, 2),)), frozenset()), []
     while batch := batches.next([], workers=1, expected=1):
-        sent.append((batch.blocks, batch.care))
+        sent.append((batch.blocks, batch.isolation))
         batches.worker_died(batch, "node7")
-    assert sorted(sent) == [(((block, block + 1),), care) for block in (0, 1) for care in (BATCH, SINGLE, ALONE)]
+    assert sorted(sent) == [(((block, block + 1),), level) for block in (0, 1) for level in (BATCH, SINGLE, ALONE)]
     (failure,) = batches.failures()
     assert (failure.job, failure.host) == ("blocks 0-1", "node7")
 
@@ -89,7 +89,7 @@ def test_a_block_that_raises_is_tried_once_more_on_another_host() -> None:
 # -- failures
 
 
-def test_blocks_that_all_fail_alike_end_the_run_early(folder: Path) -> None:
+def test_a_run_ends_early_if_all_blocks_fail(folder: Path) -> None:
     for block in range(500):
         (folder / f"raise-{block}").touch()
     with local_workers(folder, 2) as cluster:
@@ -111,7 +111,7 @@ def test_a_lost_scheduler_is_one_clear_error_and_the_same_run_continues(folder: 
         with pytest.raises(UnetcliError, match=rf"scheduler at {there.address} is gone; the same command continues"):
             run(DaskExecutor(cluster), folder, ((0, 3000),))
         for worker in there.workers:
-            assert worker.wait(120) == 0  # they end by themselves, after the block at work
+            assert worker.wait(120) == 0  # they finish their current block and end
     assert set(begun(folder)) == set(done(folder))
     (folder / "slow").unlink()
     assert run(InProcess(), folder, ((0, 300),)) == []
@@ -121,7 +121,7 @@ def test_a_lost_scheduler_is_one_clear_error_and_the_same_run_continues(folder: 
 def test_no_scheduler_is_one_clear_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1.0)
     with (
-        pytest.raises(UnetcliError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler let us in"),
+        pytest.raises(UnetcliError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler"),
         existing_scheduler("tcp://127.0.0.1:9", folder),
     ):
         pass
@@ -136,7 +136,7 @@ def test_a_scheduler_without_workers_is_given_up_with_the_command_that_starts_on
     assert f"unetcli worker --scheduler {there.address}" in failure.reason
 
 
-# -- workers that come and go
+# -- workers that join and leave
 
 
 def test_late_workers_join(folder: Path) -> None:
@@ -156,7 +156,7 @@ def test_late_workers_join(folder: Path) -> None:
     assert done(folder) == dict.fromkeys(begun(folder), 1)
 
 
-def test_a_worker_asked_to_leave_finishes_its_block_first(folder: Path) -> None:
+def test_a_terminated_worker_finishes_its_block_first(folder: Path) -> None:
     (folder / "slow").write_text("0.4")
     with site(folder, workers=1) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
 
@@ -181,18 +181,18 @@ def test_a_worker_job_that_ends_is_replaced(folder: Path, kills: tuple[int, ...]
             for blocks in kills:
                 wait_for(lambda blocks=blocks: len(done(folder)) >= blocks)  # type: ignore[misc]
                 worker = psutil.Process(max(begun(folder).items())[1][-1])
-                worker.parent().kill()  # the process that watches over it, and is the job
+                worker.parent().kill()  # the parent restarts the worker, and is the job
 
         beside(kill_jobs)
         assert run(DaskExecutor(cluster), folder, ((0, 30),)) == []
     assert done(folder) == dict.fromkeys(range(30), 1)
 
 
-def test_each_run_may_replace_jobs_whatever_an_earlier_run_on_the_cluster_did(folder: Path) -> None:
+def test_each_run_may_replace_jobs_although_an_earlier_run_used_all_replacements(folder: Path) -> None:
     (folder / "slow").write_text("0.05")
     with local_workers(folder, 1) as cluster:
         assert run(DaskExecutor(cluster), folder, ((0, 30),)) == []
-        cluster.spare = 0  # as many jobs were replaced as may be until a batch is done
+        cluster.spare = 0  # no further replacement until a batch is done
 
         def kill_job() -> None:
             wait_for(lambda: len(done(folder)) >= 33)
@@ -203,30 +203,30 @@ def test_each_run_may_replace_jobs_whatever_an_earlier_run_on_the_cluster_did(fo
     assert done(folder) == dict.fromkeys(range(60), 1)
 
 
-class Doomed:
+class FailingJobs:
     """Launches jobs that end at once."""
 
     def __init__(self) -> None:
-        self.launched, self.told = 0, 0
+        self.launched, self.reported = 0, 0
 
     def launch(self, function: Callable[..., None], arguments: Sequence[Any], count: int) -> list[str]:
         self.launched += count
         return [f"job {self.launched}"] * count
 
     def ended(self) -> list[JobFailure]:
-        new, self.told = self.launched - self.told, self.launched
+        new, self.reported = self.launched - self.reported, self.launched
         return [JobFailure(job=f"job {k}", host="node7", reason="no such partition") for k in range(new)]
 
 
-def test_jobs_that_all_end_at_once_are_reported_not_replaced_for_ever(folder: Path) -> None:
-    jobs = Doomed()
+def test_jobs_that_all_end_at_once_are_reported_and_not_replaced_forever(folder: Path) -> None:
+    jobs = FailingJobs()
     with own_scheduler(folder, jobs.launch, jobs.ended, 4, host="127.0.0.1") as cluster:
         (failure,) = run(DaskExecutor(cluster), folder, ((0, 100),))
     assert (failure.host, failure.reason) == ("node7", "no such partition")
     assert jobs.launched <= 12
 
 
-def test_a_refused_launch_is_the_user_s_to_hear(folder: Path) -> None:
+def test_a_refused_launch_is_reported_to_the_user(folder: Path) -> None:
     def refuse(function: Callable[..., None], arguments: Sequence[Any], count: int) -> list[str]:
         raise UnetcliError("sbatch: invalid partition")
 
@@ -237,16 +237,18 @@ def test_a_refused_launch_is_the_user_s_to_hear(folder: Path) -> None:
         pass
 
 
-def test_an_address_that_is_not_of_this_host_is_refused(folder: Path) -> None:
-    refused = pytest.raises(UnetcliError, match=r"192\.0\.2\.1: no address of this host .*UNETCLI_HOST")
-    with refused, own_scheduler(folder, Doomed().launch, list, 2, host="192.0.2.1"):
+def test_an_address_of_another_host_is_refused(folder: Path) -> None:
+    refused = pytest.raises(UnetcliError, match=r"192\.0\.2\.1: .*UNETCLI_HOST")
+    with refused, own_scheduler(folder, FailingJobs().launch, list, 2, host="192.0.2.1"):
         pass
 
 
-# -- who may talk to it
+# -- encryption and addresses
 
 
-def test_nobody_without_the_certificate_gets_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_clients_with_the_certificate_can_connect(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from unetcli.executors.dask.worker import write_certificate
 
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 3.0)
@@ -276,10 +278,11 @@ def test_a_worker_without_the_certificate_is_refused_in_one_line(folder: Path, t
         worker = there.start_worker("--death-timeout", "3")
         assert worker.wait(120) == 1
     last = (folder / "site-worker-0.log").read_text().splitlines()[-1]
-    assert last.startswith("unetcli: no Dask scheduler let this worker in at tls://127.0.0.1")
+    assert last.startswith("unetcli: no Dask scheduler at tls://127.0.0.1")
+    assert "--tls" in last
 
 
-def test_nothing_listens_beyond_the_chosen_address(folder: Path) -> None:
+def test_all_processes_listen_at_the_chosen_address_only(folder: Path) -> None:
     others = set(psutil.Process().children(recursive=True))
     with local_workers(folder, 1) as cluster:
         run(DaskExecutor(cluster), folder, ((0, 1),))
@@ -294,19 +297,17 @@ def test_the_user_may_choose_the_address(chosen: str, monkeypatch: pytest.Monkey
     assert own_address() == chosen
 
 
-# -- surroundings of the task
+# -- environment of the task
 
 
-def test_workers_get_their_own_gpu_and_are_not_held_to_one_thread(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_worker_gets_its_own_gpu_and_may_use_all_cores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with local_workers(folder, 2, gpus=("2", "5")) as cluster:
         wait_for(lambda: len(cluster.client.nthreads()) == 2)
         assert run(DaskExecutor(cluster), folder, ((0, 12),), tasks.show_surroundings) == []
     seen = [json.loads(path.read_text()) for path in folder.glob("seen-*")]
     assert {found["CUDA_VISIBLE_DEVICES"] for found in seen} == {"2", "5"}
-    assert {found["threads"] for found in seen} == {len(os.sched_getaffinity(0))}
+    assert {found["threads"] for found in seen} == {usable_cores()}
     assert {found["OMP_NUM_THREADS"] for found in seen} == {None}
     assert {found["MALLOC_ARENA_MAX"] for found in seen} == {"1"}
     assert {found["MALLOC_TRIM_THRESHOLD_"] for found in seen} == {str(2**31 - 1)}
@@ -324,7 +325,7 @@ with local_workers(folder, 1) as cluster:
 """
 
 
-def test_nothing_of_dask_s_talk_reaches_the_terminal(folder: Path) -> None:
+def test_dask_prints_nothing_to_the_terminal(folder: Path) -> None:
     (folder / "kill-7").touch()
     command = [sys.executable, "-c", PROGRAM, str(folder)]
     ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=True)
@@ -342,7 +343,7 @@ def test_workers_end_when_their_launcher_is_killed(folder: Path, tmp_path: Path)
     assert family
     wait_for(lambda: not any(process.is_running() for process in family))
     left = list((tmp_path / "tmp").iterdir())
-    assert len(left) <= 2  # of the launcher itself, which could not clean up
+    assert len(left) <= 2  # folders of the launcher, which could not clean up
     for path in [*left, folder / "tls"]:
         subprocess.run(["rm", "-r", str(path)], check=True)
 

@@ -1,4 +1,4 @@
-"""Which process asks for its job to be requeued; that SLURM follows is in ``tests/slurm/test_requeue.py``."""
+"""Tests of which process requests a requeue of its job; ``tests/slurm/test_requeue.py`` uses a real SLURM."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ echo "$1" >> "$CALLS"
 [ "$1" = show ] && echo "JobId=7 JobState=RUNNING BatchFlag=1"
 exit 0
 """
-"""What SLURM's own does at a requeue: SIGTERM, which ends all processes of the job, may reach it at any moment."""
+"""Stand-in for scontrol. At a requeue, SLURM sends SIGTERM to all processes of the job, which may end scontrol too."""
 
 
 @pytest.fixture
 def _in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """This process is a batch job that runs, with stand-ins for SLURM's commands."""
+    """Make this process a running batch job, with stand-ins for SLURM's commands."""
     for name in [name for name in os.environ if name.startswith(("SLURM", "UNETCLI"))]:
         monkeypatch.delenv(name)
     for name, content in (("scontrol", SCONTROL), ("squeue", "#!/bin/sh\necho RUNNING\n")):
@@ -44,29 +44,30 @@ def _in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
     ("at", "says"), [("", ""), ("requeue", ""), ("requeue", "slurm_requeue error: terminated")], ids=str
 )
 @pytest.mark.usefixtures("_in_a_job")
-def test_a_requeue_is_said_also_where_its_sigterm_reaches_scontrol_first(
+def test_a_requeue_is_logged_even_if_its_sigterm_ends_scontrol(
     at: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AT", at)
     monkeypatch.setenv("SAYS", says)
     assert requeue_job()
     assert (tmp_path / "calls").read_text().split() == ["show", "requeue"]
-    assert caplog.messages == ["job 7 asks to go back into the queue, to continue there"]
+    (message,) = caplog.messages
+    assert message.startswith("job 7 asks SLURM to requeue it")
 
 
 @pytest.mark.usefixtures("_in_a_job")
-def test_a_sigterm_before_the_requeue_was_asked_for_is_no_requeue(
+def test_a_sigterm_before_the_request_is_no_requeue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AT", "show")
     assert not requeue_job()
     assert (tmp_path / "calls").read_text().split() == ["show"]
-    (said,) = caplog.messages
-    assert said.startswith("job 7 does not go back into the queue (scontrol: ")
+    (message,) = caplog.messages
+    assert message.startswith("job 7 is not requeued (scontrol: ")
 
 
 def stop(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-    """A task that finishes one block and is then told to stop."""
+    """Task that finishes one block and then receives SIGTERM."""
     os.kill(os.getpid(), signal.SIGTERM)
     assert stopping()
     return 1
@@ -74,9 +75,7 @@ def stop(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> in
 
 @pytest.mark.parametrize("says", ["", "slurm_requeue error: terminated"], ids=str)
 @pytest.mark.usefixtures("_in_a_job")
-def test_an_element_that_goes_back_into_the_queue_has_no_outcome(
-    says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requeued_job_writes_no_outcome(says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AT", "requeue")
     monkeypatch.setenv("SAYS", says)
     with pytest.raises(SystemExit, match="0"):
@@ -97,15 +96,15 @@ def test_an_element_that_goes_back_into_the_queue_has_no_outcome(
     ],
     ids=["no job", "batch", "first task", "second task", "script does", "submitted from such a script"],
 )
-def test_one_process_of_a_job_asks(
+def test_one_process_of_a_job_requests_the_requeue(
     environment: dict[str, str], asks: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without SLURM's commands, who asks is told that there is no answer."""
+    """A process that requests the requeue logs a warning here, as SLURM's commands are missing."""
     for name in [name for name in os.environ if name.startswith(("SLURM", "UNETCLI"))]:
         monkeypatch.delenv(name)
     for name, value in (environment | {"PATH": ""}).items():
         monkeypatch.setenv(name, value)
     with caplog.at_level(logging.INFO, "unetcli"):
         assert not requeue_job()
-    expected = f"job {environment.get('SLURM_JOB_ID')} does not go back into the queue (scontrol: not on PATH"
+    expected = f"job {environment.get('SLURM_JOB_ID')} is not requeued (scontrol: not on PATH"
     assert [record.getMessage().startswith(expected) for record in caplog.records] == [True] * asks

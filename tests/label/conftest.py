@@ -1,4 +1,4 @@
-"""A prediction to be labelled."""
+"""Fixtures: a prediction, and its labels."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def finished_labels(tmp_path_factory: pytest.TempPathFactory, finished_predictio
 
 @pytest.fixture
 def values(here: Path, finished_prediction: Path) -> NDArray[np.uint8]:
-    """What is predicted, and stored at ``STORE``."""
+    """Stored probabilities of the prediction at ``STORE``."""
     shutil.copytree(finished_prediction, here, dirs_exist_ok=True)
     return blobs(SHAPE, 2, seed=7)
 
 
 @pytest.fixture
 def labels(here: Path, finished_labels: Path) -> None:
-    """What ``values`` holds, labelled."""
+    """The prediction of ``values`` and its labels, in the current folder."""
     shutil.copytree(finished_labels, here, dirs_exist_ok=True)
     places = FOLDER / "paths.json"
     places.write_text(places.read_text().replace(str(finished_labels), str(here)))

@@ -1,4 +1,4 @@
-"""Made-up probability maps, and a labelling without files: what the stages do, block by block, in memory."""
+"""Synthetic probability maps, and labelling block by block in memory, without files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEIGHBOURS = {False: (4, 8), True: (6, 18, 26)}
 
 
 def plan_of(shape: tuple[int, ...], block: tuple[int, ...], **changes: Any) -> LabelPlan:
-    """A plan whose chunks are its blocks; what it does not take itself are settings."""
+    """A plan whose chunks are its blocks; options that are not fields of the plan are settings."""
     own = {name: changes.pop(name) for name in ("axes", "voxel_size", "levels", "write_chunks") if name in changes}
     values = {
         "axes": "tzyx"[-len(shape) :],
@@ -37,7 +37,7 @@ def plan_of(shape: tuple[int, ...], block: tuple[int, ...], **changes: Any) -> L
 
 
 def blobs(shape: tuple[int, ...], sigma: float = 1.0, seed: int = 0) -> NDArray[np.uint8]:
-    """A probability map of blobs; stacked axes but the last two are smooth too where they can be."""
+    """A probability map of blobs, smooth along every axis of more than four voxels."""
     noise = np.random.default_rng(seed).random(shape)
     smooth = ndimage.gaussian_filter(noise, [sigma if n > 4 else 0 for n in shape])
     span = float(np.ptp(smooth)) or 1.0
@@ -45,7 +45,7 @@ def blobs(shape: tuple[int, ...], sigma: float = 1.0, seed: int = 0) -> NDArray[
 
 
 def labelled(plan: LabelPlan, probability: NDArray[Any]) -> tuple[NDArray[np.int64], Merged]:
-    """Labels of all blocks, put together, and what the merging told."""
+    """Labels of all blocks in one array, and the result of the merge."""
 
     def read(box: Any) -> NDArray[Any]:
         found: NDArray[Any] = probability[box.slices]

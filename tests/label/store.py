@@ -1,4 +1,4 @@
-"""A prediction in the current folder, its labels, and what tests ask of them."""
+"""A prediction in the current folder, its labels, and helpers to read them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER = Path("big.pred.zarr.run/instances")
 TABLE = Path("big.pred.zarr.instances.csv")
 SHAPE = (3, 75, 90)
 SMALL = 1500
-"""Voxels of a block: 27 of them."""
+"""Voxels per block; the volume has 27 blocks."""
 
 
 def label(**options: Any) -> LabelSummary:
@@ -34,7 +34,7 @@ def label(**options: Any) -> LabelSummary:
 
 
 def files(folder: Path = LABELS) -> dict[str, bytes]:
-    """All of the labels but what tells how they were made, and the table."""
+    """Content of all files of the labels and of the table, by path."""
     found = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return found | ({str(TABLE): TABLE.read_bytes()} if TABLE.exists() else {})
 

@@ -1,4 +1,4 @@
-"""Components in memory, and block by block: the same as scipy's on the whole array."""
+"""Connected components, in memory and block by block: equal to scipy's on the whole array."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unetcli.label.objects import (
 
 
 def by_scipy(foreground: NDArray[np.bool_], touching: NDArray[np.bool_], min_size: int = 0) -> NDArray[np.int64]:
-    """Components of a whole array, numbered by their first voxel, small ones left out."""
+    """Components of a whole array, numbered by first voxel, without the small ones."""
     labels, count = ndimage.label(foreground, touching)
     kept = [label for label in range(1, count + 1) if np.count_nonzero(labels == label) >= min_size]
     kept.sort(key=lambda label: int(np.flatnonzero(labels == label)[0]))
@@ -35,7 +35,7 @@ def by_scipy(foreground: NDArray[np.bool_], touching: NDArray[np.bool_], min_siz
 @given(scenes())
 @settings(max_examples=150, deadline=None)
 def test_blocks_do_not_show(scene: tuple[NDArray[np.uint8], tuple[int, ...], dict[str, Any]]) -> None:
-    """Any block, 2-D and 3-D, any connectivity: the labels are those of the whole array, number by number."""
+    """Labels equal those of the whole array for any block, dimension and connectivity."""
     values, block, chosen = scene
     plan = plan_of(values.shape, block, **chosen)
     touching = neighbourhood(plan.axes, chosen["connectivity"], three_d=chosen["three_d"])
@@ -45,7 +45,7 @@ def test_blocks_do_not_show(scene: tuple[NDArray[np.uint8], tuple[int, ...], dic
 
 
 def test_two_that_meet_behind_a_block_are_one() -> None:
-    """Voxels that touch over a corner belong to neither the block before both nor to one of each other."""
+    """Voxels that touch across a corner may belong to two blocks that are no direct neighbours."""
     values = np.zeros((4, 4), np.uint8)
     values[1, 2] = values[2, 1] = 255
     labels, _ = labelled(plan_of((4, 4), (2, 2), connectivity=8), values)
@@ -121,16 +121,18 @@ def test_neighbourhoods_have_their_number_and_never_reach_along_t(three_d: bool,
 
 
 @pytest.mark.parametrize(
-    ("axes", "connectivity", "three_d", "said"),
+    ("axes", "connectivity", "three_d", "message"),
     [
-        ("yx", None, True, "--three-d: there is no axis z"),
-        ("zyx", 6, False, "--connectivity 6: expected 4, 8; others go with --three-d"),
-        ("zyx", 8, True, "--connectivity 8: expected 6, 18, 26; others go without --three-d"),
+        ("yx", None, True, "--three-d .* y, x"),
+        ("zyx", 6, False, "--connectivity 6: .*4 or 8 without --three-d"),
+        ("zyx", 8, True, "--connectivity 8: .*6 or 18 or 26 with --three-d"),
         ("zyx", 7, True, "--connectivity 7"),
     ],
 )
-def test_what_no_neighbourhood_is_is_refused(axes: str, connectivity: int | None, three_d: bool, said: str) -> None:
-    with pytest.raises(UnetcliError, match=said):
+def test_impossible_neighbourhoods_are_refused(
+    axes: str, connectivity: int | None, three_d: bool, message: str
+) -> None:
+    with pytest.raises(UnetcliError, match=message):
         neighbourhood(axes, connectivity, three_d=three_d)
 
 

@@ -1,4 +1,4 @@
-"""label killed at any moment and run again: the same bytes as if nothing had happened."""
+"""label killed at any moment and run again gives the same bytes as without interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def label(place: Path, *words: str) -> Command:
-    """The command as a user types it, with blocks so small that there are hundreds; its talk has a file of its own."""
+    """The command as a user types it, with hundreds of small blocks; its messages go to a file."""
     return Command(
         "label", STORE, "--block-voxels", "17000", *words, cwd=place, talk=place / f"{secrets.token_hex(4)}.txt"
     )
@@ -91,7 +91,7 @@ def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
     assert len(made) == len(set(made)) > before > 0  # nothing was made twice
 
 
-def test_a_second_launcher_names_the_first_and_a_dead_one_is_no_obstacle(place: Path) -> None:
+def test_a_second_launcher_names_the_first_and_the_lock_of_a_dead_one_is_taken(place: Path) -> None:
     first = label(place)
     wait_for(lambda: any((place / FOLDER).glob("workers/*.json")))
     first.send_signal(signal.SIGSTOP)  # alive, for as long as we like

@@ -1,4 +1,4 @@
-"""Sums over the parts of objects are those over the wholes."""
+"""Measures summed over the parts of objects equal those of whole objects."""
 
 from __future__ import annotations
 

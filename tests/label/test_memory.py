@@ -23,7 +23,7 @@ print(peak() // 2**20)
 
 
 def peak_megabytes(place: Path, sections: int, method: str) -> int:
-    """Peak memory of labelling that many sections of 256 kB, in a process of its own."""
+    """Peak memory of labelling this many sections of 256 kB, in a separate process."""
     section = blobs((512, 512), 8)
     values = np.stack([np.roll(section, 7 * number) for number in range(sections)])
     write_prediction(place / f"{sections}.zarr", values, (1, 256, 256))

@@ -1,4 +1,4 @@
-"""Which block finds, numbers and halves what."""
+"""Blocks and stages of a labelling plan."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_plan_comes_back_from_its_file() -> None:
         from_json(LabelPlan, to_json(plan, 0), FORMAT, "plan")
 
 
-def test_differences_are_told_by_option() -> None:
+def test_differences_are_named_by_option() -> None:
     old, new = plan_of((9, 9), (4, 4)), plan_of((9, 9), (4, 8), min_size=7)
     assert differences(old, old) == []
     assert differences(old, new) == [
@@ -96,7 +96,7 @@ def test_differences_are_told_by_option() -> None:
 
 
 def test_a_block_of_parts_of_chunks_is_refused() -> None:
-    with pytest.raises(UnetcliError, match=r"block of 4 along x is no multiple of the labels' chunk 3"):
+    with pytest.raises(UnetcliError, match=r"block of 4 along x: .*chunk 3"):
         plan_of((9, 9), (4, 4), write_chunks=(4, 3))
 
 

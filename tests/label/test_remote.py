@@ -1,4 +1,4 @@
-"""label where the prediction is at ``s3://``."""
+"""label with a prediction at ``s3://``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_labels_of_a_remote_prediction_lie_beside_it(tmp_path: Path, monkeypatch
     with serving(monkeypatch) as bucket:
         url = f"{bucket}/there.zarr"
         write_prediction(url, values, (1, 16, 16), levels=2)
-        with pytest.raises(UnetcliError, match="--run-folder FOLDER names a place"):
+        with pytest.raises(UnetcliError, match="needs --run-folder FOLDER"):
             label_volume(LabelRequest(prediction=url))
         summary = label_volume(LabelRequest(prediction=url, run_folder=Path("run"), block_voxels=500))
         assert (summary.output, summary.complete) == (f"{url}/labels/instances", True)

@@ -1,4 +1,4 @@
-"""The threshold that fits a truth."""
+"""Choosing the threshold that fits a truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watershed: what it is on a whole array, and that blocks do not show in it."""
+"""The watershed: its properties on a whole array, and its independence of the blocks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from skimage.morphology import h_minima
 
 from unetcli.core.geometry import Box
 from unetcli.label import watershed
-from unetcli.label.finding import landscape
-from unetcli.label.objects import connected, in_order, is_foreground, neighbourhood
+from unetcli.label.finding import landscape_of
+from unetcli.label.objects import components, in_order, is_foreground, neighbourhood
 from unetcli.label.plan import Settings
 from unetcli.label.watershed import STEPS, Landscape, separate, separate_section
 
@@ -49,7 +49,7 @@ def test_blocks_do_not_show(
     voxel_size: tuple[float, ...],
     margin: int,
 ) -> None:
-    """Any block, 2-D and 3-D, any landscape and depth, and however far ways down are followed at first."""
+    """Labels equal those of the whole array for any block, dimension, landscape, depth and first margin."""
     values, block, chosen = scene
     plan = plan_of(
         values.shape, block, method="watershed", voxel_size=voxel_size[: values.ndim], **{**chosen, **flooded}
@@ -57,7 +57,7 @@ def test_blocks_do_not_show(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watershed, "MARGIN", margin)
         labels, _ = labelled(plan, values)
-    whole = in_order(separate(values, landscape(plan)), chosen["min_size"])
+    whole = in_order(separate(values, landscape_of(plan)), chosen["min_size"])
     assert np.array_equal(labels, whole)
 
 
@@ -69,10 +69,11 @@ def unlike_heights(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
     return 1 - (1 + order.reshape(shape)) / STEPS["probability"]
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # scikit-image, with NumPy 2.5
 @pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("steps", [0, 3, 40, 400])
 def test_objects_are_the_minima_of_that_depth_one_each(connectivity: int, steps: int) -> None:
-    """As many as scikit-image finds with dynamics of at least ``steps``, each in an object of its own."""
+    """scikit-image finds as many minima with dynamics of at least ``steps``; each is in a separate object."""
     probability = unlike_heights((50, 61), seed=steps)
     scene = Landscape(
         axes="yx",
@@ -102,8 +103,8 @@ def test_objects_are_connected_and_cover_the_foreground() -> None:
     assert np.array_equal(labels > 0, is_foreground(values, 0.5))
     pieces = [ndimage.label(labels == number)[1] for number in range(1, labels.max() + 1)]
     assert set(pieces) == {1}
-    components = connected(labels > 0, neighbourhood("yx", 4))[1]
-    assert components < labels.max()  # some were set apart
+    unseparated = components(labels > 0, neighbourhood("yx", 4))[1]
+    assert unseparated < labels.max()  # some were separated
 
 
 def discs(distance: int) -> NDArray[np.float32]:
@@ -145,14 +146,14 @@ def test_sections_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("values", [np.zeros((9, 9), np.uint8), np.full((70, 70), 255, np.uint8)], ids=["none", "all"])
 def test_nothing_and_everything_foreground(values: NDArray[np.uint8]) -> None:
-    """A flat landscape is one object though it has many minima."""
+    """A flat landscape is one object, although it has many minima."""
     assert np.array_equal(separate_section(values), (values > 0).astype(np.int32))
     labels, _ = labelled(plan_of(values.shape, (16, 9), method="watershed"), values)
     assert np.array_equal(labels, (values > 0).astype(np.int32))
 
 
 def life_like(labels: NDArray[np.integer], softness: float, seed: int = 0) -> NDArray[np.uint8]:
-    """A map as networks give: low at borders of objects, with noise that is alike over some voxels."""
+    """A map like those of networks: low at the borders of objects, with smooth noise."""
     inside = np.zeros(labels.shape)
     for number, place in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
         if place is not None:
@@ -175,8 +176,8 @@ def test_real_cells_are_the_same_in_any_blocks(
     values = life_like(truth, softness)
     whole = plan_of(values.shape, values.shape, method="watershed", **flooded)
     labels, _ = labelled(whole, values)
-    components = connected(is_foreground(values, 0.5), neighbourhood("yx", 4))[1]
-    assert labels.max() > components
+    unseparated = components(is_foreground(values, 0.5), neighbourhood("yx", 4))[1]
+    assert labels.max() > unseparated
     for block in ((64, 64), (100, 37), (512, 16)):
         others, _ = labelled(plan_of(values.shape, block, method="watershed", **flooded), values)
         differ = float((others != labels).mean())

@@ -27,7 +27,7 @@ def objects(labels: Labels) -> list[set[int]]:
 
 
 def seg_by_hand(reference: Labels, result: Labels) -> tuple[float, int]:
-    """The challenge's rule, object by object, on sets of pixels."""
+    """Sums of SEG, object by object, on sets of pixels."""
     total = 0.0
     for cell in objects(reference):
         total += sum(
@@ -37,7 +37,7 @@ def seg_by_hand(reference: Labels, result: Labels) -> tuple[float, int]:
 
 
 def det_by_hand(reference: Labels, result: Labels) -> float:
-    """Operations that put the detection right, weighed as the challenge does."""
+    """DET from the operations that correct the detection, weighted as in the challenge."""
     covers = [sum(2 * len(cell & found) > len(cell) for cell in objects(reference)) for found in objects(result)]
     cells = len(objects(reference))
     cost = 10 * (cells - sum(covers)) + 5 * sum(k - 1 for k in covers if k > 1) + covers.count(0)
@@ -77,7 +77,7 @@ def test_seg_of_small_images(reference: list[int], result: list[int], expected: 
 
 
 @given(IMAGES)
-def test_det_weighs_missed_merged_and_spurious_objects(images: tuple[Labels, Labels]) -> None:
+def test_det_weights_missed_merged_and_spurious_objects(images: tuple[Labels, Labels]) -> None:
     det = scores([of(*images)])["det"]
     if all(image.any() for image in images):
         assert det == pytest.approx(det_by_hand(*images))
@@ -110,7 +110,7 @@ def test_panoptic_quality_is_the_mean_overlap_times_f1(images: tuple[Labels, Lab
 
 
 def test_an_overlap_on_a_threshold_is_not_above_it() -> None:
-    """As floats, 0.6 is not 12 / 20 when thresholds are added up; as integers it is."""
+    """0.6 is exactly 12 / 20 with integers, but not with thresholds accumulated as floats."""
     reference = np.array([1, 1, 1, 1, 0])
     found = scores([of(reference, np.array([1, 1, 1, 0, 1]))])  # 3 of 5 pixels
     assert dict(zip(found["iou_thresholds"], found["recall_by_threshold"], strict=True)) == {
@@ -139,7 +139,7 @@ def test_frames_are_pooled_and_a_label_is_another_object_in_each(frames: list[tu
         np.concatenate([image[side] + 10 * n * (image[side] > 0) for n, image in enumerate(frames)]) for side in (0, 1)
     ]
     found, expected = scores([of(*frame) for frame in frames]), scores([of(*whole)])
-    names = set(SCORES) - {"det"}  # which looks for empty frames
+    names = set(SCORES) - {"det"}  # which depends on empty frames
     assert {name: found[name] for name in names} == pytest.approx({name: expected[name] for name in names})
 
 
@@ -196,22 +196,20 @@ def test_det_is_taken_from_the_markers_where_there_are_some() -> None:
     ],
     ids=["no object at all", "nothing to find", "nothing found"],
 )
-def test_a_score_with_nothing_to_judge_is_none_and_says_why(
-    reference: list[int], result: list[int], undefined: set[str]
-) -> None:
+def test_an_undefined_score_is_none_with_a_reason(reference: list[int], result: list[int], undefined: set[str]) -> None:
     found = scores([of(np.array(reference), np.array(result))])
     assert {name for name in SCORES if found[name] is None} == undefined
     assert all(
-        "no object" in found[f"{name}_reason"] or "without object" in found[f"{name}_reason"] for name in undefined
+        "no object" in found[f"{name}_reason"] or "without objects" in found[f"{name}_reason"] for name in undefined
     )
     assert all(found[name] == 0 for name in set(SCORES) - undefined)
 
 
-def test_det_is_withheld_for_an_empty_frame_and_tells_its_number() -> None:
+def test_det_is_withheld_for_an_empty_frame_and_its_reason_has_the_value() -> None:
     full, empty = np.array([1, 0, 2]), np.zeros(3, int)
     found = scores([of(full, full), of(full, empty), of(empty, empty)])
     assert found["det"] is None
-    assert found["det_reason"].startswith("frames without object: 2 of the result and 1 of the reference;")
+    assert found["det_reason"].startswith("frames without objects: 2 of the result and 1 of the reference;")
     assert "(0.500000 with them)" in found["det_reason"]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.metrics.cells import CellSums
-from unetcli.metrics.contingency import Contingency, Overlaps, matched_objects
+from unetcli.metrics.contingency import Contingency, ObjectOverlaps, matched_objects
 
 LABELS = st.sampled_from([0, 1, 2, 3, 255, 2**32, 2**63, 2**64 - 1])
 PIXELS = st.lists(st.tuples(LABELS, LABELS), max_size=40)
@@ -56,7 +56,7 @@ def test_a_total_of_nothing_is_empty() -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), [("bool", "uint8"), ("int8", "uint64"), (">u2", "int64")])
-def test_any_integers_and_shapes_will_do(a: str, b: str) -> None:
+def test_any_integer_dtype_and_shape_is_accepted(a: str, b: str) -> None:
     volume = np.arange(3 * 5 * 7).reshape(3, 5, 7) % 2
     found = Contingency.of(volume.astype(a), (90 * volume).astype(b)[:, ::-1])
     assert counted(found) == Counter(
@@ -67,7 +67,7 @@ def test_any_integers_and_shapes_will_do(a: str, b: str) -> None:
 @pytest.mark.parametrize(
     ("values", "said"), [(np.array([3, -1]), "label -1"), (np.array([0.5, 1]), "float64")], ids=["negative", "float"]
 )
-def test_what_is_no_label_is_refused(values: NDArray[np.integer], said: str) -> None:
+def test_values_that_are_not_labels_are_refused(values: NDArray[np.integer], said: str) -> None:
     for pair in ((values, np.array([1, 2])), (np.array([1, 2]), values)):
         with pytest.raises(UnetcliError, match=said):
             Contingency.of(*pair)
@@ -79,7 +79,7 @@ def test_a_negative_label_may_be_ignored() -> None:
 
 @given(PIXELS)
 def test_overlaps_are_those_of_sets_of_pixels(pixels: Pixels) -> None:
-    found = Overlaps.of(table(pixels))
+    found = ObjectOverlaps.of(table(pixels))
     sets = [
         {
             label: {n for n, pair in enumerate(pixels) if pair[side] == label}
@@ -97,7 +97,7 @@ def test_overlaps_are_those_of_sets_of_pixels(pixels: Pixels) -> None:
     assert found.unions.tolist() == [len(sets[0][a] | sets[1][b]) for a, b in pairs]
 
 
-def test_found_missed_merged_split_and_extra_are_told_apart() -> None:
+def test_found_missed_merged_split_and_extra_objects_are_distinguished() -> None:
     found = [(10, 1)] * 3 + [(0, 1)]
     missed = [(11, 0)] * 4
     merged = [(12, 2)] * 3 + [(13, 2)] * 3

@@ -30,7 +30,7 @@ Expected = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def official(data: Path) -> Expected:
-    """What the official program says, case by case."""
+    """Values of the official program, case by case."""
     return json.loads((data / "metrics_cases" / "expected.json").read_text())["cases"]  # type: ignore[no-any-return]
 
 
@@ -50,7 +50,7 @@ def scored(probability: NDArray[Any], interior: NDArray[Any]) -> dict[str, Any]:
 
 
 def as_uint8(probability: Maps) -> Maps:
-    """Stored as predict stores it, and read back."""
+    """Round probabilities as `predict` stores them."""
     stored = np.floor(255 * probability.astype(np.float64) + 0.5).astype(np.uint8)
     return stored.astype(np.float32) / np.float32(255)
 
@@ -61,14 +61,14 @@ def test_no_case_of_the_official_program_is_left_out(official: Expected) -> None
 
 @pytest.mark.parametrize("name", CASES)
 def test_scores_are_those_of_the_official_program(data: Path, official: Expected, name: str) -> None:
-    """To 1e-9, the measures that depend on the order of pixels too, as its order is ours."""
+    """Equal to 1e-9, even measures that depend on the order of pixels, which is the same in both programs."""
     found, expected = scored(*case(data, name)), official[name]
-    for ours, theirs in OFFICIAL.items():
-        assert found[ours] == pytest.approx(expected["summary"][theirs], abs=1e-9), ours
-        if ours in expected["best_threshold"]:
-            assert found[f"{ours}_threshold"] == expected["best_threshold"][ours]
-        elif theirs in expected["best_threshold"]:
-            assert found[f"{ours}_threshold"] == expected["best_threshold"][theirs]
+    for measure, official_name in OFFICIAL.items():
+        assert found[measure] == pytest.approx(expected["summary"][official_name], abs=1e-9), measure
+        if measure in expected["best_threshold"]:
+            assert found[f"{measure}_threshold"] == expected["best_threshold"][measure]
+        elif official_name in expected["best_threshold"]:
+            assert found[f"{measure}_threshold"] == expected["best_threshold"][official_name]
 
 
 @pytest.mark.parametrize("turned", range(1, 8))
@@ -79,11 +79,11 @@ def test_turned_and_mirrored_sections_score_within_the_stated_range(
     stacks = (np.rot90(stack, turned % 4, (1, 2)) for stack in case(data, name))
     probability, interior = (stack[:, ::-1] if turned > 3 else stack for stack in stacks)
     found, ranges = scored(probability, interior), official[name]["orientation_range"]
-    for ours, theirs in OFFICIAL.items():
-        low, high = ranges.get(theirs, [official[name]["summary"][theirs]] * 2)
-        near = 1e-9 if ours.startswith(("pixel", "rand")) or name in TIE_FREE else 5 / interior.size
-        slack = 0.005 if ours.startswith("v_") else near
-        assert low - slack <= found[ours] <= high + slack, ours
+    for measure, official_name in OFFICIAL.items():
+        low, high = ranges.get(official_name, [official[name]["summary"][official_name]] * 2)
+        near = 1e-9 if measure.startswith(("pixel", "rand")) or name in TIE_FREE else 5 / interior.size
+        slack = 0.005 if measure.startswith("v_") else near
+        assert low - slack <= found[measure] <= high + slack, measure
 
 
 LARGEST_STEP = {
@@ -100,7 +100,7 @@ LARGEST_STEP = {
         "v_info": 0.0026,
     },
 }
-"""How far a prediction's rounding to 1/255 moves the scores of each case; not at all where nothing is said."""
+"""Largest change of each score when the prediction is rounded to 1/255. Default: no change."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -151,7 +151,7 @@ def test_pixel_and_rand_errors_pool_sections_and_the_others_average_them(data: P
 
 
 def test_one_level_serves_all_sections() -> None:
-    """Each section alone would be perfect at a level of its own."""
+    """Each section alone would be perfect, but at different levels."""
     interior = np.array([[[1, 1, 1, 0]]] * 2)
     probability = np.array([[[0.9, 0.9, 0.9, 0.6]], [[0.4, 0.4, 0.4, 0.1]]])
     assert [scored(p[None], i[None])["pixel_error"] for p, i in zip(probability, interior, strict=True)] == [0, 0]
@@ -160,20 +160,20 @@ def test_one_level_serves_all_sections() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(st.permutations(range(5)))
-def test_the_order_of_sections_does_not_show_in_any_bit(order: list[int]) -> None:
+def test_the_order_of_sections_does_not_change_any_bit(order: list[int]) -> None:
     random = np.random.default_rng(0)
     counts = counted(random.random((5, 6, 7)), random.random((5, 6, 7)) > 0.4)
     assert em.scores([counts[n] for n in order]) == em.scores(counts)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0], ids=["nothing found", "all found"])
-def test_a_reference_without_interior_has_no_score_and_says_why(value: float) -> None:
+def test_a_reference_without_interior_has_no_score_but_a_reason(value: float) -> None:
     found = scored(np.full((1, 5, 3), value), np.zeros((1, 5, 3)))
     for name in set(em.MEASURES) - {"pixel_disagreement", "warping_error_classic"}:
         assert (found[name], found[f"{name}_threshold"]) == (None, None)
         assert found[f"{name}_reason"] == "the reference has no interior"
     assert found["pixel_disagreement"] == value
-    assert found["warping_error_classic"] == value  # where there is no cell, none can grow
+    assert found["warping_error_classic"] == value  # without a cell, warping cannot flip any pixel
 
 
 def test_an_empty_prediction_has_no_warping_error_rather_than_none() -> None:
@@ -183,21 +183,21 @@ def test_an_empty_prediction_has_no_warping_error_rather_than_none() -> None:
     assert (found["warping_error"], found["warping_error_threshold"]) == (None, None)
     assert "no interior at any level" in found["warping_error_reason"]
     assert (found["pixel_error"], found["rand_error_pairs"]) == (1, 1)
-    assert found["warping_error_classic"] == 2 / 81  # of each cell its last pixel
+    assert found["warping_error_classic"] == 2 / 81  # the last pixel of each cell
     assert found["v_rand"] == pytest.approx(2 * (2 * 9**2) / (2 * 9**2 + 18**2))
-    assert found["v_rand_note"] == "at this level the prediction is empty in 1 of 1 sections: taken as one cell"
+    assert found["v_rand_note"] == "at this level the prediction is empty in 1 of 1 sections, which count as one cell"
 
 
-def test_a_level_that_leaves_nothing_wins_as_officially_but_not_silently(data: Path) -> None:
+def test_a_level_without_prediction_wins_as_officially_but_with_a_note(data: Path) -> None:
     found = scored(*case(data, "thin8_64"))
     assert (found["warping_error"], found["warping_error_threshold"]) == (0, LEVELS[9])
     assert found["warping_error_note"] == (
-        "at this level the prediction is empty in 1 of 1 sections: no split and no merge there; "
+        "at this level the prediction is empty in 1 of 1 sections, which have no split and no merge; "
         "best of the other levels: 0.000244 at 0.4"
     )
 
 
-def test_sections_without_interior_are_left_out_of_the_means_and_said() -> None:
+def test_sections_without_interior_are_excluded_from_the_means_with_a_note() -> None:
     interior = np.zeros((3, 5, 9), bool)
     interior[:2, 1:4, 1:4] = interior[:2, 1:4, 5:8] = True
     found = scored(interior, interior)
@@ -208,29 +208,31 @@ def test_sections_without_interior_are_left_out_of_the_means_and_said() -> None:
         1,
         1,
     ]
-    assert found["v_rand_note"] == "left out: 1 of 3 sections, without interior in the reference"
+    assert found["v_rand_note"] == "excluded: 1 of 3 sections, without interior in the reference"
 
 
 def test_an_empty_prediction_splits_a_ring_that_is_larger_than_the_window() -> None:
-    """Its cut ends are not seen to be connected, as officially; then the number says something."""
+    """As in the official program, the window does not show that the cut ends are connected, so splits are counted."""
     y, x = np.mgrid[:70, :75]
     distance = np.hypot(y - 35, x - 37)
     ring = ((distance > 24) & (distance < 33))[np.newaxis]
     found = scored(np.zeros(ring.shape), ring)
     assert (found["warping_error"], found["warping_error_threshold"]) == (216 / ring.size, 0)
-    assert found["warping_error_note"] == "at this level the prediction is empty in 1 of 1 sections: no merge there"
+    assert (
+        found["warping_error_note"] == "at this level the prediction is empty in 1 of 1 sections, which have no merge"
+    )
     filled = (distance < 33)[np.newaxis]
     assert scored(np.zeros(filled.shape), filled)["warping_error"] is None
 
 
-def test_one_cell_scores_0_in_v_info_as_officially_and_is_said(data: Path) -> None:
-    """Cut in two, or found as it is: alone as among other sections."""
+def test_one_cell_scores_0_in_v_info_as_officially_with_a_note(data: Path) -> None:
+    """V_Info of a single cell, cut in two or found."""
     one = np.zeros((1, 5, 9))
     one[0, 1:4, 1:8] = 1
     for proposal, reference in (case(data, "hand_split_9"), (one, one)):
         found = scored(proposal, reference)
         assert (found["v_info"], found["v_info_threshold"]) == (0, 0)
-        assert found["v_info_note"] == "1 of 1 sections are one cell, which scores 0 whatever is predicted"
+        assert found["v_info_note"] == "1 of 1 sections are one cell, which scores 0 for any prediction"
     assert found["v_rand"] == 1
 
 
@@ -245,14 +247,14 @@ def test_a_reference_without_membrane_is_one_cell_inside_a_frame_of_membrane() -
     cut = np.ones((1, 9, 11))
     cut[0, :, 5] = 0
     found = scored(cut, np.ones((1, 9, 11)))
-    assert found["warping_error"] == 1 / 99  # the last pixel that holds it together
+    assert found["warping_error"] == 1 / 99  # the last pixel that connects it
     assert scored(np.ones((1, 9, 11)), np.ones((1, 9, 11)))["warping_error"] == 0
 
 
 def test_no_section_at_all_has_no_score() -> None:
     found = em.scores([])
     assert {found[name] for name in em.MEASURES} == {None}
-    assert em.ranking([]) is None
+    assert em.roc_auc([]) is None
 
 
 @settings(deadline=None)
@@ -274,18 +276,18 @@ def test_pixels_at_a_level_are_the_confusion_of_the_stack(data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_membrane_given_as_interior_is_seen(data: Path, name: str) -> None:
+def test_membrane_given_as_interior_is_recognised(data: Path, name: str) -> None:
     probability, interior = case(data, name)
     upright, inverted = counted(probability, interior), counted(1 - probability, interior)
     assert (em.looks_inverted(upright), em.looks_inverted(inverted)) == (False, True)
-    assert em.ranking(inverted) == pytest.approx(1 - (em.ranking(upright) or math.nan), abs=0.02)
+    assert em.roc_auc(inverted) == pytest.approx(1 - (em.roc_auc(upright) or math.nan), abs=0.02)
 
 
-def test_a_map_that_knows_nothing_does_not_look_inverted() -> None:
+def test_an_unrelated_map_does_not_look_inverted() -> None:
     random = np.random.default_rng(1)
     interior = random.random((2, 40, 50)) < 0.8
     for probability in (random.random(interior.shape), np.full(interior.shape, 0.3), np.zeros(interior.shape)):
         counts = counted(probability, interior)
-        assert em.ranking(counts) == pytest.approx(0.5, abs=0.03)
+        assert em.roc_auc(counts) == pytest.approx(0.5, abs=0.03)
         assert not em.looks_inverted(counts)
-    assert em.ranking(counted(interior, np.ones_like(interior))) is None
+    assert em.roc_auc(counted(interior, np.ones_like(interior))) is None

@@ -49,7 +49,7 @@ def test_the_levels_are_those_of_the_official_loop(data: Path) -> None:
 @pytest.mark.parametrize("level", LEVELS, ids=str)
 def test_above_is_the_comparison_in_doubles(level: float) -> None:
     near = np.float32(level).view(np.int32) + np.arange(-50, 51, dtype=np.int32)
-    values = np.abs(near).view(np.float32)  # at level 0: the smallest there are
+    values = np.abs(near).view(np.float32)  # at level 0: the smallest positive values
     values = np.concatenate([values, np.float32([0, -0.0, 0.5, 1, np.nan]), np.arange(256, dtype=np.float32) / 255])
     assert above(values, level).tolist() == (values.astype(np.float64) > level).tolist()
 
@@ -74,7 +74,7 @@ def test_every_pixel_is_counted_at_every_level(section: Section) -> None:
 
 @settings(deadline=None)
 @given(SECTIONS)
-def test_judging_everything_is_no_mask_and_judging_nothing_counts_nothing(section: Section) -> None:
+def test_a_mask_of_everything_changes_nothing_and_an_empty_one_counts_nothing(section: Section) -> None:
     everything = np.ones(section[1].shape, bool)
     assert section_counts(*section, everything) == section_counts(*section)
     for counts in section_counts(*section, ~everything).levels:
@@ -97,7 +97,7 @@ def test_sections_of_a_single_line_count_too(shape: tuple[int, int]) -> None:
     assert [level.pixels.tp for level in counts] == [shape[0] * shape[1]] * 6 + [0] * 5
 
 
-def test_arrays_that_do_not_fit_are_refused() -> None:
+def test_arrays_of_different_shapes_are_refused() -> None:
     probability, interior = random_section(1)
     with pytest.raises(ValueError, match=r"\[\(1, 22\), \(13, 22\)\]; expected the same \(y, x\)"):
         section_counts(probability, interior[:1])
@@ -113,7 +113,7 @@ def test_errors_of_a_picture_are_those_that_were_counted() -> None:
         assert found.counts == at.warping
         assert at.warping is not None
         assert len(found.of(ErrorKind.SPLIT)) == at.warping.split
-        assert len(found.places) == at.warping.total
+        assert len(found.positions) == at.warping.total
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_scores_are_those_of_the_exact_counts(sections: int) -> None:
         assert float(score(total)) == pytest.approx(expected[name], rel=1e-12, abs=1e-14), name
 
 
-def test_what_is_not_defined_is_not_a_number() -> None:
+def test_undefined_scores_are_nan() -> None:
     bare = section_counts(np.full((9, 11), 0.3, np.float32), np.zeros((9, 11), np.bool_))
     total, expected = EmSums.of(bare), em.scores([bare])
     for name, score in SCORES.items():
@@ -154,7 +154,7 @@ def test_what_is_not_defined_is_not_a_number() -> None:
 
 
 def test_each_sample_takes_its_own_best_level() -> None:
-    """The interval of a minimum over levels lies where the minima of resampled stacks lie."""
+    """The interval of a minimum over levels covers the minima of resampled stacks."""
     counts = stack(6, seed=4)
     units = EmSums.stacked([EmSums.of(section) for section in counts])
     found = intervals(units, SCORES)

@@ -17,22 +17,22 @@ SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, max_side=6)
 MASKS = SHAPES.flatmap(lambda shape: st.tuples(*[arrays.arrays(bool, shape)] * 3))
 
 
-def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_], judged: NDArray[np.bool_] | None = None) -> Overlap:
-    return Overlap.of(Cells.of(a, judged), components(b))
+def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None) -> Overlap:
+    return Overlap.of(Cells.of(a, valid), components(b))
 
 
 def together(
-    a: NDArray[np.bool_], b: NDArray[np.bool_], judged: NDArray[np.bool_] | None = None
+    a: NDArray[np.bool_], b: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
 ) -> list[tuple[int, int]]:
-    """Cell and segment of each pixel that counts; a pixel without a segment has one of its own."""
+    """Cell and segment of each pixel that is counted; a pixel without a segment is a segment of its own."""
     cells, segments = components(a).ravel().tolist(), components(b).ravel().tolist()
-    kept = np.ones(a.shape, bool) if judged is None else judged
+    kept = np.ones(a.shape, bool) if valid is None else valid
     pixels = enumerate(zip(cells, segments, kept.ravel(), strict=True))
     return [(c, s or -1 - place) for place, (c, s, counts) in pixels if c and counts]
 
 
 def counted_by_hand(pixels: list[tuple[int, int]], *, ordered: bool) -> PairCounts:
-    """Every pair of pixels, one by one."""
+    """Count every pair of pixels, one by one."""
     tp = fp = fn = 0
     pairs = itertools.product(pixels, repeat=2) if ordered else itertools.combinations(pixels, 2)
     for (a, b), (c, d) in pairs:
@@ -58,10 +58,10 @@ def test_pairs_are_those_of_counting_every_pair(masks: tuple[NDArray[np.bool_], 
 
 @settings(deadline=None)
 @given(MASKS)
-def test_only_judged_pixels_count_and_they_part_no_cell(masks: tuple[NDArray[np.bool_], ...]) -> None:
+def test_only_valid_pixels_count_but_the_others_still_connect_cells(masks: tuple[NDArray[np.bool_], ...]) -> None:
     assert overlap(*masks).pairs == counted_by_hand(together(*masks), ordered=True)
     everything = np.ones_like(masks[0])
-    assert overlap(*masks[:2], everything).pairs == overlap(*masks[:2]).pairs
+    assert overlap(masks[0], masks[1], everything).pairs == overlap(*masks[:2]).pairs
 
 
 @settings(deadline=None)
@@ -79,14 +79,14 @@ def test_information_is_that_of_the_shares_of_pixels(masks: tuple[NDArray[np.boo
 
 @settings(deadline=None)
 @given(MASKS)
-def test_a_partition_tells_all_about_itself_exactly(masks: tuple[NDArray[np.bool_], ...]) -> None:
+def test_a_partition_determines_itself_exactly(masks: tuple[NDArray[np.bool_], ...]) -> None:
     mask = masks[0]
     found = overlap(mask, mask)
     assert found.pairs.f_score == (1 if mask.any() else None)
     assert found.information.f_score == (1 if components(mask).max(initial=0) > 1 else None)
 
 
-def test_one_piece_tells_exactly_nothing_about_seven() -> None:
+def test_one_piece_has_no_mutual_information_with_seven() -> None:
     pieces = np.arange(14)[None] % 2 == 0
     assert overlap(pieces, np.ones_like(pieces)).information.mutual == 0
     assert overlap(np.ones_like(pieces), pieces).information.mutual == 0
@@ -94,7 +94,7 @@ def test_one_piece_tells_exactly_nothing_about_seven() -> None:
 
 def test_pairs_are_exact_beyond_64_bits() -> None:
     sizes = np.array([2**32, 2**32])
-    found = Overlap(cells=sizes, segments=np.array([2**33]), shared=sizes, singles=0)
+    found = Overlap(cells=sizes, segments=np.array([2**33]), shared=sizes, singletons=0)
     assert found.pairs == PairCounts(2**65, 2**65, 0)
     assert found.different_pairs == PairCounts(2**64 - 2**32, 2**64, 0)
 
@@ -109,7 +109,9 @@ def test_pairs_are_exact_in_large_sections() -> None:
 def test_cells_that_touch_at_a_corner_are_two() -> None:
     corner = np.kron(np.eye(2), np.ones((3, 3))).astype(bool)
     assert components(corner).max() == 2
-    assert overlap(corner, np.ones_like(corner)).pairs.fp == 2 * 9 * 9  # all pairs across, both ways
+    assert (
+        overlap(corner, np.ones_like(corner)).pairs.fp == 2 * 9 * 9
+    )  # all pairs between the two cells, in both orders
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ DAM = 0
 
 
 def flooded(segments: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The rule of the official program as a story, with a dictionary: who is asked first, and what follows."""
+    """The flooding rule of the official program, written with a dictionary and one step per pixel."""
     height, width = segments.shape
     label = {(x, y): int(segments[y, x]) for x in range(width) for y in range(height) if segments[y, x]}
 
@@ -155,7 +157,7 @@ def flooded(segments: NDArray[np.int32]) -> NDArray[np.int32]:
 
 @settings(deadline=None, max_examples=300)
 @given(LARGER_MASKS)
-def test_ties_are_decided_as_in_the_official_program(mask: NDArray[np.bool_]) -> None:
+def test_ties_are_resolved_as_in_the_official_program(mask: NDArray[np.bool_]) -> None:
     segments = components(mask)
     if mask.any():
         assert np.array_equal(thin(segments), flooded(segments))

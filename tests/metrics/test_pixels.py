@@ -34,7 +34,7 @@ def test_sections_add_up(one: list[tuple[int, int]], other: list[tuple[int, int]
     assert (of(one) + of(other)).scores() == of(one + other).scores()
 
 
-def test_without_foreground_there_is_no_overlap_and_it_says_why() -> None:
+def test_without_foreground_there_is_no_overlap_but_a_reason() -> None:
     scores = of([(0, 0)] * 5).scores()
     assert (scores["iou"], scores["dice"], scores["accuracy"]) == (None, None, 1)
     assert "no foreground" in scores["iou_reason"]
@@ -42,9 +42,9 @@ def test_without_foreground_there_is_no_overlap_and_it_says_why() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_without_a_pixel_there_is_no_score_and_it_says_why(classes: int) -> None:
+def test_without_a_pixel_there_is_no_score_but_a_reason(classes: int) -> None:
     scores = Confusion(np.zeros((classes, classes), np.int64)).scores()
-    assert (scores["accuracy"], scores["accuracy_reason"], scores["iou"]) == (None, "no pixel to judge", None)
+    assert (scores["accuracy"], scores["accuracy_reason"], scores["iou"]) == (None, "no pixel to score", None)
 
 
 @pytest.mark.parametrize("classes", [2, 4])

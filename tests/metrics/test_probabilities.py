@@ -15,7 +15,7 @@ from unetcli.metrics.sums import intervals
 Pixels = list[tuple[int, int]]
 PIXELS = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2)), min_size=1, max_size=40)
 FEW = settings(max_examples=40, deadline=None)
-"""Each example sums up histograms of 65536 steps."""
+"""Few examples, because each one sums histograms of 65536 steps."""
 
 
 def arrays(pixels: Pixels) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
@@ -28,7 +28,7 @@ def of(pixels: Pixels, ignore: int | None = None) -> dict[str, Any]:
 
 
 def average_precision(values: NDArray[Any], positive: NDArray[np.bool_]) -> float | None:
-    """Threshold by threshold, from the highest value down."""
+    """Average precision computed threshold by threshold, from the highest value down."""
     found, before = 0.0, 0.0
     for threshold in np.unique(values)[::-1]:
         taken = values >= threshold
@@ -58,7 +58,7 @@ def test_average_precision_is_that_of_every_threshold_in_turn(pixels: Pixels) ->
 
 @FEW
 @given(PIXELS)
-def test_the_calibration_error_is_the_gap_between_said_and_true_bin_by_bin(pixels: Pixels) -> None:
+def test_the_calibration_error_is_the_gap_between_probability_and_truth_bin_by_bin(pixels: Pixels) -> None:
     values, truth = arrays(pixels)
     found = of(pixels)
     assert found["calibration_error"] == pytest.approx(calibration_error(values[0] / 255, truth > 0, 15))
@@ -68,17 +68,17 @@ def test_the_calibration_error_is_the_gap_between_said_and_true_bin_by_bin(pixel
 
 @FEW
 @given(PIXELS)
-def test_the_curve_is_that_of_cutting_above_each_grey_value(pixels: Pixels) -> None:
+def test_the_curve_is_that_of_thresholding_above_each_grey_value(pixels: Pixels) -> None:
     values, truth = arrays(pixels)
-    told = curve(ProbabilitySums.of(values, truth).classes[0])
-    for grey, threshold in enumerate(told["threshold"]):
+    found = curve(ProbabilitySums.of(values, truth).classes[0])
+    for grey, threshold in enumerate(found["threshold"]):
         above, true = values[0] > grey, truth > 0
         both = (above & true).sum()
         assert threshold == grey / 255
-        assert told["precision"][grey] == (pytest.approx(both / above.sum()) if above.any() else None)
-        assert told["recall"][grey] == (pytest.approx(both / true.sum()) if true.any() else None)
+        assert found["precision"][grey] == (pytest.approx(both / above.sum()) if above.any() else None)
+        assert found["recall"][grey] == (pytest.approx(both / true.sum()) if true.any() else None)
         either = above.sum() + true.sum()
-        assert told["dice"][grey] == (pytest.approx(2 * both / either) if either else None)
+        assert found["dice"][grey] == (pytest.approx(2 * both / either) if either else None)
 
 
 @FEW
@@ -93,7 +93,7 @@ def test_uint8_and_the_same_probabilities_as_floats_score_the_same(pixels: Pixel
 @FEW
 @given(PIXELS)
 def test_grey_values_are_enough_for_uint8(pixels: Pixels) -> None:
-    sums = ProbabilitySums.of(*arrays(pixels)).in_grey_values()
+    sums = ProbabilitySums.of(*arrays(pixels)).to_grey_values()
     assert sums.classes.shape == (1, 256, 2)
     found, expected = scores(sums), of(pixels)
     assert {name: found[name] for name in SCORES} == pytest.approx({name: expected[name] for name in SCORES})
@@ -109,15 +109,15 @@ def test_floats_are_scored_to_a_step() -> None:
     logits = 3 * generator.normal(size=truth.size) + 6 * truth - 3
     values = (1 / (1 + np.exp(-logits))).astype(np.float32)
     sums = ProbabilitySums.of(values[None], truth)
-    for found, error in ((scores(sums), 1e-4), (scores(sums.in_grey_values()), 1e-2)):
+    for found, error in ((scores(sums), 1e-4), (scores(sums.to_grey_values()), 1e-2)):
         assert found["average_precision"] == pytest.approx(average_precision(values, truth), abs=error)
         assert found["calibration_error"] == pytest.approx(calibration_error(values, truth, 15), abs=error)
 
 
-def test_a_threshold_far_from_any_grey_value_cuts_floats_to_a_step() -> None:
-    told = curve(ProbabilitySums.of(np.array([[0.2, 0.5, 0.7]]), np.array([0, 1, 1])).classes[0], [0.3, 0.51, 1.0])
-    assert told["precision"] == [1, 1, None]
-    assert told["recall"] == [1, 0.5, 0]
+def test_a_threshold_between_grey_values_is_exact_to_a_step() -> None:
+    found = curve(ProbabilitySums.of(np.array([[0.2, 0.5, 0.7]]), np.array([0, 1, 1])).classes[0], [0.3, 0.51, 1.0])
+    assert found["precision"] == [1, 1, None]
+    assert found["recall"] == [1, 0.5, 0]
 
 
 @FEW
@@ -137,7 +137,7 @@ def test_ignored_pixels_count_nowhere(pixels: Pixels, ignore: int) -> None:
     else:
         found = of(pixels, ignore)
         assert [found[name] for name in SCORES] == [None, None]
-        assert found["calibration_error_reason"] == "no pixel to judge"
+        assert found["calibration_error_reason"] == "no pixel to score"
 
 
 def test_of_many_classes_each_has_its_curve_and_the_likeliest_is_calibrated() -> None:
@@ -162,7 +162,7 @@ def test_a_perfect_and_sure_prediction_has_nothing_to_improve() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, -0.01, 1.01])
-def test_what_is_no_probability_is_refused(value: float) -> None:
+def test_values_that_are_not_probabilities_are_refused(value: float) -> None:
     with pytest.raises(UnetcliError, match="expected probabilities"):
         ProbabilitySums.of(np.array([[0.5, value]]), np.array([0, 1]))
 
@@ -178,7 +178,7 @@ def test_many_resamples_are_scored_at_once() -> None:
     sections = [
         ProbabilitySums.of(
             generator.integers(0, 256, (1, 90)).astype(np.uint8), generator.integers(0, 2, 90)
-        ).in_grey_values()
+        ).to_grey_values()
         for _ in range(7)
     ]
     stack = ProbabilitySums.stacked(sections)

@@ -13,7 +13,17 @@ from unetcli.metrics import cells
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.metrics.pixels import Confusion
-from unetcli.metrics.sums import MOST_UNITS, Difference, Interval, Sums, differences, draws, intervals, pooled, quotient
+from unetcli.metrics.sums import (
+    MAX_UNITS,
+    Difference,
+    Interval,
+    Sums,
+    differences,
+    draw_weights,
+    grouped,
+    intervals,
+    quotient,
+)
 
 
 def frames(n: int) -> list[CellSums]:
@@ -28,7 +38,7 @@ def test_sums_come_back_from_json() -> None:
     assert again.matches.shape == (3, 10)
 
 
-def test_sums_of_another_kind_are_not_taken_for_ours() -> None:
+def test_sums_of_another_class_are_refused() -> None:
     with pytest.raises(KeyError, match="counts"):
         Confusion.from_dict(frames(1)[0].to_dict())
 
@@ -37,13 +47,13 @@ def test_the_total_of_a_stack_is_the_sum_of_its_units() -> None:
     one, other, third = frames(3)
     stack = CellSums.stacked([one, other, third])
     assert stack.total().to_dict() == (one + other + third).to_dict()
-    assert stack.taken([0, 2]).total().to_dict() == (one + third).to_dict()
+    assert stack.take([0, 2]).total().to_dict() == (one + third).to_dict()
 
 
-def test_stacks_are_joined_in_order() -> None:
+def test_stacks_are_concatenated_in_order() -> None:
     one, other, third = frames(3)
-    joined = CellSums.joined([CellSums.stacked([one, other]), CellSums.stacked([third])])
-    assert joined.to_dict() == CellSums.stacked([one, other, third]).to_dict()
+    whole = CellSums.concatenated([CellSums.stacked([one, other]), CellSums.stacked([third])])
+    assert whole.to_dict() == CellSums.stacked([one, other, third]).to_dict()
 
 
 def test_sums_travel_to_other_processes() -> None:
@@ -54,8 +64,8 @@ def test_sums_travel_to_other_processes() -> None:
 def test_resampling_weighs_the_units() -> None:
     one, other = frames(2)
     found = CellSums.stacked([one, other]).resampled(np.array([[2.0, 0], [1, 1]]))
-    assert found.taken(0).to_dict() == (one + one).to_dict()
-    assert found.taken(1).to_dict() == (one + other).to_dict()
+    assert found.take(0).to_dict() == (one + one).to_dict()
+    assert found.take(1).to_dict() == (one + other).to_dict()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,8 +90,8 @@ def interval(units: Sums, score: Any, **options: Any) -> Interval:
     return intervals(units, {"score": score}, **options)["score"]
 
 
-def difference(ours: Sums, theirs: Sums, score: Any) -> Difference:
-    return differences(ours, theirs, {"score": score})["score"]
+def difference(current: Sums, baseline: Sums, score: Any) -> Difference:
+    return differences(current, baseline, {"score": score})["score"]
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
@@ -94,7 +104,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     assert found.units == 400
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_cover_the_true_value_as_often_as_stated() -> None:
     found = [interval(units(normal(60, seed)), mean, resamples=400, seed=seed) for seed in range(300)]
     held = sum(i.low <= 0 <= i.high for i in found if i.low is not None and i.high is not None)
     assert 0.89 <= held / 300 <= 0.98
@@ -107,28 +117,28 @@ def test_the_same_seed_gives_the_same_interval_and_another_one_another() -> None
 
 
 def test_every_draw_takes_as_many_units_as_there_are() -> None:
-    weights = np.concatenate(list(draws(units(normal(13, 3)), 50, 0)))
+    weights = np.concatenate(list(draw_weights(units(normal(13, 3)), 50, 0)))
     assert weights.shape == (50, 13)
     assert (weights.sum(axis=1) == 13).all()
 
 
-def test_batches_of_draws_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_draws_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     values = units(normal(17, 4))
     whole = interval(values, mean)
-    monkeypatch.setattr("unetcli.metrics.sums.BYTES", 5 * 8 * 36)
+    monkeypatch.setattr("unetcli.metrics.sums.BATCH_BYTES", 5 * 8 * 36)
     assert interval(values, mean) == whole
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_one_unit_gives_no_interval_and_says_why(n: int) -> None:
+def test_one_unit_gives_no_interval_but_a_reason(n: int) -> None:
     found = interval(units(np.ones(n)), mean)
     assert (found.low, found.high) == (None, None)
-    assert found.stated("seg") == {"seg_interval": None, "seg_interval_reason": found.reason}
+    assert found.entries("seg") == {"seg_interval": None, "seg_interval_reason": found.reason}
     assert "two are needed" in str(found.reason)
 
 
-def test_an_interval_is_stated_beside_its_score() -> None:
-    assert Interval(0.25, 0.5, 9).stated("seg") == {"seg_interval": [0.25, 0.5]}
+def test_an_interval_is_reported_beside_its_score() -> None:
+    assert Interval(0.25, 0.5, 9).entries("seg") == {"seg_interval": [0.25, 0.5]}
 
 
 def test_a_score_that_most_draws_leave_undefined_has_no_interval() -> None:
@@ -138,10 +148,10 @@ def test_a_score_that_most_draws_leave_undefined_has_no_interval() -> None:
     assert "not defined in" in str(found.reason)
 
 
-def test_many_units_are_pooled_without_changing_sum_or_spread() -> None:
+def test_many_units_are_grouped_without_changing_sum_or_spread() -> None:
     values = normal(40_000, 5) + 3
-    few = pooled(units(values), 0)
-    assert len(few.number) == MOST_UNITS
+    few = grouped(units(values), 0)
+    assert len(few.number) == MAX_UNITS
     assert mean(few.total()) == pytest.approx(values.mean())
     found = interval(units(values), mean, resamples=1000)
     half = 1.96 * values.std() / 200
@@ -150,16 +160,16 @@ def test_many_units_are_pooled_without_changing_sum_or_spread() -> None:
 
 
 def test_a_small_steady_gain_is_more_than_noise_though_the_intervals_overlap() -> None:
-    """Sections differ by 1, the predictions on each by 0.05: pairing takes out what is hard for both."""
-    ours, theirs = normal(50, 6), normal(50, 6) - 0.05 + 0.02 * normal(50, 7)
-    found = difference(units(ours), units(theirs), mean)
-    assert found.value == pytest.approx((ours - theirs).mean())
+    """Sections differ by 1, the predictions on each section by 0.05; pairing removes what both find difficult."""
+    current, baseline = normal(50, 6), normal(50, 6) - 0.05 + 0.02 * normal(50, 7)
+    found = difference(units(current), units(baseline), mean)
+    assert found.value == pytest.approx((current - baseline).mean())
     assert found.more_than_noise is True
-    alone = [interval(units(values), mean) for values in (ours, theirs)]
+    alone = [interval(units(values), mean) for values in (current, baseline)]
     assert alone[0].low < alone[1].high  # type: ignore[operator]
 
 
-def test_a_difference_of_chance_is_noise() -> None:
+def test_a_chance_difference_is_noise() -> None:
     found = difference(units(normal(50, 8)), units(normal(50, 9)), mean)
     assert found.more_than_noise is False
 
@@ -169,7 +179,7 @@ def test_a_prediction_does_not_differ_from_itself() -> None:
     assert (found.value, found.interval.low, found.interval.high, found.more_than_noise) == (0, 0, 0, False)
 
 
-def test_what_cannot_be_compared_is_told() -> None:
+def test_what_cannot_be_compared_is_reported() -> None:
     single = difference(units(np.ones(1)), units(np.zeros(1)), mean)
     assert (single.value, single.more_than_noise) == (1, None)
     with pytest.raises(ValueError, match="3 units against 4"):

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from unetcli.metrics.contingency import Contingency
-from unetcli.metrics.voi import VoiSums, scores
+from unetcli.metrics.voi import METRIC, VoiSums
 
 Labels = NDArray[np.integer]
 IMAGES = st.integers(2, 24).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 4), min_size=n, max_size=n).map(np.array)] * 2)
 )
+scores = METRIC.entries
 SCORES = ("split", "merge", "split_bits", "merge_bits", "adapted_rand_error", "adapted_rand_error_singletons")
 
 
@@ -25,13 +26,13 @@ def sums(reference: Labels, result: Labels, ignore: int | None = None) -> VoiSum
 
 
 def entropy(labels: Labels) -> float:
-    """In nats, of labels drawn pixel by pixel."""
+    """Entropy in nats of the label of a random pixel."""
     shares = np.unique(labels, return_counts=True)[1] / labels.size
     return float(-(shares * np.log(shares)).sum())
 
 
 def pair_error(reference: Labels, result: Labels) -> float | None:
-    """1 - F over every pair of different pixels of reference objects, one by one."""
+    """1 - F, counting every pair of different pixels of reference objects one by one."""
     inside = [(a, b) for a, b in zip(reference.tolist(), result.tolist(), strict=True) if a]
     couples = list(itertools.combinations(inside, 2))
     both = sum(p == q for p, q in couples)
@@ -40,7 +41,7 @@ def pair_error(reference: Labels, result: Labels) -> float | None:
 
 
 def apart(result: Labels) -> Labels:
-    """Each background pixel as a segment of its own."""
+    """Make each background pixel a segment of its own."""
     return np.where(result == 0, 10**6 + np.arange(result.size), result)
 
 
@@ -79,7 +80,7 @@ def test_scores_are_those_of_scikit_image(shape: tuple[int, ...]) -> None:
 
 @given(IMAGES, st.permutations(range(5)), st.permutations(range(1, 5)))
 def test_names_of_labels_do_not_matter(images: tuple[Labels, Labels], new: list[int], other: list[int]) -> None:
-    """Background is the label 0 of the adapted Rand error; for the variation of information it is like any other."""
+    """Label 0 is background for the adapted Rand error, but an ordinary segment for the variation of information."""
     reference, result = images
     found, renamed = (scores([sums(reference, r)]) for r in (result, np.array(new)[result] * 7))
     assert [renamed[name] for name in SCORES[:4]] == pytest.approx([found[name] for name in SCORES[:4]])
@@ -95,14 +96,14 @@ def test_a_perfect_result_has_no_error(images: tuple[Labels, Labels]) -> None:
     assert found["adapted_rand_error"] in (0, None)
 
 
-def test_split_and_merge_tell_which_error_it_was() -> None:
+def test_split_and_merge_distinguish_the_two_errors() -> None:
     two, one = np.repeat([1, 2], 8), np.ones(16, int)
     assert [scores([sums(one, two)])[name] for name in ("split", "merge")] == pytest.approx([math.log(2), 0])
     assert [scores([sums(two, one)])[name] for name in ("split", "merge")] == pytest.approx([0, math.log(2)])
 
 
 def test_objects_of_different_frames_are_different_objects() -> None:
-    """Two frames that use the same labels score like one image in which all labels differ."""
+    """Two frames with the same labels have the scores of one image in which all labels differ."""
     generator = np.random.default_rng(6)
     frames = [(generator.integers(1, 4, 30), generator.integers(1, 4, 30)) for _ in range(2)]
     whole = [np.concatenate([frames[0][side], frames[1][side] + 10]) for side in (0, 1)]
@@ -110,11 +111,11 @@ def test_objects_of_different_frames_are_different_objects() -> None:
     assert [found[name] for name in SCORES] == pytest.approx([expected[name] for name in SCORES])
 
 
-def test_without_a_pixel_or_a_pair_there_is_no_score_and_it_says_why() -> None:
+def test_without_a_pixel_or_a_pair_there_is_no_score_but_a_reason() -> None:
     nothing = np.zeros(0, int)
     found = scores([sums(nothing, nothing)])
     assert [found[name] for name in SCORES] == [None] * 6
-    assert (found["split_reason"], scores([])["split"]) == ("no pixel to judge", None)
+    assert (found["split_reason"], scores([])["split"]) == ("no pixel to score", None)
     found = scores([sums(np.array([0, 0, 4]), np.array([1, 1, 1]))])
     assert (found["adapted_rand_error"], found["split"]) == (None, 0)
     assert "no two pixels" in found["adapted_rand_error_reason"]

@@ -16,7 +16,7 @@ from unetcli.metrics.warping import (
     Warped,
     WarpingErrors,
     classify,
-    simple_points,
+    simple_point_table,
     warp,
     warping_errors,
 )
@@ -35,13 +35,13 @@ Mask = NDArray[np.bool_]
 
 
 def topology(mask: Mask) -> tuple[int, int]:
-    """Cells, and parts of the membrane with the outside; holes are those but one."""
+    """Number of cells, and of connected parts of the membrane including the outside (holes + 1)."""
     framed = np.pad(mask, 1)
     return ndimage.label(framed)[1], ndimage.label(~framed, EIGHT)[1]
 
 
 def warped_by_hand(probability: NDArray[np.float32], interior: Mask) -> Mask:
-    """Flips one pixel after the other wherever that leaves the number of cells and of holes as it was."""
+    """Flip one pixel after the other wherever the numbers of cells and holes stay the same."""
     result, proposal = interior.copy(), probability > LEVEL
     while True:
         before = result.copy()
@@ -57,7 +57,7 @@ def warped_by_hand(probability: NDArray[np.float32], interior: Mask) -> Mask:
 
 
 def kind_by_hand(interior: Mask, y: int, x: int, radius: int) -> ErrorKind:
-    """The table, read with scipy."""
+    """The table of ``classify``, evaluated with scipy."""
     cells = np.pad(ndimage.label(interior)[0], 1, constant_values=-1)
     around = set(np.delete(cells[y : y + 3, x : x + 3], 4).tolist()) - {-1}
     if around <= {0}:
@@ -76,13 +76,13 @@ def kind_by_hand(interior: Mask, y: int, x: int, radius: int) -> ErrorKind:
 
 
 def errors(reference: Any, proposal: Any) -> WarpingErrors:
-    """Of two binary images, drawn as rows of '#' (interior) and '.'."""
+    """Warping errors of two binary images, drawn as rows of '#' (interior) and '.'."""
     a, b = (np.array([[c == "#" for c in row] for row in image]) for image in (reference, proposal))
     return warping_errors(b.astype(np.float32), a, b, LEVEL)
 
 
 def test_232_of_512_patterns_are_simple() -> None:
-    assert 2 * simple_points().sum() == 232  # whatever the pixel itself is
+    assert 2 * simple_point_table().sum() == 232  # the value of the pixel itself does not matter
 
 
 @pytest.mark.parametrize("pattern", range(256))
@@ -92,8 +92,8 @@ def test_a_pixel_is_simple_if_flipping_it_leaves_cells_and_holes(pattern: int) -
         patch[place] = pattern >> bit & 1
     flipped = patch.copy()
     flipped[1, 1] = True
-    # seen alone, a pixel whose neighbours meet further out counts as if they did not
-    assert simple_points()[pattern] == (topology(patch) == topology(flipped))
+    # neighbours that are connected further away count as separate here
+    assert simple_point_table()[pattern] == (topology(patch) == topology(flipped))
 
 
 @settings(deadline=None, max_examples=200)
@@ -112,7 +112,7 @@ def test_the_warped_reference_keeps_its_cells_and_holes_and_differs_where_said(
     interior, probability = maps
     found = warp(probability, interior, probability > LEVEL, LEVEL)
     assert topology(found.interior) == topology(interior)
-    assert sorted(found.places) == np.flatnonzero(found.interior != (probability > LEVEL)).tolist()
+    assert sorted(found.indices) == np.flatnonzero(found.interior != (probability > LEVEL)).tolist()
 
 
 def test_large_maps_keep_their_cells_and_holes_too() -> None:
@@ -121,7 +121,7 @@ def test_large_maps_keep_their_cells_and_holes_too() -> None:
     probability = ndimage.gaussian_filter(random.random((67, 90)), 1).astype(np.float32)
     found = warp(probability, interior, probability > LEVEL, LEVEL)
     assert topology(found.interior) == topology(interior)
-    assert 0 < found.places.size < 0.2 * (interior != (probability > LEVEL)).sum()
+    assert 0 < found.indices.size < 0.2 * (interior != (probability > LEVEL)).sum()
 
 
 @settings(deadline=None)
@@ -135,17 +135,17 @@ def test_identical_images_have_no_error_turned_or_mirrored(maps: tuple[Mask, NDA
 @settings(deadline=None, max_examples=300)
 @given(arrays.arrays(bool, SHAPES), st.integers(1, 9))
 def test_kinds_are_those_of_the_table(interior: Mask, radius: int) -> None:
-    places = np.arange(interior.size)
-    expected = [kind_by_hand(interior, *divmod(int(p), interior.shape[1]), radius) for p in places]
-    assert classify(Warped(interior, places), radius).tolist() == expected
+    indices = np.arange(interior.size)
+    expected = [kind_by_hand(interior, y, x, radius) for y, x in np.ndindex(interior.shape[0], interior.shape[1])]
+    assert classify(Warped(interior, indices), radius).tolist() == expected
 
 
 def test_a_cell_cut_in_two_is_a_split_where_it_was_cut() -> None:
     found = errors(
         ["......", ".####.", ".####.", ".####.", "......"], ["......", ".#.##.", ".#.##.", ".#.##.", "......"]
     )
-    assert found.of(ErrorKind.SPLIT).tolist() == found.places.tolist() != []
-    assert (found.places[:, 1] == 2).all()
+    assert found.of(ErrorKind.SPLIT).tolist() == found.positions.tolist() != []
+    assert (found.positions[:, 1] == 2).all()
 
 
 def test_two_cells_that_flow_together_are_a_merge_where_they_meet() -> None:
@@ -182,16 +182,16 @@ def test_a_ring_cut_once_is_a_split_only_if_the_window_does_not_see_it_whole() -
     ring = np.zeros((61, 61), bool)
     ring[10:51, 10:51] = True
     ring[11:50, 11:50] = False
-    place = np.array([10 * 61 + 30])  # the far side is 40 away
-    assert classify(Warped(ring, place)).tolist() == [ErrorKind.SPLIT]
-    assert classify(Warped(ring, place), radius=40).tolist() == [ErrorKind.HOLE_DELETION]
+    pixel = np.array([10 * 61 + 30])  # the far side is 40 away
+    assert classify(Warped(ring, pixel)).tolist() == [ErrorKind.SPLIT]
+    assert classify(Warped(ring, pixel), radius=40).tolist() == [ErrorKind.HOLE_DELETION]
 
 
-def test_pixels_that_are_not_judged_are_neither_flipped_nor_counted() -> None:
+def test_pixels_that_are_not_valid_are_neither_flipped_nor_counted() -> None:
     interior = np.ones((5, 6), bool)
-    proposal, judged = np.zeros((5, 6), bool), np.zeros((5, 6), bool)
-    judged[:, 3:] = True
-    found = warp(proposal.astype(np.float32), interior, proposal, LEVEL, judged)
+    proposal, valid = np.zeros((5, 6), bool), np.zeros((5, 6), bool)
+    valid[:, 3:] = True
+    found = warp(proposal.astype(np.float32), interior, proposal, LEVEL, valid)
     assert found.interior[:, :3].all()
     assert not found.interior[:, 3:].any()
-    assert found.places.size == 0
+    assert found.indices.size == 0

@@ -14,7 +14,7 @@ from unetcli.model.network import BatchNorm, UNet, fold, folded
 
 
 def trained(depth: int = 2, steps: int = 5) -> UNet:
-    """A network whose normalisation has seen something, with scales and shifts of all sizes and signs."""
+    """A network with batch normalisation after a few batches, with scales and shifts of all sizes and signs."""
     torch.manual_seed(3)
     network = UNet(Architecture(depth=depth, base_channels=4, in_channels=2, classes=3, batch_norm=True)).train()
     side = network.architecture.footprint().axes[0].smallest
@@ -51,12 +51,12 @@ def test_folding_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(before[name], values) for name, values in network.state_dict().items())
 
 
-def test_a_network_without_it_is_its_own_folded_self() -> None:
+def test_a_network_without_batch_norm_is_returned_as_it_is() -> None:
     network = UNet(Architecture(depth=1, base_channels=2))
     assert folded(network) is network
 
 
-def test_a_saved_model_has_none_and_predicts_the_same(tmp_path: Path) -> None:
+def test_a_saved_model_has_no_batch_norm_and_predicts_the_same(tmp_path: Path) -> None:
     network = trained(1)
     header = ModelHeader(
         architecture=replace(network.architecture, batch_norm=False),
@@ -74,13 +74,13 @@ def test_a_saved_model_has_none_and_predicts_the_same(tmp_path: Path) -> None:
 
 def test_one_process_normalises_as_torch_does() -> None:
     torch.manual_seed(0)
-    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
+    module, reference = BatchNorm(3), nn.BatchNorm2d(3)
     x = torch.randn(2, 3, 5, 7)
-    assert torch.equal(ours(x), theirs(x))
-    assert torch.equal(ours.running_var, theirs.running_var)  # type: ignore[arg-type]
+    assert torch.equal(module(x), reference(x))
+    assert torch.equal(module.running_var, reference.running_var)  # type: ignore[arg-type]
 
 
-def test_one_convolution_does_what_convolution_and_normalisation_do() -> None:
+def test_a_folded_convolution_equals_convolution_and_normalisation() -> None:
     torch.manual_seed(1)
     convolution, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
     nn.init.normal_(norm.weight)

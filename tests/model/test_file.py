@@ -25,7 +25,7 @@ HEADER = ModelHeader(
 )
 
 
-def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_model_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     torch.manual_seed(5)
     network = UNet(HEADER.architecture).eval()
     save_model(tmp_path / "m", network, HEADER)
@@ -41,7 +41,7 @@ def test_each_channel_keeps_its_own_statistics(tmp_path: Path) -> None:
     assert read_header(tmp_path / "m").intensity == intensity
 
 
-def test_a_loaded_network_does_not_drop_out(model: Path) -> None:
+def test_a_loaded_network_is_in_evaluation_mode(model: Path) -> None:
     assert not load_network(model).training
 
 
@@ -54,11 +54,11 @@ def test_the_header_is_read_without_torch(model: Path) -> None:
     assert done.stdout.split() == ["2", "False"]
 
 
-def test_weights_without_our_header_are_not_taken_for_a_model(tmp_path: Path) -> None:
+def test_weights_without_a_header_of_unetcli_are_refused(tmp_path: Path) -> None:
     save_file({"weight": np.zeros((3, 3), np.float32)}, tmp_path / "a.safetensors", metadata={"format": "pt"})
     save_file({"weight": np.zeros((3, 3), np.float32)}, tmp_path / "b.safetensors")
     for name in "ab":
-        with pytest.raises(UnetcliError, match=rf"{name}\.safetensors: not a model that unetcli wrote"):
+        with pytest.raises(UnetcliError, match=rf"{name}\.safetensors: not a model written by unetcli"):
             read_header(tmp_path / f"{name}.safetensors")
 
 
@@ -98,7 +98,7 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"version": 99}, "version 99"),
         ({"architecture": {"depth": -1}}, "depth = -1"),
@@ -107,14 +107,14 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path: Path)
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_header_that_cannot_be_used_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_a_header_that_cannot_be_used_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     text = json.dumps({**json.loads(HEADER.to_json()), **changes})
     save_file({"w": np.zeros(1, np.float32)}, tmp_path / "m", metadata={HEADER_KEY: text})
-    with pytest.raises(UnetcliError, match=said):
+    with pytest.raises(UnetcliError, match=message):
         read_header(tmp_path / "m")
 
 
-def test_the_model_is_the_one_named_else_the_variable_s_else_here(
+def test_the_model_is_the_named_one_else_that_of_the_variable_else_the_local_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {name: write_model(tmp_path / name, depth=1) for name in ("named", "variable", "model")}
@@ -131,7 +131,7 @@ def test_the_model_is_the_one_named_else_the_variable_s_else_here(
 def test_a_missing_model_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNETCLI_MODEL", raising=False)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnetcliError, match=r"^model: no model; `unetcli train"):
+    with pytest.raises(UnetcliError, match=r"^model: no model found; .*`unetcli train"):
         find_model()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UnetcliError, match=r"empty/model\.safetensors: no model"):

@@ -1,4 +1,4 @@
-"""Blocks of a grid cover their region once, wherever their edges are counted from."""
+"""Blocks of a grid cover their region once, whatever the origin of their edges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_voxel_is_in_one_block_and_no_block_is_empty(grid: BlockGrid) -> N
 
 @given(grids(), st.integers(0, 2**32 - 1))
 @settings(deadline=None)
-def test_voxels_of_picked_blocks_are_the_sum_of_their_boxes(grid: BlockGrid, seed: int) -> None:
+def test_voxels_of_selected_blocks_are_the_sum_of_their_boxes(grid: BlockGrid, seed: int) -> None:
     picked = np.random.default_rng(seed).random(grid.blocks) < 0.5
     assert grid.voxels(picked) == sum(grid.box(int(number)).size for number in np.flatnonzero(picked))
 

@@ -1,4 +1,4 @@
-"""Shares, worker-hours and the weakest link."""
+"""Shares, hours of workers, and the weakest link of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHUNK = StoredInput(chunks=(1, 1024, 1024), bytes_per_voxel=1, chunk_bytes=2**20
 
 
 def petabyte() -> Estimate:
-    """The paper's network on 10^5 sections of 10^5 x 10^5, a byte each."""
+    """Estimate for the paper's network on 10^5 sections of 10^5 x 10^5 voxels of one byte."""
     extent = (100_000, 100_000, 100_000)
     source = Input(axes="zyx", extent=extent, chunks=CHUNK.chunks, bytes_per_voxel=1)
     return estimate(
@@ -61,7 +61,7 @@ def test_there_are_never_more_shares_than_blocks(
         assert blocks // count >= least
 
 
-def test_a_slow_store_holds_up_a_gpu_and_adds_to_the_work_of_a_cpu() -> None:
+def test_slow_reading_limits_a_gpu_and_adds_to_the_time_of_a_cpu() -> None:
     quick = Rates(tile_seconds=0.05, origin="test")
     slow = Rates(tile_seconds=0.05, read_bytes_per_second=1e6, write_bytes_per_second=1e9, origin="test")
     e, forward = PETABYTE, forward_seconds(PETABYTE, quick) / PETABYTE.blocks
@@ -77,23 +77,23 @@ def test_without_rates_there_are_shares_but_no_hours() -> None:
     assert 1000 <= times.shares <= 20_000
 
 
-def test_a_petabyte_on_a_thousand_gpus_is_held_up_by_file_operations() -> None:
+def test_a_petabyte_on_a_thousand_gpus_is_limited_by_file_operations() -> None:
     times = timing(PETABYTE, SETTINGS, Rates(tile_seconds=0.05, origin="test"), workers=1000, forced=None)
     assert times.worker_seconds is not None
     assert times.shares * STARTUP_SECONDS < 0.02 * times.worker_seconds
     found = traffic(PETABYTE, 1000, times.worker_seconds)
-    told = found.to_dict()
+    reported = found.to_dict()
     assert found.network_seconds == pytest.approx(times.worker_seconds / 1000)
-    assert told["write_bytes_per_second"] == pytest.approx(10**15 / found.network_seconds)
-    assert told["read_bytes"] >= 10**15
-    assert told["file_operations"] == PETABYTE.input_chunks + 2 * PETABYTE.output_files
-    assert told["receipts_bytes"] == 110 * PETABYTE.blocks
-    assert told["receipts_per_second"] == pytest.approx(PETABYTE.blocks / found.network_seconds)
-    assert told["weakest_link"] == "file operations"
-    assert told["seconds"] == pytest.approx(told["file_operations"] / 20_000)
+    assert reported["write_bytes_per_second"] == pytest.approx(10**15 / found.network_seconds)
+    assert reported["read_bytes"] >= 10**15
+    assert reported["file_operations"] == PETABYTE.input_chunks + 2 * PETABYTE.output_files
+    assert reported["receipts_bytes"] == 110 * PETABYTE.blocks
+    assert reported["receipts_per_second"] == pytest.approx(PETABYTE.blocks / found.network_seconds)
+    assert reported["weakest_link"] == "file operations"
+    assert reported["seconds"] == pytest.approx(reported["file_operations"] / 20_000)
 
 
-def test_slow_gpus_are_the_weakest_link_themselves() -> None:
+def test_slow_gpus_are_the_weakest_link() -> None:
     times = timing(PETABYTE, SETTINGS, Rates(tile_seconds=5.0, origin="test"), workers=1000, forced=None)
     found = traffic(PETABYTE, 1000, times.worker_seconds)
     assert found.network_is_weakest
@@ -101,9 +101,9 @@ def test_slow_gpus_are_the_weakest_link_themselves() -> None:
     assert found.seconds == found.network_seconds
 
 
-def test_without_rates_the_file_system_alone_is_judged() -> None:
+def test_without_rates_the_file_system_alone_is_assessed() -> None:
     found = traffic(PETABYTE, 1000, None)
-    told = found.to_dict()
-    assert (found.network_is_weakest, told["seconds"], told["read_bytes_per_second"]) == (None, None, None)
-    assert told["weakest_link"] == "file operations"
-    assert told["least_seconds"]["writing"] == pytest.approx(10**15 / 50e9)
+    reported = found.to_dict()
+    assert (found.network_is_weakest, reported["seconds"], reported["read_bytes_per_second"]) == (None, None, None)
+    assert reported["weakest_link"] == "file operations"
+    assert reported["least_seconds"]["writing"] == pytest.approx(10**15 / 50e9)

@@ -18,7 +18,7 @@ PLAN = plan_of(Box((1, 33, 5), (3, 133, 127)), extent=(4, 140, 150))
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """Any plan of a 2-D network on z, y, x: awkward regions, chunks, blocks and tiles."""
+    """Plans of a 2-D network on z, y, x with awkward regions, chunks, blocks and tiles."""
     depth = draw(st.integers(0, 3))
     start = [draw(st.integers(0, n)) for n in (3, 70, 70)]
     length = [draw(st.integers(1, n)) for n in (3, 90, 90)]
@@ -31,7 +31,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return plan_of(
         Box(tuple(start), tuple(stop)),
         extent=tuple(b + draw(st.integers(0, 9)) for b in stop),
-        footprint=Architecture(depth=depth).footprint().lifted(3),
+        footprint=Architecture(depth=depth).footprint().expanded_to(3),
         tile=(1, tile, tile),
         chunks=inner,
         write_chunks=chunks,
@@ -40,7 +40,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 def counted(plan: Plan, boxes: list[Box]) -> np.ndarray:
-    """How often each voxel of the volume is in one of the boxes."""
+    """Number of boxes that contain each voxel of the volume."""
     times = np.zeros(plan.extent, int)
     for box in boxes:
         times[box.slices] += 1
@@ -89,13 +89,13 @@ def test_tiles_start_on_the_grid_of_the_volume_and_hold_all_their_context(plan: 
             plan.footprint.require_usable(tile.read.shape)
             assert all((a + context) % alignment == 0 for a in tile.read.start[1:])
             assert all(n <= side for n, side in zip(tile.read.shape, plan.tile, strict=True))
-            given_out = tile.read.grown((0, -context, -context))
-            assert tile.write.clipped(given_out) == tile.write
+            output = tile.read.grown((0, -context, -context))
+            assert tile.write.clipped(output) == tile.write
             assert tile.read.clipped(window) == tile.read
 
 
 def again(plan: Plan) -> Plan:
-    """The plan after a way through a file."""
+    """The plan after a round trip through JSON."""
     return from_json(Plan, to_json(plan, FORMAT), FORMAT, "plan")
 
 
@@ -114,7 +114,7 @@ def test_statistics_of_each_channel_survive_json() -> None:
 
 def test_an_anisotropic_footprint_survives_json_too() -> None:
     layers = [Layer("conv", (3, 3)), Layer("pool", (1, 2)), Layer("conv", (5, 3)), Layer("up", (1, 2))]
-    plan = plan_of(Box((0, 0), (30, 30)), footprint=Footprint.walk(layers), tile=(27, 26))
+    plan = plan_of(Box((0, 0), (30, 30)), footprint=Footprint.from_layers(layers), tile=(27, 26))
     assert again(plan) == plan
 
 
@@ -127,7 +127,7 @@ def test_a_crop_finds_the_written_voxels_in_the_output_of_the_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "phrase"),
     [
         ({"extent": (4, 140, 151)}, "extent 4x140x151 (was 4x140x150)"),
         ({"region": Box((1, 33, 5), (3, 133, 126))}, "region 1:3,33:133,5:126 (was 1:3,33:133,5:127)"),
@@ -145,13 +145,13 @@ def test_a_crop_finds_the_written_voxels_in_the_output_of_the_network() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
-def test_differences_name_the_one_thing_that_differs(changes: dict[str, object], told: str) -> None:
+def test_differences_name_the_one_thing_that_differs(changes: dict[str, object], phrase: str) -> None:
     found = differences(PLAN, replace(PLAN, **changes))  # type: ignore[arg-type]
     assert len(found) == 1
-    assert found[0].startswith(told)
+    assert found[0].startswith(phrase)
 
 
-def test_where_the_input_lies_is_no_difference() -> None:
+def test_another_path_of_the_same_input_is_no_difference() -> None:
     moved = replace(SOURCES, volume="/elsewhere.zarr", model="/other.safetensors")
     assert differences(PLAN, replace(PLAN, sources=moved)) == []
 
@@ -159,8 +159,8 @@ def test_where_the_input_lies_is_no_difference() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"block_shape": (1, 20, 40)}, "block of 20 along y .* output chunk 8; 24 would be"),
-        ({"chunks": (1, 3, 8)}, "shards of 1x8x8 hold no whole chunks of 1x3x8"),
+        ({"block_shape": (1, 20, 40)}, "block of 20 along y .* output chunk 8; 24 would work"),
+        ({"chunks": (1, 3, 8)}, "shards 1x8x8 are not multiples of chunks 1x3x8"),
         ({"chunks": (1, 4, 8), "zarr_format": 2}, "no shards; .*--max-files"),
         ({"zarr_format": 1}, "--zarr-format 1: expected 3"),
         ({"tile": (1, 61, 60)}, "--tile 61"),
@@ -179,7 +179,7 @@ def test_where_the_input_lies_is_no_difference() -> None:
         "empty region",
     ],
 )
-def test_a_plan_that_cannot_be_right_is_refused(changes: dict[str, object], named: str) -> None:
+def test_an_invalid_plan_is_refused(changes: dict[str, object], named: str) -> None:
     with pytest.raises(UnetcliError, match=named):
         replace(PLAN, **changes)  # type: ignore[arg-type]
 
@@ -189,7 +189,7 @@ def test_a_plan_of_another_version_is_refused() -> None:
         from_json(Plan, to_json(PLAN, 99), FORMAT, "plan")
 
 
-def test_voxels_of_picked_blocks_are_the_sum_of_their_boxes() -> None:
+def test_voxels_of_selected_blocks_are_the_sum_of_their_boxes() -> None:
     plan = plan_of(Box.of_shape((3, 70, 90)), write_chunks=(1, 32, 32), block_shape=(2, 32, 64))
     for seed in range(5):
         picked = np.random.default_rng(seed).random(plan.blocks) < 0.5

@@ -18,13 +18,13 @@ from unetcli.planning.planner import (
     Input,
     device_tile,
     forward_bytes,
+    input_voxels,
     largest_tile,
     make_plan,
     output_chunks,
     output_files,
     require_files,
     wasted_work,
-    work,
 )
 
 PAPER = Architecture()
@@ -55,7 +55,7 @@ def voxels_read(plan: Plan) -> int:
 def test_the_paper_s_tile_on_a_large_plane_takes_blocks_of_3072() -> None:
     plan = plan_for(50_000, 40_000)
     assert plan.block_shape == (3072, 3072)
-    assert 3072 % plan.footprint.step(plan.tile)[0] == 0  # no tile is cut short inside
+    assert 3072 % plan.footprint.step(plan.tile)[0] == 0  # no tile inside the block is cut
 
 
 @pytest.mark.parametrize("extent", [(5, 3), (1, 511), (513, 512), (777, 1031), (3, 4097, 90), (2, 2, 60, 9000)])
@@ -86,15 +86,15 @@ def test_work_is_what_one_row_of_tiles_reads(block: int, start: int, stop: int) 
     for first in range(start, stop, block):
         plan = plan_for(300, 3000, tile=572, region=Box((0, first), (1, min(first + block, stop))))
         total += sum(tile.read.shape[1] for tile in plan.tiles(plan.block(0)))
-    assert work(axis, 572, block, start, stop) == total
+    assert input_voxels(axis, 572, block, start, stop) == total
 
 
 @pytest.mark.parametrize("extent", [600, 1031, 2500, 5000, 9000])
 @pytest.mark.parametrize("tile", [204, 572, 700])
 def test_no_other_block_would_read_less(extent: int, tile: int) -> None:
     plan, axis = plan_for(64, extent, tile=tile), PAPER.footprint().axes[0]
-    chosen = work(axis, tile, plan.block_shape[1], 0, extent)
-    assert all(chosen <= work(axis, tile, block, 0, extent) for block in range(512, 4097, 512))
+    chosen = input_voxels(axis, tile, plan.block_shape[1], 0, extent)
+    assert all(chosen <= input_voxels(axis, tile, block, 0, extent) for block in range(512, 4097, 512))
 
 
 def test_sections_stored_together_are_read_together() -> None:
@@ -106,7 +106,7 @@ def test_sections_stored_together_are_read_together() -> None:
 
 @pytest.mark.parametrize("thickness", [1, 7, 64, 1000])
 @pytest.mark.parametrize("plane", [300, 3000, 9000])
-def test_the_window_of_a_block_fits_the_memory_set_for_it(thickness: int, plane: int) -> None:
+def test_the_window_of_a_block_fits_its_memory_limit(thickness: int, plane: int) -> None:
     plan = plan_for(1000, plane, plane, chunks=(thickness, 64, 64), tile=572)
     middle = plan.block(min(plan.blocks - 1, plan.blocks // 2))
     assert plan.window(middle).size <= WINDOW_BYTES
@@ -126,7 +126,7 @@ def test_the_largest_tile_below_a_limit_is_usable(limit: int, side: int) -> None
 
 def test_the_largest_tile_is_usable_along_every_axis() -> None:
     layers = [Layer("conv", (3, 3)), Layer("pool", (1, 2)), Layer("conv", (3, 3)), Layer("up", (1, 2))]
-    footprint = Footprint.walk(layers)
+    footprint = Footprint.from_layers(layers)
     side = largest_tile(footprint, 101)
     footprint.require_usable((side, side))
 
@@ -182,7 +182,7 @@ def test_shards_are_whole_chunks_and_blocks_whole_shards_that_fit_the_memory(
 
 
 @pytest.mark.parametrize("extent", SIZES.values(), ids=SIZES)
-def test_shards_are_taken_only_where_chunks_would_be_too_many_and_then_are_enough(extent: tuple[int, ...]) -> None:
+def test_shards_are_used_only_if_there_would_be_too_many_chunks_and_then_suffice(extent: tuple[int, ...]) -> None:
     chunked = plan_for(*extent, max_files=10**15)
     assert not chunked.sharded
     assert output_files(chunked) == 2 + math.prod(math.ceil(n / c) for n, c in zip(extent, chunked.chunks, strict=True))
@@ -192,7 +192,7 @@ def test_shards_are_taken_only_where_chunks_would_be_too_many_and_then_are_enoug
     require_files(fewer, output_files(chunked) - 1)
 
 
-def test_fewer_files_are_had_until_a_block_s_memory_is_full() -> None:
+def test_a_lower_limit_gives_fewer_files_until_a_block_fills_the_memory() -> None:
     files = [output_files(plan_for(*VAST, max_files=limit)) for limit in (10**9, 10**8, 10**7, 10**6, 10**5, 10**4, 1)]
     assert files == sorted(files, reverse=True)
     assert files[-1] == files[-2] > 10**5
@@ -203,15 +203,15 @@ def test_fewer_files_are_had_until_a_block_s_memory_is_full() -> None:
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("max_files", [1, 5000, 250_000])
 @pytest.mark.parametrize("extent", SIZES.values(), ids=SIZES)
-def test_a_limit_of_the_files_there_are_gives_the_same_shards(
+def test_the_number_of_files_as_limit_gives_the_same_shards(
     extent: tuple[int, ...], max_files: int, outputs: int
 ) -> None:
-    """So that a rerun without the option takes what the frozen plan has."""
+    """A rerun without the option must take the shards of the frozen plan."""
     plan = plan_for(*extent, max_files=max_files, outputs=outputs)
     assert plan_for(*extent, max_files=output_files(plan), outputs=outputs) == plan
 
 
-def test_zarr_2_has_no_shards_and_says_what_to_do_where_files_are_too_many() -> None:
+def test_zarr_2_has_no_shards_and_too_many_files_are_refused_with_a_remedy() -> None:
     plan = plan_for(*VAST, zarr_format=2)
     assert not plan.sharded
     with pytest.raises(UnetcliError, match=r"more than --max-files 250000: Zarr 2 has no shards; --zarr-format 3 .*"):

@@ -1,4 +1,4 @@
-"""Coarser levels as stages of predict: frozen, resumable, with receipts of their own; added to a finished output."""
+"""Coarser levels as stages of predict: frozen, resumable, with their own receipts, and added to a finished output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_zarr
+from helpers import grey, write_model, write_zarr
 
 import unetcli.engine.run as running
 import unetcli.planning.pyramid_plan as sizes
@@ -25,6 +25,7 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.engine.workers import Heartbeat
 from unetcli.executors.contract import JobFailure
+from unetcli.planning import planner
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume, resolve_step
 from unetcli.predict.step import PredictStep
@@ -32,19 +33,32 @@ from unetcli.volumes.opening import open_volume
 
 OUTPUT = Path("big.pred.zarr")
 FOLDER = RunFolder(Path("big.pred.zarr.run/predict"))
+REQUEST = PredictRequest(volume="big.zarr", model=Path("model"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a model, and a complete output of five sections without coarser levels."""
+    folder = tmp_path_factory.mktemp("levels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(planner, "CHUNK", 64)
+        write_model(Path("model"))
+        write_zarr(Path("big.zarr"), grey(5, 88, 75), chunks=(1, 44, 38))
+        predict_volume(REQUEST)
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def request_(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> PredictRequest:
-    """A complete output of five sections, and blocks so small that there are several stages of levels."""
+def request_(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> PredictRequest:
+    """Request to add levels to a copy of the output; blocks are so small that there are several stages of levels."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planner, "CHUNK", 64)
     monkeypatch.setattr(sizes, "BLOCK_VOXELS", 64)
     monkeypatch.setattr(sizes, "BLOCK_CHUNKS", 1)
     monkeypatch.setattr(sizes, "SMALL_VOXELS", 64)
-    write_zarr(Path("big.zarr"), grey(5, 700, 600), chunks=(1, 350, 300))
-    request = PredictRequest(volume="big.zarr", model=model, device="cpu")
-    predict_volume(request)
-    return replace(request, levels=5)
+    return replace(REQUEST, levels=5)
 
 
 def step() -> PredictStep:
@@ -54,7 +68,7 @@ def step() -> PredictStep:
 
 
 def begin(request: PredictRequest) -> PredictStep:
-    """The run as a launcher has it before the first block."""
+    """Prepare a run as a launcher does before the first block."""
     begun = resolve_step(request)
     with launching(begun, RunOptions()):
         prepare(begun)
@@ -74,7 +88,7 @@ def receipts() -> list[int]:
     return sorted(receipt.block - n for receipt in read_receipts(FOLDER.receipts) if receipt.block >= n)
 
 
-def test_levels_added_later_show_once_all_their_blocks_have_receipts_that_hold(request_: PredictRequest) -> None:
+def test_levels_added_later_are_listed_once_all_their_blocks_have_valid_receipts(request_: PredictRequest) -> None:
     full = files()
     assert predict_volume(request_).complete
     made = step()
@@ -89,12 +103,14 @@ def test_levels_added_later_show_once_all_their_blocks_have_receipts_that_hold(r
     assert shown() == 5
 
 
-def test_stopped_again_and_again_they_come_out_the_same_and_nothing_is_made_twice(request_: PredictRequest) -> None:
+def test_levels_stopped_often_have_the_same_bytes_and_no_block_is_built_twice(
+    request_: PredictRequest,
+) -> None:
     predict_volume(request_)
     whole, count = files(), len(receipts())
     for level in range(1, 5):
         shutil.rmtree(OUTPUT / str(level))
-    begin(request_)  # notices that they are gone
+    begin(request_)  # notices that the levels are missing
     before = len(receipts())
     for _ in range(count):
         begun = begin(request_)
@@ -114,14 +130,14 @@ def test_beginning_again_touches_nothing(request_: PredictRequest) -> None:
     assert files() == before
 
 
-def test_who_says_nothing_of_levels_keeps_those_that_there_are(request_: PredictRequest) -> None:
+def test_a_rerun_without_the_option_keeps_the_levels(request_: PredictRequest) -> None:
     predict_volume(request_)
     before = files()
     assert predict_volume(replace(request_, levels=1)).complete
     assert (files(), shown()) == (before, 5)
 
 
-def test_another_number_of_levels_hides_what_was_made(request_: PredictRequest) -> None:
+def test_another_number_of_levels_hides_the_existing_ones_until_it_is_complete(request_: PredictRequest) -> None:
     predict_volume(request_)
     fewer = replace(request_, levels=3)
     assert len(begin(fewer).pending()) > 0
@@ -130,7 +146,7 @@ def test_another_number_of_levels_hides_what_was_made(request_: PredictRequest) 
     assert shown() == 3
 
 
-def test_levels_of_a_block_that_is_computed_again_are_made_again(request_: PredictRequest) -> None:
+def test_levels_of_a_recomputed_block_are_built_again(request_: PredictRequest) -> None:
     predict_volume(request_)
     before = files()
     file = next(iter(sorted(FOLDER.receipts.glob("*.txt"))))
@@ -139,14 +155,14 @@ def test_levels_of_a_block_that_is_computed_again_are_made_again(request_: Predi
     file.write_text("".join(line for line in lines if line != lost))
     begun = begin(request_)
     missing = set(begun.ledger.refresh().missing.tolist())
-    assert missing == {0, *(begun.plan.blocks + n for n in begun.levels.above(begun.plan.grid.box(0)))}
+    assert missing == {0, *(begun.plan.blocks + n for n in begun.levels.dependents(begun.plan.grid.box(0)))}
     assert len(missing) > len(begun.levels.stages)
     worker._opened.cache_clear()  # as in a process that has not seen the lost receipt
     assert predict_volume(request_).complete
     assert files() == before
 
 
-def test_a_damaged_chunk_below_fails_its_block_with_the_place_and_no_other(request_: PredictRequest) -> None:
+def test_a_damaged_chunk_of_full_resolution_fails_only_its_block_and_names_the_place(request_: PredictRequest) -> None:
     chunk = next(path for path in sorted((OUTPUT / "0" / "c" / "2").rglob("*")) if path.is_file())
     chunk.write_bytes(chunk.read_bytes()[:-7])
     summary = predict_volume(replace(request_, levels=2))
@@ -158,13 +174,13 @@ def test_a_damaged_chunk_below_fails_its_block_with_the_place_and_no_other(reque
 
 
 class Failing:
-    """An executor none of whose jobs comes to anything."""
+    """An executor whose jobs all fail."""
 
     def run(self, *words: Any, **options: Any) -> list[JobFailure]:
         return [JobFailure(job="7", host="n1", reason="killed", final=True)]
 
 
-def test_jobs_that_fail_at_the_levels_are_named(request_: PredictRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_jobs_of_the_levels_are_named(request_: PredictRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "executor_for", lambda where, step: nullcontext(Failing()))
     summary = predict_volume(request_)
     assert (summary.finished, summary.complete) == (False, False)
@@ -173,20 +189,20 @@ def test_jobs_that_fail_at_the_levels_are_named(request_: PredictRequest, monkey
     assert "1 jobs failed; the same command continues" in summary.sentence
 
 
-def test_the_plan_stays_while_a_worker_is_at_work_by_it(
+def test_the_plan_does_not_change_while_a_worker_uses_it(
     request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its receipts would count for other blocks."""
+    """Otherwise the receipts of that worker would count for other blocks."""
     predict_volume(request_)
     monkeypatch.setattr(clusters, "SECONDS_TO_FINISH", 0.1)
     before = FOLDER.plan_file.read_text()
-    with Heartbeat(FOLDER.workers, 1), pytest.raises(UnetcliError, match="1 workers of an earlier launch are still at"):
+    with Heartbeat(FOLDER.workers, 1), pytest.raises(UnetcliError, match="1 workers of an earlier launch are still"):
         predict_volume(replace(request_, levels=3))
     assert FOLDER.plan_file.read_text() == before
     assert predict_volume(replace(request_, levels=3)).complete
 
 
-def test_damaged_metadata_of_a_level_are_made_again(request_: PredictRequest) -> None:
+def test_damaged_metadata_of_a_level_are_written_again(request_: PredictRequest) -> None:
     predict_volume(request_)
     before = files()
     (OUTPUT / "1" / "zarr.json").write_text("{")

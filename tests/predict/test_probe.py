@@ -1,4 +1,4 @@
-"""A probe measures the real thing, is remembered for the plans that it holds for, and can be made in a job."""
+"""A probe measures real work, is cached for the plans to which it applies, and can run in a job."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from unetcli.model.file import find_model
 from unetcli.planning.estimate import STARTUP_SECONDS
 from unetcli.planning.plan import Plan
 from unetcli.predict.preview import PlanOptions, plan_volume
-from unetcli.predict.probe import Probe, cache_file, measure, recall, remember, remembered, run_in_job
+from unetcli.predict.probe import Probe, cache_file, cache_probe, cached_probes, find_cached, measure
 from unetcli.predict.request import PredictRequest
 from unetcli.volumes.opening import open_volume
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model and a volume, and a cache of its own."""
+    """Folder with a model, a volume and an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_model(tmp_path / "model")
@@ -55,7 +55,7 @@ def test_a_probe_measures_forward_pass_reading_and_writing() -> None:
     assert probe.key.threads == plan.settings.threads
 
 
-def test_a_probe_without_time_measures_the_smallest_tile_and_scales_it() -> None:
+def test_a_probe_without_time_measures_the_smallest_tile_and_extrapolates() -> None:
     plan, architecture = plan_with()
     probe = probed(plan, seconds=0.0)
     assert probe.extrapolated_from == architecture.footprint().axes[0].side_for(1)
@@ -79,49 +79,49 @@ def test_a_probe_leaves_nothing_behind(place: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(place.rglob("*")) == before
 
 
-def test_a_probe_is_remembered_for_its_own_network_tile_precision_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_is_cached_for_its_network_tile_precision_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, architecture = plan_with()
     probe = probed(plan, seconds=0.2)
-    remember(probe)
-    assert remembered() == [probe]
-    assert recall(plan, architecture, probe.key.device) == recall(plan, architecture, None) == probe
-    assert recall(plan, architecture, "another processor") is None
-    assert recall(plan, replace(architecture, classes=3), None) is None
-    assert recall(plan_with(tile=104)[0], architecture, None) is None
-    assert recall(plan_with(precision="bfloat16")[0], architecture, None) is None
+    cache_probe(probe)
+    assert cached_probes() == [probe]
+    assert find_cached(plan, architecture, probe.key.device) == find_cached(plan, architecture, None) == probe
+    assert find_cached(plan, architecture, "another processor") is None
+    assert find_cached(plan, replace(architecture, classes=3), None) is None
+    assert find_cached(plan_with(tile=104)[0], architecture, None) is None
+    assert find_cached(plan_with(precision="bfloat16")[0], architecture, None) is None
     monkeypatch.setenv("OMP_NUM_THREADS", str(plan.settings.threads + 1))
-    assert recall(plan_with()[0], architecture, None) is None
+    assert find_cached(plan_with()[0], architecture, None) is None
 
 
-def test_a_newer_probe_takes_the_place_of_an_older_one() -> None:
+def test_a_newer_probe_replaces_an_older_one() -> None:
     plan, architecture = plan_with()
     probe = probed(plan, seconds=0.2)
     elsewhere = replace(probe, key=replace(probe.key, device="another processor"), when="2001-01-01T00:00:00+00:00")
     newer = replace(probe, tile_seconds=7.0, when="2999-01-01T00:00:00+00:00")
     for one in (elsewhere, probe, newer):
-        remember(one)
-    assert remembered() == [elsewhere, newer]
-    assert recall(plan, architecture, None) == newer
+        cache_probe(one)
+    assert cached_probes() == [elsewhere, newer]
+    assert find_cached(plan, architecture, None) == newer
 
 
 @pytest.mark.parametrize("text", ["", "{", "[{}]", "[1]", '{"a": 1}', "null"])
-def test_a_damaged_memory_is_no_memory_and_is_replaced(text: str) -> None:
+def test_a_damaged_cache_is_ignored_and_replaced(text: str) -> None:
     cache_file().parent.mkdir(parents=True)
     cache_file().write_text(text)
-    assert remembered() == []
+    assert cached_probes() == []
     probe = probed(plan_with()[0], seconds=0.1)
-    remember(probe)
+    cache_probe(probe)
     assert json.loads(cache_file().read_text()) == [asdict(probe)]
 
 
-def test_a_probe_that_cannot_be_remembered_is_told_and_used(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_probe_that_cannot_be_saved_is_reported_and_used(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     (place / "cache").write_text("a file where the folder would be")
-    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=PlanOptions(probe=True))
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), options=PlanOptions(probe=True))
     assert report.gpu_hours is not None
-    assert "not remembered" in caplog.text
+    assert "not saved" in caplog.text
 
 
-def test_the_speed_of_reading_holds_for_the_volume_it_was_measured_on() -> None:
+def test_the_read_rate_applies_to_the_measured_volume_only() -> None:
     probe = probed(plan_with()[0], seconds=0.2)
     assert probe.rates(probe.volume).read_bytes_per_second == probe.read_bytes_per_second
     assert probe.rates("/elsewhere.zarr").read_bytes_per_second is None
@@ -133,8 +133,8 @@ def in_another_process(task: Callable[[str], dict[str, Any]], text: str) -> dict
         return pool.submit(task, text).result()
 
 
-def test_a_probe_can_be_made_in_a_job_and_is_remembered_here() -> None:
-    """The task and what it returns go through pickle to another process, as to a job of a cluster."""
+def test_a_probe_can_run_in_a_job_and_is_cached_here() -> None:
+    """The task and its result are pickled to another process, as for a job of a cluster."""
     plan, architecture = plan_with()
     pids: list[int] = []
 
@@ -142,23 +142,24 @@ def test_a_probe_can_be_made_in_a_job_and_is_remembered_here() -> None:
         pids.append(os.getpid())
         return in_another_process(task, text)
 
-    assert run_in_job(plan, submit).key.tile == 100
     request = PredictRequest(volume="big.zarr", device="cpu", tile=100)
-    report = plan_volume(request, question=PlanOptions(probe=True), submit=submit)
-    assert len(pids) == 2
+    report = plan_volume(request, options=PlanOptions(probe=True), submit=submit)
+    assert pids == [os.getpid()]
     assert report.gpu_hours is not None
     assert plan_volume(request).rates == report.rates
-    assert recall(plan, architecture, None) is not None
+    found = find_cached(plan, architecture, None)
+    assert found is not None
+    assert found.key.tile == 100
 
 
-def test_hours_follow_from_what_was_measured_and_the_work_of_all_tiles() -> None:
-    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), question=PlanOptions(probe=True))
+def test_hours_follow_from_the_measured_rates_and_the_work_of_all_tiles() -> None:
+    report = plan_volume(PredictRequest(volume="big.zarr", device="cpu", tile=100), options=PlanOptions(probe=True))
     e, rates = report.estimate, report.rates
     assert rates is not None
     assert rates.read_bytes_per_second is not None
     assert rates.write_bytes_per_second is not None
     tiles = e.multiply_adds / e.tile_multiply_adds
-    assert 0 < tiles < e.tiles  # the last ones of a block are smaller
+    assert 0 < tiles < e.tiles  # the last tiles of a block are smaller
     stages = tiles * rates.tile_seconds + e.input_bytes / rates.read_bytes_per_second
     stages += e.output_bytes / rates.write_bytes_per_second
     assert report.timing.seconds_per_block == pytest.approx(stages / e.blocks)

@@ -1,4 +1,4 @@
-"""predict, in this process: resume, refusals, blocks set aside, what is written."""
+"""Prediction in this process: resuming, refusals, blocks set aside, and the files that are written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def request_(model: Path) -> PredictRequest:
-    """Three sections of awkward size; ``./model`` is found by itself."""
+    """Request for three sections of awkward size; ``./model`` is the default model."""
     write_zarr(Path("big.zarr"), grey(3, 70, 90), chunks=(1, 32, 32))
     return PredictRequest(volume="big.zarr", tile=68, device="cpu")
 
@@ -45,12 +45,12 @@ def stored(path: str = "big.pred.zarr") -> NDArray[np.generic]:
 
 
 def array_bytes(path: str) -> dict[str, bytes]:
-    """Every file of a store, by name."""
+    """Contents of every file of a store, by name."""
     return {str(f.relative_to(path)): f.read_bytes() for f in Path(path).rglob("*") if f.is_file()}
 
 
 def stop_after(blocks: int) -> tuple[dict[str, int], object]:
-    """A stop function that becomes true after some blocks."""
+    """A ``stopping`` function that returns True after some blocks, and its counter."""
     asked = {"times": 0}
 
     def stopping() -> bool:
@@ -73,12 +73,12 @@ def test_the_result_is_named_after_the_volume_and_complete(request_: PredictRequ
 def test_a_second_call_finds_everything_done_and_touches_nothing(request_: PredictRequest) -> None:
     first = predict_volume(request_)
     before = {f: f.stat().st_mtime_ns for f in Path("big.pred.zarr").rglob("*")}
-    again = predict_volume(replace(request_, tile=None, device=None))  # what was frozen holds
+    again = predict_volume(replace(request_, tile=None, device=None))  # the frozen values are used
     assert (again.found_done, again.computed) == (first.blocks, 0)
     assert {f: f.stat().st_mtime_ns for f in Path("big.pred.zarr").rglob("*")} == before
 
 
-def test_a_stopped_run_is_incomplete_and_goes_on_to_the_same_bytes(request_: PredictRequest) -> None:
+def test_a_stopped_run_is_incomplete_and_continues_to_the_same_bytes(request_: PredictRequest) -> None:
     _, stopping = stop_after(1)
     stopped: PredictSummary = predict_volume(request_, stopping=stopping)  # type: ignore[arg-type]
     assert 0 < stopped.computed < stopped.blocks
@@ -87,11 +87,10 @@ def test_a_stopped_run_is_incomplete_and_goes_on_to_the_same_bytes(request_: Pre
     finished = predict_volume(request_)
     assert (finished.found_done, finished.complete) == (stopped.computed, True)
     predict_volume(replace(request_, output=Path("whole.zarr")))
-    ours, whole = array_bytes("big.pred.zarr/0"), array_bytes("whole.zarr/0")
-    assert ours == whole
+    assert array_bytes("big.pred.zarr/0") == array_bytes("whole.zarr/0")
 
 
-def test_receipts_vouch_for_the_stored_voxels(request_: PredictRequest) -> None:
+def test_receipts_have_the_checksums_of_the_stored_voxels(request_: PredictRequest) -> None:
     predict_volume(request_)
     receipts = {receipt.block: receipt for receipt in read_receipts(Path("big.pred.zarr.run/predict/receipts"))}
     assert sorted(receipts) == [0, 1, 2]
@@ -111,7 +110,7 @@ def test_receipts_vouch_for_the_stored_voxels(request_: PredictRequest) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_settings_are_refused_by_name_and_overwrite_starts_anew(
+def test_other_settings_are_refused_by_name_and_overwrite_starts_over(
     request_: PredictRequest, change: dict[str, object], named: str
 ) -> None:
     predict_volume(request_)
@@ -133,7 +132,7 @@ def test_another_model_or_other_data_are_refused(request_: PredictRequest, tmp_p
         predict_volume(request_)
 
 
-def test_a_deleted_output_is_made_anew_whatever_old_receipts_say(request_: PredictRequest) -> None:
+def test_a_deleted_output_is_computed_again_despite_its_receipts(request_: PredictRequest) -> None:
     predict_volume(request_)
     before = array_bytes("big.pred.zarr")
     shutil.rmtree("big.pred.zarr")
@@ -149,7 +148,7 @@ def test_an_output_without_its_run_folder_is_not_touched(request_: PredictReques
     assert predict_volume(replace(request_, overwrite=True)).complete
 
 
-def test_foreign_places_and_inputs_are_never_written_to(request_: PredictRequest) -> None:
+def test_inputs_and_paths_not_written_by_unetcli_are_never_overwritten(request_: PredictRequest) -> None:
     Path("foreign").mkdir()
     Path("foreign/notes.txt").write_text("mine")
     for output in ("foreign", "big.zarr", "big.zarr/inside", ".", "model"):
@@ -163,13 +162,13 @@ def test_foreign_places_and_inputs_are_never_written_to(request_: PredictRequest
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_labels_of_others_in_the_store_are_not_overwritten(request_: PredictRequest, listed: bool) -> None:
+def test_labels_not_written_by_unetcli_are_not_overwritten(request_: PredictRequest, listed: bool) -> None:
     predict_volume(request_)
     output = Path(request_.output_path)
     names = ["corrected"] if listed else []
     labels = zarr.open_group(output / "labels", mode="w", attributes={"ome": {"version": "0.5", "labels": names}})
     labels.create_array("corrected/0", data=np.ones((3, 4), np.uint8))
-    with pytest.raises(UnetcliError, match=r"labels/corrected: in the way of --overwrite, and not written by unetcli"):
+    with pytest.raises(UnetcliError, match=r"labels/corrected: not written by unetcli, .*--overwrite"):
         predict_volume(replace(request_, overwrite=True))
     assert zarr.open_array(output / "labels/corrected/0", mode="r")[...].all()
     shutil.rmtree(output / "labels/corrected")
@@ -178,9 +177,7 @@ def test_labels_of_others_in_the_store_are_not_overwritten(request_: PredictRequ
     assert not (output / "labels").exists()
 
 
-def test_an_array_element_does_not_overwrite_what_others_share(
-    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overwrite_is_refused_in_an_array_element(request_: PredictRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     predict_volume(request_)
     with pytest.raises(UnetcliError, match="array element 3"):
@@ -188,7 +185,7 @@ def test_an_array_element_does_not_overwrite_what_others_share(
     assert len(np.unique(stored())) > 20
 
 
-def test_nothing_is_begun_beside_a_refused_output(request_: PredictRequest) -> None:
+def test_a_refused_output_gets_no_run_folder(request_: PredictRequest) -> None:
     with pytest.raises(UnetcliError, match="--output"):
         predict_volume(replace(request_, output=Path("big.zarr")))
     assert not list(Path().glob("*.run"))
@@ -197,7 +194,7 @@ def test_nothing_is_begun_beside_a_refused_output(request_: PredictRequest) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tile": 66}, "nearest that would work: 64 and 68"),
+        ({"tile": 66}, "nearest usable: 64 and 68"),
         ({"volume": "missing.zarr"}, "missing.zarr: no such"),
         ({"sections": (2, 9)}, "0:3"),
         ({"dtype": "int8"}, "uint8, float16 or float32"),
@@ -236,15 +233,15 @@ def test_a_block_with_nan_is_set_aside_with_its_place_and_the_rest_is_done(tmp_p
     assert (summary.computed, len(summary.set_aside)) == (2, 1)
     assert summary.set_aside[0]["block"] == 1
     assert "z 1:2, y 5:6, x 7:8" in summary.set_aside[0]["reason"]
-    noted = list(read_failures(Path("nan.pred.zarr.run/predict/failures")))
-    assert [trouble.note() for trouble in noted] == summary.set_aside
-    assert noted[0].kind == "unusable"
+    failures = list(read_failures(Path("nan.pred.zarr.run/predict/failures")))
+    assert [failure.note() for failure in failures] == summary.set_aside
+    assert failures[0].kind == "unusable"
     filled = predict_volume(replace(request, nonfinite=0.0, output=Path("filled.zarr")))
     assert filled.complete
     assert np.array_equal(stored("filled.zarr")[::2], stored("nan.pred.zarr")[::2])
 
 
-def test_a_damaged_chunk_sets_its_block_aside_until_it_is_mended(request_: PredictRequest) -> None:
+def test_a_damaged_chunk_sets_its_block_aside_until_it_is_repaired(request_: PredictRequest) -> None:
     predict_volume(replace(request_, output=Path("sound.zarr")))
     chunk = Path("big.zarr/c/2/1/1")
     sound = chunk.read_bytes()
@@ -254,8 +251,8 @@ def test_a_damaged_chunk_sets_its_block_aside_until_it_is_mended(request_: Predi
     assert summary.computed == 2
     assert not predict_volume(request_).complete
     chunk.write_bytes(sound)
-    mended = predict_volume(request_)
-    assert (mended.complete, mended.found_done, mended.computed) == (True, 2, 1)
+    repaired = predict_volume(request_)
+    assert (repaired.complete, repaired.found_done, repaired.computed) == (True, 2, 1)
     assert array_bytes("big.pred.zarr/0") == array_bytes("sound.zarr/0")
 
 
@@ -317,7 +314,7 @@ def test_bfloat16_is_close_and_float16_is_rounded_float32(request_: PredictReque
 
 @pytest.mark.parametrize("thickness", [1, 4, 8])
 def test_chunks_thick_in_z_are_read_once_per_slab(model: Path, monkeypatch: pytest.MonkeyPatch, thickness: int) -> None:
-    write_zarr(Path("thick.zarr"), grey(24, 100, 130), chunks=(thickness, 64, 64))
+    write_zarr(Path("thick.zarr"), grey(16, 100, 130), chunks=(thickness, 64, 64))
     reads: Counter[str] = Counter()
     real = zarr.storage.LocalStore.get
 
@@ -328,33 +325,33 @@ def test_chunks_thick_in_z_are_read_once_per_slab(model: Path, monkeypatch: pyte
 
     monkeypatch.setattr(zarr.storage.LocalStore, "get", counting)
     request = PredictRequest(volume="thick.zarr", model=model, tile=68, device="cpu")
-    resolve_step(request)  # takes a fingerprint, as every call does
-    settling = reads.copy()
+    resolve_step(request)  # computes a fingerprint, as every call does
+    fingerprinting = reads.copy()
     reads.clear()
     assert predict_volume(request).complete
-    computing = reads - settling
-    assert len(computing) == 24 // thickness * 2 * 3
+    computing = reads - fingerprinting
+    assert len(computing) == 16 // thickness * 2 * 3
     assert set(computing.values()) == {1}
 
 
 @pytest.mark.parametrize("kind", [{"max_files": 4}, {"zarr_format": 2}], ids=["shards", "zarr 2"])
-def test_however_it_is_stored_the_voxels_are_the_same_and_a_rerun_goes_on(
+def test_shards_and_zarr_2_hold_the_same_voxels_and_a_rerun_continues(
     request_: PredictRequest, kind: dict[str, int]
 ) -> None:
     predict_volume(replace(request_, output=Path("plain.zarr")))
     _, stopping = stop_after(1)
-    stored_so = replace(request_, **kind)  # type: ignore[arg-type]
-    assert not predict_volume(stored_so, stopping=stopping).complete  # type: ignore[arg-type]
+    first = replace(request_, **kind)  # type: ignore[arg-type]
+    assert not predict_volume(first, stopping=stopping).complete  # type: ignore[arg-type]
     with pytest.raises(UnetcliError, match="not complete"):
         evaluate_volume(EvaluateRequest(prediction="big.pred.zarr", truth="plain.zarr"))
-    rerun = replace(stored_so, max_files=None)  # shards are kept as they were begun
+    rerun = replace(first, max_files=None)  # the frozen shards are kept
     assert predict_volume(rerun).complete
     assert predict_volume(rerun).computed == 0
     assert np.array_equal(stored(), stored("plain.zarr"))
     assert sum(path.is_file() for path in Path("big.pred.zarr").rglob("*")) == (4 if "max_files" in kind else 7)
 
 
-def test_files_that_cannot_be_so_few_are_refused(request_: PredictRequest) -> None:
+def test_an_unreachable_limit_of_files_is_refused(request_: PredictRequest) -> None:
     with pytest.raises(UnetcliError, match="7 files, more than --max-files 4: Zarr 2 has no shards; --zarr-format 3"):
         predict_volume(replace(request_, max_files=4, zarr_format=2))
     with pytest.raises(UnetcliError, match="3 files, more than --max-files 2: no larger shard"):
@@ -363,7 +360,7 @@ def test_files_that_cannot_be_so_few_are_refused(request_: PredictRequest) -> No
 
 
 def halved(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Means of 2 x 2 in plane, rounded half up, of an even plane."""
+    """Means over 2 x 2 voxels in plane, rounded half up; the plane must have even sides."""
     four = values.astype(int).reshape(len(values), values.shape[1] // 2, 2, values.shape[2] // 2, 2)
     return ((four.sum((2, 4)) + 2) // 4).astype(np.uint8)
 
@@ -373,7 +370,7 @@ def levels(path: str = "big.pred.zarr") -> list[str]:
     return [dataset["path"] for dataset in image["datasets"]]
 
 
-def test_levels_are_halves_and_can_be_asked_for_later(tmp_path: Path, model: Path) -> None:
+def test_each_level_halves_the_previous_one_and_levels_can_be_added_later(tmp_path: Path, model: Path) -> None:
     write_zarr(Path("big.zarr"), grey(3, 64, 96), chunks=(1, 32, 32))
     request = PredictRequest(volume="big.zarr", device="cpu", levels=3)
     assert predict_volume(request).complete
@@ -392,7 +389,7 @@ def test_levels_are_halves_and_can_be_asked_for_later(tmp_path: Path, model: Pat
     assert array_bytes("big.pred.zarr/1") == array_bytes("other.zarr/1")
 
 
-def test_the_last_share_makes_the_levels_too(tmp_path: Path, model: Path) -> None:
+def test_the_last_share_also_builds_the_levels(tmp_path: Path, model: Path) -> None:
     write_zarr(Path("big.zarr"), grey(4, 64, 96), chunks=(1, 32, 32))
     request = PredictRequest(volume="big.zarr", device="cpu", levels=2)
     assert not predict_share(request, (1, 2)).complete
@@ -402,12 +399,12 @@ def test_the_last_share_makes_the_levels_too(tmp_path: Path, model: Path) -> Non
     assert close_run(request).complete
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_impossible_levels_and_shares_are_refused_before_anything_is_written(
     request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     with pytest.raises(UnetcliError, match="expected 1 to 8"):
         predict_volume(replace(request_, levels=99))
-    with pytest.raises(UnetcliError, match="--share I/N names one"):
+    with pytest.raises(UnetcliError, match="--share I/N names the share"):
         predict_share(request_, None)
     assert not list(Path().glob("big.pred*"))

@@ -1,4 +1,4 @@
-"""Evaluations of small volumes made here: cells, membranes and predictions that are mostly right."""
+"""Evaluations of small synthetic volumes: cells, membranes, and predictions that are mostly right."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cell_image(shape: tuple[int, int] = (83, 120), cells_wanted: int = 14, seed:
 
 
 def membranes(shape: tuple[int, int] = (96, 110), cells_wanted: int = 18, seed: int = 0) -> NDArray[np.uint8]:
-    """0 on membrane between cells that fill the section, 255 inside them."""
+    """Membranes (0) between cells (255) that fill the section."""
     random = np.random.default_rng(seed)
     places = random.uniform(0, 1, (cells_wanted, 2)) * shape
     rows, columns = np.indices(shape)
@@ -40,7 +40,7 @@ def membranes(shape: tuple[int, int] = (96, 110), cells_wanted: int = 18, seed: 
 
 
 def doubtful(interior: Array, seed: int = 0, blur: float = 1.2, noise: float = 0.25) -> NDArray[np.float32]:
-    """A probability that is mostly right: the truth blurred and with smooth noise."""
+    """Probability that is mostly right: the blurred truth with smooth noise."""
     random = np.random.default_rng(seed)
     grain = ndimage.gaussian_filter(random.normal(size=interior.shape), 3)
     found = ndimage.gaussian_filter((interior != 0).astype(float), blur) + noise * grain / grain.std()
@@ -48,35 +48,35 @@ def doubtful(interior: Array, seed: int = 0, blur: float = 1.2, noise: float = 0
 
 
 def em_evaluation(folder: Path, count: int = 3, **sizes: Any) -> Evaluation:
-    """Cells that fill their sections, scored by pixels and em."""
+    """Evaluation of cells that fill their sections, by pixels and em."""
     truth = np.stack([membranes(seed=n, **sizes) for n in range(count)])
     found = np.stack([doubtful(section, seed=n) for n, section in enumerate(truth)])
     return evaluate(folder, found, truth)
 
 
 def cells_evaluation(folder: Path, count: int = 3, **sizes: Any) -> Evaluation:
-    """Single cells, scored by all that is defined for components of a probability."""
+    """Evaluation of single cells, by all metrics that are defined for components of a probability."""
     truth = np.stack([cell_image(seed=n, **sizes) for n in range(count)])
     found = np.stack([doubtful(section, seed=n, noise=0.15) for n, section in enumerate(truth)])
     return evaluate(folder, found, truth, metrics=("pixels", "cells", "voi"))
 
 
 def labels_evaluation(folder: Path, count: int = 2) -> Evaluation:
-    """Single cells against labels."""
+    """Evaluation of labels of single cells."""
     truth = np.stack([cell_image(seed=n) for n in range(count)])
     found = np.stack([ndimage.label(doubtful(section, seed=n, noise=0.15) > 0.5)[0] for n, section in enumerate(truth)])
     return evaluate(folder, found.astype(np.uint16), truth)
 
 
 def classes_evaluation(folder: Path, count: int = 2, classes: int = 4) -> Evaluation:
-    """Several classes, each with a probability."""
+    """Evaluation of several classes, each with a probability."""
     truth = np.stack([cell_image(seed=n) % classes for n in range(count)])
     each = np.stack([[doubtful(s == k, seed=n + k) + 1e-3 for n, s in enumerate(truth)] for k in range(classes)])
     return evaluate(folder, each / each.sum(0), truth, axes="czyx")
 
 
 def evaluate(folder: Path, prediction: Array, truth: Array, axes: str = "zyx", **request: Any) -> Evaluation:
-    """Both as Zarr arrays in a folder, scored as the command does."""
+    """Store prediction and truth as Zarr arrays in a folder, and evaluate them as the command does."""
     places = {}
     for name, values in (("prediction", prediction), ("truth", truth)):
         names = axes[-values.ndim :]

@@ -48,7 +48,7 @@ def test_a_page_has_the_parts_that_there_is_something_for(
     assert parts(written(kind(tmp_path), tmp_path)) == wanted.split()
 
 
-def test_published_figures_stand_beside_the_same_measure_only(tmp_path: Path) -> None:
+def test_published_scores_stand_beside_the_same_measure_only(tmp_path: Path) -> None:
     em, cells = written(em_evaluation(tmp_path), tmp_path), ""
     (tmp_path / "cells").mkdir()
     cells = written(cells_evaluation(tmp_path / "cells"), tmp_path)
@@ -96,17 +96,17 @@ def test_a_page_is_written_of(tmp_path: Path, case: str) -> None:
     json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)[0])
 
 
-def test_what_is_not_defined_is_said_with_its_reason(tmp_path: Path) -> None:
+def test_undefined_scores_come_with_their_reason(tmp_path: Path) -> None:
     prediction, truth, _ = ODD["a truth without interior"]
     text = written(evaluate(tmp_path, prediction, truth), tmp_path)
     assert "undefined" in text
     assert "the reference has no interior" in text
 
 
-def test_a_polarity_slip_is_the_first_thing_said(tmp_path: Path) -> None:
+def test_an_inverted_map_is_reported_first(tmp_path: Path) -> None:
     prediction, truth, _ = ODD["an inverted map"]
     text = written(evaluate(tmp_path, prediction, truth), tmp_path)
-    assert text.index("looks like the probability of background") < text.index("Judged: ")
+    assert text.index("the prediction looks inverted") < text.index("Evaluated: ")
 
 
 def test_names_of_files_are_text_and_nothing_else(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_same_evaluation_gives_the_same_page(tmp_path: Path) -> None:
 
 
 @given(st.dictionaries(st.text(), st.text()))
-def test_data_in_a_script_stay_in_it_and_come_out_as_they_were(values: dict[str, str]) -> None:
-    told = embedded(values | {"end": "</script><!--"})
-    assert "<" not in told
-    assert json.loads(told) == values | {"end": "</script><!--"}
+def test_data_in_a_script_element_cannot_end_it_and_can_be_read_back(values: dict[str, str]) -> None:
+    data = embedded(values | {"end": "</script><!--"})
+    assert "<" not in data
+    assert json.loads(data) == values | {"end": "</script><!--"}

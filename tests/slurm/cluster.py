@@ -1,7 +1,7 @@
-"""A private SLURM cluster for tests: thrown away afterwards, on ports of its own, nothing in /etc, no systemd, no root.
+"""Private, temporary SLURM cluster for tests. It uses free ports, and needs no file in /etc, no systemd and no root.
 
-Needs the programs of Debian's packages slurm-wlm and munge. The machine poses as several nodes, with GPUs that are
-links to /dev/null. There is no accounting: the product has to do without ``sacct``.
+Needs the programs of Debian's packages slurm-wlm and munge. One machine simulates several nodes, whose GPUs are links
+to /dev/null. The cluster has no accounting, as unetcli must work without ``sacct``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OWN_VARIABLES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
 
 
 class ClusterError(Exception):
-    """The cluster did not do what the tests build on."""
+    """The cluster failed to start, or one of its commands failed."""
 
 
 def lacking() -> list[str]:
@@ -38,7 +38,7 @@ def lacking() -> list[str]:
 
 
 def require_slurm() -> None:
-    """Skip where SLURM is not installed; fail where it has to be, as a skip would hide that."""
+    """Skip the test if SLURM is not installed; fail it if UNETCLI_REQUIRE_SLURM is set, as skips go unnoticed."""
     if not (missing := ", ".join(lacking())):
         return
     if os.environ.get("UNETCLI_REQUIRE_SLURM") == "1":
@@ -48,16 +48,16 @@ def require_slurm() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a test may want different; the rest of slurm.conf is below."""
+    """Settings that tests change; :func:`configuration` has the other lines of slurm.conf."""
 
     nodes: int = 2
     cpus: int = 4
     memory_mb: int = 16000
     gpus: int = 2
     max_array: int = 1001
-    """MaxArraySize bounds the index, so an array has at most that many elements."""
+    """MaxArraySize, which limits the number of elements of an array."""
     remember_seconds: int = 300
-    """MinJobAge: how long squeue still lists a job that has ended. 2 is the least."""
+    """MinJobAge: time for which squeue lists a job that has ended, at least 2 s."""
     kill_wait: int = 2
     """Seconds from SIGTERM to SIGKILL."""
     partitions: tuple[str, ...] = (
@@ -68,7 +68,7 @@ class Settings:
         "high PriorityTier=10 PreemptMode=OFF",
     )
     more: Mapping[str, str] = field(default_factory=dict)
-    """Lines of slurm.conf that replace those below."""
+    """Lines of slurm.conf that replace those of :func:`configuration`."""
 
 
 def configuration(place: Path, settings: Settings) -> dict[str, str]:
@@ -83,7 +83,7 @@ def configuration(place: Path, settings: Settings) -> dict[str, str]:
         "SlurmdUser": user,
         "AuthType": "auth/munge",
         "CredType": "cred/munge",
-        # a requeued job waits until its credential has expired: 120 s by default, and 5 is the least
+        # a requeued job waits until its credential has expired: by default 120 s, at least 5 s
         "AuthInfo": f"socket={place}/munge/socket,cred_expire=5",
         "StateSaveLocation": f"{place}/state",
         "SlurmdSpoolDir": f"{place}/spool/%n",
@@ -94,16 +94,16 @@ def configuration(place: Path, settings: Settings) -> dict[str, str]:
         "MailProg": "/bin/true",
         "SwitchType": "switch/none",
         "MpiDefault": "none",
-        "ProctrackType": "proctrack/linuxproc",  # with proctrack/pgid a step takes 3 s more to be over
+        "ProctrackType": "proctrack/linuxproc",  # with proctrack/pgid a step takes 3 s longer to end
         "TaskPlugin": "task/none",
-        # without cgroups the step daemon itself looks once a second and ends a step that is over its memory
+        # without cgroups the step daemon checks once a second and kills a step that exceeds its memory
         "JobAcctGatherType": "jobacct_gather/linux",
         "JobAcctGatherFrequency": "task=1",
         "JobAcctGatherParams": "OverMemoryKill",
         "AccountingStorageType": "accounting_storage/none",
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_Core_Memory",
-        "DefMemPerCPU": "500",  # a job that names none would get a whole node's memory and run alone
+        "DefMemPerCPU": "500",  # by default a job would get all memory of a node and run alone
         "SlurmdParameters": "config_overrides",  # nodes may claim more than this machine has
         "SchedulerType": "sched/backfill",
         "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=1",
@@ -123,11 +123,11 @@ def configuration(place: Path, settings: Settings) -> dict[str, str]:
 
 
 class SlurmCluster:
-    """Starts on entering, and leaves no process behind."""
+    """SLURM cluster that runs during a ``with`` block and leaves no process behind."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
-        # munge and slurm make sockets below it, whose paths may have 107 characters: hence not pytest's folder
+        # not in pytest's folder, as paths of the sockets of munge and slurm may have at most 107 characters
         self.place = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.user = getpass.getuser()
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
@@ -140,7 +140,7 @@ class SlurmCluster:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> SlurmCluster:
-        for attempt in range(3):  # another cluster may take one of our ports before we do
+        for attempt in range(3):  # another cluster may have taken one of the ports
             try:
                 self._start()
                 return self
@@ -158,16 +158,16 @@ class SlurmCluster:
             self._sweep()
             shutil.rmtree(self.place, ignore_errors=True)
 
-    # as a user and as an administrator
+    # commands of users and administrators
     def call(self, *words: str) -> str:
-        """What a SLURM command prints; raises where it fails."""
+        """Run a SLURM command and return its output; raises ClusterError if it fails."""
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise ClusterError(f"{' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
-        """Of one job or array element; empty once SLURM has forgotten it."""
+        """State of a job or array element; empty once SLURM has forgotten it."""
         try:
             return self.call("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", job)
         except ClusterError as error:
@@ -179,17 +179,17 @@ class SlurmCluster:
         until(lambda: self.state(job) in states, f"{job} to be {' or '.join(states)}", seconds)
 
     def jobs(self) -> list[str]:
-        """Jobs that wait or run; SLURM takes some seconds more to be done with one that has ended."""
+        """Waiting and running jobs; SLURM lists a job for some seconds after its end."""
         return self.call("squeue", "-h", "-r", "-t", "PENDING,CONFIGURING,RUNNING,SUSPENDED", "-o", "%i").split()
 
     def cancel_all(self) -> None:
-        """End every job, and wait until none is left."""
+        """Cancel all jobs and wait until they have ended."""
         with suppress(ClusterError, subprocess.TimeoutExpired, TimeoutError):
             self.call("scancel", "--full", "-u", self.user)
             until(lambda: not self.jobs(), "the queue to be empty")
 
     def kill_node(self, number: int, *, notice: bool = True) -> None:
-        """The machine is gone: daemon, step daemons and tasks. SLURM is told, unless it shall notice by itself."""
+        """Kill the daemon, step daemons and tasks of a node; with ``notice``, also mark it as down in SLURM."""
         daemon = self._daemons.pop(f"slurmd{number}")
         daemon.kill()
         daemon.wait()
@@ -200,19 +200,19 @@ class SlurmCluster:
             self.call("scontrol", "update", f"nodename=node{number}", "state=down", "reason=test")
 
     def start_node(self, number: int) -> None:
-        """Also one that was killed; it is back in service when SLURM says so."""
+        """Start the daemon of a node, also after :meth:`kill_node`; see :meth:`await_nodes`."""
         self._spawn(f"slurmd{number}", "slurmd", "-D", "-N", f"node{number}", "-f", self._file("slurm.conf"))
 
     def await_nodes(self) -> None:
-        """Until every node is in service."""
+        """Wait until all nodes accept jobs."""
         self._await(lambda: len(self._healthy_nodes()) == self.settings.nodes, "the nodes")
 
     def stop_controller(self) -> None:
-        """From now on SLURM's commands fail; jobs run on."""
+        """Stop the controller, so that SLURM's commands fail while jobs continue."""
         self._end("slurmctld")
 
     def start_controller(self) -> None:
-        """Again, with the state it saved."""
+        """Start the controller again, with the state it saved."""
         self._spawn("slurmctld", "slurmctld", "-D", "-f", self._file("slurm.conf"))
         self._await(lambda: bool(self._healthy_nodes()), "slurmctld")
 
@@ -233,7 +233,7 @@ class SlurmCluster:
         (self.place / "slurm.conf").write_text("\n".join(lines) + "\n")
 
     def _write_gpus(self) -> None:
-        """File= has to be a device; a link to one passes."""
+        """Write gres.conf. ``File=`` must be a device or a link to one."""
         lines = ["AutoDetect=off"]
         for number in range(self.settings.gpus):
             device = self.place / f"devices/gpu{number}"
@@ -261,7 +261,7 @@ class SlurmCluster:
         self._write_files()
         munge = self.place / "munge"
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        # the force flag: munged would not have a socket below a folder that others may write to, as /tmp
+        # with -F, as munged otherwise refuses sockets below folders that other users can write to, such as /tmp
         self._spawn("munged", "munged", "-F", "-f", *(f"--{word}={munge / name}" for word, name in files.items()))
         self._await((munge / "socket").exists, "munged")
         self._spawn("slurmctld", "slurmctld", "-D", "-c", "-f", self._file("slurm.conf"))
@@ -272,7 +272,7 @@ class SlurmCluster:
     def _spawn(self, name: str, *command: str) -> None:
         program = str(shutil.which(command[0], path=SEARCH_PATH))
         words = [program, *command[1:]]
-        if guard := shutil.which("setpriv"):  # ends with us, however we end
+        if guard := shutil.which("setpriv"):  # ends with this process, even if that is killed
             words = [guard, "--pdeathsig", "TERM", *words]
         with (self.place / f"log/{name}.out").open("ab") as output:
             self._daemons[name] = subprocess.Popen(
@@ -289,8 +289,8 @@ class SlurmCluster:
         def holds() -> bool:
             for name, daemon in self._daemons.items():
                 if daemon.poll() is not None:
-                    said = (self.place / f"log/{name}.out").read_text(errors="replace")[-2000:]
-                    raise ClusterError(f"{name} ended with {daemon.returncode}: {said}")
+                    output = (self.place / f"log/{name}.out").read_text(errors="replace")[-2000:]
+                    raise ClusterError(f"{name} ended with {daemon.returncode}: {output}")
             return condition()
 
         try:
@@ -318,17 +318,17 @@ class SlurmCluster:
             daemon.wait()
 
     def _sweep(self) -> None:
-        """Step daemons outlive slurmd, and tasks outlive them."""
+        """Kill step daemons, which outlive slurmd, and tasks, which outlive step daemons."""
         for pid in self._processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def _processes(self, node: str | None = None) -> list[int]:
-        """Step daemons and tasks of this cluster, or of one node."""
+        """Ids of the step daemons and tasks of this cluster, or of one node."""
         return [pid for pid in all_pids() if self._is_step_daemon(pid, node) or self._is_task(pid, node)]
 
     def _is_step_daemon(self, pid: int, node: str | None) -> bool:
-        """They blank their environment, but keep the log of their node open."""
+        """Whether a process is a step daemon; these clear their environment, but keep the log of their node open."""
         logs = [self._file(f"log/slurmd.{node}.log")] if node else self._logs()
         with suppress(OSError):
             if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmstepd":
@@ -344,12 +344,12 @@ class SlurmCluster:
         except OSError:
             return False
         in_a_job = any(variable.startswith("SLURM_JOB_ID=") for variable in variables)
-        ours = f"SLURM_CONF={self._file('slurm.conf')}" in variables and in_a_job
-        return ours and (node is None or f"SLURMD_NODENAME={node}" in variables)
+        own = f"SLURM_CONF={self._file('slurm.conf')}" in variables and in_a_job
+        return own and (node is None or f"SLURMD_NODENAME={node}" in variables)
 
 
 def enter(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this process be one on a submit host of the cluster."""
+    """Configure this process as one on a submit host of the cluster."""
     for name in os.environ:
         if name.startswith(OWN_VARIABLES):
             monkeypatch.delenv(name)
@@ -358,7 +358,7 @@ def enter(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _last_munged(name: str) -> int:
-    """Everything needs munge to say goodbye, and nodes say it to the controller."""
+    """Sort key for ending daemons: all need munge to sign off, and nodes sign off at the controller."""
     return {"munged": 2, "slurmctld": 1}.get(name, 0)
 
 
@@ -375,7 +375,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    """Wait for it; TimeoutError where it does not come."""
+    """Wait until the condition holds; raises TimeoutError, which names ``what``, if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

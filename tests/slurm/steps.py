@@ -1,4 +1,4 @@
-"""A command that works in steps, keeps a checkpoint and ends as its signals say, as ``train`` does, without a network.
+"""Command that works in steps, writes checkpoints and handles signals like ``train``, but without a network.
 
 python -m slurm.steps FOLDER STEPS
 """
@@ -17,11 +17,11 @@ from unetcli.cli.console import leave
 from unetcli.core.process import Signals
 
 SECONDS = 0.1
-"""Of a step; and of writing a checkpoint ten times as long."""
+"""Duration of a step; writing a checkpoint takes ten times as long."""
 
 
 def work(folder: Path, steps: int) -> None:
-    """Go on from the checkpoint, if there is one, to so many steps."""
+    """Continue from the checkpoint, if there is one, up to the given number of steps."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     signals = Signals().listen()
     checkpoint = folder / f"checkpoint.{os.environ.get('SLURM_PROCID', '0')}"

@@ -1,5 +1,7 @@
-"""The crash test: everything that can be killed is killed at random moments, disks fill and turn read-only, stored data
-are damaged; after the last rerun the output equals that of a single undisturbed run, byte for byte."""
+"""Crash test: processes are killed at random moments, disks become full or read-only, and stored data are damaged.
+
+After the last rerun the output must equal that of an undisturbed run, byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,12 @@ WAYS = {
 
 @dataclass
 class Scene:
-    """One output on a small disk of its own, and what happens to it."""
+    """An output on a small separate disk, and the events that disturb it."""
 
     place: Path
     slurm: SlurmCluster
     chance: random.Random
-    told: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
 
     @property
     def disk(self) -> Path:
@@ -50,14 +52,14 @@ class Scene:
 
     @property
     def folder(self) -> Path:
-        """Apart from the disk: jobs keep their logs open there, and a disk with files open cannot turn read-only."""
+        """Run folder, which is not on the disk: jobs keep logs open, and a disk with open files cannot be read-only."""
         return self.place / "run"
 
     def start(self, *words: str) -> Command:
         return Command(*words, cwd=self.place, talk=self.place / "talk.txt")
 
     def predict(self, way: str) -> Command:
-        self.told.append(f"{way} ({len(list(read_receipts(self.folder / 'receipts')))} receipts)")
+        self.events.append(f"{way} ({len(list(read_receipts(self.folder / 'receipts')))} receipts)")
         words = ["--output", str(self.output), "--run-folder", str(self.folder), "--dtype", "float32"]
         return self.start("predict", "big.zarr", *words, *TILE, *WAYS[way])
 
@@ -65,9 +67,9 @@ class Scene:
         return self.start("verify", str(self.output), "--run-folder", str(self.folder), *words).wait(timeout=300)
 
     def talk(self) -> str:
-        return " > ".join(self.told) + "\n" + (self.place / "talk.txt").read_text()[-6000:]
+        return " > ".join(self.events) + "\n" + (self.place / "talk.txt").read_text()[-6000:]
 
-    # -- what happens
+    # -- events
 
     def kill_worker(self) -> None:
         if pids := self.workers():
@@ -88,7 +90,7 @@ class Scene:
         remount(self.disk, "ro")
 
     def damage(self) -> None:
-        """Cut a stored chunk short, or turn one of its bits."""
+        """Truncate a stored chunk or flip one of its bits."""
         if chunks := sorted(path for path in (self.output / "0" / "c").rglob("*") if path.is_file()):
             victim = self.chance.choice(chunks)
             content = bytearray(victim.read_bytes())
@@ -100,13 +102,13 @@ class Scene:
                 victim.write_bytes(content)
 
     def mend(self) -> None:
-        """What an administrator does: jobs that run on are cancelled, the disk is writable and has room again."""
+        """Cancel all jobs, and make the disk writable and free its space, as an administrator would."""
         self.slurm.cancel_all()
         remount(self.disk, "rw")
         (self.disk / "filler").unlink(missing_ok=True)
 
     def workers(self) -> list[int]:
-        """Processes that work on the output, by their own word."""
+        """Ids of the processes that work on the output, according to their heartbeats."""
         found = []
         for path in sorted((self.folder / "workers").glob("*.json")):
             with suppress(OSError, ValueError):
@@ -117,14 +119,14 @@ class Scene:
 
 
 def remount(disk: Path, mode: str) -> None:
-    """A disk turns read-only only at a moment when no file is being written."""
+    """Remount a disk, which becomes read-only only at a moment when no file is being written."""
     command = ["mount", "-o", f"remount,{mode}", str(disk)]
     until(lambda: subprocess.run(command, capture_output=True).returncode == 0, f"remount {mode}")
 
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[None]:
-    """A disk of 400 MB at ``place/disk``."""
+    """Mount a disk of 400 MB at ``place/disk``."""
     disk = place / "disk"
     disk.mkdir()
     made = subprocess.run(
@@ -152,7 +154,7 @@ def array_files(store: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("rounds", [1, *(pytest.param(rounds, marks=pytest.mark.slow) for rounds in (3, 20))])
-def test_whatever_happens_the_last_rerun_ends_in_the_same_bytes(scene: Scene, rounds: int) -> None:
+def test_the_last_rerun_gives_the_same_bytes_after_any_events(scene: Scene, rounds: int) -> None:
     sections = SECTIONS_PER_ROUND * rounds
     write_zarr(scene.place / "big.zarr", grey(sections, SIDE, SIDE), chunks=(1, 128, 128))
     whole = scene.start("predict", "big.zarr", "--output", "whole.zarr", "--dtype", "float32", *TILE)
@@ -160,11 +162,11 @@ def test_whatever_happens_the_last_rerun_ends_in_the_same_bytes(scene: Scene, ro
     events = [scene.kill_worker, scene.requeue, scene.fill_disk, scene.read_only, scene.damage]
     for number in range(rounds):
         launcher = scene.predict(list(WAYS)[number % len(WAYS)])
-        if number % 4 != 3:  # else things happen while the launcher starts, too
+        if number % 4 != 3:  # otherwise the events begin while the launcher starts
             until(lambda launcher=launcher: scene.workers() or launcher.poll() is not None, "a worker")  # type: ignore[misc]
         disturb(scene, launcher, scene.chance.sample(events, 2))
         scene.mend()
-    print(" > ".join(scene.told))
+    print(" > ".join(scene.events))
     finish(scene)
     assert array_files(scene.output) == array_files(scene.place / "whole.zarr"), scene.talk()
     check_receipts(scene, sections)
@@ -172,21 +174,21 @@ def test_whatever_happens_the_last_rerun_ends_in_the_same_bytes(scene: Scene, ro
 
 
 def disturb(scene: Scene, launcher: Command, events: list[Callable[[], None]]) -> None:
-    """Let things happen while the launcher works; then kill it, or have it drain."""
+    """Cause the events while the launcher works, then kill it or stop it with SIGTERM."""
     for event in events:
         with suppress(subprocess.TimeoutExpired):
             launcher.wait(timeout=scene.chance.uniform(0.5, 4))
-        scene.told.append(event.__name__)
+        scene.events.append(event.__name__)
         event()
-    how = scene.chance.choice(["kill", "terminate"])  # so that the next launch finds work left
-    scene.told.append(f"{how} launcher")
+    how = scene.chance.choice(["kill", "terminate"])  # so that work is left for the next launch
+    scene.events.append(f"{how} launcher")
     getattr(launcher, how)()
     code = launcher.wait(timeout=300)
     assert code in (0, 1, 3, -signal.SIGKILL), scene.talk()
 
 
 def finish(scene: Scene) -> None:
-    """Run again until done; then have what was damaged found and repaired."""
+    """Rerun until the output is complete, then find and repair damaged data."""
     for _ in range(4):
         launcher = scene.predict("slurm")
         if launcher.wait(timeout=300) == 0:
@@ -198,7 +200,7 @@ def finish(scene: Scene) -> None:
 
 
 def check_receipts(scene: Scene, sections: int) -> None:
-    """Each block once for each time that its data were void, and no more."""
+    """Check that each block was computed once, and once more for each void receipt."""
     receipts = list(read_receipts(scene.folder / "receipts"))
     done = Counter(receipt.block for receipt in receipts if receipt.state == DONE)
     void = Counter(receipt.block for receipt in receipts if receipt.state == VOID)

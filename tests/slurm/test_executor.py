@@ -1,4 +1,4 @@
-"""Blocks worked off by jobs of a real SLURM, and what becomes of them when things go wrong."""
+"""Tests of the SLURM executor with a real SLURM, including failures of jobs, nodes, launcher and controller."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(launcher: SlurmExecutor, folder: Path, blocks: Ranges, *ticks: Tick) -> 
 
 
 def once(condition: Callable[[], bool], action: Callable[[], object]) -> Tick:
-    """Does it the first time that the condition holds."""
+    """Tick that performs the action the first time that the condition holds."""
     did: list[object] = []
 
     def tick() -> None:
@@ -49,7 +49,7 @@ def once(condition: Callable[[], bool], action: Callable[[], object]) -> Tick:
 
 
 def job_of(folder: Path, block: int) -> str:
-    """Which job owns a block, by the journal."""
+    """Job that owns a block, according to the journal."""
     owners = [
         job
         for submission in JobJournal(folder).on_record()
@@ -59,7 +59,7 @@ def job_of(folder: Path, block: int) -> str:
     return owners[-1]
 
 
-def test_every_block_is_done_once_and_nothing_that_carried_it_stays(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_every_block_is_done_once_and_submitit_s_files_are_deleted(slurm: SlurmCluster, tmp_path: Path) -> None:
     launcher = executor(blocks_per_job=3, gpus="1", setup=("export GREETING=hello",))
     assert run(launcher, tmp_path, ((0, 7), (9, 12))) == []
     assert sorted(done(tmp_path)) == [*range(7), *range(9, 12)]
@@ -72,25 +72,27 @@ def test_every_block_is_done_once_and_nothing_that_carried_it_stays(slurm: Slurm
 
 
 @pytest.mark.slow
-def test_each_way_to_fail_is_told_apart_and_stops_no_other(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_each_kind_of_failure_is_distinguished_and_does_not_stop_the_others(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
     orders = ["signal 9", "exit 3", "signal 11", "raise", "memory", "hold", "nothing"]
-    said = ["killed", "exit code 3", "SIGSEGV", "ValueError: as ordered", "out of memory: raise --mem", "cancelled"]
+    reasons = ["killed", "exit code 3", "SIGSEGV", "ValueError: as ordered", "out of memory: raise --mem", "cancelled"]
     for block, what in enumerate(orders):
         order(tmp_path, block, what)
     cancel = once(lambda: begun(tmp_path, 5), lambda: slurm.call("scancel", job_of(tmp_path, 5)))
     failures = run(executor(), tmp_path, ((0, 7),), cancel)
     by_element = {int(failure.job.partition("_")[2]): failure for failure in failures}
     assert sorted(by_element) == list(range(6))
-    for index, words in enumerate(said):
+    for index, words in enumerate(reasons):
         assert words in by_element[index].reason, by_element[index]
     assert all(failure.host.startswith("node") for failure in failures)
     assert done(tmp_path) == [6]
 
 
-def test_jobs_cancelled_while_they_wait_are_told_element_by_element_and_all_at_once(
+def test_waiting_jobs_that_are_cancelled_singly_or_together_are_reported(
     slurm: SlurmCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of one element, SLURM keeps no trace; of the whole array it does."""
+    """SLURM forgets a cancelled element at once, but remembers a cancelled array."""
     launcher = executor(extra=(("begin", "now+1hour"),))
     cancel_one = once(lambda: bool(waiting) and len(slurm.jobs()) == 3, lambda: slurm.call("scancel", launcher.jobs[1]))
     cancel_all = once(lambda: bool(caplog.messages), lambda: slurm.call("scancel", *array_of(launcher.jobs)))
@@ -111,7 +113,7 @@ def array_of(jobs: list[str]) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_job_at_its_time_limit_comes_back_and_finishes_and_one_without_progress_fails(
+def test_a_job_at_its_time_limit_is_requeued_and_finishes_and_one_without_progress_fails(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     for block in range(8):
@@ -127,8 +129,8 @@ def test_a_job_at_its_time_limit_comes_back_and_finishes_and_one_without_progres
     assert restarts(slurm, launcher.jobs[1]) == 0
 
 
-def test_a_job_near_its_time_limit_comes_back_and_finishes(slurm: SlurmCluster, tmp_path: Path) -> None:
-    """After a block of 13 s, three more would not fit into a limit of a minute, the least there is."""
+def test_a_job_near_its_time_limit_is_requeued_and_finishes(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """After a block of 13 s, three more would exceed the limit of one minute, the smallest possible one."""
     order(tmp_path, 0, "sleep 13")
     launcher = executor(blocks_per_job=2, time="1")
     assert run(launcher, tmp_path, ((0, 2),)) == []
@@ -137,18 +139,18 @@ def test_a_job_near_its_time_limit_comes_back_and_finishes(slurm: SlurmCluster, 
 
 
 def restarts(cluster: SlurmCluster, job: str) -> int:
-    told = cluster.call("scontrol", "-o", "show", "job", job)
-    return int(told.partition("Restarts=")[2].split()[0])
+    shown = cluster.call("scontrol", "-o", "show", "job", job)
+    return int(shown.partition("Restarts=")[2].split()[0])
 
 
 def preemptor(cluster: SlurmCluster) -> None:
-    """A job that needs both nodes whole."""
+    """Submit a job that needs all CPUs of both nodes."""
     words = ["--partition=high", "--nodes=2", "--cpus-per-task=4", "--mem=100M", "--output=/dev/null"]
     cluster.call("sbatch", *words, "--wrap=sleep 1")
 
 
 @pytest.mark.slow
-def test_preempted_jobs_finish_their_blocks_and_come_back_whatever_the_partition_does_with_them(
+def test_preempted_jobs_finish_their_blocks_and_continue_in_partitions_that_requeue_or_cancel(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     launchers, folders = [], [tmp_path / "low", tmp_path / "cancel"]
@@ -166,15 +168,17 @@ def test_preempted_jobs_finish_their_blocks_and_come_back_whatever_the_partition
 
 
 @pytest.mark.slow
-def test_a_job_that_preemption_ends_for_good_is_told(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_job_that_is_preempted_and_not_requeued_is_reported(slurm: SlurmCluster, tmp_path: Path) -> None:
     order(tmp_path, 0, "hold")
     launcher = executor(time="60", cpus_per_task=4, partition="drop")
     (failure,) = run(launcher, tmp_path, ((0, 1),), once(lambda: begun(tmp_path, 0), lambda: preemptor(slurm)))
-    assert failure.reason == "preempted by another job, and not put back into the queue"
+    assert failure.reason == "preempted by another job and not requeued"
 
 
 @pytest.mark.slow
-def test_cancelling_stays_a_cancel_though_the_job_stops_in_order(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_cancelled_job_counts_as_cancelled_although_it_finishes_its_block(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
     for block in range(200):
         order(tmp_path, block, "sleep 0.2")
     launcher = executor(blocks_per_job=200, time="60")
@@ -182,7 +186,7 @@ def test_cancelling_stays_a_cancel_though_the_job_stops_in_order(slurm: SlurmClu
     (failure,) = run(launcher, tmp_path, ((0, 200),), cancel)
     assert failure.reason == "cancelled"
     assert slurm.state(failure.job) == "CANCELLED"
-    assert done(tmp_path) == list(range(len(done(tmp_path))))  # the block at work was finished, none begun after it
+    assert done(tmp_path) == list(range(len(done(tmp_path))))  # the current block was finished and no other begun
     assert not begun(tmp_path, len(done(tmp_path)))
 
 
@@ -202,18 +206,17 @@ def test_a_lost_node_costs_no_block(slurm: SlurmCluster, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_hosts_to_avoid_are_avoided_while_there_are_others(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_hosts_to_avoid_are_excluded_as_long_as_there_are_others(slurm: SlurmCluster, tmp_path: Path) -> None:
     launcher = executor()
     assert launcher.run(work, tmp_path, ((0, 1),), tick=lambda: None, stopping=bool, avoid=["node0"]) == []
-    told = slurm.call("scontrol", "-o", "show", "job", launcher.jobs[0])
-    assert "ExcNodeList=node0 " in told
+    assert "ExcNodeList=node0 " in slurm.call("scontrol", "-o", "show", "job", launcher.jobs[0])
     again = executor()
     both = ["node0", "node1.example.org"]
     assert again.run(work, tmp_path, ((1, 2),), tick=lambda: None, stopping=bool, avoid=both) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"partition": "nope"}, "SLURM refuses the jobs: invalid partition specified: nope"),
         ({"mem": "900G"}, "SLURM refuses the jobs: .*Requested node configuration is not available"),
@@ -222,9 +225,9 @@ def test_hosts_to_avoid_are_avoided_while_there_are_others(slurm: SlurmCluster, 
     ],
 )
 def test_a_refused_submission_is_one_line_and_leaves_nothing(
-    slurm: SlurmCluster, tmp_path: Path, changes: dict[str, Any], said: str, capfd: pytest.CaptureFixture[str]
+    slurm: SlurmCluster, tmp_path: Path, changes: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UnetcliError, match=said) as caught:
+    with pytest.raises(UnetcliError, match=message) as caught:
         run(executor(**changes), tmp_path, ((0, 30),))
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["jobs.jsonl"]
@@ -233,13 +236,13 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_a_cluster_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_commands_are_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnetcliError, match=r"sbatch, .* not on PATH"):
         run(executor(), tmp_path, ((0, 1),))
 
 
-def test_a_cluster_that_does_not_answer_is_one_line(
+def test_a_cluster_that_does_not_answer_is_reported_in_one_line(
     slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_CONF")
@@ -249,7 +252,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
 
 
 @pytest.mark.slow
-def test_arrays_are_split_where_the_site_wants_and_jobs_are_forgotten_soon(
+def test_small_array_limits_and_jobs_that_are_soon_forgotten_are_handled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: SlurmCluster
 ) -> None:
     order(tmp_path, 9, "exit 3")
@@ -262,7 +265,7 @@ def test_arrays_are_split_where_the_site_wants_and_jobs_are_forgotten_soon(
     assert [(failure.job, failure.reason) for failure in failures] == [(launcher.jobs[9], "crashed with exit code 3")]
 
 
-def test_a_launcher_may_be_a_job_itself(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_launcher_may_run_in_a_job(slurm: SlurmCluster, tmp_path: Path) -> None:
     script = tmp_path / "launcher.sh"
     program = "from pathlib import Path; from slurm.work import launch; launch(Path.cwd(), ((0, 2),))"
     script.write_text(f"#!/bin/bash\ncd {tmp_path}\nexec {sys.executable} -c '{program}'\n")
@@ -290,7 +293,9 @@ def test_jobs_of_a_killed_launcher_are_found_again(slurm: SlurmCluster, tmp_path
     assert sorted(done(tmp_path)) == [0, 1, 2]
 
 
-def test_jobs_are_found_though_their_launcher_died_before_it_noted_them(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_jobs_are_found_although_their_launcher_died_before_it_recorded_them(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
     from unetcli.executors.slurm.worker import run_share
 
     order(tmp_path, 0, "hold")
@@ -300,16 +305,16 @@ def test_jobs_are_found_though_their_launcher_died_before_it_noted_them(slurm: S
     place = str(journal.logs / submission.name)
     elements = [(work, str(tmp_path), place, index, share) for index, share in enumerate(shares)]
     jobs = submit_jobs(REQUEST, journal.logs, run_share, elements, name=submission.name)
-    journal.intend([((2, 3),)])  # and one that was announced only
+    journal.intend([((2, 3),)])  # a submission that was only announced
     with journal.file.open("a") as file:
-        file.write('\n{"submit": "unetcli-to')  # and a torn line
+        file.write('\n{"submit": "unetcli-to')  # an incomplete line
     launcher = executor()
     assert run(launcher, tmp_path, ((0, 3),), lambda: release(tmp_path)) == []
     assert jobs[0] in launcher.jobs  # the second may have ended
     assert sorted(done(tmp_path)) == [0, 1, 2]
 
 
-def test_detached_jobs_run_on_and_the_next_call_waits_for_them(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_detached_jobs_continue_and_the_next_call_waits_for_them(slurm: SlurmCluster, tmp_path: Path) -> None:
     order(tmp_path, 0, "hold")
     launcher = executor(blocks_per_job=2, detach=True)
     assert run(launcher, tmp_path, ((0, 2),)) == []
@@ -323,7 +328,7 @@ def test_detached_jobs_run_on_and_the_next_call_waits_for_them(slurm: SlurmClust
     assert done(tmp_path) == [0, 1]
 
 
-def test_an_interrupt_leaves_the_jobs_at_work(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_jobs_continue_after_an_interrupt(slurm: SlurmCluster, tmp_path: Path) -> None:
     order(tmp_path, 0, "hold")
 
     def interrupt() -> None:
@@ -338,7 +343,7 @@ def test_an_interrupt_leaves_the_jobs_at_work(slurm: SlurmCluster, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_silent_controller_is_waited_for_and_told_once(
+def test_a_silent_controller_is_waited_for_and_reported_once(
     slurm: SlurmCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     order(tmp_path, 0, "hold")
@@ -349,11 +354,11 @@ def test_a_silent_controller_is_waited_for_and_told_once(
     def silences() -> list[str]:
         return [message for message in caplog.messages if message.startswith("SLURM does not answer (squeue")]
 
-    def go_on() -> None:
+    def resume() -> None:
         slurm.start_controller()
         release(tmp_path)
 
-    failures = run(launcher, tmp_path, ((0, 2),), stop, once(lambda: bool(silences()), go_on))
+    failures = run(launcher, tmp_path, ((0, 2),), stop, once(lambda: bool(silences()), resume))
     assert [(failure.job, failure.reason) for failure in failures] == [(launcher.jobs[1], "crashed with exit code 3")]
     assert len(silences()) == 1
     assert done(tmp_path) == [0]

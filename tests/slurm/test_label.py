@@ -1,4 +1,4 @@
-"""label and evaluate on a real SLURM: as arrays, left at work, cancelled and gone on with; status tells of them."""
+"""Tests of label and evaluate with a real SLURM: job arrays, detached or cancelled and continued, and their status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVALUATE = ["evaluate", STORE, "t.zarr", "--metrics", "pixels", "--block-voxels"
 
 @pytest.fixture
 def place(tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """27 blocks to label; 90 to count."""
+    """Prediction with 27 blocks to label and 90 to evaluate."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
     values = blobs((3, 75, 90), 2, seed=7)
@@ -42,11 +42,11 @@ def labels() -> dict[str, bytes]:
 
 def look(step: str) -> Status:
     (found,) = steps_of(STORE, only=step)
-    return Watcher(found, scheduler=JobStates(every=0)).look()
+    return Watcher(found, scheduler=JobStates(every=0)).status()
 
 
 @pytest.mark.slow
-def test_labels_of_job_arrays_are_those_of_one_process(place: Path) -> None:
+def test_job_arrays_write_the_same_labels_as_one_process(place: Path) -> None:
     assert finished(*LABEL).returncode == 0
     here = labels()
     done = finished(*LABEL, *SLURM, "--overwrite")
@@ -59,39 +59,39 @@ def test_labels_of_job_arrays_are_those_of_one_process(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stages_that_are_left_at_work_are_shown_and_gone_on_with(place: Path, slurm: SlurmCluster) -> None:
-    told = []
+def test_detached_stages_are_shown_and_continued(place: Path, slurm: SlurmCluster) -> None:
+    unfinished = []
     for _ in range(8):
         done = finished(*LABEL, *SLURM, "--detach", "--max-running", "1")
         assert done.returncode == 0, done.stderr
         found = look("instances")
-        told.append([stage.name for stage in found.stages if stage.done < stage.blocks][:1])
+        unfinished.append([stage.name for stage in found.stages if stage.done < stage.blocks][:1])
         if found.complete:
             break
         assert done.stdout.strip().isdecimal()
         assert found.failures == []
         until(lambda: not slurm.jobs(), "an empty queue")
-    assert told == [["find"], ["merge"], ["number"], ["level"], []]
+    assert unfinished == [["find"], ["merge"], ["number"], ["level"], []]
     assert finished("verify", STORE).returncode == 0
 
 
 @pytest.mark.slow
-def test_cancelled_stages_are_told_and_continued(place: Path, slurm: SlurmCluster) -> None:
+def test_cancelled_stages_are_shown_and_continued(place: Path, slurm: SlurmCluster) -> None:
     done = finished(*LABEL, *SLURM, "--detach", "--slurm", "begin=now+1hour")
     assert done.returncode == 0, done.stderr
     found = look("instances")
     assert (found.workers, found.queued, found.done, found.missing) == (0, 3, 0, found.blocks)
-    waiting = "3 jobs waiting (BeginTime)"  # the controller says why once it has looked at them
+    waiting = "3 jobs waiting (BeginTime)"  # the reason is known after the first scheduling cycle
     until(lambda: waiting in finished("status", STORE).stdout, waiting)
     subprocess.run(["scancel", done.stdout.strip()], check=True)
     until(lambda: not slurm.jobs(), "an empty queue")
-    assert "nobody works on it; the same label command continues" in finished("status", STORE).stdout
+    assert "the same label command continues" in finished("status", STORE).stdout
     assert finished(*LABEL).returncode == 0
     assert look("instances").complete
 
 
 @pytest.mark.slow
-def test_scores_that_jobs_counted_are_those_of_one_process(place: Path, slurm: SlurmCluster) -> None:
+def test_job_arrays_compute_the_same_scores_as_one_process(place: Path, slurm: SlurmCluster) -> None:
     here = json.loads(finished(*EVALUATE).stdout)
     done = finished(*EVALUATE, *SLURM, "--detach")
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_scores_that_jobs_counted_are_those_of_one_process(place: Path, slurm: S
     assert found.done + found.running + found.missing == found.blocks
     until(lambda: not slurm.jobs(), "an empty queue")
     assert (found := look("evaluate")).done == found.blocks
-    assert "the same evaluate command tells the scores" in finished("status", STORE).stdout
+    assert "the same evaluate command computes the scores" in finished("status", STORE).stdout
     there = json.loads(finished(*EVALUATE, *SLURM).stdout)
     assert there["pixels"] == here["pixels"]
     assert not Path(f"{STORE}.run/evaluate").exists()

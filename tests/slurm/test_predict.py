@@ -1,4 +1,4 @@
-"""predict on a real SLURM: as an array, as Dask workers, through the scripts of ``slurm/``."""
+"""Tests of predict with a real SLURM: as a job array, with Dask workers, and with the scripts of ``slurm/``."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def array_files(store: str) -> dict[str, bytes]:
 
 
 def computed(store: str = "big.pred.zarr") -> list[int]:
-    """Blocks as often as they were computed: of full resolution, then of the coarser levels."""
+    """Computed blocks with repetitions: those of full resolution, then those of the coarser levels."""
     return sorted(receipt.block for receipt in read_receipts(Path(f"{store}.run/predict/receipts")))
 
 
 def slow_sections(sections: int = 200) -> None:
-    """An input that takes a while."""
+    """Replace the input by one that takes longer."""
     shutil.rmtree("big.zarr")
     write_zarr(Path("big.zarr"), grey(sections, 300, 300), chunks=(1, 128, 128))
 
@@ -59,7 +59,7 @@ def jobs_are_gone(slurm: SlurmCluster) -> bool:
 
 
 @pytest.mark.parametrize("how", [pytest.param(SLURM, marks=pytest.mark.slow), DASK], ids=["slurm", "dask"])
-def test_a_cluster_gives_the_bytes_of_one_process(place: Path, slurm: SlurmCluster, how: list[str]) -> None:
+def test_a_cluster_gives_the_same_bytes_as_one_process(place: Path, slurm: SlurmCluster, how: list[str]) -> None:
     assert predict("--tile", "204", "--levels", "2", "-o", "whole.zarr").returncode == 0
     done = predict(*how, "--levels", "2", "--json")
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_a_cluster_gives_the_bytes_of_one_process(place: Path, slurm: SlurmClust
     until(lambda: jobs_are_gone(slurm), "an empty queue")
     again = predict(*how, "--levels", "2")
     assert again.returncode == 0
-    assert "complete already" in again.stderr
+    assert "already complete" in again.stderr
     assert not list(place.rglob("*.partial"))
     assert not list(place.rglob("key.pem"))
 
@@ -89,28 +89,28 @@ def test_detach_returns_the_id_and_the_same_command_attaches(place: Path, slurm:
     assert predict(*words, "--overwrite").returncode == 1
     attached = predict(*words)
     assert attached.returncode == 0, attached.stderr
-    assert computed() == list(range(100))  # nothing twice
+    assert computed() == list(range(100))  # no block was computed twice
     assert Path("big.pred.zarr.run/predict/jobs.jsonl").read_text().count('"submit"') == 1
 
 
-def test_detach_leaves_the_levels_to_a_job_and_says_so(place: Path, slurm: SlurmCluster) -> None:
+def test_detach_submits_a_job_for_the_levels_and_reports_it(place: Path, slurm: SlurmCluster) -> None:
     assert predict("--tile", "204").returncode == 0
     words = [*SLURM, "--levels", "2", "--json"]
     for _ in range(2):
         detached = predict(*words, "--slurm", "begin=now+1hour", "--detach")
         assert detached.returncode == 0, detached.stderr
-        told = json.loads(detached.stdout)
-        assert told["jobs"] == slurm.jobs()
-        assert not told["finished"]
+        summary = json.loads(detached.stdout)
+        assert summary["jobs"] == slurm.jobs()
+        assert not summary["finished"]
     assert Path("big.pred.zarr.run/predict/jobs.jsonl").read_text().count('"submit"') == 1
-    slurm.call("scontrol", "update", f"JobId={told['jobs'][0]}", "StartTime=now")
+    slurm.call("scontrol", "update", f"JobId={summary['jobs'][0]}", "StartTime=now")
     done = predict(*words)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["complete"]
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_the_jobs_at_work_and_says_how_to_go_on(place: Path, slurm: SlurmCluster) -> None:
+def test_jobs_continue_after_ctrl_c_and_a_message_explains_how_to_attach(place: Path, slurm: SlurmCluster) -> None:
     slow_sections()
     process = Command("predict", "big.zarr", *SLURM, "--blocks-per-job", "50", talk=place / "talk")
     until(slurm.jobs, "jobs in the queue")
@@ -136,11 +136,11 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(place: Path, slurm:
     assert predict("--tile", "204").returncode == 0
     files = array_files("big.pred.zarr")
     assert predict("--cluster", how, "--partition", "nope", "--overwrite").returncode == 1
-    assert array_files("big.pred.zarr") == files  # nothing lost
+    assert array_files("big.pred.zarr") == files  # the old output is kept
 
 
 @pytest.mark.slow
-def test_of_two_launchers_at_once_one_is_told_about_the_other(place: Path, slurm: SlurmCluster) -> None:
+def test_of_two_simultaneous_launchers_one_is_refused(place: Path, slurm: SlurmCluster) -> None:
     slow_sections()
     words = ["predict", "big.zarr", *SLURM, "--blocks-per-job", "100"]
     both = [Command(*words, talk=place / f"talk{number}") for number in (0, 1)]
@@ -152,7 +152,7 @@ def test_of_two_launchers_at_once_one_is_told_about_the_other(place: Path, slurm
 
 
 @pytest.mark.slow
-def test_a_launcher_inside_a_job_submits_others(place: Path, slurm: SlurmCluster) -> None:
+def test_a_launcher_inside_a_job_submits_jobs(place: Path, slurm: SlurmCluster) -> None:
     script = (
         f"#!/bin/sh\n#SBATCH --mem=500M\n#SBATCH --output=outer.log\n{sys.executable} -m unetcli predict big.zarr "
         + " ".join(SLURM)
@@ -164,7 +164,7 @@ def test_a_launcher_inside_a_job_submits_others(place: Path, slurm: SlurmCluster
 
 
 def on_path(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``unetcli`` as a command, for scripts."""
+    """Put a command ``unetcli`` on the PATH, for scripts."""
     command = place / "bin" / "unetcli"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m unetcli "$@"\n')
@@ -173,13 +173,13 @@ def on_path(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sbatch(slurm: SlurmCluster, *words: str) -> str:
-    """Submit with less than the scripts ask for, as these nodes are small; the job's id."""
+    """Submit a script with smaller resources than it requests, as the nodes are small; returns the job's id."""
     path = f"--export=ALL,PATH={os.environ['PATH']}"
     return slurm.call("sbatch", "--parsable", "--cpus-per-task=1", "--mem=500M", path, *words).strip()
 
 
 @pytest.mark.slow
-def test_the_array_script_runs_as_it_lies_there_and_some_elements_again(
+def test_the_array_script_runs_unchanged_and_elements_can_be_repeated(
     place: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_path(place, monkeypatch)
@@ -190,7 +190,7 @@ def test_the_array_script_runs_as_it_lies_there_and_some_elements_again(
     assert '"complete": true' in Path("big.pred.zarr/zarr.json").read_text(), log
     assert computed() == list(range(SECTIONS))
     assert len(list(Path("big.pred.zarr.run/predict").glob("receipts/*.txt"))) == 8
-    gone = [9, 10, 11, 21, 22, 23]  # of shares 3 and 7
+    gone = [9, 10, 11, 21, 22, 23]  # blocks of shares 3 and 7
     for path in Path("big.pred.zarr.run/predict/receipts").glob("*.txt"):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if int(line.split()[0]) not in gone))
@@ -201,7 +201,7 @@ def test_the_array_script_runs_as_it_lies_there_and_some_elements_again(
     assert not Path(f"unetcli-predict-{job}_0.log").exists()
 
 
-def test_an_afterany_job_closes_what_the_shares_left(
+def test_an_afterany_job_completes_the_output_of_an_array(
     place: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_path(place, monkeypatch)
@@ -209,4 +209,4 @@ def test_an_afterany_job_closes_what_the_shares_left(
     closing = [str(ROOT / "slurm" / "unetcli.sbatch"), "predict", "big.zarr", "--tile", "204", "--close"]
     job = sbatch(slurm, f"--dependency=afterany:{array}", *closing)
     until(lambda: jobs_are_gone(slurm), "the end of all jobs")
-    assert "complete already, 24 blocks found done" in Path(f"unetcli-{job}.log").read_text()
+    assert "already complete (24 blocks)" in Path(f"unetcli-{job}.log").read_text()

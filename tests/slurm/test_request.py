@@ -1,4 +1,4 @@
-"""What a job asks for: profile and options, in SLURM's words."""
+"""Tests of resource requests: profiles, options and their form for sbatch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_options_go_before_the_profile(tmp_path: Path) -> None:
+def test_options_override_the_profile(tmp_path: Path) -> None:
     profile = written(tmp_path, 'time = "1:00:00"\ngpus = 2\nsetup = ["module load cuda"]\n[extra]\nnice = 10\n')
     request = SlurmRequest.load(profile, time="30", partition="gpu", mem=None, setup=(), extra={"exclusive": "true"})
     assert request.options() == {
@@ -44,28 +44,28 @@ def test_options_go_before_the_profile(tmp_path: Path) -> None:
         ("[extra]\nexclusive = true", {"exclusive": "true"}),
     ],
 )
-def test_gpus_are_asked_for_in_each_site_s_way(tmp_path: Path, text: str, options: dict[str, str]) -> None:
+def test_gpus_can_be_requested_in_the_way_of_each_site(tmp_path: Path, text: str, options: dict[str, str]) -> None:
     assert SlurmRequest.load(written(tmp_path, text)).options() == options
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ('partion = "gpu"', r"profile.toml: unknown key 'partion'; known are partition, account, .*\[extra\]"),
+        ('partion = "gpu"', r"profile.toml: unknown key 'partion'; expected partition, account, .*\[extra\]"),
         ("time = soon", r"profile.toml: not TOML"),
         ('time = "soon"', r"time: 'soon' .* 04:00:00"),
         ('mem = "much"', r"mem: 'much' .* 16G"),
         ('cpus-per-task = "four"', r"cpus_per_task is 'four'"),
-        ("cpus-per-task = 0", r"cpus_per_task: 0 is too few"),
+        ("cpus-per-task = 0", r"cpus_per_task: 0; expected at least 1"),
         ("gpus = 1.5", r"gpus is 1.5"),
         ("setup = 3", r"setup is 3"),
-        ("[extra]\narray = '0-3'", r"slurm option array: set by unetcli"),
-        ("[extra]\npartition = 'x'", r"slurm option partition: has an option of its own"),
-        ("extra = 3", r"extra is 3; a table"),
+        ("[extra]\narray = '0-3'", r"slurm option array: cannot be set .*--blocks-per-job"),
+        ("[extra]\npartition = 'x'", r"slurm option partition: use the option --partition"),
+        ("extra = 3", r"extra is 3; expected a table"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(UnetcliError, match=said) as caught:
+def test_a_mistake_in_a_profile_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UnetcliError, match=message) as caught:
         SlurmRequest.load(written(tmp_path, text))
     assert "\n" not in str(caught.value)
 
@@ -76,7 +76,7 @@ def test_a_missing_profile_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu.toml", "cpu.toml"])
-def test_the_profiles_we_ship_are_right_with_every_line_that_is_commented_out(tmp_path: Path, name: str) -> None:
+def test_the_profiles_of_the_package_are_valid_with_all_lines_uncommented(tmp_path: Path, name: str) -> None:
     text = (PROFILES / name).read_text()
     assert SlurmRequest.load(PROFILES / name).limit_minutes
     uncommented = [line.removeprefix("# ") if " = " in line else line for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""status beside a real SLURM: what waits, what runs, what was cancelled; and without one that answers."""
+"""Tests of status with a real SLURM (waiting, running and cancelled jobs), and with one that does not answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DETACHED = "predict big.zarr --tile 204 --cluster slurm --mem 1G --blocks-per-jo
 
 
 @pytest.mark.slow
-def test_jobs_that_wait_run_and_are_cancelled_are_told(
+def test_waiting_running_and_cancelled_jobs_are_shown(
     tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -29,18 +29,18 @@ def test_jobs_that_wait_run_and_are_cancelled_are_told(
     done = finished(*DETACHED.split())
     assert done.returncode == 0, done.stderr
     watcher = Watcher(steps_of("big.pred.zarr")[0], scheduler=JobStates(every=0))
-    until(lambda: watcher.look().workers == 1, "a worker at work")
-    found = watcher.look()
+    until(lambda: watcher.status().workers == 1, "a running worker")
+    found = watcher.status()
     assert (found.queued, found.queued_for, found.failures) == (2, "JobArrayTaskLimit", [])
     subprocess.run(["scancel", done.stdout.strip()], check=True)
-    until(lambda: watcher.look(wait=False).workers == 0, "no worker")
-    after = watcher.look()
+    until(lambda: watcher.status(wait=False).workers == 0, "no worker")
+    after = watcher.status()
     assert after.queued == 0
     assert after.missing + after.done == 1500
     until(lambda: not slurm.jobs(), "an empty queue")
 
 
-def test_a_slurm_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_does_not_wait_for_a_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "squeue").write_text("#!/bin/sh\nexec sleep 5\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

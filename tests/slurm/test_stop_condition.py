@@ -1,4 +1,4 @@
-"""When a job stops before its next block, on a clock that the test turns."""
+"""Tests of when a job stops before its next block, with a clock that the tests control."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("block_seconds", [0.5, 20, 100])
-def test_blocks_are_begun_as_long_as_they_surely_fit(block_seconds: float) -> None:
+def test_blocks_are_begun_as_long_as_they_fit_with_certainty(block_seconds: float) -> None:
     clock = Clock()
     condition = StopCondition(seconds_left=600, clock=clock)
     while not condition.stopping():
@@ -37,7 +37,7 @@ def test_blocks_are_begun_as_long_as_they_surely_fit(block_seconds: float) -> No
     assert condition.stopped
 
 
-def test_the_first_block_is_begun_however_little_time_is_left() -> None:
+def test_the_first_block_is_always_begun() -> None:
     assert not StopCondition(seconds_left=1).stopping()
 
 
@@ -53,7 +53,7 @@ def test_without_a_limit_only_a_signal_stops(restored: None) -> None:
     assert condition.stopping()
 
 
-def test_the_warning_of_preemption_stops_and_that_of_the_limit_leaves_it_to_the_measured_times(restored: None) -> None:
+def test_a_warning_of_preemption_stops_the_job_and_one_of_the_time_limit_does_not(restored: None) -> None:
     clock = Clock()
     early, late = StopCondition(seconds_left=3600, clock=clock), StopCondition(seconds_left=120, clock=clock)
     for condition, stops in ((early, True), (late, False)):

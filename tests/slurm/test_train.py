@@ -1,4 +1,4 @@
-"""``train --cluster slurm`` on the real cluster: two nodes with a process each, requeued, cancelled, found again."""
+"""Tests of ``train --cluster slurm`` with a real SLURM: jobs on two nodes, requeued, cancelled and found again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unetcli.train.folder import Checkpoint
 COMMON = "--depth 1 --base-channels 8 --tile 44 --batch-size 2 --device cpu --precision float32 --recipe paper"
 CLUSTER = "--cluster slurm --nodes 2 --mem 1G --cpus-per-task 1 --time 60"
 SLOW = "--depth 2 --base-channels 16 --tile 236 --validate-every 10 --checkpoint-minutes 0.02"
-"""Steps of which one is caught in the middle of few."""
+"""Options for steps that are slow enough to interrupt a short training."""
 ENDLESS = f"--steps 1000000 --validate-every 500 {CLUSTER}"
 ROOT = Path(__file__).parents[2]
 
@@ -59,12 +59,12 @@ def step(folder: str = "model") -> int:
 
 
 def logs() -> str:
-    """What the processes of all jobs have said."""
+    """Logs of all processes of all jobs."""
     return "".join(file.read_text() for file in sorted(Path("model/jobs").rglob("*_log.out")))
 
 
 @pytest.mark.slow
-def test_two_nodes_warned_of_the_limit_come_back_and_end_with_the_weights_of_one_process(
+def test_a_job_on_two_nodes_that_is_requeued_ends_with_the_weights_of_one_process(
     place: Path, slurm: SlurmCluster
 ) -> None:
     steps = f"--steps 40 {SLOW}"
@@ -75,21 +75,23 @@ def test_two_nodes_warned_of_the_limit_come_back_and_end_with_the_weights_of_one
     out, talk = process.communicate(timeout=240)
     assert process.returncode == 0, talk + logs()
     assert out == "model/model.safetensors\n"
-    assert logs().count("stopped at step") == 1  # told by the first process alone
-    assert logs().count("asks to go back into the queue") == 1
-    assert logs().count("Starting with JobEnvironment") == 4  # two processes, two lives
+    assert logs().count("stopped at step") == 1  # only the first process reports it
+    assert logs().count("asks SLURM to requeue it") == 1
+    assert logs().count("Starting with JobEnvironment") == 4  # two processes, each started twice
     assert train(f"{steps} --output alone").returncode == 0
-    ours, alone = (Checkpoint.load(Path(name) / "checkpoint.pt") for name in ("model", "alone"))
-    assert ours.step == alone.step == 40
+    clustered, alone = (Checkpoint.load(Path(name) / "checkpoint.pt") for name in ("model", "alone"))
+    assert clustered.step == alone.step == 40
     for name, values in alone.network.items():
-        assert torch.allclose(ours.network[name], values, rtol=1e-5, atol=1e-5), name
+        assert torch.allclose(clustered.network[name], values, rtol=1e-5, atol=1e-5), name
     again = train(f"{steps} {CLUSTER}")
     assert again.returncode == 0
-    assert "finished already" in again.stderr
+    assert "already finished" in again.stderr
 
 
 @pytest.mark.slow
-def test_a_job_is_left_found_again_and_cancelled_and_another_goes_on(place: Path, slurm: SlurmCluster) -> None:
+def test_a_detached_job_is_found_again_and_after_its_cancellation_another_continues(
+    place: Path, slurm: SlurmCluster
+) -> None:
     detached = train(f"{ENDLESS} --detach")
     assert detached.returncode == 0, detached.stderr
     job = detached.stdout.strip()
@@ -97,15 +99,15 @@ def test_a_job_is_left_found_again_and_cancelled_and_another_goes_on(place: Path
     until(lambda: step() >= 500, "a first look")
     left = start(ENDLESS)
     assert left.stderr is not None
-    assert f"job {job} is at work already" in left.stderr.readline()
+    assert f"job {job} is already running or pending" in left.stderr.readline()
     left.send_signal(signal.SIGINT)
     _, talk = left.communicate(timeout=60)
     assert left.returncode == 130
-    assert f"job {job} stays at work; the same command attaches to it again" in talk
+    assert f"job {job} keeps running; the same command attaches to it again" in talk
     assert slurm.jobs() == [job]
     attached = start(ENDLESS)
     assert attached.stderr is not None
-    assert f"job {job} is at work already" in attached.stderr.readline()
+    assert f"job {job} is already running or pending" in attached.stderr.readline()
     subprocess.run(["scancel", job], check=True)
     _, talk = attached.communicate(timeout=120)
     assert attached.returncode == 3
@@ -123,26 +125,26 @@ def test_a_job_is_left_found_again_and_cancelled_and_another_goes_on(place: Path
 
 
 def leave_lock(job: str) -> None:
-    """As of a process of the job whose node went down: no other host can tell that it is gone."""
+    """Write the lock of a process whose node is down, so that no other host can verify that the process is gone."""
     gone = Holder(host="elsewhere", boot="", namespace="", pid=1, started="", job=job, restarts=0, nonce="")
     Path("model/lock").write_text(json.dumps(asdict(gone)))
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_job_which_is_told(place: Path, slurm: SlurmCluster) -> None:
+def test_a_killed_process_ends_the_job_and_is_reported(place: Path, slurm: SlurmCluster) -> None:
     process = start(ENDLESS)
     until(lambda: step() >= 500, "a first look")
     (job,) = slurm.jobs()
     os.kill(rank_of(job, 1), signal.SIGKILL)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert f"unetcli: job {job}: killed (SIGKILL) by the system or by hand" in talk
+    assert f"unetcli: job {job}: killed (SIGKILL) by the system or a user" in talk
     assert "Traceback" not in talk + logs()
     until(lambda: not slurm.jobs(), "an empty queue")
 
 
 def rank_of(job: str, rank: int) -> int:
-    """The process of the job that has this rank."""
+    """Id of the job's process with the given rank."""
     wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -155,14 +157,14 @@ def rank_of(job: str, rank: int) -> int:
 
 
 @pytest.mark.slow
-def test_what_only_the_job_finds_is_told_in_its_words(place: Path, slurm: SlurmCluster) -> None:
+def test_an_error_of_the_job_is_reported_with_its_message(place: Path, slurm: SlurmCluster) -> None:
     done = train(f"--steps 300 --lr 1e30 --tasks-per-node 1 {CLUSTER}")
     assert done.returncode == 1, done.stderr + logs()
     assert "the loss is nan; a smaller --lr than 1e+30 may help (log: model/jobs/logs/slurm/" in done.stderr
     assert logs().count("the loss is nan") == 1
 
 
-def test_a_process_for_each_gpu_whatever_the_profile_asks_for(place: Path, slurm: SlurmCluster) -> None:
+def test_each_gpu_has_a_process_although_the_profile_requests_gpus_otherwise(place: Path, slurm: SlurmCluster) -> None:
     gpus = f"--gpus-per-node 2 --profile {ROOT / 'slurm' / 'gpu.toml'} --mem 2G --cpus-per-task 1"
     done = train(f"--steps 3 --batch-size 2 --cluster slurm --nodes 1 {gpus}")
     assert done.returncode == 0, done.stderr + logs()
@@ -176,13 +178,13 @@ def test_a_process_for_each_gpu_whatever_the_profile_asks_for(place: Path, slurm
     ("words", "line"),
     [
         ("--select dice", "--select dice"),
-        ("--tasks-per-node 2", "--batch-size 2: cannot be shared by 4 processes; 4 can"),
-        ("--nodes 0", "--nodes 0: at least 1"),
-        ("--gpus-per-node 2 --tasks-per-node 3", "--tasks-per-node 3: with --gpus-per-node 2 there is a process"),
+        ("--tasks-per-node 2", "--batch-size 2: not divisible by the 4 processes; 4 is"),
+        ("--nodes 0", "--nodes 0: expected at least 1"),
+        ("--gpus-per-node 2 --tasks-per-node 3", "--tasks-per-node 3: --gpus-per-node 2 starts one process per GPU"),
         ("--gpus-per-node 2 --channel 5", "channel"),
     ],
 )
-def test_what_the_job_would_refuse_is_refused_before_it_is_submitted(
+def test_invalid_options_are_refused_before_a_job_is_submitted(
     place: Path, slurm: SlurmCluster, words: str, line: str
 ) -> None:
     done = train(f"--steps 5 {CLUSTER} {words}")

@@ -1,4 +1,4 @@
-"""How ends of jobs are found out: from squeue, from accounts where a site keeps them, and from silence."""
+"""Tests of how ends of jobs are detected: from squeue, from accounting if a site has it, and from missing jobs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from unetcli.executors.slurm.request import outside_of_jobs, would_start
 from unetcli.executors.slurm.watch import GONE, JobEnd, JobWatch
 
 NEVER = "4000000"
-"""A job that SLURM has never had: of one that it has forgotten, it says the same."""
+"""Id of a job that never existed, for which SLURM reports the same as for one that it has forgotten."""
 
 
 @pytest.mark.slow
-def test_a_job_that_slurm_forgot_is_as_one_that_it_never_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_slurm_forgot_is_like_one_that_never_existed(monkeypatch: pytest.MonkeyPatch) -> None:
     require_slurm()
     with SlurmCluster(Settings(nodes=1, remember_seconds=2)) as forgetful:
         enter(forgetful, monkeypatch)
@@ -33,7 +33,7 @@ def wait(cluster: SlurmCluster) -> str:
     return cluster.call("sbatch", "--parsable", "--output=/dev/null", "--begin=now+1hour", "--wrap=true")
 
 
-def test_a_job_unknown_to_slurm_has_ended_once_it_is_missed_twice(slurm: SlurmCluster) -> None:
+def test_a_job_that_slurm_does_not_know_twice_counts_as_ended(slurm: SlurmCluster) -> None:
     watch = JobWatch([NEVER], every=0)
     assert watch.poll() == []
     (end,) = watch.poll()
@@ -42,17 +42,17 @@ def test_a_job_unknown_to_slurm_has_ended_once_it_is_missed_twice(slurm: SlurmCl
     assert not watch.states
 
 
-def test_a_forgotten_job_among_others_is_missed_too(slurm: SlurmCluster) -> None:
+def test_a_forgotten_job_among_others_is_detected_too(slurm: SlurmCluster) -> None:
     waiting = wait(slurm)
     watch = JobWatch([NEVER, waiting], every=0)
     assert [end.job for _ in range(3) for end in watch.poll()] == [NEVER]
     assert watch.states == {waiting: "PENDING"}
 
 
-def test_accounts_are_asked_about_a_forgotten_job_where_there_are_any(
+def test_accounting_is_queried_for_a_forgotten_job_if_available(
     slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This cluster keeps none, so a script prints what sacct printed on one that does."""
+    """The cluster has no accounting, so a script prints what sacct printed on another cluster."""
     script = tmp_path / "sacct"
     script.write_text(f'#!/bin/sh\necho "{NEVER}|OUT_OF_MEMORY|0:125|node0|None"\necho "77|RUNNING|0:0|node0|None"\n')
     script.chmod(0o755)
@@ -63,14 +63,14 @@ def test_accounts_are_asked_about_a_forgotten_job_where_there_are_any(
     assert (end.state, end.host, end.reason) == ("OUT_OF_MEMORY", "node0", "out of memory: raise --mem")
 
 
-def test_slurm_is_asked_no_more_often_than_told(slurm: SlurmCluster) -> None:
+def test_slurm_is_queried_no_more_often_than_requested(slurm: SlurmCluster) -> None:
     times = [0.0]
     watch = JobWatch([NEVER], every=10, clock=lambda: times[0])
-    looks = [bool(watch.poll())]
+    ended = [bool(watch.poll())]
     for now in (1, 9, 10, 11):
         times[0] = now
-        looks.append(bool(watch.poll()))
-    assert looks == [False, False, False, True, False]
+        ended.append(bool(watch.poll()))
+    assert ended == [False, False, False, True, False]
 
 
 def test_no_answer_says_nothing_about_the_jobs(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +92,15 @@ def test_no_answer_says_nothing_about_the_jobs(slurm: SlurmCluster, monkeypatch:
         (JobEnd(job="1", state="NODE_FAIL"), "node was lost"),
         (JobEnd(job="1", state="BOOT_FAIL"), "did not boot"),
         (JobEnd(job="1", state="FAILED", signal=7), "signal 7 (SIGBUS)"),
-        (JobEnd(job="1", state="FAILED", exit_code=1, note="JobLaunchFailure"), "does the node see the run folder?"),
+        (JobEnd(job="1", state="FAILED", exit_code=1, note="JobLaunchFailure"), "can the node access the run folder?"),
         (JobEnd(job="1", state="SPECIAL_EXIT"), "ended as SPECIAL_EXIT"),
     ],
 )
-def test_rarer_ends_have_words_too(end: JobEnd, words: str) -> None:
+def test_rare_ends_are_explained_too(end: JobEnd, words: str) -> None:
     assert words in end.reason
 
 
-def test_a_request_can_be_tried_without_a_job(slurm: SlurmCluster) -> None:
+def test_a_request_can_be_tested_without_a_job(slurm: SlurmCluster) -> None:
     before = slurm.jobs()
     assert "to start at" in would_start({"mem": "100M", "exclusive": "true"})
     with pytest.raises(UnetcliError, match=r"SLURM would refuse the jobs: .*not available"):
@@ -108,7 +108,7 @@ def test_a_request_can_be_tried_without_a_job(slurm: SlurmCluster) -> None:
     assert slurm.jobs() == before
 
 
-def test_a_user_s_defaults_hold_where_the_options_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_of_the_user_apply_unless_options_override_them(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {"SBATCH_ACCOUNT": "mine", "SBATCH_PARTITION": "slow", "SLURM_JOB_ID": "7", "SLURM_CONF": "/x"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

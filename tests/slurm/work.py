@@ -1,4 +1,4 @@
-"""A task for SLURM jobs, as small as can be: a file per block, and orders in files for what shall go wrong."""
+"""Minimal task for SLURM jobs, which records its blocks in files and fails as ordered by other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESERVE = 600 << 20
 
 
 def work(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-    """As a real task: finished blocks are skipped, and each finished one is told in a file."""
+    """Process blocks as a real task does: skip finished blocks, and record each block that is finished."""
     finished = 0
     for number in numbers(blocks):
         if number in done(Path(folder)):
@@ -32,28 +32,28 @@ def work(folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> in
 
 
 def done(folder: Path) -> list[int]:
-    """Blocks in the order they were finished, as often as they were."""
+    """Blocks in the order in which they were finished, with repetitions."""
     file = folder / "done.txt"
     return [int(line) for line in file.read_text().split()] if file.exists() else []
 
 
 def order(folder: Path, number: int, *words: object) -> None:
-    """What shall happen when that block's turn has come."""
+    """Order what happens when the block is processed; see :func:`obey`."""
     (folder / f"order.{number}").write_text(" ".join(map(str, words)))
 
 
 def begun(folder: Path, number: int) -> bool:
-    """Whether that block's turn has come at least once."""
+    """Whether processing of the block has begun at least once."""
     return (folder / f"begun.{number}").exists()
 
 
 def release(folder: Path) -> None:
-    """Let go on what holds."""
+    """Let blocks with the order ``hold`` continue."""
     (folder / "released").touch()
 
 
 def obey(folder: Path, number: int) -> None:
-    """Crashes the process in one way or another, or takes time."""
+    """Carry out the order for a block: crash, raise an exception, use memory, or wait."""
     file = folder / f"order.{number}"
     what, *more = file.read_text().split() if file.exists() else ["nothing"]
     (folder / f"begun.{number}").touch()
@@ -69,7 +69,7 @@ def obey(folder: Path, number: int) -> None:
             time.sleep(float(more[0]))
         case "memory":
             held = bytearray(RESERVE)
-            held[::4096] = bytes([1]) * len(held[::4096])  # every page touched
+            held[::4096] = bytes([1]) * len(held[::4096])  # write to every page
             time.sleep(60)
         case "hold":
             while not (folder / "released").exists():
@@ -77,7 +77,7 @@ def obey(folder: Path, number: int) -> None:
 
 
 def launch(folder: Path, blocks: Ranges, blocks_per_job: int = 1) -> None:
-    """A launcher, for tests that kill it or run it as a job."""
+    """Run a launcher, for tests that kill it or run it in a job."""
     executor = SlurmExecutor(request=REQUEST, blocks_per_job=blocks_per_job, every=1)
     failures = executor.run(work, folder, blocks, tick=lambda: None, stopping=bool)
     assert not failures, failures

@@ -1,4 +1,4 @@
-"""Small annotated volumes to learn from, in memory and on disk."""
+"""Small annotated volumes to train on, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from unetcli.train.request import TrainRequest
 from unetcli.train.settings import Augmentation, Ranges, TruthRules
 from unetcli.volumes.volume import Volume
 
-if TYPE_CHECKING:  # scenes are made without torch too
+if TYPE_CHECKING:  # tests without torch import this module too
+    import pytest
     import torch
 
-    from unetcli.train.border import border_weights, cells_of
-
 TURNS = replace(Augmentation.none(), flip=True)
-"""Samples are mirrored, and nothing else."""
+"""Samples are mirrored and not changed otherwise."""
 
 
 def volume(values: Any, axes: str | None = None, path: str = "labels.zarr", **more: Any) -> Volume:
@@ -35,7 +34,7 @@ def volume(values: Any, axes: str | None = None, path: str = "labels.zarr", **mo
 def annotated(
     raw: Any, labels: Any, axes: str | None = None, channel: int | None = None, **rules: Any
 ) -> AnnotatedVolume:
-    """Images and labels; the labels are classes where no rules say otherwise, and no weight is raised."""
+    """Pair of images and labels; by default the labels are classes, and there is no border weight."""
     axes = axes or "tzyx"[-len(raw.shape) :]
     volumes = volume(raw, axes, "raw.zarr"), volume(labels, axes.replace("c", ""))
     return AnnotatedVolume.buffered(*volumes, TruthRules(**{"truth": "classes", "w0": 0.0, **rules}), channel)
@@ -44,7 +43,7 @@ def annotated(
 def dataset(
     *pairs: AnnotatedVolume, train: Ranges | None = None, held_out: Ranges | None = None, keep_empty: bool = False
 ) -> Dataset:
-    """Sections of pairs; all of them to train on, where nothing is said."""
+    """Dataset of pairs; by default all sections are trained on."""
     counts = [1 if (axis := pair.raw.section_axis) is None else pair.raw.extent[axis] for pair in pairs]
     everything = tuple((0, count) for count in counts)
     nothing = tuple((0, 0) for _ in counts)
@@ -52,7 +51,7 @@ def dataset(
 
 
 def region(pair: AnnotatedVolume, box: Any) -> Dataset:
-    """Any part of one pair to train on."""
+    """Dataset that trains on one region of a pair."""
     return Dataset((pair,), (Part(0, box),), (), keep_empty=True)
 
 
@@ -61,12 +60,12 @@ def sampler(dataset: Dataset, tile: int, output: int, seed: int = 0, augmentatio
 
 
 def border_of(labels: NDArray[Any], classes: NDArray[np.uint8], rules: TruthRules) -> NDArray[np.float32]:
-    """What the border adds to the weight of each pixel of a label map."""
+    """Border weight of each pixel of a label map."""
     return border_weights(cells_of(labels, classes, rules), classes, rules)
 
 
 def write_discs(folder: Path) -> None:
-    """Eight sections of bright discs, ``raw.zarr`` and ``labels.zarr``."""
+    """Write eight sections of bright discs to ``raw.zarr`` and ``labels.zarr``."""
     raw, labels = discs()
     write_zarr(folder / "labels.zarr", labels)
     write_zarr(folder / "raw.zarr", raw)
@@ -90,7 +89,13 @@ TINY = TrainRequest(
     device="cpu",
     precision="float32",
 )
-"""A training of ``write_discs``, of 5,000 parameters: about 4 ms a step."""
+"""Request to train on ``write_discs``: 5,000 parameters, about 4 ms per step."""
+
+
+def leave_pictures_out(patch: pytest.MonkeyPatch) -> None:
+    """Do not draw samples and curves, which takes longer than a training of some steps."""
+    for name in ("unetcli.train.loop.draw_first_samples", "unetcli.viz.png.draw_curves"):
+        patch.setattr(name, lambda *_: None)
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -102,7 +107,7 @@ def log_rows(folder: str = "model") -> list[dict[str, Any]]:
 
 
 class Stop(Signals):
-    """Asks for an end after some steps."""
+    """Signals that ask to stop after some steps."""
 
     def __init__(self, after: int) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ def drawn(settings: Augmentation, number: int, tile: int = TILE) -> Draw:
 
 
 def window(source: NDArray[np.generic], side: int, number: int) -> torch.Tensor:
-    """A square around a pixel of the source's middle, the same for one number."""
+    """Square around a random pixel near the centre of the source; ``number`` is the seed."""
     y, x = np.random.default_rng(number).integers(0, 5, 2) + (SOURCE - TILE) // 2 - (side - TILE) // 2
     return torch.from_numpy(np.ascontiguousarray(source[..., y : y + side, x : x + side]))
 
@@ -34,18 +34,18 @@ def window(source: NDArray[np.generic], side: int, number: int) -> torch.Tensor:
 IMAGE = np.random.default_rng(1).normal(size=(2, SOURCE, SOURCE)).astype(np.float32)
 CLASSES = (grey(SOURCE, SOURCE) % 4).astype(np.uint8)
 CLASSES[::7] = 255
-RAISED = np.arange(SOURCE * SOURCE, dtype=np.float32).reshape(SOURCE, SOURCE)
+BORDER_WEIGHTS = np.arange(SOURCE * SOURCE, dtype=np.float32).reshape(SOURCE, SOURCE)
 """Each pixel's own number."""
 
 
 def augmented(draws: list[Draw], numbers: list[int], image: NDArray[np.generic] = IMAGE, **options: float) -> Batch:
-    """A batch of samples; ``numbers`` say where they are cut."""
-    images = [window(image, one.deformation.side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
-    classes, raised = (
-        [window(source, one.deformation.side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
-        for source in (CLASSES, RAISED)
+    """Batch of augmented samples, cut at places that depend on ``numbers``."""
+    images = [window(image, one.deformation.window_side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
+    classes, border_weights = (
+        [window(source, one.deformation.window_side(TILE), n) for one, n in zip(draws, numbers, strict=True)]
+        for source in (CLASSES, BORDER_WEIGHTS)
     )
-    return augment(images, classes, raised, draws, tile=TILE, output=OUTPUT, **options)
+    return augment(images, classes, border_weights, draws, tile=TILE, output=OUTPUT, **options)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -65,14 +65,14 @@ def threads(count: int) -> Iterator[None]:
 def test_with_everything_off_samples_are_plain_crops_bit_for_bit() -> None:
     numbers = list(range(5))
     draws = [drawn(Augmentation.none(), n) for n in numbers]
-    images, classes, raised = augmented(draws, numbers)
+    images, classes, border_weights = augmented(draws, numbers)
     edge = (TILE - OUTPUT) // 2
     for n in numbers:
-        assert draws[n].deformation.side(TILE) == TILE
-        inner = [window(source, TILE, n)[edge:-edge, edge:-edge] for source in (CLASSES, RAISED)]
+        assert draws[n].deformation.window_side(TILE) == TILE
+        inner = [window(source, TILE, n)[edge:-edge, edge:-edge] for source in (CLASSES, BORDER_WEIGHTS)]
         assert torch.equal(images[n], window(IMAGE, TILE, n))
         assert torch.equal(classes[n], inner[0].long())
-        assert torch.equal(raised[n], inner[1])
+        assert torch.equal(border_weights[n], inner[1])
 
 
 def test_with_flips_alone_pixels_only_move_and_all_four_flips_occur() -> None:
@@ -86,31 +86,31 @@ def test_with_flips_alone_pixels_only_move_and_all_four_flips_occur() -> None:
 
 
 def test_shapes_and_types_are_what_the_network_and_the_loss_take() -> None:
-    images, classes, raised = augmented([drawn(ALL, n) for n in range(3)], [0, 1, 2])
+    images, classes, border_weights = augmented([drawn(ALL, n) for n in range(3)], [0, 1, 2])
     assert (images.shape, images.dtype) == ((3, 2, TILE, TILE), torch.float32)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert (classes.shape, classes.dtype) == ((3, OUTPUT, OUTPUT), torch.int64)
-    assert (raised.shape, raised.dtype) == ((3, OUTPUT, OUTPUT), torch.float32)
+    assert (border_weights.shape, border_weights.dtype) == ((3, OUTPUT, OUTPUT), torch.float32)
 
 
 @pytest.mark.parametrize("number", range(8))
 def test_labels_stay_labels_and_a_weight_stays_with_its_pixel(number: int) -> None:
-    """Each weight is its pixel's number here, so it tells where the class has to come from."""
-    _, classes, raised = augmented([drawn(ALL, number)], [number])
-    assert torch.equal(classes[0], torch.from_numpy(CLASSES.ravel()[raised[0].long().numpy()].astype(np.int64)))
+    """Each weight is the number of its pixel, which shows where the class must come from."""
+    _, classes, border_weights = augmented([drawn(ALL, number)], [number])
+    assert torch.equal(classes[0], torch.from_numpy(CLASSES.ravel()[border_weights[0].long().numpy()].astype(np.int64)))
     assert 255 in classes
 
 
 @pytest.mark.parametrize("number", range(8))
 def test_image_and_labels_move_together(number: int) -> None:
-    """The image is each pixel's number, which bicubic interpolation follows; the label is that of the nearest pixel."""
+    """Grey values are numbers of pixels, which bicubic interpolation reproduces; labels are of the nearest pixel."""
     one = replace(drawn(ALL, number), grey=GreyChange())
     rows, columns = np.indices((SOURCE, SOURCE)).astype(np.float32)
-    images, _, raised = augmented([one], [number], np.stack([rows, columns]))
+    images, _, border_weights = augmented([one], [number], np.stack([rows, columns]))
     edge = (TILE - OUTPUT) // 2
     y, x = images[0, :, edge:-edge, edge:-edge]
-    assert ((raised[0] // SOURCE - y).abs() < 0.501).all()
-    assert ((raised[0] % SOURCE - x).abs() < 0.501).all()
+    assert ((border_weights[0] // SOURCE - y).abs() < 0.501).all()
+    assert ((border_weights[0] % SOURCE - x).abs() < 0.501).all()
 
 
 def test_a_sample_is_the_same_alone_and_among_others_in_any_order() -> None:
@@ -125,7 +125,7 @@ def test_a_sample_is_the_same_alone_and_among_others_in_any_order() -> None:
 
 
 def test_the_number_of_threads_does_not_show() -> None:
-    """Large enough for torch to split the work, and in pieces that vector units do not divide."""
+    """The size makes torch split the work, into pieces that are no multiple of the vector length."""
     tile, image = 316, torch.from_numpy(grey(1, 700, 700))
     labels, zeros = image[0] % 3, torch.zeros(700, 700)
     results = []
@@ -149,7 +149,7 @@ def test_lower_precision_around_it_does_not_show() -> None:
 def test_inputs_are_left_as_they_are() -> None:
     for settings in (ALL, Augmentation.none(), replace(ALL, elastic=0, rotation=0, scale=0)):
         one = drawn(settings, 1)
-        parts = [window(source, one.deformation.side(TILE), 1) for source in (IMAGE, CLASSES, RAISED)]
+        parts = [window(source, one.deformation.window_side(TILE), 1) for source in (IMAGE, CLASSES, BORDER_WEIGHTS)]
         before = [part.clone() for part in parts]
         augment([parts[0]], [parts[1]], [parts[2]], [one], tile=TILE, output=OUTPUT, mean=1.0, std=2.0)
         assert all(torch.equal(a, b) for a, b in zip(parts, before, strict=True))
@@ -175,33 +175,39 @@ def test_each_channel_can_have_its_own_statistics() -> None:
 
 def test_smaller_windows_of_labels_are_enough_and_larger_ones_give_the_same() -> None:
     one = drawn(ALL, 2)
-    sides = (one.deformation.side(OUTPUT), one.deformation.side(TILE), one.deformation.side(TILE) + 2)
+    sides = (
+        one.deformation.window_side(OUTPUT),
+        one.deformation.window_side(TILE),
+        one.deformation.window_side(TILE) + 2,
+    )
     assert sides[0] < sides[1]
     found = []
     for side in sides:
-        classes, raised = window(CLASSES, side, 2), window(RAISED, side, 2)
-        image = window(IMAGE, one.deformation.side(TILE), 2)
-        found.append(augment([image], [classes], [raised], [one], tile=TILE, output=OUTPUT))
+        classes, border_weights = window(CLASSES, side, 2), window(BORDER_WEIGHTS, side, 2)
+        image = window(IMAGE, one.deformation.window_side(TILE), 2)
+        found.append(augment([image], [classes], [border_weights], [one], tile=TILE, output=OUTPUT))
     assert same(found[0], found[1])
     assert same(found[0], found[2])
 
 
 @pytest.mark.parametrize(
-    ("sides", "tile", "said"),
+    ("sides", "tile", "message"),
     [
-        ((TILE - 2, TILE, TILE), TILE, r"window of 42 x 42 for 44 x 44 pixels: see Deformation\.side"),
+        ((TILE - 2, TILE, TILE), TILE, r"window of 42 x 42 for 44 x 44: see Deformation\.window_side"),
         ((TILE + 1, TILE, TILE), TILE, r"window of 45 x 45"),
         ((TILE, OUTPUT - 2, OUTPUT - 2), TILE, r"window of 18 x 18 for 20 x 20"),
-        ((TILE, TILE, OUTPUT), TILE, r"weights \(20, 20\) of other pixels than the classes \(44, 44\)"),
-        ((TILE, TILE, TILE), TILE + 4, r"drawn for a tile of 48, not 44"),
+        ((TILE, TILE, OUTPUT), TILE, r"weights of shape \(20, 20\), expected \(44, 44\)"),
+        ((TILE, TILE, TILE), TILE + 4, r"drawn for a tile of 48, expected 44"),
     ],
     ids=["small", "not concentric", "few classes", "other weights", "other tile"],
 )
-def test_windows_that_cannot_be_are_refused(sides: tuple[int, int, int], tile: int, said: str) -> None:
+def test_windows_that_cannot_be_are_refused(sides: tuple[int, int, int], tile: int, message: str) -> None:
     one = drawn(Augmentation.none(), 0, tile)
-    image, classes, raised = (window(part, n, 0) for part, n in zip((IMAGE, CLASSES, RAISED), sides, strict=True))
-    with pytest.raises(ValueError, match=said):
-        augment([image], [classes], [raised], [one], tile=TILE, output=OUTPUT)
+    image, classes, border_weights = (
+        window(part, n, 0) for part, n in zip((IMAGE, CLASSES, BORDER_WEIGHTS), sides, strict=True)
+    )
+    with pytest.raises(ValueError, match=message):
+        augment([image], [classes], [border_weights], [one], tile=TILE, output=OUTPUT)
 
 
 def test_a_draw_depends_on_its_generator_alone() -> None:
@@ -263,10 +269,10 @@ def test_a_gpu_is_never_waited_for_and_gives_the_same_up_to_rounding() -> None:
     draws = [drawn(replace(ALL, noise=0), number) for number in range(4)]
     expected = augmented(draws, [0, 1, 2, 3])
     parts = [
-        [window(source, one.deformation.side(TILE), n).cuda() for n, one in enumerate(draws)]
-        for source in (IMAGE, CLASSES, RAISED)
+        [window(source, one.deformation.window_side(TILE), n).cuda() for n, one in enumerate(draws)]
+        for source in (IMAGE, CLASSES, BORDER_WEIGHTS)
     ]
-    augment(*parts, draws, tile=TILE, output=OUTPUT)  # what is set up once may wait
+    augment(*parts, draws, tile=TILE, output=OUTPUT)  # the first call may wait for initialisation
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = augment(*parts, draws, tile=TILE, output=OUTPUT)
@@ -287,7 +293,7 @@ def images(batch: int = 3, channels: int = 2, height: int = 21, width: int = 34)
 
 
 def changed(**strengths: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """One image before and after."""
+    """One image before and after a grey value change."""
     before = images(1)
     return before, change_grey(before.clone(), [GreyChange(**strengths)])  # type: ignore[arg-type]
 

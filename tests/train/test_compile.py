@@ -1,4 +1,4 @@
-"""--compile, with a real compiler: what it trains, killed and gone on with, and how it ends without one."""
+"""``--compile`` with a real compiler: equal weights, resumption after a kill, and errors without a compiler."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from train.scenes import same, state, write_discs
 
 from unetcli.core.errors import UnetcliError
 from unetcli.train.folder import Checkpoint
-from unetcli.train.optim import reason
+from unetcli.train.optim import compiler_message, reporting_compile_errors
 from unetcli.train.request import TrainRequest
 from unetcli.train.train import train_model
 
@@ -56,10 +56,10 @@ def train(output: str, *words: str) -> subprocess.Popen[str]:
 
 
 def done(process: subprocess.Popen[str]) -> str:
-    """What a training said that ended well."""
-    _, talk = process.communicate(timeout=600)
-    assert process.returncode == 0, talk
-    return talk
+    """Wait for a training, which must succeed, and return its log."""
+    _, log = process.communicate(timeout=600)
+    assert process.returncode == 0, log
+    return log
 
 
 def kill_once_it_trains(process: subprocess.Popen[str], folder: str) -> None:
@@ -72,10 +72,10 @@ def kill_once_it_trains(process: subprocess.Popen[str], folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @needs_compiler
-def test_compiled_and_uncompiled_trainings_go_on_from_each_other_s_checkpoints(place: Path) -> None:
-    """To the same weights but for rounding; and compiled all along, after a kill, to the same bytes."""
-    talk = done(train("straight", "--compile"))
-    assert "Warning" not in talk
+def test_compiled_and_uncompiled_trainings_continue_from_each_other_s_checkpoints(place: Path) -> None:
+    """Mixed trainings give the same weights up to rounding; a killed compiled one gives the same bytes."""
+    log = done(train("straight", "--compile"))
+    assert "Warning" not in log
     process = train("model", "--compile")
     kill_once_it_trains(process, "model")
     at = Checkpoint.load(Path("model/checkpoint.pt")).step
@@ -85,36 +85,37 @@ def test_compiled_and_uncompiled_trainings_go_on_from_each_other_s_checkpoints(p
     done(train("other"))
     assert same(state("model"), state("straight"))
     assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
-    ours, theirs = state("other"), state("straight")
-    assert not same(ours, theirs)  # else nothing was compiled
-    for name, values in ours.items():
-        assert torch.allclose(values.float(), theirs[name].float(), rtol=0.05, atol=0.02), name
+    one, other = state("other"), state("straight")
+    assert not same(one, other)  # otherwise nothing was compiled
+    for name, values in one.items():
+        assert torch.allclose(values.float(), other[name].float(), rtol=0.05, atol=0.02), name
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, as its compiler imports them
-def test_without_a_compiler_it_is_one_line_and_the_same_without_compile_goes_on(
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports deprecated modules
+def test_without_a_compiler_the_error_is_one_line_and_the_command_without_compile_continues(
     request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
-    told = "^--compile: .*compiler.*; the same command without --compile goes on$"
-    with pytest.raises(UnetcliError, match=re.compile(told, re.IGNORECASE)):
+    message = "^--compile: .*compiler.*; the same command without --compile continues$"
+    with pytest.raises(UnetcliError, match=re.compile(message, re.IGNORECASE)):
         train_model(replace(request_, steps=2, compile=True))
     assert not Path("model/lock").exists()
     assert train_model(replace(request_, steps=2)).finished
 
 
 @pytest.mark.slow
-def test_a_command_without_a_compiler_says_so_in_one_line_and_without_compile_goes_on(
+def test_the_command_reports_a_missing_compiler_in_one_line_and_without_compile_continues(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/no/compiler")
     process = train("model", "--compile")
-    told, talk = process.communicate(timeout=600)
-    assert (process.returncode, told) == (1, "")
-    assert "Traceback" not in talk
-    assert talk.splitlines()[-1].startswith("unetcli: --compile: ")
-    assert talk.splitlines()[-1].endswith("the same command without --compile goes on")
-    assert "compiler" in talk.splitlines()[-1].lower()
+    output, log = process.communicate(timeout=600)
+    assert (process.returncode, output) == (1, "")
+    assert "Traceback" not in log
+    assert log.splitlines()[-1].startswith("unetcli: --compile: ")
+    assert log.splitlines()[-1].endswith("the same command without --compile continues")
+    assert "compiler" in log.splitlines()[-1].lower()
     assert not Path("model/lock").exists()
     done(train("model"))
 
@@ -122,18 +123,29 @@ def test_a_command_without_a_compiler_says_so_in_one_line_and_without_compile_go
 @pytest.mark.slow
 @needs_compiler
 def test_a_compiler_that_fails_is_quoted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where headers are missing."""
+    """The compiler fails as it does without header files."""
     broken = place / "g++"
     version = 'case "$*" in *--version*) exec g++ --version;; esac'
     broken.write_text(f'#!/bin/sh\n{version}\necho "a.cpp:1: fatal error: omp.h: gone" >&2\nexit 1\n')
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     process = train("model", "--compile")
-    _, talk = process.communicate(timeout=600)
+    _, log = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert talk.splitlines()[-1].startswith("unetcli: --compile: a.cpp:1: fatal error: omp.h: gone; ")
-    assert "Traceback" not in talk
+    assert log.splitlines()[-1].startswith("unetcli: --compile: a.cpp:1: fatal error: omp.h: gone; ")
+    assert "Traceback" not in log
+
+
+def test_errors_of_the_compiler_are_one_line_and_others_pass() -> None:
+    class CompilerMissing(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    line = "^--compile: no compiler; the same command without --compile continues$"
+    with pytest.raises(UnetcliError, match=line), reporting_compile_errors():
+        raise CompilerMissing("no compiler\nin any of 3 places")
+    with pytest.raises(RuntimeError, match="shapes differ"), reporting_compile_errors():
+        raise RuntimeError("shapes differ")
 
 
 def test_an_error_without_words_still_has_a_line() -> None:
-    assert reason("\n \n") == "torch does not say why"
+    assert compiler_message("\n \n") == "torch gives no reason"

@@ -12,7 +12,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
 from unetcli.train.dataset import AnnotatedVolume, Part, dataset_statistics, label_values, require_usable, resolve_truth
-from unetcli.train.resolve import require_alike, require_pair
+from unetcli.train.resolve import require_compatible, require_pair
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume
 
@@ -24,7 +24,7 @@ def image(size: dict[str, float], unit: str = "nanometer", path: str = "raw.zarr
 
 
 @pytest.mark.parametrize(
-    ("labels", "axes", "said"),
+    ("labels", "axes", "message"),
     [
         (
             grey(3, 13, 21),
@@ -36,25 +36,25 @@ def image(size: dict[str, float], unit: str = "nanometer", path: str = "raw.zarr
         (
             np.zeros(SHAPE, np.float32),
             "zyx",
-            r"labels\.zarr: numbers of float32; labels are integers, as uint8 or uint16",
+            r"labels\.zarr: data type float32; labels are integers",
         ),
     ],
     ids=["shape", "axes", "channels", "floats"],
 )
-def test_labels_that_do_not_fit_are_refused(labels: NDArray[Any], axes: str, said: str) -> None:
-    with pytest.raises(UnetcliError, match=said):
+def test_labels_that_do_not_fit_are_refused(labels: NDArray[Any], axes: str, message: str) -> None:
+    with pytest.raises(UnetcliError, match=message):
         require_pair(volume(grey(*SHAPE), path="raw.zarr"), volume(labels, axes), None)
 
 
 def test_labels_of_another_voxel_size_are_refused_naming_both() -> None:
     raw = image({"z": 50, "y": 4, "x": 4})
     labels = image({"z": 50, "y": 8, "x": 8}, path="labels.zarr")
-    said = r"raw\.zarr has voxels of 50 x 4 x 4 nanometer, but labels\.zarr of 50 x 8 x 8 nanometer: .*resampled"
-    with pytest.raises(UnetcliError, match=said):
+    message = r"raw\.zarr has voxels of 50 x 4 x 4 nanometer, but labels\.zarr of 50 x 8 x 8 nanometer: .*resampled"
+    with pytest.raises(UnetcliError, match=message):
         require_pair(raw, labels, None)
 
 
-def test_half_the_voxels_of_twice_the_size_are_told_by_their_size() -> None:
+def test_half_the_voxels_of_twice_the_size_are_recognised_by_their_size() -> None:
     raw = image({"y": 0.5, "x": 0.5}, "micrometer")
     labels = Volume(
         path="half.zarr",
@@ -63,8 +63,8 @@ def test_half_the_voxels_of_twice_the_size_are_told_by_their_size() -> None:
         voxel_size={"y": 1000, "x": 1000},
         units=dict.fromkeys("yx", "nanometer"),
     )
-    said = r"raw\.zarr has voxels of 0\.5 x 0\.5 micrometer, but half\.zarr of 1000 x 1000 nanometer: .*resampled"
-    with pytest.raises(UnetcliError, match=said):
+    message = r"raw\.zarr has voxels of 0\.5 x 0\.5 micrometer, but half\.zarr of 1000 x 1000 nanometer: .*resampled"
+    with pytest.raises(UnetcliError, match=message):
         require_pair(raw, labels, None)
 
 
@@ -91,7 +91,7 @@ def test_a_channel_that_is_not_there_is_refused_naming_those_that_are(channel: i
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (volume(grey(*SHAPE).astype(np.uint16), path="b"), "a has 1 channels of uint8, but b has 1 of uint16"),
         (volume(grey(2, *SHAPE), "czyx", "b"), "a has 1 channels of uint8, but b has 2 of uint8"),
@@ -99,13 +99,13 @@ def test_a_channel_that_is_not_there_is_refused_naming_those_that_are(channel: i
     ],
     ids=["dtype", "channels", "voxel size"],
 )
-def test_pairs_that_one_network_cannot_read_alike_are_refused(other: Volume, said: str) -> None:
-    with pytest.raises(UnetcliError, match=said):
-        require_alike([image({"y": 4}, path="a"), image({"y": 4}), other])
+def test_pairs_of_different_type_channels_or_voxel_size_are_refused(other: Volume, message: str) -> None:
+    with pytest.raises(UnetcliError, match=message):
+        require_compatible([image({"y": 4}, path="a"), image({"y": 4}), other])
 
 
 def test_pairs_may_have_other_shapes_and_axes() -> None:
-    require_alike([volume(grey(*SHAPE)), volume(grey(5, 6)), volume(grey(2, 3, 4, 5))])
+    require_compatible([volume(grey(*SHAPE)), volume(grey(5, 6)), volume(grey(2, 3, 4, 5))])
 
 
 def test_parts_are_the_sections_named_of_pairs_that_have_any() -> None:
@@ -133,11 +133,11 @@ def test_a_section_is_empty_where_all_of_it_is_0_or_ignored(ignore: int | None, 
     labels[0, 3, 4], labels[1, 12, 21] = 7, 1
     pair = annotated(grey(*SHAPE), labels, truth="binary", ignore=ignore)
     assert [pair.is_empty(plane) for plane in pair.raw.whole().planes()] == empty
-    assert not pair.is_empty(Box((1, 0, 0), (2, 2, 2)))  # a window: its section counts
+    assert not pair.is_empty(Box((1, 0, 0), (2, 2, 2)))  # a window: its whole section is searched
 
 
-def test_sections_too_large_to_look_through_are_taken_not_to_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST_LOOKED_THROUGH", 100)
+def test_sections_too_large_to_search_count_as_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SEARCHED", 100)
     pair = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
     assert not pair.is_empty(Box((0, 0, 0), (1, 13, 22)))
 
@@ -153,7 +153,7 @@ def test_objects_are_those_labelled_else_the_connected_parts() -> None:
 
 
 def test_memory_is_shared_by_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Volumes that would each fit are read by chunk where all together would not."""
+    """Volumes are read by chunk if all together do not fit into memory, even if each one would."""
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1000)
     values, rules = volume(grey(*SHAPE)), TruthRules(truth="binary")  # 858 bytes
     alone, one_of_four = (AnnotatedVolume.buffered(values, values, rules, None, pairs=n) for n in (1, 4))
@@ -162,14 +162,14 @@ def test_memory_is_shared_by_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(one_of_four.image(Box((1, 0, 0), (2, 13, 22))), alone.image(Box((1, 0, 0), (2, 13, 22))))
 
 
-def test_classes_and_raise_of_a_window_belong_together() -> None:
+def test_classes_and_border_weights_of_a_window_belong_together() -> None:
     labels = np.zeros((40, 40), np.uint16)
     labels[5:15, 5:15], labels[5:15, 17:27], labels[30:, 30:] = 1, 2, 9
     pair = annotated(grey(40, 40), labels, truth="instances", ignore=9, w0=10.0)
-    classes, raised = pair.targets.window(Box((-6, 0), (44, 50)))
-    assert (raised[classes == IGNORED] == 0).all()
-    assert (raised[classes == 1] == 0).all()
-    assert raised[6 + 10, 15:17].min() > 5
+    classes, border_weights = pair.targets.window(Box((-6, 0), (44, 50)))
+    assert (border_weights[classes == IGNORED] == 0).all()
+    assert (border_weights[classes == 1] == 0).all()
+    assert border_weights[6 + 10, 15:17].min() > 5
     assert np.array_equal(classes, pair.targets.classes(Box((-6, 0), (44, 50))))
 
 
@@ -185,7 +185,7 @@ def test_statistics_are_of_the_training_sections_alone(box: Box, dtype: str) -> 
     inside = raw[box.slices].astype(float)
     assert (found.mean, found.std) == pytest.approx((inside.mean(), inside.std()))
     assert found.class_counts.tolist() == np.bincount(labels[box.slices].ravel()).tolist()
-    assert (found.share, found.left_out) == (1.0, 0)
+    assert (found.fraction, found.left_out) == (1.0, 0)
 
 
 def test_several_pairs_are_counted_as_one() -> None:
@@ -228,7 +228,7 @@ def test_ignored_values_are_neither_counted_nor_drawn() -> None:
 
 def test_nothing_drawn_at_all_is_refused_naming_the_way_out() -> None:
     data = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UnetcliError, match=r"labels\.zarr: nothing is drawn in any training section; --sections"):
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: no label in any training section; --sections"):
         dataset_statistics(dataset(data))
 
 
@@ -281,17 +281,19 @@ def test_a_class_without_a_pixel_is_refused(values: list[int], truth: str, missi
 
 def test_a_negative_class_is_refused() -> None:
     labels = np.resize(np.array([0, 1, -1], np.int16), SHAPE)
-    with pytest.raises(UnetcliError, match=r"labels\.zarr: .*label -1; classes are numbered 0, 1, 2"):
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: .*label -1: classes must be numbered"):
         dataset_statistics(dataset(annotated(grey(*SHAPE), labels)))
 
 
-def test_of_a_large_corpus_pieces_from_all_over_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the pixels of a slanting image, in pieces of 8: means agree within a few per cent."""
-    monkeypatch.setattr(module, "PIXELS", 4 * 61 * 83 // 4)
+def test_statistics_of_a_large_dataset_are_estimated_from_pieces_of_all_its_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quarter of the pixels of a linear ramp, in pieces of 8: statistics agree within a few per cent."""
+    monkeypatch.setattr(module, "STATISTICS_PIXELS", 4 * 61 * 83 // 4)
     monkeypatch.setattr(module, "PIECE", 8)
     raw = np.add.outer(np.arange(4), np.add.outer(np.arange(61), np.arange(83))).astype(np.uint16)
     found = dataset_statistics(dataset(annotated(raw, grey(*raw.shape) % 2)))
-    assert found.share == pytest.approx(0.25)
+    assert found.fraction == pytest.approx(0.25)
     assert found.class_counts.sum() == pytest.approx(raw.size / 4, rel=0.2)
     assert found.mean == pytest.approx(raw.mean(), rel=0.05)
     assert found.std == pytest.approx(raw.std(), rel=0.1)
@@ -320,12 +322,14 @@ def test_regions_of_one_volume_are_counted_together_those_of_several_apart() -> 
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "message"),
     [(3, r"3 different values \(0, 1, 2\)"), (5, r"5 different values \(0, 1, 2, 3, .. 4\)")],
 )
-def test_more_values_are_not_guessed_at(count: int, said: str) -> None:
+def test_more_values_are_not_guessed_at(count: int, message: str) -> None:
     labels = np.resize(np.arange(count, dtype=np.uint16), SHAPE)
-    with pytest.raises(UnetcliError, match=rf"labels\.zarr: {said}; .*--truth instances .*--truth classes") as caught:
+    with pytest.raises(
+        UnetcliError, match=rf"labels\.zarr: {message}; .*--truth instances .*--truth classes"
+    ) as caught:
         truth_of(labels)
     assert "\n" not in str(caught.value)
 
@@ -356,7 +360,7 @@ def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:
     fine, bad = (dataset(pair, train=((0, 2),), held_out=((n, n + 1),)) for n in (2, 3))
     found = dataset_statistics(fine)
     require_usable(fine, found)
-    with pytest.raises(UnetcliError, match="class 2 in the held-out sections only"):
+    with pytest.raises(UnetcliError, match="class 2 occurs only in held-out sections"):
         require_usable(bad, found)
 
 

@@ -1,4 +1,4 @@
-"""A disk that is really full, or really read-only: one line, the last checkpoint intact, and on it goes."""
+"""A disk that is full or read-only: a one-line error, an intact last checkpoint, and the same command continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import finished
-from train.scenes import TINY, write_discs
+from train.scenes import TINY, leave_pictures_out, write_discs
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.process import Signals
@@ -22,16 +22,17 @@ from unetcli.train.weight_map import write_weights
 DISK = Path("disk")
 REQUEST = replace(TINY, output=DISK / "model", steps=40, validate_every=10)
 AGAIN = replace(REQUEST, take_over=True)
-"""A lock cannot be given back on a read-only disk; its holder, this process, is not gone here as a command would be."""
+"""On a read-only disk the lock cannot be released, and its holder, this process, is still alive."""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The model of a training that met no trouble."""
+    """Model of an undisturbed training."""
     place = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("OMP_NUM_THREADS", "1")
+        leave_pictures_out(patch)
         write_discs(place)
         assert train_model(replace(REQUEST, output=Path("model"))).finished
     return (place / "model/model.safetensors").read_bytes()
@@ -39,9 +40,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A disk of 8 MB of its own; images and labels lie beside it."""
+    """Mounted disk of 8 MB; images and labels are outside of it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    leave_pictures_out(monkeypatch)
     write_discs(tmp_path)
     DISK.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", "disk"], capture_output=True, text=True)
@@ -75,7 +77,7 @@ TROUBLES = {"full": (fill, make_room, "No space left"), "read-only": (turn_read_
 
 
 class At(Signals):
-    """Something happens after some steps; with ``stop``, an end is asked for then."""
+    """Signals that call ``event`` after some steps and, with ``stop``, ask to stop then."""
 
     def __init__(self, after: int, event: Callable[[], None] = lambda: None, *, stop: bool = False) -> None:
         super().__init__()
@@ -89,17 +91,26 @@ class At(Signals):
 
 
 def require_intact(request: TrainRequest, least: int) -> None:
-    """The last checkpoint is whole, and no unfinished file was left where the disk let it be removed."""
+    """Assert that the last checkpoint can be read and has at least ``least`` steps."""
     assert Checkpoint.load(request.output / "checkpoint.pt").step >= least
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("after", [pytest.param(5, marks=pytest.mark.slow), 10, 23])
-def test_trouble_while_it_trains_is_one_line_and_the_same_command_ends_in_the_same_bytes(
+@pytest.mark.parametrize(
+    ("trouble", "after"),
+    [
+        ("full", 10),
+        ("read-only", 23),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("full", 5), ("full", 23))),
+        *(pytest.param("read-only", after, marks=pytest.mark.slow) for after in (5, 10)),
+    ],
+)
+def test_a_disk_error_during_training_is_one_line_and_the_same_command_gives_the_same_bytes(
     disk: Path, undisturbed: bytes, trouble: str, after: int
 ) -> None:
-    begin, end, said = TROUBLES[trouble]
-    with pytest.raises(UnetcliError, match=rf"^disk/model: cannot write.*{said}.*the same command continues") as caught:
+    begin, end, message = TROUBLES[trouble]
+    with pytest.raises(
+        UnetcliError, match=rf"^disk/model: cannot write.*{message}.*the same command continues"
+    ) as caught:
         train_model(REQUEST, signals=At(after, begin))
     assert "\n" not in str(caught.value)
     require_intact(REQUEST, least=(after - 1) // 10 * 10)
@@ -110,12 +121,12 @@ def test_trouble_while_it_trains_is_one_line_and_the_same_command_ends_in_the_sa
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_trouble_before_it_goes_on_leaves_all_as_it_was(disk: Path, undisturbed: bytes, trouble: str) -> None:
-    begin, end, said = TROUBLES[trouble]
+def test_a_disk_error_before_continuing_changes_nothing(disk: Path, undisturbed: bytes, trouble: str) -> None:
+    begin, end, message = TROUBLES[trouble]
     stopped = train_model(REQUEST, signals=At(13, stop=True))
     before = {f: f.read_bytes() for f in REQUEST.output.rglob("*") if f.is_file()}
     begin()
-    with pytest.raises(UnetcliError, match=rf"^disk/model: cannot write.*{said}"):
+    with pytest.raises(UnetcliError, match=rf"^disk/model: cannot write.*{message}"):
         train_model(REQUEST)
     assert {f: f.read_bytes() for f in before} == before
     require_intact(REQUEST, least=stopped.steps)
@@ -125,7 +136,7 @@ def test_trouble_before_it_goes_on_leaves_all_as_it_was(disk: Path, undisturbed:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_the_command_says_it_in_one_line_and_exits_1(disk: Path, trouble: str) -> None:
+def test_the_command_reports_a_disk_error_in_one_line_and_exits_1(disk: Path, trouble: str) -> None:
     TROUBLES[trouble][0]()
     sizes = ["--depth", "1", "--base-channels", "4", "--tile", "44", "--steps", "5", "--device", "cpu"]
     done = finished("-q", "train", "raw.zarr", "labels.zarr", "--output", "disk/model", *sizes)
@@ -135,11 +146,13 @@ def test_the_command_says_it_in_one_line_and_exits_1(disk: Path, trouble: str) -
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_weights_say_it_in_one_line_and_leave_nothing_behind(disk: Path, trouble: str) -> None:
-    begin, end, said = TROUBLES[trouble]
+def test_weights_reports_a_disk_error_in_one_line_and_leaves_nothing_behind(disk: Path, trouble: str) -> None:
+    begin, end, message = TROUBLES[trouble]
     begin()
     request = WeightsRequest(labels="labels.zarr", output="disk/w.zarr")
-    with pytest.raises(UnetcliError, match=rf"^disk/w\.zarr: cannot write.*{said}.*, the same command writes it anew$"):
+    with pytest.raises(
+        UnetcliError, match=rf"^disk/w\.zarr: cannot write.*{message}.*, the same command writes it again$"
+    ):
         write_weights(request)
     end()
     assert write_weights(request).cells > 0

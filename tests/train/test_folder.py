@@ -1,4 +1,4 @@
-"""The frozen configuration; and checkpoints: whole or not at all, two of them, and one that is damaged."""
+"""The frozen configuration, and checkpoints: written atomically, with a previous one in case the last is damaged."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_another_configuration_is_refused_naming_all_that_differs(folder: Traini
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 2}', '{"version": 2, "config": {}, "steps": 3}'])
 def test_a_damaged_configuration_is_one_line(folder: TrainingFolder, content: str) -> None:
     folder.config.write_text(content)
-    with pytest.raises(UnetcliError, match=r"training\.json: damaged; --overwrite starts anew"):
+    with pytest.raises(UnetcliError, match=r"training\.json: damaged; --overwrite starts over"):
         folder.frozen()
 
 
 def test_one_of_another_version_is_refused(folder: TrainingFolder) -> None:
     folder.config.write_text(json.dumps({"version": 1, "config": {}, "steps": 3}))
-    with pytest.raises(UnetcliError, match="version 1; --overwrite starts anew"):
+    with pytest.raises(UnetcliError, match="version 1; --overwrite starts over"):
         folder.frozen()
 
 
@@ -56,7 +56,7 @@ def test_a_torn_line_of_the_log_is_left_out(folder: TrainingFolder) -> None:
     assert folder.log.read_text() == '{"step": 10, "best": true}\n{"step": 20, "best": true}\n'
 
 
-def test_forgetting_leaves_nothing_of_ours_and_all_that_is_not(folder: TrainingFolder) -> None:
+def test_clearing_removes_the_training_and_leaves_other_files(folder: TrainingFolder) -> None:
     for path in (
         folder.checkpoint,
         folder.previous,
@@ -71,7 +71,7 @@ def test_forgetting_leaves_nothing_of_ours_and_all_that_is_not(folder: TrainingF
         inner.mkdir()
         (inner / "a").write_text("ours")
     (folder.path / "notes.txt").write_text("mine")
-    folder.forget()
+    folder.clear()
     assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
 
 
@@ -84,7 +84,7 @@ def checkpoint(step: int) -> Checkpoint:
         optimizer={"state": {0: {"exp_avg": torch.full((3, 3), 0.1)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         averaged=None,
         best=0.25,
-        looks_since_best=3,
+        validations_since_best=3,
         pending=[0.5, 0.25],
         seconds=12.5,
     )
@@ -92,7 +92,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 @pytest.fixture
 def filled(tmp_path: Path) -> TrainingFolder:
-    """With the checkpoints of steps 10 and 20."""
+    """Folder with the checkpoints of steps 10 and 20."""
     folder = TrainingFolder(tmp_path)
     for step in (10, 20):
         checkpoint(step).save(folder.checkpoint, folder.previous)
@@ -107,7 +107,7 @@ def test_it_comes_back_as_it_was_saved(filled: TrainingFolder) -> None:
     found, saved = Checkpoint.load(filled.checkpoint), checkpoint(20)
     assert torch.equal(found.network["weight"], saved.network["weight"])
     assert torch.equal(found.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
-    for name in ("config", "step", "averaged", "best", "looks_since_best", "pending", "seconds"):
+    for name in ("config", "step", "averaged", "best", "validations_since_best", "pending", "seconds"):
         assert getattr(found, name) == getattr(saved, name)
 
 
@@ -128,7 +128,7 @@ def test_a_save_that_fails_changes_nothing(filled: TrainingFolder) -> None:
 
 def damage(file: Path, how: str) -> None:
     content = bytearray(file.read_bytes())
-    place = content.index(np.float32(20 + 500).tobytes())  # amid the weights
+    place = content.index(np.float32(20 + 500).tobytes())  # in the weights
     if how == "cut":
         del content[len(content) // 2 :]
     elif how == "empty":
@@ -154,7 +154,7 @@ def test_a_damaged_last_one_falls_back_to_the_one_before_with_a_warning(
 
 
 def test_a_damaged_one_never_takes_the_place_of_a_good_one(filled: TrainingFolder) -> None:
-    """Killed between the renames of the next save, what is left must still do."""
+    """If the next save is killed between its renames, a readable checkpoint is left."""
     damage(filled.checkpoint, "cut")
     assert filled.load_checkpoint() is not None
     checkpoint(15).save(filled.checkpoint, filled.previous)
@@ -172,7 +172,7 @@ def test_both_damaged_is_one_line_that_says_what_to_do(filled: TrainingFolder) -
     for path in (filled.checkpoint, filled.previous):
         path.write_bytes(b"damaged")
     with pytest.raises(
-        UnetcliError, match=r"checkpoint\.\w*\.?pt: damaged checkpoint; --overwrite starts anew"
+        UnetcliError, match=r"checkpoint\.\w*\.?pt: damaged checkpoint; --overwrite starts over"
     ) as caught:
         filled.load_checkpoint()
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""train as a command, killed at any moment and run again: the same bytes as if nothing had happened."""
+"""The ``train`` command, killed at random times and run again: the same bytes as without a kill."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def train(place: Path, *words: str, output: str = "model") -> Command:
-    """The command as a user types it. What it says goes to ``<output>.txt``."""
+    """Start the command, with its output in ``<output>.txt``."""
     command = ["train", "raw.zarr", "labels.zarr", "--output", output, *SMALL, *words]
     return Command(*command, cwd=place, talk=place / f"{output}.txt")
 
 
-def talk(place: Path) -> str:
+def log_text(place: Path) -> str:
     return (place / "model.txt").read_text()
 
 
 def written(place: Path) -> int:
-    """Which checkpoint file is the last: each is a new one."""
+    """Modification time of the checkpoint, which identifies it; 0 if there is none."""
     try:
         return (place / "model/checkpoint.pt").stat().st_mtime_ns
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def step(place: Path) -> int:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Bit-equal tensors and values, however nested."""
+    """Whether nested tensors and values are equal bit for bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -67,7 +67,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def rows(place: Path, output: str) -> list[dict[str, Any]]:
-    """The log, without the time it took."""
+    """Rows of the log without the duration."""
     lines = (place / output / "log.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
 
@@ -85,17 +85,17 @@ def test_killed_at_random_steps_and_run_again_ends_in_the_same_bytes(place: Path
         process.kill()
         if process.wait() == -signal.SIGKILL:
             steps.append(step(place))
-        else:  # it was faster: once more from the start
-            assert process.returncode == 0, talk(place)
+        else:  # it finished before the kill: start over
+            assert process.returncode == 0, log_text(place)
             shutil.rmtree(place / "model")
             steps.clear()
     assert steps == sorted(steps)
     assert steps[-1] > 0
-    assert train(place, *words).wait() == 0, talk(place)
+    assert train(place, *words).wait() == 0, log_text(place)
     assert straight.wait() == 0
-    ours, theirs = (Checkpoint.load(place / name / "checkpoint.pt") for name in ("model", "straight"))
-    for name in ("network", "optimizer", "averaged", "best", "looks_since_best", "pending", "step"):
-        assert same(getattr(ours, name), getattr(theirs, name)), name
+    one, other = (Checkpoint.load(place / name / "checkpoint.pt") for name in ("model", "straight"))
+    for name in ("network", "optimizer", "averaged", "best", "validations_since_best", "pending", "step"):
+        assert same(getattr(one, name), getattr(other, name)), name
     assert rows(place, "model") == rows(place, "straight")
     for name in ("model.safetensors", "samples.png"):
         assert (place / "model" / name).read_bytes() == (place / "straight" / name).read_bytes(), name
@@ -116,18 +116,18 @@ def test_signals_ask_for_a_checkpoint_or_an_orderly_end(place: Path) -> None:
     assert asked > 0
     assert process.poll() is None
     process.terminate()
-    assert process.wait() == 3, talk(place)
+    assert process.wait() == 3, log_text(place)
     assert step(place) > asked
-    assert f"model: stopped at step {step(place)} of 1000000; the same command continues\n" in talk(place)
-    assert "model.safetensors" not in talk(place)  # there is none yet
+    assert f"model: stopped at step {step(place)} of 1000000; the same command continues\n" in log_text(place)
+    assert "model.safetensors" not in log_text(place)  # no model has been saved yet
     assert not (place / "model/lock").exists()
     stopped, last = step(place), written(place)
     process = train(place, *words)
     wait_for((place / "model/lock").exists)
     process.send_signal(signal.SIGUSR1)
-    wait_for(lambda: written(place) != last)  # so it trains
+    wait_for(lambda: written(place) != last)  # it trains
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 130, talk(place)
+    assert process.wait() == 130, log_text(place)
     assert not (place / "model/lock").exists()
     assert step(place) > stopped
-    assert "Traceback" not in talk(place)
+    assert "Traceback" not in log_text(place)

@@ -1,4 +1,4 @@
-"""One step of network and optimiser, against the same written out plainly."""
+"""Training steps, compared with a plain implementation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
 from unetcli.model.network import BatchNorm, UNet
 from unetcli.train.dataset import Sampler, dataset_statistics
-from unetcli.train.distributed import World, require_divisible
-from unetcli.train.optim import LEAST_WEIGHT, Batch, Learner, batches, create_optimizer, weighted_cross_entropy
+from unetcli.train.distributed import ProcessGroup, require_divisible
+from unetcli.train.optim import MIN_WEIGHT_SUM, Batch, Learner, batches, create_optimizer, weighted_cross_entropy
 from unetcli.train.settings import IGNORED, Augmentation, Optimisation, TrainingConfig, TruthRules
 from unetcli.train.targets import classes_of, weight_table
 
@@ -59,21 +59,22 @@ CONFIG = TrainingConfig(
 
 
 def configured(**changes: Any) -> TrainingConfig:
-    """With another optimisation."""
+    """Configuration with changes to its optimisation."""
     return replace(CONFIG, optimisation=replace(CONFIG.optimisation, **changes))
 
 
 def started(config: TrainingConfig = CONFIG) -> tuple[Learner, list[Batch]]:
-    """A learner and the batches of three steps."""
-    learner = Learner(config, FOUND, CPU, World())
+    """Learner and the batches of three steps."""
+    learner = Learner(config, FOUND, CPU, ProcessGroup())
     sampler = Sampler(CORPUS, config.tile, 28, config.augmentation, config.seed)
     return learner, list(batches(learner, sampler, range(3)))
 
 
 def plain_loss(network: UNet, batch: Batch) -> torch.Tensor:
-    """The weighted mean over the batch's pixels."""
+    """Weighted mean of the losses of a batch's pixels."""
     weights = torch.tensor(FOUND.class_weights(balance=True))[batch.classes] + batch.border_weight
-    losses = torch.nn.functional.cross_entropy(network(batch.images, batch.keep), batch.classes, reduction="none")
+    logits = network(batch.images, batch.dropout_mask)
+    losses = torch.nn.functional.cross_entropy(logits, batch.classes, reduction="none")
     return (losses * weights).sum() / weights.sum()
 
 
@@ -107,7 +108,7 @@ def test_steps_equal_those_written_out(change: dict[str, Any]) -> None:
 
 
 def test_the_average_follows_the_weights_by_its_formula() -> None:
-    """decay = min(ema, (1 + n) / (10 + n)); what is judged and kept is the average."""
+    """The decay is min(ema, (1 + n) / (10 + n)); the average is validated and saved."""
     learner, items = started(configured(ema=0.25))
     expected = weights(learner.network)
     for number, batch in enumerate(items):
@@ -149,8 +150,8 @@ def test_weights_stay_float32_and_finite_in_bfloat16() -> None:
 def test_a_batch_is_its_samples_whatever_they_are_batched_with() -> None:
     learner, items = started()
     sampler = Sampler(CORPUS, CONFIG.tile, 28, CONFIG.augmentation, CONFIG.seed)
-    alone = learner.batch([sampler.sample(3)], [sampler.keep(3, 8, 0.5)])
-    for name in ("images", "classes", "border_weight", "keep"):
+    alone = learner.batch([sampler.sample(3)], [sampler.dropout_mask(3, 8, 0.5)])
+    for name in ("images", "classes", "border_weight", "dropout_mask"):
         assert torch.equal(getattr(items[1], name)[1:], getattr(alone, name)), name
 
 
@@ -174,22 +175,22 @@ def test_pixels_without_truth_change_nothing_at_all() -> None:
 
 
 def test_processes_share_a_step_s_samples_without_overlap() -> None:
-    parts = [World(rank, 4).mine(range(24, 32)) for rank in range(4)]
+    parts = [ProcessGroup(rank, 4).part(range(24, 32)) for rank in range(4)]
     assert [n for part in parts for n in part] == list(range(24, 32))
     assert {len(part) for part in parts} == {2}
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused_naming_one_that_can() -> None:
-    require_divisible(8, World(size=4))
-    with pytest.raises(UnetcliError, match=r"--batch-size 6: cannot be shared by 4 processes; 8 can"):
-        require_divisible(6, World(size=4))
+    require_divisible(8, ProcessGroup(size=4))
+    with pytest.raises(UnetcliError, match=r"--batch-size 6: not divisible by the 4 processes; 8 is"):
+        require_divisible(6, ProcessGroup(size=4))
 
 
 def test_a_share_of_no_weight_is_0_for_any_number_of_processes() -> None:
-    """0 times an infinite factor would be no number."""
+    """0 times an infinite factor would be NaN."""
     nothing = torch.zeros(())
-    assert float(nothing * (4096 / nothing.clamp_min(LEAST_WEIGHT))) == 0
-    assert 0 < LEAST_WEIGHT < 1e-6 * FOUND.class_weights(balance=True).min()
+    assert float(nothing * (4096 / nothing.clamp_min(MIN_WEIGHT_SUM))) == 0
+    assert 0 < MIN_WEIGHT_SUM < 1e-6 * FOUND.class_weights(balance=True).min()
 
 
 def table_of(weights: np.ndarray) -> torch.Tensor:
@@ -197,50 +198,50 @@ def table_of(weights: np.ndarray) -> torch.Tensor:
 
 
 def problem(seed: int, classes: int = 3, shape: tuple[int, int] = (7, 11)) -> tuple[torch.Tensor, ...]:
-    """Logits, classes of which a fifth is ignored, raised weights, table."""
+    """Logits, classes (a fifth of them ignored), border weights and the table of class weights."""
     random = np.random.default_rng(seed)
     truth = random.integers(0, classes, (2, *shape))
     truth[random.random(truth.shape) < 0.2] = IGNORED
-    raised = random.random(truth.shape).astype(np.float32) * 5
-    raised[truth == IGNORED] = 0
+    border_weight = random.random(truth.shape).astype(np.float32) * 5
+    border_weight[truth == IGNORED] = 0
     table = table_of(random.random(classes).astype(np.float32) + 0.1)
     logits = torch.from_numpy(random.standard_normal((2, classes, *shape)).astype(np.float32) * 3)
-    return logits.requires_grad_(), torch.from_numpy(truth), torch.from_numpy(raised), table
+    return logits.requires_grad_(), torch.from_numpy(truth), torch.from_numpy(border_weight), table
 
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 5))
 def test_it_is_the_weighted_sum_of_equation_1(seed: int, classes: int) -> None:
-    """E = sum of w(x) log p(x), over the pixels with truth, in double precision."""
-    logits, truth, raised, table = problem(seed, classes)
-    total, weight = weighted_cross_entropy(logits, truth, raised, table)
+    """E is the sum of -w(x) log p(x) over the pixels with ground truth, here in double precision."""
+    logits, truth, border_weight, table = problem(seed, classes)
+    total, weight = weighted_cross_entropy(logits, truth, border_weight, table)
     values = logits.detach().double().numpy()
     p = np.exp(values) / np.exp(values).sum(1, keepdims=True)
     expected, weights = 0.0, 0.0
     for b, y, x in np.ndindex(*truth.shape):
         k = int(truth[b, y, x])
         if k != IGNORED:
-            w = float(table[k]) + float(raised[b, y, x])
+            w = float(table[k]) + float(border_weight[b, y, x])
             expected, weights = expected - w * np.log(p[b, k, y, x]), weights + w
     assert total.item() == pytest.approx(expected, rel=1e-5)
     assert weight.item() == pytest.approx(weights, rel=1e-5)
 
 
 def test_pixels_without_truth_have_no_gradient_and_no_weight() -> None:
-    logits, truth, raised, table = problem(0)
-    total, weight = weighted_cross_entropy(logits, truth, raised, table)
+    logits, truth, border_weight, table = problem(0)
+    total, weight = weighted_cross_entropy(logits, truth, border_weight, table)
     total.backward()
     assert logits.grad is not None
     steep = logits.grad.abs().sum(1)
     assert (steep[truth == IGNORED] == 0).all()
     assert (steep[truth != IGNORED] > 0).all()
     garbage = torch.where((truth == IGNORED)[:, None], torch.full_like(logits, 50.0), logits.detach())
-    again = weighted_cross_entropy(garbage, truth, raised, table)
+    again = weighted_cross_entropy(garbage, truth, border_weight, table)
     assert (again[0].item(), again[1].item()) == (total.item(), weight.item())
 
 
 def test_nothing_but_ignored_pixels_is_a_loss_of_0() -> None:
-    logits, truth, raised, table = problem(0)
-    total, weight = weighted_cross_entropy(logits, torch.full_like(truth, IGNORED), 0 * raised, table)
+    logits, truth, border_weight, table = problem(0)
+    total, weight = weighted_cross_entropy(logits, torch.full_like(truth, IGNORED), 0 * border_weight, table)
     total.backward()
     assert (total.item(), weight.item()) == (0, 0)
     assert logits.grad is not None
@@ -248,29 +249,31 @@ def test_nothing_but_ignored_pixels_is_a_loss_of_0() -> None:
 
 
 def test_twice_the_weight_counts_like_the_pixel_twice() -> None:
-    logits, truth, raised, table = problem(1)
-    one, two = (weighted_cross_entropy(logits, truth, r, t) for r, t in ((raised, table), (2 * raised, 2 * table)))
+    logits, truth, border_weight, table = problem(1)
+    one, two = (
+        weighted_cross_entropy(logits, truth, r, t) for r, t in ((border_weight, table), (2 * border_weight, 2 * table))
+    )
     assert two[0].item() == pytest.approx(2 * one[0].item(), rel=1e-6)
     assert two[1].item() == pytest.approx(2 * one[1].item(), rel=1e-6)
 
 
 def test_logits_in_bfloat16_are_summed_in_float32() -> None:
-    logits, truth, raised, table = problem(2)
+    logits, truth, border_weight, table = problem(2)
     half = logits.detach().to(torch.bfloat16)
-    total, _ = weighted_cross_entropy(half, truth, raised, table)
-    exact, _ = weighted_cross_entropy(half.float(), truth, raised, table)
+    total, _ = weighted_cross_entropy(half, truth, border_weight, table)
+    exact, _ = weighted_cross_entropy(half.float(), truth, border_weight, table)
     assert total.dtype == torch.float32
     assert total.item() == exact.item()
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_the_border_raises_background_between_two_cells_and_nothing_else(everywhere: bool) -> None:
+def test_the_border_weight_is_on_background_between_two_cells_only(everywhere: bool) -> None:
     labels = np.zeros((30, 60), np.uint8)
     labels[5:25, 5:20], labels[5:25, 24:40] = 1, 2
     labels[:, 55:] = 9
     rules = TruthRules(truth="instances", ignore=9, everywhere=everywhere)
     classes = classes_of(labels, rules)
-    raised = border_of(labels, classes, rules)
+    border_weight = border_of(labels, classes, rules)
     table = table_of(np.ones(2, np.float32))
     flat = torch.zeros(1, 2, *labels.shape)  # every pixel costs log 2 times its weight
 
@@ -280,9 +283,9 @@ def test_the_border_raises_background_between_two_cells_and_nothing_else(everywh
         )
         return found[0].item() / np.log(2)
 
-    assert cost(np.zeros_like(raised)) == pytest.approx((classes != IGNORED).sum(), rel=1e-5)
-    assert cost(raised) == pytest.approx((classes != IGNORED).sum() + raised.sum(), rel=1e-5)
-    assert (raised[classes == IGNORED] == 0).all()
-    assert raised[10:20, 20:24].min() > 5
-    assert raised[:, 50:].max() < 1e-4
-    assert (raised[classes == 1] > 0).any() == everywhere
+    assert cost(np.zeros_like(border_weight)) == pytest.approx((classes != IGNORED).sum(), rel=1e-5)
+    assert cost(border_weight) == pytest.approx((classes != IGNORED).sum() + border_weight.sum(), rel=1e-5)
+    assert (border_weight[classes == IGNORED] == 0).all()
+    assert border_weight[10:20, 20:24].min() > 5
+    assert border_weight[:, 50:].max() < 1e-4
+    assert (border_weight[classes == 1] > 0).any() == everywhere

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unetcli.core.errors import UnetcliError
 from unetcli.train.settings import (
-    HIGHEST,
+    LIMITS,
     POLY_POWER,
     RATES,
     RECIPES,
@@ -54,7 +54,7 @@ def test_a_decaying_rate_begins_whole_falls_at_every_step_and_ends_at_0(schedule
 
 
 def test_the_schedules_are_their_formulas() -> None:
-    """Cosine as in Loshchilov and Hutter 2017 (eq. 5, one period), polynomial with power 0.9."""
+    """The cosine is that of Loshchilov and Hutter 2017 (eq. 5, one period), the polynomial has the power 0.9."""
     cosine, poly = rates("cosine"), rates("poly")
     for step in range(101):
         assert cosine[step] == pytest.approx(0.1 * (1 + math.cos(math.pi * step / 100)) / 2)
@@ -87,42 +87,42 @@ def test_a_rate_is_never_below_0_nor_above_the_one_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"optimizer": "lbfgs"}, "--optimizer lbfgs: expected sgd, adam or adamw"),
         ({"schedule": "step"}, "--schedule step: expected constant, cosine or poly"),
-        ({"learning_rate": 0.0}, "--lr 0.0: a number above 0"),
+        ({"learning_rate": 0.0}, "--lr 0.0: expected a number above 0"),
         ({"learning_rate": math.inf}, "--lr inf"),
         ({"learning_rate": math.nan}, "--lr nan"),
-        ({"momentum": 1.0}, "--momentum 1.0: 0 <= momentum < 1"),
+        ({"momentum": 1.0}, "--momentum 1.0: expected 0 <= momentum < 1"),
         ({"momentum": -0.1}, "--momentum -0.1"),
-        ({"weight_decay": -1e-4}, "--weight-decay -0.0001: 0 or more"),
+        ({"weight_decay": -1e-4}, "--weight-decay -0.0001: expected"),
         ({"weight_decay": math.nan}, "--weight-decay nan"),
-        ({"warm_up": -1}, "--warm-up -1: 0 or more steps"),
-        ({"ema": 1.0}, "--ema 1.0: 0 <= ema < 1"),
-        ({"batch_size": 0}, "--batch-size 0: at least 1"),
-        ({"clip": 0.0}, "--clip 0.0: a number above 0"),
+        ({"warm_up": -1}, "--warm-up -1: expected at least 0"),
+        ({"ema": 1.0}, "--ema 1.0: expected 0 <= ema < 1"),
+        ({"batch_size": 0}, "--batch-size 0: expected at least 1"),
+        ({"clip": 0.0}, "--clip 0.0: expected a number above 0"),
         ({"clip": math.inf}, "--clip inf"),
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_be_meant_is_refused_naming_its_option(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(UnetcliError, match=said) as caught:
+def test_a_setting_that_cannot_be_meant_is_refused_naming_its_option(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnetcliError, match=message) as caught:
         replace(BASE, **change)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_says_all_that_is_needed(recipe: str) -> None:
-    ours = RECIPES[recipe]
+    recipe_values = RECIPES[recipe]
     needed = {field.name for field in fields(Optimisation)} - {"steps"}
-    assert needed | {"dropout", "batch_norm"} == set(ours)
-    chosen = Optimisation(**{name: ours[name] for name in needed}, steps=None)
-    assert chosen.decays == (ours["schedule"] != "constant")
+    assert needed | {"dropout", "batch_norm"} == set(recipe_values)
+    chosen = Optimisation(**{name: recipe_values[name] for name in needed}, steps=None)
+    assert chosen.decays == (recipe_values["schedule"] != "constant")
 
 
 def test_every_recipe_s_optimizer_has_a_rate_and_the_paper_s_numbers_are_the_paper_s() -> None:
-    assert {ours["optimizer"] for ours in RECIPES.values()} <= set(RATES)
+    assert {recipe_values["optimizer"] for recipe_values in RECIPES.values()} <= set(RATES)
     paper = RECIPES["paper"]
     assert (paper["optimizer"], paper["momentum"], paper["batch_size"], paper["batch_norm"]) == ("sgd", 0.99, 1, False)
 
@@ -134,16 +134,16 @@ def test_settings_survive_being_written_as_plain_values() -> None:
     assert Augmentation(**values) == settings
 
 
-@pytest.mark.parametrize("name", HIGHEST)
+@pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "1", True, None], ids=repr)
 def test_what_is_no_strength_is_refused_naming_the_option(name: str, value: Any) -> None:
-    with pytest.raises(UnetcliError, match=rf"^{name} = .*: expected a number from 0 \(off\) to"):
+    with pytest.raises(UnetcliError, match=rf"^{name} = .*: expected 0 \(off\) <="):
         Augmentation(**{name: value})
 
 
-@pytest.mark.parametrize("name", HIGHEST)
+@pytest.mark.parametrize("name", LIMITS)
 def test_the_highest_strength_is_allowed_and_no_more(name: str) -> None:
-    highest = HIGHEST[name][0]
+    highest = LIMITS[name][0]
     assert getattr(Augmentation(**{name: highest}), name) == highest
     with pytest.raises(UnetcliError, match=name):
         Augmentation(**{name: highest * 1.001})

@@ -1,4 +1,4 @@
-"""From a request to sections: who is trained on, who is held out, and what is never looked at."""
+"""Resolution of a request: which sections are trained on, held out, or never read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from unetcli.core.options import Sections
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import Training
 from unetcli.train.request import TrainRequest
-from unetcli.train.resolve import require_pairs, resolve_training, split
+from unetcli.train.resolve import require_pairs, resolve_training, split_sections
 from unetcli.train.settings import Ranges
 from unetcli.volumes.volume import Volume
 
 
 def images(*counts: int) -> list[Volume]:
-    """Stacks of that many sections; 0 stands for a single image."""
+    """Stacks with these numbers of sections; 0 stands for a single image."""
     return [volume(grey(*((n, 5, 6) if n else (5, 6))), path=f"raw{k}.zarr") for k, n in enumerate(counts)]
 
 
@@ -85,16 +85,16 @@ def test_pages_like_colours_are_sections_where_the_labels_have_as_many(
 def test_which_sections_are_trained_on_and_held_out(
     counts: list[int], request_: TrainRequest, expected: tuple[Ranges, Ranges]
 ) -> None:
-    assert split(request_, images(*counts)) == expected
+    assert split_sections(request_, images(*counts)) == expected
 
 
 @pytest.mark.parametrize(
-    ("counts", "request_", "said"),
+    ("counts", "request_", "message"),
     [
         ([8], asked((5, 20)), r"--sections 5:20.*0:8"),
         ([8], asked(validation=(5, 20)), r"--validation 5:20.*0:8"),
-        ([8], asked((0, 8), (3, 5)), r"--validation 3:5: inside the training sections 0:8"),
-        ([8], asked((0, 5), (0, 2)), r"--validation 0:2: inside the training sections 0:5"),
+        ([8], asked((0, 8), (3, 5)), r"--validation 3:5: overlaps the training sections 0:8"),
+        ([8], asked((0, 5), (0, 2)), r"--validation 0:2: overlaps the training sections 0:5"),
         ([8], asked(validation=(0, 8)), r"--validation 0:8: leaves no section to train on"),
         ([8], asked((5, 8), (3, 8)), r"--validation 3:8: leaves no section to train on"),
         ([4, 4], asked((9, 10)), r"all 2 pairs together"),
@@ -103,9 +103,9 @@ def test_which_sections_are_trained_on_and_held_out(
     ],
     ids=["outside", "held out outside", "amid", "at the start", "all", "all named", "pairs", "fraction 1", "below 0"],
 )
-def test_what_cannot_be_split_is_refused_in_one_line(counts: list[int], request_: TrainRequest, said: str) -> None:
-    with pytest.raises(UnetcliError, match=said) as caught:
-        split(request_, images(*counts))
+def test_what_cannot_be_split_is_refused_in_one_line(counts: list[int], request_: TrainRequest, message: str) -> None:
+    with pytest.raises(UnetcliError, match=message) as caught:
+        split_sections(request_, images(*counts))
     assert "\n" not in str(caught.value)
 
 
@@ -122,7 +122,7 @@ def test_no_section_is_both_trained_on_and_held_out_or_outside_what_was_named(
     counts: list[int], sections: Sections, validation: Sections | None, fraction: float | None
 ) -> None:
     try:
-        training, held_out = split(asked(sections, validation, fraction), images(*counts))
+        training, held_out = split_sections(asked(sections, validation, fraction), images(*counts))
     except UnetcliError:
         return
     numbers = [max(count, 1) for count in counts]
@@ -152,8 +152,8 @@ def resolved(request: TrainRequest) -> Training:
     return resolve_training(request, TrainingFolder(request.output), None)
 
 
-def test_sections_that_are_neither_trained_on_nor_held_out_are_not_looked_at(here: Path) -> None:
-    """Sections 0, 3 and 6 onwards are the test: NaN in the image, labels that are no truth."""
+def test_sections_that_are_neither_trained_on_nor_held_out_are_not_read(here: Path) -> None:
+    """Sections 0, 3 and from 6 on cannot be used: NaN in the images, invalid labels."""
     raw, labels = discs()
     request = replace(TINY, sections=(1, 3), validation=(4, 6))
     clean = resolved(request)
@@ -172,7 +172,7 @@ def test_sections_that_are_neither_trained_on_nor_held_out_are_not_looked_at(her
 
 
 def test_a_held_out_pair_alone_says_nothing_of_the_other_s_sections(here: Path) -> None:
-    """The second pair is held out whole; its counterpart's unused sections may hold anything."""
+    """The second pair is held out completely; unused sections of the first may hold any values."""
     labels = discs()[1]
     labels[6:] = grey(2, 64, 72)
     write_zarr(here / "a.zarr", labels)
@@ -182,7 +182,7 @@ def test_a_held_out_pair_alone_says_nothing_of_the_other_s_sections(here: Path) 
     assert resolved(request).config.rules.truth == "binary"
 
 
-def test_what_is_left_open_is_as_the_recipe_has_it_and_options_go_before(here: Path) -> None:
+def test_defaults_are_those_of_the_recipe_and_options_precede_them(here: Path) -> None:
     bare = replace(TINY, optimizer=None, lr=None, recipe="fast", steps=100)
     fast = resolved(bare).config.optimisation
     assert (fast.optimizer, fast.schedule, fast.learning_rate, fast.steps) == ("adamw", "cosine", 3e-3, 100)
@@ -206,20 +206,20 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
     write_zarr(here / "classes.zarr", labels)
     three = replace(TINY, pair=(("raw.zarr", "classes.zarr"),), truth="classes")
     with pytest.raises(
-        UnetcliError, match=rf"--select {measure}: of two classes only; with 3, pixel_disagreement or iou"
+        UnetcliError, match=rf"--select {measure}: only for two classes; expected pixel_disagreement or iou"
     ):
         resolved(replace(three, select=measure))
     assert resolved(replace(three, select="iou")).config.select == "iou"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"steps": 0}, "--steps 0: at least 1"),
-        ({"patience": 0}, "--patience 0: at least 1"),
+        ({"steps": 0}, "--steps 0: expected at least 1"),
+        ({"patience": 0}, "--patience 0: expected at least 1"),
         ({"validate_every": -3}, "--validate-every -3"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"minutes": 0.0}, "--minutes 0.0: a number above 0"),
+        ({"minutes": 0.0}, "--minutes 0.0: expected a number above 0"),
         ({"checkpoint_minutes": float("nan")}, "--checkpoint-minutes nan"),
         ({"recipe": "slow"}, "--recipe slow: expected fast or paper"),
         ({"select": "dice"}, "--select dice: expected one of pixel_disagreement"),
@@ -227,6 +227,6 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_request_that_cannot_be_meant_is_refused(change: dict[str, object], said: str) -> None:
-    with pytest.raises(UnetcliError, match=said):
+def test_a_request_that_cannot_be_meant_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UnetcliError, match=message):
         replace(TINY, **change)  # type: ignore[arg-type]

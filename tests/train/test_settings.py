@@ -43,7 +43,7 @@ CONFIG = TrainingConfig(
 
 
 def places() -> list[tuple[str, str]]:
-    """Every single setting: the part it is in (or none), and its name."""
+    """Yield each setting as its part (or none) and its name."""
     found = []
     for field in fields(TrainingConfig):
         value = getattr(CONFIG, field.name)
@@ -57,7 +57,7 @@ OTHER |= {"validation": ((17, 19), (5, 5)), "dropout": 0.75, "momentum": 0.5, "s
 
 
 def changed(part: str, name: str) -> TrainingConfig:
-    """The configuration with another value of one setting."""
+    """Configuration with another value of one setting."""
     holder: Any = getattr(CONFIG, part) if part else CONFIG
     value = getattr(holder, name)
     other = OTHER[name] if name in OTHER else not value if isinstance(value, bool) else (value or 0) + 1
@@ -72,13 +72,13 @@ def test_it_comes_back_from_json_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(("part", "name"), places(), ids=lambda value: value)
-def test_each_difference_is_told_once_and_by_its_name(part: str, name: str) -> None:
+def test_each_difference_is_named_once(part: str, name: str) -> None:
     other = changed(part, name)
     assert other != CONFIG
-    told = CONFIG.differences(TrainingConfig.from_dict(json.loads(json.dumps(other.to_dict()))))
-    assert len(told) == 1
-    assert told[0].startswith("images or labels are others" if name == "data" else f"{name} ")
-    assert "\n" not in told[0]
+    differences = CONFIG.differences(TrainingConfig.from_dict(json.loads(json.dumps(other.to_dict()))))
+    assert len(differences) == 1
+    assert differences[0].startswith("images or labels have changed" if name == "data" else f"{name} ")
+    assert "\n" not in differences[0]
 
 
 def test_no_two_settings_share_a_name() -> None:
@@ -86,7 +86,7 @@ def test_no_two_settings_share_a_name() -> None:
     assert len(names) == len(set(names))
 
 
-def test_ranges_are_told_as_people_write_them() -> None:
+def test_ranges_are_printed_as_first_and_stop() -> None:
     assert CONFIG.differences(changed("", "validation")) == ["validation 17:19, 5:5 (was 17:20, 5:5)"]
 
 

@@ -1,4 +1,4 @@
-"""What is asked of SLURM for a training, and what is made of how its job ends; the job itself is in tests/slurm."""
+"""Resources requested from SLURM, and the outcome of a job; tests with real jobs are in tests/slurm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.executors.slurm.watch import JobEnd
-from unetcli.train.slurm import PORTS, Processes, first_host, joining, outcome
+from unetcli.train.slurm import PORTS, Processes, first_host, outcome, torch_environment
 
 
 @pytest.mark.parametrize(
@@ -27,18 +27,18 @@ from unetcli.train.slurm import PORTS, Processes, first_host, joining, outcome
     ids=["gpus", "of a kind", "gres", "another gres", "extra"],
 )
 def test_the_gpus_of_each_node_replace_a_profiles_one(asked: SlurmRequest, wanted: dict[str, str]) -> None:
-    assert Processes(nodes=2, gpus_per_node=4).asked_of(asked).options() == wanted
-    assert Processes(nodes=2).asked_of(asked) == asked
+    assert Processes(nodes=2, gpus_per_node=4).with_gpus(asked).options() == wanted
+    assert Processes(nodes=2).with_gpus(asked) == asked
 
 
 def test_there_is_a_process_per_gpu_or_as_many_as_asked_for() -> None:
-    assert Processes(nodes=2, gpus_per_node=4).all == 8
-    assert Processes(nodes=3, tasks_per_node=2).all == 6
-    assert Processes().all == 1
+    assert Processes(nodes=2, gpus_per_node=4).total == 8
+    assert Processes(nodes=3, tasks_per_node=2).total == 6
+    assert Processes().total == 1
 
 
 @pytest.mark.parametrize(
-    ("end", "said", "kind", "line"),
+    ("end", "content", "kind", "line"),
     [
         (JobEnd(job="5", state="FAILED", exit_code=1), "unetcli: no\n", UnetcliError, "job 5: no (log: "),
         (
@@ -61,11 +61,11 @@ def test_there_is_a_process_per_gpu_or_as_many_as_asked_for() -> None:
         (JobEnd(job="5", state="COMPLETED"), "", Incomplete, "job 5: completed; the same command continues"),
     ],
 )
-def test_a_job_that_trains_no_further_is_told_with_its_reason(
-    tmp_path: Path, end: JobEnd, said: str, kind: type[UnetcliError], line: str
+def test_a_job_that_ended_is_reported_with_its_reason(
+    tmp_path: Path, end: JobEnd, content: str, kind: type[UnetcliError], line: str
 ) -> None:
     file = tmp_path / "log"
-    file.write_text(said)
+    file.write_text(content)
     with pytest.raises(UnetcliError) as caught:
         outcome(end, file, lambda: None, late=0.1)
     assert type(caught.value) is kind
@@ -73,14 +73,14 @@ def test_a_job_that_trains_no_further_is_told_with_its_reason(
     assert str(caught.value).endswith(f"(log: {file})")
 
 
-def test_a_process_is_told_its_place_by_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"PROCID": "3", "NTASKS": "4", "LOCALID": "1", "JOB_ID": "123456", "JOB_NUM_NODES": "1"}
-    for name, value in told.items():
+def test_rank_and_address_come_from_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"PROCID": "3", "NTASKS": "4", "LOCALID": "1", "JOB_ID": "123456", "JOB_NUM_NODES": "1"}
+    for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("UNETCLI_MASTER", raising=False)
-    found = joining()
+    found = torch_environment()
     assert int(found.pop("MASTER_PORT")) in PORTS
     assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
     monkeypatch.setenv("UNETCLI_MASTER", "10.0.0.7")
-    assert joining()["MASTER_ADDR"] == "10.0.0.7"
+    assert torch_environment()["MASTER_ADDR"] == "10.0.0.7"
     assert first_host() == "127.0.0.1"

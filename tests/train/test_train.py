@@ -1,4 +1,4 @@
-"""train, in this process: what it learns, resumes, chooses and writes."""
+"""``train_model`` in this process: accuracy, resumption, choice of the model, and files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.file import load_network, read_header
 from unetcli.model.network import UNet
+from unetcli.predict.predictor import predict_blocks
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.train import loop
@@ -47,7 +48,7 @@ def test_it_learns_and_says_how_well_on_the_last_sections(trained: TrainRequest)
     assert [row["step"] for row in log_rows()] == [50, 100, 150]
 
 
-def test_the_kept_model_is_the_best_of_the_looks(trained: TrainRequest) -> None:
+def test_the_saved_model_is_the_best_of_all_validations(trained: TrainRequest) -> None:
     rows, summary = log_rows(), train_model(trained)
     best = min(rows, key=lambda row: row["pixel_disagreement"])
     assert (summary.best_step, summary.best_error) == (best["step"], best["pixel_disagreement"])
@@ -56,7 +57,7 @@ def test_the_kept_model_is_the_best_of_the_looks(trained: TrainRequest) -> None:
     assert [row["best"] for row in rows] == [n == 0 or lowest[n] < lowest[n - 1] for n in range(len(rows))]
 
 
-def test_what_is_said_of_the_held_out_section_is_what_predict_and_evaluate_find(
+def test_metrics_of_the_held_out_section_are_those_that_predict_and_evaluate_give(
     trained: TrainRequest, tmp_path: Path
 ) -> None:
     request = PredictRequest(
@@ -70,7 +71,7 @@ def test_what_is_said_of_the_held_out_section_is_what_predict_and_evaluate_find(
 
 
 def test_a_faint_channel_beside_a_bright_one_is_learned_from_and_predicted_from(request_: TrainRequest) -> None:
-    """By one mean and deviation for both, the discs would be lost in the noise of the other channel."""
+    """With one mean and standard deviation for both, the noise of one channel would hide the discs in the other."""
     raw, labels = discs()
     both = np.stack([raw.astype(np.uint16), grey(*raw.shape, seed=5).astype(np.uint16) * 230])
     write_zarr(Path("both.zarr"), both, dimension_names=list("czyx"))
@@ -80,7 +81,7 @@ def test_a_faint_channel_beside_a_bright_one_is_learned_from_and_predicted_from(
     assert summary.best_error < 0.05
     intensity = read_header(Path(summary.model)).intensity
     assert intensity.mean == pytest.approx(tuple(both[:, :7].mean((1, 2, 3))))
-    for normalise in ("model", "volume"):  # which is nearly the same here
+    for normalise in ("model", "volume"):  # nearly the same here
         output = Path(f"{normalise}.zarr")
         predict_volume(
             PredictRequest(volume="both.zarr", output=output, sections=(7, 8), device="cpu", normalise=normalise)
@@ -93,11 +94,11 @@ def test_pictures_show_what_the_network_sees_and_says(trained: TrainRequest) -> 
     model = Path("model")
     for name in ("curves.png", "samples.png"):
         assert min(imagecodecs.png_decode((model / name).read_bytes()).shape[:2]) > 200
-    looks = sorted(path.name for path in (model / "predictions").iterdir())
-    assert looks == ["step-0000050.jpg", "step-0000100.jpg", "step-0000150.jpg"]
-    for name in looks:
+    pictures = sorted(path.name for path in (model / "predictions").iterdir())
+    assert pictures == ["step-0000050.jpg", "step-0000100.jpg", "step-0000150.jpg"]
+    for name in pictures:
         page = imagecodecs.jpeg8_decode((model / "predictions" / name).read_bytes())
-        assert page.shape == (64 + 4, 3 * (72 + 4))  # image, prediction and truth side by side, framed
+        assert page.shape == (64 + 4, 3 * (72 + 4))  # image, prediction and ground truth side by side, with frames
         assert page.std() > 50
     truth = page[2:66, 2 * 76 + 2 : 2 * 76 + 74] > 128
     assert (truth == (discs()[1][7] > 0)).mean() > 0.98
@@ -117,7 +118,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(request_: T
     assert not same(state("a"), state("c"))
 
 
-def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> None:
+def test_stopped_and_continued_equals_uninterrupted(request_: TrainRequest) -> None:
     stopped = train_model(request_, signals=Stop(after=12))
     assert not stopped.finished
     assert 0 < stopped.steps < 30
@@ -126,24 +127,24 @@ def test_stopped_and_gone_on_equals_straight_through(request_: TrainRequest) -> 
     assert same(state(), state("straight"))
     assert same(weights(), weights("straight"))
     rows = [json.loads(Path(f"{name}/log.jsonl").read_text()) for name in ("model", "straight")]
-    assert rows[0]["loss"] == rows[1]["loss"]  # losses before the stop count
+    assert rows[0]["loss"] == rows[1]["loss"]  # losses before the stop are included
 
 
-@pytest.mark.parametrize("after", [9, 29], ids=["at a look", "at the last step"])
-def test_an_end_asked_for_where_a_look_is_due_goes_first_and_the_look_is_taken_by_the_next_call(
+@pytest.mark.parametrize("after", [9, 29], ids=["at a validation", "at the last step"])
+def test_a_request_to_stop_precedes_a_due_validation_which_the_next_call_does(
     request_: TrainRequest, straight: Path, after: int
 ) -> None:
     request = replace(request_, validate_every=10)
     stopped = train_model(request, signals=Stop(after))
     assert (stopped.finished, stopped.steps) == (False, after + 1)
     assert [row["step"] for row in log_rows()] == [10, 20][: after // 10]
-    assert not train_model(request, signals=Asked()).finished  # asked again, before it is taken
+    assert not train_model(request, signals=Asked()).finished  # called again, before the result is used
     assert len(log_rows()) == after // 10
     assert train_model(request).finished
-    require_same_course("model", straight)
+    require_same_training("model", straight)
 
 
-def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_them(
+def test_a_request_to_stop_interrupts_a_validation(
     request_: TrainRequest, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from unetcli.train import validation
@@ -151,31 +152,30 @@ def test_an_end_asked_for_while_held_out_sections_are_judged_does_not_wait_for_t
     request, signals = replace(request_, validate_every=10), Signals()
 
     def slowly(*words: Any) -> Iterator[Any]:
-        blocks = validation_blocks(*words)
+        blocks = predict_blocks(*words)
         yield next(blocks)
-        signals.note(SIGTERM)  # which comes between the first block and what would follow
+        signals.note(SIGTERM)  # the stop comes after the first block
         yield from blocks
 
-    validation_blocks = validation.predict_blocks
     with monkeypatch.context() as patch:
         patch.setattr(validation, "predict_blocks", slowly)
         stopped = train_model(request, signals=signals)
     assert (stopped.finished, stopped.steps) == (False, 10)
     assert (log_rows(), list(Path("model").glob("*.safetensors"))) == ([], [])
     assert train_model(request).finished
-    require_same_course("model", straight)
+    require_same_training("model", straight)
 
 
 class Asked(Signals):
-    """An end was asked for from the beginning."""
+    """Signals that ask to stop from the beginning."""
 
     def __init__(self) -> None:
         super().__init__()
         self.note(SIGTERM)
 
 
-def require_same_course(name: str, straight: Path) -> None:
-    """Models, weights and logs are the same, but for the time it took."""
+def require_same_training(name: str, straight: Path) -> None:
+    """Assert equal models, weights and logs, durations aside."""
     folders = (name, str(straight))
     assert same(*map(state, folders))
     assert Path(name, "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
@@ -191,18 +191,18 @@ def test_more_steps_of_the_same_training_continue_it(request_: TrainRequest) -> 
     assert same(state(), state("straight"))
 
 
-def test_stopped_and_gone_on_equals_straight_through_with_all_that_has_a_state(request_: TrainRequest) -> None:
-    """Average, batch normalisation, AdamW and a decaying rate with warm-up, in bfloat16."""
+def test_stopped_and_continued_equals_uninterrupted_with_all_kinds_of_state(request_: TrainRequest) -> None:
+    """The training has an average, batch normalisation, AdamW and a decaying rate with warm-up, in bfloat16."""
     request = replace(request_, recipe="fast", optimizer=None, batch_size=2, warm_up=5, precision="bfloat16", steps=24)
     for after in (7, 9):
         assert not train_model(request, signals=Stop(after)).finished
     assert train_model(request).finished
     train_model(replace(request, output=Path("straight")))
-    ours, theirs = (Checkpoint.load(Path(name, "checkpoint.pt")) for name in ("model", "straight"))
-    assert same(ours.network, theirs.network)
-    assert ours.averaged is not None
-    assert theirs.averaged is not None
-    assert same(ours.averaged, theirs.averaged)
+    one, other = (Checkpoint.load(Path(name, "checkpoint.pt")) for name in ("model", "straight"))
+    assert same(one.network, other.network)
+    assert one.averaged is not None
+    assert other.averaged is not None
+    assert same(one.averaged, other.averaged)
     assert Path("model/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
 
 
@@ -216,15 +216,15 @@ def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(
     Path("model/checkpoint.pt").write_bytes(bytes(content))
     assert train_model(request).finished
     assert caplog.text.count("damaged checkpoint") == 1
-    require_same_course("model", straight)
+    require_same_training("model", straight)
 
 
-def test_without_a_better_one_for_long_enough_it_ends_and_more_patience_goes_on(request_: TrainRequest) -> None:
-    """A rate so small that nothing changes: the first look is the best."""
+def test_without_improvement_training_ends_and_more_patience_continues(request_: TrainRequest) -> None:
+    """The learning rate is so small that nothing changes: the first validation is the best."""
     request = replace(request_, lr=1e-12, steps=30, validate_every=2, patience=3)
     summary = train_model(request)
     assert (summary.finished, summary.stopped_early, summary.steps, summary.best_step) == (True, True, 8, 2)
-    assert "no better one for long enough" in summary.sentence
+    assert "stopped early" in summary.sentence
     assert train_model(request).found_finished
     more = train_model(replace(request, patience=5))
     assert (more.steps, more.stopped_early) == (12, True)
@@ -256,7 +256,7 @@ def test_a_model_of_batch_normalisation_has_none_and_is_the_average(request_: Tr
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_figures_of_each_look_are_there_for_tensorboard(request_: TrainRequest) -> None:
+def test_metrics_of_each_validation_are_in_the_tensorboard_log(request_: TrainRequest) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train_model(replace(request_, tensorboard=True, steps=4, validate_every=2))
@@ -266,12 +266,12 @@ def test_figures_of_each_look_are_there_for_tensorboard(request_: TrainRequest) 
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
 
 
-def test_a_finished_training_says_so_and_changes_nothing(trained: TrainRequest) -> None:
+def test_a_finished_training_is_reported_and_not_changed(trained: TrainRequest) -> None:
     before = contents(Path("model"))
     again = train_model(replace(trained, steps=None, depth=None, base_channels=None, tile=None, device=None))
     assert again.found_finished
-    assert "finished already, 150 steps" in again.sentence
-    assert "a larger --steps goes on" in again.sentence
+    assert "already finished, 150 steps" in again.sentence
+    assert "a larger --steps continues" in again.sentence
     assert contents(Path("model")) == before
 
 
@@ -283,12 +283,12 @@ def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None
     summary = train_model(replace(request_, pair=pairs, steps=5))
     config = read_header(Path(summary.model)).provenance["config"]
     assert (config["sections"], config["validation"]) == ([[0, 7], [0, 1]], [[7, 8], [1, 1]])
-    with pytest.raises(UnetcliError, match="images or labels are others"):
+    with pytest.raises(UnetcliError, match="images or labels have changed"):
         train_model(replace(request_, pair=tuple(reversed(pairs)), sections=(0, 9), steps=5))
 
 
 def test_a_network_without_levels_and_tiles_of_one_class_alone_train_too(pictured: TrainRequest) -> None:
-    """Pictures of them have no outline to draw."""
+    """Their pictures have no outlines."""
     labels = np.ones((4, 40, 40), np.uint8)
     labels[:, 0, 0] = 0
     write_zarr(Path("full.zarr"), labels)
@@ -328,7 +328,7 @@ def test_a_single_image_trains_without_held_out_sections(
     with caplog.at_level("INFO", "unetcli"):
         summary = train_model(replace(request_, pair=(("one-raw.zarr", "one-labels.zarr"),), steps=3))
     assert (summary.finished, summary.best_error) == (True, None)
-    assert "kept: nothing is held out to judge by" in caplog.text
+    assert "no held-out sections" in caplog.text
     assert "best so far" not in caplog.text
     assert len(weights()) > 0
 
@@ -348,4 +348,4 @@ def test_without_steps_the_probe_chooses_them(request_: TrainRequest, monkeypatc
     summary = train_model(replace(request_, steps=None))
     assert summary.finished
     assert 0 < found[0] < time.perf_counter() - started
-    assert summary.goal == max(1, float(f"{1 / found[0]:.1e}"))  # about a second's worth
+    assert summary.goal == max(1, float(f"{1 / found[0]:.1e}"))  # the steps of about a second

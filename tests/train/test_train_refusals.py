@@ -1,4 +1,4 @@
-"""What train refuses, in one line each, before it writes anything or changes what is there."""
+"""Requests that ``train_model`` refuses in one line before it writes or changes anything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_another_number_of_steps_of_a_decaying_rate_is_refused_by_name(request_:
     request = replace(request_, steps=10, schedule=schedule)
     assert train_model(request).finished
     for steps in (5, 25):
-        with pytest.raises(UnetcliError, match=rf"steps {steps} \(was 10, .*rate falls.*\).*--overwrite"):
+        with pytest.raises(UnetcliError, match=rf"steps {steps} \(was 10, .*learning rate.*\).*--overwrite"):
             train_model(replace(request, steps=steps))
     again = train_model(request)
     assert again.found_finished
@@ -30,7 +30,7 @@ def test_another_number_of_steps_of_a_decaying_rate_is_refused_by_name(request_:
     assert log_rows()[-1]["learning_rate"] > 0
 
 
-def test_tensorboard_that_is_not_installed_is_said_before_anything_is_written(
+def test_a_missing_tensorboard_is_reported_before_anything_is_written(
     request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
@@ -66,11 +66,11 @@ def test_another_configuration_is_refused_by_name(trained: TrainRequest, change:
     assert "--overwrite" in str(caught.value)
 
 
-def test_other_images_are_refused_and_overwrite_starts_anew(request_: TrainRequest) -> None:
+def test_other_images_are_refused_and_overwrite_starts_over(request_: TrainRequest) -> None:
     train_model(replace(request_, steps=2))
     write_zarr(Path("other.zarr"), grey(8, 64, 72))
     other = replace(request_, pair=(("other.zarr", "labels.zarr"),), steps=2)
-    with pytest.raises(UnetcliError, match="images or labels are others"):
+    with pytest.raises(UnetcliError, match="images or labels have changed"):
         train_model(other)
     before = state()
     assert train_model(replace(other, overwrite=True)).finished

@@ -33,7 +33,7 @@ NAMES = {"dimension_names": ["z", "y", "x"]}
 
 
 def crowd(*shape: int) -> NDArray[np.uint16]:
-    """Sections of cells that touch here and there, more and more; the first has none."""
+    """Sections with more and more cells, some of which touch; the first section is empty."""
     random = np.random.default_rng(0)
     labels = np.zeros(shape, np.uint16)
     for place, section in enumerate(labels):
@@ -45,7 +45,13 @@ def crowd(*shape: int) -> NDArray[np.uint16]:
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> Path:
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures, which take longer and more memory than the weights, are empty files."""
+    monkeypatch.setattr("unetcli.viz.png.draw_weights", lambda *values: values[-1].touch())
+
+
+@pytest.fixture
+def labels(tmp_path: Path, undrawn: None) -> Path:
     return write_zarr(tmp_path / "labels.zarr", crowd(*SHAPE), (1, 32, 32), **NAMES)
 
 
@@ -55,7 +61,7 @@ def write(labels: Path, **options: Any) -> WeightsSummary:
 
 
 def expected(values: NDArray[np.uint16], rules: TruthRules) -> NDArray[np.float32]:
-    """Weights by the functions that work on whole sections; sections with nothing drawn have none."""
+    """Weights computed by the functions for whole sections; 0 in sections without labels."""
     drawn = [bool((v[v != rules.ignore]).any()) for v in values]
     classes = np.stack([classes_of(section, rules) for section in values])
     counts = np.bincount(classes[drawn].ravel(), minlength=IGNORED + 1)[:2]
@@ -71,7 +77,7 @@ def expected(values: NDArray[np.uint16], rules: TruthRules) -> NDArray[np.float3
     [{}, {"w0": 0.0}, {"w0": 3.0, "sigma": 2.0, "everywhere": True}, {"ignore": 1, "partial": 4}],
     ids=lambda options: ", ".join(options) or "as the paper",
 )
-def test_the_map_holds_class_weight_and_raise_of_every_pixel(labels: Path, options: dict[str, Any]) -> None:
+def test_the_map_is_class_weight_plus_border_weight(labels: Path, options: dict[str, Any]) -> None:
     renamed = {"everywhere": "weights_everywhere"}
     summary = write(labels, **{renamed.get(name, name): value for name, value in options.items()})
     weights = expected(crowd(*SHAPE), TruthRules(truth="instances", **options))
@@ -81,7 +87,7 @@ def test_the_map_holds_class_weight_and_raise_of_every_pixel(labels: Path, optio
 
 
 def test_sections_in_pieces_are_written_whole(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LARGEST", 40), ("PIECE", 32), ("TILE", 16), ("CELL_MARGIN", 30)):
+    for name, value in (("MAX_WHOLE", 40), ("PIECE", 32), ("PATCH", 16), ("CELL_MARGIN", 30)):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("unetcli.train.weight_map.CHUNK", 16)
     found = open_volume(write(labels).output)
@@ -89,18 +95,19 @@ def test_sections_in_pieces_are_written_whole(labels: Path, monkeypatch: pytest.
     np.testing.assert_allclose(found.read(found.whole())[0], weights, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_memory_does_not_grow_with_the_number_of_sections(tmp_path: Path) -> None:
-    path = write_zarr(tmp_path / "labels.zarr", np.tile(crowd(2, 150, 200)[1:], (12, 1, 2)), (1, 150, 400), **NAMES)
+    path = write_zarr(tmp_path / "labels.zarr", np.tile(crowd(2, 150, 200)[1:], (8, 1, 2)), (1, 150, 400), **NAMES)
 
     def peak(sections: int) -> int:
         tracemalloc.start()
-        write(path, sections=(0, sections), overwrite=True)
+        write(path, sections=(0, sections), sigma=2.0, overwrite=True)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
 
-    peak(1)  # what is loaded once
-    few, many = peak(2), peak(12)
+    peak(1)  # imports and caches are filled once
+    few, many = peak(2), peak(8)
     one = 150 * 400 * np.dtype(np.float32).itemsize
     assert many < few + 2 * one
 
@@ -155,8 +162,17 @@ def test_four_sections_of_a_tiff_that_were_stored_like_colours_are_sections(tmp_
     assert np.array_equal(*(volume.read(volume.whole()) for volume in found))
 
 
-@pytest.mark.parametrize("truth", ["binary", "instances", "classes"])
-@pytest.mark.parametrize("shape", [(9, 7), (13, 900), (900, 13)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "truth"),
+    [
+        ((9, 7), "binary"),
+        ((13, 900), "instances"),
+        ((900, 13), "classes"),
+        *(pytest.param((9, 7), truth, marks=pytest.mark.slow) for truth in ("instances", "classes")),
+        *(pytest.param((13, 900), truth, marks=pytest.mark.slow) for truth in ("binary", "classes")),
+        *(pytest.param((900, 13), truth, marks=pytest.mark.slow) for truth in ("binary", "instances")),
+    ],
+)
 def test_images_of_any_size_have_a_picture(tmp_path: Path, shape: tuple[int, int], truth: str) -> None:
     values = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
     path = write_zarr(tmp_path / "image.zarr", values)
@@ -166,16 +182,18 @@ def test_images_of_any_size_have_a_picture(tmp_path: Path, shape: tuple[int, int
     assert np.std(imread(summary.picture)) > 0.05
 
 
-def test_the_picture_shows_the_section_with_most_raise(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_shows_the_section_with_the_largest_border_weights(
+    labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[Any] = []
     monkeypatch.setattr("unetcli.viz.png.draw_weights", lambda *what: shown.extend(what))
     write(labels)
     drawn, classes, weights, title, _ = shown
-    raised = [
+    border_weights = [
         border_of(v, classes_of(v, TruthRules(truth="instances")), TruthRules(truth="instances")).sum()
         for v in crowd(*SHAPE)
     ]
-    place = int(np.argmax(raised))
+    place = int(np.argmax(border_weights))
     assert title == f"labels.zarr: z {place}:{place + 1}, y 0:61, x 0:83"
     assert np.array_equal(drawn, crowd(*SHAPE)[place])
     assert classes.shape == weights.shape == drawn.shape
@@ -183,24 +201,27 @@ def test_the_picture_shows_the_section_with_most_raise(labels: Path, monkeypatch
 
 def test_a_weight_map_is_replaced_only_where_that_is_asked_for(labels: Path) -> None:
     before = write(labels)
-    with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite writes it anew"):
+    with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite replaces it"):
         write(labels)
     after = write(labels, w0=0.0, overwrite=True)
     assert after.highest < before.highest
     assert not list(labels.parent.glob("*.partial"))
 
 
-def test_nothing_of_others_is_ever_replaced(labels: Path, tmp_path: Path) -> None:
+def test_files_of_others_are_never_replaced(labels: Path, tmp_path: Path) -> None:
     other = write_zarr(tmp_path / "other.zarr", np.ones((3, 4)))
     (tmp_path / "free.png").write_text("mine")
-    for output, told in ((other, "was not written by unetcli weights"), (tmp_path / "free.zarr", "free.png: exists")):
-        with pytest.raises(UnetcliError, match=told):
+    for output, message in (
+        (other, "was not written by unetcli weights"),
+        (tmp_path / "free.zarr", "free.png: exists"),
+    ):
+        with pytest.raises(UnetcliError, match=message):
             write(labels, output=output, overwrite=True)
     assert zarr.open_array(other, mode="r").shape == (3, 4)
     assert (tmp_path / "free.png").read_text() == "mine"
 
 
-def test_what_predict_wrote_is_not_ours_to_replace(labels: Path, tmp_path: Path) -> None:
+def test_an_output_of_predict_is_not_replaced(labels: Path, tmp_path: Path) -> None:
     output = Path(write(labels).output)
     document = json.loads((output / "zarr.json").read_text())
     document["attributes"]["unetcli"]["kind"] = "probabilities"
@@ -210,32 +231,36 @@ def test_what_predict_wrote_is_not_ours_to_replace(labels: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"w0": -1.0}, "--w0 -1: "),
         ({"sections": (0, 9)}, r"--sections 0:9: .* has sections 0:4"),
-        ({"sections": (0, 1)}, "labels.zarr: nothing is drawn in any section; --keep-empty"),
-        ({"output": "s3://bucket/w.zarr"}, "--output s3://bucket/w.zarr: a weight map is written to a folder here"),
-        ({"output": "absent/w.zarr"}, "--output absent/w.zarr: no folder absent; make it first"),
+        ({"sections": (0, 1)}, "labels.zarr: no label in any section; --keep-empty"),
+        ({"output": "s3://bucket/w.zarr"}, "--output s3://bucket/w.zarr: .* local path"),
+        ({"output": "absent/w.zarr"}, "--output absent/w.zarr: folder absent does not exist; create it first"),
         ({"output": "INPUT"}, "equal to, inside or around the input"),
         ({"output": "INPUT/w"}, "equal to, inside or around the input"),
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(labels: Path, options: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    labels: Path, options: dict[str, Any], message: str
+) -> None:
     if str(options.get("output")).startswith("INPUT"):
         options = {"output": str(options["output"]).replace("INPUT", str(labels))}
-    with pytest.raises(UnetcliError, match=told):
+    with pytest.raises(UnetcliError, match=message):
         write(labels, **options)
     assert [path.name for path in labels.parent.iterdir()] == ["labels.zarr"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_one_cleans_up(tmp_path: Path) -> None:
-    labels = write_zarr(tmp_path / "labels.zarr", np.tile(crowd(4, 200, 200), (15, 2, 2)), (1, 400, 400), **NAMES)
-    process = Command("weights", "labels.zarr", "--truth", "instances", "-o", "weights.zarr", cwd=tmp_path)
+    labels = write_zarr(tmp_path / "labels.zarr", np.tile(crowd(4, 200, 200), (10, 1, 1)), (1, 200, 200), **NAMES)
+    words = ["labels.zarr", "--truth", "instances", "--sigma", "40", "-o", "weights.zarr"]  # a large sigma takes longer
+    process = Command("weights", *words, cwd=tmp_path)
     wait_for(lambda: any(tmp_path.glob("weights.zarr.*.partial/0/c/*/*/*")) or process.poll() is not None)
     process.kill()
-    assert process.wait() == -signal.SIGKILL, "it was faster than we"
+    assert process.wait() == -signal.SIGKILL, "the command ended before the kill"
     assert not (tmp_path / "weights.zarr").exists()
     assert len(list(tmp_path.glob("*.partial"))) == 1
     write(labels, sections=(0, 2))
@@ -259,12 +284,12 @@ def test_the_command_prints_classes_weights_and_cells(labels: Path, unetcli: Run
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0] == ["class", "pixels", "share", "weight"]
-    assert [line[0] for line in lines[1:4]] == ["background", "foreground", "cells"]
-    assert "1 of them with nothing drawn" in done.stderr
-    told = json.loads(unetcli("weights", "labels.zarr", "--truth", "instances", "--overwrite", "--json").stdout)
-    assert told["output"] == "labels.weights.zarr"
-    assert [f"{row['pixels']:,}" for row in told["classes"]] == [line[1] for line in lines[1:3]]
-    assert str(told["cells"]) == lines[3][1]
+    assert [line[0] for line in lines[1:4]] == ["background", "foreground", "objects"]
+    assert "1 of them without labels" in done.stderr
+    summary = json.loads(unetcli("weights", "labels.zarr", "--truth", "instances", "--overwrite", "--json").stdout)
+    assert summary["output"] == "labels.weights.zarr"
+    assert [f"{row['pixels']:,}" for row in summary["classes"]] == [line[1] for line in lines[1:3]]
+    assert str(summary["cells"]) == lines[3][1]
 
 
 def test_truth_of_two_values_beside_the_ignored_one_is_binary(tmp_path: Path, unetcli: Run) -> None:

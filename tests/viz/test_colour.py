@@ -1,4 +1,4 @@
-"""Values as colours."""
+"""Conversion of values to colours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from helpers import grey
 from unetcli.viz.png import label_colours, means, outlines
 
 
-def test_thinned_grey_values_are_means_to_the_far_edge() -> None:
+def test_downsampled_grey_values_are_means_to_the_far_edge() -> None:
     values = grey(2, 7, 11).astype(np.float64)
     thin = means(values, 3)
     assert thin.shape == (2, 3, 4)

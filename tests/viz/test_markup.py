@@ -30,7 +30,7 @@ def test_an_axis_starts_at_zero_and_reaches_over_its_highest_value_with_few_tick
 
 
 @given(st.floats(1e-6, 1e6))
-def test_ticks_are_told_apart(highest: float) -> None:
+def test_texts_of_ticks_differ(highest: float) -> None:
     texts = Axis.up_to("score", highest).tick_texts()
     assert len(set(texts)) == len(texts)
 
@@ -41,7 +41,7 @@ def test_an_axis_of_nothing_but_zeros_still_has_a_length() -> None:
 
 def test_a_line_has_a_gap_where_there_is_no_value() -> None:
     plot = Plot(Axis.share("x"), Axis.share("y"))
-    drawn = plot.line([(0.0, 0.1), (0.2, 0.2), (0.4, None), (0.6, 0.3), (0.8, 0.4)], "ours")
+    drawn = plot.line([(0.0, 0.1), (0.2, 0.2), (0.4, None), (0.6, 0.3), (0.8, 0.4)], "measured")
     assert [len(points.split()) for points in re.findall('points="([^"]*)"', drawn)] == [2, 2]
 
 

@@ -17,7 +17,7 @@ TILE, OUTPUT = 44, 20
 
 
 def drawn(file: Path, count: int = 1, channels: int = 1, ignored: int = 0) -> NDArray[np.float32]:
-    """The picture of samples whose first ``ignored`` rows have no truth: (y, x, colour)."""
+    """Picture (y, x, 3) of samples whose first ``ignored`` rows are not annotated."""
     random = np.random.default_rng(0)
     images = random.normal(size=(count, channels, TILE, TILE))
     classes = np.zeros((count, OUTPUT, OUTPUT), np.int64)
@@ -57,7 +57,7 @@ def test_samples_without_truth_or_contrast_are_drawn_without_a_warning(tmp_path:
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def look(step: int, disagreement: float, *, best: bool = False) -> dict[str, float | bool]:
+def validation(step: int, disagreement: float, *, best: bool = False) -> dict[str, float | bool]:
     return {"step": step, "loss": 0.4, "validation_loss": 0.5, "pixel_disagreement": disagreement, "best": best}
 
 
@@ -70,9 +70,9 @@ def columns_of(picture: NDArray[np.float32], colour: tuple[float, float, float])
     return np.flatnonzero((np.abs(picture - colour) < 0.05).all(-1).sum(0) > 3)
 
 
-def test_the_look_that_is_marked_is_that_of_the_kept_model_whatever_it_was_chosen_by(tmp_path: Path) -> None:
+def test_the_validation_of_the_kept_model_is_marked_whatever_it_was_chosen_by(tmp_path: Path) -> None:
     red = (0.839, 0.153, 0.157)
-    rows = [look(n, 0.3 - n / 10_000) for n in (100, 200, 300, 400)]
+    rows = [validation(n, 0.3 - n / 10_000) for n in (100, 200, 300, 400)]
     places = []
     for kept in (1, 3):
         marked = [row | {"best": n == kept} for n, row in enumerate(rows)]
@@ -81,14 +81,14 @@ def test_the_look_that_is_marked_is_that_of_the_kept_model_whatever_it_was_chose
     assert not len(columns_of(curves(tmp_path / "none.png", *rows), red))
 
 
-def test_one_look_is_seen_and_without_held_out_sections_there_is_one_panel(tmp_path: Path) -> None:
+def test_one_validation_is_visible_and_without_held_out_sections_there_is_one_panel(tmp_path: Path) -> None:
     blue = (0.122, 0.467, 0.706)
-    one = curves(tmp_path / "one.png", look(100, 0.2, best=True))
+    one = curves(tmp_path / "one.png", validation(100, 0.2, best=True))
     alone = curves(tmp_path / "alone.png", {"step": 100, "loss": 0.4, "best": True})
     assert alone.shape[1] * 2 == one.shape[1]
     for picture in (one, alone):
         rows = np.flatnonzero((np.abs(picture - blue) < 0.05).all(-1).any(1))
-        assert np.ptp(rows) > 30  # the legend's line, and somewhere else the look
+        assert np.ptp(rows) > 30  # the line in the legend, and elsewhere the validation
 
 
 def decoded(url: str) -> np.ndarray:

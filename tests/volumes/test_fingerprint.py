@@ -25,13 +25,13 @@ def path(tmp_path: Path) -> Path:
 
 
 class Chunked:
-    """An array in memory that has chunks, and does not hold its data."""
+    """Array with a shape and chunks but without data."""
 
     def __init__(self, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str = "uint8") -> None:
         self.shape, self.chunks, self.dtype = shape, chunks, np.dtype(dtype)
 
 
-def test_the_fingerprint_is_of_the_data_not_of_the_place(path: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_data_and_not_on_the_path(path: Path, tmp_path: Path) -> None:
     shutil.copytree(path, tmp_path / "b.zarr")
     other_codec = write_zarr(tmp_path / "c.zarr", VALUES, chunks=(1, 13, 15), compressors=None)
     prints = {fingerprint(open_volume(p)) for p in (path, path, tmp_path / "b.zarr", other_codec)}
@@ -39,7 +39,9 @@ def test_the_fingerprint_is_of_the_data_not_of_the_place(path: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0), (3, 25, 43), (6, 12, 30)], ids=str)
-def test_a_changed_voxel_of_a_sampled_chunk_changes_it(path: Path, tmp_path: Path, place: tuple[int, ...]) -> None:
+def test_a_changed_voxel_of_a_sampled_chunk_changes_the_fingerprint(
+    path: Path, tmp_path: Path, place: tuple[int, ...]
+) -> None:
     changed = VALUES.copy()
     changed[place] ^= 1
     other = write_zarr(tmp_path / "b.zarr", changed, chunks=(1, 13, 15))
@@ -56,17 +58,17 @@ def test_a_changed_voxel_of_a_sampled_chunk_changes_it(path: Path, tmp_path: Pat
     ],
     ids=["shape", "dtype", "less", "more"],
 )
-def test_another_shape_or_dtype_is_another_volume(path: Path, tmp_path: Path, other: np.ndarray) -> None:
-    print_ = fingerprint(open_volume(write_zarr(tmp_path / "b.zarr", other, chunks=(1, 13, 15))))
-    assert print_ != fingerprint(open_volume(path))
+def test_another_shape_or_dtype_changes_the_fingerprint(path: Path, tmp_path: Path, other: np.ndarray) -> None:
+    found = fingerprint(open_volume(write_zarr(tmp_path / "b.zarr", other, chunks=(1, 13, 15))))
+    assert found != fingerprint(open_volume(path))
 
 
-def test_the_meaning_of_the_axes_is_part_of_it(path: Path) -> None:
+def test_other_axes_change_the_fingerprint(path: Path) -> None:
     volume = open_volume(path)
     assert fingerprint(replace(volume, stored_axes="tyx")) != fingerprint(volume)
 
 
-def test_a_damaged_chunk_does_not_keep_a_volume_from_being_recognised(path: Path) -> None:
+def test_a_volume_with_a_damaged_chunk_has_a_fingerprint(path: Path) -> None:
     before = fingerprint(open_volume(path))
     (path / "c" / "2" / "1" / "0").write_bytes(b"damaged")
     assert fingerprint(open_volume(path)) == fingerprint(open_volume(path)) != before
@@ -112,7 +114,7 @@ def test_first_and_last_chunk_are_sampled() -> None:
     ],
     ids=["stack", "all channels", "one channel", "constant", "float"],
 )
-def test_statistics_are_those_of_numpy_where_all_is_sampled(
+def test_statistics_equal_those_of_numpy_if_all_chunks_are_sampled(
     tmp_path: Path, values: np.ndarray, axes: str, channel: int | None
 ) -> None:
     path = write_zarr(
@@ -122,10 +124,12 @@ def test_statistics_are_those_of_numpy_where_all_is_sampled(
     channels = picked if "c" in axes and channel is None else [picked]
     means, stds = (np.atleast_1d(found) for found in sampled_statistics(open_volume(path), channel))
     assert means.tolist() == pytest.approx([c.mean(dtype=float) for c in channels], rel=1e-6)
-    assert stds.tolist() == pytest.approx([c.std(dtype=float) or 1 for c in channels], rel=1e-6)  # 1: all are equal
+    assert stds.tolist() == pytest.approx(
+        [c.std(dtype=float) or 1 for c in channels], rel=1e-6
+    )  # 1 if all values are equal
 
 
-def test_values_that_are_not_finite_and_damaged_chunks_are_left_out(tmp_path: Path) -> None:
+def test_statistics_ignore_damaged_chunks_and_values_that_are_not_finite(tmp_path: Path) -> None:
     values = np.arange(26 * 44, dtype="float32").reshape(26, 44)
     values[3, 4], values[5, 6], values[20, 30] = np.nan, np.inf, -np.inf
     path = write_zarr(tmp_path / "s.zarr", values, chunks=(13, 22))
@@ -135,7 +139,7 @@ def test_values_that_are_not_finite_and_damaged_chunks_are_left_out(tmp_path: Pa
     assert sampled_statistics(open_volume(path), None) == pytest.approx((rest.mean(), rest.std()))
 
 
-def test_a_file_s_fingerprint_is_of_its_bytes(tmp_path: Path) -> None:
+def test_the_checksum_of_a_file_depends_on_its_bytes_only(tmp_path: Path) -> None:
     for name, content in (("a", b"weights"), ("b", b"weights"), ("c", b"weightS")):
         (tmp_path / name).write_bytes(content)
     one, same, other = (file_sha256(tmp_path / name) for name in "abc")

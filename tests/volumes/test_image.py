@@ -17,7 +17,7 @@ from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import output_files
-from unetcli.volumes.image import marker, remove_output, require_ours
+from unetcli.volumes.image import marker, remove_output, require_own_output
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -50,7 +50,7 @@ def created(
 
 
 def write_all(output: Output, values: NDArray[Any]) -> None:
-    """Block by block, as a worker does; ``values`` is (outputs, *region.shape)."""
+    """Write ``values``, (outputs, *region.shape), block by block as a worker does."""
     array = output.open()
     for number in range(output.plan.blocks):
         box = output.plan.output_box(output.plan.block(number))
@@ -58,7 +58,7 @@ def write_all(output: Output, values: NDArray[Any]) -> None:
 
 
 def chunk_files(output: Output) -> set[Path]:
-    """All files of level 0 but its metadata."""
+    """All files of level 0 except its metadata."""
     files = {path for path in (Path(output.path) / "0").rglob("*") if path.is_file()}
     return {path for path in files if path.name not in ("zarr.json", ".zarray", ".zattrs")}
 
@@ -74,7 +74,7 @@ REGIONS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
-def test_what_is_written_is_ome_zarr(tmp_path: Path, kind: str, region: Box, outputs: int) -> None:
+def test_outputs_are_valid_ome_zarr(tmp_path: Path, kind: str, region: Box, outputs: int) -> None:
     units = {"y": "nanometer", "x": "nanometer"}
     output = created(tmp_path / "a.zarr", region, outputs=outputs, units=units, **KINDS[kind])
     write_all(output, grey(outputs, *region.shape))
@@ -85,9 +85,7 @@ def test_what_is_written_is_ome_zarr(tmp_path: Path, kind: str, region: Box, out
 @pytest.mark.parametrize(("kind", "dtype"), list(zip(KINDS, ["uint8", "float16", "float32"], strict=True)))
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
-def test_what_is_written_is_read_back_as_a_volume(
-    tmp_path: Path, kind: str, region: Box, dtype: str, outputs: int
-) -> None:
+def test_an_output_is_read_back_as_a_volume(tmp_path: Path, kind: str, region: Box, dtype: str, outputs: int) -> None:
     output = created(tmp_path / "a.zarr", region, dtype, outputs, **KINDS[kind])
     values = (grey(outputs, *region.shape) / np.float32(255)).astype(dtype)
     write_all(output, values)
@@ -104,7 +102,7 @@ def test_classes_get_an_axis_before_the_spatial_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_place_of_a_region_is_kept(tmp_path: Path, kind: str) -> None:
+def test_an_output_has_the_voxel_size_and_position_of_its_region(tmp_path: Path, kind: str) -> None:
     output = created(
         tmp_path / "a.zarr",
         outputs=2,
@@ -122,7 +120,9 @@ def test_the_place_of_a_region_is_kept(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
-def test_files_lists_exactly_what_a_block_writes(tmp_path: Path, kind: str, region: Box, outputs: int) -> None:
+def test_files_lists_exactly_the_files_that_a_block_writes(
+    tmp_path: Path, kind: str, region: Box, outputs: int
+) -> None:
     output = created(tmp_path / "a.zarr", region, outputs=outputs, **KINDS[kind])
     array, before = output.open(), chunk_files(output)
     for number in range(output.plan.blocks):
@@ -163,12 +163,12 @@ def test_an_output_is_incomplete_until_it_is_marked(tmp_path: Path, kind: str) -
     assert before["extent"] == [4, 40, 50]
 
 
-def test_creating_leaves_nothing_but_the_output(tmp_path: Path) -> None:
+def test_creation_leaves_no_other_file(tmp_path: Path) -> None:
     output = created(tmp_path / "a.zarr")
     assert list(tmp_path.iterdir()) == [output.path]
 
 
-def test_an_output_made_by_another_launcher_stays(tmp_path: Path) -> None:
+def test_an_output_of_another_launcher_is_kept(tmp_path: Path) -> None:
     first = created(tmp_path / "a.zarr")
     values = grey(1, *REGION.shape)
     write_all(first, values)
@@ -190,28 +190,28 @@ def foreign(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "zarr", "group"])
-def test_what_is_not_ours_is_refused_and_stays(tmp_path: Path, kind: str) -> None:
+def test_files_of_other_programs_are_refused_and_kept(tmp_path: Path, kind: str) -> None:
     foreign(path := tmp_path / "a.zarr", kind)
     before = sorted(path.rglob("*"))
     with pytest.raises(UnetcliError, match=r"a\.zarr: exists and was not written by unetcli"):
-        require_ours(path, "predict", "--output names another place")
+        require_own_output(path, "predict", "--output names another place")
     with pytest.raises(OSError, match=r"a\.zarr"):
         created(path)
     assert sorted(path.rglob("*")) == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_free_place_an_empty_folder_and_our_own_are_accepted(tmp_path: Path) -> None:
-    require_ours(tmp_path / "free", "predict", "")
+def test_a_free_place_an_empty_folder_and_an_own_output_are_accepted(tmp_path: Path) -> None:
+    require_own_output(tmp_path / "free", "predict", "")
     (tmp_path / "empty").mkdir()
-    require_ours(tmp_path / "empty", "predict", "")
+    require_own_output(tmp_path / "empty", "predict", "")
     created(tmp_path / "empty")
-    require_ours(tmp_path / "empty", "predict", "")
+    require_own_output(tmp_path / "empty", "predict", "")
     assert marker(tmp_path / "empty") is not None
 
 
 def damage(path: Path, how: str) -> None:
-    """What crashes, full disks and old disks leave of a file."""
+    """Damage a file as crashes, full disks and old disks do."""
     data = bytearray(path.read_bytes())
     if how == "bit":
         data[len(data) // 3] ^= 16
@@ -224,7 +224,7 @@ PIPELINES = [
     for name in ("BatchedCodecPipeline", "FusedCodecPipeline")
     if hasattr(zarr.core.codec_pipeline, name)
 ]
-"""Those of the Zarr that is installed: the fused one came with 3.4."""
+"""Codec pipelines of the installed zarr-python; the fused one exists since version 3.4."""
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -253,7 +253,7 @@ def require_replaced(tmp_path: Path, kind: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_told_with_its_place(tmp_path: Path, kind: str, how: str) -> None:
+def test_the_error_for_damaged_data_names_the_region(tmp_path: Path, kind: str, how: str) -> None:
     output, values = created(tmp_path / "a.zarr", outputs=2, **KINDS[kind]), grey(2, *REGION.shape)
     write_all(output, values)
     boxes = [output.plan.output_box(output.plan.block(number)) for number in range(output.plan.blocks)]
@@ -265,14 +265,13 @@ def test_damage_is_told_with_its_place(tmp_path: Path, kind: str, how: str) -> N
         output.read(damaged)
 
 
-def test_an_old_shard_is_whole_until_the_new_one_is(tmp_path: Path) -> None:
-    """A writer that dies leaves the shard as it was, and a draft that is swept."""
+def test_a_killed_writer_leaves_the_old_shard_and_a_draft(tmp_path: Path) -> None:
     output, values = created(tmp_path / "a.zarr", side=4), grey(1, *REGION.shape)
     write_all(output, values)
     before = {path: path.read_bytes() for path in chunk_files(output)}
     program = (
-        "import os, sys, zarr; from pathlib import Path; from unetcli.volumes.store import Unread, store_at\n"
-        "array = zarr.open_array(Unread(store_at(sys.argv[1]).zarr()), path='0', mode='r+')\n"
+        "import os, sys, zarr; from pathlib import Path; from unetcli.volumes.store import WriteOnlyStore, store_at\n"
+        "array = zarr.open_array(WriteOnlyStore(store_at(sys.argv[1]).zarr()), path='0', mode='r+')\n"
         "Path.replace = lambda self, target: os._exit(9)\n"
         "array[0:1, 0:24, 0:40] = 5\n"
     )
@@ -290,7 +289,7 @@ def test_an_output_has_the_files_that_were_planned(tmp_path: Path, kind: str, ou
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_removing_takes_ours_and_nothing_else(tmp_path: Path, kind: str) -> None:
+def test_only_outputs_of_unetcli_are_removed(tmp_path: Path, kind: str) -> None:
     output = created(tmp_path / "a.zarr", **KINDS[kind])
     zarr.create_array(tmp_path / "b.zarr", data=grey(4, 4))
     before = sorted((tmp_path / "b.zarr").rglob("*"))

@@ -25,7 +25,7 @@ def contents(volume: Volume) -> np.ndarray:
 
 
 def write_image(path: Path, version: str, values: np.ndarray, letters: str = "zyx", **entries: Any) -> Path:
-    """An OME-Zarr image, its metadata written by hand as the specification shows it."""
+    """Write an OME-Zarr image with metadata as in the examples of the specification, without using unetcli."""
     zarr_format = 3 if version == "0.5" else 2
     units = {"z": "nanometer", "y": "nanometer", "x": "nanometer", "t": "second"}
     kinds = {"c": "channel", "t": "time"}
@@ -55,14 +55,14 @@ def test_a_plain_array_is_y_x_or_z_y_x(tmp_path: Path, zarr_format: int, shape: 
     assert np.array_equal(contents(volume)[0], values)
 
 
-def test_names_stored_the_way_of_xarray_are_read(tmp_path: Path) -> None:
+def test_axis_names_in_the_attribute_of_xarray_are_read(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", grey(2, 13, 22), zarr_format=2)
     (path / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": ["time", "y", "x"]}))
     assert open_volume(path).axes == "tyx"
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_an_ome_zarr_image_brings_its_axes_sizes_and_units(tmp_path: Path, version: str) -> None:
+def test_axes_sizes_and_units_of_an_ome_zarr_image_are_read(tmp_path: Path, version: str) -> None:
     values = grey(2, 3, 13, 22)
     scale = {"type": "scale", "scale": [1, 50, 4, 4.5]}
     shift = {"type": "translation", "translation": [0, 100, -8, 0.5]}
@@ -75,7 +75,7 @@ def test_an_ome_zarr_image_brings_its_axes_sizes_and_units(tmp_path: Path, versi
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_transforms_of_the_whole_image_come_after_those_of_the_level(tmp_path: Path, version: str) -> None:
+def test_transforms_of_the_whole_image_apply_after_those_of_the_level(tmp_path: Path, version: str) -> None:
     level = [{"type": "scale", "scale": [1, 2, 2]}, {"type": "translation", "translation": [0, 3, 1]}]
     whole = [{"type": "scale", "scale": [10, 4, 5]}]
     path = write_image(tmp_path / "a.zarr", version, grey(2, 13, 22), transforms=level, coordinateTransformations=whole)
@@ -90,7 +90,7 @@ def test_an_array_inside_a_store_is_opened_by_its_path(tmp_path: Path) -> None:
     store.create_array("labels", data=values[:5])
     assert np.array_equal(contents(open_volume(tmp_path / "a.zarr/raw/s0"))[0], values)
     assert np.array_equal(contents(open_volume(tmp_path / "a.zarr/raw"))[0], values)
-    with pytest.raises(UnetcliError, match=r"name one: \S+a\.zarr/labels, \S+a\.zarr/raw/s0$"):
+    with pytest.raises(UnetcliError, match=r"several arrays; .*: \S+a\.zarr/labels, \S+a\.zarr/raw/s0$"):
         open_volume(tmp_path / "a.zarr")
 
 
@@ -119,7 +119,7 @@ def test_an_image_is_preferred_to_other_arrays_of_a_store(tmp_path: Path) -> Non
     ],
     ids=str,
 )
-def test_a_tiff_stack_reads_as_tifffile_reads_it(
+def test_a_tiff_stack_has_the_voxels_that_tifffile_reads(
     tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], axes: str, channels: int
 ) -> None:
     path, values = tmp_path / "stack.tif", grey(*shape)
@@ -136,12 +136,12 @@ def test_a_tiff_stack_reads_as_tifffile_reads_it(
 def test_a_tiff_is_read_through_both_kinds_of_view_that_tifffile_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zarr_format: Literal[2, 3], names: str, axes: str, assumed: str
 ) -> None:
-    """Up to 2026.4 of Zarr v2, with the axes in an attribute; after that of v3, which has a place for them."""
+    """Up to 2026.4 tifffile presents a file as Zarr v2, with the axes in an attribute; later as v3, with axis names."""
     tifffile.imwrite(tmp_path / "a.tif", grey(3, 13, 22), photometric="minisblack")
     view, values = zarr.storage.MemoryStore(), grey(3, 13, 22)
-    said: dict[str, Any] = {"attributes": {"_ARRAY_DIMENSIONS": [*names]}} if zarr_format == 2 else {}
-    said |= {"dimension_names": [*names]} if zarr_format == 3 else {}
-    zarr.create_array(view, data=values, zarr_format=zarr_format, **said)
+    named: dict[str, Any] = {"attributes": {"_ARRAY_DIMENSIONS": [*names]}} if zarr_format == 2 else {}
+    named |= {"dimension_names": [*names]} if zarr_format == 3 else {}
+    zarr.create_array(view, data=values, zarr_format=zarr_format, **named)
     monkeypatch.setattr(tifffile, "imread", lambda path, **options: view)
     volume = open_volume(tmp_path / "a.tif")
     assert (volume.stored_axes, volume.assumed) == (axes, assumed)
@@ -149,14 +149,14 @@ def test_a_tiff_is_read_through_both_kinds_of_view_that_tifffile_gives(
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_the_byte_order_of_an_array_is_no_other_dtype(tmp_path: Path, zarr_format: int) -> None:
+def test_arrays_are_read_in_native_byte_order(tmp_path: Path, zarr_format: int) -> None:
     values = grey(3, 13, 22).astype(">u2") * 200
     volume = open_volume(write_zarr(tmp_path / "a.zarr", values, zarr_format=zarr_format))
     assert volume.dtype == contents(volume).dtype == np.dtype("uint16")
     assert np.array_equal(contents(volume)[0], values)
 
 
-def test_the_byte_order_of_a_tiff_is_no_other_dtype(tmp_path: Path) -> None:
+def test_tiff_files_are_read_in_native_byte_order(tmp_path: Path) -> None:
     values = grey(3, 13, 22).astype("uint16") * 200
     tifffile.imwrite(tmp_path / "a.tif", values, byteorder=">", photometric="minisblack")
     volume = open_volume(tmp_path / "a.tif")
@@ -165,7 +165,7 @@ def test_the_byte_order_of_a_tiff_is_no_other_dtype(tmp_path: Path) -> None:
 
 
 def refused(tmp_path: Path, name: str) -> Path:
-    """One thing of each kind that is no volume."""
+    """Create a file or folder that is no volume, of the kind ``name``."""
     path = tmp_path / name
     if name == "text.tif":
         path.write_text("no tiff")
@@ -198,15 +198,15 @@ def refused(tmp_path: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("missing", "no such file"),
-        ("text.tif", "not a TIFF file"),
+        ("text.tif", "not a readable TIFF file"),
         ("two.tif", "2 images of different kind"),
-        ("group", "no array in it"),
+        ("group", "group without arrays"),
         ("folder", "no Zarr array or group"),
         ("broken", "no Zarr array or group"),
-        ("level", "no array is there"),
+        ("level", "no such array"),
         ("string", "expected integers, floats"),
         ("object", "expected integers, floats"),
         ("complex", "dtype complex128"),
@@ -214,9 +214,9 @@ def refused(tmp_path: Path, name: str) -> Path:
         ("5-D", "5 axes without names"),
     ],
 )
-def test_what_is_no_volume_is_refused_in_one_line(tmp_path: Path, name: str, said: str) -> None:
+def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str, message: str) -> None:
     path = refused(tmp_path, name)
-    with pytest.raises(UnetcliError, match=said) as caught:
+    with pytest.raises(UnetcliError, match=message) as caught:
         open_volume(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
@@ -234,7 +234,7 @@ def test_what_is_no_volume_is_refused_in_one_line(tmp_path: Path, name: str, sai
     ],
     ids=str,
 )
-def test_ome_metadata_that_miss_something_are_refused_in_one_line(tmp_path: Path, broken: dict[str, Any]) -> None:
+def test_incomplete_ome_metadata_are_refused_in_one_line(tmp_path: Path, broken: dict[str, Any]) -> None:
     path = write_image(tmp_path / "a.zarr", "0.5", grey(2, 13, 22), **broken)
     with pytest.raises(UnetcliError, match=r"a\.zarr: .*multiscales"):
         open_volume(path)
@@ -264,19 +264,19 @@ VALUES = grey(*SHAPE)
 
 
 class Stored:
-    """An array that notes what is read of it."""
+    """Array that records which chunks are read."""
 
     def __init__(self, values: NDArray[Any], chunks: tuple[int, ...]) -> None:
         self.values, self.chunks = values, chunks
         self.shape, self.dtype, self.size = values.shape, values.dtype, values.size
         self.read: list[tuple[int, ...]] = []
 
-    def __getitem__(self, picks: tuple[slice, ...]) -> NDArray[Any]:
-        self.read.append(tuple(pick.start // c for pick, c in zip(picks, self.chunks, strict=True)))
-        return self.values[picks]
+    def __getitem__(self, selection: tuple[slice, ...]) -> NDArray[Any]:
+        self.read.append(tuple(part.start // c for part, c in zip(selection, self.chunks, strict=True)))
+        return self.values[selection]
 
 
-def laid(budget: int = 2**20, chunks: tuple[int, ...] = CHUNKS) -> tuple[Volume, Stored]:
+def cached_volume(budget: int = 2**20, chunks: tuple[int, ...] = CHUNKS) -> tuple[Volume, Stored]:
     stored = Stored(VALUES, chunks)
     return cached(Volume(path="v.zarr", array=stored, stored_axes="zyx"), budget), stored
 
@@ -286,67 +286,69 @@ def slices(n: int) -> st.SearchStrategy[slice]:
     return st.builds(slice, ends, ends)
 
 
-@given(picks=st.tuples(*map(slices, SHAPE)), chunks=st.tuples(*(st.integers(1, n + 3) for n in SHAPE)))
-def test_slices_are_those_of_the_array_itself(picks: tuple[slice, ...], chunks: tuple[int, ...]) -> None:
-    volume, _ = laid(chunks=chunks)
-    found = volume.array[picks]
+@given(selection=st.tuples(*map(slices, SHAPE)), chunks=st.tuples(*(st.integers(1, n + 3) for n in SHAPE)))
+def test_slices_of_a_cached_array_equal_those_of_the_array(
+    selection: tuple[slice, ...], chunks: tuple[int, ...]
+) -> None:
+    volume, _ = cached_volume(chunks=chunks)
+    found = volume.array[selection]
     assert found.dtype == VALUES.dtype
-    assert np.array_equal(found, VALUES[picks])
+    assert np.array_equal(found, VALUES[selection])
 
 
-def test_a_step_is_refused_rather_than_left_out() -> None:
-    volume, _ = laid()
+def test_slices_with_a_step_are_refused() -> None:
+    volume, _ = cached_volume()
     with pytest.raises(NotImplementedError):
         volume.array[::2, :, :]
 
 
-def test_windows_that_reach_outside_are_mirrored_as_without() -> None:
-    volume, _ = laid()
+def test_boxes_outside_of_a_cached_volume_are_mirrored_as_usual() -> None:
+    volume, _ = cached_volume()
     plain = Volume(path="v.zarr", array=VALUES, stored_axes="zyx")
     for box in (Box((0, -30, -5), (1, 30, 40)), Box((4, 12, 21), (5, 13, 22)), Box((1, 0, 0), (4, 13, 22))):
         assert np.array_equal(volume.read(box), plain.read(box))
     assert (volume.chunks, volume.extent, volume.dtype) == (CHUNKS, SHAPE, VALUES.dtype)
 
 
-def test_each_chunk_is_decoded_once_while_there_is_room() -> None:
-    volume, stored = laid()
+def test_each_chunk_is_decoded_once_within_the_budget() -> None:
+    volume, stored = cached_volume()
     for _ in range(3):
         volume.read(volume.whole())
         volume.read(Box((1, 3, 4), (4, 11, 20)))
     assert len(stored.read) == len(set(stored.read)) == 3 * 3 * 4
 
 
-def test_what_is_kept_stays_within_the_budget_and_those_used_last_stay() -> None:
-    """Chunks of a section each, room for three of them."""
+def test_the_cache_stays_within_the_budget_and_keeps_the_chunks_used_last() -> None:
+    """Each chunk is a section, and the budget suffices for three of them."""
     section = VALUES[0].size
-    volume, stored = laid(budget=3 * section, chunks=(1, 13, 22))
+    volume, stored = cached_volume(budget=3 * section, chunks=(1, 13, 22))
 
     def read(*numbers: int) -> list[int]:
         before = len(stored.read)
         for z in numbers:
             assert np.array_equal(volume.read(Box((z, 0, 0), (z + 1, 13, 22)))[0, 0], VALUES[z])
-            assert volume.array._bytes == sum(chunk.nbytes for chunk in volume.array._kept.values()) <= 3 * section
+            assert volume.array._bytes == sum(chunk.nbytes for chunk in volume.array._cached.values()) <= 3 * section
         return [place[0] for place in stored.read[before:]]
 
     assert read(0, 1, 2, 0) == [0, 1, 2]
-    assert read(3, 0, 2, 3) == [3]  # 1 went: it was not used for the longest time
+    assert read(3, 0, 2, 3) == [3]  # chunk 1 was used least recently and is dropped
     assert read(1) == [1]
 
 
 def test_a_chunk_larger_than_the_budget_is_kept_alone() -> None:
-    volume, stored = laid(budget=1)
+    volume, stored = cached_volume(budget=1)
     one = Box((0, 0, 0), (1, 2, 2))
     volume.read(one)
     volume.read(one)
     assert len(stored.read) == 1
-    assert len(volume.array._kept) == 1
+    assert len(volume.array._cached) == 1
 
 
-def test_threads_share_it() -> None:
-    volume, stored = laid()
+def test_threads_share_the_cache() -> None:
+    volume, stored = cached_volume()
     wrong: list[int] = []
 
-    def look(seed: int) -> None:
+    def compare(seed: int) -> None:
         random = np.random.default_rng(seed)
         for _ in range(200):
             start = [int(random.integers(n)) for n in SHAPE]
@@ -355,7 +357,7 @@ def test_threads_share_it() -> None:
             if not np.array_equal(volume.read(box)[0], VALUES[box.slices]):
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=look, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=compare, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -13,11 +13,11 @@ from zarr.codecs import ZstdCodec
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import UNNAMED, Volume, axes_from_names, describe, require_same_voxels, stated_sizes
+from unetcli.volumes.volume import DEFAULT_AXES, Volume, axes_from_names, describe, require_same_voxels, stated_sizes
 
 
 def padded(values: NDArray[Any], box: Box) -> NDArray[Any]:
-    """The box out of the whole array padded by numpy, axis by axis."""
+    """Voxels of a box, from the whole array padded by numpy axis by axis."""
     for axis, (a, b) in enumerate(zip(box.start, box.stop, strict=True)):
         width = [(0, 0)] * values.ndim
         width[axis] = (max(0, -a), max(0, b - values.shape[axis]))
@@ -42,7 +42,7 @@ def padded(values: NDArray[Any], box: Box) -> NDArray[Any]:
     ids=["whole", "inside", "around", "many bounces", "over one corner", "just outside", "before the start"],
 )
 @pytest.mark.parametrize("chunks", [(1, 5, 7), (3, 13, 22)], ids=str)
-def test_a_box_is_read_as_numpy_would_pad_the_whole(tmp_path: Path, box: Box, chunks: tuple[int, ...]) -> None:
+def test_a_box_equals_that_of_the_volume_padded_by_numpy(tmp_path: Path, box: Box, chunks: tuple[int, ...]) -> None:
     values = grey(3, 13, 22)
     volume = open_volume(write_zarr(tmp_path / "a.zarr", values, chunks=chunks))
     assert np.array_equal(volume.read(box), padded(values, box)[np.newaxis])
@@ -56,7 +56,7 @@ def test_thin_images_are_mirrored_too(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("stored", ["yxc", "czyx", "zcyx", "xyzct", "ctzyx", "xcy"])
-def test_data_come_channels_first_whatever_the_stored_order(tmp_path: Path, stored: str) -> None:
+def test_voxels_are_read_channels_first_from_any_stored_order(tmp_path: Path, stored: str) -> None:
     sizes = {"t": 2, "c": 3, "z": 4, "y": 13, "x": 22}
     ordered = "c" + "".join(axis for axis in "tzyx" if axis in stored)
     wanted = grey(*(sizes[axis] for axis in ordered))
@@ -88,7 +88,7 @@ def test_sections_are_counted_along_z_else_t(axes: str, place: int | None, shape
     assert volume.sections(2, 4).shape == shape
 
 
-def test_leading_axes_of_one_can_be_left_out(tmp_path: Path) -> None:
+def test_leading_axes_of_extent_1_can_be_dropped(tmp_path: Path) -> None:
     values = grey(1, 2, 1, 13, 22)
     volume = open_volume(write_zarr(tmp_path / "a.zarr", values, dimension_names=list("tczyx"))).without_single_axes()
     assert (volume.axes, volume.extent, volume.channels) == ("yx", (13, 22), 2)
@@ -107,7 +107,7 @@ def test_leading_axes_of_one_can_be_left_out(tmp_path: Path) -> None:
         ("zyx", "z", "zyx"),
     ],
 )
-def test_channels_that_are_a_guess_can_be_taken_for_sections(stored: str, assumed: str, axes: str) -> None:
+def test_guessed_channels_can_be_interpreted_as_sections(stored: str, assumed: str, axes: str) -> None:
     values = grey(*(2, 3, 13, 22)[-len(stored) :])
     volume = Volume(path="v", array=values, stored_axes=stored, assumed=assumed).channels_as_sections()
     assert volume.axes == axes
@@ -119,7 +119,7 @@ def test_channels_that_are_a_guess_can_be_taken_for_sections(stored: str, assume
     ("axes", "assumed", "others", "found"),
     [("zyx", "zyx", "tyx", "tyx"), ("zyx", "", "tyx", "zyx"), ("yx", "yx", "tyx", "yx"), ("czyx", "zyx", "tyx", "tyx")],
 )
-def test_axes_that_nobody_named_take_the_names_of_others(axes: str, assumed: str, others: str, found: str) -> None:
+def test_guessed_axes_can_take_the_letters_of_another_volume(axes: str, assumed: str, others: str, found: str) -> None:
     volume = Volume(path="v", array=grey(*(1, 2, 13, 22)[-len(axes) :]), stored_axes=axes, assumed=assumed)
     other = Volume(path="o", array=grey(*(2, 13, 22)[-len(others) :]), stored_axes=others)
     assert volume.with_axes_of(other).axes == found
@@ -137,14 +137,14 @@ def test_a_volume_in_memory_reads_the_same(tmp_path: Path) -> None:
     assert np.array_equal(volume.in_memory().read(box), volume.read(box))
 
 
-def test_the_stored_voxel_of_a_mirrored_place_is_named() -> None:
+def test_mirrored_gives_the_stored_voxel_of_any_place() -> None:
     values = np.arange(13 * 22).reshape(13, 22)
     volume = Volume(path="a", array=values, stored_axes="yx")
     for place in [(-1, 0), (13, 22), (40, -100), (5, 6)]:
-        assert volume.read(Box(place, tuple(p + 1 for p in place))).item() == values[volume.inside(place)]
+        assert volume.read(Box(place, tuple(p + 1 for p in place))).item() == values[volume.mirrored(place)]
 
 
-def test_a_damaged_chunk_is_unreadable_and_names_its_place(tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_unreadable_and_the_error_names_the_region(tmp_path: Path) -> None:
     codec = ZstdCodec(checksum=True)
     path = write_zarr(tmp_path / "a.zarr", grey(3, 16, 24), chunks=(1, 8, 8), compressors=codec)
     chunk = path / "c" / "1" / "0" / "2"
@@ -166,7 +166,7 @@ def test_a_truncated_chunk_is_unreadable(tmp_path: Path) -> None:
         open_volume(path).read(Box((0, 0), (16, 24)))
 
 
-def test_chunks_that_were_never_stored_read_as_the_fill_value(tmp_path: Path) -> None:
+def test_missing_chunks_are_read_as_the_fill_value(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a.zarr", shape=(13, 22), chunks=(5, 5), dtype="uint8", fill_value=3)
     assert (open_volume(tmp_path / "a.zarr").read(Box((0, 0), (13, 22))) == 3).all()
 
@@ -174,8 +174,8 @@ def test_chunks_that_were_never_stored_read_as_the_fill_value(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("names", "dimensions", "letters"),
     [
-        (None, 2, UNNAMED[2]),
-        (["", "", ""], 3, UNNAMED[3]),
+        (None, 2, DEFAULT_AXES[2]),
+        (["", "", ""], 3, DEFAULT_AXES[3]),
         (["Time", "Channel", "Z", "Y", "X"], 5, "tczyx"),
         (["y", "x", "c"], 3, "yxc"),
     ],
@@ -196,12 +196,12 @@ def test_axis_names_become_letters(names: list[str] | None, dimensions: int, let
         (["", "y", "x"], 3),
     ],
 )
-def test_axes_that_are_no_image_are_refused(names: list[str] | None, dimensions: int) -> None:
+def test_axes_other_than_those_of_an_image_are_refused(names: list[str] | None, dimensions: int) -> None:
     with pytest.raises(UnetcliError, match=r"^in\.zarr: .*(expected y, x|axes without names)"):
         axes_from_names("in.zarr", names, dimensions)
 
 
-def test_a_place_is_described_axis_by_axis() -> None:
+def test_a_box_is_described_axis_by_axis() -> None:
     assert describe(Box((0, 3, -1), (1, 4, 9)), "tyx") == "t 0:1, y 3:4, x -1:9"
 
 
@@ -241,13 +241,13 @@ def volume(path: str, **sizes: Size) -> Volume:
     ],
     ids=lambda size: f"{size[0]:g} {size[1]}",
 )
-def test_sizes_that_agree_in_other_units_or_cannot_be_compared_are_taken(one: Size, other: Size) -> None:
+def test_equal_sizes_in_different_units_and_sizes_that_cannot_be_compared_are_accepted(one: Size, other: Size) -> None:
     require_same_voxels(volume("a", x=one), volume("b", x=other), "no")
     require_same_voxels(volume("b", x=other), volume("a", x=one), "no")
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "said"),
+    ("one", "other", "message"),
     [
         ((1.0, "micrometer"), (500.0, "nanometer"), "a has voxels of 1 micrometer, but b of 500 nanometer: no"),
         ((500.0, "nanometer"), (500.0, "micrometer"), "a has voxels of 500 nanometer, but b of 500 micrometer: no"),
@@ -257,19 +257,19 @@ def test_sizes_that_agree_in_other_units_or_cannot_be_compared_are_taken(one: Si
     ],
     ids=["micrometer and nanometer", "unit", "unknown unit", "no unit", "zero"],
 )
-def test_sizes_that_differ_are_refused_naming_both(one: Size, other: Size, said: str) -> None:
-    with pytest.raises(UnetcliError, match=f"^{said}$"):
+def test_different_sizes_are_refused_naming_both(one: Size, other: Size, message: str) -> None:
+    with pytest.raises(UnetcliError, match=f"^{message}$"):
         require_same_voxels(volume("a", x=one), volume("b", x=other), "no")
 
 
-def test_one_axis_is_enough_and_all_are_named_with_their_units() -> None:
+def test_a_difference_along_one_axis_is_refused_naming_the_sizes_of_all_axes() -> None:
     fine = volume("a", z=(0.05, "um"), y=(4.0, "nm"), x=(4.0, "nm"))
     require_same_voxels(fine, volume("b", y=(4.0, "nm")), "no")
-    said = "a has voxels of 0.05 um x 4 nm x 4 nm, but b of 40 x 4 x 4 nm: no"
-    with pytest.raises(UnetcliError, match=f"^{said}$"):
+    message = "a has voxels of 0.05 um x 4 nm x 4 nm, but b of 40 x 4 x 4 nm: no"
+    with pytest.raises(UnetcliError, match=f"^{message}$"):
         require_same_voxels(fine, volume("b", z=(40.0, "nm"), y=(4.0, "nm"), x=(4.0, "nm")), "no")
 
 
-def test_ones_without_a_unit_state_nothing() -> None:
+def test_sizes_of_1_without_unit_count_as_not_stated() -> None:
     assert stated_sizes(volume("a", y=(1.0, ""), x=(1.0, ""))) == {}
     assert stated_sizes(volume("a", y=(1.0, ""), x=(2.0, ""))) == {"y": (1.0, ""), "x": (2.0, "")}

@@ -1,4 +1,4 @@
-"""The commands: options in, one call, a summary out."""
+"""The commands. Each one takes a request, makes one call of the library and prints a summary."""
 
 from __future__ import annotations
 
@@ -27,42 +27,39 @@ if TYPE_CHECKING:
 
 
 def weights(request: WeightsRequest, json: JsonOption = False) -> None:
-    """Write the loss weights of LABELS, and a picture of them."""
+    """Compute the loss weights for LABELS, and draw a picture of them."""
     from unetcli.train.weight_map import write_weights
 
-    with console.progress("looks at sections") as report:
+    with console.progress("section passes") as report:
         summary = write_weights(request, report)
     console.say(summary.sentence)
     console.print_json(asdict(summary)) if json else typer.echo("\n".join(table(summary)))
 
 
 def table(summary: WeightsSummary) -> list[str]:
-    """Classes, pixels without truth and cells as aligned lines."""
+    """Pixels and weight of each class, and the number of objects, as aligned lines."""
     total = sum(row.pixels for row in summary.classes) + summary.ignored
     lines = [f"{'class':<12} {'pixels':>13} {'share':>8} {'weight':>9}"]
     rows = [(row.name, row.pixels, row.weight) for row in summary.classes]
     if summary.ignored:
-        rows.append(("no truth", summary.ignored, 0.0))
+        rows.append(("unannotated", summary.ignored, 0.0))
     lines += [f"{name:<12} {pixels:>13,} {pixels / total:>8.2%} {weight:>9.4f}" for name, pixels, weight in rows]
-    return [*lines, f"{'cells':<12} {summary.cells:>13,}", f"{'largest weight':<36} {summary.highest:>9.4f}"]
+    return [*lines, f"{'objects':<12} {summary.cells:>13,}", f"{'largest weight':<36} {summary.highest:>9.4f}"]
 
 
 def show(request: ShowRequest) -> None:
-    """Draw one section of VOLUME, with another one over it.
-
-    Labels as outlines, a probability as a colour.
-    """
+    """Draw one section of VOLUME, with labels or a probability on top."""
     from unetcli.viz.show import show
 
     typer.echo(show(request))
 
 
 def worker(request: WorkerRequest) -> None:
-    """Work for a Dask scheduler, until it ends or SIGTERM comes.
+    """Run a Dask worker until its scheduler ends or SIGTERM arrives.
 
-    For sites that start workers in their own way, one per GPU (CUDA_VISIBLE_DEVICES says which) or per node without;
-    `unetcli predict .. --scheduler ADDRESS` then uses them. A worker that dies is restarted; on SIGTERM the current
-    block is finished first.
+    For sites that start workers themselves: one per GPU (set CUDA_VISIBLE_DEVICES), or one per node without GPUs.
+    `unetcli predict VOLUME --cluster dask --scheduler ADDRESS` then uses them. A worker that crashes is restarted. On
+    SIGTERM it finishes its current block first.
     """
     from unetcli.core.process import prepare
 
@@ -76,7 +73,8 @@ def worker(request: WorkerRequest) -> None:
 def predict(request: PredictRequest, dry_run: DryRunOption = False, json: JsonOption = False) -> None:
     """Segment VOLUME, block by block.
 
-    The same command again goes on where it stopped; the result is the same to the byte.
+    If the run is interrupted, the same command continues it. The result is then identical to that of an uninterrupted
+    run, byte for byte.
     """
     from unetcli.api import run_predict
 
@@ -92,9 +90,9 @@ def predict(request: PredictRequest, dry_run: DryRunOption = False, json: JsonOp
 
 
 def plan(request: PlanRequest, json: JsonOption = False) -> None:
-    """Say what predicting VOLUME would take; nothing is written.
+    """Estimate the time, memory and files needed to predict VOLUME.
 
-    Takes the options of predict. What 1 PB takes on 1,000 GPUs that need 0.2 s for a tile:
+    Nothing is written. The options are those of predict. For example, to plan for 1,000 GPUs that need 0.2 s per tile:
 
     \b
       unetcli plan big.zarr --tile 2236 --device cuda \\
@@ -104,17 +102,14 @@ def plan(request: PlanRequest, json: JsonOption = False) -> None:
     from unetcli.cli.views import plan_lines
 
     report = run_plan(request)
-    if json:
-        console.print_json(report.to_dict())
-    else:
-        typer.echo("\n".join(plan_lines(report)))
+    console.print_json(report.to_dict()) if json else typer.echo("\n".join(plan_lines(report)))
 
 
 def label(request: LabelRequest, json: JsonOption = False) -> None:
-    """Make instances of PREDICTION: a number for each object.
+    """Find the objects in PREDICTION and number them.
 
-    They go into its labels/NAME, with a table beside the store. The same command again goes on where it stopped;
-    the result is the same to the byte, and for any size of block.
+    The labels are stored in PREDICTION/labels/NAME, with a table of the objects beside the store. If the run is
+    interrupted, the same command continues it. The result is identical, byte for byte, for any size of block.
     """
     from unetcli.api import run_label
 
@@ -129,8 +124,8 @@ def label(request: LabelRequest, json: JsonOption = False) -> None:
 def evaluate(request: EvaluateRequest, json: JsonOption = False) -> None:
     """Score PREDICTION against TRUTH.
 
-    Small volumes are scored at once. Of large ones the counts of finished blocks are kept until all are there: the same
-    command goes on.
+    Small volumes are scored at once, large ones block by block. If a large evaluation is interrupted, the same command
+    continues it.
     """
     from unetcli.api import require_writable, run_evaluate, write_files
     from unetcli.cli.views import score_lines
@@ -146,16 +141,16 @@ def evaluate(request: EvaluateRequest, json: JsonOption = False) -> None:
         if unfinished.jobs:
             console.print_jobs(unfinished.jobs)
         raise typer.Exit(0 if unfinished.jobs else console.INCOMPLETE) from None
-    # first of all: whatever becomes of the files, the scores are there
+    # scores come first: they are printed even if a file cannot be written
     console.print_json(found.to_json()) if json else typer.echo("\n".join(score_lines(found)))
     with console.progress("sections") as report:
         write_files(request, found, report)
 
 
 def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption = False) -> None:
-    """Train a network on RAW images and LABELS.
+    """Train a network on RAW images and their LABELS.
 
-    The same command again goes on where it stopped, or says that it is finished.
+    If the training is interrupted, the same command continues it.
     """
     from unetcli.core.process import Signals, prepare
 
@@ -165,10 +160,10 @@ def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption
     signals = Signals().listen()
     prepare()  # before torch is imported
     from unetcli.api import run_train
-    from unetcli.train.distributed import OtherRankFailed, PeerLost, World
+    from unetcli.train.distributed import OtherRankFailed, PeerLost, ProcessGroup
 
-    here = request.cluster == "local"
-    first = not here or World.from_environment().is_first
+    local = request.cluster == "local"
+    first = not local or ProcessGroup.from_environment().is_first
     try:
         with console.progress("tiles") if first else nullcontext(silent) as report:
             summary = run_train(request, report, signals)
@@ -178,17 +173,17 @@ def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption
         if first:
             raise
         raise typer.Exit(console.INCOMPLETE) from None
-    if isinstance(summary, str):  # a job's id
+    if isinstance(summary, str):  # the id of a SLURM job
         typer.echo(summary)
         return
     if summary is not None and first:
-        answer(summary, json, advise=here)
+        print_training(summary, json, advise=local)
     if summary is None or not summary.finished:
-        console.leave(signals, requeue=here and first)
+        console.leave(signals, requeue=local and first)
 
 
-def answer(summary: TrainSummary, json: bool, *, advise: bool) -> None:
-    """What was trained; on stdout everything, or the kept model's path, once there is one."""
+def print_training(summary: TrainSummary, json: bool, *, advise: bool) -> None:
+    """Print the summary of a training: as JSON, or the path of the model if there is one yet."""
     console.say(summary.sentence)
     if summary.finished and advise:
         console.say(summary.advice)
@@ -199,7 +194,7 @@ def answer(summary: TrainSummary, json: bool, *, advise: bool) -> None:
 
 
 def preview(request: TrainRequest, json: bool) -> None:
-    """What would be trained, on stdout."""
+    """Print what would be trained."""
     from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
@@ -210,41 +205,41 @@ def preview(request: TrainRequest, json: bool) -> None:
 
 
 def preview_lines(found: dict[str, Any]) -> list[str]:
-    """A preview for people."""
+    """Aligned lines for the terminal."""
     shares = ", ".join(f"{name}: {100 * share:.1f} %" for name, share in found["classes"].items())
     weights = ", ".join(f"{weight:.2f}" for weight in found["class_weights"])
-    left_out = f", {found['left_out']} left out (nothing is drawn there)" if found["left_out"] else ""
+    left_out = f", {found['left_out']} left out (no labels)" if found["left_out"] else ""
     size = f"depth {found['depth']}, {found['base_channels']} channels, {found['parameters']:,} parameters"
     return [
         f"sections  {found['sections']} to train on{left_out}, {found['held_out']} held out",
-        f"classes   {shares} (weights {weights}); {found['cells']} cells",
+        f"classes   {shares} (weights {weights}); {found['cells']} objects",
         f"network   {size}",
-        f"tile      {found['tile']} in, {found['output']} out, {found['batch_size']} a step",
+        f"tile      {found['tile']} in, {found['output']} out, {found['batch_size']} per step",
         f"memory    {found['memory_gb']} GB ({found['device']}, {found['precision']})",
-        f"speed     {found['steps_per_second']} steps/s, by a probe of ten seconds",
+        f"speed     {found['steps_per_second']} steps/s, measured for ten seconds",
         f"time      {console.duration(60 * found['minutes'])} for {found['steps']} steps (recipe {found['recipe']})",
     ]
 
 
-def read_alike(kind: type[Options], given: Mapping[str, Any]) -> Options:
-    """The request; of processes that were all started with the same words, only the first reports what is wrong."""
+def read_request(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """Request from options. If several processes train together, only the first one reports an error."""
     try:
         return kind.read(given)
     except UnetcliError:
-        from unetcli.train.distributed import World
+        from unetcli.train.distributed import ProcessGroup
 
-        if not World.from_environment().is_first:
+        if not ProcessGroup.from_environment().is_first:
             raise typer.Exit(console.USER) from None
         raise
 
 
-def in_force(options: Mapping[str, Any]) -> dict[str, Any]:
-    """For ``--print-config``: the options with every "choose" resolved, as train would."""
+def resolved(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of train with the defaults that it would choose, for ``--print-config``."""
     from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
     from unetcli.train.train import options_in_force
 
     chosen = options_in_force(TrainRequest.read(options))
-    passed = ("sections", "validation", "augment", "minutes", "pair", "raw", "labels")
-    return {name: chosen.get(name, value) if name not in passed else value for name, value in options.items()}
+    unchanged = ("sections", "validation", "augment", "minutes", "pair", "raw", "labels")
+    return {name: value if name in unchanged else chosen.get(name, value) for name, value in options.items()}

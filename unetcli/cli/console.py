@@ -1,4 +1,4 @@
-"""What commands print: results on stdout; on stderr log lines, and progress as a bar or, in a log, a line a minute."""
+"""Output of commands: results on stdout; log lines and progress on stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -25,7 +24,7 @@ _logger = logging.getLogger("unetcli")
 
 
 def set_up(*, verbose: bool, quiet: bool) -> None:
-    """Log to stderr at the level asked for."""
+    """Log to stderr: everything, messages or warnings only."""
     _logger.handlers[:] = [_Handler()]
     _logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     _logger.propagate = False
@@ -37,12 +36,12 @@ def say(text: str) -> None:
 
 
 def print_json(values: Any) -> None:
-    """Data for scripts, on stdout."""
+    """Print values as JSON on stdout."""
     typer.echo(json.dumps(values, indent=2))
 
 
 def print_jobs(jobs: Iterable[str]) -> None:
-    """Ids of whole job arrays, on stdout.
+    """Print the ids of jobs on stdout, one for each job array.
 
     >>> print_jobs(["12_0", "12_1", "15"])
     12 15
@@ -51,7 +50,7 @@ def print_jobs(jobs: Iterable[str]) -> None:
 
 
 def print_summary(summary: Any, *, as_json: bool) -> None:
-    """What a step has done: all of it as JSON, the jobs it left at work, or its output."""
+    """Print the summary of a run: as JSON, or the ids of jobs still running, or the path of its output."""
     say(summary.sentence)
     if as_json:
         print_json(asdict(summary))
@@ -62,21 +61,17 @@ def print_summary(summary: Any, *, as_json: bool) -> None:
 
 
 def stop_on_sigterm() -> Callable[[], bool]:
-    """From now on SIGTERM asks for an orderly end; the function returned says whether it came."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    signal.signal(signal.SIGTERM, note)
-    return lambda: bool(asked)
+    """Handle SIGTERM from now on; the returned function says whether it has arrived."""
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    return lambda: bool(received)
 
 
 def leave(signals: Signals, *, requeue: bool = True) -> NoReturn:
-    """Exit with work left to do: 130 after Ctrl-C, else 3. Call once all is safe on disk.
+    """Exit before the work is complete: with 130 after Ctrl-C, else with 3. Call it when all results are on disk.
 
-    SIGUSR2 is SLURM's warning of the time limit: the job goes back into the queue first, with ``requeue``. SIGTERM is
-    not, as ``scancel`` sends it too, and a cancelled job must not come back.
+    SLURM sends SIGUSR2 before the time limit; with ``requeue`` the job then returns to the queue. It does not after
+    SIGTERM, which ``scancel`` sends as well: a cancelled job must not come back.
     """
     number = signals.stop()
     if requeue and number == signal.SIGUSR2:
@@ -88,7 +83,7 @@ def leave(signals: Signals, *, requeue: bool = True) -> NoReturn:
 
 @contextmanager
 def progress(unit: str) -> Iterator[ProgressCallback]:
-    """A report function that shows amount, rate and time left; units other than voxels are counted singly."""
+    """Progress display: a bar on a terminal, otherwise a line per minute. Yields the function to report to."""
     if not _logger.isEnabledFor(logging.INFO):
         yield silent
     elif sys.stderr.isatty():
@@ -99,18 +94,18 @@ def progress(unit: str) -> Iterator[ProgressCallback]:
 
 
 class Lines:
-    """Progress for a log file: one line a minute."""
+    """Progress for a log file: one line per minute."""
 
     def __init__(self, unit: str, every: float = SECONDS_PER_LINE) -> None:
         self.unit, self.every = unit, every
         self.first: int | None = None
-        self.started = self.told = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         self.first = done if self.first is None else self.first
-        if now - self.told >= self.every:
-            self.told = now
+        if now - self.printed >= self.every:
+            self.printed = now
             rate = (done - self.first) / (now - self.started)
             left = duration((total - done) / rate) if rate else "unknown"
             how = f"; {note}" if note else ""
@@ -133,7 +128,7 @@ def _bar(unit: str) -> Iterator[ProgressCallback]:
         def render(self, task: Task) -> Text:
             return Text(task.fields.get("note", ""), no_wrap=True, overflow="ellipsis")
 
-    # where the line is too long the bar gives way, then the note's end, never what is between
+    # if the line is too long, the bar shrinks first, then the end of the note; the numbers never do
     left = TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7))
     columns = (
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
@@ -158,7 +153,7 @@ def _bar(unit: str) -> Iterator[ProgressCallback]:
 
 
 class _Handler(logging.Handler):
-    """Lines to stderr; above the progress bar while there is one."""
+    """Handler that writes to stderr, above the progress bar if there is one."""
 
     console: Any = None
 
@@ -172,7 +167,7 @@ class _Handler(logging.Handler):
 
 
 def amount(value: float) -> str:
-    """A count in three digits.
+    """Format a count with three significant digits.
 
     >>> amount(950), amount(2_621_440), amount(81_000)
     ('950', '2.62 M', '81 k')
@@ -184,8 +179,17 @@ def amount(value: float) -> str:
     return f"{value:.0f}"
 
 
+def counted(number: int, unit: str) -> str:
+    """Format a number of things.
+
+    >>> counted(1, "section"), counted(25, "section")
+    ('1 section', '25 sections')
+    """
+    return f"{number} {unit}{'s' * (number != 1)}"
+
+
 def speed(rate: float, unit: str) -> str:
-    """A rate in words.
+    """Format a rate.
 
     >>> speed(1.4e6, "voxels"), speed(0.25, "steps")
     ('1.4 M voxels/s', '0.25 steps/s')
@@ -194,7 +198,7 @@ def speed(rate: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in at most two units.
+    """Format a duration in at most two units.
 
     >>> duration(42), duration(200), duration(90_000)
     ('42 s', '3 min 20 s', '25 h 0 min')

@@ -1,4 +1,4 @@
-"""From options, environment variables and files to requests."""
+"""Requests from options, environment variables and configuration files, and the help that lists the options."""
 
 from __future__ import annotations
 
@@ -12,50 +12,48 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.options import Declared, Heading, Options, options_of
+from unetcli.core.options import DeclaredOption, Heading, Options, options_of
 from unetcli.core.records import read_toml, to_toml, toml_value
 
 Values = Mapping[str, Any]
 CONFIG, PRINT_CONFIG = "config", "print_config"
 
-PrintConfigOption = Annotated[
-    bool, typer.Option("--print-config", help="Print the options in force as such a file and stop.")
-]
+PrintConfigOption = Annotated[bool, typer.Option("--print-config", help="Print all options as such a file and exit.")]
 
 
 def configurable(
-    command: Command, *, in_force: Callable[[Values], Values] = dict, passed_over: Collection[str] = ()
+    command: Command, *, resolve: Callable[[Values], Values] = dict, skipped: Collection[str] = ()
 ) -> Command:
-    """The command with ``--config`` and ``--print-config``.
+    """Add ``--config`` and ``--print-config`` to a command.
 
     Parameters
     ----------
-    in_force
-        From the options as they came in to those that ``--print-config`` prints, for a command that chooses some by
-        itself. Names are those of the command's parameters, so that the file can be read back.
-    passed_over
-        Keys that are allowed and mean nothing here, so that commands can share a file.
+    resolve
+        Function from the options given to those that ``--print-config`` prints, for a command that chooses some
+        defaults at run time. Names are those of the command's parameters, so that the file can be read back.
+    skipped
+        Keys that the file may have although the command has no such option, so that commands can share a file.
     """
     signature = inspect.signature(command, eval_str=True)
     kinds = {name: get_args(parameter.annotation)[0] for name, parameter in signature.parameters.items()}
 
     def read(context: typer.Context, config: Path | None) -> Path | None:
-        if config is not None and not context.resilient_parsing:  # resilient: only completing in a shell
-            context.default_map = dict(_defaults(context, config, kinds, passed_over))
+        if config is not None and not context.resilient_parsing:  # resilient: the shell asks for completions
+            context.default_map = dict(_defaults(context, config, kinds, skipped))
         return config
 
     @functools.wraps(command)
-    def configured(*, config: Path | None, print_config: bool, **options: Any) -> None:
+    def configured(*, config: Path | None, print_config: bool, **options: Any) -> None:  # noqa: ARG001  # read above
         if print_config:
-            typer.echo(to_toml(in_force(options)), nl=False)
+            typer.echo(to_toml(resolve(options)), nl=False)
         else:
             command(**options)
 
-    told = "Take options from this file, each a key; the command line goes first, then $UNETCLI_.., then the file."
-    option = typer.Option("--config", metavar="TOML", callback=read, is_eager=True, help=told)
+    text = "Read options from this file, one key each; the command line and the environment take precedence."
+    option = typer.Option("--config", metavar="TOML", callback=read, is_eager=True, help=text)
     own = [_parameter(CONFIG, None, Annotated[Path | None, option]), _parameter(PRINT_CONFIG, False, PrintConfigOption)]
     configured.__signature__ = signature.replace(  # type: ignore[attr-defined]  # typer reads it
         parameters=[*signature.parameters.values(), *own]
@@ -68,37 +66,37 @@ def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 
 
 def _defaults(
-    context: typer.Context, file: Path, kinds: Mapping[str, Any], passed_over: Collection[str]
+    context: typer.Context, file: Path, kinds: Mapping[str, Any], skipped: Collection[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Parameters and their values in the file, as Typer wants them in place of defaults."""
+    """Parameters and their values in the file, in the form that Typer expects of defaults."""
     parameters = {str(parameter.name): parameter for parameter in context.command.params}
-    for key, name, value in _named(context, file, passed_over):
+    for key, name, value in _named(context, file, skipped):
         where = f"{file}: {key} is {_shown(value)}"
         kind = _of_words(parameters[name], kinds[name])
         if not fits(value, kind):
-            raise UnetcliError(f"{where}; {expected(kind)} would do")
-        try:  # Typer judges ranges and choices now, where the file can still be named
+            raise UnetcliError(f"{where}; expected {expected(kind)}")
+        try:  # Typer checks ranges and choices here, so that the message can name the file
             parameters[name].process_value(context, _typed(value))
         except typer.BadParameter as error:
             raise UnetcliError(f"{where}; {error.message.removesuffix('.')}") from None
         yield name, _typed(value)
 
 
-def _named(context: typer.Context, file: Path, passed_over: Collection[str]) -> Iterator[tuple[str, str, Any]]:
-    """Key, parameter and value of each line that counts."""
+def _named(context: typer.Context, file: Path, skipped: Collection[str]) -> Iterator[tuple[str, str, Any]]:
+    """Key, parameter and value of each line of the file, without skipped keys."""
     known, seen = keys(context), set[str]()
     for key, value in read_toml(file).items():
         if name := known.get(_plain(key)):
             if name in seen:
-                raise UnetcliError(f"{file}: {key} is there twice, written in two ways; once would do")
+                raise UnetcliError(f"{file}: {key} is given twice, spelled in two ways; expected it once")
             seen.add(name)
             yield key, name, value
-        elif _plain(key) not in passed_over:
+        elif _plain(key) not in skipped:
             raise UnetcliError(f"{file}: unknown key {key!r}; {_advice(key, known, context)}")
 
 
 def keys(context: typer.Context) -> dict[str, str]:
-    """By each key of a file, with underscores, the parameter it is for."""
+    """Name of the parameter for each key that a file may have; keys are written with underscores."""
     names: dict[str, str] = {}
     for parameter in context.command.params:
         if parameter.name not in (CONFIG, PRINT_CONFIG):
@@ -114,20 +112,20 @@ def _plain(key: str) -> str:
 def _advice(key: str, known: Collection[str], context: typer.Context) -> str:
     if near := get_close_matches(_plain(key), known, n=1):
         return f"did you mean {near[0].replace('_', '-')!r}?"
-    return f"`unetcli {context.info_name} --help` lists the options, each is a key"
+    return f"`unetcli {context.info_name} --help` lists the options; each of them is a key"
 
 
 def _of_words(parameter: Any, kind: Any) -> Any:
-    """What a parameter takes: an annotation, as of Typer, cannot say that an option of several words is repeatable."""
+    """Type of a parameter's value; annotations cannot express that an option of several words is repeatable."""
     if parameter.multiple and parameter.nargs > 1:
         return list[tuple[(str,) * parameter.nargs]]  # type: ignore[misc]
     return kind
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of TOML can be what a parameter of this type takes.
+    """Whether a TOML value fits a parameter of this type.
 
-    A whole number passes for text, as ``tile = 572`` is what one writes for an option that takes ``auto`` too.
+    A whole number is accepted as text, so that ``tile = 572`` works for an option that also takes ``auto``.
 
     >>> fits(3, float), fits(True, int), fits("3", int), fits(["a"], list[str] | None), fits(572, str)
     (True, False, False, True, True)
@@ -145,7 +143,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def expected(kind: Any) -> str:
-    """What would fit, in words.
+    """Describe the values that fit a type.
 
     >>> expected(int | None), expected(list[str] | None), expected(list[tuple[str, float]])
     ('a whole number', 'a list of text', 'a list of lists [text, a number]')
@@ -161,7 +159,7 @@ def expected(kind: Any) -> str:
 
 
 def _typed(value: Any) -> Any:
-    """As it would be typed; Typer turns that into what the parameter takes."""
+    """Value as a user would type it, which Typer converts to the type of the parameter."""
     if isinstance(value, list):
         return [_typed(item) for item in value]
     return value if isinstance(value, bool) else str(value)
@@ -176,17 +174,37 @@ def _shown(value: Any) -> str:
 
 Command = Callable[..., None]
 PAIRS = tuple[tuple[str, str], ...]
-"""Type of an option of two words that is repeatable."""
+"""Type of a repeatable option of two words."""
+COMMON = ("version", "verbose", "quiet")
+"""Options before the command. They are flags, which Typer checks without pydantic."""
 WIDEST = 26
-"""Columns of the names of options in help; a longer one has a line of its own."""
+"""Width of the column of option names in help; a longer name has a line of its own."""
 
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print everything as JSON on stdout.", rich_help_panel=Heading.RUN)
+    bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=Heading.RUN)
 ]
 DryRunOption = Annotated[
     bool,
-    typer.Option("--dry-run", help="Say what would be done, with memory, speed and time.", rich_help_panel=Heading.RUN),
+    typer.Option("--dry-run", help="Show what would be done, and the memory and time.", rich_help_panel=Heading.RUN),
 ]
+
+
+class CommandGroup(TyperGroup):
+    """The program, with all commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options before the command.
+
+        If there are none, leave out ``--help`` and the options for shell completion: to check that they have no value,
+        Typer would import pydantic, which doubles the time of ``unetcli predict --help``.
+        """
+        options = self.params
+        if args and not args[0].startswith("-"):
+            self.params, self.add_help_option = [each for each in options if each.name in COMMON], False
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self.params, self.add_help_option = options, True
 
 
 class GroupedCommand(TyperCommand):
@@ -194,12 +212,12 @@ class GroupedCommand(TyperCommand):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        for parameter in self.params:  # an annotation for typer cannot say that an option of two words is repeatable
+        for parameter in self.params:  # annotations cannot express that an option of two words is repeatable
             if len((parameter.metavar or "").split()) == 2:
                 parameter.nargs = 2
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """All headings in their order, with descriptions in one column."""
+        """Write the options under their headings, with descriptions in one column."""
         groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in Heading}
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
@@ -214,7 +232,7 @@ class GroupedCommand(TyperCommand):
 def takes_request(
     command: Command, read: Callable[[type[Options], Mapping[str, Any]], Options] = lambda kind, given: kind.read(given)
 ) -> Command:
-    """The command with the options of its first parameter, a request, in place of that parameter."""
+    """Replace the first parameter of a command, a request, by the options of that request."""
     first, *own = inspect.signature(command, eval_str=True).parameters.values()
 
     @functools.wraps(command)
@@ -227,8 +245,8 @@ def takes_request(
     return flat
 
 
-def parameter_of(declared: Declared) -> inspect.Parameter:
-    """The parameter that typer makes an option or argument of."""
+def parameter_of(declared: DeclaredOption) -> inspect.Parameter:
+    """Function parameter from which Typer makes an option or argument."""
     option, default = declared.option, declared.default
     if option.heading == Heading.ARGUMENTS:
         info = typer.Argument(metavar=option.metavar, help=option.help, rich_help_panel=option.heading)
@@ -253,16 +271,16 @@ def parameter_of(declared: Declared) -> inspect.Parameter:
     )
 
 
-def names_of(declared: Declared) -> list[str]:
-    """Names of an option on the command line, those that turn a flag off after a slash."""
+def names_of(declared: DeclaredOption) -> list[str]:
+    """Names of an option on the command line; the name that turns a flag off comes after a slash."""
     name = f"--{declared.name.replace('_', '-')}"
     if declared.option.negative:
         return [f"{name}/{declared.option.negative}"]
     return [name] if declared.option.short is None else [name, declared.option.short]
 
 
-def typed(declared: Declared) -> Any:
-    """What typer takes for a field: text for what is parsed later, and lists for tuples."""
+def typed(declared: DeclaredOption) -> Any:
+    """Type of a field for Typer: text for values that are parsed later, and lists for tuples."""
     kind = declared.kind
     if declared.option.parse:
         return str if declared.option.text else str | None
@@ -271,6 +289,6 @@ def typed(declared: Declared) -> Any:
     if kind == tuple[str, ...]:
         return list[str] | None
     parts = get_args(kind)
-    if {str, Path} <= set(parts):  # a place
+    if {str, Path} <= set(parts):  # a path or a URL
         return str | None if NoneType in parts else str
     return kind

@@ -1,4 +1,4 @@
-"""status and verify: how far all that is made of a store is, and whether it is what was computed."""
+"""The commands status and verify: progress of the runs on a store, and the check of their results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unetcli.cli import console
+from unetcli.cli.console import counted
 from unetcli.cli.requests import JsonOption
 from unetcli.core.options import Heading
 from unetcli.executors.options import RunRequest, VerifyRequest
@@ -20,37 +21,37 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unetcli.engine.status import HostPace, StageStatus, Status, Watcher
+    from unetcli.engine.status import HostTiming, StageStatus, Status, Watcher
     from unetcli.engine.verify import Damage, Verification
     from unetcli.engine.workers import Failure
-    from unetcli.predict.checks import Seams
+    from unetcli.predict.checks import SeamReport
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "missing": "bright_black"}
 WIDEST = 100
-"""Of the bar."""
+"""Largest width of the bar, in columns."""
 SLOW = 1.5
-"""A host that takes so many times as long as the middle one is told of."""
+"""Hosts that need this many times the median time per block are listed."""
 NAMES = {"predict": "", "label": "labels", "evaluate": "evaluation"}
-"""What the head of the picture calls a step, by its command."""
+"""Name of a step after the path of the output, by its command."""
 CLOSING = {
     "predict": "the same predict command with --close marks the output complete",
     "label": "the same label command marks the labels complete",
-    "evaluate": "the same evaluate command tells the scores",
+    "evaluate": "the same evaluate command computes the scores",
 }
 NOT_KNOWN = "not known yet"
 SHOWN = 5
-"""Failures listed in full; ``--json`` has them all."""
+"""Number of failures that are listed; ``--json`` has all of them."""
 
 
 def terminal() -> Console:
-    """Where the picture goes; outside a terminal nothing is cut, however long."""
+    """Console for the status; outside a terminal it is wide, so that no line is cut."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def line(found: Status) -> str:
-    """A look in one line."""
+    """Status of a step in one line."""
     head = "" if found.step == "predict" else f"{found.step}: "
     now = next((stage for stage in found.stages if stage.done < stage.blocks), None)
     where = f" ({now.name} {now.done} of {now.blocks})" if now and len(found.stages) > 1 else ""
@@ -58,32 +59,32 @@ def line(found: Status) -> str:
 
 
 def counts(found: Status) -> list[str]:
-    """How many blocks are in which state, where there are any beside the done ones."""
+    """Number of blocks in each state other than done, without zeros."""
     return [f"{number} {state}" for state in ("running", "failed", "missing") if (number := getattr(found, state))]
 
 
 def pace(found: Status) -> str:
-    """Speed and time left, or why there are none."""
+    """Speed and time left, or the reason why there are none."""
     if found.complete:
         return "complete"
     if not found.workers:
-        return f"{count(found.queued, 'job')} waiting" if found.queued else "nobody works on it"
+        return f"{counted(found.queued, 'job')} waiting" if found.queued else "not running"
     left = time_left(found)
     return f"{speed(found)}, {left if found.seconds_left is None else left + ' left'}"
 
 
 def speed(found: Status) -> str:
-    """Voxels per second of all workers together."""
+    """Speed of all workers together, in voxels per second."""
     return console.speed(found.voxels_per_second, "voxels") if found.voxels_per_second else NOT_KNOWN
 
 
 def time_left(found: Status) -> str:
-    """Time until all is done, at this speed."""
+    """Time until the step is done, at the present speed."""
     return NOT_KNOWN if found.seconds_left is None else console.duration(found.seconds_left)
 
 
 def picture_of_all(found: list[Status]) -> RenderableType:
-    """All steps; those that are complete, in a line, where there are others."""
+    """Status of all steps. Complete ones take one line if there are others."""
     from rich.console import Group
     from rich.text import Text
 
@@ -96,7 +97,7 @@ def picture_of_all(found: list[Status]) -> RenderableType:
 
 
 def picture(found: Status) -> RenderableType:
-    """A look for people: a bar, the counts, the pace, what failed and what helps."""
+    """Status of a step for the terminal: bar, counts, speed, failures and advice."""
     from rich.console import Group
     from rich.constrain import Constrain
     from rich.text import Text
@@ -107,31 +108,32 @@ def picture(found: Status) -> RenderableType:
     for title, failures in (("failed workers", workers), ("failed blocks", blocks)):
         if failures:
             parts += [Text(), Text(f"{title}: {len(failures)}", style="bold red"), _failures(failures)]
-    if told := advice(found):
-        parts += [Text(), Text(told, style="yellow")]
+    if text := advice(found):
+        parts += [Text(), Text(text, style="yellow")]
     return Group(*parts)
 
 
 def _head(found: Status) -> RenderableType:
     from rich.text import Text
 
-    word, style = (
-        ("complete", "green")
-        if found.complete
-        else ("running", "cyan")
-        if found.workers
-        else ("all done, not closed" if found.step != "evaluate" else "all counted, scores not told", "yellow")
-        if found.done == found.blocks
-        else ("waiting", "cyan")
-        if found.queued
-        else ("not running", "yellow")
-    )
+    word, style = state(found)
     name = NAMES.get(found.command, found.command)
     return Text.assemble((found.output, "bold"), (f"  {name}" if name else "", "dim"), "  ", (word, f"bold {style}"))
 
 
+def state(found: Status) -> tuple[str, str]:
+    """State of a step in words, and its colour."""
+    if found.complete:
+        return "complete", "green"
+    if found.workers:
+        return "running", "cyan"
+    if found.done == found.blocks:
+        return "all blocks done, " + ("no scores" if found.step == "evaluate" else "not marked complete"), "yellow"
+    return ("waiting", "cyan") if found.queued else ("not running", "yellow")
+
+
 class _Scale:
-    """The states of all blocks as lengths of a bar; each state that has any block shows."""
+    """Bar that shows how many blocks are in each state. A state with any block is visible."""
 
     def __init__(self, found: Status) -> None:
         self.found = found
@@ -146,7 +148,7 @@ class _Scale:
 
 
 def shares_of(counts: list[int], width: int) -> list[int]:
-    """Counts as lengths that fill a width; none that is not zero vanishes.
+    """Divide a width in proportion to counts. Counts above zero get at least one column.
 
     >>> shares_of([990, 1, 0, 9], 20)
     [18, 1, 0, 1]
@@ -158,7 +160,7 @@ def shares_of(counts: list[int], width: int) -> list[int]:
 
 
 def percent(found: Status) -> str:
-    """Share of the blocks that are done; 100 % only where all are."""
+    """Percentage of blocks that are done; 100 % only if all are."""
     share = 100 * found.done / found.blocks
     return "100 %" if found.done == found.blocks else f"{min(share, 99.9):.1f} %"
 
@@ -184,12 +186,13 @@ def _facts(found: Status) -> Table:
     if len(found.stages) > 1:
         rows += [("stages" if stage is found.stages[0] else "", stage_line(stage)) for stage in found.stages]
     if found.workers:
-        crowd = f"{count(found.workers, 'worker')} on {count(found.hosts, 'host')}"
+        crowd = f"{counted(found.workers, 'worker')} on {counted(found.hosts, 'host')}"
         rows += [("speed", Text(f"{speed(found)} by {crowd}")), ("time left", Text(time_left(found)))]
     if found.queued:
-        rows.append(("queue", Text(f"{count(found.queued, 'job')} waiting ({found.queued_for or 'no reason told'})")))
+        rows.append(("queue", Text(f"{counted(found.queued, 'job')} waiting ({found.queued_for or 'reason unknown'})")))
     if found.silent:
-        rows.append(("silent", Text(f"{count(found.silent, 'worker')} of other hosts, so far", style="yellow")))
+        silent = f"{counted(found.silent, 'worker')} on other hosts, not heard from yet"
+        rows.append(("silent", Text(silent, style="yellow")))
     slow = slow_hosts(found)
     rows += [("slowest" if host is slow[0] else "", Text(f"{host.host}: {seconds(host)}")) for host in slow]
     if not slow and found.slowest_hosts:
@@ -201,32 +204,24 @@ def _facts(found: Status) -> Table:
 
 
 def stage_line(stage: StageStatus) -> Text:
-    """How far one stage is."""
+    """Progress of one stage."""
     from rich.text import Text
 
     rest = "".join(f", {number} {state}" for state in ("running", "failed") if (number := getattr(stage, state)))
-    told = f"{stage.name:<8} {stage.done} of {stage.blocks}{rest}"
-    return Text(told, style="green" if stage.done == stage.blocks else "red" if stage.failed else "")
+    text = f"{stage.name:<8} {stage.done} of {stage.blocks}{rest}"
+    return Text(text, style="green" if stage.done == stage.blocks else "red" if stage.failed else "")
 
 
-def slow_hosts(found: Status) -> list[HostPace]:
-    """Hosts that take clearly longer than others, the slowest first."""
+def slow_hosts(found: Status) -> list[HostTiming]:
+    """Hosts that need clearly more time per block than the median host, slowest first."""
     middle = found.median_seconds_per_block or 0.0
     return [host for host in found.slowest_hosts if host.seconds_per_block > SLOW * middle]
 
 
-def seconds(host: HostPace) -> str:
-    """Its time for a block, and where it goes."""
+def seconds(host: HostTiming) -> str:
+    """Time of a host per block, in total and for each stage."""
     stages = f"read {host.read_seconds:.3g}, forward {host.forward_seconds:.3g}, write {host.write_seconds:.3g}"
     return f"{host.seconds_per_block:.3g} s per block ({stages})"
-
-
-def count(number: int, thing: str) -> str:
-    """
-    >>> count(1, "host"), count(3, "host")
-    ('1 host', '3 hosts')
-    """
-    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _failures(failures: list[Failure]) -> Table:
@@ -240,7 +235,7 @@ def _failures(failures: list[Failure]) -> Table:
             who = "worker" if failure.job == "-" else f"job {failure.job}"
             table.add_row(f"  {who}", Text.assemble((f"{failure.host}  ", "dim"), failure.reason))
     if len(failures) > SHOWN:
-        table.add_row("", f"and {len(failures) - SHOWN} more: --json tells all")
+        table.add_row("", f"and {len(failures) - SHOWN} more; --json lists all")
     return table
 
 
@@ -254,51 +249,51 @@ def _grid() -> Table:
 
 
 def advice(found: Status) -> str | None:
-    """What to do next, where there is something to do."""
+    """Advice on what to do next, if anything."""
     if found.complete:
         return None
     if found.gone:
-        return f"it is gone; the same {found.command} command makes it anew"
+        return f"the output is gone; the same {found.command} command computes it again"
     if found.stopped:
         return f"stopped: {found.stopped}"
     if found.levels_missing and not found.workers:
-        return f"full resolution is there, coarser levels are missing; the same {found.command} command continues"
+        return f"full resolution is done, coarser levels are missing; the same {found.command} command continues"
     if found.done == found.blocks:
-        return "every block is there; " + CLOSING.get(found.command, f"the same {found.command} command completes it")
+        return "all blocks are done; " + CLOSING.get(found.command, f"the same {found.command} command completes it")
     if not found.workers and not found.silent and not found.queued:
-        return f"nobody works on it; the same {found.command} command continues"
+        return f"no worker is running; the same {found.command} command continues"
     return None
 
 
 REFRESH_SECONDS = 2.0
-"""On a terminal; a log gets a line a minute."""
-AGAIN = "verify --repair computes them anew, as the same {} command does those without receipt"
-REPAIRS = {"evaluate": "the same evaluate command counts them again"}
+"""Interval on a terminal. A log gets one line per minute."""
+AGAIN = "verify --repair computes them again; the same {} command computes those that have no receipt"
+REPAIRS = {"evaluate": "the same evaluate command computes them again"}
 INPUT = {
-    "predict": "input: volume (sampled chunks) and model are what they were",
-    "label": "input: prediction (sampled chunks) and what was measured are what they were",
-    "evaluate": "input: prediction and truth (sampled chunks) are what they were",
+    "predict": "input: volume (sampled chunks) and model are unchanged",
+    "label": "input: prediction (sampled chunks) and measured image are unchanged",
+    "evaluate": "input: prediction and truth (sampled chunks) are unchanged",
 }
 SHOWN_DAMAGE = 20
-"""Damaged blocks listed; ``--json`` has them all."""
+"""Number of damaged blocks that are listed; ``--json`` has all of them."""
 
 WatchOption = Annotated[
-    bool, typer.Option("--watch", "-w", help="Look again until all is done.", rich_help_panel=Heading.RUN)
+    bool, typer.Option("--watch", "-w", help="Refresh until everything is done.", rich_help_panel=Heading.RUN)
 ]
 
 
 def status(request: RunRequest, watch: WatchOption = False, json: JsonOption = False) -> None:
-    """Say how far what is made of OUTPUT is, and who works on it.
+    """Show the progress of predict, label and evaluate on OUTPUT.
 
-    Predictions, labels and evaluations, with what failed. Reads files only, so it works wherever they are seen.
-    Exits 0 whenever they can be read; scripts take --json.
+    Lists running workers, waiting jobs and failures. It only reads files, so it works on any machine that sees them.
+    The exit code is 0 if they can be read; scripts should use --json.
     """
     from unetcli.engine.status import Watcher
     from unetcli.registry import steps_of
 
     watchers = [Watcher(found) for found in steps_of(str(request.output), request.run_folder, request.step)]
     if not watch:
-        found = [watcher.look() for watcher in watchers]
+        found = [watcher.status() for watcher in watchers]
         console.print_json(as_dict(found)) if json else terminal().print(picture_of_all(found))
     elif sys.stdout.isatty() and not json:
         refresh(watchers)
@@ -307,10 +302,10 @@ def status(request: RunRequest, watch: WatchOption = False, json: JsonOption = F
 
 
 def verify(request: VerifyRequest, json: JsonOption = False) -> None:
-    """Read every block made of OUTPUT back and compare checksums.
+    """Read every block of OUTPUT back and compare its checksum.
 
-    Of predictions, levels, labels and evaluations. Exits 0 where all is as computed, 3 where blocks are damaged or
-    missing, other tiles give other values, or the input is not what it was.
+    Checks predictions with their resolution levels, labels and evaluations. The exit code is 0 if everything is as it
+    was computed, and 3 if blocks are damaged or missing, if --seams finds a difference, or if --input finds a change.
     """
     from unetcli.core.process import prepare
 
@@ -319,24 +314,24 @@ def verify(request: VerifyRequest, json: JsonOption = False) -> None:
 
     with console.progress("voxels") as report:
         found = verify_output(request, report, console.stop_on_sigterm)
-    told = [text for each in found for text in lines(each)]
-    console.print_json(as_dict(found)) if json else typer.echo("\n".join(told))
+    text = "\n".join(text for each in found for text in lines(each))
+    console.print_json(as_dict(found)) if json else typer.echo(text)
     if not all(each.sound for each in found):
         raise typer.Exit(console.INCOMPLETE)
 
 
 def as_dict(found: Sequence[Status | Verification]) -> dict[str, Any]:
-    """The first step, which is the prediction where there is one, and the others."""
+    """JSON of the first step (the prediction if there is one), with the other steps inside."""
     return found[0].to_dict() | {"others": [other.to_dict() for other in found[1:]]}
 
 
 def refresh(watchers: list[Watcher]) -> None:
-    """Looks that replace each other on the terminal, until all is done."""
+    """Refresh the status on the terminal until everything is done."""
     from rich.live import Live
 
     with Live(console=terminal(), auto_refresh=False) as live:
         while True:
-            found = [watcher.look(wait=False) for watcher in watchers]
+            found = [watcher.status(wait=False) for watcher in watchers]
             live.update(picture_of_all(found), refresh=True)
             if all(each.complete for each in found):
                 return
@@ -344,14 +339,13 @@ def refresh(watchers: list[Watcher]) -> None:
 
 
 def write_lines(watchers: list[Watcher], json: bool) -> None:
-    """A line of text for each step, or one of JSON, at once, each minute and when all is done."""
-
-    told = float("-inf")
+    """Print a line for each step, or one line of JSON: at once, every minute, and when everything is done."""
+    printed = float("-inf")
     while True:
-        found = [watcher.look(wait=False) for watcher in watchers]
+        found = [watcher.status(wait=False) for watcher in watchers]
         complete = all(each.complete for each in found)
-        if complete or time.monotonic() - told >= console.SECONDS_PER_LINE:
-            told = time.monotonic()
+        if complete or time.monotonic() - printed >= console.SECONDS_PER_LINE:
+            printed = time.monotonic()
             typer.echo(json_text.dumps(as_dict(found)) if json else "\n".join(map(line, found)))
         if complete:
             return
@@ -359,54 +353,53 @@ def write_lines(watchers: list[Watcher], json: bool) -> None:
 
 
 def lines(found: Verification) -> list[str]:
-    """What was found, for people."""
-    told, name = [], name_of(found)
+    """Result of the check of one step, in lines."""
+    result = []
     if found.repaired:
-        told += [f"{name}: {len(found.repaired)} blocks made anew", *listed(found.repaired)]
+        result += [f"{name_of(found)}: {counted(len(found.repaired), 'block')} repaired", *listed(found.repaired)]
     if found.checked or found.damaged:
-        told += block_lines(found)
+        result += block_lines(found)
     if found.table:
-        told.append(f"{found.table}; verify --repair writes it anew")
+        result.append(f"{found.table}; verify --repair writes it again")
     if found.seams:
-        told += seam_lines(found.seams)
+        result += seam_lines(found.seams)
     if found.input_changes is not None:
-        told += [f"{change.source} {change.path}: {change.what}" for change in found.input_changes] or [
-            INPUT.get(found.command, "input: what it was")
-        ]
-    return told
+        changes = [f"{change.source} {change.path}: {change.what}" for change in found.input_changes]
+        result += changes or [INPUT.get(found.command, "input: unchanged")]
+    return result
 
 
 def name_of(found: Verification) -> str:
-    """The output, and which part of it."""
-    return f"{found.output}, counts of its evaluation" if found.command == "evaluate" else found.output
+    """Path of the output, with the part that was checked."""
+    return f"{found.output}, results of its evaluation" if found.command == "evaluate" else found.output
 
 
 def block_lines(found: Verification) -> list[str]:
-    """How many blocks are sound, and which are not."""
-    there = found.checked if found.step == "evaluate" else found.blocks - found.not_kept
-    head = f"{name_of(found)}: {there - len(found.damaged)} of {there} blocks are what was computed"
+    """Number of intact blocks, and a list of damaged ones."""
+    stored = found.checked if found.step == "evaluate" else found.blocks - found.not_kept
+    head = f"{name_of(found)}: {stored - len(found.damaged)} of {stored} blocks are intact"
     if found.command != "label":
         return _with_damage(head, found)
-    told = "labels at all levels, and the table of objects" if found.complete else "labels, and what was found so far"
-    return _with_damage(f"{head} ({told})", found)
+    parts = "labels at all levels, table of objects" if found.complete else "labels, intermediate results"
+    return _with_damage(f"{head} ({parts})", found)
 
 
 def _with_damage(head: str, found: Verification) -> list[str]:
     if not found.damaged:
-        return [head if found.complete else f"{head}; not closed yet: the same {found.command} command does"]
+        return [head if found.complete else f"{head}; the same {found.command} command marks them complete"]
     return [head, *listed(found.damaged), REPAIRS.get(found.command, AGAIN.format(found.command))]
 
 
 def listed(damaged: list[Damage]) -> list[str]:
-    """The first ones in full."""
-    told = [f"  block {damage.block} ({damage.place}): {damage.what}" for damage in damaged[:SHOWN_DAMAGE]]
-    return told + ([f"  and {len(damaged) - SHOWN_DAMAGE} more: --json tells all"] if len(damaged) > SHOWN else [])
+    """Lines for the first damaged blocks."""
+    first = [f"  block {damage.block} ({damage.place}): {damage.what}" for damage in damaged[:SHOWN_DAMAGE]]
+    return first + ([f"  and {more} more; --json lists all"] if (more := len(damaged) - SHOWN_DAMAGE) > 0 else [])
 
 
-def seam_lines(seams: Seams) -> list[str]:
-    """How far other tiles give the same."""
+def seam_lines(seams: SeamReport) -> list[str]:
+    """Result of computing windows again with other tiles."""
     head = (
-        f"{seams.windows} windows across borders computed anew in other tiles: "
+        f"{seams.windows} windows across block borders computed again with other tiles: "
         f"largest difference {seams.largest_difference:g}, {seams.allowed:g} allowed"
     )
     return [head, *(f"  {seam.place}: {seam.reason}" for seam in seams.exceeded)]

@@ -1,4 +1,4 @@
-"""Plans and scores as tables for the terminal."""
+"""Tables of plans and scores for the terminal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unetcli.cli import console
+from unetcli.cli.console import counted
 
 if TYPE_CHECKING:
     from unetcli.evaluate.result import Evaluation
@@ -14,21 +15,20 @@ if TYPE_CHECKING:
     from unetcli.predict.preview import PlanReport
 
 WIDTH = 80
-"""Columns of a terminal."""
+"""Width of the text, in columns."""
 NAME, SCORE, INTERVAL = 32, 10, 22
 """Widths of columns."""
 BESIDE = ("_threshold", "_reason", "_note", "_interval", "_interval_reason")
 WORST = 3
-MEANING = "better or worse is what is more than noise"
+MEANING = "better and worse mean more than noise"
 LEADING = {"pixels": ("iou", True), "em": ("rand_error", False), "cells": ("seg", True), "voi": ("split", False)}
-"""By metric, the score that sections are ranked by, and whether more of it is better."""
+"""Score by which sections are ranked, for each metric, and whether higher is better."""
 COUNTED = {"tp", "fp", "fn", "tn", "reference_objects", "result_objects", "matched"}
 
 
 def score_lines(found: Evaluation) -> list[str]:
-    """Everything a person wants to see first; ``--json`` has the rest."""
-    told = found.to_json()
-    parts = [list(head(told))]
+    """Summary of an evaluation; ``--json`` has the rest."""
+    parts = [list(head(found.to_json()))]
     for metric in found.metrics:
         section_scores = [(section.name, section.scores.get(metric, {})) for section in found.sections]
         parts.append([*table(metric, found.scores[metric]), *worst(metric, section_scores)])
@@ -39,36 +39,26 @@ def score_lines(found: Evaluation) -> list[str]:
     return [line for part in parts for line in [*part, ""]][:-1]
 
 
-def head(told: Mapping[str, Any]) -> Iterator[str]:
-    """What was judged by what."""
-    judged = told["judged"]
-    sections = len(told["sections"])
-    where = judged["region"] + (f" ({counted(sections, 'section')})" if "sections" in judged else "")
-    extra = {
-        "foreground": above(told),
-        "objects": judged["objects"],
-        "not judged": None if judged["ignore"] is None else f"where the truth is {judged['ignore']}",
-        "level": judged.get("level") or None,
+def head(found: Mapping[str, Any]) -> Iterator[str]:
+    """Lines that say which voxels of which volumes were compared, and how."""
+    scope = found["judged"]
+    sections = f" ({counted(len(found['sections']), 'section')})" if "sections" in scope else ""
+    values = {
+        "prediction": f"{found['prediction']} ({found['kind']})",
+        "truth": found["truth"],
+        "region": scope["region"] + sections,
+        "foreground": next((f"above {level:g}" for level in found["thresholds"].values()), None),
+        "objects": scope["objects"],
+        "left out": None if scope["ignore"] is None else f"where the truth is {scope['ignore']}",
+        "level": scope.get("level") or None,
     }
-    named = {
-        "prediction": f"{told['prediction']} ({told['kind']})",
-        "truth": told["truth"],
-        "judged": where,
-        "foreground": above(told),
-        **extra,
-    }
-    for name, value in named.items():
+    for name, value in values.items():
         if value is not None:
             yield from wrapped(f"{name:<12} ", str(value))
 
 
-def above(told: Mapping[str, Any]) -> str | None:
-    """At which threshold pixels and components are foreground."""
-    return next((f"above {level:g}" for level in told["thresholds"].values()), None)
-
-
 def table(metric: str, scores: Mapping[str, Any]) -> list[str]:
-    """Scores of one metric: name, value, interval, threshold; reasons and notes below them.
+    """Table of one metric: name, value, interval and threshold of each score, then reasons and notes.
 
     >>> for line in table("em", {"pixel_error": 0.0612, "pixel_error_threshold": 0.5, "looks_inverted": False}):
     ...     print(line)
@@ -91,12 +81,12 @@ def table(metric: str, scores: Mapping[str, Any]) -> list[str]:
 
 
 def is_score(name: str, value: Any) -> bool:
-    """Whether a key is a score or a count, and not something beside one."""
+    """Whether a key is a score or a count, and not additional information about one."""
     return not name.endswith(BESIDE) and not isinstance(value, dict | list | bool | str)
 
 
 def row(name: str, scores: Mapping[str, Any]) -> list[str]:
-    """A score and what is to be said of it."""
+    """Lines of one score: value, interval, threshold and note."""
     interval, level = scores.get(f"{name}_interval"), scores.get(f"{name}_threshold")
     between = f"{interval[0]:.6f} to {interval[1]:.6f}" if interval else ""
     at = "" if level is None else f"{level:.3f}"
@@ -106,16 +96,16 @@ def row(name: str, scores: Mapping[str, Any]) -> list[str]:
 
 
 def undefined(names: Sequence[str], scores: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Scores that are not defined, by the reason."""
+    """Names of undefined scores, grouped by reason."""
     found: dict[str, list[str]] = {}
     for name in names:
         if scores[name] is None:
-            found.setdefault(scores.get(f"{name}_reason") or "nothing to judge", []).append(name)
+            found.setdefault(scores.get(f"{name}_reason") or "nothing to score", []).append(name)
     return found
 
 
 def worst(metric: str, sections: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """The sections with the worst leading score."""
+    """Line that names the worst sections by the leading score."""
     leading, higher = LEADING[metric]
     scored = [(scores[leading], name) for name, scores in sections if scores.get(leading) is not None]
     if len(scored) <= WORST or min(scored)[0] == max(scored)[0]:
@@ -125,13 +115,13 @@ def worst(metric: str, sections: Sequence[tuple[str, Mapping[str, Any]]]) -> lis
 
 
 def comparison(found: Mapping[str, Any]) -> Iterator[str]:
-    """Each difference to the baseline, with what it means.
+    """Table of the differences to a baseline, each with a verdict.
 
-    >>> told = {"words": "worse by 0.0685", "gain": -0.0685, "gain_interval": [-0.0693, -0.0677],
+    >>> change = {"words": "worse by 0.0685", "gain": -0.0685, "gain_interval": [-0.0693, -0.0677],
     ...     "more_than_noise": True}
-    >>> for line in comparison({"prediction": "a.zarr", "baseline": "a.json", "scores": {"em": {"v_info": told}}}):
+    >>> for line in comparison({"prediction": "a.zarr", "baseline": "a.json", "scores": {"em": {"v_info": change}}}):
     ...     print(line)
-    compared with a.zarr (a.json); better or worse is what is more than noise
+    compared with a.zarr (a.json); better and worse mean more than noise
     em                                         gain  95 %
       v_info                                -0.0685  -0.0693 to -0.0677 worse
     """
@@ -139,34 +129,25 @@ def comparison(found: Mapping[str, Any]) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
     for metric, scores in found["scores"].items():
         yield f"{metric:<{NAME}}{'gain':>15}  95 %"
-        for name, told in scores.items():
-            low, high = told["gain_interval"] or (None, None)
-            between = "" if low is None else f"{low:+.4f} to {high:+.4f}"
-            yield f"  {name:<{NAME - 2}}{told['gain']:>+15.4f}  {between:<18} {verdict(told)}".rstrip()
-            if told["more_than_noise"] is None:
-                reasons.setdefault(told["interval_reason"], []).append(name)
+        for name, change in scores.items():
+            interval = change["gain_interval"]
+            between = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else ""
+            yield f"  {name:<{NAME - 2}}{change['gain']:>+15.4f}  {between:<18} {verdict(change)}".rstrip()
+            if change["more_than_noise"] is None:
+                reasons.setdefault(change["interval_reason"], []).append(name)
     for reason, names in reasons.items():
-        yield from wrapped("  not known: ", f"{', '.join(names)} ({reason})")
+        yield from wrapped("  unknown: ", f"{', '.join(names)} ({reason})")
 
 
-def verdict(told: Mapping[str, Any]) -> str:
-    """What a difference means, in a word."""
-    if told["more_than_noise"] is None:
-        return "not known"
-    return ("better" if told["gain"] > 0 else "worse") if told["more_than_noise"] else "noise"
-
-
-def counted(number: int, unit: str) -> str:
-    """A number of things.
-
-    >>> counted(1, "section"), counted(25, "section")
-    ('1 section', '25 sections')
-    """
-    return f"{number} {unit}{'s' * (number != 1)}"
+def verdict(change: Mapping[str, Any]) -> str:
+    """Verdict on a difference: better, worse, noise or unknown."""
+    if change["more_than_noise"] is None:
+        return "unknown"
+    return ("better" if change["gain"] > 0 else "worse") if change["more_than_noise"] else "noise"
 
 
 def wrapped(start: str, text: str) -> list[str]:
-    """Text after a start, indented where it goes on."""
+    """Wrap text after a label; further lines are indented by the width of the label."""
     return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
 
 
@@ -174,25 +155,25 @@ LABEL = 12
 
 
 def plan_lines(report: PlanReport) -> list[str]:
-    """The report for people."""
+    """Lines of a plan for the terminal."""
     head = f"{report.source.path} -> {report.request.output_path}"
     return [head, *(_row(label, text) for label, text in rows(report))]
 
 
 def rows(report: PlanReport) -> Iterator[tuple[str, str]]:
-    """Label and text of each line."""
+    """Label and text of each line of a plan."""
     yield from _geometry(report)
     yield from _costs(report)
     yield "time", _time(report)
     if report.traffic:
-        yield from _together(report, report.traffic)
+        yield from _together(report.traffic)
     if report.slurm:
         yield "slurm", " ".join(f"--{name}={value}" for name, value in report.slurm.items())
     if report.slurm_check:
         yield "", report.slurm_check
     if report.begun:
         differs = "; ".join(report.conflicts)
-        yield "begun", f"with other settings: {differs}; predict would refuse" if differs else "the output is there"
+        yield "started", f"with other settings: {differs}; predict would refuse" if differs else "the output exists"
     for guess in report.assumed:
         yield "assumed", guess
 
@@ -213,7 +194,7 @@ def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
 
 def _costs(report: PlanReport) -> Iterator[tuple[str, str]]:
     e, choices = report.estimate, report.plan.settings
-    yield "wasted work", f"{e.wasted_work:.0%} more is computed than comes out (context, alignment, edges)"
+    yield "wasted work", f"{e.wasted_work:.0%} more is computed than stored (context, alignment, edges)"
     largest = f"{_count(report.blocks_per_share)} block{'s' if report.blocks_per_share > 1 else ''}"
     yield "shares", f"{_count(report.timing.shares)} of {'at most ' if report.timing.shares > 1 else ''}{largest}"
     host = f"{size(e.host_bytes)} on the host"
@@ -235,11 +216,11 @@ def _time(report: PlanReport) -> str:
         takes = f"{console.duration(3600 * hours)} of one {'worker' if on_cpu else 'GPU'}"
     else:
         takes = f"{_figure(hours)} {'hours of one worker' if on_cpu else 'GPU-hours'}"
-    takes += f", {STARTUP_SECONDS:.0f} s for each share to start among them"
-    return f"{takes}; {report.rates.tile_seconds:.3g} s a tile, {report.rates.origin}"
+    takes += f", including {STARTUP_SECONDS:.0f} s to start each share"
+    return f"{takes}; {report.rates.tile_seconds:.3g} s per tile, {report.rates.origin}"
 
 
-def _together(report: PlanReport, traffic: Traffic) -> Iterator[tuple[str, str]]:
+def _together(traffic: Traffic) -> Iterator[tuple[str, str]]:
     name = f"{_count(traffic.workers)} workers" if traffic.workers > 1 else "1 worker"
     if traffic.seconds is not None and traffic.network_seconds is not None:
         reading, writing, files = (traffic.per_second(link.amount) or 0.0 for link in traffic.links)
@@ -249,20 +230,20 @@ def _together(report: PlanReport, traffic: Traffic) -> Iterator[tuple[str, str]]
         yield "", f"at full speed {demand}"
     else:
         yield "together", name
-    yield "", f"receipts {size(traffic.receipts_bytes)} in all"
-    yield "weakest", weakest(traffic)
+    yield "", f"receipts {size(traffic.receipts_bytes)} in total"
+    yield "bottleneck", bottleneck(traffic)
 
 
-def weakest(traffic: Traffic) -> str:
-    """The weakest link in one sentence, with its numbers."""
+def bottleneck(traffic: Traffic) -> str:
+    """Slowest part of the system in one sentence, with its numbers."""
     link = traffic.weakest
     demand = size(link.amount) if link.unit == "bytes" else _count(link.amount)
     takes = f"{demand} take {_wait(link.seconds)} at a typical {_limit(link)}"
     if traffic.network_seconds is None:
-        return f"not known without the network's speed; of the file system it is {link.name}: {takes}"
+        return f"unknown without the speed of the network; in the file system it is {link.name}: {takes}"
     network = _wait(traffic.network_seconds)
     if traffic.network_is_weakest:
-        return f"the network, {network}; of the file system {link.name}: {takes}"
+        return f"the network, {network}; in the file system {link.name}: {takes}"
     return f"{link.name}: {takes}, the network {network}; {link.remedy}"
 
 
@@ -271,7 +252,7 @@ def _wait(seconds: float) -> str:
 
 
 def _voxels(count: int) -> str:
-    """A number of voxels.
+    """Format a number of voxels.
 
     >>> _voxels(900), _voxels(13_500_000), _voxels(10**15)
     ('900 voxels', '13.5 Mvoxels', '1,000 Tvoxels')
@@ -287,7 +268,7 @@ def _limit(link: Link) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in the unit that fits.
+    """Format a number of bytes.
 
     >>> size(100), size(2.5 * 2**30), size(2**50)
     ('100 B', '2.5 GiB', '1 PiB')
@@ -299,7 +280,7 @@ def size(value: float) -> str:
 
 
 def _rate(value: float) -> str:
-    """Bytes per second as networks count them."""
+    """Format a rate in bytes per second, with decimal units as usual for networks."""
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if value >= factor:
             return f"{_figure(value / factor)} {unit}/s"
@@ -307,7 +288,7 @@ def _rate(value: float) -> str:
 
 
 def _figure(value: float) -> str:
-    """Three digits that count, and no powers of ten.
+    """Format a number with three significant digits and without exponent.
 
     >>> _figure(0.01234), _figure(12.34), _figure(12345.6)
     ('0.0123', '12.3', '12,346')
@@ -316,7 +297,7 @@ def _figure(value: float) -> str:
 
 
 def _count(value: float) -> str:
-    """A count: whole below a million, in three digits above.
+    """Format a count: exactly below a million, with three significant digits above.
 
     >>> _count(12345), _count(2_621_440)
     ('12,345', '2.62 M')
@@ -325,6 +306,6 @@ def _count(value: float) -> str:
 
 
 def _row(label: str, text: str) -> str:
-    """A labelled paragraph that hangs beside its label."""
+    """Wrap text beside its label."""
     lines = textwrap.wrap(text, WIDTH - LABEL, break_on_hyphens=False, break_long_words=False) or [""]
     return "\n".join(f"{label if n == 0 else '':{LABEL}}{line}" for n, line in enumerate(lines))

@@ -1,1 +1,1 @@
-"""Errors, geometry, files and processes: what every other package stands on; neither torch nor zarr."""
+"""Errors, geometry, files and processes, used by every other package. Imports neither torch nor zarr."""

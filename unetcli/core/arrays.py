@@ -1,7 +1,7 @@
-"""What is computed of arrays of voxels: checksums, distinct values, mean and standard deviation of each channel.
+"""Checksums, distinct values, and mean and standard deviation per channel of voxel arrays.
 
-Voxels are summed by XXH3 (128 bits), which is as fast as memory and guards against damage; files of models by SHA-256,
-which also guards against forgery.
+Voxels are hashed with XXH3 (128 bits), which runs at memory speed and detects damage. Model files are hashed with
+SHA-256, which also detects tampering.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import xxhash
 from numpy.typing import NDArray
 
 TABLE_PER_VOXEL = 4
-"""A table of all numbers up to the highest beats sorting up to about this many entries a voxel."""
+"""A lookup table over all values is faster than sorting up to about this many table entries per voxel."""
 PerChannel = float | tuple[float, ...]
-"""A number for every channel, in their order; a plain one is meant for all of them."""
+"""One number per channel, in channel order, or a single number for all channels."""
 
 
 class Checksum:
-    """XXH3 (128 bits) of everything that was added, in order."""
+    """XXH3 hash (128 bits) of all added data, in order."""
 
     def __init__(self) -> None:
         self._state = xxhash.xxh3_128()
 
     def add(self, values: NDArray[Any] | bytes) -> None:
-        """Add the bytes of an array in C order, or bytes as they are."""
+        """Add the bytes of an array in C order, or a bytes object."""
         self._state.update(_bytes(values))
 
     def hexdigest(self) -> str:
-        """32 hexadecimal digits."""
+        """Return the hash as 32 hexadecimal digits."""
         return str(self._state.hexdigest())
 
 
 def checksum(values: NDArray[Any] | bytes) -> str:
-    """XXH3 (128 bits) of the bytes of an array in C order, or of bytes: 32 hexadecimal digits.
+    """XXH3 hash (128 bits) of an array in C order or of a bytes object, as 32 hexadecimal digits.
 
     >>> checksum(np.zeros((2, 3), np.uint8)) == checksum(bytes(6))
     True
@@ -47,7 +47,7 @@ def checksum(values: NDArray[Any] | bytes) -> str:
 
 
 def short_checksum(values: NDArray[Any] | bytes) -> str:
-    """XXH3 (64 bits) of the same: 16 hexadecimal digits."""
+    """XXH3 hash (64 bits) of an array in C order or of a bytes object, as 16 hexadecimal digits."""
     return str(xxhash.xxh3_64_hexdigest(_bytes(values)))
 
 
@@ -56,21 +56,28 @@ def _bytes(values: NDArray[Any] | bytes) -> bytes | memoryview:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes: 64 hexadecimal digits."""
+    """SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def distinct(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """The sorted distinct values of an integer array, and for each element the index of its value.
+    """Sorted distinct values of an integer array, and the index of each element's value.
 
-    The same as ``numpy.unique(labels, return_inverse=True)``: ``values[places]`` gives ``labels`` back. Values up to
-    2^64 - 1 are kept as they are.
+    A faster ``numpy.unique(labels, return_inverse=True)`` for label images: ``values[places]`` equals ``labels``.
+    Values up to 2^64 - 1 are kept exactly.
+
+    Parameters
+    ----------
+    labels : any shape, integer
+        Label image.
 
     Returns
     -------
     values : (n,), the dtype of ``labels``
+        Distinct values, ascending.
     places : the shape of ``labels``, intp
+        Index into ``values`` of each element.
 
     >>> values, places = distinct(np.array([[7, 0], [2**63, 7]], np.uint64))
     >>> values.tolist(), places.tolist()
@@ -88,7 +95,7 @@ def _by_table(flat: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
 
 
 def _by_sorting(flat: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Sorts runs of equal values, which takes a tenth of the time of sorting pixels where objects are large."""
+    """Sort runs of equal values instead of pixels: ten times as fast where objects are large."""
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])[: flat.size]
     values, places = np.unique(flat[starts], return_inverse=True)
     return values, np.repeat(places, np.diff(starts, append=flat.size))
@@ -100,19 +107,19 @@ def _fits_a_table(labels: NDArray[Any]) -> bool:
     return bool(labels.min() >= 0 and int(labels.max()) < TABLE_PER_VOXEL * labels.size)
 
 
-def stored(values: float | Sequence[float]) -> PerChannel:
-    """As it was before a way through JSON, which has lists for tuples.
+def as_per_channel(values: float | Sequence[float]) -> PerChannel:
+    """Convert per-channel values read from JSON, which turns tuples into lists.
 
-    >>> stored([1.5, 2.0]), stored(1.5)
+    >>> as_per_channel([1.5, 2.0]), as_per_channel(1.5)
     ((1.5, 2.0), 1.5)
     """
     return values if isinstance(values, int | float) else tuple(values)
 
 
-def along(values: PerChannel, axes: int) -> NDArray[np.float64]:
-    """To compute with an array of so many axes, the channels' first.
+def broadcast_channels(values: PerChannel, axes: int) -> NDArray[np.float64]:
+    """Reshape per-channel values to broadcast against an array with ``axes`` axes, channels first.
 
-    >>> along((1.5, 2.0), 3).shape, along(1.5, 3).shape
+    >>> broadcast_channels((1.5, 2.0), 3).shape, broadcast_channels(1.5, 3).shape
     ((2, 1, 1), ())
     """
     found = np.asarray(values, np.float64)
@@ -121,14 +128,14 @@ def along(values: PerChannel, axes: int) -> NDArray[np.float64]:
 
 @dataclass(slots=True)
 class Moments:
-    """Mean and standard deviation of each channel of values that come piece by piece; only finite ones count."""
+    """Running mean and standard deviation per channel; values that are not finite are ignored."""
 
     count: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
     squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
 
     def add(self, values: NDArray[Any]) -> None:
-        """Values (c, ..) of a place."""
+        """Add an array of shape (c, ...)."""
         exact = values.reshape(len(values), -1).astype(np.float64)
         if not (finite := np.isfinite(exact)).all():
             exact[~finite] = 0
@@ -138,12 +145,12 @@ class Moments:
 
     @property
     def mean(self) -> PerChannel:
-        """0 where there are no values."""
+        """Mean per channel; 0 for a channel without finite values."""
         return _each(self._mean)
 
     @property
     def std(self) -> PerChannel:
-        """Never zero: 1 where all values are equal."""
+        """Standard deviation per channel; 1 where all values are equal, so that it can divide."""
         variance = self.squares / np.maximum(self.count, 1) - self._mean**2
         deviation = np.sqrt(np.maximum(variance, 0))
         return _each(np.where(deviation > 0, deviation, 1.0))
@@ -155,5 +162,5 @@ class Moments:
 
 
 def _each(values: NDArray[np.float64]) -> PerChannel:
-    """A plain number of an only channel."""
+    """Convert to a single number for one channel, else to a tuple."""
     return float(values[0]) if len(values) == 1 else tuple(values.tolist())

@@ -1,25 +1,25 @@
-"""Errors that a user can put right, as opposed to bugs, and any error as one line of text."""
+"""Errors that a user can fix, as opposed to bugs, and the formatting of errors on one line."""
 
 
 class UnetcliError(Exception):
-    """A problem the user can put right: the command prints it as one line and exits 1.
+    """A problem that the user can fix; the command prints it on one line and exits with code 1.
 
-    The message says what, where, the value found and a value that would work.
+    The message states what is wrong, where, the value found and a value that would work.
     """
 
 
 class Incomplete(UnetcliError):
-    """Work is left to do and nothing is wrong with the request: the same command continues, exit code 3."""
+    """The request is valid but work remains; running the same command continues it. Exit code 3."""
 
 
 class UnreadableBlock(UnetcliError):
-    """Input voxels that cannot be used (damaged chunk, NaN, infinity); the block is set aside and the rest goes on."""
+    """Input voxels that cannot be used (damaged chunk, NaN, infinity); only their block fails."""
 
 
 def one_line(error: BaseException, *, kind: bool = False) -> str:
-    r"""The text of an error as one line, or the name of its class where it has no text.
+    r"""Message of an error on one line, or its class name if it has no message.
 
-    With ``kind`` the class comes first, unless the user can put the error right: then the text speaks for itself.
+    With ``kind``, the class name precedes the message of any error but :class:`UnetcliError`.
 
     >>> one_line(OSError("two\nlines")), one_line(OSError())
     ('two lines', 'OSError')

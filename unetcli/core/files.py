@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and stay."""
+"""Atomic and durable writing of files; drafts, paths and URLs."""
 
 from __future__ import annotations
 
@@ -15,31 +15,36 @@ from pathlib import Path, PurePosixPath
 from unetcli.core.errors import UnetcliError
 
 PARTIAL = ".partial"
-"""Ending of everything unfinished. Others use it too, so that alone it makes no file ours."""
+"""Suffix of unfinished files. Other programs use it too, so the suffix alone does not mark a file as unetcli's."""
 DRAFT = re.compile(r"(.+)\.[0-9a-f]{16}\.partial", re.DOTALL)
-"""Names of our drafts; see :func:`draft_of`."""
+"""File names of unetcli's drafts; see :func:`draft_of`."""
 ZARR_DRAFT = re.compile(r".+\.[0-9a-f]{32}\.partial", re.DOTALL)
-"""Names of drafts that zarr-python writes to its stores."""
+"""File names of the drafts that zarr-python writes in its stores."""
 
 
 Place = Path | str
-"""A path, or a URL as text."""
+"""A path, or a URL as a string."""
 
 
-SIGNED_BYTES = 4096
-"""Of a file: whose it is stands there."""
+SIGNATURE_BYTES = 4096
+"""The signature of the program that wrote a file is searched in this many bytes at its start."""
 REFUSED = {errno.EACCES, errno.EPERM}
-"""Lack of permission, to read or to write."""
+"""Missing permission, to read or to write."""
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, *REFUSED}
-"""Errors of writing that the next file would meet too."""
+"""Write errors that would affect the next file too."""
 CONTINUES = "continues where it stopped"
 
 
 @contextmanager
-def telling_unwritable(output: Place, then: str = CONTINUES) -> Iterator[None]:
-    """Within, a full or read-only disk, or a lack of permission, is a :class:`UnetcliError` that names the output.
+def explain_write_errors(output: Place, then: str = CONTINUES) -> Iterator[None]:
+    """Turn errors of a full or read-only disk, or of missing permission, into :class:`UnetcliError`.
 
-    Of a file that must not even be read, an input more often than not, it says so.
+    Parameters
+    ----------
+    output
+        Output that the message names. A file that cannot even be read, usually an input, is named instead.
+    then
+        What the same command does once the user has fixed the problem.
     """
     try:
         yield
@@ -47,15 +52,15 @@ def telling_unwritable(output: Place, then: str = CONTINUES) -> Iterator[None]:
         if error.errno not in UNWRITABLE:
             raise
         why = os.strerror(error.errno or 0)
-        if error.errno in REFUSED and is_closed(error.filename):
+        if error.errno in REFUSED and is_unreadable(error.filename):
             raise UnetcliError(f"{error.filename}: cannot be read: {why}") from error
-        named = error.filename2 or error.filename  # of a rename, where to
+        named = error.filename2 or error.filename  # filename2 is the target of a rename
         place = f" {named}" if named else ""
-        raise UnetcliError(f"{output}: cannot write{place}: {why}; put right, the same command {then}") from error
+        raise UnetcliError(f"{output}: cannot write{place}: {why}; once fixed, the same command {then}") from error
 
 
-def is_closed(file: object) -> bool:
-    """Whether a file may not be read, or not be reached; one that is not there yet is no such."""
+def is_unreadable(file: object) -> bool:
+    """Whether a file exists but cannot be read, or its folder cannot be searched."""
     if not isinstance(file, str | os.PathLike):
         return False
     try:
@@ -67,27 +72,27 @@ def is_closed(file: object) -> bool:
     return not os.access(file, os.R_OK)
 
 
-def plain(place: str) -> str:
-    """A place without ``file://``, which says nothing.
+def strip_scheme(place: str) -> str:
+    """Convert a ``file://`` URL to a path; other URLs and paths stay as they are.
 
-    >>> plain("file:///data/big.zarr"), plain("s3://bucket/big.zarr")
+    >>> strip_scheme("file:///data/big.zarr"), strip_scheme("s3://bucket/big.zarr")
     ('/data/big.zarr', 's3://bucket/big.zarr')
     """
     return place.removeprefix("file://")
 
 
-def place_of(text: Place) -> Place:
-    """A path, unless it is a URL.
+def parse_place(text: Place) -> Place:
+    """Convert text to a path, or to a URL without trailing slash.
 
-    >>> place_of("s3://bucket/big.zarr"), place_of("file:///data/big.zarr").name
+    >>> parse_place("s3://bucket/big.zarr"), parse_place("file:///data/big.zarr").name
     ('s3://bucket/big.zarr', 'big.zarr')
     """
-    name = plain(str(text))
+    name = strip_scheme(str(text))
     return name.rstrip("/") if is_remote(name) else Path(name)
 
 
 def stem(volume: str) -> str:
-    """Name of the store or file without its ending, wherever in the store the array is.
+    """Name of the store or file that holds a volume, without its extension.
 
     >>> stem("data/big.ome.zarr/raw/0"), stem("big.tif"), stem("s3://bucket/big.zarr")
     ('big', 'big', 'big')
@@ -100,17 +105,17 @@ def stem(volume: str) -> str:
 
 
 def is_remote(place: Place) -> bool:
-    """Whether a place is a URL, as in ``s3://bucket/big.zarr``, not a path."""
+    """Whether a place is a URL such as ``s3://bucket/big.zarr``, rather than a path."""
     return isinstance(place, str) and "://" in place
 
 
 def absolute(place: str) -> str:
-    """A path that other processes understand; a URL stays as it is."""
+    """Absolute form of a path, valid in any process; a URL stays as it is."""
     return place if "://" in place else str(Path(place).absolute())
 
 
 def parent_of(place: Place) -> Place:
-    """What a file, folder or object lies in.
+    """Folder, store or bucket that contains a file, folder or object.
 
     >>> parent_of("s3://bucket/big.zarr/0"), parent_of("big.zarr/0").name
     ('s3://bucket/big.zarr', 'big.zarr')
@@ -119,15 +124,15 @@ def parent_of(place: Place) -> Place:
 
 
 def draft_of(path: Path) -> Path:
-    """A fresh name beside ``path`` for its unfinished self."""
-    import secrets  # 10 ms, and --help needs none
+    """New temporary name beside ``path`` for its unfinished version."""
+    import secrets  # takes 10 ms, and --help does not need it
 
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft to write to; synced and renamed over ``path`` when the block ends well, deleted otherwise."""
+    """Yield a draft to write to; it replaces ``path`` if the block succeeds and is deleted otherwise."""
     draft = draft_of(path)
     try:
         yield draft
@@ -139,13 +144,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def publish(path: Path, text: str) -> bool:
-    """Create ``path`` whole with that text; False, and nothing changed, where it exists already."""
+    """Create ``path`` atomically with the given text; returns False, without changes, if it exists."""
     draft = draft_of(path)
     try:
         draft.write_text(text)
         sync(draft)
         os.link(draft, path)
-    except (FileExistsError, FileNotFoundError):  # not found: swept by who holds the lock we want
+    except (FileExistsError, FileNotFoundError):  # not found: the holder of this lock removed the draft
         return False
     finally:
         draft.unlink(missing_ok=True)
@@ -154,7 +159,7 @@ def publish(path: Path, text: str) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Have the file or folder reach the disk."""
+    """Flush a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -163,22 +168,22 @@ def sync(path: Path) -> None:
 
 
 def sync_all(files: Iterable[Path], root: Path) -> None:
-    """Have files, then the folders that lead to them from ``root``, reach the disk.
+    """Flush files to disk, then all folders between them and ``root``.
 
-    A file that does not exist needs nothing, but its folder may just have lost it.
+    Missing files are skipped, but their folders are flushed: a file may just have been deleted.
     """
     folders: set[Path] = set()
     for file in files:
         with suppress(FileNotFoundError, NotADirectoryError):
             sync(file)
         folders.update(parent for parent in file.parents if parent == root or root in parent.parents)
-    for folder in sorted(folders, reverse=True):  # the deeper first
+    for folder in sorted(folders, reverse=True):  # deepest first
         with suppress(FileNotFoundError):
             sync(folder)
 
 
 def is_draft(name: str, *patterns: str) -> bool:
-    """Whether ``name`` is that of a draft of a file whose name matches one of the patterns (of ``fnmatch``).
+    """Whether ``name`` is the name of a draft of a file that matches one of the ``fnmatch`` patterns.
 
     >>> is_draft("plan.json.0123456789abcdef.partial", "plan.json"), is_draft("film.mkv.partial", "*")
     (True, False)
@@ -188,7 +193,7 @@ def is_draft(name: str, *patterns: str) -> bool:
 
 
 def drafts(folder: Path, *patterns: str) -> list[Path]:
-    """Drafts directly in a folder, of files and folders whose names match one of the patterns."""
+    """List the drafts directly in a folder whose final names match one of the patterns."""
     try:
         return [path for path in folder.iterdir() if is_draft(path.name, *patterns)]
     except (FileNotFoundError, NotADirectoryError):
@@ -196,16 +201,17 @@ def drafts(folder: Path, *patterns: str) -> list[Path]:
 
 
 def remove_drafts_of(*paths: Path) -> None:
-    """Delete drafts that killed writers of these files and folders left; only if no writer lives."""
+    """Delete the drafts that killed writers of these files and folders left; call only while no writer is alive."""
     for path in paths:
         for draft in drafts(path.parent, glob.escape(path.name)):
             remove(draft)
 
 
 def sweep(folder: Path) -> int:
-    """Delete drafts that a killed writer left below or beside ``folder``; only if no writer lives.
+    """Delete drafts that a killed writer left in or beside ``folder``; returns how many.
 
-    The folder has to be ours, like a store that has our marker: below it any draft of ours or of zarr-python goes.
+    Call only while no writer is alive, and only for a folder written by unetcli, such as a store that has its marker:
+    every draft of unetcli or zarr-python in it is deleted.
     """
     partial = (path for path in folder.rglob(f"*{PARTIAL}") if path.is_file())
     below = [path for path in partial if DRAFT.fullmatch(path.name) or ZARR_DRAFT.fullmatch(path.name)]
@@ -216,7 +222,7 @@ def sweep(folder: Path) -> int:
 
 
 def remove_aside(path: Path) -> None:
-    """Delete a file or folder so that nobody ever sees half of it: renamed to a draft first."""
+    """Delete a file or folder after renaming it to a draft, so that it is never seen half deleted."""
     aside = draft_of(path)
     with suppress(FileNotFoundError):
         os.rename(path, aside)
@@ -224,7 +230,7 @@ def remove_aside(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a whole folder, if it is there."""
+    """Delete a file, a link or a whole folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -232,25 +238,36 @@ def remove(path: Path) -> None:
 
 
 def require_replaceable(path: Path, option: str, example: str, signature: bytes) -> None:
-    """Raise unless a file can be written there, in place of nothing or of one that began like ours does."""
+    """Raise unless ``path`` is free or holds a file with ``signature`` near its start, which may be replaced.
+
+    Parameters
+    ----------
+    option, example
+        Command-line option that names the file, and an example of its value, for the message.
+
+    Raises
+    ------
+    UnetcliError
+        Its folder does not exist, or another program wrote the file.
+    """
     if path.is_dir() or not path.parent.is_dir():
         raise UnetcliError(f"{option} {path}: expected a file in a folder that exists, as in {example}")
     if path.exists():
         with path.open("rb") as file:
-            head = file.read(SIGNED_BYTES)
+            head = file.read(SIGNATURE_BYTES)
         if signature not in head:
-            raise UnetcliError(f"{option} {path}: exists, and evaluate did not write it; name another place")
+            raise UnetcliError(f"{option} {path}: exists and was not written by evaluate; choose another file")
 
 
 def require_apart(output: Place, inputs: Iterable[Place]) -> None:
-    """Refuse an output that is equal to, inside or around an input."""
+    """Raise :class:`UnetcliError` if the output is the same as, inside or around an input."""
     for place in inputs:
         if overlaps(output, place):
-            raise UnetcliError(f"{output}: equal to, inside or around the input {place}; --output names another place")
+            raise UnetcliError(f"{output}: equal to, inside or around the input {place}; choose another --output")
 
 
 def overlaps(one: Place, other: Place) -> bool:
-    """Whether two places are the same, or one lies inside the other, links resolved.
+    """Whether two places are the same or one lies inside the other, after resolving links.
 
     >>> overlaps("s3://bucket/big.zarr", "s3://bucket/big.zarr/0"), overlaps("s3://bucket/big.zarr", "big.zarr")
     (True, False)

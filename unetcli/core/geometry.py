@@ -1,4 +1,4 @@
-"""Boxes, mirrored indices, and what a network consumes and aligns to, per axis."""
+"""Boxes, mirrored indices, and the footprint of a network: context, alignment and valid sides per axis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unetcli.core.errors import UnetcliError
 class Box:
     """Half-open region ``start..stop`` of a volume, in voxels, axes in array order.
 
-    A box may reach outside its volume; what lies there is mirrored when it is read.
+    A box may extend beyond its volume; voxels there are mirrored when they are read.
 
     >>> Box((0, 4), (2, 10)).shape
     (2, 6)
@@ -28,11 +28,11 @@ class Box:
 
     def __post_init__(self) -> None:
         if len(self.start) != len(self.stop) or any(a > b for a, b in zip(self.start, self.stop, strict=True)):
-            raise ValueError(f"no box: start {self.start}, stop {self.stop}")
+            raise ValueError(f"expected start <= stop on every axis, got start {self.start}, stop {self.stop}")
 
     @classmethod
     def of_shape(cls, shape: Sequence[int]) -> Box:
-        """The whole of an array of that shape."""
+        """Box that covers an array of the given shape."""
         return cls((0,) * len(shape), tuple(shape))
 
     @property
@@ -49,23 +49,23 @@ class Box:
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
     def shifted(self, offset: Sequence[int]) -> Box:
-        """The box moved by ``offset``."""
+        """Return the box moved by ``offset``."""
         moved = [tuple(v + d for v, d in zip(side, offset, strict=True)) for side in (self.start, self.stop)]
         return Box(moved[0], moved[1])
 
     def relative_to(self, other: Box) -> Box:
-        """The box in coordinates that start where ``other`` starts."""
+        """Return the box in coordinates relative to the start of ``other``."""
         return self.shifted(tuple(-v for v in other.start))
 
     def grown(self, margin: Sequence[int]) -> Box:
-        """``margin`` voxels more on both sides of every axis."""
+        """Return the box enlarged by ``margin`` voxels on both sides of every axis."""
         return Box(
             tuple(v - m for v, m in zip(self.start, margin, strict=True)),
             tuple(v + m for v, m in zip(self.stop, margin, strict=True)),
         )
 
     def clipped(self, other: Box) -> Box:
-        """What both boxes share; empty where they do not meet.
+        """Intersection with another box; empty if they do not overlap.
 
         >>> Box((-3,), (5,)).clipped(Box((0,), (4,)))
         Box(start=(0,), stop=(4,))
@@ -75,7 +75,7 @@ class Box:
         return Box(start, stop)
 
     def planes(self) -> Iterator[Box]:
-        """The box cut into planes of its last two axes, in C order.
+        """Split the box into planes of its last two axes, in C order.
 
         >>> [plane.start for plane in Box((3, 0, 0), (5, 8, 8)).planes()]
         [(3, 0, 0), (4, 0, 0)]
@@ -86,7 +86,7 @@ class Box:
 
 
 def hull(boxes: Sequence[Box]) -> Box:
-    """The smallest box around others, of which there is one at least.
+    """Smallest box that contains all given boxes, of which there is at least one.
 
     >>> hull([Box((0, 4), (2, 6)), Box((1, 1), (3, 2))])
     Box(start=(0, 1), stop=(3, 6))
@@ -98,7 +98,19 @@ def hull(boxes: Sequence[Box]) -> Box:
 def mirror_indices(start: int, stop: int, extent: int) -> NDArray[np.intp]:
     """Indices into ``range(extent)`` for ``start..stop``, mirrored at both edges as often as needed.
 
-    The edge voxel is not repeated, as in ``numpy.pad(mode="reflect")`` and in the tiling code of the paper's authors.
+    The edge voxel is not repeated, as in ``numpy.pad(mode="reflect")`` and in the tiling code released with the paper.
+
+    Parameters
+    ----------
+    start, stop : voxels
+        Half-open range, which may extend beyond the axis on either side.
+    extent : voxels
+        Length of the axis, at least 1.
+
+    Returns
+    -------
+    (stop - start,), intp
+        Index of the voxel to read for each position.
 
     >>> mirror_indices(-2, 6, extent=4).tolist()
     [2, 1, 0, 1, 2, 3, 2, 1]
@@ -111,7 +123,7 @@ def mirror_indices(start: int, stop: int, extent: int) -> NDArray[np.intp]:
 
 
 def ceil_to(value: int, multiple: int) -> int:
-    """The smallest multiple of ``multiple`` that is not below ``value``.
+    """Smallest multiple of ``multiple`` that is at least ``value``.
 
     >>> ceil_to(513, 512)
     1024
@@ -124,9 +136,10 @@ Kind = Literal["conv", "pool", "up"]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One step of the longest path through a network, per spatial axis.
+    """One layer of the longest path through a network, with its size per spatial axis.
 
-    ``conv``: valid convolution of odd side ``size``, stride 1; ``pool`` and ``up``: by the factor ``size``, its stride.
+    ``conv`` is a valid convolution with odd kernel side ``size`` and stride 1. ``pool`` and ``up`` change the
+    resolution by the factor ``size``, which is also their stride.
     """
 
     kind: Kind
@@ -135,23 +148,24 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class AxisFootprint:
-    """Footprint along one axis: which input sides are valid, and what comes out.
+    """Footprint along one axis: valid input sides and the resulting output side.
 
-    The default is an axis that the network does not see (z for a 2-D network): every side is valid, nothing is lost.
+    The defaults describe an axis that the network does not use (z for a 2-D network): every side is valid and no
+    context is consumed.
     """
 
     context: int = 0
-    """Voxels consumed on each side."""
+    """Voxels that the convolutions consume on each side."""
     alignment: int = 1
-    """Tiles start on multiples of this, counted from the volume's origin."""
+    """Tiles start on multiples of this number of voxels, counted from the volume's origin."""
     smallest: int = 1
-    """First valid input side; valid sides follow in steps of ``alignment``."""
+    """Smallest valid input side, in voxels; further valid sides follow in steps of ``alignment``."""
 
     @classmethod
-    def walk(cls, steps: Sequence[tuple[Kind, int]]) -> AxisFootprint:
-        """The footprint of layers ``(kind, size)`` along one axis, in the order of the forward pass.
+    def from_layers(cls, steps: Sequence[tuple[Kind, int]]) -> AxisFootprint:
+        """Footprint of layers ``(kind, size)`` along one axis, in the order of the forward pass.
 
-        >>> AxisFootprint.walk([("conv", 3), ("conv", 3), ("pool", 2), ("conv", 3), ("up", 2), ("conv", 3)])
+        >>> AxisFootprint.from_layers([("conv", 3), ("conv", 3), ("pool", 2), ("conv", 3), ("up", 2), ("conv", 3)])
         AxisFootprint(context=5, alignment=2, smallest=12)
         """
         context, stride, alignment = 0, 1, 1
@@ -170,18 +184,18 @@ class AxisFootprint:
         return side - 2 * self.context
 
     def is_valid(self, side: int) -> bool:
-        """Whether every convolution fits and every pooling layer meets an even side."""
+        """Whether every convolution fits and every pooling layer divides its input evenly."""
         return side >= self.smallest and (side - self.smallest) % self.alignment == 0
 
     def is_usable(self, side: int) -> bool:
-        """Whether a tile of this side can move: valid, and its output covers at least one step."""
+        """Whether the side is valid and its output covers at least one step, so that tiles can advance."""
         return self.is_valid(side) and self.output(side) >= self.alignment
 
     def step(self, side: int) -> int:
-        """Distance between tiles: the largest multiple of the alignment that the output covers.
+        """Distance between tiles: the largest multiple of the alignment that is not larger than the output.
 
-        Not the output itself, as in the paper (388 for 572): max-pooling commutes with shifts by multiples of its
-        stride only, so tiles at steps of 388 would pool on different grids and differ from the whole image.
+        The paper steps by the output itself (388 for 572). Max-pooling commutes only with shifts by multiples of its
+        stride, so tiles 388 voxels apart would pool on different grids and differ from the whole image.
         """
         return self.output(side) // self.alignment * self.alignment
 
@@ -192,14 +206,14 @@ class AxisFootprint:
         return side if self.is_usable(side) else side + self.alignment
 
     def nearest_usable(self, side: int) -> list[int]:
-        """Usable sides next to ``side``: the one below, where there is one, and the one above."""
+        """Nearest usable sides: one below ``side``, if there is one, and one above or equal."""
         above = self.side_for(side - 2 * self.context)
         below = above - self.alignment
         return [below, above] if self.is_usable(below) else [above]
 
 
 def _output_side(steps: Sequence[tuple[Kind, int]], side: int) -> int | None:
-    """Side after all layers, or None where a layer does not fit."""
+    """Output side after all layers, or None if a layer does not fit."""
     for kind, size in steps:
         if kind == "conv":
             side -= size - 1
@@ -221,11 +235,11 @@ class Footprint:
     axes: tuple[AxisFootprint, ...]
 
     @classmethod
-    def walk(cls, layers: Iterable[Layer]) -> Footprint:
-        """The footprint of a network from its layers, in the order of the forward pass."""
+    def from_layers(cls, layers: Iterable[Layer]) -> Footprint:
+        """Footprint of a network from its layers, in the order of the forward pass."""
         listed = list(layers)
-        dimensions = len(listed[0].size)
-        return cls(tuple(AxisFootprint.walk([(x.kind, x.size[axis]) for x in listed]) for axis in range(dimensions)))
+        axes = ([(layer.kind, layer.size[axis]) for layer in listed] for axis in range(len(listed[0].size)))
+        return cls(tuple(map(AxisFootprint.from_layers, axes)))
 
     @property
     def context(self) -> tuple[int, ...]:
@@ -235,8 +249,8 @@ class Footprint:
     def alignment(self) -> tuple[int, ...]:
         return tuple(axis.alignment for axis in self.axes)
 
-    def lifted(self, dimensions: int) -> Footprint:
-        """The same network on a volume of more axes; it does not see the leading ones."""
+    def expanded_to(self, dimensions: int) -> Footprint:
+        """Footprint on a volume with more axes; the network does not use the leading ones."""
         return Footprint((AxisFootprint(),) * (dimensions - len(self.axes)) + self.axes)
 
     def output(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -244,48 +258,48 @@ class Footprint:
         return tuple(axis.output(side) for axis, side in zip(self.axes, shape, strict=True))
 
     def step(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Distance between tiles of that input shape, per axis."""
+        """Distance between tiles of the given input shape, per axis, in voxels."""
         return tuple(axis.step(side) for axis, side in zip(self.axes, shape, strict=True))
 
     def require_usable(self, shape: Sequence[int], *, name: str = "--tile") -> None:
-        """Raise :class:`UnetcliError` naming the nearest usable sides where ``shape`` cannot be a tile."""
+        """Raise :class:`UnetcliError`, naming the nearest usable sides, if ``shape`` is not usable as a tile."""
         for axis, side in zip(self.axes, shape, strict=True):
             if not axis.is_usable(side):
                 near = " and ".join(str(n) for n in axis.nearest_usable(side))
                 raise UnetcliError(
-                    f"{name} {side}: no usable tile for this network "
-                    f"(context {axis.context}, alignment {axis.alignment}); nearest that would work: {near}"
+                    f"{name} {side}: not a usable tile side for this network "
+                    f"(context {axis.context}, alignment {axis.alignment}); nearest usable: {near}"
                 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A U-Net: levels, width, and what goes in and out. The defaults are the paper's (31,030,658 parameters)."""
+    """Size of a U-Net. The defaults are those of the paper (31,030,658 parameters)."""
 
     depth: int = 4
     """Number of pooling layers."""
     base_channels: int = 64
-    """Channels at the first level; doubled at each level."""
+    """Feature channels at the first level; each further level has twice as many."""
     in_channels: int = 1
     classes: int = 2
     dropout: float = 0.5
-    """Probability at the end of the contracting path; the paper states the place, not the number."""
+    """Dropout probability at the end of the contracting path; the paper gives the position, not the probability."""
     batch_norm: bool = False
-    """Whether the network trains with batch normalisation; a saved model has it folded into its convolutions."""
+    """Whether the network is trained with batch normalisation; saved models have it folded into the convolutions."""
 
     def __post_init__(self) -> None:
         for name, low in (("depth", 0), ("base_channels", 1), ("in_channels", 1), ("classes", 2)):
             if (value := getattr(self, name)) < low:
-                raise UnetcliError(f"{name} = {value}: at least {low} is needed")
+                raise UnetcliError(f"{name} = {value}: expected at least {low}")
         if not 0 <= self.dropout < 1:
-            raise UnetcliError(f"dropout = {self.dropout}: 0 <= dropout < 1 is needed")
+            raise UnetcliError(f"dropout = {self.dropout}: expected 0 <= dropout < 1")
 
     def channels(self, level: int) -> int:
-        """Feature channels at a level; level 0 is the image's resolution."""
+        """Feature channels at a level; level 0 has the resolution of the image."""
         return int(self.base_channels * 2**level)
 
     def layers(self) -> Iterator[Layer]:
-        """The longest path through the network, in the order of the forward pass (2-D: y, x)."""
+        """Layers of the longest path through the network, in the order of the forward pass (2-D: y, x)."""
         for _ in range(self.depth):
             yield from (Layer("conv", (3, 3)), Layer("conv", (3, 3)), Layer("pool", (2, 2)))
         yield from (Layer("conv", (3, 3)), Layer("conv", (3, 3)))
@@ -294,8 +308,8 @@ class Architecture:
         yield Layer("conv", (1, 1))
 
     def footprint(self) -> Footprint:
-        """Context, alignment and valid sides, y and x."""
-        return Footprint.walk(self.layers())
+        """Context, alignment and valid sides along y and x."""
+        return Footprint.from_layers(self.layers())
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""An exclusively created lock file that says who holds it; broken only when that process is provably gone."""
+"""Lock files that are created exclusively, name their holder, and are broken only if its process is provably gone."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import publish
 
 WAIT_SECONDS = 0.1
-"""Between two looks at a lock that is waited for."""
+"""Interval at which a waiting process checks the lock, in seconds."""
 
 
 class InUse(UnetcliError):
-    """Another process holds the lock and is not provably gone."""
+    """Another process, which is not provably gone, holds the lock."""
 
 
 @contextmanager
 def hold(path: Path, *, take_over: bool = False, wait: float = 0) -> Iterator[None]:
-    """Hold the lock at ``path``; its folder exists.
+    """Hold the lock file ``path``, whose folder must exist, while the block runs.
 
     Parameters
     ----------
+    take_over
+        Whether to break the lock of a process that may be alive.
     wait : seconds
-        How long another holder that may be alive is waited for.
+        Time to wait for another process that holds the lock.
 
     Raises
     ------
     InUse
-        Another process holds it and is not provably gone.
+        Another process, which is not provably gone, holds the lock.
     """
     mine, deadline = Holder.myself(), time.monotonic() + wait
     while not publish(path, json.dumps(asdict(mine))):
@@ -51,34 +53,34 @@ def hold(path: Path, *, take_over: bool = False, wait: float = 0) -> Iterator[No
     try:
         yield
     finally:
-        # Where the disk became read-only the lock stays; its holder is gone by then, which the next one sees.
+        # If the disk has become read-only, the lock file stays; the next process finds that its holder is gone.
         with suppress(OSError), _guard(path):
             if _holder(path) == mine:
                 path.unlink()
 
 
 def require_free(path: Path, *, take_over: bool = False) -> None:
-    """Raise as :func:`hold` would where another process holds the lock at ``path``; a dead one's is removed."""
+    """Raise :class:`InUse` if another process holds the lock ``path``; remove the lock of a dead process."""
     if path.exists():
         _break(path, take_over)
 
 
 def holding_job(path: Path) -> str | None:
-    """The SLURM job of the process that holds the lock at ``path``, ``-`` outside of any; None where it is free."""
+    """SLURM job of the process that holds the lock ``path``: ``-`` outside of jobs, None if the lock is free."""
     holder = _holder(path)
     return holder.job if holder else None
 
 
 def _break(path: Path, take_over: bool) -> None:
-    """Remove the lock of a process that is gone; raise where it may be alive."""
-    with _guard(path):  # between looking and removing, nobody else may break and take the lock
+    """Remove the lock of a process that is gone; raise :class:`InUse` if the process may be alive."""
+    with _guard(path):  # no other process may break and take the lock between the check and the removal
         if not path.exists():
-            return  # given back meanwhile; from here on it may be another's, so nothing is removed
+            return  # released meanwhile; another process may take it next, so nothing must be removed
         holder = _holder(path)
         if holder and not take_over and not holder.is_gone():
             raise InUse(
                 f"{path.parent}: in use by another unetcli (host {holder.host}, pid {holder.pid}, job {holder.job}); "
-                f"wait for it; if it is surely dead, --take-over"
+                f"wait until it ends, or use --take-over if it is certainly dead"
             )
         path.unlink(missing_ok=True)
 
@@ -99,7 +101,7 @@ def _guard(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds a lock, told so that a dead process is recognised and a reused pid is not taken for it."""
+    """Holder of a lock, described well enough to recognise a dead process and a reused process id."""
 
     host: str
     boot: str
@@ -108,7 +110,7 @@ class Holder:
     started: str
     job: str
     restarts: int
-    """How often SLURM requeued the job before."""
+    """Number of times that SLURM requeued the job before."""
     nonce: str
 
     @classmethod
@@ -123,9 +125,9 @@ class Holder:
         )
 
     def is_gone(self) -> bool:
-        """Whether the process has provably ended: only its own machine and pid namespace can tell."""
+        """Whether the process has provably ended, which only its own machine and pid namespace can show."""
         if self.job != "-" and self.job == job_id() and self.restarts < _restarts():
-            return True  # an earlier life of this very job
+            return True  # this same job, before it was requeued
         here = _machine()
         if self.host != here["host"]:
             return False
@@ -135,7 +137,7 @@ class Holder:
 
 
 def job_id() -> str:
-    """The SLURM job this process runs in, ``-`` outside."""
+    """Id of the SLURM job that this process runs in; ``-`` outside of jobs."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "-")
 
@@ -154,7 +156,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _start_time(pid: int) -> str:
-    """Clock ticks from boot to the start of a process; empty where there is none."""
+    """Start time of a process in clock ticks since boot; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""How options are declared, as fields of requests, and the sections and regions that users name."""
+"""Declaration of options as fields of requests, and parsing of sections and regions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, Self, get_type_hints
 from unetcli.core.errors import UnetcliError
 
 Sections = tuple[int | None, int | None]
-"""First and stop, as in a Python slice; None: from the start, to the end."""
+"""First and stop, as in a Python slice; None stands for the start or the end."""
 Roi = tuple[Sections, ...]
-"""First and stop along each of the last axes, z, y, x."""
+"""First and stop index along each of the last axes (z, y, x)."""
 
 
 def parse_sections(text: str) -> Sections:
-    """``A:B`` as two numbers; either may be missing.
+    """Parse ``A:B`` into two numbers; either may be missing.
 
     >>> parse_sections("20:")
     (20, None)
@@ -28,11 +28,11 @@ def parse_sections(text: str) -> Sections:
             raise ValueError
         return (int(first) if first else None, int(stop) if stop else None)
     except ValueError:
-        raise UnetcliError(f"--sections {text}: expected A:B, first and stop, as in 20:25, 20: or :5") from None
+        raise UnetcliError(f"--sections {text}: expected A:B (first and stop), such as 20:25, 20: or :5") from None
 
 
 def parse_roi(text: str) -> Roi:
-    """``z0:z1,y0:y1,x0:x1``, or fewer of the last axes.
+    """Parse ``z0:z1,y0:y1,x0:x1``, or ranges of the last axes only.
 
     >>> parse_roi("3:5,10:,:200")
     ((3, 5), (10, None), (None, 200))
@@ -40,11 +40,11 @@ def parse_roi(text: str) -> Roi:
     try:
         return tuple(parse_sections(part.strip()) for part in text.split(","))
     except UnetcliError:
-        raise UnetcliError(f"--roi {text}: expected z0:z1,y0:y1,x0:x1, as in 10:20,512:2048,0:1000") from None
+        raise UnetcliError(f"--roi {text}: expected z0:z1,y0:y1,x0:x1, such as 10:20,512:2048,0:1000") from None
 
 
 def resolve_sections(sections: Sections, count: int, name: str) -> tuple[int, int]:
-    """First and stop within ``count`` sections.
+    """First and stop as numbers, for a volume of ``count`` sections.
 
     >>> resolve_sections((20, None), 25, "raw.zarr")
     (20, 25)
@@ -57,7 +57,7 @@ def resolve_sections(sections: Sections, count: int, name: str) -> tuple[int, in
 
 
 class Heading(StrEnum):
-    """Groups of options, in the order in which ``--help`` shows them."""
+    """Groups of options, in the order of ``--help``."""
 
     ARGUMENTS = "Arguments"
     FILES = "Input and output"
@@ -78,67 +78,68 @@ class Heading(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a field is given on the command line: as ``--field-name``, or by position under ``Heading.ARGUMENTS``."""
+    """Command-line form of a field: ``--field-name``, or an argument by position under ``Heading.ARGUMENTS``."""
 
     help: str
     heading: Heading
     _: KW_ONLY
     short: str | None = None
-    """One-letter name, as in ``-o``."""
+    """One-letter name, such as ``-o``."""
     negative: str | None = None
-    """Name of the option that turns a flag off, as in ``--no-blocks``."""
+    """Name of the option that turns a flag off, such as ``--no-blocks``."""
     metavar: str | None = None
     env: bool = False
-    """Whether ``UNETCLI_<NAME>`` is read where the command line does not name the option.
+    """Whether the environment variable ``UNETCLI_<NAME>`` is read if the option is not on the command line.
 
-    Only for what describes a machine or a site rather than a run. If every option had a variable, a forgotten
-    ``UNETCLI_OVERWRITE`` would delete, and ``UNETCLI_OUTPUT`` would be a model to one command and a volume to another.
+    Only for options that describe a machine or a site rather than a run. If every option had a variable, a forgotten
+    ``UNETCLI_OVERWRITE`` would delete data, and ``UNETCLI_OUTPUT`` would name a model for one command and a volume for
+    another.
     """
     min: float | None = None
     max: float | None = None
     parse: Callable[[str], Any] | None = None
-    """Turns the text of the command line into the field's value; without it typer reads the field's type."""
+    """Function from the text on the command line to the value; without it, Typer converts to the type of the field."""
     text: str | None = None
-    """Default of an option with ``parse``, as the command line has it."""
+    """Default of an option with ``parse``, as text."""
 
 
 def option(help: str, heading: Heading, *, default: Any = None, **rest: Any) -> Any:
-    """A field of a request that is an option of its command; ``rest`` as in :class:`Option`."""
+    """Field of a request that is an option of its command; ``rest`` as in :class:`Option`."""
     return field(default=default, metadata={"option": Option(help, heading, **rest)})
 
 
 def argument(help: str, metavar: str) -> Mapping[str, Option]:
-    """Metadata of a field that is given by position."""
+    """Metadata of a field that is an argument by position."""
     return {"option": Option(help, Heading.ARGUMENTS, metavar=metavar)}
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """A field that is an option."""
+class DeclaredOption:
+    """A field of a request that is an option."""
 
     name: str
     kind: Any
     """Type of the field."""
     default: Any
-    """``dataclasses.MISSING`` where a value is required."""
+    """``dataclasses.MISSING`` if a value is required."""
     option: Option
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class Options:
-    """Base of requests, and of the groups of options they are made of."""
+    """Base class of requests, and of the groups of options that requests inherit."""
 
     def __post_init__(self) -> None:
-        """Check and normalise the fields; every subclass calls its base, as a request may have several."""
+        """Check and normalise the fields. Every subclass calls its base class, as a request may have several."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
-        """A request from values as the command line gives them, by field; names of other options are skipped.
+        """Create a request from the values of the command line, by field name; other names are ignored.
 
         Raises
         ------
         UnetcliError
-            A value cannot be parsed, or the values do not go together.
+            If a value cannot be parsed, or if the values contradict each other.
         """
         values: dict[str, Any] = {}
         for name, declared in options_of(cls).items():
@@ -151,11 +152,11 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def options_of(request: type[Options]) -> dict[str, Declared]:
-    """The options of a request by the name of their field, in the order of their headings."""
+def options_of(request: type[Options]) -> dict[str, DeclaredOption]:
+    """Options of a request by field name, in the order of their headings."""
     kinds, headings = get_type_hints(request), list(Heading)
     found = [
-        Declared(each.name, kinds[each.name], each.default, each.metadata["option"])
+        DeclaredOption(each.name, kinds[each.name], each.default, each.metadata["option"])
         for each in fields(request)
         if "option" in each.metadata
     ]
@@ -163,23 +164,30 @@ def options_of(request: type[Options]) -> dict[str, Declared]:
     return {declared.name: declared for declared in ordered}
 
 
-# options of several commands, each a field when called
+# Options under one heading.
+
+file_option = partial(option, heading=Heading.FILES)
+region_option = partial(option, heading=Heading.REGION)
+network_option = partial(option, heading=Heading.NETWORK)
+run_option = partial(option, heading=Heading.RUN)
+cluster_option = partial(option, heading=Heading.CLUSTER)
+
+# Options of several commands; each call makes a field.
 
 device_option = partial(
-    option, "cpu, cuda or the number of a GPU. Default: a GPU if there is one.", Heading.NETWORK, env=True
+    network_option, "Device to use: cpu, cuda or the number of a GPU. Default: a GPU if there is one.", env=True
 )
-channel_option = partial(option, "Use only this channel, counted from 0.", Heading.REGION, metavar="N")
+channel_option = partial(region_option, "Use only channel N, counted from 0.", metavar="N")
 sections_option = partial(
-    option,
-    "Only sections A to B - 1 (along z, else t).",
-    Heading.REGION,
+    region_option,
+    "Use only sections A to B - 1, along z (or t if there is no z).",
     default=(None, None),
     metavar="A:B",
     parse=parse_sections,
 )
-retries_option = partial(option, "How often a failed block is tried again.", Heading.RUN, default=1, min=0)
+retries_option = partial(run_option, "Number of times a failed block is tried again.", default=1, metavar="N", min=0)
 block_voxels_option = partial(
-    option, "Voxels of a block, about; limits memory. The result does not depend on it.", Heading.RUN, metavar="N"
+    run_option, "Approximate voxels per block; limits memory and does not change the result.", metavar="N"
 )
-overwrite_option = partial(option, "Start again, replacing what unetcli wrote there.", Heading.RUN, default=False)
-take_over_option = partial(option, "Ignore the lock of a launcher that is dead.", Heading.RUN, default=False)
+overwrite_option = partial(run_option, "Start from scratch and replace the earlier output.", default=False)
+take_over_option = partial(run_option, "Ignore the lock of an earlier run that is no longer alive.", default=False)

@@ -1,4 +1,4 @@
-"""The process and its machine: cores, memory, waiting threads, signals."""
+"""Settings of this process and facts about its machine: cores, memory, threads, signals."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from typing import Any, TypeVar, cast
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
 MMAP_THRESHOLD, TRIM_THRESHOLD = 1 << 30, 2**31 - 1
-"""Bytes: larger blocks are mapped one by one; more than this at the top of the heap is returned."""
+"""Allocation size above which malloc maps memory separately, and free heap that it keeps, both in bytes."""
 SPINS = 10_000
-"""Rounds that a thread spins before it sleeps; GNU OpenMP's default is 300,000 (some ms)."""
+"""Iterations that a waiting thread spins before it sleeps; the default of GNU OpenMP is 300,000 (some ms)."""
 
 GPU_FILES = ("dev/nvidia[0-9]*", "dev/kfd", "dev/dxg")
-"""Device files of NVIDIA's driver, AMD's, and either under Windows' Linux."""
+"""Device files of the drivers of NVIDIA and AMD, and of either in the Windows Subsystem for Linux."""
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 def prepare() -> None:
-    """Set up this process for the network; call first, in every entry point."""
+    """Configure this process to run the network. Every entry point calls this first."""
     keep_freed_memory()
     spin_briefly()
 
 
 def spin_briefly() -> None:
-    """Let waiting OpenMP threads sleep soon. Left alone where the user chose a policy."""
+    """Make waiting OpenMP threads sleep early, unless the user set a policy."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def keep_freed_memory() -> bool:
-    """Set glibc's malloc for large tensors. False where nothing was done.
+    """Configure glibc's malloc to reuse the memory of large tensors; returns whether it did.
 
-    One arena, because those of other threads cannot hold blocks over 64 MB. Left alone where the user chose.
+    Uses one arena, because the arenas of further threads cannot hold blocks over 64 MB. Settings of the user take
+    precedence.
     """
     if not sys.platform.startswith("linux") or _malloc_is_chosen():
         return False
@@ -49,16 +50,16 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # not glibc
         return False
     mallopt(M_ARENA_MAX, 1)
-    if not mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD):  # refused by older releases
+    if not mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD):  # older releases refuse it
         mallopt(M_MMAP_MAX, 0)
     return bool(mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD))
 
 
 def malloc_variables() -> dict[str, str]:
-    """Variables that do for a process to be started what :func:`keep_freed_memory` does; empty where the user chose.
+    """Environment variables that have the effect of :func:`keep_freed_memory` in a new process.
 
-    For processes whose threads start before anything of ours runs, as Dask's workers: one arena for all threads has to
-    be chosen before.
+    For processes such as Dask workers, whose threads start before unetcli runs: the number of arenas must be set
+    before. Empty if the user set malloc's options.
     """
     if _malloc_is_chosen():
         return {}
@@ -67,37 +68,42 @@ def malloc_variables() -> dict[str, str]:
 
 
 def _malloc_is_chosen() -> bool:
-    """Whether the user set ``MALLOC_*`` variables, or ``UNETCLI_MALLOC=0``."""
+    """Whether the user set a ``MALLOC_*`` variable or ``UNETCLI_MALLOC=0``."""
     return os.environ.get("UNETCLI_MALLOC") == "0" or any(name.startswith("MALLOC_") for name in os.environ)
 
 
 def give_back_freed_memory() -> None:
-    """Return to the kernel what malloc holds: where memory is short, others of this process need it."""
+    """Return memory that malloc keeps to the kernel, so that other libraries of this process can use it."""
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where a plan is to run."""
+    """Machine for which a plan is made."""
 
     device: str
-    """Kind of device: cpu, cuda, mps."""
+    """Kind of device: cpu, cuda or mps."""
     threads: int
     name: str | None = None
-    """Of the device; None where it is not at hand."""
+    """Name of the device; None if this machine does not have it."""
     free_bytes: int | None = None
-    """Free memory of a GPU that is at hand."""
+    """Free memory of the GPU; None if this machine does not have it."""
+
+
+def usable_cores() -> int:
+    """Number of CPU cores that this process may use; all cores on macOS, which has no CPU affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_threads() -> int:
-    """Threads for the network on a CPU: ``OMP_NUM_THREADS``, else the cores this process may use."""
+    """Threads for the network on a CPU: ``OMP_NUM_THREADS``, else the number of usable cores."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")
-    return int(chosen) if chosen.isdigit() and int(chosen) > 0 else len(os.sched_getaffinity(0))
+    return int(chosen) if chosen.isdigit() and int(chosen) > 0 else usable_cores()
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself."""
+    """Model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -107,17 +113,17 @@ def cpu_name() -> str:
 
 
 def may_have_gpu(root: Path = Path("/")) -> bool:
-    """False where torch need not be asked: no driver's device file is there, or all GPUs are hidden."""
+    """Whether this machine may have a visible GPU; a quick check that spares importing torch."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles")
     return not hidden and any(any(root.glob(pattern)) for pattern in GPU_FILES)
 
 
 def compiled(signature: str) -> Callable[[Loop], Loop]:
-    """Decorator that turns a loop into machine code for one signature, kept on disk for the next process if it can be.
+    """Decorator that compiles a loop for one signature with numba, and caches it on disk where possible.
 
-    It is compiled here and not at the first call, so that a cache folder that cannot be written, is full or holds a
-    damaged file costs a second of compiling and nothing else. The loops release the interpreter's lock. This call
-    imports numba: import modules of compiled loops inside functions.
+    Compilation happens at decoration, not at the first call, so that an unwritable, full or damaged cache folder costs
+    a second of compiling and nothing else. Compiled loops release the GIL. Decorating imports numba, so modules with
+    compiled loops are imported inside functions.
     """
 
     import numba
@@ -125,37 +131,38 @@ def compiled(signature: str) -> Callable[[Loop], Loop]:
     def decorate(loop: Loop) -> Loop:
         try:
             return cast(Loop, numba.njit(signature, nogil=True, cache=True)(loop))
-        except Exception:  # what is wrong with the loop itself is raised by the next line
+        except Exception:  # an error in the loop itself is raised by the next line
             return cast(Loop, numba.njit(signature, nogil=True)(loop))
 
     return decorate
 
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-"""From outside (``scancel``, shutdown), before a time limit (``sbatch --signal=USR2@120``), from the keyboard."""
+"""Signals that request a stop: ``scancel`` or shutdown, a time limit (``sbatch --signal=USR2@120``), and Ctrl-C."""
 
 
 class Signals:
-    """What was asked of this process. Handlers only set flags: the work looks at them where it can follow.
+    """Signals that this process received. Handlers only set flags, which the work checks between its units.
 
-    An object that does not listen was never asked for anything, which suits work that runs without a command.
+    Without a call to :meth:`listen` no flag is ever set, which suits work that runs outside of a command.
     """
 
     def __init__(self) -> None:
         self._stop: int | None = None
-        self._asked = self._answered = 0  # two counters: one flag, cleared, could lose a signal that comes meanwhile
+        self._asked = self._answered = 0  # two counters: clearing a flag could lose a signal that arrives meanwhile
 
     def listen(self) -> Signals:
-        """Take the signals of this process from now on; in the main thread, and before anything slow begins.
+        """Install the signal handlers; call from the main thread, before any slow work.
 
-        SIGINT too where a shell script has started this with ``&``, deaf to it: whoever sends it to such work means it.
+        SIGINT is handled even if a shell script started this process with ``&``, which makes it ignore SIGINT: a
+        signal sent to such a process is intended.
         """
         for number in (*STOPPING, signal.SIGUSR1):
             signal.signal(number, self.note)
         return self
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """A signal has come. The first one to stop counts; a second Ctrl-C interrupts at once, as Python does."""
+        """Handle a signal. The first stop signal counts; a second Ctrl-C interrupts at once, as usual in Python."""
         if number == signal.SIGUSR1:
             self._asked += 1
             return
@@ -164,15 +171,15 @@ class Signals:
         self._stop = self._stop or number
 
     def stop(self) -> int | None:
-        """The signal that asks for an orderly end, or None."""
+        """Signal that requested an orderly stop, or None."""
         return self._stop
 
     def stopping(self) -> bool:
-        """Whether one does."""
+        """Whether a signal requested an orderly stop."""
         return self._stop is not None
 
     def checkpoint(self) -> bool:
-        """Whether SIGUSR1 came since the last call."""
+        """Whether SIGUSR1 requested a checkpoint since the last call."""
         asked, before = self._asked, self._answered
         self._answered = asked
         return asked != before

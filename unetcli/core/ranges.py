@@ -1,4 +1,4 @@
-"""Many block numbers as few ranges: short in JSON, in a pickle and in a log."""
+"""Sets of block numbers as ranges, which stay short in JSON, pickles and logs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ranges = tuple[tuple[int, int], ...]
-"""Half-open ranges of block numbers, rising, not touching."""
+"""Half-open ranges of block numbers, ascending, with gaps between them."""
 
 
 def to_ranges(numbers: NDArray[np.integer] | Iterable[int]) -> Ranges:
-    """Rising numbers as ranges.
+    """Convert ascending numbers to ranges.
 
     >>> to_ranges([0, 1, 2, 7, 8])
     ((0, 3), (7, 9))
@@ -28,7 +28,7 @@ def to_ranges(numbers: NDArray[np.integer] | Iterable[int]) -> Ranges:
 
 
 def numbers(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
-    """The numbers again, one by one.
+    """Iterate over the numbers in ranges.
 
     >>> list(numbers(((0, 3), (7, 9))))
     [0, 1, 2, 7, 8]
@@ -37,7 +37,7 @@ def numbers(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
 
 
 def count(ranges: Iterable[tuple[int, int]]) -> int:
-    """How many numbers there are.
+    """Count the numbers in ranges.
 
     >>> count(((0, 3), (7, 9)))
     5
@@ -46,7 +46,7 @@ def count(ranges: Iterable[tuple[int, int]]) -> int:
 
 
 def union(parts: Iterable[Ranges]) -> Ranges:
-    """Numbers that are in any of the parts.
+    """Union of several sets of ranges.
 
     >>> union([((5, 7),), ((0, 3), (6, 9))])
     ((0, 3), (5, 9))
@@ -61,7 +61,7 @@ def union(parts: Iterable[Ranges]) -> Ranges:
 
 
 def subtract(ranges: Ranges, others: Ranges) -> Ranges:
-    """Numbers that are not among the others.
+    """Numbers of ``ranges`` that are not in ``others``.
 
     >>> subtract(((0, 10), (20, 30)), ((2, 4), (8, 25)))
     ((0, 2), (4, 8), (25, 30))
@@ -69,7 +69,7 @@ def subtract(ranges: Ranges, others: Ranges) -> Ranges:
     left: list[tuple[int, int]] = []
     first = 0
     for start, stop in ranges:
-        while first < len(others) and others[first][1] <= start:  # behind us for good: both are rising
+        while first < len(others) and others[first][1] <= start:  # never needed again: both ascend
             first += 1
         for low, high in islice(others, first, None):
             if low >= stop:
@@ -83,7 +83,7 @@ def subtract(ranges: Ranges, others: Ranges) -> Ranges:
 
 
 class Cutter:
-    """Cuts pieces off the front of many numbers, without ever listing them.
+    """Cuts ranges into pieces, from the front, without listing the numbers.
 
     >>> cutter = Cutter(((0, 3), (7, 9)))
     >>> cutter.cut(4), cutter.left, cutter.cut(4), cutter.left
@@ -95,7 +95,7 @@ class Cutter:
         self.left = count(ranges)
 
     def cut(self, size: int) -> Ranges:
-        """The next numbers: that many, or what is left."""
+        """Cut off and return the next ``size`` numbers, or as many as are left."""
         piece = []
         while size and self._ranges:
             start, stop = self._ranges.popleft()
@@ -109,7 +109,7 @@ class Cutter:
 
 
 def split(ranges: Ranges, size: int) -> list[Ranges]:
-    """Pieces of that many numbers, the last of the rest.
+    """Split ranges into pieces of ``size`` numbers; the last piece may be smaller.
 
     >>> split(((0, 5), (7, 9)), 3)
     [((0, 3),), ((3, 5), (7, 8)), ((8, 9),)]

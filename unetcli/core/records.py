@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON and back, and TOML files that users write."""
+"""Conversion of frozen dataclasses to and from JSON, and reading and writing of TOML files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 from unetcli.core.errors import UnetcliError
 
 
-def read_toml(path: Path, missing: str = "no such file; a TOML file would do") -> dict[str, Any]:
-    """The file's values by key; ``missing`` is what the error says of a file that is not there.
+def read_toml(path: Path, missing: str = "no such file; expected a TOML file") -> dict[str, Any]:
+    """Read a TOML file; ``missing`` is the error message for a file that does not exist.
 
     Raises
     ------
     UnetcliError
-        It cannot be read, or is no TOML; the message has tomllib's line and column.
+        The file cannot be read or is not TOML; the message has the line and column of the error.
     """
     try:
         return tomllib.loads(path.read_bytes().decode())
@@ -31,15 +31,15 @@ def read_toml(path: Path, missing: str = "no such file; a TOML file would do") -
         raise UnetcliError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise UnetcliError(f"{path}: line {line} is not UTF-8, which TOML has to be") from None
+        raise UnetcliError(f"{path}: line {line} is not UTF-8, as TOML requires") from None
     except tomllib.TOMLDecodeError as error:
         raise UnetcliError(f"{path}: not TOML: {error}") from None
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """A line per value, in their order: text, numbers, true and false, paths, and lists of them.
+    """Write values as TOML, one per line: strings, numbers, booleans, paths, and lists of these.
 
-    TOML has no None: such a value stays visible as a comment. Underscores in names become dashes, as in options.
+    TOML has no None, so a None value is written as a comment. Underscores in names become dashes, as in options.
 
     >>> print(to_toml({"raw": "a.tif", "base_channels": 16, "lr": 3e-4, "json": False, "depth": None}), end="")
     raw = "a.tif"
@@ -55,11 +55,11 @@ def _line(name: str, value: Any) -> str:
     try:
         return f"# {name} = (not set)" if value is None else f"{name} = {toml_value(value)}"
     except UnicodeEncodeError:
-        raise UnetcliError(f"{name} is {value!r}: not Unicode, so that TOML cannot hold it") from None
+        raise UnetcliError(f"{name} is {value!r}: TOML cannot store text that is not valid Unicode") from None
 
 
 def toml_value(value: Any) -> str:
-    r"""One value in TOML.
+    r"""Format one value as TOML.
 
     >>> print(toml_value([1, 2.5, True, 'say "hi"\n', Path("x/y")]))
     [1, 2.5, true, "say \"hi\"\n", "x/y"]
@@ -69,14 +69,14 @@ def toml_value(value: Any) -> str:
     if isinstance(value, int):
         return int.__repr__(value)
     if isinstance(value, float):
-        return float.__repr__(value)  # the shortest that reads back the same; inf and nan are TOML too
+        return float.__repr__(value)  # shortest text that parses to the same number; TOML has inf and nan too
     if isinstance(value, str | PathLike):
         text = fspath(value)
         text.encode()  # lone surrogates are not allowed
-        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # escapes as TOML does, but for DEL
+        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON escapes like TOML, except DEL
     if isinstance(value, list | tuple):
         return f"[{', '.join(toml_value(item) for item in value)}]"
-    raise TypeError(f"{value!r} has no place in flat TOML")
+    raise TypeError(f"cannot write {value!r} as a TOML value")
 
 
 T = TypeVar("T")
@@ -84,19 +84,19 @@ VERSION_KEY = "format"
 
 
 def to_json(record: Any, version: int) -> str:
-    """A dataclass as JSON text; ``version`` is that of its format."""
+    """Convert a dataclass to JSON text with the given format version."""
     return json.dumps({VERSION_KEY: version, **dataclasses.asdict(record)}, indent=1)
 
 
 def from_json(kind: type[T], text: str, version: int, what: str) -> T:
-    """The dataclass that :func:`to_json` wrote; ``what`` names it in errors.
+    """Read a dataclass ``kind`` that :func:`to_json` wrote; ``what`` names it in errors.
 
     Raises
     ------
     UnetcliError
-        It was written in another version of its format.
+        The text has another format version.
     ValueError, TypeError, KeyError
-        The text is something else.
+        The text is not such a record.
     """
     values: dict[str, Any] = json.loads(text)
     if (found := values.pop(VERSION_KEY, None)) != version:
@@ -105,7 +105,7 @@ def from_json(kind: type[T], text: str, version: int, what: str) -> T:
 
 
 def decoded(kind: Any, value: Any) -> Any:
-    """A value as its type says: JSON has lists for tuples, and mappings for dataclasses.
+    """Convert a JSON value to the type ``kind``: lists to tuples and mappings to dataclasses.
 
     >>> decoded(tuple[int, ...] | None, [1, 2]), decoded(float | tuple[float, ...], 0.5)
     ((1, 2), 0.5)
@@ -124,7 +124,7 @@ def decoded(kind: Any, value: Any) -> Any:
 
 
 def changed(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Names of the fields in which two records of a kind differ, with the old and the new value."""
+    """Iterate over the fields in which two records of one class differ, as (name, old value, new value)."""
     for field in dataclasses.fields(old):
         before, now = getattr(old, field.name), getattr(new, field.name)
         if before != now:

@@ -1,4 +1,4 @@
-"""Stages that run at the same time: generators, threads, bounded queues; and reports of progress."""
+"""Concurrent stages as generators with threads and bounded queues; progress callbacks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Protocol, TypeVar
 
 
 class ProgressCallback(Protocol):
-    """Called with how much is done, of how much in all, and a few words on how it goes."""
+    """Callback for progress: amount done, total amount, and a short note on the state."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 def silent(done: int, total: int, note: str = "") -> None:
-    """Reports nothing."""
+    """Progress callback that reports nothing."""
 
 
 T = TypeVar("T")
@@ -25,16 +25,16 @@ POLL_SECONDS = 0.1
 
 
 class _Failure:
-    """An exception on its way from one thread to the next."""
+    """An exception passed from one thread to the next."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 def prefetch(items: Iterable[T], ahead: int) -> Generator[T]:
-    """The same items, made up to ``ahead`` early in a thread of their own.
+    """Yield the same items, produced up to ``ahead`` items early in a separate thread.
 
-    An exception there is raised here, in its place. Closing the generator ends the thread at its next item.
+    An exception in that thread is raised in place of its item. Closing the generator ends the thread at its next item.
     """
     ready: queue.Queue[T | _Failure | None] = queue.Queue(ahead)
     closed = threading.Event()
@@ -66,7 +66,7 @@ def _fill(items: Iterable[T], ready: queue.Queue[T | _Failure | None], closed: t
 
 
 def _put(ready: queue.Queue[T | _Failure | None], item: T | _Failure | None, closed: threading.Event) -> bool:
-    """Hand over an item as soon as there is room; False where nobody wants it any more."""
+    """Queue an item as soon as there is room; returns False if the consumer has closed the generator."""
     while not closed.is_set():
         try:
             ready.put(item, timeout=POLL_SECONDS)
@@ -77,7 +77,10 @@ def _put(ready: queue.Queue[T | _Failure | None], item: T | _Failure | None, clo
 
 
 def ordered_map(make: Callable[[int], T], numbers: Iterable[int], threads: int) -> Iterator[tuple[int, Future[T]]]:
-    """Each number with what a thread makes of it, in order; never more in work or waiting than threads, and one."""
+    """Apply ``make`` to numbers in threads; yields each number with its finished future, in order.
+
+    At most ``threads + 1`` results are computed or kept at a time.
+    """
     waiting: deque[tuple[int, Future[T]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

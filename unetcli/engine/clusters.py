@@ -1,4 +1,4 @@
-"""From ``--cluster`` and its options to an executor that stands ready."""
+"""Start the executor that ``--cluster`` and its options ask for, and end what an earlier launch left running."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.executors.slurm.journal import JobJournal, submit_jobs
-from unetcli.executors.slurm.request import SlurmError, SlurmRequest, call, named, would_start
+from unetcli.executors.slurm.request import SlurmError, SlurmRequest, call, jobs_named, would_start
 from unetcli.executors.slurm.watch import ENDED, JobWatch, squeue
 
 log = logging.getLogger(__name__)
 
 DASK_WORKERS = 8
-"""Worker jobs that a Dask cluster on SLURM has where nobody says how many."""
+"""Default number of worker jobs of a Dask cluster on SLURM."""
 GIB = 2**30
 SECONDS_TO_FINISH = 120.0
-"""For workers of a killed launcher, at most, to finish the block at hand."""
+"""Time to wait for workers of a killed launcher to finish their current block."""
 SECONDS_TO_LEAVE = 20.0
-"""Worker jobs leave by themselves when their scheduler ends; after that long they are cancelled."""
+"""Time for worker jobs to end after their scheduler has ended; then they are cancelled."""
 
 
 @contextmanager
 def executor_for(where: ClusterOptions, step: Step) -> Iterator[Executor]:
-    """The executor that was asked for; what it started ends with the block, except a SLURM array."""
+    """Provide the requested executor; everything it started ends with the context, except a SLURM array."""
     if where.cluster == "slurm":
         request, blocks = job_request(where, step)
         yield SlurmExecutor(request=request, blocks_per_job=blocks, detach=where.detach)
@@ -51,22 +51,22 @@ def executor_for(where: ClusterOptions, step: Step) -> Iterator[Executor]:
 
 
 def job_request(where: ClusterOptions, step: Step) -> tuple[SlurmRequest, int]:
-    """What each SLURM job asks for, with memory by estimate where nothing was said, and how many blocks it gets."""
+    """Return the SLURM request of each job, with estimated memory unless given, and the number of blocks per job."""
     asked = slurm_request(where)
     needed = step.resources(asked)
-    says = asked.mem or any(name.startswith("mem-per-") for name, _ in asked.extra)
+    given = asked.mem or any(name.startswith("mem-per-") for name, _ in asked.extra)
     memory = f"{math.ceil(needed.host_bytes / GIB)}G"
-    return asked if says else replace(asked, mem=memory), asked.blocks_per_job or needed.blocks
+    return asked if given else replace(asked, mem=memory), asked.blocks_per_job or needed.blocks
 
 
-def left_at_work(executor: Executor) -> list[str]:
-    """SLURM jobs that an executor has started and does not wait for."""
+def detached_jobs(executor: Executor) -> list[str]:
+    """Return the SLURM jobs that an executor has started and does not wait for."""
     return executor.jobs if isinstance(executor, SlurmExecutor) and executor.detach else []
 
 
 @contextmanager
 def local_executor(where: ClusterOptions, step: Step) -> Iterator[Executor]:
-    """This process, or several here where there are several GPUs or ``--workers`` says so."""
+    """Run in this process, or in several local ones if there are several GPUs or ``--workers`` is given."""
     gpus = visible_gpus() if step.every_gpu else []
     count = where.workers or max(1, len(gpus))
     if count == 1:
@@ -75,13 +75,13 @@ def local_executor(where: ClusterOptions, step: Step) -> Iterator[Executor]:
     from unetcli.executors.dask.cluster import local_workers
     from unetcli.executors.dask.executor import DaskExecutor
 
-    log.info("%d worker processes here%s", count, f" on {len(gpus)} GPUs" if gpus else "")
+    log.info("%d local worker processes%s", count, f" on {len(gpus)} GPUs" if gpus else "")
     with local_workers(step.folder.path, count, gpus=gpus) as cluster:
         yield DaskExecutor(cluster)
 
 
 def visible_gpus() -> list[str]:
-    """What to set ``CUDA_VISIBLE_DEVICES`` to, for each GPU that this process sees."""
+    """Return a value of ``CUDA_VISIBLE_DEVICES`` for each GPU that this process sees."""
     import torch
 
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -90,7 +90,7 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def dask_on_scheduler(where: ClusterOptions, step: Step) -> Iterator[Executor]:
-    """Workers of a Dask scheduler that others started."""
+    """Run on the workers of an existing Dask scheduler."""
     from unetcli.executors.dask.cluster import existing_scheduler
     from unetcli.executors.dask.executor import DaskExecutor
 
@@ -101,24 +101,24 @@ def dask_on_scheduler(where: ClusterOptions, step: Step) -> Iterator[Executor]:
 
 @contextmanager
 def dask_on_slurm(where: ClusterOptions, step: Step) -> Iterator[Executor]:
-    """A Dask scheduler here, and workers as SLURM jobs."""
+    """Run a Dask scheduler in this process, with workers as SLURM jobs."""
     from unetcli.executors.dask.cluster import own_scheduler
     from unetcli.executors.dask.executor import DaskExecutor
 
     request, _ = job_request(where, step)
     count = min(where.workers or request.max_running or DASK_WORKERS, max(len(stage.blocks) for stage in step.stages))
     jobs = WorkerJobs(request, step.folder)
-    log.info("a Dask scheduler here, %d worker jobs on SLURM", count)
+    log.info("a Dask scheduler in this process, %d worker jobs on SLURM", count)
     try:
         with own_scheduler(step.folder.path, jobs.launch, jobs.ended, count) as cluster:
             yield DaskExecutor(cluster)
     finally:
-        jobs.leave()
+        jobs.end()
 
 
 @dataclass
 class WorkerJobs:
-    """Dask workers as SLURM jobs. Their names are on file before they exist, so that none is ever left behind."""
+    """Dask workers as SLURM jobs. Their names are stored before they are submitted, so that none can be left behind."""
 
     request: SlurmRequest
     folder: RunFolder
@@ -140,61 +140,61 @@ class WorkerJobs:
     def ended(self) -> list[JobFailure]:
         return [JobFailure(job=end.job, host=end.host, reason=end.reason) for end in self.watch.poll()]
 
-    def leave(self) -> None:
-        """Wait for the jobs to end with their scheduler; cancel those that wait in the queue, or stay."""
+    def end(self) -> None:
+        """Wait for the jobs to end with their scheduler; cancel those that are queued or do not end in time."""
         deadline = time.monotonic() + SECONDS_TO_LEAVE
         try:
-            while known := {job: told for job, told in squeue(self.watch.states).items() if told.state not in ENDED}:
-                waiting = [job for job, told in known.items() if told.state == "PENDING"]
+            while known := {job: now for job, now in squeue(self.watch.states).items() if now.state not in ENDED}:
+                waiting = [job for job, now in known.items() if now.state == "PENDING"]
                 cancel_jobs(list(known) if time.monotonic() > deadline else waiting)
                 if time.monotonic() > deadline:
                     break
                 time.sleep(1)
             self.file.unlink(missing_ok=True)
         except SlurmError as error:
-            log.warning("cannot tell whether the worker jobs have ended: %s", error)
+            log.warning("cannot find out whether the worker jobs have ended: %s", error)
 
     def sweep(self) -> None:
-        """Cancel what a killed launcher left."""
+        """Cancel the worker jobs that a killed launcher left."""
         if self.file.exists():
             for name in self.file.read_text().split():
-                cancel_jobs(named(name))
+                cancel_jobs(jobs_named(name))
             self.file.unlink()
 
 
 def cancel_jobs(jobs: Sequence[str]) -> None:
-    """End single jobs, not their whole arrays."""
+    """Cancel single jobs, not their whole arrays."""
     if jobs:
         call("scancel", *jobs)
 
 
 def live_jobs(folder: RunFolder) -> list[str]:
-    """SLURM jobs of an earlier launcher that wait or run."""
+    """Return the SLURM jobs of earlier launchers that are queued or running."""
     return [job for submission in JobJournal(folder.path).live() for job in submission.open_jobs]
 
 
 def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> int:
-    """See to it that nothing of a killed launcher is at work any more, but for the jobs that are attached to.
+    """End the workers of a killed launcher, except those of jobs in ``attached``.
 
-    Returns how many workers may still be at work.
+    Returns the number of workers that may still be running.
     """
     WorkerJobs(SlurmRequest(), folder).sweep()
     remove_aside(folder.tls)
     if left := await_workers(folder, attached, SECONDS_TO_FINISH):
-        log.warning("%d workers of an earlier launch do not end; what they are at may be computed twice", left)
+        log.warning("%d workers of an earlier launch do not end; their current blocks may be computed twice", left)
     return left
 
 
 def require_accepted(where: ClusterOptions, *, needed: bool) -> None:
-    """Raise, before anything is written, where SLURM would refuse jobs that are needed."""
+    """Raise, before anything is written, if SLURM would reject the jobs that are needed."""
     if needed and where.cluster != "local" and not where.scheduler:
         would_start(slurm_request(where).options())
 
 
 def require_no_live_jobs(output: Place, *folders: RunFolder) -> None:
-    """Raise where SLURM jobs of an earlier launcher work on an output, in one of its run folders."""
+    """Raise if SLURM jobs of an earlier launcher, found in one of the run folders, use an output."""
     if jobs := [job for folder in folders for job in live_jobs(folder)]:
         arrays = " ".join(sorted({job.partition("_")[0] for job in jobs}))
         raise UnetcliError(
-            f"{output}: {len(jobs)} SLURM jobs work on it; --cluster slurm waits for them, `scancel {arrays}` ends them"
+            f"{output}: {len(jobs)} SLURM jobs compute it; --cluster slurm waits for them, `scancel {arrays}` ends them"
         )

@@ -1,4 +1,4 @@
-"""What steps store: images that say whether they are complete, coarser levels, tables of blocks for later stages."""
+"""Storage shared by steps: images with a completion marker, coarser levels, and tables of blocks for later stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unetcli.volumes.volume import describe
 
 ZSTD = numcodecs.Zstd(level=1, checksum=True)
 FRAME_BYTES = 2**26
-"""Of an array, compressed together: codecs have their limits."""
+"""Bytes of an array that are compressed as one frame; codecs limit the size."""
 FILES_PER_FOLDER = 1000
 
 Arrays = dict[str, NDArray[Any]]
@@ -34,7 +34,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """One file for each block, below a folder."""
+    """Arrays of each block, in one file per block below a folder."""
 
     folder: Path
 
@@ -42,12 +42,12 @@ class Tables:
         return self.folder / f"{piece // FILES_PER_FOLDER:04d}" / f"{piece:07d}.tables"
 
     def save(self, piece: int, arrays: Mapping[str, NDArray[Any]]) -> Path:
-        """Store a block's arrays, in place of earlier ones; to be synced by the caller.
+        """Store a block's arrays, replacing earlier ones; the caller syncs the returned file.
 
         Raises
         ------
         FileNotFoundError
-            The run is over and its folder gone, which must not come back.
+            The run folder was deleted at the end of the run; it must not be created again.
         """
         path = self.path(piece)
         for folder in (self.folder, path.parent):
@@ -62,37 +62,37 @@ class Tables:
         return path
 
     def load(self, piece: int, names: Collection[str] | None = None) -> Arrays:
-        """The arrays of a block, or those that are named and there.
+        """Read the arrays of a block, or only those in ``names`` that it has.
 
         Raises
         ------
         DamagedResult
-            The file is damaged or gone.
+            The file is damaged or missing.
         """
         path = self.path(piece)
         try:
             with path.open("rb") as file:
                 return read_arrays(file, names)
-        except Exception as error:  # codecs raise what they like
+        except Exception as error:  # codecs raise errors of any class
             raise damaged(piece, path, error) from error
 
     def remove(self) -> None:
         remove_aside(self.folder)
 
     def sweep(self) -> None:
-        """Delete what killed workers left unfinished; only if no worker lives."""
+        """Delete unfinished files of killed workers; only valid while no worker is running."""
         for folder in self.folder.glob("[0-9]" * 4):
             for draft in drafts(folder, "*.tables"):
                 remove(draft)
 
 
 def damaged(piece: int, path: Path, why: object) -> DamagedResult:
-    """The error that says: the file of a block cannot be used, the block has to be computed again."""
-    return DamagedResult(piece, f"{path}: cannot be read ({why}); the same command makes it anew")
+    """Return the error for a damaged file of a block, which has to be recomputed."""
+    return DamagedResult(piece, f"{path}: cannot be read ({why}); the same command recomputes it")
 
 
 def write_arrays(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """A line of JSON that says what follows, then the compressed frames."""
+    """Write a line of JSON that describes the arrays, then their compressed frames."""
     frames = {name: [bytes(ZSTD.encode(part)) for part in _parts(values)] for name, values in arrays.items()}
     head = {
         name: [str(values.dtype), values.shape, [len(frame) for frame in frames[name]]]
@@ -104,7 +104,7 @@ def write_arrays(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_arrays(file: BinaryIO, names: Collection[str] | None = None) -> Arrays:
-    """The arrays again, or just some of them."""
+    """Read the arrays that :func:`write_arrays` wrote, or only those in ``names``."""
     found: Arrays = {}
     for name, (dtype, shape, lengths) in json.loads(file.readline()).items():
         if names is None or name in names:
@@ -122,27 +122,27 @@ def _parts(values: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 class ImageStep(Step):
-    """A step whose output is an image that says itself whether it is complete.
+    """A step whose output is an image with a marker that records whether it is complete.
 
-    What it says is read when it is first asked for, and again under the launcher's lock; own changes are remembered.
+    The marker is read on first use, and again under the launcher's lock; changes by this process are cached.
     """
 
     @cached_property
-    def _said(self) -> dict[str, dict[str, Any] | None]:
+    def _cache(self) -> dict[str, dict[str, Any] | None]:
         return {}
 
     def marker(self) -> dict[str, Any] | None:
-        """The marker of the output; None where there is no output of unetcli."""
-        if "marker" not in self._said:
-            self._said["marker"] = marker(self.output)
-        return self._said["marker"]
+        """Return the marker of the output; None if there is no output of unetcli."""
+        if "marker" not in self._cache:
+            self._cache["marker"] = marker(self.output)
+        return self._cache["marker"]
 
-    def known(self, found: dict[str, Any] | None) -> None:
-        """Take the marker as it was just read."""
-        self._said["marker"] = found
+    def cache_marker(self, found: dict[str, Any] | None) -> None:
+        """Cache a marker that was just read or written."""
+        self._cache["marker"] = found
 
-    def look_again(self) -> None:
-        self._said.clear()
+    def clear_cache(self) -> None:
+        self._cache.clear()
 
     def is_made(self) -> bool:
         return self.marker() is not None
@@ -151,17 +151,26 @@ class ImageStep(Step):
         return bool((self.marker() or {}).get("complete"))
 
     def mark(self, image: Image, *, complete: bool) -> None:
-        """Have the image say whether it is complete."""
+        """Record in the image whether it is complete."""
         image.mark(complete=complete)
-        self.known({**(self.marker() or {}), "complete": complete})
+        self.cache_marker({**(self.marker() or {}), "complete": complete})
 
     def discard(self) -> None:
         remove_output(self.output)
-        self.look_again()
+        self.clear_cache()
 
 
 def halved(values: NDArray[Any]) -> NDArray[Any]:
-    """Means of 2 x 2 along the last two axes, integers rounded half up; at odd ends, of what is there.
+    """Average 2 x 2 voxels along the last two axes; at odd ends, average the voxels that exist.
+
+    Parameters
+    ----------
+    values : (..., y, x), unsigned integer or float
+        Unsigned integers are rounded half up.
+
+    Returns
+    -------
+    (..., ceil(y / 2), ceil(x / 2)), dtype of ``values``
 
     >>> halved(np.array([[0, 1, 7], [1, 1, 8]], np.uint8)).tolist()
     [[1, 8]]
@@ -178,39 +187,47 @@ def halved(values: NDArray[Any]) -> NDArray[Any]:
     return means.astype(values.dtype)
 
 
-def first_of(values: NDArray[Any]) -> NDArray[Any]:
-    """The first of 2 x 2 along the last two axes: of labels there is no mean.
+def nearest(values: NDArray[Any]) -> NDArray[Any]:
+    """Take the first of 2 x 2 voxels along the last two axes, because labels cannot be averaged.
 
-    >>> first_of(np.array([[0, 1, 7], [1, 1, 8]], np.uint8)).tolist()
+    Parameters
+    ----------
+    values : (..., y, x)
+
+    Returns
+    -------
+    (..., ceil(y / 2), ceil(x / 2)), view of ``values``
+
+    >>> nearest(np.array([[0, 1, 7], [1, 1, 8]], np.uint8)).tolist()
     [[0, 7]]
     """
     return values[..., ::2, ::2]
 
 
 def place(plan: PyramidPlan, number: int) -> str:
-    """Where a block of coarser levels lies, for people."""
+    """Describe the location of a block of coarser levels, for messages."""
     block = plan.block(number)
     return f"level {block.base}, {describe(block.box, plan.axes)}"
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The coarser levels of an image, by their own plan."""
+    """The coarser levels of an image, built by a plan of their own."""
 
     image: Image
     plan: PyramidPlan
     coarser: Callable[[NDArray[Any]], NDArray[Any]] = halved
-    """One voxel of 2 x 2."""
+    """Function that reduces 2 x 2 voxels to one."""
 
     @property
     def is_made(self) -> bool:
-        """Whether the arrays of all levels are there, empty or not."""
+        """Whether the arrays of all levels exist, empty or not."""
         return all(level.exists() for level in self._levels[1:])
 
     def create(self) -> None:
-        """Make the empty arrays of the levels that are not there yet, or are of another plan.
+        """Create the empty arrays of levels that are missing or belong to another plan.
 
-        Levels that show are hidden first where some are made anew.
+        All coarser levels are first removed from the image's metadata if any has to be created.
         """
         missing = [level for level in self._levels[1:] if not level.exists()]
         if missing:
@@ -221,9 +238,9 @@ class Pyramid:
         sync_all(made, Path(self.image.path))
 
     def build(self, number: int, first: int = 0) -> BlockResult:
-        """Make a block's part of its levels; may be repeated, and needs the stages before, nothing else.
+        """Build a block's part of its levels from the stages before. Repeatable.
 
-        ``first`` is the number that the first of these blocks has in its step.
+        ``first`` is the number of the pyramid's first block within its step.
         """
         files: list[Path] = []
 
@@ -237,20 +254,26 @@ class Pyramid:
         return BlockResult(number=first + number, checksum=checksum, files=files, voxels=voxels)
 
     def checksum(self, number: int) -> str:
-        """As :meth:`build` gave it, of what is stored; raises :class:`UnreadableBlock` where that is damaged."""
+        """Return the checksum of a stored block, equal to that of :meth:`build`.
+
+        Raises
+        ------
+        UnreadableBlock
+            The stored data are damaged.
+        """
         return self._checksum(number, lambda level, piece: self._levels[level].read(self._read[level], piece))
 
     def write(self, level: int, box: Box, values: NDArray[Any]) -> list[Path]:
-        """Store ``(outputs, *box.shape)`` at whole chunks (shards) of a level; the files that were written."""
+        """Store ``(outputs, *box.shape)`` in whole chunks (shards) of a level; return the files written."""
         self._levels[level].write(self._written[level], box, values)
         return list(self._levels[level].files(box))
 
     def publish(self) -> None:
-        """Name all levels in the image's metadata."""
+        """List all levels in the image's metadata."""
         self._show(self.plan.levels)
 
     def hide(self) -> None:
-        """Name level 0 alone."""
+        """List only level 0 in the image's metadata."""
         self._show(1)
 
     def _checksum(self, number: int, values: Callable[[int, Box], NDArray[Any]]) -> str:
@@ -277,16 +300,12 @@ class Pyramid:
 
     @cached_property
     def _levels(self) -> list[Level]:
-        coarser = [self.image.level.like(str(n), **self._sizes(n)) for n in range(1, self.plan.levels)]
-        return [self.image.level, *coarser]
-
-    def _sizes(self, level: int) -> dict[str, tuple[int, ...]]:
-        plan = self.plan
-        return {
-            "shape": plan.shape_of(level),
-            "chunks": plan.chunks_of(level),
-            "write_chunks": plan.write_chunks_of(level),
-        }
+        finest, plan = self.image.level, self.plan
+        coarser = [
+            finest.like(str(n), shape=plan.shape_of(n), chunks=plan.chunks_of(n), write_chunks=plan.write_chunks_of(n))
+            for n in range(1, plan.levels)
+        ]
+        return [finest, *coarser]
 
     @cached_property
     def _read(self) -> list[zarr.Array[Any]]:

@@ -1,4 +1,4 @@
-"""What workers put on record: a line for each finished block, and a line for each that failed."""
+"""Records of workers: a receipt for each finished block, and a line for each failure."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from numpy.typing import NDArray
 from unetcli.core.files import Place, sync, sync_all
 
 GROUP_SECONDS, GROUP_BLOCKS = 1.0, 64
-"""Receipts wait at most this long for others, so that one sync serves many blocks."""
+"""Limits of a group of receipts that are synced to disk together."""
 DONE, VOID = "done", "void"
 BYTES_AT_ONCE = 2**22
-"""Of a receipts file, parsed together: memory stays flat for any number of lines."""
+"""Bytes of a receipts file that are parsed together, so that memory does not grow with the number of lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """This block is complete, at this attempt, with this checksum, cost and place."""
+    """Record that a block is complete, with its attempt, checksum, cost and host."""
 
     block: int
     attempt: int
     state: str
-    """``done``, or ``void``: what earlier attempts wrote is to be redone."""
+    """``done``, or ``void`` if earlier attempts have to be recomputed."""
     checksum: str = "-"
     """XXH3 (128 bits, hexadecimal) of the decoded voxels, clipped to the volume, in C order; ``-`` when void."""
     tile: int = 0
-    """Side of the tile used: the plan's, or a smaller one that memory allowed; 0 where all was skipped."""
+    """Side of the tile used: the plan's, or a smaller one that fits into memory; 0 if the whole block was skipped."""
     read_seconds: float = 0.0
     forward_seconds: float = 0.0
     write_seconds: float = 0.0
@@ -46,7 +46,7 @@ class Receipt:
     job: str
 
     def to_line(self) -> str:
-        """Fields separated by blanks, the CRC-32 of all before it last.
+        """Format the receipt: fields separated by spaces, followed by the CRC-32 of the line before it.
 
         >>> receipt = Receipt(block=3, attempt=1, state="done", checksum="a1", tile=572, read_seconds=0.1,
         ...     forward_seconds=2.0, write_seconds=0.03, device="cpu", host="node1", job="-")
@@ -61,7 +61,7 @@ class Receipt:
 
     @classmethod
     def from_line(cls, line: str) -> Receipt | None:
-        """The receipt, or None for a line that was torn by a crash."""
+        """Parse a receipt; return None for a line that a crash left incomplete."""
         body, _, crc = line.rstrip("\n").rpartition(" ")
         words = body.split(" ")
         if len(words) != len(_TYPES) or crc != f"{zlib.crc32(body.encode()):08x}":
@@ -73,7 +73,7 @@ _TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] 
 
 
 def read_receipts(folder: Path) -> Iterator[Receipt]:
-    """Every receipt of a run, in no order, with all its fields; :class:`Ledger` is faster and knows which count."""
+    """Read every receipt of a run, in no particular order; :class:`Ledger` is faster and resolves the valid ones."""
     for path in sorted(folder.glob("*.txt")):
         with path.open(errors="replace") as lines:
             whole = (line for line in lines if line.endswith("\n"))
@@ -81,9 +81,9 @@ def read_receipts(folder: Path) -> Iterator[Receipt]:
 
 
 class Ledger:
-    """What the receipts of a run say of each block, as arrays; a refresh reads only what was appended.
+    """State of each block according to the receipts, as arrays; a refresh reads only lines appended since the last.
 
-    The highest attempt of a block counts, whether it says done or void. Made for runs of 10^6 blocks and more.
+    The receipt with the highest attempt is valid, whether done or void. Designed for runs of 10^6 blocks and more.
     """
 
     def __init__(self, folder: Path, blocks: int) -> None:
@@ -91,17 +91,17 @@ class Ledger:
         self.attempts = np.zeros(blocks, np.int32)
         self.done = np.zeros(blocks, np.bool_)
         self.checksums = np.zeros(blocks, "V16")
-        """16 bytes each."""
+        """Checksum of each block, 16 bytes."""
         self.host = np.full(blocks, -1, np.int32)
-        """Which of ``hosts`` made the block; -1: none."""
+        """Index into ``hosts`` of the host that computed the block; -1: none."""
         self.lines = 0
-        """Receipts read so far; more than there are blocks where some were made again."""
+        """Number of receipts read so far; larger than the number of blocks if some were recomputed."""
         self._numbers: dict[bytes, int] = {}
         self._offsets: dict[str, int] = {}
 
     @property
     def missing(self) -> NDArray[np.intp]:
-        """Blocks without a receipt that counts, rising."""
+        """Blocks without a valid receipt, in ascending order."""
         return np.flatnonzero(~self.done)
 
     @property
@@ -109,21 +109,21 @@ class Ledger:
         return bool(self.done.all())
 
     def checksum(self, block: int) -> str:
-        """What the receipt of a block says that it made."""
-        told: bytes = self.checksums[block].tobytes()
-        return told.hex()
+        """Return the checksum in the receipt of a block, 32 hexadecimal digits."""
+        stored: bytes = self.checksums[block].tobytes()
+        return stored.hex()
 
     def refresh(self) -> Self:
-        """Take in what was appended since the last look."""
+        """Read the receipts appended since the last refresh."""
         with os.scandir(self.folder) as entries:
             sizes = {entry.path: entry.stat().st_size for entry in entries if entry.name.endswith(".txt")}
         if not self._offsets.keys() <= sizes.keys():
-            self._forget()  # the run was begun anew
+            self._clear()  # the run was started over
         for path in sorted(path for path, size in sizes.items() if size > self._offsets.get(path, 0)):
             self._read(path)
         return self
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self.attempts[:], self.done[:], self.checksums[:], self.host[:] = 0, False, np.zeros((), "V16"), -1
         self._offsets.clear()
 
@@ -132,14 +132,14 @@ class Ledger:
             file.seek(self._offsets.get(path, 0))
             while lines := [line for line in file.readlines(BYTES_AT_ONCE) if line.endswith(b"\n")]:
                 self._offsets[path] = self._offsets.get(path, 0) + sum(map(len, lines))
-                self._take(lines)
+                self._apply(lines)
 
-    def _take(self, lines: Iterable[bytes]) -> None:
+    def _apply(self, lines: Iterable[bytes]) -> None:
         rows = [row for row in map(_words, lines) if row is not None and row[0] < len(self.done)]
         if not rows:
             return
         self.lines += len(rows)
-        # Of equal attempts the last one counts, a void last of all: sorted so, what comes later overwrites.
+        # Among equal attempts the last line is valid, and void takes precedence: in this order, later rows overwrite.
         rows.sort(key=lambda row: (row[1], row[2] == b"void"))
         blocks, attempts, states, sums, hosts = zip(*rows, strict=True)
         numbers, tried = np.array(blocks), np.array(attempts, np.int32)
@@ -150,19 +150,19 @@ class Ledger:
         self.checksums[numbers] = np.frombuffer(b"".join(map(_bytes, sums)), "V16")[newer]
         self.host[numbers] = np.array([self._numbers.setdefault(host, len(self._numbers)) for host in hosts])[newer]
 
-    def made_by(self, host: str) -> NDArray[np.bool_]:
-        """The blocks whose receipt that counts is of that host."""
-        made: NDArray[np.bool_] = self.host == self._numbers.get(host.replace(" ", "_").encode(), -2)
-        return made
+    def computed_on(self, host: str) -> NDArray[np.bool_]:
+        """Return a mask of the blocks whose valid receipt is from a host."""
+        found: NDArray[np.bool_] = self.host == self._numbers.get(host.replace(" ", "_").encode(), -2)
+        return found
 
     @property
     def hosts(self) -> list[str]:
-        """Names of the hosts that ``host`` counts."""
+        """Names of the hosts that ``host`` refers to."""
         return [name.decode(errors="replace") for name in self._numbers]
 
 
 def _words(line: bytes) -> tuple[int, int, bytes, bytes, bytes] | None:
-    """Block, attempt, state, checksum and host of a line; None where it is torn."""
+    """Parse block, attempt, state, checksum and host of a line; return None if the line is incomplete."""
     body, _, crc = line.rstrip(b"\n").rpartition(b" ")
     words = body.split(b" ")
     if len(words) != len(_TYPES) or crc != b"%08x" % zlib.crc32(body):
@@ -175,7 +175,7 @@ def _bytes(checksum: bytes) -> bytes:
 
 
 def worker_name() -> str:
-    """The name of this process's own files in run folders: a worker called 10,000 times leaves as many as one."""
+    """Return the name of this process's files in run folders; one set of files serves any number of calls."""
     return _worker_name(os.getpid())
 
 
@@ -185,7 +185,7 @@ def _worker_name(pid: int) -> str:
 
 
 def _ends_whole(file: BinaryIO) -> bool:
-    """Whether the last line of a file is not torn, as a full disk leaves it."""
+    """Return whether the last line of a file is complete, which it is not after a full disk."""
     if not file.seek(0, os.SEEK_END):
         return True
     file.seek(-1, os.SEEK_END)
@@ -193,13 +193,13 @@ def _ends_whole(file: BinaryIO) -> bool:
 
 
 class ReceiptBook:
-    """A worker's own receipts file, in ``folder``; all books of a process share one.
+    """Writes receipts to a file of this process in ``folder``; all books of a process share the file.
 
-    Data, all below ``data``, reach the disk before the receipt that vouches for them.
+    The blocks' files, all below ``data``, are synced to disk before their receipts are written.
     """
 
     def __init__(self, folder: Path, data: Place) -> None:
-        self.data = Path(data)  # of a remote place nothing is ever synced
+        self.data = Path(data)  # files of a remote store are never synced
         self.path = folder / f"{worker_name()}.txt"
         self._waiting: list[Receipt] = []
         self._unsynced: list[Path] = []
@@ -212,7 +212,7 @@ class ReceiptBook:
         self.commit()
 
     def add(self, receipt: Receipt, written: Iterable[Path] = ()) -> None:
-        """Note a block whose data are in ``written``; the receipt is stored with the next group."""
+        """Add the receipt of a block whose files are ``written``; it is stored with the next group."""
         self._waiting.append(receipt)
         self._unsynced += written
         if len(self._waiting) >= GROUP_BLOCKS or time.monotonic() - self._last_commit > GROUP_SECONDS:
@@ -235,35 +235,36 @@ UNUSABLE, FAILED = "unusable", "failed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockFailure:
-    """Why a block has no receipt."""
+    """The failure of a block, which therefore has no receipt."""
 
     block: int
     place: str
     kind: str
-    """``unusable``: its input is damaged or not finite; ``failed``: anything else."""
+    """``unusable`` if the input is damaged or not finite, else ``failed``."""
     reason: str
     traceback: str
     host: str
     job: str
 
     def note(self) -> dict[str, Any]:
-        """What a summary says of it."""
+        """Return the fields that a summary reports."""
         return {"block": self.block, "place": self.place, "reason": self.reason}
 
 
 class FailureBook:
-    """A worker's own file of failures, made when there is a first one."""
+    """Writes failures to a file of this process, created with the first failure."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{worker_name()}.jsonl"
 
     def add(self, failure: BlockFailure) -> None:
+        """Append a failure to the file."""
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(failure)) + "\n")
 
 
 def read_failures(folder: Path) -> Iterator[BlockFailure]:
-    """Every failure that is on record, workers by when they last met one; torn lines are left out."""
+    """Read every recorded failure, files in order of their last change; incomplete lines are skipped."""
     for path in sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
         for line in path.read_text(errors="replace").splitlines():
             try:
@@ -273,6 +274,6 @@ def read_failures(folder: Path) -> Iterator[BlockFailure]:
 
 
 def current_failures(folder: Path, ledger: Ledger) -> list[BlockFailure]:
-    """The last failure of each block that has no receipt."""
+    """Return the last failure of each block that has no receipt."""
     last = {failure.block: failure for failure in read_failures(folder)}
     return [failure for block, failure in sorted(last.items()) if block < len(ledger.done) and not ledger.done[block]]

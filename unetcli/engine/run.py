@@ -1,4 +1,4 @@
-"""The one launch of every step: freeze the plan, have missing blocks computed, failed ones tried again, finish."""
+"""Launch a step: freeze its plan, compute the missing blocks, retry the failed ones, and finish the output."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import telling_unwritable
+from unetcli.core.files import explain_write_errors
 from unetcli.core.options import Options
 from unetcli.core.ranges import to_ranges
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.clusters import (
+    detached_jobs,
     end_earlier_launch,
     executor_for,
-    left_at_work,
     live_jobs,
     require_accepted,
     require_no_live_jobs,
 )
 from unetcli.engine.receipts import FAILED, UNUSABLE, BlockFailure, current_failures
 from unetcli.engine.step import DamagedResult, Step
-from unetcli.engine.worker import MOST_ATTEMPTS, StepTask, void, why_stopped
+from unetcli.engine.worker import MAX_ATTEMPTS, StepTask, read_stop_reason, void
 from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.executors.options import ClusterOptions
 from unetcli.executors.slurm.executor import SlurmExecutor
@@ -35,30 +35,31 @@ from unetcli.executors.slurm.executor import SlurmExecutor
 log = logging.getLogger(__name__)
 
 
-LOOK_SECONDS = 0.5
-"""Between two looks at the receipts."""
+POLL_SECONDS = 0.5
+"""Time between two reads of the receipts."""
 
 
 @dataclass
 class Progress:
-    """Reports how far a run is, from its receipts."""
+    """Reports the progress of a run from its receipts."""
 
     step: Step
     report: ProgressCallback
     blocks: NDArray[np.intp] | None = None
-    """Blocks that count. Default: all."""
+    """Blocks to report on. Default: all."""
     lines: int = -1
-    looked: float = 0.0
+    polled: float = 0.0
 
     def __call__(self) -> None:
-        """Look for new receipts, at most once in a while."""
-        if time.monotonic() - self.looked < LOOK_SECONDS:
+        """Read new receipts, at most once every :data:`POLL_SECONDS`, and report any progress."""
+        if time.monotonic() - self.polled < POLL_SECONDS:
             return
-        self.looked = time.monotonic()
+        self.polled = time.monotonic()
         if self.step.ledger.refresh().lines != self.lines:
-            self.tell()
+            self.report_now()
 
-    def tell(self) -> None:
+    def report_now(self) -> None:
+        """Read all receipts and report the voxels done so far."""
         ledger = self.step.ledger.refresh()
         self.lines, counted = ledger.lines, np.ones(self.step.blocks, np.bool_)
         if self.blocks is not None:
@@ -68,8 +69,8 @@ class Progress:
 
 
 @dataclass(kw_only=True)
-class Rounds:
-    """One round over the missing ones of some blocks, then others over those that failed."""
+class RetryLoop:
+    """Computes the missing blocks once, then retries those that failed, up to ``retries`` times."""
 
     step: Step
     executor: Executor
@@ -79,27 +80,25 @@ class Rounds:
     failures: list[JobFailure] = field(default_factory=list)
 
     def run(self, wanted: NDArray[np.intp]) -> list[JobFailure]:
-        """Have those of the blocks computed that have no receipt; every job that failed in the last round.
+        """Compute the blocks in ``wanted`` that have no receipt; return the jobs that failed in the last attempt.
 
         Raises
         ------
         UnetcliError
-            The first blocks all failed alike; the traceback is in the log.
+            The first blocks all failed with the same error; its traceback is in the log.
         """
         self.failures = []
-        self._round(wanted[~self.step.ledger.done[wanted]], [])
+        self._run_once(wanted[~self.step.ledger.done[wanted]], [])
         for _ in range(self.retries):
             again, hosts = self._failed(wanted)
             if self.stopping() or not len(again) or any(failure.final for failure in self.failures):
                 break
-            log.info(
-                "%d blocks failed; once more%s", len(again), f", elsewhere than {', '.join(hosts)}" if hosts else ""
-            )
+            log.info("retrying %d failed blocks%s", len(again), f", avoiding {', '.join(hosts)}" if hosts else "")
             self.failures.clear()
-            self._round(again, hosts)
+            self._run_once(again, hosts)
         return self.failures
 
-    def _round(self, blocks: NDArray[np.intp], avoid: list[str]) -> None:
+    def _run_once(self, blocks: NDArray[np.intp], avoid: list[str]) -> None:
         if not len(blocks):
             return
         self.failures += self.executor.run(
@@ -110,14 +109,14 @@ class Rounds:
             stopping=self.stopping,
             avoid=avoid,
         )
-        self.progress.tell()
-        if why := why_stopped(self.step.folder):
+        self.progress.report_now()
+        if why := read_stop_reason(self.step.folder):
             message, _, traceback = why.partition("\n")
             log.error("%s", traceback.rstrip())
             raise UnetcliError(message)
 
     def _failed(self, wanted: NDArray[np.intp]) -> tuple[NDArray[np.intp], list[str]]:
-        """Blocks worth another try, and the hosts where they failed."""
+        """Return the missing blocks that may succeed when retried, and the hosts where blocks failed."""
         open_failures = current_failures(self.step.folder.failures, self.step.ledger)
         unusable = [failure.block for failure in open_failures if failure.kind == UNUSABLE]
         hosts = {failure.host for failure in open_failures if failure.kind == FAILED}
@@ -127,7 +126,7 @@ class Rounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How a step is run. Options that do not affect the result."""
+    """Options that control how a step runs and do not affect its result."""
 
     where: ClusterOptions = field(default_factory=ClusterOptions)
     retries: int = 1
@@ -136,32 +135,30 @@ class RunOptions:
 
     @classmethod
     def of(cls, request: Options, where: ClusterOptions | None = None) -> RunOptions:
-        """Options of a request, which is its own cluster options where no others are given."""
+        """Take the options from a request, which also holds the cluster options unless ``where`` is given."""
         own = request if isinstance(request, ClusterOptions) else ClusterOptions()
-        names = {
-            name: getattr(request, name) for name in ("retries", "overwrite", "take_over") if hasattr(request, name)
-        }
-        return cls(where=where or own, **names)
+        names = [name for name in ("retries", "overwrite", "take_over") if hasattr(request, name)]
+        return cls(where=where or own, **{name: getattr(request, name) for name in names})
 
 
 @dataclass(slots=True, kw_only=True)
 class RunOutcome:
-    """What a launch found, did and left."""
+    """Outcome of a launch: the blocks done before and after it, and what failed."""
 
     complete: bool = False
     found: NDArray[np.bool_]
-    """Mask of blocks that were done before."""
+    """Mask of the blocks that were done before the launch."""
     done: NDArray[np.bool_]
-    """Mask of blocks that are done now."""
+    """Mask of the blocks that are done after it."""
     failures: Sequence[JobFailure] = ()
     left_running: Sequence[str] = ()
-    """SLURM jobs that were left at work, with ``--detach``."""
+    """SLURM jobs that are still queued or running, with ``--detach``."""
     set_aside: Sequence[BlockFailure] = ()
     result: Any = None
-    """What the step's ``finish`` returned."""
+    """Return value of the step's ``finish``."""
 
     def notes(self) -> dict[str, Any]:
-        """The part of a command's summary that every step has."""
+        """Return the fields that the summary of every step contains."""
         return {
             "set_aside": [failure.note() for failure in self.set_aside],
             "failed_jobs": [f"job {failure.job} on {failure.host}: {failure.reason}" for failure in self.failures],
@@ -176,21 +173,22 @@ def run(
     stopping: Callable[[], bool] = bool,
     then: Any = None,
 ) -> RunOutcome:
-    """Continue a step where an earlier launch stopped; ``then`` is called while the lock is held, once all is there.
+    """Run a step, continuing where an earlier launch stopped.
+
+    Once the output is complete, ``then`` is called while the launcher's lock is still held.
 
     Raises
     ------
     UnetcliError
-        SLURM refuses the request (nothing has been written then), or another launcher or its jobs work on the output.
+        SLURM rejects the request (before anything is written), or another launcher or its jobs use the output.
     """
     begun = step.folder.plan_file.exists() and not options.overwrite
     require_accepted(options.where, needed=not (begun and step.is_complete()))
     with launching(step, options):
-        attaches = options.where.cluster == "slurm" and not options.overwrite
-        if not attaches:
+        if options.where.cluster != "slurm" or options.overwrite:  # otherwise this launch attaches to the jobs
             require_no_live_jobs(step.output, step.folder)
         prepare(step, overwrite=options.overwrite)
-        outcome = work_off(step, options, report, stopping)
+        outcome = run_to_completion(step, options, report, stopping)
         if then and outcome.complete:
             then()
     return outcome
@@ -198,14 +196,14 @@ def run(
 
 @contextmanager
 def launching(step: Step, options: RunOptions, wait: float = 0) -> Iterator[None]:
-    """Hold the launcher's lock; see :meth:`RunFolder.launcher`. No share may be at work."""
+    """Hold the launcher's lock (see :meth:`RunFolder.launcher`); raise if a share is being computed."""
     with (
-        telling_unwritable(step.output if step.writes_from < step.blocks else step.folder.path),
+        explain_write_errors(step.output if step.writes_from < step.blocks else step.folder.path),
         step.folder.launcher(
             step.command,
             step.own_files,
             overwrite=options.overwrite,
-            take_over=options.take_over and not wait,  # a share takes over its own lock, not that of setting up
+            take_over=options.take_over and not wait,  # a share takes over its own lock, not the launcher's
             wait=wait,
         ),
     ):
@@ -215,8 +213,8 @@ def launching(step: Step, options: RunOptions, wait: float = 0) -> Iterator[None
 
 
 def prepare(step: Step, *, overwrite: bool = False) -> None:
-    """Freeze the plan and make the output where they are not there yet. The caller holds the launcher's lock."""
-    step.look_again()
+    """Freeze the plan and create the output if they do not exist. The caller holds the launcher's lock."""
+    step.clear_cache()
     if overwrite:
         step.folder.clear_run(step.own_files)
         step.discard()
@@ -229,47 +227,53 @@ def prepare(step: Step, *, overwrite: bool = False) -> None:
 
 
 def publish_plan(step: Step) -> Any:
-    """Freeze the plan; returns the one that holds. A plan that cannot be read is begun anew where the step says so."""
+    """Freeze the plan unless one is frozen already, and return the frozen plan.
+
+    An unreadable plan is replaced if :attr:`Step.replaces_unreadable_plan` is set.
+    """
     try:
         return step.folder.publish_plan(step.plan, step.FORMAT)
     except UnetcliError:
-        if not step.begins_anew:
+        if not step.replaces_unreadable_plan:
             raise
-        require_nobody_at_work(step)
+        require_no_workers(step)
         step.folder.clear_run(step.own_files)
         return step.folder.publish_plan(step.plan, step.FORMAT)
 
 
-def require_nobody_at_work(step: Step) -> None:
-    """Raise while anybody works by the frozen plan, which is about to be replaced: blocks get other numbers."""
+def require_no_workers(step: Step) -> None:
+    """Raise if a worker still uses the frozen plan, which is about to be replaced.
+
+    The new plan may number the blocks differently.
+    """
     step.folder.require_no_shares()
     require_no_live_jobs(step.output, step.folder)
     if left := end_earlier_launch(step.folder, []):
-        raise UnetcliError(f"{step.output}: {left} workers of an earlier launch are still at work; try again later")
+        raise UnetcliError(f"{step.output}: {left} workers of an earlier launch are still running; try again later")
 
 
-def work_off(step: Step, options: RunOptions, report: ProgressCallback, stopping: Callable[[], bool]) -> RunOutcome:
-    """Have missing blocks computed, stage by stage, and finish. The caller holds the launcher's lock."""
+def run_to_completion(
+    step: Step, options: RunOptions, report: ProgressCallback, stopping: Callable[[], bool]
+) -> RunOutcome:
+    """Compute the missing blocks, stage by stage, and finish. The caller holds the launcher's lock."""
     ledger = step.ledger.refresh()
     outcome = RunOutcome(found=ledger.done.copy(), done=ledger.done)
     while True:
         if not ledger.complete:
-            compute(step, options, outcome, report, stopping)
-        if outcome.left_running or not ledger.refresh().complete:
-            break
-        if finish(step, outcome):
+            compute_missing(step, options, outcome, report, stopping)
+        if outcome.left_running or not ledger.refresh().complete or finish(step, outcome):
             break
     outcome.set_aside = current_failures(step.folder.failures, ledger)
     later = step.stages[0].blocks.stop
     if any(failure.kind == UNUSABLE and failure.block >= later for failure in outcome.set_aside):
-        log.warning("`unetcli verify --repair %s` computes damaged blocks again", step.output)
+        log.warning("`unetcli verify --repair %s` recomputes damaged blocks", step.output)
     return outcome
 
 
-def compute(
+def compute_missing(
     step: Step, options: RunOptions, outcome: RunOutcome, report: ProgressCallback, stopping: Callable[[], bool]
 ) -> None:
-    """Have the missing blocks worked off, stage by stage, as long as that leads anywhere."""
+    """Compute the missing blocks, stage by stage, until none is left or no progress is made."""
     attached = live_jobs(step.folder)
     end_earlier_launch(step.folder, attached)
     if not attached:
@@ -279,9 +283,9 @@ def compute(
     first = step.stages[0].blocks
     step.announce(int(step.ledger.done[first.start : first.stop].sum()))
     progress = Progress(step, report)
-    progress.tell()
+    progress.report_now()
     with executor_for(options.where, step) as executor:
-        rounds = Rounds(
+        retry_loop = RetryLoop(
             step=step,
             executor=executor,
             progress=progress,
@@ -289,33 +293,33 @@ def compute(
             retries=0 if options.where.detach else options.retries,
         )
         try:
-            outcome.failures = run_stages(step, rounds, stopping)
+            outcome.failures = run_stages(step, retry_loop, stopping)
         except KeyboardInterrupt:
             name_running_jobs(step, executor)
             raise
-        outcome.left_running = left_at_work(executor)
-    if not isinstance(executor, InProcess):  # which has said it itself
+        outcome.left_running = detached_jobs(executor)
+    if not isinstance(executor, InProcess):  # it has logged each failure already
         for failure in current_failures(step.folder.failures, step.ledger.refresh()):
             log.warning("block %d (%s) set aside: %s", failure.block, failure.place, failure.reason)
 
 
-def run_stages(step: Step, rounds: Rounds, stopping: Callable[[], bool]) -> list[JobFailure]:
-    """Rounds over all stages in turn; the jobs that failed in the last one."""
+def run_stages(step: Step, retry_loop: RetryLoop, stopping: Callable[[], bool]) -> list[JobFailure]:
+    """Run the blocks of each stage in turn; return the jobs that failed in the last one."""
     failures = list[JobFailure]()
     while len(todo := step.pending()):
         step.prepare_stage(step.stage_of(int(todo[0])))
-        failures = rounds.run(todo)
+        failures = retry_loop.run(todo)
         if stopping() or not len(np.setdiff1d(step.pending(), todo)):
-            break  # what is missing was tried, or goes on without us
+            break  # the missing blocks have been tried, or detached jobs compute them
     return failures
 
 
 def finish(step: Step, outcome: RunOutcome) -> bool:
-    """Finish a step whose blocks are all there; False where one turned out to be damaged, which is void then."""
+    """Finish a step whose blocks are all done; if one is damaged, void its receipt and return False."""
     try:
         outcome.result, outcome.complete = step.finish(), True
     except DamagedResult as error:
-        if step.ledger.attempts[error.block] >= MOST_ATTEMPTS:
+        if step.ledger.attempts[error.block] >= MAX_ATTEMPTS:
             raise
         log.warning("%s", error)
         void(step, step.ledger, [error.block])
@@ -324,15 +328,15 @@ def finish(step: Step, outcome: RunOutcome) -> bool:
 
 
 def name_running_jobs(step: Step, executor: Executor) -> None:
-    """After Ctrl-C: jobs of an array go on without us."""
+    """Log the SLURM jobs that keep running after Ctrl-C."""
     if isinstance(executor, SlurmExecutor) and executor.jobs:
         arrays = " ".join(arrays_of(executor.jobs))
         ways = f"`unetcli status {step.output}` shows them, the same command attaches, `scancel {arrays}` ends them"
-        log.info("%d SLURM jobs run on; %s", len(executor.jobs), ways)
+        log.info("%d SLURM jobs keep running; %s", len(executor.jobs), ways)
 
 
 def arrays_of(jobs: Iterable[str]) -> list[str]:
-    """Ids of whole arrays.
+    """Return the ids of the arrays that the jobs belong to.
 
     >>> arrays_of(["12_0", "12_1", "15"])
     ['12', '15']

@@ -1,4 +1,4 @@
-"""The run folder: its marker, and the paths of plan, receipts, logs and the launcher's lock."""
+"""The run folder: its marker, its lock, and the paths of plan, receipts and logs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import glob
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -33,31 +34,35 @@ from unetcli.executors.slurm.journal import JobJournal
 
 MARKER = "unetcli-run.json"
 FORMAT = 2
-"""Version of what a run folder holds, and where."""
+"""Version of the layout of run folders."""
+FORMER_NAMES = ("places.json", "troubles")
+"""Names from format 1 that are no longer used."""
 PREDICT, LABEL, EVALUATE = "predict", "label", "evaluate"
 """Steps that have run folders."""
 LOCK_NAMES = ("lock", "lock.guard")
-SHOWN = 3
-"""Names of other files that a message lists."""
+MAX_LISTED = 3
+"""Number of foreign files that a message lists."""
+CLAIM_ATTEMPTS = 50
+"""Maximum number of attempts to claim a run folder that other processes create or delete at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Contents of a marker."""
+    """Contents of a marker file."""
 
     unetcli: str
-    """Version of unetcli that made the folder."""
+    """Version of unetcli that created the folder."""
     format: int
     step: str
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """The marker of a folder, or None if it has none.
+    """Read the marker of a folder; return None if it has none.
 
     Raises
     ------
     UnetcliError
-        The file is there, but unetcli did not write it, or it is damaged.
+        The file exists, but unetcli did not write it, or it is damaged.
     """
     file = folder / MARKER
     try:
@@ -66,11 +71,11 @@ def read_mark(folder: Path) -> Mark | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, RecursionError, IsADirectoryError) as error:
-        raise UnetcliError(f"{file}: not a marker of unetcli, or damaged; --run-folder names another place") from error
+        raise UnetcliError(f"{file}: not a marker of unetcli, or damaged; --run-folder names another folder") from error
 
 
 def require_format(folder: Path, mark: Mark, then: str) -> None:
-    """Raise if another version of unetcli made the folder, in another format."""
+    """Raise if the folder has the format of another version of unetcli."""
     if mark.format != FORMAT:
         raise UnetcliError(
             f"{folder}: a run folder of format {mark.format}, made by unetcli {mark.unetcli}; "
@@ -79,43 +84,56 @@ def require_format(folder: Path, mark: Mark, then: str) -> None:
 
 
 def require_claimable(folder: Path, step: str, *, overwrite: bool = False) -> None:
-    """Raise unless the folder is a run folder of ``step``, or is empty, or does not exist; changes nothing.
+    """Raise unless the folder is a run folder of ``step``, is empty, or does not exist.
 
-    With ``overwrite`` a run folder of another format is accepted as well.
+    With ``overwrite``, a run folder of another format is accepted too.
     """
-    found = read_mark(folder)
+    found = _mark_or_empty(folder)
     if found is None:
-        _require_empty(folder)
         return
     if found.step != step:
         raise UnetcliError(
-            f"{folder}: a run folder of {found.step}; {step} needs one of its own; --run-folder names another place"
+            f"{folder}: a run folder of {found.step}; {step} needs a separate one; --run-folder names another folder"
         )
     if not overwrite:
         way = "--overwrite replaces it" if step != EVALUATE else "delete it"
-        require_format(folder, found, f"{way}, or --run-folder names another place")
+        require_format(folder, found, f"{way}, or --run-folder names another folder")
 
 
-def _require_empty(folder: Path) -> None:
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise UnetcliError(f"{folder}: not a folder; --run-folder names an empty or a new one")
-    if others := _names_in(folder):
-        listed = ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")
+def _mark_or_empty(folder: Path) -> Mark | None:
+    """Read the marker; return None if the folder is empty or does not exist, and raise if it has only foreign files.
+
+    Other launchers may create or delete the folder between reading the marker and listing the folder. The files count
+    as foreign only if they are still the same, and without a marker, when both are read again.
+    """
+    names: list[str] = []
+    for _ in range(CLAIM_ATTEMPTS):
+        before, found = names, read_mark(folder)
+        names = [] if found else _names_in(folder)
+        if not names or (names == before and MARKER not in names):
+            break
+    if names:
+        rest = len(names) - MAX_LISTED
+        listed = ", ".join(names[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
         raise UnetcliError(
-            f"{folder}: holds {listed} and no {MARKER}, so this unetcli did not make it; "
-            "move it away, or --run-folder names an empty or a new folder"
+            f"{folder}: contains {listed} but no {MARKER}, so unetcli did not create it; "
+            "move it away, or use --run-folder with an empty or new folder"
         )
+    return found
 
 
 def _names_in(folder: Path) -> list[str]:
-    """Contents of a folder, but for drafts of the marker, which a killed launcher left."""
-    return sorted(path.name for path in folder.iterdir() if not is_draft(path.name, MARKER))
+    """List a folder, except drafts of the marker that killed launchers left; a missing folder has no files."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if not is_draft(path.name, MARKER))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []
+        raise UnetcliError(f"{folder}: not a folder; --run-folder names an empty or new one") from error
 
 
 def claim(folder: Path, step: str, *, overwrite: bool = False) -> None:
-    """Make a run folder of ``step``, unless it is there already; raises as :func:`require_claimable` does."""
+    """Create a run folder of ``step`` if it does not exist; raise as :func:`require_claimable` does."""
     require_claimable(folder, step, overwrite=overwrite)
     if not folder.exists():
         _make(folder, step)
@@ -123,7 +141,7 @@ def claim(folder: Path, step: str, *, overwrite: bool = False) -> None:
 
 
 def _make(folder: Path, step: str) -> None:
-    """Have the folder appear with its marker in it, as who waits for the lock of an earlier one may write there."""
+    """Create the folder together with its marker, because a process that waits for its lock may write to it at once."""
     draft = draft_of(folder)
     draft.mkdir(parents=True)
     try:
@@ -132,21 +150,23 @@ def _make(folder: Path, step: str) -> None:
         sync(folder.absolute().parent)
     except OSError as error:
         remove(draft)
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another launcher was faster
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # otherwise another launcher was faster
             raise
 
 
 def mark(folder: Path, step: str, *, overwrite: bool = False) -> None:
-    """Publish the marker if there is none; raises if another launcher was faster, for another step."""
+    """Publish the marker if there is none; raise if another launcher has claimed the folder for another step."""
     if read_mark(folder) is None:
         publish(folder / MARKER, _text(step))
     require_claimable(folder, step, overwrite=overwrite)
 
 
-def renew(folder: Path) -> None:
-    """Rewrite a marker of another format, once the contents of that format are deleted."""
+def upgrade_marker(folder: Path) -> None:
+    """Rewrite a marker of another format, after deleting the remaining files of that format."""
     found = read_mark(folder)
     if found and found.format != FORMAT:
+        for path in (*(folder / name for name in FORMER_NAMES), *drafts(folder, *FORMER_NAMES)):
+            remove_aside(path)
         with replacing(folder / MARKER) as draft:
             draft.write_text(_text(found.step))
 
@@ -156,22 +176,22 @@ def _text(step: str) -> str:
 
 
 def remove_run_folder(folder: Path, names: Collection[str]) -> None:
-    """Delete a run folder whose contents are called ``names``. The caller holds its lock.
+    """Delete a run folder whose contents have the given names. The caller holds its lock.
 
-    The folder is renamed first, so that a kill leaves nothing behind that the same command would refuse. Files of
-    others stay where they are; so does the marker then, and the lock, which the caller releases.
+    The folder is renamed first, so that a kill leaves nothing that the same command would reject. If there are foreign
+    files, they stay in place with the marker and the lock, which the caller releases.
     """
     aside = _rename_aside(folder, names)
     if aside is None:
         for name in names:
             remove(folder / name)
-    elif not _clear(aside, names):  # somebody wrote a file just before the folder was renamed
+    elif not _clear(aside, names):  # a file was added just before the folder was renamed
         with suppress(OSError):
             os.rename(aside, folder)
 
 
 def _rename_aside(folder: Path, names: Collection[str]) -> Path | None:
-    """The new place of a run folder; None if it has to stay, because of its contents or of what it is."""
+    """Rename a run folder and return its new path; None if its contents or type forbid it."""
     if not _all_ours(folder, names) or folder.is_symlink() or folder.name in ("", ".."):
         return None
     aside = draft_of(folder)
@@ -183,7 +203,7 @@ def _rename_aside(folder: Path, names: Collection[str]) -> Path | None:
 
 
 def sweep_beside(folder: Path, step: str, names: Collection[str]) -> None:
-    """Delete run folders whose creation or removal was interrupted. The caller holds the lock."""
+    """Delete drafts of run folders whose creation or removal was interrupted. The caller holds the lock."""
     for aside in drafts(folder.parent, glob.escape(folder.name)):
         with suppress(UnetcliError, OSError):
             found = read_mark(aside)
@@ -192,18 +212,21 @@ def sweep_beside(folder: Path, step: str, names: Collection[str]) -> None:
 
 
 def _clear(aside: Path, names: Collection[str]) -> bool:
-    """Delete the contents that are ours, then the marker and the folder; whether nothing of others was there.
+    """Delete unetcli's files, then the marker and the folder; return False if there are foreign files.
 
-    Another process may do the same at the same time. What one of them leaves, the next run deletes.
+    Other processes may do the same concurrently, so that files vanish at any time. What a kill leaves, the next run
+    deletes; the marker therefore stays while there are other files.
     """
     with suppress(OSError):
         for path in list(aside.iterdir()):
             if path.name != MARKER and _is_ours(path.name, names):
-                remove(path)
+                shutil.rmtree(path, ignore_errors=True)  # has no effect on a file or a link
+                path.unlink(missing_ok=True)
         if not _all_ours(aside, names):
             return False
-        (aside / MARKER).unlink(missing_ok=True)
-        aside.rmdir()
+        if [path.name for path in aside.iterdir()] in ([], [MARKER]):
+            (aside / MARKER).unlink(missing_ok=True)
+            aside.rmdir()
     return True
 
 
@@ -217,33 +240,33 @@ def _is_ours(name: str, names: Collection[str]) -> bool:
 
 
 T = TypeVar("T")
-CLAIMS = 50
-"""How often a launcher claims a run folder that others delete at the same moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareLayout:
-    """How the blocks are divided into shares, and which elements of a job array these are."""
+    """Number of shares, and the job array elements that they belong to."""
 
     count: int
     first: int = 0
     """Array index of share 0."""
     step: int = 1
-    """Between the array indices of neighbouring shares."""
+    """Difference between the array indices of consecutive shares."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Owns every path of one step of one output."""
+    """Defines every path of one step of one output."""
 
     path: Path
 
     @classmethod
     def of(cls, store: Place, step: str = "predict") -> RunFolder:
-        """Beside the store; a remote one has to have it elsewhere."""
+        """Return the default run folder beside a store; raise if the store is remote."""
         if is_remote(store):
-            raise UnetcliError(f"{store}: --run-folder FOLDER names a place on this file system for plan and receipts")
-        return cls(Path(f"{os.path.abspath(store)}.run") / step)  # noqa: PTH100 - resolves no links
+            raise UnetcliError(
+                f"{store}: a remote store needs --run-folder FOLDER, a local folder for plan and receipts"
+            )
+        return cls(Path(f"{os.path.abspath(store)}.run") / step)  # noqa: PTH100 - does not resolve links
 
     @property
     def plan_file(self) -> Path:
@@ -259,22 +282,22 @@ class RunFolder:
 
     @property
     def failures(self) -> Path:
-        """Blocks that failed or were set aside, a JSON line each; see :mod:`unetcli.engine.receipts`."""
+        """Failures of blocks, one JSON line each; see :mod:`unetcli.engine.receipts`."""
         return self.path / "failures"
 
     @property
     def workers(self) -> Path:
-        """Heartbeats."""
+        """Heartbeats of workers."""
         return self.path / "workers"
 
     @property
     def canaries(self) -> Path:
-        """One file per host whose results were compared with another's."""
+        """One file per host whose results were compared with those of another host."""
         return self.path / "canaries"
 
     @property
     def stop(self) -> Path:
-        """Exists when no worker shall begin another block; says why."""
+        """File whose presence stops workers before their next block; it contains the reason."""
         return self.path / "stop"
 
     @property
@@ -288,12 +311,12 @@ class RunFolder:
 
     @property
     def dask_jobs_file(self) -> Path:
-        """Names of worker jobs on SLURM that a Dask scheduler of the launcher has."""
+        """Names of the SLURM worker jobs of the launcher's Dask scheduler."""
         return self.path / "dask-jobs.txt"
 
     @property
     def tls(self) -> Path:
-        """The certificate of a Dask scheduler of the launcher."""
+        """Certificate of the launcher's Dask scheduler."""
         return self.path / "tls"
 
     @property
@@ -302,101 +325,98 @@ class RunFolder:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Folders that exist while a run does."""
+        """Folders that every run has."""
         return (self.receipts, self.logs, self.failures, self.workers, self.canaries)
 
     @property
     def contents(self) -> list[Path]:
-        """What the engine keeps here for any step, beside marker and locks. The plan comes first."""
+        """Files and folders of the engine, for any step, without marker and locks. The plan comes first."""
         files = (self.plan_file, self.paths_file, self.shares_file, self.stop, self.dask_jobs_file)
         return [*files, JobJournal(self.path).file, *self.folders, self.tls]
 
     def make(self) -> None:
-        """Create the folders; existing ones stay."""
+        """Create the folders that do not exist."""
         for folder in self.folders:
             folder.mkdir(exist_ok=True)
 
     def read_plan(self, kind: type[T], version: int) -> T | None:
-        """The frozen plan, or None where none was published."""
+        """Read the frozen plan; return None if there is none."""
         try:
             return from_json(kind, self.plan_file.read_text(), version, "plan")
         except FileNotFoundError:
             return None
-        except UnetcliError as error:
-            raise UnetcliError(f"{self.plan_file}: {error}; --overwrite starts anew") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnetcliError(
-                f"{self.plan_file}: no plan that can be read ({error!r}); --overwrite starts anew"
-            ) from error
+        except (UnetcliError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = error if isinstance(error, UnetcliError) else f"not a readable plan ({error!r})"
+            raise UnetcliError(f"{self.plan_file}: {why}; --overwrite starts over") from error
 
     def publish_plan(self, plan: T, version: int) -> T:
-        """Freeze the plan; returns the one that holds, which is an earlier one where another launcher was faster."""
+        """Freeze the plan; return the frozen one, which is another launcher's if that was faster."""
         publish(self.plan_file, to_json(plan, version))
         frozen = self.read_plan(type(plan), version)
         assert frozen is not None
         return frozen
 
     def replace_plan(self, plan: object, version: int) -> None:
-        """Freeze another plan. For who holds the launcher's lock, once nothing vouches for blocks of the old one."""
+        """Replace the frozen plan. The caller holds the launcher's lock and has deleted the old plan's receipts."""
         with replacing(self.plan_file) as draft:
             draft.write_text(to_json(plan, version))
 
     def read_paths(self, kind: type[T]) -> T:
-        """Where the run's data are now."""
+        """Read the current paths of the run's data."""
         return kind(**json.loads(self.paths_file.read_text()))
 
     def write_paths(self, paths: Any) -> None:
-        """Note where the data are, for workers; paths may change between two launches, the plan does not."""
+        """Store the paths of the data for workers; unlike the plan, they may change between two launches."""
         with replacing(self.paths_file) as draft:
             draft.write_text(json.dumps(asdict(paths), indent=1))
 
     def ledger(self, blocks: int) -> Ledger:
-        """What the receipts say by now."""
+        """Read the receipts of the run."""
         return Ledger(self.receipts, blocks).refresh()
 
     def clear_receipts(self, own: Iterable[Path] = ()) -> None:
-        """Drop all receipts, and with them ``own``: nothing they vouch for exists any more."""
+        """Delete all receipts and ``own``, because the results they describe no longer exist."""
         remove_aside(self.receipts)
         self.clear_failures()
         for path in own:
             remove_aside(path)
 
     def clear_failures(self) -> None:
-        """Drop what went wrong before: it is tried again."""
+        """Delete failures, heartbeats and the stop file, because failed blocks are about to be retried."""
         self.stop.unlink(missing_ok=True)
         for folder in (self.failures, self.workers):
             remove_aside(folder)
         self.make()
 
     def clear_run(self, own: Iterable[Path] = ()) -> None:
-        """Drop plan, receipts, logs and ``own``. The plan goes first: without it nothing else is ever trusted.
+        """Delete plan, receipts, logs and ``own``; the plan first, because nothing is used without it.
 
-        The marker stays: the folder is still unetcli's, wherever this is killed.
+        The marker stays, so that the folder still belongs to unetcli after a kill at any point.
         """
         self.plan_file.unlink(missing_ok=True)
         self.shares_file.unlink(missing_ok=True)
         for folder in (self.logs, self.canaries):
             remove_aside(folder)
         self.clear_receipts(own)
-        renew(self.path)
+        upgrade_marker(self.path)
 
     @contextmanager
     def launcher(
         self, step: str, own: Sequence[Path] = (), *, overwrite: bool = False, take_over: bool = False, wait: float = 0
     ) -> Iterator[None]:
-        """Claim the folder for a step, then hold the launcher's lock: one launcher per output.
+        """Claim the folder for a step and hold the launcher's lock, which allows one launcher per output.
 
         See :func:`unetcli.engine.runfolder.claim` and :func:`unetcli.core.lock.hold`. Leftovers of killed launchers are
-        deleted; ``own`` is what the step keeps in the folder beside :attr:`contents`.
+        deleted; ``own`` lists what the step keeps in the folder in addition to :attr:`contents`.
         """
         with ExitStack() as held:
-            for left in reversed(range(CLAIMS)):
+            for left in reversed(range(CLAIM_ATTEMPTS)):
                 try:
                     claim(self.path, step, overwrite=overwrite)
                     held.enter_context(hold(self.lock, take_over=take_over, wait=wait))
                     mark(self.path, step, overwrite=overwrite)
                     break
-                except FileNotFoundError:  # who held the lock was an evaluation, which has deleted the folder
+                except FileNotFoundError:  # the lock belonged to an evaluation, which has deleted the folder
                     held.close()
                     if not left:
                         raise
@@ -406,37 +426,37 @@ class RunFolder:
             yield
 
     def sweep(self, own: Sequence[Path] = ()) -> None:
-        """Delete what killed launchers left unfinished directly in the folder. The caller holds the lock.
+        """Delete unfinished files of killed launchers directly in the folder. The caller holds the lock.
 
-        Drafts with these names are of launchers, who write under the lock or cope with the loss (:func:`publish`).
+        Only launchers create drafts with these names; they hold the lock, or tolerate the loss (:func:`publish`).
         """
         names = [path.name for path in (*self.contents, *own)]
         for draft in drafts(self.path, MARKER, *LOCK_NAMES, "share-*.lock", *names):
             remove(draft)
 
     def sweep_workers(self) -> None:
-        """Delete what killed workers left unfinished; only if no worker lives."""
+        """Delete unfinished files of killed workers; only valid while no worker is running."""
         for folder in (self.workers, self.canaries, *self.logs.glob("slurm/*/outcomes")):
             for draft in drafts(folder, "*.json"):
                 remove(draft)
 
     def share_lock(self, number: int) -> Path:
-        """Held by the process that works on that share."""
+        """Return the lock that the process computing a share holds."""
         return self.path / f"share-{number}.lock"
 
     def require_no_shares(self, *, take_over: bool = False) -> None:
-        """Raise where a process with ``--share`` works on this output and is not provably gone."""
+        """Raise if a process with ``--share`` uses this output, unless it has provably ended."""
         for path in sorted(self.path.glob("share-*.lock")):
             require_free(path, take_over=take_over)
 
     def share_layout(self) -> ShareLayout | None:
-        """Into how many shares the blocks were divided, or None where nobody asked for shares yet."""
+        """Read the layout of the shares; return None if the run has none."""
         try:
-            return ShareLayout(**json.loads((self.shares_file).read_text()))
+            return ShareLayout(**json.loads(self.shares_file.read_text()))
         except FileNotFoundError:
             return None
 
     def publish_share_layout(self, layout: ShareLayout) -> ShareLayout:
-        """Freeze the number of shares; returns the one that holds."""
+        """Freeze the layout of the shares; return the frozen one."""
         publish(self.shares_file, json.dumps(asdict(layout)))
         return self.share_layout() or layout

@@ -1,4 +1,4 @@
-"""A share of the blocks for each element of a hand-written job array or workflow; the last one to end finishes."""
+"""Run one share of the blocks per element of a user's job array or workflow; the last one finishes the step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.lock import InUse, hold
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.receipts import current_failures, read_failures
-from unetcli.engine.run import Progress, Rounds, RunOptions, RunOutcome, launching, prepare, work_off
+from unetcli.engine.run import Progress, RetryLoop, RunOptions, RunOutcome, launching, prepare, run_to_completion
 from unetcli.engine.runfolder import RunFolder, ShareLayout
 from unetcli.engine.step import Step
 from unetcli.executors.contract import InProcess
@@ -23,17 +23,17 @@ from unetcli.executors.contract import InProcess
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 300.0
-"""How long a share waits for another one that sets up the run or finishes it."""
+"""Time that a share waits for another one that sets up or finishes the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareOutcome:
-    """What one share found and did."""
+    """Outcome of one share."""
 
     blocks: NDArray[np.intp]
     share: RunOutcome
     whole: RunOutcome | None
-    """How finishing ended; None where another share finishes."""
+    """Outcome of finishing the run; None if another share finishes it."""
 
 
 def run_share(
@@ -44,27 +44,27 @@ def run_share(
     report: ProgressCallback = silent,
     stopping: Callable[[], bool] = bool,
 ) -> ShareOutcome:
-    """Compute share I of N of the first stage, or the one that the array's environment names (None).
+    """Compute share I of N of the first stage; if ``share`` is None, the environment of the array element names it.
 
-    ``announce`` is called with the number of blocks found done and the share, before anything is computed.
+    ``announce`` is called with the number of blocks done before and the share, before anything is computed.
 
     Raises
     ------
     UnetcliError
-        The share is at work elsewhere, or the run was divided otherwise.
+        Another process is computing the share, or the run has another number of shares.
     """
     if share is None:
-        array_index()  # before anything is written
+        array_index()  # raises before anything is written
     with ExitStack() as held:
         with launching(step, options, wait=WAIT_SECONDS):
             prepare(step, overwrite=options.overwrite)
-            lift_stop(step.folder)
+            clear_stop(step.folder)
             number, count = resolve_share(step.folder, share)
             held.enter_context(hold(step.folder.share_lock(number), take_over=options.take_over))
         ledger, mine = step.ledger.refresh(), share_blocks(step, number, count)
         outcome = RunOutcome(found=ledger.done.copy(), done=ledger.done)
         announce(int(ledger.done[mine].sum()), (number, count))
-        outcome.failures = Rounds(
+        outcome.failures = RetryLoop(
             step=step,
             executor=InProcess(),
             progress=Progress(step, report, mine),
@@ -77,70 +77,70 @@ def run_share(
 
 
 def share_blocks(step: Step, number: int, count: int) -> NDArray[np.intp]:
-    """Share ``number`` of ``count``: consecutive blocks of the first stage, sizes differing by one at most."""
+    """Return share ``number`` of ``count``: consecutive blocks of the first stage; sizes differ by at most one."""
     blocks = len(step.stages[0].blocks)
     return np.arange(blocks * number // count, blocks * (number + 1) // count)
 
 
 def finish_if_last(step: Step, options: RunOptions, stopping: Callable[[], bool]) -> RunOutcome | None:
-    """Work off later stages and finish, if nothing is missing of the first; of several that find so, one does it."""
+    """Compute the later stages and finish once the first stage is done; only one of several shares does so."""
     if not shares_done(step):
         return None
     try:
         with launching(step, options, wait=WAIT_SECONDS):
             now = type(step).open(step.folder)  # another share may have asked for other levels
-            return work_off(step if now.plan == step.plan else now, options, silent, stopping)
-    except InUse as error:  # setting up takes no time: who holds the lock for so long is finishing
-        log.info("left to another: %s", error)
+            return run_to_completion(step if now.plan == step.plan else now, options, silent, stopping)
+    except InUse as error:  # setup is short: a share that holds the lock for so long is finishing the run
+        log.info("another share finishes the run: %s", error)
         return None
 
 
 def finish_shares(
     step: Step, options: RunOptions, report: ProgressCallback, stopping: Callable[[], bool]
 ) -> RunOutcome:
-    """Finish a run whose blocks were computed in shares; changes nothing where some are missing."""
+    """Finish a run whose blocks were computed in shares; change nothing if some are missing."""
     with launching(step, options, wait=WAIT_SECONDS):
         if shares_done(step):
             prepare(step)
-            return work_off(step, options, report, stopping)
+            return run_to_completion(step, options, report, stopping)
         ledger = step.ledger
         failures = current_failures(step.folder.failures, ledger)
         return RunOutcome(found=ledger.done.copy(), done=ledger.done, set_aside=failures)
 
 
 def shares_done(step: Step) -> bool:
-    """Whether every block of the first stage has its receipt."""
+    """Return whether every block of the first stage has a receipt."""
     first = step.stages[0].blocks
     return bool(step.ledger.refresh().done[first.start : first.stop].all())
 
 
-def lift_stop(folder: RunFolder) -> None:
-    """Have a stop of earlier shares forgotten: by the first one after them, but not by others of the same array."""
+def clear_stop(folder: RunFolder) -> None:
+    """Clear the stop file of earlier shares, unless shares of the same array wrote it."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if not folder.stop.exists() or any(
         failure.job.split("_")[0] == array for failure in read_failures(folder.failures)
     ):
         return
-    with suppress(UnetcliError):  # others are at work: they are to see it
+    with suppress(UnetcliError):  # other shares are running and have to see the stop file
         folder.require_no_shares()
         folder.clear_failures()
 
 
 def resolve_share(folder: RunFolder, share: tuple[int, int] | None) -> tuple[int, int]:
-    """Number and count of a share; the count is frozen by the first one that asks."""
+    """Return number and count of a share; the first share freezes the count."""
     if share is None:
         return share_of_array(folder)
     frozen = folder.publish_share_layout(ShareLayout(count=share[1]))
     if frozen.count != share[1]:
         raise UnetcliError(
             f"--share {share[0]}/{share[1]}: this run was divided into {frozen.count} shares; "
-            f"--share I/{frozen.count} fits, --overwrite starts anew"
+            f"--share I/{frozen.count} fits, --overwrite starts over"
         )
     return share
 
 
 def share_of_array(folder: RunFolder) -> tuple[int, int]:
-    """The share that this element of a SLURM array stands for; a later array may name just some of the elements."""
+    """Return the share of this SLURM array element; a later array may consist of some of the elements only."""
     index = array_index()
     frozen = folder.share_layout() or folder.publish_share_layout(layout_of_array())
     number, rest = divmod(index - frozen.first, frozen.step)
@@ -154,23 +154,27 @@ def share_of_array(folder: RunFolder) -> tuple[int, int]:
 
 
 def array_index() -> int:
-    """Number of this element of a SLURM array."""
+    """Return the index of this SLURM array element."""
     index = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     if not index.isdecimal():
-        raise UnetcliError("--share auto: no SLURM array element here ($SLURM_ARRAY_TASK_ID); --share I/N names one")
+        raise UnetcliError(
+            "--share auto: $SLURM_ARRAY_TASK_ID is not set; --share I/N names the share outside of a SLURM array"
+        )
     return int(index)
 
 
 def layout_of_array() -> ShareLayout:
-    """One share for each element of this job array."""
+    """Return a layout with one share per element of this job array."""
     names = ("MIN", "MAX", "STEP", "COUNT")
     try:
         first, last, step, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
     except (KeyError, ValueError):
-        raise UnetcliError("--share auto: the array's size is not in the environment; --share I/N says it") from None
+        raise UnetcliError(
+            "--share auto: the size of the array is not in the environment; --share I/N sets it"
+        ) from None
     if (last - first) // step + 1 != count:
         raise UnetcliError(
-            f"--share auto: an array of {count} elements between {first} and {last} is not whole, and nothing says how "
-            f"many shares there are; run the whole array first, or --share $SLURM_ARRAY_TASK_ID/N"
+            f"--share auto: an array of {count} elements between {first} and {last} is incomplete, and the number of "
+            f"shares is unknown; run the whole array first, or use --share $SLURM_ARRAY_TASK_ID/N"
         )
     return ShareLayout(count=count, first=first, step=step)

@@ -1,4 +1,4 @@
-"""How far a run is, who works on it and what went wrong: from the files of its run folder alone."""
+"""Progress, workers and failures of a run, read from the files of its run folder alone."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from unetcli.engine.receipts import DONE, BlockFailure, Ledger, Receipt, current
 from unetcli.engine.step import Step
 from unetcli.engine.workers import PATIENCE_SECONDS, Beat, Failure, Scheduler, Workers
 from unetcli.executors.slurm.watch import JobStates
-from unetcli.planning.plan import pending, within
+from unetcli.planning.plan import in_range, pending
 
 STATES = ("done", "running", "failed", "missing")
-"""Every block is in one of these."""
+"""States of blocks; every block is in exactly one."""
 TAIL_BYTES, FILES_PER_HOST = 4096, 2
-"""Read to time a host: the last 30 blocks or so of its newest receipts files, however long the run."""
+"""Bytes per file, and newest receipts files, read to time a host: about its last 30 blocks."""
 SLOWEST = 5
-"""Hosts told of."""
+"""Number of slowest hosts that are listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostPace:
-    """What one host did, and how long it took lately."""
+class HostTiming:
+    """Number of blocks that one host computed, and its recent time per block."""
 
     host: str
     blocks: int
-    """Done in all."""
+    """Blocks computed in total."""
     seconds_per_block: float
-    """Mean over its last blocks, all stages together; they overlap, so that blocks may come faster."""
+    """Mean sum of read, forward and write time of its last blocks; these overlap, so blocks may finish faster."""
     read_seconds: float
     forward_seconds: float
     write_seconds: float
@@ -44,7 +44,7 @@ class HostPace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStatus:
-    """How far one stage is. What runs, runs in the first stage that has anything to do."""
+    """Progress of one stage. Running blocks belong to the first incomplete stage."""
 
     name: str
     blocks: int
@@ -56,79 +56,79 @@ class StageStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A look at a run. Every block is one of done, running, failed and missing."""
+    """State of a run. Every block is done, running, failed or missing."""
 
     blocks: int
     done: int
     running: int
-    """In the hands of workers that live."""
+    """Blocks assigned to workers that are alive."""
     failed: int
-    """Tried without success; the same command tries them again."""
+    """Blocks that failed; the same command retries them."""
     missing: int
-    """Nobody works on these yet, or any more."""
+    """Blocks that no worker is computing."""
     voxels_per_second: float
-    """Of all living workers together, each since it began."""
+    """Total rate of all workers that are alive, each since its start."""
     seconds_left: float | None
-    """For all that is not done; None: nobody works."""
+    """Estimated time until all blocks are done; None if no worker is running."""
     failures: list[Failure]
-    """What keeps blocks missing; none once all are done."""
+    """Failures of blocks and workers; empty once all blocks are done."""
     output: str
     complete: bool
-    """By the output's own word."""
+    """Whether the output is marked complete."""
     workers: int
-    """Those that live."""
+    """Workers that are alive."""
     silent: int
-    """Workers of other hosts that gave no sign of life."""
+    """Workers on other hosts that sent no heartbeat."""
     hosts: int
-    """With living workers."""
+    """Hosts with workers that are alive."""
     queued: int
-    """Jobs that wait in SLURM's queue."""
+    """Jobs waiting in SLURM's queue."""
     queued_for: str
-    """What most of them wait for, in SLURM's words."""
+    """Most frequent reason for waiting, as SLURM reports it."""
     voxels_done: int
     voxels: int
     stopped: str | None
-    """Why no worker begins another block."""
-    slowest_hosts: list[HostPace]
+    """Reason why workers start no further blocks; None if they do."""
+    slowest_hosts: list[HostTiming]
     median_seconds_per_block: float | None
-    """Of the hosts."""
+    """Median over the hosts."""
     step: str
-    """predict, instances (or what labels are called), evaluate."""
+    """Name of the step: predict, evaluate, or the name of the labels."""
     command: str
-    """That goes on with it."""
+    """Command that continues the run."""
     stages: list[StageStatus]
-    """One after the other."""
+    """The stages in order."""
     gone: bool
     """Whether the output was deleted."""
     levels_missing: int
-    """Blocks of coarser levels that a prediction waits for whose own blocks are all done."""
+    """Missing blocks of coarser levels, once all other blocks of a prediction are done."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Watcher:
-    """Looks at one run, as often as asked; receipts that a look has read are not read again."""
+    """Follows one run; each receipt is read only once."""
 
     def __init__(self, step: Step, scheduler: Scheduler | None = None, patience: float = PATIENCE_SECONDS) -> None:
         self.step, self.folder = step, step.folder
         self.workers = Workers(step.folder, scheduler or JobStates(), patience)
         self.ledger = Ledger(step.folder.receipts, step.blocks)
 
-    def look(self, wait: bool = True) -> Status:
-        """The state of the run.
+    def status(self, wait: bool = True) -> Status:
+        """Return the state of the run.
 
-        Where only the counters of workers tell whether they live, waits for each to change, as long as patience lasts:
-        no clock but the reader's is asked. Without ``wait``, it takes later looks to know.
+        If only heartbeats show whether workers are alive, wait for each to change, at most ``patience`` seconds; only
+        the reader's clock is used. Without ``wait``, later calls find out.
         """
         workers = self.workers
-        self.step.look_again()
-        workers.look()
+        self.step.clear_cache()
+        workers.update()
         if wait:
-            workers.await_signs()
-        complete, living = self._read_receipts(), workers.living
+            workers.wait_for_heartbeats()
+        complete, alive = self._read_receipts(), workers.alive
         failures = current_failures(self.folder.failures, self.ledger)
-        stages = self._stages(sum(beat.in_hand for beat in living), failures)
+        stages = self._stages(sum(beat.blocks_left for beat in alive), failures)
         return Status(
             failures=[]
             if self.ledger.complete
@@ -142,25 +142,25 @@ class Watcher:
             complete=complete,
             gone=not complete and self.step.is_gone(self.ledger.done),
             levels_missing=self._levels_missing(),
-            workers=len(living),
-            silent=workers.undecided,
-            hosts=len({beat.holder.host for beat in living}),
+            workers=len(alive),
+            silent=workers.unknown,
+            hosts=len({beat.holder.host for beat in alive}),
             stopped=_first_line(self.folder.stop),
             stages=stages,
             blocks=self.step.blocks,
             **{state: sum(getattr(stage, state) for stage in stages) for state in STATES},
             **workers.queue,
-            **self._pace(living),
+            **self._rate(alive),
             **self._hosts(),
         )
 
     def _levels_missing(self) -> int:
-        """Blocks of coarser levels that are missing, once all other blocks are done."""
+        """Return the number of missing blocks of coarser levels; 0 while other blocks are missing."""
         first, done = self.step.levels_from, self.ledger.done
         return 0 if first is None or not done[:first].all() else int((~done[first:]).sum())
 
     def _read_receipts(self) -> bool:
-        """Take in new receipts; whether nothing is left to do."""
+        """Read new receipts; return whether the run is complete."""
         try:
             self.ledger.refresh()
         except FileNotFoundError:
@@ -169,21 +169,21 @@ class Watcher:
         if self.folder.plan_file.exists():
             return self.ledger.complete and self.step.is_complete()
         if not self.step.is_complete():
-            raise UnetcliError(f"{self.step.output}: its run folder {self.folder.path} is gone")
-        self.ledger.done[:] = True  # an evaluation deletes its folder once it has told the scores
+            raise UnetcliError(f"{self.step.output}: its run folder {self.folder.path} was deleted")
+        self.ledger.done[:] = True  # an evaluation deletes its run folder after reporting the scores
         return True
 
-    def _stages(self, in_hand: int, failures: Sequence[BlockFailure]) -> list[StageStatus]:
+    def _stages(self, blocks_left: int, failures: Sequence[BlockFailure]) -> list[StageStatus]:
         missing = self.ledger.missing
         failed = np.array([failure.block for failure in failures], np.intp)
-        now = np.setdiff1d(pending(self.step.stages, missing), failed)[:in_hand]
+        now = np.setdiff1d(pending(self.step.stages, missing), failed)[:blocks_left]
         return [
             StageStatus(name=stage.name, blocks=len(stage.blocks), **_counts(stage.blocks, missing, now, failed))
             for stage in self.step.stages
         ]
 
-    def _pace(self, living: Sequence[Beat]) -> dict[str, Any]:
-        rate = float(sum(beat.voxels_per_second for beat in living))
+    def _rate(self, alive: Sequence[Beat]) -> dict[str, Any]:
+        rate = float(sum(beat.voxels_per_second for beat in alive))
         total, done = self.step.size, self.step.voxels(self.ledger.done)
         left = (total - done) / rate if rate else None
         return {
@@ -198,16 +198,16 @@ class Watcher:
             return {"slowest_hosts": [], "median_seconds_per_block": None}
         hosts = self.ledger.hosts
         blocks = np.bincount(self.ledger.host[self.ledger.done & (self.ledger.host >= 0)], minlength=len(hosts))
-        paces = host_paces(self.folder.receipts, dict(zip(hosts, blocks.tolist(), strict=True)))
-        middle = statistics.median(pace.seconds_per_block for pace in paces) if paces else None
-        return {"slowest_hosts": paces[:SLOWEST], "median_seconds_per_block": middle}
+        timings = host_timings(self.folder.receipts, dict(zip(hosts, blocks.tolist(), strict=True)))
+        median = statistics.median(timing.seconds_per_block for timing in timings) if timings else None
+        return {"slowest_hosts": timings[:SLOWEST], "median_seconds_per_block": median}
 
 
 def _counts(
     blocks: range, missing: NDArray[np.intp], now: NDArray[np.intp], failed: NDArray[np.intp]
 ) -> dict[str, int]:
-    """How many blocks of a range are in each state; all three arrays rise."""
-    rest, running, bad = (len(within(numbers, blocks)) for numbers in (missing, now, failed))
+    """Count the blocks of a range in each state; the three arrays are in ascending order."""
+    rest, running, bad = (len(in_range(numbers, blocks)) for numbers in (missing, now, failed))
     return {"done": len(blocks) - rest, "running": running, "failed": bad, "missing": rest - running - bad}
 
 
@@ -218,18 +218,18 @@ def _first_line(path: Path) -> str | None:
         return None
 
 
-def host_paces(receipts: Path, blocks: Mapping[str, int]) -> list[HostPace]:
-    """How long each host took for its last blocks, the slowest first; ``blocks``: how many it did in all."""
+def host_timings(receipts: Path, blocks: Mapping[str, int]) -> list[HostTiming]:
+    """Time the last blocks of each host, slowest host first; ``blocks`` holds the total number of blocks per host."""
     last: dict[str, list[Receipt]] = {}
     for receipt in recent_receipts(receipts):
-        if receipt.state == DONE and receipt.tile:  # a block that was skipped says nothing
+        if receipt.state == DONE and receipt.tile:  # skipped blocks would distort the mean
             last.setdefault(receipt.host, []).append(receipt)
-    paces = [_pace_of(host, found, blocks.get(host, 0)) for host, found in last.items()]
-    return sorted(paces, key=lambda pace: -pace.seconds_per_block)
+    timings = [_timing_of(host, found, blocks.get(host, 0)) for host, found in last.items()]
+    return sorted(timings, key=lambda timing: -timing.seconds_per_block)
 
 
 def recent_receipts(folder: Path) -> Iterator[Receipt]:
-    """The last few of each host."""
+    """Yield the most recent receipts of each host."""
     newest: dict[str, list[tuple[float, str]]] = {}
     with os.scandir(folder) as entries:
         for entry in (entry for entry in entries if entry.name.endswith(".txt")):
@@ -242,10 +242,10 @@ def recent_receipts(folder: Path) -> Iterator[Receipt]:
         with open(path, "rb") as file:  # noqa: PTH123 - a path for each of many files is slow
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read(TAIL_BYTES).decode(errors="replace").splitlines()
-        yield from filter(None, map(Receipt.from_line, lines))  # the first may be cut: no receipt
+        yield from filter(None, map(Receipt.from_line, lines))  # the first line may be cut off
 
 
-def _pace_of(host: str, receipts: Sequence[Receipt], blocks: int) -> HostPace:
+def _timing_of(host: str, receipts: Sequence[Receipt], blocks: int) -> HostTiming:
     names = ("read_seconds", "forward_seconds", "write_seconds")
     means = {name: round(statistics.fmean(getattr(receipt, name) for receipt in receipts), 3) for name in names}
-    return HostPace(host=host, blocks=blocks, seconds_per_block=round(sum(means.values()), 3), **means)
+    return HostTiming(host=host, blocks=blocks, seconds_per_block=round(sum(means.values()), 3), **means)

@@ -1,6 +1,6 @@
-"""What the engine asks of a step: block-wise work on stores, frozen in a run folder.
+"""The interface between the engine and a step, which processes stores block by block by a frozen plan.
 
-The engine knows nothing of probabilities, labels or scores; a step knows nothing of receipts, locks or SLURM.
+The engine does not depend on probabilities, labels or scores; a step does not depend on receipts, locks or SLURM.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.planning.plan import Stage, pending, stage_of
 
 CPU = "cpu"
+TRANSPORTS = ("aiohttp", "botocore")
+"""Packages whose errors come from the connection to a remote store, such as a status 503, not from the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockResult:
-    """What computing one block gave: the checksum of what is stored now, or an error."""
+    """Result of computing one block: the checksum of the stored data, or an error."""
 
     number: int
     checksum: str = ""
     """128 bits, hexadecimal."""
     files: Sequence[Path] = ()
-    """Written files, which have to reach the disk before the receipt; none for remote outputs."""
+    """Files to be synced to disk before the receipt is written; empty for remote outputs."""
     voxels: int = 0
     error: Exception | None = None
     device: str = CPU
     tile: int = 0
-    """Side of the tile used; 0 where no network ran."""
+    """Side of the tile used, in voxels; 0 if no network ran."""
     read_seconds: float = 0.0
     forward_seconds: float = 0.0
     write_seconds: float = 0.0
 
 
 class DamagedResult(UnreadableBlock):
-    """The stored result of another block, which this one needs, is damaged: that block has to be computed again."""
+    """The stored result of another block, which this one needs, is damaged and has to be recomputed."""
 
     def __init__(self, block: int, message: str) -> None:
         super().__init__(message)
@@ -55,7 +57,7 @@ class DamagedResult(UnreadableBlock):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Part of the input that is not what it was when the run was planned."""
+    """A part of the input that has changed since the run was planned."""
 
     source: str
     """``volume``, ``model``, ``prediction`` ..."""
@@ -65,240 +67,240 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one SLURM job needs by estimate, where the user says nothing."""
+    """Estimated needs of one SLURM job, used where the user sets none."""
 
     host_bytes: int
     blocks: int
-    """Blocks that a job is worth being started for."""
+    """Blocks per job, enough to make starting the job worthwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPaths:
-    """Where inputs and output of a step lie now. Subclasses add fields of text; those named ``device`` are no paths."""
+    """Current paths or URLs of the inputs and the output. Subclasses add ``str`` fields; ``device`` is not a path."""
 
     def absolute(self) -> Self:
-        """The same for other processes, which may run in other folders."""
+        """Return absolute paths, for processes that run in other folders."""
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "device"}
         return replace(self, **{name: absolute(path) for name, path in given.items() if isinstance(path, str)})
 
 
 class Step(ABC):
-    """One kind of block-wise work. Subclasses are dataclasses with at least these fields, opened from a run folder."""
+    """One kind of block-wise work. Subclasses are dataclasses with at least the fields below."""
 
     FORMAT: typing.ClassVar[int] = 1
-    """Version of the plan's JSON."""
+    """Version of the plan's JSON format."""
 
     folder: RunFolder
     plan: Any
-    """A frozen dataclass of integers and settings, from which every block follows."""
+    """A frozen dataclass of integers and settings that determines every block."""
     paths: Any
     """A :class:`StepPaths`."""
 
-    # ---- what it is
+    # ---- identity and plan
 
     command: typing.ClassVar[str]
-    """The command that continues it."""
+    """The command that runs or continues the step."""
 
     @property
     @abstractmethod
     def output(self) -> Place:
-        """What is made, or scored."""
+        """The store that is written or, in an evaluation, scored."""
 
     @property
     def name(self) -> str:
-        """Name of the step among those of a store."""
+        """Name that distinguishes the step from others of the same store."""
         return self.command
 
     @property
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
-        """Worked off one after the other; blocks are numbered through all of them."""
+        """The stages in order; block numbers continue from one to the next."""
 
     @abstractmethod
     def place(self, number: int) -> str:
-        """Where a block lies, for people."""
+        """Return a description of a block's location, for messages."""
 
     @abstractmethod
     def voxels(self, blocks: NDArray[np.bool_]) -> int:
-        """Voxels of the blocks that a mask over all of them picks."""
+        """Return the number of voxels in the blocks that a mask over all blocks selects."""
 
     # ---- in a worker
 
     @abstractmethod
     def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
-        """Compute and store blocks of one stage; may be repeated. Ends early once ``stopping()`` is true."""
+        """Compute and store blocks of one stage. Repeatable; ends early once ``stopping()`` returns True."""
 
     # ---- reading back
 
     @abstractmethod
     def read_back(self, number: int) -> str:
-        """Checksum of what is stored of a block; raises where that is damaged."""
+        """Return the checksum of the stored block; raise if the data are damaged."""
 
     @property
     @abstractmethod
     def block_bytes(self) -> int:
-        """Size of the largest block in memory, about."""
+        """Approximate memory of the largest block, in bytes."""
 
     # ---- in a launcher
 
     @abstractmethod
     def is_made(self) -> bool:
-        """Whether the output exists."""
+        """Return whether the output exists."""
 
     @abstractmethod
     def create(self) -> None:
-        """Make the output, empty, where it is missing."""
+        """Create the empty output if it does not exist."""
 
     @abstractmethod
     def finish(self) -> Any:
-        """All blocks are there: mark the output complete. May be repeated.
+        """Mark the output complete once all blocks are done. Repeatable.
 
         Raises
         ------
         DamagedResult
-            A block turned out to be damaged: it is computed again.
+            A block is damaged; the engine computes it again.
         """
 
     @abstractmethod
     def is_complete(self) -> bool:
-        """Whether nothing is left to do once every block is done."""
+        """Return whether the step has finished, given that every block is done."""
 
-    # ---- where a step differs from most
+    # ---- hooks with a default
 
     @property
     def own_files(self) -> tuple[Path, ...]:
-        """Files and folders that the step keeps in the run folder, beside the engine's."""
+        """Files and folders that the step keeps in the run folder, in addition to the engine's."""
         return ()
 
     @property
     def writes_from(self) -> int:
-        """First block that writes to the output; what earlier blocks make lies in the run folder."""
+        """First block that writes to the output; earlier blocks write to the run folder."""
         return 0
 
     @property
     def levels_from(self) -> int | None:
-        """First block of coarser levels that may be missing from an output which is otherwise complete."""
+        """First block of the coarser levels, which an otherwise complete output may lack."""
         return None
 
     @property
     def every_gpu(self) -> bool:
-        """Whether each GPU of this machine gets a worker of its own."""
+        """Whether to start one worker per GPU of this machine."""
         return False
 
     def data(self, stage: Stage) -> Place:
-        """Folder or URL below which the blocks of a stage write."""
+        """Return the folder or URL that the blocks of a stage write to."""
         return self.output
 
     def differences(self, frozen: Any) -> list[str]:
-        """In which settings this plan differs from the frozen one, a phrase each."""
+        """Describe each setting in which this plan differs from the frozen one."""
         return []
 
     def continue_from(self, frozen: Any) -> None:
-        """Take up the plan that was frozen by an earlier launch; raises where its settings are others.
+        """Adopt the plan that an earlier launch froze; raise if its settings differ.
 
         The caller holds the launcher's lock.
         """
-        require_continued(self, frozen, "--overwrite starts anew")
+        require_continued(self, frozen, "--overwrite starts over")
 
     def announce(self, found: int) -> None:
-        """Log what is about to be computed; ``found`` blocks are done already."""
+        """Log the work ahead; ``found`` blocks are done already."""
 
     def prepare_stage(self, stage: Stage) -> None:
-        """Make what the blocks of a stage write to."""
+        """Create whatever the blocks of a stage write to."""
 
-    def look_again(self) -> None:
-        """Forget what was read of the output: others may have changed it."""
+    def clear_cache(self) -> None:
+        """Discard cached metadata of the output, which other processes may have changed."""
 
     def discard(self) -> None:
-        """Delete the output, to begin anew."""
+        """Delete the output, so that it can be created again."""
 
     def sweep(self) -> None:
-        """Delete what killed workers left unfinished. No worker lives."""
+        """Delete unfinished files of killed workers. Called only when no worker is running."""
 
     def kept(self, ledger: Ledger) -> NDArray[np.bool_]:
-        """Mask of blocks whose result must still exist."""
+        """Return a mask of the blocks whose results must still exist."""
         return np.ones(len(ledger.done), np.bool_)
 
     def reopen(self) -> None:
-        """Say in the output that it is not complete: blocks are about to be computed again."""
+        """Mark the output incomplete, because blocks are about to be recomputed."""
 
     def restore(self, damaged: Iterable[int], ledger: Ledger, stopping: Callable[[], bool]) -> bool:
-        """Make again what a repair of damaged blocks needs and was deleted by design; False if it was stopped."""
+        """Recreate intermediate results, deleted by design, that a repair needs; return False if stopped."""
         return True
 
-    def also_void(self, damaged: Sequence[int]) -> Iterable[int]:
-        """Blocks to be computed again when others are: these, and those made of them."""
+    def with_dependents(self, damaged: Sequence[int]) -> Iterable[int]:
+        """Return the damaged blocks and all blocks computed from them, which have to be recomputed too."""
         return damaged
 
     def input_changes(self) -> list[Change]:
-        """What differs between the input now and when it was planned."""
+        """Return the changes of the input since the run was planned."""
         return []
 
     def resources(self, asked: Any) -> Resources:
-        """Estimate of what SLURM jobs need; ``asked`` is what the user asks for."""
+        """Estimate the needs of SLURM jobs; ``asked`` holds the user's own settings."""
         return Resources(host_bytes=2**30, blocks=max(1, self.blocks // 100))
 
     def require_ready(self) -> None:
-        """Raise where the input is not ready to be repaired from."""
+        """Raise if the input cannot be used for a repair."""
 
     def require_readable(self) -> None:
-        """Raise where there is no output that can be read back."""
+        """Raise if there is no output to be read back."""
 
-    begins_anew: typing.ClassVar[bool] = False
-    """Whether a frozen plan that cannot be read is dropped with all that was made by it."""
+    replaces_unreadable_plan: typing.ClassVar[bool] = False
+    """Whether to discard an unreadable frozen plan together with the results computed from it."""
     repairable: typing.ClassVar[bool] = True
-    """Whether verify --repair computes damaged blocks again. If not, missing blocks are no damage either."""
+    """Whether ``verify --repair`` recomputes damaged blocks. If not, missing blocks do not count as damage."""
 
     @property
-    def way_out(self) -> str:
-        """What the user can do about an input that has changed."""
-        return f"{self.command} --overwrite starts anew"
+    def remedy(self) -> str:
+        """Advice for the user when the input has changed."""
+        return f"{self.command} --overwrite starts over"
 
-    def look_closer(self, request: Any) -> dict[str, Any]:
-        """Other findings of verify, as fields of :class:`unetcli.engine.verify.Verification`."""
+    def extra_checks(self, request: Any) -> dict[str, Any]:
+        """Run further checks of verify; return fields of :class:`unetcli.engine.verify.Verification`."""
         return {}
 
     def moved(self, output: Place, device: str | None = None) -> Self:
-        """The step where its output lies now, to be continued on that device."""
+        """Return the step with the current place of its output, and with another device if one is given."""
         return self
 
-    # ---- the same for all
+    # ---- provided by the engine
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of all stages."""
+        """Number of blocks in all stages."""
         return self.stages[-1].blocks.stop
 
     def pending(self) -> NDArray[np.intp]:
-        """Blocks that can be worked off now: the missing ones of the first stage that has some."""
+        """Return the blocks that can be computed now: the missing blocks of the first incomplete stage."""
         return pending(self.stages, self.ledger.refresh().missing)
 
     def stage_of(self, number: int) -> Stage:
-        """The stage of a block."""
+        """Return the stage that a block belongs to."""
         return stage_of(self.stages, number)
 
     @property
     def size(self) -> int:
-        """Voxels of all blocks."""
+        """Number of voxels in all blocks."""
         return self.voxels(np.ones(self.blocks, np.bool_))
 
     def is_gone(self, done: NDArray[np.bool_]) -> bool:
-        """Whether the output was deleted, by the blocks that are done."""
+        """Return whether the output was deleted although blocks in ``done`` had been written to it."""
         return bool(done[self.writes_from :].any()) and not self.is_made()
 
     @functools.cached_property
     def ledger(self) -> Ledger:
-        """The receipts; to be refreshed before they are believed."""
+        """The receipts of the run; call ``refresh`` before relying on them."""
         return Ledger(self.folder.receipts, self.blocks)
 
     @classmethod
     def open(cls, folder: RunFolder) -> Self:
-        """The step as its run folder has it.
+        """Open the step that a run folder describes.
 
         Raises
         ------
         FileNotFoundError
-            No plan was frozen there yet.
+            The folder has no frozen plan yet.
         """
         types = typing.get_type_hints(cls)
         plan = folder.read_plan(types["plan"], cls.FORMAT)
@@ -307,8 +309,8 @@ class Step(ABC):
         return cls(folder=folder, plan=plan, paths=folder.read_paths(types["paths"]))  # type: ignore[call-arg]
 
 
-def attempt(number: int, make: Callable[[], BlockResult]) -> BlockResult:
-    """The result of making a block, or its error. Raises where writing would fail for every other block too."""
+def try_block(number: int, make: Callable[[], BlockResult]) -> BlockResult:
+    """Call ``make`` for a block; return its result or error. Raise if writing would fail for every block."""
     started = time.perf_counter()
     try:
         made = make()
@@ -320,21 +322,25 @@ def attempt(number: int, make: Callable[[], BlockResult]) -> BlockResult:
 
 
 def is_unusable(error: Exception) -> bool:
-    """Whether the input itself is at fault, and not the way to it: trying again would not help."""
+    """Return whether the input itself is unusable, so that a retry would not help."""
     cause = error.__cause__
-    unreachable = isinstance(cause, OSError) and cause.errno is not None
+    unreachable = (
+        (isinstance(cause, OSError) and cause.errno is not None)  # codecs raise OSError without a number
+        or isinstance(cause, TimeoutError)
+        or type(cause).__module__.partition(".")[0] in TRANSPORTS
+    )
     return isinstance(error, DamagedResult) or (isinstance(error, UnreadableBlock) and not unreachable)
 
 
 def require_continued(step: Step, frozen: Any | None, way: str) -> None:
-    """Refuse to continue an output with other settings than it was begun with.
+    """Raise unless an output can be continued: its plan exists and was made with the same settings.
 
-    ``way`` says what else the user can do.
+    ``way`` is the advice at the end of the message.
     """
     if frozen is None:
         if step.is_made():
-            raise UnetcliError(
-                f"{step.output}: exists, but {step.folder.plan_file}, which says how it was made, is gone; {way}"
-            )
+            raise UnetcliError(f"{step.output}: exists, but its plan {step.folder.plan_file} is missing; {way}")
     elif found := step.differences(frozen):
-        raise UnetcliError(f"{step.output}: begun with other settings: {'; '.join(found)}; use those again, {way}")
+        raise UnetcliError(
+            f"{step.output}: begun with other settings: {'; '.join(found)}; use the same settings; {way}"
+        )

@@ -1,8 +1,7 @@
-"""Whether what a run made is what was computed: every block read back, compared with its receipt, and repaired."""
+"""Verify an output: read every block back, compare it with its receipt, and repair it if asked."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -10,27 +9,28 @@ from typing import Any
 import numpy as np
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.process import usable_cores
 from unetcli.core.streams import ProgressCallback, ordered_map, silent
 from unetcli.engine.clusters import require_no_live_jobs
 from unetcli.engine.receipts import Ledger
-from unetcli.engine.run import RunOptions, launching, prepare, work_off
+from unetcli.engine.run import RunOptions, launching, prepare, run_to_completion
 from unetcli.engine.step import Change, Step
 from unetcli.engine.worker import void
 from unetcli.executors.options import VerifyRequest
 
 Drain = Callable[[], Callable[[], bool]]
-"""From now on a signal asks for an orderly end; the function returned says whether it came."""
+"""Makes signals request an orderly stop from now on; the returned function reports whether one arrived."""
 
 READ_BYTES = 2**30
-"""About the most that is held of blocks that are being read back."""
+"""Approximate limit on the memory of blocks being read back."""
 COPIES = 3
-"""Copies of a block while it is decoded, put in order and summed up."""
-MISSING, OTHER = "no receipt", "other content than its receipt says"
+"""Copies of a block in memory while it is decoded, reordered and checksummed."""
+MISSING, OTHER = "no receipt", "content differs from its receipt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """A block that is not what was computed."""
+    """A block whose stored data are missing or differ from what was computed."""
 
     block: int
     place: str
@@ -39,7 +39,7 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """How many blocks were read back, and what is wrong with which."""
+    """Number of blocks read back, and descriptions of damage by block number."""
 
     checked: int = 0
     damaged: dict[int, str] = field(default_factory=dict)
@@ -47,88 +47,88 @@ class Findings:
 
 
 def find_damage(step: Step, ledger: Ledger, report: ProgressCallback = silent) -> Findings:
-    """Read every block back; a block that is made anew meanwhile is looked at once more."""
+    """Read every block back; a block that is recomputed in the meantime is checked once more."""
     attempts, there = ledger.attempts.copy(), np.flatnonzero(ledger.done & step.kept(ledger))
-    damaged = dict(damage_of(step, ledger, there, report))
+    damaged = dict(find_damaged(step, ledger, there, report))
     ledger.refresh()
-    remade = [number for number in damaged if ledger.attempts[number] != attempts[number]]
-    for number in remade:
+    recomputed = [number for number in damaged if ledger.attempts[number] != attempts[number]]
+    for number in recomputed:
         del damaged[number]
-    damaged |= damage_of(step, ledger, [number for number in remade if ledger.done[number]])
+    damaged |= find_damaged(step, ledger, [number for number in recomputed if ledger.done[number]])
     damaged |= {int(number): MISSING for number in ledger.missing}
     return Findings(checked=len(there), damaged=damaged)
 
 
-def damage_of(
+def find_damaged(
     step: Step, ledger: Ledger, blocks: Iterable[int], report: ProgressCallback = silent
 ) -> Iterator[tuple[int, str]]:
-    """Blocks that are not what their receipts say, and how; several are read at a time."""
-    numbers, readers = [int(number) for number in blocks], reading_at_once(step.block_bytes)
-    read = ordered_map(lambda number: damage(step, ledger, number), numbers, readers)
+    """Yield the damaged blocks, each with a description; several blocks are read at a time."""
+    numbers, readers = [int(number) for number in blocks], reader_count(step.block_bytes)
+    read = ordered_map(lambda number: check_block(step, ledger, number), numbers, readers)
     for done, (number, future) in enumerate(read, 1):
         if (what := future.result()) is not None:
             yield number, what
         report(done, len(numbers))
 
 
-def reading_at_once(block_bytes: int) -> int:
-    """Threads that read: one per core, fewer where blocks are large."""
-    return max(1, min(len(os.sched_getaffinity(0)), READ_BYTES // (COPIES * max(block_bytes, 1))))
+def reader_count(block_bytes: int) -> int:
+    """Return the number of reading threads: one per core, fewer if blocks are large."""
+    return max(1, min(usable_cores(), READ_BYTES // (COPIES * max(block_bytes, 1))))
 
 
-def damage(step: Step, ledger: Ledger, number: int) -> str | None:
-    """What is wrong with a block; None: nothing."""
+def check_block(step: Step, ledger: Ledger, number: int) -> str | None:
+    """Describe the damage of a block; None if there is none."""
     try:
         found = step.read_back(number)
     except MemoryError:
         raise
-    except Exception as error:  # codecs raise what they like
+    except Exception as error:  # codecs raise errors of any class
         return f"unreadable ({' '.join(str(error).split()) or type(error).__name__})"
     return None if found == ledger.checksum(number) else OTHER
 
 
-def look_again(step: Step, ledger: Ledger, before: Findings) -> Findings:
-    """What is still damaged of what was, and what is not."""
+def recheck(step: Step, ledger: Ledger, before: Findings) -> Findings:
+    """Check the damaged blocks again and divide them into damaged and repaired ones."""
     again = [number for number in before.damaged if ledger.done[number] and step.kept(ledger)[number]]
-    still = dict(damage_of(step, ledger, again)) | {int(number): MISSING for number in ledger.missing}
-    mended = {number: what for number, what in before.damaged.items() if number not in still}
-    return Findings(checked=before.checked, damaged=still, repaired=mended)
+    still = dict(find_damaged(step, ledger, again)) | {int(number): MISSING for number in ledger.missing}
+    repaired = {number: what for number, what in before.damaged.items() if number not in still}
+    return Findings(checked=before.checked, damaged=still, repaired=repaired)
 
 
-def named(step: Step, damaged: dict[int, str]) -> list[Damage]:
-    """Damage with its place, in the order of the blocks."""
+def describe_damage(step: Step, damaged: dict[int, str]) -> list[Damage]:
+    """Add the location to each damage, in order of block numbers."""
     return [Damage(block=number, place=step.place(number), what=what) for number, what in sorted(damaged.items())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What verify found in one step, and what is left of it after a repair."""
+    """Findings of verify in one step, and what remains after a repair."""
 
     blocks: int
     checked: int
-    """Blocks read back."""
+    """Number of blocks read back."""
     damaged: list[Damage]
-    """Blocks that are not what was computed, or were not computed yet."""
+    """Blocks that are damaged or not computed yet."""
     output: str
     complete: bool
-    """Whether the output says that it is complete."""
+    """Whether the output is marked complete."""
     repaired: list[Damage]
-    """What was wrong with blocks that are sound now."""
+    """Former damage of blocks that have been repaired."""
     seams: Any = None
-    """Windows across borders, computed again in other tiles; has ``exceeded``."""
+    """Comparison of windows across block borders with other tiles; has an attribute ``exceeded``."""
     input_changes: list[Change] | None = None
     step: str
-    """Name of the step: predict, evaluate, or what labels are called."""
+    """Name of the step: predict, evaluate, or the name of the labels."""
     command: str
-    """The command that makes missing blocks."""
+    """The command that computes missing blocks."""
     not_kept: int
-    """Blocks whose intermediate results are deleted by design."""
+    """Number of blocks whose intermediate results are deleted by design."""
     table: str | None = None
-    """What is wrong with the table of objects."""
+    """Description of damage to the table of objects; None if there is none."""
 
     @property
     def sound(self) -> bool:
-        """Whether all that was looked at is as it should be."""
+        """Whether no check found anything wrong."""
         return not (self.damaged or self.table or self.input_changes or (self.seams and self.seams.exceeded))
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,9 +136,9 @@ class Verification:
 
 
 def verify_step(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Verification:
-    """Compare what a step made with its receipts, and as far as asked with its input.
+    """Compare the output of a step with its receipts and, if requested, with its input.
 
-    ``drain`` is called before a repair computes; once what it returns is true, the blocks at work are the last ones.
+    ``drain`` is called before a repair computes; once the function it returns gives True, no further block is started.
 
     Raises
     ------
@@ -146,17 +146,17 @@ def verify_step(step: Step, request: VerifyRequest, report: ProgressCallback, dr
         There is no output, or it cannot be repaired.
     """
     step.require_readable()
-    found = look_at(step, request, report, drain)
-    extra = step.look_closer(request)
+    found = check_blocks(step, request, report, drain)
+    extra = step.extra_checks(request)
     changes = step.input_changes() if request.input or (extra.get("seams") and extra["seams"].exceeded) else None
     return Verification(
         blocks=step.blocks,
         not_kept=step.blocks - int(step.kept(step.ledger.refresh()).sum()),
         checked=found.checked,
-        damaged=named(step, found.damaged),
+        damaged=describe_damage(step, found.damaged),
         output=str(step.output),
         complete=step.is_complete(),
-        repaired=named(step, found.repaired),
+        repaired=describe_damage(step, found.repaired),
         step=step.name,
         command=step.command,
         input_changes=changes if changes or request.input else None,
@@ -164,8 +164,8 @@ def verify_step(step: Step, request: VerifyRequest, report: ProgressCallback, dr
     )
 
 
-def look_at(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Findings:
-    """Damaged blocks, and those that were repaired."""
+def check_blocks(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Findings:
+    """Find damaged blocks, and repair them if requested."""
 
     size = step.size
 
@@ -181,9 +181,9 @@ def look_at(step: Step, request: VerifyRequest, report: ProgressCallback, drain:
 
 
 def repair(step: Step, request: VerifyRequest, report: ProgressCallback, drain: Drain) -> Findings:
-    """Compute again what is damaged or missing, and nothing else; then look at it again.
+    """Recompute only the damaged and missing blocks, then check them again.
 
-    The receipts are void before anything is touched: wherever this is killed, the step's command or another repair
+    Receipts are voided before any data change, so that after a kill at any point the step's command or another repair
     continues.
     """
     options = RunOptions.of(request)
@@ -196,19 +196,19 @@ def repair(step: Step, request: VerifyRequest, report: ProgressCallback, drain: 
             require_same_input(step)
             stopping = drain()
             if step.restore(sorted(found.damaged), ledger, stopping):
-                void(step, ledger, step.also_void(sorted(found.damaged)))
+                void(step, ledger, step.with_dependents(sorted(found.damaged)))
                 step.reopen()
                 prepare(step)
-                work_off(step, options, report, stopping)
-            found = look_again(step, ledger.refresh(), found)
+                run_to_completion(step, options, report, stopping)
+            found = recheck(step, ledger.refresh(), found)
         else:
-            work_off(step, options, silent, bool)  # nothing is missing: it is only finished
+            run_to_completion(step, options, silent, bool)  # no block is missing: this only finishes the output
     return found
 
 
 def require_same_input(step: Step) -> None:
-    """Raise where the input is not what it was: what it gives would not fit the rest."""
+    """Raise if the input has changed, because recomputed blocks would not match the others."""
     for change in step.input_changes():
         raise UnetcliError(
-            f"{step.output}: cannot be repaired, the {change.source} {change.path} {change.what}; {step.way_out}"
+            f"{step.output}: cannot be repaired, the {change.source} {change.path} {change.what}; {step.remedy}"
         )

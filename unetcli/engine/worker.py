@@ -1,4 +1,4 @@
-"""The one loop of every worker: blocks are computed by their step, and receipts or failures are put on record."""
+"""The loop of every worker: the step computes the blocks, the worker records their receipts or failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError, one_line
-from unetcli.core.files import publish, telling_unwritable
+from unetcli.core.files import explain_write_errors, publish
 from unetcli.core.lock import job_id
 from unetcli.core.process import prepare
 from unetcli.core.ranges import Ranges, numbers
@@ -37,25 +37,26 @@ from unetcli.planning.plan import Stage
 
 log = logging.getLogger(__name__)
 
-ALIKE = 3
-"""A worker whose first blocks fail alike, so many of them, ends: the fault is not the blocks'."""
-MOST_ATTEMPTS = 8
-"""A block whose stored result is damaged again and again is given up: the disk is at fault."""
-STOP_LOOK_SECONDS = 1.0
+SAME_FAILURES = 3
+"""A worker stops if its first blocks, this many, fail with the same error: the blocks are not the cause."""
+MAX_ATTEMPTS = 8
+"""Attempts after which a block whose stored result is damaged each time is given up: the disk is at fault."""
+STOP_POLL_SECONDS = 1.0
+"""Time between two checks for the stop file."""
 
 
-class AllAlike(UnetcliError):
-    """The first blocks of a worker all failed in the same way."""
+class SameFailures(UnetcliError):
+    """The first blocks of a worker all failed with the same error."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTask:
-    """The task of a step that executors are given; travels to workers by the name of the step's class."""
+    """The task that executors run for a step; pickled by the name of the step's class."""
 
     step: type[Step]
 
     def __call__(self, folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-        """Work off the blocks of the run folder that have no receipt; how many were finished."""
+        """Compute the blocks that have no receipt; return the number of blocks finished."""
         run = RunFolder(Path(folder))
         opened = _opened(self.step, run, run.plan_file.read_text(), run.paths_file.read_text())
         return work(opened, blocks, stopping)
@@ -63,45 +64,45 @@ class StepTask:
 
 @functools.lru_cache(maxsize=1)
 def _opened(step: type[Step], folder: RunFolder, plan: str, paths: str) -> Step:
-    """The step of a run folder, opened once for all calls of a process, unless plan or paths changed."""
+    """Open the step of a run folder, once per process unless the plan or the paths change."""
     return step.open(folder)
 
 
 def work(step: Step, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-    """Compute the blocks that have no receipt; how many were finished."""
+    """Compute the blocks that have no receipt; return the number of blocks finished."""
     prepare()
-    step.ledger.refresh()  # what another worker finished meanwhile is not done again
+    step.ledger.refresh()  # another worker may have finished some of them
     todo = [number for number in numbers(blocks) if not step.ledger.done[number]]
     return Worker(step, StopFile(step.folder, stopping)).run(todo) if todo else 0
 
 
 @dataclass
 class StopFile:
-    """Asks whether to stop: the caller, and at most once a second the run folder."""
+    """Reports whether to stop: asks the caller each time, and checks the stop file at most once a second."""
 
     folder: RunFolder
     stopping: Callable[[], bool]
-    looked: float = 0.0
+    polled: float = 0.0
     found: bool = False
 
     def __call__(self) -> bool:
-        if not self.found and time.monotonic() - self.looked > STOP_LOOK_SECONDS:
-            self.found, self.looked = self.folder.stop.exists(), time.monotonic()
+        if not self.found and time.monotonic() - self.polled > STOP_POLL_SECONDS:
+            self.found, self.polled = self.folder.stop.exists(), time.monotonic()
         return self.found or self.stopping()
 
 
 @dataclass
 class Worker:
-    """Works off blocks of one run, here and now."""
+    """Computes blocks of one run in this process."""
 
     step: Step
     stopping: Callable[[], bool]
     finished: int = 0
-    alike: list[str] = field(default_factory=list)
+    signatures: list[str] = field(default_factory=list)
     """Signatures of the failures before the first success."""
 
     def run(self, blocks: list[int]) -> int:
-        """Compute each block and vouch for it; those that fail are put on record, the rest goes on."""
+        """Compute each block and write its receipt; failures are recorded, and the other blocks go on."""
         with Heartbeat(self.step.folder.workers, len(blocks)) as beat:
             for stage, several in itertools.groupby(blocks, self.step.stage_of):
                 self._run_stage(stage, list(several), beat)
@@ -110,7 +111,7 @@ class Worker:
     def _run_stage(self, stage: Stage, blocks: list[int], beat: Heartbeat) -> None:
         step, data = self.step, self.step.data(stage)
         with (
-            telling_unwritable(data),
+            explain_write_errors(data),
             ReceiptBook(step.folder.receipts, data) as book,
             closing(step.compute(blocks, self.stopping)) as results,
         ):
@@ -127,8 +128,8 @@ class Worker:
         return int(self.step.ledger.attempts[number]) + 1
 
     def _record(self, result: BlockResult, error: Exception, book: ReceiptBook) -> None:
-        """Put a block's failure on record; raise where going on is useless."""
-        if isinstance(error, DamagedResult) and self._attempt(error.block) <= MOST_ATTEMPTS:
+        """Record the failure of a block; raise if continuing is pointless."""
+        if isinstance(error, DamagedResult) and self._attempt(error.block) <= MAX_ATTEMPTS:
             book.add(void_receipt(error.block, self._attempt(error.block)))
         failure = BlockFailure(
             block=result.number,
@@ -142,26 +143,26 @@ class Worker:
         FailureBook(self.step.folder.failures).add(failure)
         log.warning("block %d (%s) set aside: %s", failure.block, failure.place, failure.reason)
         if failure.kind == FAILED and not self.finished:
-            self._stop_if_alike(failure)
+            self._stop_if_all_fail(failure)
 
-    def _stop_if_alike(self, failure: BlockFailure) -> None:
-        """Raise once the first blocks all failed alike, unless this host finished others before."""
-        self.alike.append(signature(failure.reason))
+    def _stop_if_all_fail(self, failure: BlockFailure) -> None:
+        """Raise if the first blocks all failed with the same error and this host has finished no block."""
+        self.signatures.append(signature(failure.reason))
         ledger = self.step.ledger
         if (
-            len(self.alike) != ALIKE
-            or len(set(self.alike)) > 1
-            or (ledger.refresh().done & ledger.made_by(failure.host)).any()
+            len(self.signatures) != SAME_FAILURES
+            or len(set(self.signatures)) > 1
+            or (ledger.refresh().done & ledger.computed_on(failure.host)).any()
         ):
             return
-        message = f"the first {ALIKE} blocks all failed alike on {failure.host}: {failure.reason}"
+        message = f"the first {SAME_FAILURES} blocks all failed with the same error on {failure.host}: {failure.reason}"
         if not ledger.done.any():
             publish(self.step.folder.stop, f"{message}\n{failure.traceback}")
-        raise AllAlike(message)
+        raise SameFailures(message)
 
 
 def signature(reason: str) -> str:
-    """A reason without what differs from block to block: numbers, and the hexadecimal digits of drafts.
+    """Replace the parts of a reason that differ from block to block: numbers and hexadecimal names of drafts.
 
     >>> signature("OSError: [Errno 5] c/0/12.0123456789abcdef.partial") == signature(
     ...     "OSError: [Errno 5] c/3/4.fedcba9876543210.partial")
@@ -171,27 +172,27 @@ def signature(reason: str) -> str:
 
 
 def receipt_of(result: BlockResult, attempt: int) -> Receipt:
-    """The receipt of a finished block."""
+    """Return the receipt of a finished block."""
     same = ("checksum", "tile", "read_seconds", "forward_seconds", "write_seconds", "device")
     found = {name: getattr(result, name) for name in same}
     return Receipt(block=result.number, attempt=attempt, state=DONE, host=socket.gethostname(), job=job_id(), **found)
 
 
 def void_receipt(block: int, attempt: int) -> Receipt:
-    """The receipt that says: what earlier attempts wrote is to be computed again."""
+    """Return a receipt that invalidates earlier attempts, so that the block is recomputed."""
     return Receipt(block=block, attempt=attempt, state=VOID, host=socket.gethostname(), job=job_id())
 
 
 def void(step: Step, ledger: Ledger, blocks: Iterable[int]) -> None:
-    """Take back the receipts of blocks; on disk when this returns."""
+    """Invalidate the receipts of blocks; the change is on disk when this returns."""
     with ReceiptBook(step.folder.receipts, step.folder.path) as book:
         for number in blocks:
             if ledger.done[number]:
                 book.add(void_receipt(number, int(ledger.attempts[number]) + 1))
 
 
-def why_stopped(folder: RunFolder) -> str | None:
-    """What the stop file of a run says, with the traceback that led to it."""
+def read_stop_reason(folder: RunFolder) -> str | None:
+    """Return the contents of the stop file, a reason and a traceback; None if there is no such file."""
     try:
         return folder.stop.read_text()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Workers of a run: their signs of life, who lives, who waits in a queue, and who was lost, and why."""
+"""Heartbeats of the workers of a run: which workers are alive, queued or lost, and why."""
 
 from __future__ import annotations
 
@@ -26,48 +26,48 @@ from unetcli.executors.slurm.watch import OVER, RUNNING, WAITING, JobState
 
 log = logging.getLogger(__name__)
 
-SECONDS = 5.0
-"""Between two beats."""
-MEMORY_LOOK_SECONDS = 0.25
-"""Between two looks at the memory; a beat is written early where it has come near the limit."""
+HEARTBEAT_SECONDS = 5.0
+"""Time between two heartbeats."""
+MEMORY_POLL_SECONDS = 0.25
+"""Time between two memory checks; a heartbeat is written early if memory comes near its limit."""
 NEAR_LIMIT = 0.9
-"""A worker that vanished with so much of its memory limit in use was probably killed for it."""
+"""Fraction of the memory limit above which a worker that disappeared was probably killed for it."""
 WORKING, ENDED, FAILED = "working", "ended", "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """What a worker says of itself."""
+    """One heartbeat: the state that a worker reports."""
 
     holder: Holder
     counter: int
-    """Grows with each beat: a worker whose counter changed between two looks is alive, whatever clocks say."""
+    """Increases with each heartbeat: if it changes between two reads, the worker is alive, whatever clocks say."""
     state: str
-    """``working``, ``ended`` in good order, or ``failed``: what ended it is the reason."""
+    """``working``, ``ended`` normally, or ``failed`` with a :attr:`reason`."""
     assigned: int = 0
-    """Blocks given to this process so far, in all its calls."""
+    """Blocks assigned to this process so far, in all its calls."""
     blocks: int = 0
-    """Finished of these."""
+    """Assigned blocks that are finished."""
     set_aside: int = 0
-    """Failed of these."""
+    """Assigned blocks that failed."""
     voxels: int = 0
-    """Of the finished blocks."""
+    """Voxels in the finished blocks."""
     seconds: float = 0.0
-    """In all calls so far."""
+    """Running time of all calls so far."""
     memory_bytes: int
     memory_limit_bytes: int | None
-    """What the job may use, by the scheduler's or the kernel's word."""
+    """Memory limit of the job, set by the scheduler or the kernel; None: unknown."""
     reason: str = ""
-    """Of a failure: one line."""
+    """Reason of a failure, on one line."""
 
     @property
-    def in_hand(self) -> int:
-        """Blocks it has still to do."""
+    def blocks_left(self) -> int:
+        """Assigned blocks that are still to be computed."""
         return max(self.assigned - self.blocks - self.set_aside, 0) if self.state == WORKING else 0
 
     @property
     def near_limit(self) -> bool:
-        """Whether hardly any memory was left."""
+        """Whether memory use is above :data:`NEAR_LIMIT` of the limit."""
         limit = self.memory_limit_bytes
         return limit is not None and self.memory_bytes >= NEAR_LIMIT * limit
 
@@ -77,13 +77,13 @@ class Beat:
 
 
 class Heartbeat:
-    """Writes beats into ``folder`` while it is open; the last one says how the worker ended."""
+    """Writes heartbeats to ``folder`` while it is open; the last one reports how the worker ended."""
 
     def __init__(self, folder: Path, assigned: int) -> None:
         self.path, self._beat = _IDLE.take(folder)
         self._beat = replace(self._beat, assigned=self._beat.blocks + self._beat.set_aside + assigned, reason="")
         self._before, self._started = self._beat.seconds, time.monotonic()
-        self._told = self._beat
+        self._written = self._beat
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -96,55 +96,55 @@ class Heartbeat:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._ended.set()
         self._thread.join()
-        failed = isinstance(error, Exception)  # an interrupt or exit is an end that was wanted
+        failed = isinstance(error, Exception)  # an interrupt or an exit is intended
         self._write(FAILED if failed else ENDED, reason=one_line(error, kind=True) if error and failed else "")
         _IDLE.give_back(self.path, self._beat)
 
     def done(self, voxels: int) -> None:
-        """One more block is finished."""
+        """Count one more finished block."""
         with self._changing:
             self._beat = replace(self._beat, blocks=self._beat.blocks + 1, voxels=self._beat.voxels + voxels)
 
     def set_aside(self) -> None:
-        """One more block failed."""
+        """Count one more failed block."""
         with self._changing:
             self._beat = replace(self._beat, set_aside=self._beat.set_aside + 1)
 
     def _run(self) -> None:
         last = time.monotonic()
-        while not self._ended.wait(MEMORY_LOOK_SECONDS):
-            if time.monotonic() - last >= SECONDS or self._is_news():
+        while not self._ended.wait(MEMORY_POLL_SECONDS):
+            if time.monotonic() - last >= HEARTBEAT_SECONDS or self._is_news():
                 last = time.monotonic()
                 self._write(WORKING)
 
     def _is_news(self) -> bool:
-        """Whether the first block is finished, or memory came near its limit, since the last beat."""
-        now, told = replace(self._beat, memory_bytes=memory_bytes()), self._told
-        return (now.blocks > 0) > (told.blocks > 0) or now.near_limit > told.near_limit
+        """Return whether, since the last heartbeat, the first block was finished or memory came near its limit."""
+        now, last = replace(self._beat, memory_bytes=memory_bytes()), self._written
+        return (now.blocks > 0) > (last.blocks > 0) or now.near_limit > last.near_limit
 
     def _write(self, state: str, reason: str = "") -> None:
         seconds = self._before + time.monotonic() - self._started
         with self._changing:
             beat = replace(self._beat, counter=self._beat.counter + 1, state=state, seconds=seconds, reason=reason)
             self._beat = replace(beat, memory_bytes=memory_bytes(), memory_limit_bytes=memory_limit())
-            self._told = self._beat
+            self._written = self._beat
         draft = draft_of(self.path)
         try:
-            draft.write_text(json.dumps(asdict(self._told)))
-            os.replace(draft, self.path)  # no sync: a beat is worth little
+            draft.write_text(json.dumps(asdict(self._written)))
+            os.replace(draft, self.path)  # not synced: the next heartbeat replaces it
         except OSError:  # a full disk must not end the work
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
 
 
 class _Idle:
-    """Files of this process that no call writes to at the moment, by folder, each with its last beat."""
+    """Heartbeat files of this process that are not in use, by folder, each with its last heartbeat."""
 
     def __init__(self) -> None:
         self._files: dict[tuple[int, Path], list[tuple[Path, Beat]]] = {}
 
     def take(self, folder: Path) -> tuple[Path, Beat]:
-        """A file to go on with, or a new one; calls in several threads at once get one each."""
+        """Return an unused file, or a new one; concurrent calls from several threads get one each."""
         try:
             return self._files[os.getpid(), folder].pop()
         except (KeyError, IndexError):
@@ -158,13 +158,13 @@ _IDLE = _Idle()
 
 
 def first_beat() -> Beat:
-    """The beat of a worker that has done nothing yet."""
+    """Return the heartbeat of a worker that has just started."""
     used, limit = memory_bytes(), memory_limit()
     return Beat(holder=Holder.myself(), counter=0, state=WORKING, memory_bytes=used, memory_limit_bytes=limit)
 
 
 def read_beats(folder: Path) -> dict[str, Beat]:
-    """The last beat of every worker of a run, by the name of its file."""
+    """Read the last heartbeat of every worker of a run, by file name."""
     beats = {}
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -174,7 +174,7 @@ def read_beats(folder: Path) -> dict[str, Beat]:
 
 
 def memory_bytes() -> int:
-    """Resident memory of this process."""
+    """Return the resident memory of this process, in bytes; 0 if unknown."""
     with suppress(OSError, ValueError, IndexError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -182,7 +182,7 @@ def memory_bytes() -> int:
 
 
 def memory_limit() -> int | None:
-    """What this process may use at most: SLURM's word for the job, else the control group's; None: no limit known."""
+    """Return the memory limit of this process, in bytes: SLURM's, else the control group's; None if unknown."""
     per_node, per_cpu = os.environ.get("SLURM_MEM_PER_NODE"), os.environ.get("SLURM_MEM_PER_CPU")
     if per_node and per_node.isdigit():
         return int(per_node) * 2**20
@@ -204,72 +204,73 @@ def _control_group_limit() -> int | None:
 
 
 PATIENCE_SECONDS = 35.0
-"""A worker whose counter did not change for so long, seen from here, gives no sign of life. Heartbeats come every
-5 s, but a client of NFS may show a folder as it was up to 30 s ago (acdirmin)."""
-LOOK_SECONDS = 0.5
-"""Between two looks at workers that are not decided yet."""
+"""Time without a change of its counter after which a worker counts as silent. Heartbeats come every 5 s, but an NFS
+client may show a folder as it was up to 30 s ago (acdirmin)."""
+POLL_SECONDS = 0.5
+"""Time between two reads of heartbeats, while the state of some workers is unknown."""
 
 
 @dataclass
 class Worker:
-    """A heartbeat file, as often as the reader looked at it."""
+    """One worker as seen through repeated reads of its heartbeat file."""
 
     beat: Beat
     changed: bool = False
-    """Between two looks: it lived then."""
+    """Whether the heartbeat changed between two reads, so that the worker was alive then."""
     since: float = field(default_factory=time.monotonic)
-    """When the reader saw its counter change, or first saw it."""
+    """Time at which the reader saw the counter change, or first read it."""
 
-    def look(self, beat: Beat) -> None:
-        """Take in what its file says now."""
+    def update(self, beat: Beat) -> None:
+        """Take the heartbeat that was just read."""
         if beat != self.beat:
             self.beat, self.changed, self.since = beat, True, time.monotonic()
 
     @property
-    def silence(self) -> float:
-        """Seconds without a sign of life, by the reader's clock."""
+    def seconds_silent(self) -> float:
+        """Seconds since the last change of the heartbeat, by the reader's clock."""
         return time.monotonic() - self.since
 
-    def lives(self, word: JobState | None, patience: float) -> bool | None:
-        """Whether it works; None: not known.
+    def is_alive(self, job: JobState | None, patience: float) -> bool | None:
+        """Return whether the worker is running; None if that is unknown.
 
-        The scheduler's word on its job comes first, then that of this machine, then the counter.
+        The scheduler's state of its job takes precedence, then this machine's process table, then the counter.
         """
         holder = self.beat.holder
-        if self.beat.state != WORKING or (word and word.state != RUNNING) or holder.is_gone():
+        if self.beat.state != WORKING or (job and job.state != RUNNING) or holder.is_gone():
             return False
-        if is_here(holder) or ((word or self.changed) and self.silence < patience):
+        if is_on_this_machine(holder) or ((job or self.changed) and self.seconds_silent < patience):
             return True
         return None
 
 
 def await_workers(folder: RunFolder, attached: Collection[str], seconds: float) -> int:
-    """Wait until workers of an earlier launch have ended, but for those in jobs that are attached to.
+    """Wait until the workers of an earlier launch have ended, except those of jobs in ``attached``.
 
-    Returns how many may still be at work after so long. A launcher that was killed leaves workers that notice only
-    after their block; to begin at once would have that block computed twice.
+    Returns the number of workers that may still be running after ``seconds``. Workers of a killed launcher notice only
+    after their current block; starting at once would compute that block twice.
     """
     seen: dict[str, Worker] = {}
     deadline = time.monotonic() + seconds
     while True:
         for name, beat in read_beats(folder.workers).items():
-            seen.setdefault(name, Worker(beat)).look(beat)
+            seen.setdefault(name, Worker(beat)).update(beat)
         left = sum(
-            worker.beat.holder.job not in attached and may_work(worker, PATIENCE_SECONDS) for worker in seen.values()
+            worker.beat.holder.job not in attached and may_be_alive(worker, PATIENCE_SECONDS)
+            for worker in seen.values()
         )
         if not left or time.monotonic() > deadline:
             return left
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def may_work(worker: Worker, patience: float) -> bool:
-    """Whether a worker is at work, for all that can be known here."""
-    lives = worker.lives(None, patience)
-    return worker.silence < patience if lives is None else lives
+def may_be_alive(worker: Worker, patience: float) -> bool:
+    """Return False only if the worker is known to have ended, or has been silent for longer than ``patience``."""
+    alive = worker.is_alive(None, patience)
+    return worker.seconds_silent < patience if alive is None else alive
 
 
-def is_here(holder: Holder) -> bool:
-    """Whether this process sees the pids that the holder's machine and container count."""
+def is_on_this_machine(holder: Holder) -> bool:
+    """Return whether this process sees the holder's pid: same machine, boot and container."""
     mine = _myself()
     return (holder.host, holder.boot, holder.namespace) == (mine.host, mine.boot, mine.namespace)
 
@@ -279,115 +280,112 @@ def _myself() -> Holder:
     return Holder.myself()
 
 
-def memory_of(beat: Beat) -> str:
-    """What a worker's last beat says of its memory.
-
-    Near the limit this is why it was killed, most probably.
-    """
+def describe_memory(beat: Beat) -> str:
+    """Describe the memory in a worker's last heartbeat; near the limit it is the probable reason of a kill."""
     used = f"{beat.memory_bytes / 2**30:.1f}"
     if beat.memory_limit_bytes is None:
-        return f"used {used} GB of memory at its last beat"
-    of = f"{used} of {beat.memory_limit_bytes / 2**30:.1f} GB"
+        return f"used {used} GB of memory at its last heartbeat"
+    usage = f"{used} of {beat.memory_limit_bytes / 2**30:.1f} GB"
     if not beat.near_limit:
-        return f"used {of} of memory at its last beat"
-    return f"probably out of memory, {of}: " + ("give it more" if beat.holder.job == "-" else "raise --mem")
+        return f"used {usage} of memory at its last heartbeat"
+    return f"probably out of memory, {usage}: " + ("give it more" if beat.holder.job == "-" else "raise --mem")
 
 
 Scheduler = Callable[[Collection[str]], Mapping[str, JobState]]
-"""Says how some jobs are, of those that it can speak for."""
+"""Returns the states of the given jobs, as far as it knows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A worker that did not end in good order, or a block that has no result; the last word on it."""
+    """A worker that ended abnormally, or a block that has no result, with the latest reason."""
 
     job: str
     host: str
     block: int | None
-    """None: it is the worker that failed."""
+    """Number of the block; None if a worker failed."""
     place: str | None
-    """Of the block."""
+    """Location of the block."""
     reason: str
 
 
 @dataclass
 class Workers:
-    """All workers that a run folder knows, as often as they are looked at."""
+    """All workers with a heartbeat in a run folder, followed over repeated reads."""
 
     folder: RunFolder
     scheduler: Scheduler
     patience: float
     _workers: dict[str, Worker] = field(default_factory=dict)
-    _words: Mapping[str, JobState] = field(default_factory=dict)
+    _job_states: Mapping[str, JobState] = field(default_factory=dict)
 
-    def look(self) -> None:
-        """Read all heartbeats, and ask the scheduler."""
+    def update(self) -> None:
+        """Read all heartbeats and query the scheduler."""
         beats = read_beats(self.folder.workers)
         for name, beat in beats.items():
-            self._workers.setdefault(name, Worker(beat)).look(beat)
+            self._workers.setdefault(name, Worker(beat)).update(beat)
         for name in self._workers.keys() - beats.keys():  # of an earlier launch
             del self._workers[name]
-        self._words = self.scheduler(self._jobs())
+        self._job_states = self.scheduler(self._jobs())
 
-    def await_signs(self) -> None:
-        """Look until each worker is known to live or not, as long as patience lasts."""
-        if count := self.undecided:
-            log.info("%d workers on other hosts: waiting up to %.0f s for signs of life", count, self.patience)
+    def wait_for_heartbeats(self) -> None:
+        """Update until the state of every worker is known, for at most ``patience`` seconds."""
+        if count := self.unknown:
+            log.info("%d workers on other hosts: waiting up to %.0f s for a heartbeat", count, self.patience)
         deadline = time.monotonic() + self.patience
-        while self.undecided and time.monotonic() < deadline:
-            time.sleep(min(LOOK_SECONDS, self.patience))
-            self.look()
+        while self.unknown and time.monotonic() < deadline:
+            time.sleep(min(POLL_SECONDS, self.patience))
+            self.update()
 
     @property
-    def living(self) -> list[Beat]:
-        """The last beats of those that live."""
-        return [worker.beat for worker in self._workers.values() if self._lives(worker)]
+    def alive(self) -> list[Beat]:
+        """Last heartbeats of the workers that are alive."""
+        return [worker.beat for worker in self._workers.values() if self._is_alive(worker)]
 
     @property
-    def undecided(self) -> int:
-        """How many may live or not."""
-        return sum(self._lives(worker) is None for worker in self._workers.values())
+    def unknown(self) -> int:
+        """Number of workers whose state is unknown."""
+        return sum(self._is_alive(worker) is None for worker in self._workers.values())
 
     @property
     def queue(self) -> dict[str, Any]:
-        """How many jobs wait, and what most of them wait for."""
-        reasons = Counter(word.reason for word in self._words.values() if word.state == WAITING)
+        """Number of queued jobs and the most frequent reason that SLURM gives for waiting."""
+        reasons = Counter(job.reason for job in self._job_states.values() if job.state == WAITING)
         return {"queued": reasons.total(), "queued_for": reasons.most_common(1)[0][0] if reasons else ""}
 
     def lost(self) -> list[Failure]:
-        """Workers that failed, were killed or fell silent, unless the same job was started again since."""
-        last_life: dict[str, int] = {}
+        """Return workers that failed, were killed or fell silent, unless their job was restarted since."""
+        restarts: dict[str, int] = {}
         for holder in (worker.beat.holder for worker in self._workers.values()):
-            last_life[holder.job] = max(last_life.get(holder.job, 0), holder.restarts)
+            restarts[holder.job] = max(restarts.get(holder.job, 0), holder.restarts)
         return [
             Failure(job=holder.job, host=holder.host, block=None, place=None, reason=reason)
             for worker in self._workers.values()
-            if (holder := worker.beat.holder).restarts == last_life[holder.job] and (reason := self._why_lost(worker))
+            if (holder := worker.beat.holder).restarts == restarts[holder.job] and (reason := self._why_lost(worker))
         ]
 
     def _jobs(self) -> set[str]:
-        """Those of workers that are not known to have ended, and those that were submitted."""
+        """Return the jobs of workers that have not reported their end, and the submitted jobs."""
         working = {worker.beat.holder.job for worker in self._workers.values() if worker.beat.state == WORKING}
         submitted = (job for submission in JobJournal(self.folder.path).on_record() for job in submission.open_jobs)
         return working.union(submitted) - {"-"}
 
-    def _lives(self, worker: Worker) -> bool | None:
-        return worker.lives(self._words.get(worker.beat.holder.job), self.patience)
+    def _is_alive(self, worker: Worker) -> bool | None:
+        return worker.is_alive(self._job_states.get(worker.beat.holder.job), self.patience)
 
     def _why_lost(self, worker: Worker) -> str | None:
-        """Why a worker is at work no more, in one line; None where it is, may be, or ended in good order."""
-        beat, lives = worker.beat, self._lives(worker)
+        """Return why a worker was lost, on one line; None if it is or may be alive, or ended normally."""
+        beat, alive = worker.beat, self._is_alive(worker)
         if beat.state == FAILED:
             return beat.reason
-        if beat.state != WORKING or lives:
+        if beat.state != WORKING or alive:
             return None
-        if word := self._words.get(beat.holder.job):
-            if word.state == WAITING:  # to be started again
+        if job := self._job_states.get(beat.holder.job):
+            if job.state == WAITING:  # to be restarted
                 return None
-            if word.state == OVER:
-                return f"{word.reason} ({memory_of(beat)})" if beat.near_limit else word.reason
-        if lives is False:
-            return f"killed, {memory_of(beat)}"
-        if worker.silence < self.patience:
+            if job.state == OVER:
+                return f"{job.reason} ({describe_memory(beat)})" if beat.near_limit else job.reason
+        if alive is False:
+            return f"killed, {describe_memory(beat)}"
+        if worker.seconds_silent < self.patience:
             return None
-        return f"no sign of life for {worker.silence:.0f} s: killed, or its host is lost; {memory_of(beat)}"
+        return f"no heartbeat for {worker.seconds_silent:.0f} s: killed, or its host is lost; {describe_memory(beat)}"

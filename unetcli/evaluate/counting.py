@@ -1,4 +1,4 @@
-"""What one block adds to the scores, and what blocks add up to: counts that travel as named arrays."""
+"""Counts of one block that the scores are computed from, their sum over blocks, and their form as named arrays."""
 
 from __future__ import annotations
 
@@ -14,70 +14,75 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.evaluate.plan import EvaluationPlan, Pair, Piece
+from unetcli.evaluate.plan import EvaluationPlan, Pair, PairData
 from unetcli.evaluate.request import CLASSES, PROBABILITY
+from unetcli.metrics import voi
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency, components
 from unetcli.metrics.em_counts import SectionCounts, above, section_counts
 from unetcli.metrics.pixels import Confusion, require_classes
 from unetcli.metrics.probabilities import ProbabilitySums
-from unetcli.metrics.sums import MOST_UNITS, Sums
-from unetcli.metrics.voi import VoiSums
+from unetcli.metrics.sums import MAX_UNITS, Sums, SumsMetric, TableSums
 
 S = TypeVar("S", bound=Sums)
 Arrays = dict[str, NDArray[Any]]
-TOGETHER = 16
-"""Tables of a unit that are sorted at once."""
-KINDS: dict[str, type[Sums]] = {
+TABLES_PER_SORT = 16
+"""Tables of a unit that are collected before they are sorted and added together."""
+SUMS_METRICS: dict[str, SumsMetric[Any]] = {"voi": voi.METRIC}
+"""Metrics that need nothing but their sums; the names are those of ``--metrics``."""
+TABLE_SUMS: dict[str, type[TableSums]] = {"cells": CellSums} | {
+    name: metric.sums for name, metric in SUMS_METRICS.items() if issubclass(metric.sums, TableSums)
+}
+"""Class of the sums of each metric that is computed from contingency tables."""
+SUM_TYPES: dict[str, type[Sums]] = {
     "confusions": Confusion,
     "histograms": ProbabilitySums,
-    "cells": CellSums,
-    "voi": VoiSums,
-    "cut_cells": CellSums,
-    "cut_voi": VoiSums,
     "markers": CellSums,
+    **{name: metric.sums for name, metric in SUMS_METRICS.items()},
+    **TABLE_SUMS,
+    **{f"cut_{name}": kind for name, kind in TABLE_SUMS.items()},
 }
-"""Of the sums that are kept by number."""
+"""Class of the sums under each name of ``Counts.sums``.
+
+- ``confusions``: confusion matrix of each section, at the threshold
+- ``histograms``: histograms of probabilities of each section, in 256 grey values
+- ``markers``: sums for cells of each frame of a challenge, against the markers instead of the segmented objects
+- name of a metric: its sums of each unit
+- ``cut_`` and the name of a metric: its sums of each section, if objects extend over sections; each section is then
+  treated as a unit
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Counts:
-    """Of some blocks."""
+    """Counts of one or more blocks. A unit is a section, or a volume if objects extend over sections."""
 
-    confusions: dict[int, Confusion] = field(default_factory=dict)
-    """By section, at the threshold."""
-    histograms: dict[int, ProbabilitySums] = field(default_factory=dict)
-    """By section, in grey values."""
+    sums: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    """Sums by name, one of ``SUM_TYPES``, and by number of the section, unit or frame."""
     probabilities: ProbabilitySums | None = None
-    """Of all sections together, in full steps."""
+    """Histogram of all sections, in full resolution."""
     em: dict[int, SectionCounts] = field(default_factory=dict)
-    """By section."""
+    """Counts of the EM measures by section."""
     tables: dict[int, Contingency] = field(default_factory=dict)
-    """By unit; of those that are not whole."""
-    cells: dict[int, CellSums] = field(default_factory=dict)
-    """By unit."""
+    """Contingency tables by unit, of units that are not complete."""
     objects: dict[int, CellSums] = field(default_factory=dict)
-    """By unit: of each object, (object, ...), or of groups of them."""
-    voi: dict[int, VoiSums] = field(default_factory=dict)
-    """By unit."""
-    cut_cells: dict[int, CellSums] = field(default_factory=dict)
-    """By section, of objects that go through sections: as if each were alone."""
-    cut_voi: dict[int, VoiSums] = field(default_factory=dict)
-    """The same."""
-    markers: dict[int, CellSums] = field(default_factory=dict)
-    """By frame of a challenge: against the marked objects, not the drawn ones."""
+    """Sums of each object, or of groups of objects, by unit; fields (object, ...)."""
     highest: float = 0.0
-    """Probability."""
+    """Highest probability."""
+
+    def listed(self, name: str) -> list[Any]:
+        """Sums under a name, of each section, unit or frame."""
+        return list(self.sums.get(name, {}).values())
 
     def to_arrays(self) -> Arrays:
-        """As a file holds it."""
+        """Arrays by name, as a file stores them."""
         arrays: Arrays = {"highest": np.array(self.highest)}
-        for name in KINDS:
-            arrays |= _packed(name, getattr(self, name))
+        for name, sums in self.sums.items():
+            arrays |= _packed(name, sums)
         if self.probabilities is not None:
             arrays |= _stacked("probabilities", self.probabilities)
-        for number, sums in self.objects.items():
-            arrays |= _stacked(f"objects/{number}", sums)
+        for number, objects in self.objects.items():
+            arrays |= _stacked(f"objects/{number}", objects)
         for number, table in self.tables.items():
             columns = {"reference": table.reference, "result": table.result, "counts": table.counts}
             arrays |= {f"tables/{number}/{name}": values for name, values in columns.items()}
@@ -86,15 +91,14 @@ class Counts:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Counts:
-        """What :meth:`to_arrays` gave."""
+        """Restore counts from the result of :meth:`to_arrays`."""
         tables, objects = _numbers(arrays, "tables"), _numbers(arrays, "objects")
-        told = json.loads(arrays["em"].tobytes().decode())
+        em = json.loads(arrays["em"].tobytes().decode())
         has_probabilities = any(name.startswith("probabilities/") for name in arrays)
-        sums: dict[str, Any] = {name: _unpacked(arrays, name, kind) for name, kind in KINDS.items()}
         return cls(
-            **sums,
+            sums={name: _unpacked(arrays, name, kind) for name, kind in SUM_TYPES.items()},
             probabilities=_one(arrays, "probabilities", ProbabilitySums) if has_probabilities else None,
-            em={int(number): SectionCounts.from_dict(counts) for number, counts in told.items()},
+            em={int(number): SectionCounts.from_dict(counts) for number, counts in em.items()},
             tables={
                 number: Contingency(*(arrays[f"tables/{number}/{name}"] for name in ("reference", "result", "counts")))
                 for number in tables
@@ -106,17 +110,17 @@ class Counts:
     @classmethod
     def total(cls, parts: Iterable[Counts]) -> Counts:
         """Sum of the counts of different blocks."""
-        adding = Adding()
+        accumulator = CountsAccumulator()
         for part in parts:
-            adding.add(part)
-        return adding.result()
+            accumulator.add(part)
+        return accumulator.result()
 
 
 @dataclass
-class Adding:
-    """Counts that grow, in place."""
+class CountsAccumulator:
+    """Sum of counts that grows in place."""
 
-    sums: dict[str, dict[int, Any]] = field(default_factory=lambda: {name: {} for name in KINDS})
+    sums: dict[str, dict[int, Any]] = field(default_factory=dict)
     em: dict[int, SectionCounts] = field(default_factory=dict)
     objects: dict[int, CellSums] = field(default_factory=dict)
     tables: dict[int, list[Contingency]] = field(default_factory=dict)
@@ -124,8 +128,10 @@ class Adding:
     highest: float = 0.0
 
     def add(self, part: Counts) -> None:
-        for name, sums in self.sums.items():
-            for number, found in getattr(part, name).items():
+        """Add the counts of other blocks."""
+        for name, added in part.sums.items():
+            sums = self.sums.setdefault(name, {})
+            for number, found in added.items():
                 sums[number] = sums[number] + found if number in sums else found
         self.em |= part.em
         self.objects |= part.objects
@@ -137,14 +143,15 @@ class Adding:
         self.highest = max(self.highest, part.highest)
 
     def take_tables(self) -> dict[int, Contingency]:
-        """The tables, which are forgotten here."""
+        """Return the tables and remove them."""
         tables = {number: Contingency.total(several) for number, several in self.tables.items()}
         self.tables.clear()
         return tables
 
     def result(self) -> Counts:
+        """The sum so far."""
         return Counts(
-            **self.sums,
+            sums=self.sums,
             probabilities=self.probabilities,
             em=dict(sorted(self.em.items())),
             tables=self.take_tables(),
@@ -153,15 +160,15 @@ class Adding:
         )
 
     def _add_table(self, number: int, table: Contingency) -> None:
-        """Tables are sorted once for many."""
+        """Collect tables, because sorting several at once is faster."""
         waiting = self.tables.setdefault(number, [])
         waiting.append(table)
-        if len(waiting) >= TOGETHER:
+        if len(waiting) >= TABLES_PER_SORT:
             waiting[:] = [Contingency.total(waiting)]
 
 
 def _packed(name: str, sums: Mapping[int, Sums]) -> Arrays:
-    """Sums of one kind by number, as one array a field."""
+    """Sums by number as arrays: one stack per field."""
     if not sums:
         return {}
     stack = type(next(iter(sums.values()))).stacked(list(sums.values()))
@@ -172,7 +179,7 @@ def _unpacked(arrays: Mapping[str, NDArray[Any]], name: str, kind: type[S]) -> d
     if f"{name}/numbers" not in arrays:
         return {}
     stack = _one(arrays, name, kind)
-    return {int(number): stack.taken(place) for place, number in enumerate(arrays[f"{name}/numbers"])}
+    return {int(number): stack.take(place) for place, number in enumerate(arrays[f"{name}/numbers"])}
 
 
 def _stacked(name: str, sums: Sums) -> Arrays:
@@ -184,7 +191,7 @@ def _one(arrays: Mapping[str, NDArray[Any]], name: str, kind: type[S]) -> S:
 
 
 def _numbers(arrays: Mapping[str, NDArray[Any]], name: str) -> list[int]:
-    """The numbers behind a name."""
+    """Numbers that follow a name in the keys of arrays."""
     return sorted({int(key.split("/")[1]) for key in arrays if key.startswith(f"{name}/")})
 
 
@@ -197,108 +204,116 @@ def count_block(plan: EvaluationPlan, pair: Pair, number: int) -> Counts:
     Raises
     ------
     UnetcliError
-        The prediction holds no probabilities, or no labels; a class it does not have is in the truth.
+        Values are not probabilities or labels, or the truth has a class that the prediction lacks.
     """
     box = plan.box(number)
-    piece = pair.read(box)
-    planes = zip(box.planes(), piece.planes(), strict=True)
+    data = pair.read(box)
+    planes = zip(box.planes(), data.planes(), strict=True)
     return Counts.total(count_section(plan, pair, plane, part) for plane, part in planes)
 
 
-def count_section(plan: EvaluationPlan, pair: Pair, plane: Box, piece: Piece) -> Counts:
-    """Counts of one section, or of the part of it that lies in a block; arrays (c, y, x) and (y, x)."""
-    settings, section, values = plan.settings, plan.section_number(plane.start), piece.stored
+def count_section(plan: EvaluationPlan, pair: Pair, plane: Box, data: PairData) -> Counts:
+    """Counts of one section, or of its part within a block; arrays of ``data`` are (c, y, x) and (y, x)."""
+    settings, section, values = plan.settings, plan.section_number(plane.start), data.prediction
     if settings.kind == PROBABILITY:
         values = probabilities(values, pair.prediction.path, dict(zip(plan.axes, plane.start, strict=True)))
     parts = []
     if "pixels" in settings.metrics:
-        parts.append(count_pixels(plan, pair, section, values, piece))
+        parts.append(count_pixels(plan, pair, section, values, data))
     if "em" in settings.metrics:
-        counts = section_counts(values[0], piece.reference != 0, piece.judged)
+        counts = section_counts(values[0], data.reference != 0, data.valid)
         parts.append(Counts(em={section: counts}))
     if settings.has_objects:
-        parts.append(count_objects(plan, pair, section, labels_of(values, settings.threshold), piece))
+        parts.append(count_objects(plan, pair, section, labels_of(values, settings.threshold), data))
         if settings.kind == PROBABILITY and "pixels" not in settings.metrics:
-            parts.append(Counts(confusions={section: confusion_of(values, piece, settings.threshold)}))
+            confusion = confusion_of(values, data, settings.threshold)
+            parts.append(Counts(sums={"confusions": {section: confusion}}))
     if settings.kind == PROBABILITY:
         parts.append(Counts(highest=float(values.max(initial=0))))
     return Counts.total(parts)
 
 
-def count_pixels(plan: EvaluationPlan, pair: Pair, section: int, values: NDArray[Any], piece: Piece) -> Counts:
-    """Confusion at the threshold, and how often each probability is right."""
-    reference = judged_of(piece.reference, piece.judged)
+def count_pixels(plan: EvaluationPlan, pair: Pair, section: int, values: NDArray[Any], data: PairData) -> Counts:
+    """Confusion at the threshold, and histograms of probabilities."""
+    reference = valid_values(data.reference, data.valid)
     if plan.settings.kind == CLASSES:
-        return Counts(tables={section: table_of(pair, reference, judged_of(values[0], piece.judged))})
-    chosen = judged_of(values, piece.judged)
+        return Counts(tables={section: table_of(pair, reference, valid_values(values[0], data.valid))})
+    chosen = valid_values(values, data.valid)
     if len(values) > 1:
-        with naming(pair.truth.path):
+        with error_prefix(pair.truth.path):
             require_classes(reference, len(values))
-    confusion = confusion_of(values, piece, plan.settings.threshold)
+    confusion = confusion_of(values, data, plan.settings.threshold)
     if plan.settings.kind != PROBABILITY:
-        return Counts(confusions={section: confusion})
-    sums = ProbabilitySums.of(chosen, reference)
-    return Counts(confusions={section: confusion}, histograms={section: sums.in_grey_values()}, probabilities=sums)
+        return Counts(sums={"confusions": {section: confusion}})
+    found = ProbabilitySums.of(chosen, reference)
+    histograms = {section: found.to_grey_values()}
+    return Counts(sums={"confusions": {section: confusion}, "histograms": histograms}, probabilities=found)
 
 
-def confusion_of(values: NDArray[Any], piece: Piece, threshold: float) -> Confusion:
-    """True against predicted class: foreground against the rest, or the likeliest of several."""
-    chosen, reference = judged_of(values, piece.judged), judged_of(piece.reference, piece.judged)
+def confusion_of(values: NDArray[Any], data: PairData, threshold: float) -> Confusion:
+    """Confusion matrix: foreground above the threshold, or the most probable of several classes."""
+    chosen, reference = valid_values(values, data.valid), valid_values(data.reference, data.valid)
     if len(values) > 1:
         return Confusion.of(reference, chosen.argmax(axis=0), len(values))
     found = above(chosen[0], threshold) if values.dtype.kind == "f" else chosen[0] != 0
     return Confusion.of((reference != 0).astype(np.int8), found.astype(np.int8), 2)
 
 
-def count_objects(plan: EvaluationPlan, pair: Pair, section: int, labels: NDArray[Any], piece: Piece) -> Counts:
-    """The table of one section, or what follows from it where it is all there is of its unit."""
-    reference = reference_of(piece.reference, pieces=plan.settings.pieces)
-    table = table_of(pair, judged_of(reference, piece.judged), judged_of(labels, piece.judged))
-    if not plan.settings.three_d:
-        return judge_unit(table, section, plan) if plan.sees_sections else Counts(tables={section: table})
+def count_objects(plan: EvaluationPlan, pair: Pair, section: int, labels: NDArray[Any], data: PairData) -> Counts:
+    """Table of one section, or the sums computed from it if the section is a complete unit."""
+    reference = reference_of(data.reference, pieces=plan.settings.pieces)
+    table = table_of(pair, valid_values(reference, data.valid), valid_values(labels, data.valid))
+    if plan.sees_sections and not plan.settings.three_d:
+        return unit_counts(table, section, plan.settings.metrics, by_object=plan.by_object)
     counts = Counts(tables={plan.unit_of(section): table})
     if not plan.sees_sections:
         return counts
-    alone = Counts(cut_cells={section: CellSums.of(table)}, cut_voi={section: VoiSums.of(table)})
-    return Counts.total([counts, alone])
+    alone = {f"cut_{name}": {section: kind.of(table)} for name, kind in TABLE_SUMS.items()}
+    return Counts.total([counts, Counts(sums=alone)])
 
 
 def table_of(pair: Pair, reference: NDArray[Any], labels: NDArray[Any]) -> Contingency:
-    """Pixels of each pair of labels."""
-    with naming(f"{pair.prediction.path} against {pair.truth.path}"):
+    """Contingency table; errors name both volumes."""
+    with error_prefix(f"{pair.prediction.path} against {pair.truth.path}"):
         return Contingency.of(reference, labels)
 
 
 @contextmanager
-def naming(place: str) -> Iterator[None]:
-    """Within, errors of values say where they are."""
+def error_prefix(place: str) -> Iterator[None]:
+    """Prepend a path to the messages of errors raised within the context."""
     try:
         yield
     except UnetcliError as error:
         raise UnetcliError(f"{place}: {error}") from error
 
 
-def judge_unit(table: Contingency, unit: int, plan: EvaluationPlan) -> Counts:
-    """What the whole table of a unit adds."""
-    return judge(table, unit, plan.settings.metrics, by_object=plan.by_object)
-
-
-def judge(table: Contingency, unit: int, metrics: Collection[str], *, by_object: bool) -> Counts:
-    """The same, by what is asked for."""
-    counts = Counts()
-    if "cells" in metrics:
-        counts.cells[unit] = CellSums.of(table)
-    if by_object:
-        counts.objects[unit] = CellSums.of_objects(table, most=MOST_UNITS)
-    if "voi" in metrics:
-        counts.voi[unit] = VoiSums.of(table)
-    return counts
+def unit_counts(table: Contingency, unit: int, metrics: Collection[str], *, by_object: bool) -> Counts:
+    """Sums of the requested metrics, from the complete table of a unit."""
+    objects = {unit: CellSums.of_objects(table, max_units=MAX_UNITS)} if by_object else {}
+    return Counts(
+        sums={name: {unit: kind.of(table)} for name, kind in TABLE_SUMS.items() if name in metrics}, objects=objects
+    )
 
 
 def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = ORIGIN) -> NDArray[np.float32]:
-    """Stored values (.., y, x) as probabilities: uint8 / 255, booleans as 0 and 1, floats as they are.
+    """Convert stored values to probabilities: uint8 / 255, booleans to 0 and 1, floats unchanged.
 
-    ``start`` says where the plane begins, for people.
+    Parameters
+    ----------
+    stored : (..., y, x), uint8, bool or float
+    path
+        Path of the volume, for messages.
+    start
+        Coordinates of the first pixel by axis, for messages.
+
+    Returns
+    -------
+    same shape, float32, 0 to 1
+
+    Raises
+    ------
+    UnetcliError
+        The data type does not fit, or a value is NaN (the message gives its position) or outside 0 to 1.
     """
     if stored.dtype == np.uint8:
         return stored.astype(np.float32) / np.float32(255)
@@ -315,54 +330,54 @@ def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = OR
 
 
 def labels_of(values: NDArray[Any], threshold: float) -> NDArray[Any]:
-    """Objects of a section, (y, x): the labels themselves, or 4-connected components above a threshold."""
+    """Predicted objects of a section, (y, x): the labels, or the 4-connected components above the threshold."""
     return components(above(values[0], threshold)) if values.dtype.kind == "f" else values[0]
 
 
 def reference_of(reference: NDArray[Any], *, pieces: bool) -> NDArray[Any]:
-    """True objects of a section, (y, x): the truth itself, or the 4-connected pieces of a mask."""
+    """True objects of a section, (y, x): the truth, or the 4-connected components of a mask (``pieces``)."""
     return components(reference != 0) if pieces else reference
 
 
-def judged_of(values: NDArray[Any], judged: NDArray[np.bool_] | None) -> NDArray[Any]:
-    """The values that count, by the last two axes: (.., pixels)."""
-    return values.reshape(*values.shape[:-2], -1) if judged is None else values[..., judged]
+def valid_values(values: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Select the pixels that are scored: (..., y, x) to (..., pixels)."""
+    return values.reshape(*values.shape[:-2], -1) if valid is None else values[..., valid]
 
 
 def total_counts(plan: EvaluationPlan, counts: Iterator[Counts]) -> Counts:
-    """Counts of everything, without tables, from those of the blocks in their order."""
-    adding, keeps = Adding(), plan.settings.three_d or plan.settings.kind == CLASSES
+    """Sum of the counts of all blocks, given in order; tables are replaced by the sums computed from them."""
+    accumulator, keeps = CountsAccumulator(), plan.settings.three_d or plan.settings.kind == CLASSES
     for slab in plan.slabs():
         for _ in slab:
-            adding.add(next(counts))
+            accumulator.add(next(counts))
         if not keeps:
-            judge_tables(plan, adding)
+            count_tables(plan, accumulator)
     if plan.settings.kind == CLASSES:
-        return with_confusions(adding.result())
-    judge_tables(plan, adding)
-    return adding.result()
+        return tables_to_confusions(accumulator.result())
+    count_tables(plan, accumulator)
+    return accumulator.result()
 
 
-def judge_tables(plan: EvaluationPlan, adding: Adding) -> None:
-    """Put what follows from tables of whole units in their place."""
-    for unit, table in adding.take_tables().items():
-        adding.add(judge_unit(table, unit, plan))
+def count_tables(plan: EvaluationPlan, accumulator: CountsAccumulator) -> None:
+    """Replace the tables of complete units by the sums computed from them."""
+    for unit, table in accumulator.take_tables().items():
+        accumulator.add(unit_counts(table, unit, plan.settings.metrics, by_object=plan.by_object))
 
 
-def with_confusions(counts: Counts) -> Counts:
-    """Tables of classes as confusions of all classes that occur."""
+def tables_to_confusions(counts: Counts) -> Counts:
+    """Convert tables of classes to confusion matrices of all classes up to the highest one."""
     classes = 1 + max((highest(table) for table in counts.tables.values()), default=1)
     confusions = {number: confusion_of_table(table, max(2, classes)) for number, table in counts.tables.items()}
-    return replace(counts, tables={}, confusions=confusions)
+    return replace(counts, tables={}, sums={**counts.sums, "confusions": confusions})
 
 
 def highest(table: Contingency) -> int:
-    """The highest class of a table."""
+    """Highest class of a table."""
     return int(max(table.reference.max(initial=0), table.result.max(initial=0)))
 
 
 def confusion_of_table(table: Contingency, classes: int) -> Confusion:
-    """A table of classes, dense."""
+    """Convert a table of classes to a confusion matrix, (class, class)."""
     counts = np.zeros((classes, classes), np.int64)
     counts[table.reference.astype(np.intp), table.result.astype(np.intp)] = table.counts
     return Confusion(counts)

@@ -1,4 +1,4 @@
-"""evaluate: count, score, compare; of volumes, and of folders of the cell tracking challenge."""
+"""Evaluate volumes and folders of the cell tracking challenge: count, score, compare."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ProgressCallback, ordered_map, silent
 from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.engine.runfolder import EVALUATE, require_claimable
-from unetcli.evaluate.baseline import compared, packed, require_baseline
-from unetcli.evaluate.counting import Adding, Counts, judge, labels_of, probabilities, total_counts
-from unetcli.evaluate.plan import FEW, require_complete
-from unetcli.evaluate.request import LABELS, PROBABILITY, EvaluateRequest
-from unetcli.evaluate.resolve import Evaluated, kind_of
+from unetcli.evaluate.baseline import comparison_of, packed, require_baseline
+from unetcli.evaluate.counting import Counts, CountsAccumulator, labels_of, probabilities, total_counts, unit_counts
+from unetcli.evaluate.plan import MIN_UNITS, require_complete
+from unetcli.evaluate.request import LABELS, METRICS, PROBABILITY, EvaluateRequest
+from unetcli.evaluate.resolve import COMPONENTS, ResolvedRequest, kind_notes, resolve_kind
 from unetcli.evaluate.result import Evaluation, SectionImages
 from unetcli.evaluate.scoring import looks_inverted, score_all
 from unetcli.evaluate.step import EvaluateStep, EvaluationPaths, folder_of
@@ -44,65 +44,64 @@ log = logging.getLogger(__name__)
 
 
 class Unfinished(Incomplete):
-    """Blocks are not counted yet; the same command continues."""
+    """Raised if blocks are not counted yet; the same command continues."""
 
     def __init__(self, message: str, jobs: list[str]) -> None:
         super().__init__(message)
         self.jobs = jobs
-        """SLURM jobs that were left at work, with ``--detach``."""
+        """SLURM jobs that continue, with ``--detach``."""
 
 
-def counted_in_folder(
-    evaluated: Evaluated, where: ClusterOptions, report: ProgressCallback, stopping: Callable[[], bool]
+def count_in_folder(
+    resolved: ResolvedRequest, where: ClusterOptions, report: ProgressCallback, stopping: Callable[[], bool]
 ) -> Counts:
-    """Counts of all blocks, by way of a run folder that is deleted at the end.
+    """Count all blocks in a run folder, which is deleted at the end.
 
     Raises
     ------
     Unfinished
-        Some are missing.
+        Blocks are missing.
     """
-    request, folder = evaluated.request, folder_of(evaluated.request)
+    request, folder = resolved.request, folder_of(resolved.request)
     require_claimable(folder.path, EVALUATE)
-    step = EvaluateStep(folder=folder, plan=evaluated.plan, paths=paths_of(evaluated, where))
+    step = EvaluateStep(folder=folder, plan=resolved.plan, paths=paths_of(resolved, where))
     outcome = run(step, RunOptions.of(request, where), report, stopping)
     require_counted(step, outcome)
     if request.run_folder is None:
-        with suppress(OSError):  # another run of the same store has its folder there
+        with suppress(OSError):  # the run folder of another step may be next to it
             folder.path.parent.rmdir()
     counts: Counts = outcome.result
     return counts
 
 
-def paths_of(evaluated: Evaluated, where: ClusterOptions) -> EvaluationPaths:
-    """Where the data lie, and how many threads a worker here has."""
-    request = evaluated.request
+def paths_of(resolved: ResolvedRequest, where: ClusterOptions) -> EvaluationPaths:
+    """Paths of the data, and threads of a local worker."""
+    request = resolved.request
     threads = max(1, cpu_threads() // (where.workers or 1)) if where.cluster == "local" else None
     return EvaluationPaths(prediction=request.prediction, truth=request.truth, mask=request.mask, threads=threads)
 
 
 def require_counted(step: EvaluateStep, outcome: RunOutcome) -> None:
-    """Raise where blocks are missing."""
+    """Raise :class:`Unfinished` if blocks are missing."""
     if outcome.left_running:
         jobs = list(outcome.left_running)
-        raise Unfinished(f"{len(jobs)} SLURM jobs count; the same command tells the scores when they have ended", jobs)
+        raise Unfinished(f"{len(jobs)} SLURM jobs are counting; the same command prints the scores when they end", jobs)
     if not outcome.complete:
         missing = int((~outcome.done).sum())
         raise Unfinished(f"INCOMPLETE: {missing} of {step.blocks} blocks not counted; the same command continues", [])
 
 
-METRICS = ("cells", "voi")
+CHALLENGE_METRICS = tuple(name for name, metric in METRICS.items() if metric.objects)
 PARTIAL = (
-    "the truth leaves objects out, as gold truth may: what holds extra objects of the result against it is not scored"
+    "the truth is incomplete, as gold truth may be: scores that extra objects of the result would lower are withheld"
 )
-COMPONENTS = "objects are what is 4-connected above {:g}; `unetcli label` makes better ones where they touch"
-NOT_HERE = {"roi": None, "mask": None, "level": 0, "three_d": None, "run_folder": None}
-"""Options that folders of frames do not take, and what they are where nobody gives them."""
+UNSUPPORTED = {"roi": None, "mask": None, "level": 0, "three_d": None, "run_folder": None}
+"""Options that cannot be used with folders of frames, and their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComponentFrames:
-    """The frames of a probability volume, as components above a threshold."""
+    """Frames of a probability volume, as connected components above a threshold."""
 
     frames: VolumeFrames
     threshold: float
@@ -122,14 +121,14 @@ class ComponentFrames:
 
 
 def evaluate_challenge(request: EvaluateRequest, report: ProgressCallback, where: ClusterOptions) -> Evaluation:
-    """Score a result against a truth folder; see :func:`unetcli.evaluate.evaluate.evaluate_volume`."""
+    """Score a result against a truth folder of the cell tracking challenge; see :func:`evaluate_volume`."""
     metrics = require_possible(request, where)
     frames, notes = frames_of(request)
     challenge = chosen_frames(open_challenge(frames, request.truth), request)
-    judged = judged_by(challenge, request)
-    require_baseline(request, judged)
+    scope = scope_of(challenge, request)
+    require_baseline(request, scope)
     keys = sorted({*challenge.segmented, *challenge.marked})
-    partial, by_object = challenge.is_partial(), "cells" in metrics and len(challenge.segmented) < FEW
+    partial, by_object = challenge.is_partial(), "cells" in metrics and len(challenge.segmented) < MIN_UNITS
     if not challenge.segmented:
         metrics = ("cells",)
     counts = count_frames(challenge, request.ignore, keys, metrics, report, by_object=by_object)
@@ -150,41 +149,42 @@ def evaluate_challenge(request: EvaluateRequest, report: ProgressCallback, where
         voxel_size={},
         units={},
         notes=tuple(filter(None, [*notes, PARTIAL if partial else None, scored.note_on_intervals()])),
-        judged=judged,
-        sums=packed(scored.families),
-        comparison=compared(request, scored.scores, scored.families),
+        scope=scope,
+        sums=packed(scored.score_groups),
+        comparison=comparison_of(request, scored.scores, scored.score_groups),
         read_section=lambda section: images(challenge, keys[section.number], request.ignore),
     )
 
 
 def require_possible(request: EvaluateRequest, where: ClusterOptions) -> tuple[str, ...]:
-    """The metrics; refuses what folders of frames do not take."""
-    for name, without in NOT_HERE.items():
+    """Metrics to score; raises ``UnetcliError`` for options that cannot be used with folders of frames."""
+    for name, without in UNSUPPORTED.items():
         if getattr(request, name) != without:
-            raise UnetcliError(f"--{name.replace('_', '-')}: not with the folder of frames {request.truth}")
+            raise UnetcliError(f"--{name.replace('_', '-')}: cannot be used with the folder of frames {request.truth}")
     if where.cluster != "local" or where.workers is not None:
-        raise UnetcliError(f"{request.truth}: folders of frames are judged here, frame by frame, without --cluster")
-    if impossible := [name for name in request.metrics or () if name not in METRICS]:
-        raise UnetcliError(f"--metrics {impossible[0]}: {request.truth} holds objects; cells and voi can be scored")
-    return tuple(name for name in METRICS if name in (request.metrics or METRICS))
+        raise UnetcliError(f"{request.truth}: expected no --cluster and no --workers for a folder of frames")
+    if impossible := [name for name in request.metrics or () if name not in CHALLENGE_METRICS]:
+        expected = ", ".join(CHALLENGE_METRICS)
+        raise UnetcliError(f"--metrics {impossible[0]}: {request.truth} contains objects; expected {expected}")
+    return tuple(name for name in CHALLENGE_METRICS if name in (request.metrics or CHALLENGE_METRICS))
 
 
 def frames_of(request: EvaluateRequest) -> tuple[Frames, list[str]]:
-    """The frames of the result, and what to say about them."""
+    """Frames of the result, and notes for the user."""
     if is_challenge_result(request.prediction):
         return open_frames(request.prediction), []
     require_complete(request.prediction, allowed=request.allow_incomplete)
     volume = open_volume(request.prediction)
-    kind = kind_of(replace(request, metrics=METRICS), volume)
-    said = [f"the prediction is taken for {kind.name} ({kind.because})"] if kind.because else []
+    kind = resolve_kind(replace(request, metrics=CHALLENGE_METRICS), volume)
+    notes = kind_notes(kind)
     frames = VolumeFrames(volume)
     if kind.name != PROBABILITY:
-        return frames, said
-    return ComponentFrames(frames, request.threshold), [*said, COMPONENTS.format(request.threshold)]
+        return frames, notes
+    return ComponentFrames(frames, request.threshold), [*notes, COMPONENTS.format(request.threshold)]
 
 
 def chosen_frames(challenge: Challenge, request: EvaluateRequest) -> Challenge:
-    """The frames that ``--sections`` names."""
+    """Frames that ``--sections`` selects."""
     if request.sections == (None, None):
         return challenge
     times = {key.time for key in (*challenge.segmented, *challenge.marked)}
@@ -194,7 +194,7 @@ def chosen_frames(challenge: Challenge, request: EvaluateRequest) -> Challenge:
         for files in (challenge.segmented, challenge.marked)
     )
     if not segmented and not marked:
-        raise UnetcliError(f"--sections {wanted.start}:{wanted.stop}: no frame of {request.truth} among them")
+        raise UnetcliError(f"--sections {wanted.start}:{wanted.stop}: {request.truth} has no such frame")
     return replace(challenge, segmented=segmented, marked=marked)
 
 
@@ -207,30 +207,30 @@ def count_frames(
     *,
     by_object: bool,
 ) -> Counts:
-    """Counts of all frames, numbered by their place among ``keys``."""
-    adding, numbers = Adding(), {key: number for number, key in enumerate(keys)}
+    """Counts of all frames, numbered by their position in ``keys``."""
+    accumulator, numbers = CountsAccumulator(), {key: number for number, key in enumerate(keys)}
     files = len(challenge.segmented) + len(challenge.marked)
     for done, pair in enumerate(challenge.pairs(), start=1):
-        adding.add(judge(pair.table(ignore), numbers[pair.key], metrics, by_object=by_object))
+        accumulator.add(unit_counts(pair.table(ignore), numbers[pair.key], metrics, by_object=by_object))
         report(done, files)
     for done, pair in enumerate(challenge.marker_pairs(), start=1 + len(challenge.segmented)):
         if "cells" in metrics:
-            adding.add(Counts(markers={numbers[pair.key]: CellSums.of(pair.table(ignore))}))
+            accumulator.add(Counts(sums={"markers": {numbers[pair.key]: CellSums.of(pair.table(ignore))}}))
         report(done, files)
-    return adding.result()
+    return accumulator.result()
 
 
 def images(challenge: Challenge, key: FrameKey, ignore: int | None) -> SectionImages:
-    """One frame, by its drawn objects where there are some; of a 3-D frame the middle section."""
+    """Images of one frame (of a 3-D frame: its middle section), with its segmented objects or else its markers."""
     path = challenge.segmented.get(key) or challenge.marked[key]
     pair = challenge.pair(key, path)
     planes = [a if a.ndim == 2 else a[len(a) // 2] for a in (pair.reference, pair.result)]
-    judged = None if ignore is None else planes[0] != ignore
-    return SectionImages(reference=planes[0], true_objects=planes[0], probability=None, labels=planes[1], judged=judged)
+    valid = None if ignore is None else planes[0] != ignore
+    return SectionImages(reference=planes[0], true_objects=planes[0], probability=None, labels=planes[1], valid=valid)
 
 
-def judged_by(challenge: Challenge, request: EvaluateRequest) -> dict[str, Any]:
-    """As :meth:`unetcli.evaluate.resolve.Evaluated.judged`."""
+def scope_of(challenge: Challenge, request: EvaluateRequest) -> dict[str, Any]:
+    """Truth and frames, as in :meth:`.ResolvedRequest.scope`. Baselines store these texts, and must match."""
     digest = Checksum()
     for files in (challenge.segmented, challenge.marked):
         for key, path in files.items():
@@ -244,13 +244,13 @@ def judged_by(challenge: Challenge, request: EvaluateRequest) -> dict[str, Any]:
     }
 
 
-WORK_HERE = 2**33
-"""Voxels that are counted at once, in minutes and leaving nothing behind; beyond, a run folder keeps counts."""
+MAX_WORK_IN_PROCESS = 2**33
+"""Largest work, in voxels, that is counted in this process within minutes; more uses a run folder."""
 EM_WORK = 50
-"""Times as much work on a voxel with em."""
+"""Work per voxel with em, relative to other metrics."""
 INVERTED = (
-    "this looks like the probability of background (membrane): foreground (interior) is predicted mostly where it is "
-    "not; scored as it is"
+    "the prediction looks inverted, like the probability of background (membrane) instead of foreground (interior); it "
+    "was scored unchanged"
 )
 
 
@@ -260,36 +260,45 @@ def evaluate_volume(
     stopping: Callable[[], bool] = bool,
     where: ClusterOptions | None = None,
 ) -> Evaluation:
-    """Score a prediction against its truth; see :mod:`unetcli.evaluate.result` for what comes out.
+    """Score a prediction against its truth.
 
     Parameters
     ----------
+    request
+        Arguments and options.
     report
-        Told of progress in voxels.
+        Called with the progress in voxels.
     stopping
-        Asked before each block of a large evaluation; once true, what is at work is finished and :class:`Unfinished`
-        raised.
+        Called before each block of a large evaluation; once it returns True, blocks in progress are finished and
+        :class:`Unfinished` is raised.
     where
-        On which machines. Default: as the request says.
+        Options of the cluster. Default: those of the request.
+
+    Returns
+    -------
+    Evaluation
+        See :mod:`unetcli.evaluate.result`.
 
     Raises
     ------
     Unfinished
         Blocks of a large evaluation are missing: the same call continues.
     UnetcliError
-        Anything about the request that the user can put right.
+        Anything about the request that the user can correct.
     """
     where = where or request
     if is_challenge_truth(request.truth):
         return evaluate_challenge(request, report, where)
     if is_challenge_result(request.prediction):
-        raise UnetcliError(f"{request.prediction}: a folder of masks; its truth is one too, 01_GT or 01_ST, no volume")
-    evaluated = Evaluated.of(request)
-    require_baseline(request, evaluated.judged())
-    counts = count(evaluated, report, stopping, where)
-    evaluated.require_probabilities(counts)
-    plan, settings = evaluated.plan, evaluated.plan.settings
-    scored = score_all(counts, settings.metrics, evaluated.places(), by_object=plan.by_object, three_d=settings.three_d)
+        raise UnetcliError(
+            f"{request.prediction}: a folder of masks; expected a folder 01_GT or 01_ST as truth, not a volume"
+        )
+    resolved = ResolvedRequest.of(request)
+    require_baseline(request, resolved.scope())
+    counts = count(resolved, report, stopping, where)
+    resolved.require_probabilities(counts)
+    plan, settings = resolved.plan, resolved.plan.settings
+    scored = score_all(counts, settings.metrics, resolved.places(), by_object=plan.by_object, three_d=settings.three_d)
     inverted = looks_inverted(counts)
     if inverted:
         log.warning("%s: %s", request.prediction, INVERTED)
@@ -301,41 +310,43 @@ def evaluate_volume(
         scores=scored.scores,
         sections=scored.sections,
         curves=scored.curves,
-        thresholds=evaluated.thresholds(),
+        thresholds=resolved.thresholds(),
         axes=plan.axes,
         region=plan.region,
-        voxel_size=evaluated.pair.voxel_size,
-        units=evaluated.pair.units,
-        notes=tuple(filter(None, [*evaluated.notes, INVERTED if inverted else None, scored.note_on_intervals()])),
-        judged=evaluated.judged(),
-        sums=packed(scored.families),
-        comparison=compared(request, scored.scores, scored.families),
-        read_section=evaluated.images,
+        voxel_size=resolved.pair.voxel_size,
+        units=resolved.pair.units,
+        notes=tuple(filter(None, [*resolved.notes, INVERTED if inverted else None, scored.note_on_intervals()])),
+        scope=resolved.scope(),
+        sums=packed(scored.score_groups),
+        comparison=comparison_of(request, scored.scores, scored.score_groups),
+        read_section=resolved.images,
     )
 
 
 def count(
-    evaluated: Evaluated, report: ProgressCallback, stopping: Callable[[], bool], where: ClusterOptions
+    resolved: ResolvedRequest, report: ProgressCallback, stopping: Callable[[], bool], where: ClusterOptions
 ) -> Counts:
-    """Counts of everything: here and now, or block by block in a run folder."""
-    if fits_here(evaluated, where):
-        return total_counts(evaluated.plan, counted_here(evaluated, report, stopping))
-    return counted_in_folder(evaluated, where, report, stopping)
+    """Count all blocks, in this process or in a run folder."""
+    if runs_in_process(resolved, where):
+        return total_counts(resolved.plan, count_in_process(resolved, report, stopping))
+    return count_in_folder(resolved, where, report, stopping)
 
 
-def fits_here(evaluated: Evaluated, where: ClusterOptions) -> bool:
-    """Whether it is a matter of minutes in this process, and nobody asked for more."""
-    work = evaluated.plan.region.size * (EM_WORK if "em" in evaluated.plan.settings.metrics else 1)
-    plain = where.cluster == "local" and where.workers is None and evaluated.request.run_folder is None
-    return plain and work <= WORK_HERE
+def runs_in_process(resolved: ResolvedRequest, where: ClusterOptions) -> bool:
+    """Whether counting takes minutes in this process, and no option asks for workers or a run folder."""
+    work = resolved.plan.region.size * (EM_WORK if "em" in resolved.plan.settings.metrics else 1)
+    plain = where.cluster == "local" and where.workers is None and resolved.request.run_folder is None
+    return plain and work <= MAX_WORK_IN_PROCESS
 
 
-def counted_here(evaluated: Evaluated, report: ProgressCallback, stopping: Callable[[], bool]) -> Iterator[Counts]:
-    """Counts of the blocks, in order."""
-    plan, done = evaluated.plan, 0
-    for number, counts in ordered_map(evaluated.count, range(plan.blocks), cpu_threads()):
+def count_in_process(
+    resolved: ResolvedRequest, report: ProgressCallback, stopping: Callable[[], bool]
+) -> Iterator[Counts]:
+    """Counts of the blocks, in order, computed by threads of this process."""
+    plan, done = resolved.plan, 0
+    for number, counts in ordered_map(resolved.count, range(plan.blocks), cpu_threads()):
         if stopping():
-            raise Unfinished("stopped; of so small an evaluation nothing is kept, the same command begins anew", [])
+            raise Unfinished("stopped; counts of a small evaluation are not stored, the same command starts again", [])
         found = counts.result()
         done += plan.box(number).size
         report(done, plan.region.size)

@@ -1,4 +1,4 @@
-"""What is compared: prediction and truth laid beside each other, and the blocks that are counted."""
+"""The pair of prediction and truth, and the plan of blocks in which they are compared."""
 
 from __future__ import annotations
 
@@ -12,72 +12,78 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
-from unetcli.evaluate.request import PROBABILITY, EvaluateRequest
+from unetcli.evaluate.request import METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid
 from unetcli.predict.skipping import Mask, factor
-from unetcli.volumes.image import marker_around, region_around
+from unetcli.volumes.image import find_marker, find_region_marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe, require_same_voxels, resolve_region, shape, stated_sizes
 
 FORMAT = 2
-"""Version of a plan's JSON."""
+"""Version of the JSON of a plan."""
 BLOCK_VOXELS = 2**23
-"""About the most in a block: half a gigabyte of memory where every voxel is another label, mostly a tenth of that."""
-SEVERAL = 16
-"""So many blocks there are at least where they do not become small, so that several workers have something to do."""
+"""Largest block: about 0.5 GB of memory if every voxel has its own label, usually a tenth of that."""
+MIN_BLOCKS = 16
+"""Smallest number of blocks, unless they become too small, so that several workers are busy."""
 READ_VOXELS = 2**25
-"""The most that is read at once where chunks are larger than a block."""
+"""Largest region to read at once if the chunks are larger than a block."""
 EM_BLOCK_VOXELS = 2**20
-"""The same with em, which works a hundred times as long on a voxel; whole sections nevertheless."""
-FEW = 10
-"""With fewer sections (or volumes), confidence in scores of cells comes from their objects."""
+"""Largest block with em, which takes a hundred times as long per voxel; a whole section may exceed it."""
+MIN_UNITS = 10
+"""Smallest number of sections (or volumes) to resample; with fewer, objects are resampled for scores of cells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that shows in the scores."""
+    """Settings that affect the scores."""
 
     metrics: tuple[str, ...]
     kind: str
-    """What the prediction's values mean: see ``request.KINDS``."""
+    """Kind of the prediction, one of ``request.KINDS``."""
     threshold: float
+    """Probabilities above it are foreground."""
     three_d: bool
+    """Whether objects extend over sections along z."""
     pieces: bool
-    """Whether the truth is a mask, whose objects are what is 4-connected in a section."""
+    """Whether the truth is a mask, whose objects are its 4-connected components in each section."""
     ignore: int | None
+    """Value of the truth whose voxels are not scored."""
     level: int
+    """Resolution level; 0 is full resolution."""
 
     @property
     def has_objects(self) -> bool:
-        """Whether objects are judged."""
-        return bool({"cells", "voi"} & set(self.metrics))
+        """Whether objects are scored."""
+        return scores_objects(self.metrics)
 
     @property
     def needs_sections(self) -> bool:
-        """Whether sections have to be seen whole: to find what is connected in them."""
-        return "em" in self.metrics or (self.has_objects and (self.pieces or self.kind == PROBABILITY))
+        """Whether blocks must contain whole sections, for example to find connected components in them."""
+        finds_components = self.has_objects and (self.pieces or self.kind == PROBABILITY)
+        return finds_components or any(METRICS[name].whole_sections for name in self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """Blocks that cover a region once. Sizes in voxels, axes in array order, without the channel axis."""
+    """Blocks that cover a region once. All sizes in voxels, axes in array order without the channel axis."""
 
     axes: str
     start: tuple[int, ...]
-    """Of the region, in the truth."""
+    """Start of the region, in coordinates of the truth."""
     stop: tuple[int, ...]
+    """End of the region, in coordinates of the truth."""
     offset: tuple[int, ...]
-    """Where the prediction starts in the truth."""
+    """Origin of the prediction, in coordinates of the truth."""
     block_shape: tuple[int, ...]
     settings: Settings
     prediction: str
-    """Fingerprint."""
+    """Fingerprint of the prediction."""
     truth: str
-    """Fingerprint."""
+    """Fingerprint of the truth."""
     mask: str | None
-    """Fingerprint."""
+    """Fingerprint of the mask."""
 
     @property
     def region(self) -> Box:
@@ -85,7 +91,7 @@ class EvaluationPlan:
 
     @functools.cached_property
     def grid(self) -> BlockGrid:
-        """The blocks, in voxels of the truth; edges lie on multiples of the sides, from the prediction's start."""
+        """Blocks in coordinates of the truth; their edges are multiples of its shape from the prediction's origin."""
         return BlockGrid(self.region, self.block_shape, self.offset)
 
     @property
@@ -93,11 +99,11 @@ class EvaluationPlan:
         return self.grid.blocks
 
     def box(self, number: int) -> Box:
-        """The voxels of a block, in the truth; blocks are counted in C order."""
+        """Box of a block, in coordinates of the truth; blocks are numbered in C order."""
         return self.grid.box(number)
 
     def slabs(self) -> Iterator[range]:
-        """Blocks that together cover whole sections, slab by slab."""
+        """Ranges of blocks that together cover whole sections."""
         each = math.prod(self.grid.shape[-2:])
         return (range(first, first + each) for first in range(0, self.blocks, each))
 
@@ -108,17 +114,17 @@ class EvaluationPlan:
 
     @property
     def sections(self) -> int:
-        """Planes of the last two axes."""
+        """Number of sections (planes of the last two axes)."""
         return math.prod(self.region.shape[:-2])
 
     def section_number(self, place: Sequence[int]) -> int:
-        """The number of a section, from 0, by its coordinates in the truth."""
+        """Number of a section, from 0, given its coordinates in the truth."""
         shape = self.region.shape[:-2]
         inside = [p - a for p, a in zip(place[: len(shape)], self.start, strict=False)]
         return int(np.ravel_multi_index(inside, shape)) if shape else 0
 
     def section_box(self, number: int) -> Box:
-        """The voxels of a section, in the truth."""
+        """Box of a section, in coordinates of the truth."""
         shape = self.region.shape[:-2]
         inside = np.unravel_index(number, shape) if shape else ()
         lead = tuple(a + int(i) for a, i in zip(self.start, inside, strict=False))
@@ -126,7 +132,7 @@ class EvaluationPlan:
 
     @property
     def units(self) -> int:
-        """Sections, or volumes of z, y, x, whose objects are other ones than those of the next."""
+        """Number of units: sections, or z, y, x volumes if objects extend over sections. No object spans two units."""
         return self.sections // (self.region.shape[-3] if self.settings.three_d else 1)
 
     def unit_of(self, section: int) -> int:
@@ -135,12 +141,12 @@ class EvaluationPlan:
 
     @property
     def by_object(self) -> bool:
-        """Whether there are too few units to draw from, so that objects are drawn."""
-        return "cells" in self.settings.metrics and self.units < FEW
+        """Whether intervals are computed from objects, because there are too few units to resample."""
+        return "cells" in self.settings.metrics and self.units < MIN_UNITS
 
 
 def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit: int | None = None) -> tuple[int, ...]:
-    """Whole chunks, in the plane first, as many as the limit of voxels allows; whole sections where they are needed.
+    """Block shape: as many whole chunks as the limit of voxels allows, first in the plane; whole sections if needed.
 
     >>> seen = Settings(
     ...     metrics=("voi",), kind="labels", threshold=0.5, three_d=True, pieces=False, ignore=None, level=0
@@ -150,7 +156,7 @@ def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit
     """
     shape = region.shape
     most, least = (EM_BLOCK_VOXELS, EM_BLOCK_VOXELS // 4) if "em" in settings.metrics else (BLOCK_VOXELS, 2**20)
-    most = limit or min(most, max(least, region.size // SEVERAL))
+    most = limit or min(most, max(least, region.size // MIN_BLOCKS))
     block = [min(side, n) for side, n in zip(chunks, shape, strict=True)]
     if settings.needs_sections:
         block[-2:] = shape[-2:]
@@ -163,80 +169,80 @@ def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit
 
 
 def _grow(block: list[int], places: Sequence[int], shape: tuple[int, ...], limit: int) -> None:
-    """Double the shortest of some sides as long as the limit allows."""
+    """Repeatedly double the shortest of the given sides while the block stays within the limit."""
     while growing := [p for p in places if block[p] < shape[p] and _grown(block, p, shape) <= limit]:
         place = min(growing, key=lambda p: block[p])
         block[place] = min(2 * block[place], shape[place])
 
 
 def _grown(block: list[int], place: int, shape: tuple[int, ...]) -> int:
-    """Voxels of a block with one side doubled."""
+    """Number of voxels of a block with one side doubled."""
     return math.prod(block) // block[place] * min(2 * block[place], shape[place])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """A part of both."""
+class PairData:
+    """Arrays of prediction and truth in one region."""
 
-    stored: NDArray[Any]
+    prediction: NDArray[Any]
     """(c, *shape): the prediction as stored."""
     reference: NDArray[Any]
-    """Shape of the part, integer."""
-    judged: NDArray[np.bool_] | None
-    """Shape of the part: what counts; None: everything."""
+    """(*shape), integer: the truth."""
+    valid: NDArray[np.bool_] | None
+    """(*shape): voxels that are scored; None: all."""
 
-    def planes(self) -> Iterator[Piece]:
-        """Its planes of the last two axes, in C order: (c, y, x) and (y, x)."""
+    def planes(self) -> Iterator[PairData]:
+        """Arrays of each section in C order, (c, y, x) and (y, x)."""
         plane = self.reference.shape[-2:]
-        stored = self.stored.reshape(len(self.stored), -1, *plane)
+        prediction = self.prediction.reshape(len(self.prediction), -1, *plane)
         reference = self.reference.reshape(-1, *plane)
-        judged = None if self.judged is None else self.judged.reshape(-1, *plane)
+        valid = None if self.valid is None else self.valid.reshape(-1, *plane)
         for number, part in enumerate(reference):
-            yield Piece(stored[:, number], part, None if judged is None else judged[number])
+            yield PairData(prediction[:, number], part, None if valid is None else valid[number])
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Prediction and truth laid over each other."""
+    """Prediction and truth, aligned."""
 
     prediction: Volume
     truth: Volume
     offset: tuple[int, ...]
-    """Where the prediction starts in the truth; zero where they have the same shape."""
-    stored: Volume | None = None
-    """The truth with the axes of extent 1 that are left out here; None: with its axes."""
+    """Origin of the prediction, in coordinates of the truth; zero if they have the same shape."""
+    full_truth: Volume | None = None
+    """The truth with its axes of extent 1, if these were dropped from ``truth``."""
     mask: Mask | None = None
-    """Over the truth; what it is 0 for is not judged."""
+    """Mask over the truth; voxels where it is 0 are not scored."""
     ignore: int | None = None
-    """Value of the truth that is not judged."""
+    """Value of the truth whose voxels are not scored."""
 
     @classmethod
     def open(cls, request: EvaluateRequest) -> Pair:
-        """Both volumes of a request.
+        """Open prediction, truth and mask of a request, and align them.
 
         Raises
         ------
         UnetcliError
-            One cannot be read, the prediction is not complete, or they are not the same place.
+            A volume cannot be read, the prediction is incomplete, or the volumes do not cover the same region.
         """
         require_complete(request.prediction, allowed=request.allow_incomplete)
         truth = open_volume(request.truth, request.level)
-        pair = pair_up(open_volume(request.prediction, request.level), truth, place_of(request.prediction))
+        pair = pair_up(open_volume(request.prediction, request.level), truth, parse_place(request.prediction))
         mask = None
         if request.mask is not None:
             found = open_volume(request.mask).channels_as_sections()
-            fitted = found if pair.stored is None else found.without_single_axes()
+            fitted = found if pair.full_truth is None else found.without_single_axes()
             mask = Mask.over(fitted, pair.truth.with_axes_of(fitted), (1,) * len(pair.axes))
         return replace(pair, mask=mask, ignore=request.ignore)
 
     @property
     def axes(self) -> str:
-        """Those of the truth, by the letters of whichever says what they are."""
+        """Axes of the truth; if it does not name them, those of the prediction."""
         return self.prediction.axes if self.truth.assumed else self.truth.axes
 
     @property
     def voxel_size(self) -> dict[str, float]:
-        """Of whichever states it, the truth first."""
+        """Voxel size by axis, of the truth, else of the prediction; empty if neither states it."""
         return next((v.voxel_size for v in (self.truth, self.prediction) if stated_sizes(v)), {})
 
     @property
@@ -245,15 +251,15 @@ class Pair:
 
     @property
     def region(self) -> Box:
-        """What both cover, in coordinates of the truth."""
+        """Region that both cover, in coordinates of the truth."""
         return self.prediction.whole().shifted(self.offset)
 
     def select(self, request: EvaluateRequest) -> Box:
-        """What is judged, in coordinates of the truth."""
+        """Region to score, in coordinates of the truth; raises ``UnetcliError`` if the prediction does not cover it."""
         if request.roi is None and request.sections == (None, None):
             return self.region
-        truth = self.stored or self.truth
-        asked = along(self.truth.axes, resolve_region(request.sections, request.roi, truth), truth.axes)
+        truth = self.full_truth or self.truth
+        asked = restrict(self.truth.axes, resolve_region(request.sections, request.roi, truth), truth.axes)
         if request.roi is None:
             return self._sections(asked)
         if asked.clipped(self.region) != asked:
@@ -262,20 +268,20 @@ class Pair:
             )
         return asked
 
-    def read(self, box: Box) -> Piece:
-        """A part, by its box in the truth."""
-        stored = self.prediction.read(box.shifted(tuple(-o for o in self.offset)))
+    def read(self, box: Box) -> PairData:
+        """Read a region, given its box in coordinates of the truth."""
+        prediction = self.prediction.read(box.shifted(tuple(-o for o in self.offset)))
         reference = self.truth.read(box)[0]
-        judged = None if self.ignore is None else reference != self.ignore
+        valid = None if self.ignore is None else reference != self.ignore
         if self.mask is not None:
-            inside = self.mask.kept(box).cells
-            judged = inside if judged is None else judged & inside
-        return Piece(stored, reference, judged)
+            inside = self.mask.active_cells(box).cells
+            valid = inside if valid is None else valid & inside
+        return PairData(prediction, reference, valid)
 
     def _sections(self, asked: Box) -> Box:
-        """The sections asked for, as far as the prediction goes in the plane."""
+        """The requested sections, clipped in the plane to the extent of the prediction."""
         axis = self.truth.section_axis
-        if axis is None:  # of a stack of one, the one
+        if axis is None:  # a single image
             return asked.clipped(self.region)
         covered, wanted = (self.region.start[axis], self.region.stop[axis]), (asked.start[axis], asked.stop[axis])
         if not covered[0] <= wanted[0] < wanted[1] <= covered[1]:
@@ -286,52 +292,59 @@ class Pair:
 
 
 def require_complete(prediction: str, *, allowed: bool) -> None:
-    """Refuse a prediction, or labels, of ours that are not finished, or labels of such a prediction."""
-    ours = marker_around(place_of(prediction))
-    if ours is None or allowed:
+    """Raise ``UnetcliError`` if unetcli wrote the prediction, or its input, and did not finish, unless allowed."""
+    marker = find_marker(parse_place(prediction))
+    if marker is None or allowed:
         return
-    if ours.get("of_incomplete"):
+    if marker.get("of_incomplete"):
         raise UnetcliError(
-            f"{prediction}: made of a prediction that was not complete; label it with --overwrite once it is, or "
+            f"{prediction}: labels of an incomplete prediction; complete it and run label with --overwrite, or use "
             "--allow-incomplete"
         )
-    if not ours.get("complete"):
-        command = "label" if ours.get("kind") == "instances" else "predict"
-        raise UnetcliError(f"{prediction}: not complete; run its {command} command again, or --allow-incomplete")
+    if not marker.get("complete"):
+        command = "label" if marker.get("kind") == "instances" else "predict"
+        raise UnetcliError(f"{prediction}: not complete; run its {command} command again, or use --allow-incomplete")
 
 
 def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
-    """Lay a prediction over its truth: same shape, or a part of a volume of the truth's shape.
+    """Align a prediction with its truth: same shape, or a region of a volume of the truth's shape.
+
+    Parameters
+    ----------
+    prediction, truth
+        Volumes with any axes; the truth has one channel of integers.
+    store
+        Path of the prediction; its marker states which region of its input was predicted.
 
     Raises
     ------
     UnetcliError
-        Shapes, axes or voxel sizes differ; both are named. Or the truth is no integers.
+        Shapes, axes or voxel sizes differ, or the truth is not one channel of integers.
     """
     truth = truth.channels_as_sections()
     prediction = prediction.fitted_to(truth)
     if truth.channels != 1 or truth.dtype.kind not in "bui":
         raise UnetcliError(
-            f"{truth.path}: {truth.channels} channels of {truth.dtype}; truth is one channel of integers"
+            f"{truth.path}: {truth.channels} channels of {truth.dtype}; expected one channel of integers as truth"
         )
-    offset, stored = offset_in(truth, prediction, store), None
+    offset, full_truth = offset_in(truth, prediction, store), None
     if offset is None:
-        stored = truth
+        full_truth = truth
         prediction, truth = prediction.without_single_axes(), truth.without_single_axes()
         offset = offset_in(truth, prediction, store)
     if offset is None:
         raise UnetcliError(
-            f"{prediction.path} is {shape(prediction)}, but {truth.path} is {shape(truth)}: not the same place"
+            f"{prediction.path} is {shape(prediction)}, but {truth.path} is {shape(truth)}: not the same region"
         )
     require_same_axes(prediction, truth)
-    require_same_voxels(prediction, truth, "not the same place")
-    return Pair(prediction, truth, offset, stored=stored)
+    require_same_voxels(prediction, truth, "not the same region")
+    return Pair(prediction, truth, offset, full_truth=full_truth)
 
 
-def along(kept: str, box: Box, axes: str) -> Box:
-    """A box along some of its axes.
+def restrict(kept: str, box: Box, axes: str) -> Box:
+    """Restrict a box to some of its axes.
 
-    >>> along("yx", Box((0, 3, 5), (1, 9, 7)), "zyx")
+    >>> restrict("yx", Box((0, 3, 5), (1, 9, 7)), "zyx")
     Box(start=(3, 5), stop=(9, 7))
     """
     places = [axes.index(axis) for axis in kept]
@@ -339,12 +352,12 @@ def along(kept: str, box: Box, axes: str) -> Box:
 
 
 def offset_in(truth: Volume, prediction: Volume, store: Place) -> tuple[int, ...] | None:
-    """Where a prediction starts in its truth; None where they do not fit."""
+    """Origin of a prediction in coordinates of its truth; None if they do not fit."""
     if prediction.extent == truth.extent:
         return (0,) * len(truth.extent)
-    ours = region_around(store)
-    whole, sides = (tuple(ours.get(name, ())) for name in ("extent", "region"))
-    if len(whole) != len(truth.extent):  # of single sections, which a flat truth does not have
+    recorded = find_region_marker(store)
+    whole, sides = (tuple(recorded.get(name, ())) for name in ("extent", "region"))
+    if len(whole) != len(truth.extent):  # axes of extent 1, which a 2-D truth does not have
         sides = tuple(side for side, n in zip(sides, whole, strict=True) if n > 1)
         whole = tuple(n for n in whole if n > 1)
     if not len(whole) == len(truth.extent) == len(prediction.extent):
@@ -361,10 +374,10 @@ def offset_in(truth: Volume, prediction: Volume, store: Place) -> tuple[int, ...
 
 
 def require_same_axes(prediction: Volume, truth: Volume) -> None:
-    """Refuse sections of another kind; an axis whose meaning nobody stored may be any."""
-    unsaid = set(prediction.assumed) | set(truth.assumed)
-    if any(a != b and not {a, b} & unsaid for a, b in zip(prediction.axes, truth.axes, strict=True)):
+    """Raise ``UnetcliError`` if axes differ; an axis whose name was assumed matches any other."""
+    assumed = set(prediction.assumed) | set(truth.assumed)
+    if any(a != b and not {a, b} & assumed for a, b in zip(prediction.axes, truth.axes, strict=True)):
         raise UnetcliError(
             f"{prediction.path} has axes {', '.join(prediction.axes)}, but {truth.path} has {', '.join(truth.axes)}: "
-            "not the same place"
+            "not the same region"
         )

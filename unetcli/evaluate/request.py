@@ -1,34 +1,68 @@
-"""What a user asks of evaluate, before anything is resolved; ``None`` stands for "choose"."""
+"""Options of evaluate, and the metrics it offers; an option that is None is chosen by :mod:`.resolve`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import plain
+from unetcli.core.files import strip_scheme
 from unetcli.core.options import (
     Heading,
     Roi,
     Sections,
     argument,
     block_voxels_option,
+    file_option,
     option,
     parse_roi,
+    region_option,
     retries_option,
+    run_option,
     sections_option,
     take_over_option,
 )
 from unetcli.executors.options import ClusterOptions
 
-METRICS = ("pixels", "em", "cells", "voi")
+_scores = partial(option, heading=Heading.SCORES)
 PROBABILITY, LABELS, CLASSES = "probability", "labels", "classes"
 KINDS = (PROBABILITY, LABELS, CLASSES)
+"""Kinds of predictions: foreground or class probabilities, object labels, and class maps."""
 THRESHOLD = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A group of scores that ``--metrics`` can name."""
+
+    kinds: tuple[str, ...]
+    """Kinds of predictions that it can score."""
+    default_for: tuple[str, ...]
+    """Kinds of predictions that it scores if ``--metrics`` is not given."""
+    objects: bool = False
+    """Whether it scores objects. Such a metric also scores folders of the cell tracking challenge."""
+    whole_sections: bool = False
+    """Whether it can only count whole sections, for example to find connected components in them."""
+
+
+METRICS = {
+    "pixels": Metric(KINDS, default_for=(PROBABILITY, CLASSES)),
+    "em": Metric((PROBABILITY,), default_for=(PROBABILITY,), whole_sections=True),
+    "cells": Metric((PROBABILITY, LABELS), default_for=(LABELS,), objects=True),
+    "voi": Metric((PROBABILITY, LABELS), default_for=(LABELS,), objects=True),
+}
+"""Metrics by name, in the order of the output. The scores of each one are in a module of :mod:`unetcli.metrics`."""
+
+
+def scores_objects(metrics: Iterable[str]) -> bool:
+    """Whether any of the metrics scores objects."""
+    return any(METRICS[name].objects for name in metrics)
+
+
 def parse_metrics(text: str) -> tuple[str, ...]:
-    """Names with commas between them.
+    """Split names at commas.
 
     >>> parse_metrics("pixels, em")
     ('pixels', 'em')
@@ -38,52 +72,37 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest(ClusterOptions):
-    """One call of evaluate."""
+    """Arguments and options of one call of evaluate."""
 
     prediction: str = field(
-        kw_only=False, metadata=argument("Probabilities, labels, or a folder 01_RES.", "PREDICTION")
+        kw_only=False, metadata=argument("Probabilities, labels, or a folder of masks (01_RES).", "PREDICTION")
     )
-    truth: str = field(kw_only=False, metadata=argument("0 is background (EM: membrane); or a folder 01_GT.", "TRUTH"))
-    metrics: tuple[str, ...] | None = option(
-        "Default: pixels,em for probabilities, cells,voi for labels.",
-        Heading.SCORES,
+    truth: str = field(
+        kw_only=False, metadata=argument("Ground truth; 0 is background (EM: membrane). Or a folder 01_GT.", "TRUTH")
+    )
+    metrics: tuple[str, ...] | None = _scores(
+        "Scores to compute. Default: pixels,em for probabilities, cells,voi for labels.",
         metavar="pixels,em,cells,voi",
         parse=parse_metrics,
     )
-    kind: str | None = option(
-        "What PREDICTION holds. Default: by metadata, data type or values.",
-        Heading.SCORES,
-        metavar="probability|labels|classes",
+    kind: str | None = _scores(
+        "Content of PREDICTION. Default: from its metadata, data type or values.", metavar="probability|labels|classes"
     )
-    threshold: float = option(
-        "Foreground, of pixels and of components, is above T.", Heading.SCORES, default=THRESHOLD, metavar="T"
-    )
-    three_d: bool | None = option(
-        "Whether objects go through sections of z. Default: as in TRUTH.", Heading.SCORES, negative="--per-section"
-    )
+    threshold: float = _scores("Pixels above T are foreground.", default=THRESHOLD, metavar="T")
+    three_d: bool | None = _scores("Connect objects across sections. Default: as in TRUTH.", negative="--per-section")
     sections: Sections = sections_option()
-    roi: Roi | None = option(
-        "Score only this region of TRUTH.", Heading.REGION, metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi
+    roi: Roi | None = region_option("Score only this region of TRUTH.", metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi)
+    mask: str | None = region_option("Score only where this volume is not 0.", metavar="ZARR")
+    ignore: int | None = region_option("Leave out voxels where TRUTH has this value.", metavar="VALUE")
+    level: int = region_option("Resolution level to score; 0 is full resolution.", default=0, metavar="N", min=0)
+    baseline: Path | None = file_option(
+        "Compare with an earlier --json output; shows which differences exceed noise.", metavar="JSON"
     )
-    mask: str | None = option("Score only where this volume is not 0.", Heading.REGION, metavar="ZARR")
-    ignore: int | None = option("Do not score voxels where TRUTH has this value.", Heading.REGION, metavar="VALUE")
-    level: int = option(
-        "Resolution level of both that is scored; 0 is the full one.", Heading.REGION, default=0, metavar="N", min=0
-    )
-    baseline: Path | None = option(
-        "Compare with an earlier --json output; says which differences are more than noise.",
-        Heading.FILES,
-        metavar="JSON",
-    )
-    csv: Path | None = option("Write the scores of each section.", Heading.FILES, metavar="FILE")
-    report: Path | None = option(
-        "Write a page with scores, curves, tables and pictures of errors.", Heading.FILES, metavar="HTML"
-    )
-    image: str | None = option("With --report: the image. Default: what predict read.", Heading.FILES, metavar="VOLUME")
-    run_folder: Path | None = option(
-        "Folder for the counts of a large evaluation. Default: PREDICTION.run/evaluate.", Heading.FILES
-    )
-    allow_incomplete: bool = option("Score what is there.", Heading.RUN, default=False)
+    csv: Path | None = file_option("Write the scores of each section to this file.", metavar="FILE")
+    report: Path | None = file_option("Write a web page with scores, curves and pictures of errors.", metavar="HTML")
+    image: str | None = file_option("With --report: image to show. Default: the input of predict.", metavar="VOLUME")
+    run_folder: Path | None = file_option("Folder for the records of the run. Default: PREDICTION.run/evaluate.")
+    allow_incomplete: bool = run_option("Score a prediction that is not complete.", default=False)
     block_voxels: int | None = block_voxels_option()
     retries: int = retries_option()
     take_over: bool = take_over_option()
@@ -91,18 +110,18 @@ class EvaluateRequest(ClusterOptions):
     def __post_init__(self) -> None:
         for name in ("prediction", "truth", "mask"):
             if (place := getattr(self, name)) is not None:
-                object.__setattr__(self, name, plain(place))
+                object.__setattr__(self, name, strip_scheme(place))
         self._require_metrics()
         if self.kind is not None and self.kind not in KINDS:
             raise UnetcliError(f"--kind {self.kind}: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}")
         if not 0 <= self.threshold < 1:
-            raise UnetcliError(f"--threshold {self.threshold}: expected a probability from 0 up to, not with, 1")
+            raise UnetcliError(f"--threshold {self.threshold}: expected 0 <= threshold < 1")
         if self.level < 0:
-            raise UnetcliError(f"--level {self.level}: expected 0 (full resolution) or more")
+            raise UnetcliError(f"--level {self.level}: expected 0 (full resolution) or higher")
         if self.block_voxels is not None and self.block_voxels < 1:
-            raise UnetcliError(f"--block-voxels {self.block_voxels}: at least 1 is needed")
+            raise UnetcliError(f"--block-voxels {self.block_voxels}: expected at least 1")
         if self.image is not None and self.report is None:
-            raise UnetcliError(f"--image {self.image}: only with --report FILE.html, which shows it")
+            raise UnetcliError(f"--image {self.image}: needs --report FILE.html, the page that shows the image")
         super().__post_init__()
 
     def _require_metrics(self) -> None:
@@ -110,7 +129,4 @@ class EvaluateRequest(ClusterOptions):
             return
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown or not self.metrics:
-            raise UnetcliError(
-                f"--metrics {','.join(unknown)}: expected {', '.join(METRICS[:-1])} or {METRICS[-1]}, "
-                "commas between several"
-            )
+            raise UnetcliError(f"--metrics {','.join(unknown)}: expected one or more of {','.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""From a request to a plan: what the values mean, which metrics apply, which region is scored."""
+"""Resolve a request to a plan: kind of prediction, metrics, objects and region."""
 
 from __future__ import annotations
 
@@ -12,172 +12,175 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock
-from unetcli.core.files import is_remote, place_of
+from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
 from unetcli.evaluate.counting import Counts, count_block, labels_of, probabilities, reference_of
 from unetcli.evaluate.plan import EvaluationPlan, Pair, Settings, choose_block
-from unetcli.evaluate.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest
+from unetcli.evaluate.request import LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.evaluate.result import Section, SectionImages
-from unetcli.volumes.image import group_file, marker_around
+from unetcli.volumes.image import find_marker, group_file
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe, fingerprint, sampled_voxels
 
-OF_KIND = {PROBABILITY: ("pixels", "em"), LABELS: ("cells", "voi"), CLASSES: ("pixels",)}
-"""Metrics that are scored where none are named."""
-POSSIBLE = {PROBABILITY: METRICS, LABELS: ("pixels", "cells", "voi"), CLASSES: ("pixels",)}
-CHANGES = 0.05
-"""Share of neighbouring foreground pixels that differ: on real labels at most 0.04, on probabilities over 0.2."""
-DIM, FULL = 128, 0.3
-"""A map of probabilities somewhere reaches a half; one that hardly changes is 255 in such a share of its foreground."""
+MAX_CHANGES = 0.05
+"""Share of neighbouring foreground pixels that differ; real labels: at most 0.04, probabilities: over 0.2."""
+MIN_HIGHEST, MAX_SATURATED = 128, 0.3
+"""Probability maps have values of 128 or more; nearly binary ones are 255 in more than this share of foreground."""
 PAIRS, WINDOW = 8, 2048
-"""Pairs of neighbouring sections that are looked at, and the side of what is seen of them."""
-STAYS, DOUBTFUL = 0.5, (0.25, 0.75)
-"""How often a label stays the same to the next section, against to the next pixel: of objects through sections 0.95 to
-1, of sections labelled by themselves 0.03 (their objects at random places) to 0.4 (at the same)."""
+"""Number of pairs of neighbouring sections to compare, and the side of the compared window in pixels."""
+MIN_CONTINUITY, UNCERTAIN = 0.5, (0.25, 0.75)
+"""Lowest continuity of labels (see :func:`label_continuity`) for objects that extend over sections, and the range that
+is reported as uncertain. Such objects have 0.95 to 1; sections that were labelled separately have 0.03 (objects at
+random positions) to 0.4 (at the same positions)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What a prediction was taken for, and why."""
+class ValueKind:
+    """Kind of a prediction, one of ``request.KINDS``, and how it was recognised."""
 
     name: str
-    because: str = ""
-    """Where it was not said: for people, in a few words."""
+    reason: str = ""
+    """Reported if the kind was guessed; empty if it was stated."""
 
 
-def kind_of(request: EvaluateRequest, prediction: Volume) -> Kind:
-    """What the prediction's values mean.
+def resolve_kind(request: EvaluateRequest, prediction: Volume) -> ValueKind:
+    """Kind of a prediction.
 
     Raises
     ------
     UnetcliError
-        It cannot be that.
+        The data type or the channels do not fit the kind.
     """
-    found = stated_kind(request, prediction)
+    found = declared_kind(request, prediction)
     if found.name == PROBABILITY and prediction.dtype.kind in "ui" and prediction.dtype != np.uint8:
         raise UnetcliError(
             f"{prediction.path}: {prediction.dtype}; expected probabilities as uint8 (value / 255), float or boolean"
         )
     if found.name != PROBABILITY and (prediction.dtype.kind == "f" or prediction.channels > 1):
         raise UnetcliError(
-            f"{prediction.path}: {prediction.channels} channels of {prediction.dtype}; {found.name} are one channel "
-            "of integers"
+            f"{prediction.path}: {prediction.channels} channels of {prediction.dtype}; expected one channel of "
+            f"integers for {found.name}"
         )
     return found
 
 
-def stated_kind(request: EvaluateRequest, prediction: Volume) -> Kind:
-    """By option, metadata, dtype or metrics, in this order; else by the values."""
+def declared_kind(request: EvaluateRequest, prediction: Volume) -> ValueKind:
+    """Kind by option, metadata, data type or metrics, in this order; else guessed from the values."""
     if request.kind is not None:
-        return Kind(request.kind)
-    ours = (marker_around(place_of(request.prediction)) or {}).get("kind")
-    if ours is not None:
-        return Kind(LABELS if ours == "instances" else PROBABILITY)
+        return ValueKind(request.kind)
+    recorded = (find_marker(parse_place(request.prediction)) or {}).get("kind")
+    if recorded is not None:
+        return ValueKind(LABELS if recorded == "instances" else PROBABILITY)
     if prediction.dtype.kind in "bf" or prediction.channels > 1 or "em" in (request.metrics or ()):
-        return Kind(PROBABILITY)
-    if prediction.dtype != np.uint8 or says_labels(request.prediction):
-        return Kind(LABELS)
+        return ValueKind(PROBABILITY)
+    if prediction.dtype != np.uint8 or has_label_metadata(request.prediction):
+        return ValueKind(LABELS)
     if "pixels" in (request.metrics or ()):
-        return Kind(PROBABILITY)
-    return guessed_kind(prediction, objects_asked=request.metrics is not None)
+        return ValueKind(PROBABILITY)
+    return guess_kind(prediction, objects_asked=request.metrics is not None)
 
 
-def says_labels(path: str) -> bool:
-    """Whether the metadata of an image are those of OME-Zarr labels."""
-    place = place_of(path)
+def has_label_metadata(path: str) -> bool:
+    """Whether an image has the metadata of OME-Zarr labels."""
+    place = parse_place(path)
     found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
     attributes = found[1] if found else {}
     return "image-label" in attributes or "image-label" in attributes.get("ome", {})
 
 
-def guessed_kind(prediction: Volume, *, objects_asked: bool) -> Kind:
-    """Labels or probabilities, by sampled values of a uint8 array."""
+def guess_kind(prediction: Volume, *, objects_asked: bool) -> ValueKind:
+    """Labels or probabilities, guessed from sampled values of a uint8 array."""
     changes, pairs, found = 0.0, 0.0, np.zeros(256, np.int64)
     for values in sampled_voxels(prediction):
         if values is not None:
-            same, both = same_and_all(values[..., :-1], values[..., 1:])
+            same, both = count_same_labels(values[..., :-1], values[..., 1:])
             changes, pairs = changes + both - same, pairs + both
             found += np.bincount(values.ravel(), minlength=256)
     highest = int(np.flatnonzero(found).max(initial=0))
     if highest <= 1 and not objects_asked:
-        return Kind(PROBABILITY)  # refused later, with what would work
-    steady = changes <= CHANGES * pairs and found[255] <= FULL * found[1:].sum()
-    if highest < DIM or steady:
-        why = f"highest value {highest}" if highest < DIM else "values stay the same from pixel to pixel"
-        return Kind(LABELS, f"uint8, {why}; --kind probability if that is wrong")
-    return Kind(PROBABILITY, "uint8, value / 255; --kind labels if that is wrong" if objects_asked else "")
+        return ValueKind(PROBABILITY)  # refused by require_probabilities, which says what would work
+    steady = changes <= MAX_CHANGES * pairs and found[255] <= MAX_SATURATED * found[1:].sum()
+    if highest < MIN_HIGHEST or steady:
+        why = f"highest value {highest}" if highest < MIN_HIGHEST else "neighbouring pixels mostly have the same value"
+        return ValueKind(LABELS, f"uint8, {why}; otherwise use --kind probability")
+    return ValueKind(PROBABILITY, "uint8, value / 255; otherwise use --kind labels" if objects_asked else "")
 
 
 def is_mask(truth: Volume) -> bool:
-    """Whether a truth says where foreground is, and not which object: booleans, or 0 and 255."""
+    """Whether a truth is a mask of foreground (booleans, or 0 and 255) instead of labels."""
     if truth.dtype == np.bool_:
         return True
     values = [np.unique(found) for found in sampled_voxels(truth) if found is not None]
     return bool(values) and set(np.unique(np.concatenate(values)).tolist()) <= {0, 255}
 
 
-def metrics_of(request: EvaluateRequest, kind: str, prediction: Volume) -> tuple[str, ...]:
-    """The metrics asked for, else all that apply, in the order of ``METRICS``.
+def resolve_metrics(request: EvaluateRequest, kind: str, prediction: Volume) -> tuple[str, ...]:
+    """Requested metrics, else the default ones of the kind, in the order of ``METRICS``.
 
     Raises
     ------
     UnetcliError
-        One that is asked for does not apply.
+        A requested metric cannot score this prediction.
     """
     outputs = prediction.channels
-    asked = OF_KIND[kind] if request.metrics is None else request.metrics
+    defaults = tuple(name for name, metric in METRICS.items() if kind in metric.default_for)
+    asked = defaults if request.metrics is None else request.metrics
     if outputs > 1:
         asked = ("pixels",) if request.metrics is None else asked
         if beyond := [name for name in asked if name != "pixels"]:
             raise UnetcliError(
-                f"{prediction.path}: {outputs} classes, a channel each; {beyond[0]} takes one channel, the probability "
-                "of foreground; --metrics pixels takes several"
+                f"{prediction.path}: {outputs} classes, one channel each; --metrics {beyond[0]} needs one channel, the "
+                "probability of foreground; --metrics pixels scores several"
             )
-    if impossible := [name for name in asked if name not in POSSIBLE[kind]]:
+    possible = [name for name, metric in METRICS.items() if kind in metric.kinds]
+    if impossible := [name for name in asked if name not in possible]:
         raise UnetcliError(
-            f"--metrics {impossible[0]}: {prediction.path} holds {kind}; {', '.join(POSSIBLE[kind])} can be scored"
+            f"--metrics {impossible[0]}: {prediction.path} contains {kind}; expected one or more of "
+            f"{', '.join(possible)}"
         )
     return tuple(name for name in METRICS if name in asked)
 
 
-def objects_go_through(pair: Pair, region: Box) -> tuple[bool, str]:
-    """Whether the truth's objects go through sections along z, and what to say about it.
+def objects_span_sections(pair: Pair, region: Box) -> tuple[bool, str]:
+    """Whether objects of the truth extend over sections along z, and a note for the user.
 
-    By how often a label stays the same from section to section, against from pixel to pixel.
+    The decision follows from :func:`label_continuity`.
     """
     if "z" not in pair.axes or region.shape[pair.axes.index("z")] < 2:
         return False, ""
     axis = pair.axes.index("z")
-    share = staying(pair.truth, region, axis)
-    through = share >= STAYS
-    said = (
-        "objects go through the sections (--per-section: each alone)"
+    share = label_continuity(pair.truth, region, axis)
+    predicted = region.shifted(tuple(-o for o in pair.offset))
+    through = share >= MIN_CONTINUITY
+    note = (
+        "objects extend over sections (to score each section separately: --per-section)"
         if through
-        else ("labels start anew in each section, which are judged alone (--three-d: together)")
+        else "each section is labelled independently and scored separately (to combine sections: --three-d)"
     )
-    if DOUBTFUL[0] < share < DOUBTFUL[1]:
-        said += (
-            f"; in doubt: to the next section {100 * share:.0f} % as many pixels keep their label as to the next pixel"
-        )
-    if through and staying(pair.prediction, region.shifted(tuple(-o for o in pair.offset)), axis) < STAYS:
-        said += "; those of the prediction do not: were they made section by section?"
-    return through, said
+    if UNCERTAIN[0] < share < UNCERTAIN[1]:
+        note += f"; uncertain: labels continue to the next section at {100 * share:.0f} % of the rate in the plane"
+    if through and label_continuity(pair.prediction, predicted, axis) < MIN_CONTINUITY:
+        note += "; objects of the prediction do not: they may have been labelled section by section"
+    return through, note
 
 
-def staying(labels: Volume, region: Box, axis: int) -> float:
-    """Share of labelled pixels with the same label one section on, against one pixel on; 1 without any."""
+def label_continuity(labels: Volume, region: Box, axis: int) -> float:
+    """Continuity of labels: share of pixels with the same label in the next section, relative to the next pixel.
+
+    Pixels that are background in either are not counted; 1 without any labelled pixels.
+    """
     through, within = np.zeros(2), np.zeros(2)
     firsts = np.unique(np.linspace(region.start[axis], region.stop[axis] - 2, PAIRS, dtype=np.int64))
     for first in firsts.tolist():
-        with suppress(UnreadableBlock):  # is told when that block is counted
-            values = np.moveaxis(labels.read(two_sections(region, axis, first))[0], axis, 0)
-            through += same_and_all(values[0], values[1])
-            within += same_and_all(values[..., :-1], values[..., 1:])
+        with suppress(UnreadableBlock):  # reported when that block is counted
+            values = np.moveaxis(labels.read(section_pair(region, axis, first))[0], axis, 0)
+            through += count_same_labels(values[0], values[1])
+            within += count_same_labels(values[..., :-1], values[..., 1:])
     return float(through[0] * within[1] / (through[1] * within[0])) if through[1] and within[0] else 1.0
 
 
-def two_sections(region: Box, axis: int, first: int) -> Box:
-    """The middle of a section and of the next one; of several times, of the first."""
+def section_pair(region: Box, axis: int, first: int) -> Box:
+    """Box of the central window of a section and the next one, at the first time point."""
     start, stop = list(region.start), list(region.stop)
     start[axis], stop[axis] = first, first + 2
     for place in range(axis):
@@ -188,20 +191,21 @@ def two_sections(region: Box, axis: int, first: int) -> Box:
     return Box(tuple(start), tuple(stop))
 
 
-def same_and_all(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
-    """Pixels that are labelled in both: those with the same label, and all."""
+def count_same_labels(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
+    """Number of pixels with the same label in both arrays, and number of pixels that are labelled in both."""
     labelled = (one != 0) & (other != 0)
     return np.array([np.count_nonzero(labelled & (one == other)), np.count_nonzero(labelled)], np.float64)
 
 
 OBJECTS = {True: "through all sections", False: "each section alone"}
-"""What is an object, in words."""
-PIECES = "the truth is a mask; its objects are what is 4-connected in a section"
+"""Extent of objects, by ``three_d``. Baselines store these texts, and must match."""
+COMPONENTS = "objects are 4-connected components of a section above {:g}; `unetcli label` separates touching objects"
+MASK_NOTE = "the truth is a mask; its objects are the 4-connected components of each section"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """A request with all that it means."""
+class ResolvedRequest:
+    """Request with its volumes, its plan and notes for the user."""
 
     request: EvaluateRequest
     pair: Pair
@@ -209,19 +213,19 @@ class Evaluated:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: EvaluateRequest) -> Evaluated:
+    def of(cls, request: EvaluateRequest) -> ResolvedRequest:
         """Resolve a request; nothing is written.
 
         Raises
         ------
         UnetcliError
-            Anything about the request that the user can put right.
+            Anything about the request that the user can correct.
         """
         pair = Pair.open(request)
-        region, kind = pair.select(request), kind_of(request, pair.prediction)
-        metrics = metrics_of(request, kind.name, pair.prediction)
-        pieces = bool({"cells", "voi"} & set(metrics)) and not request.three_d and is_mask(pair.truth)
-        three_d, said = resolve_three_d(request, pair, region, kind, metrics) if not pieces else (False, PIECES)
+        region, kind = pair.select(request), resolve_kind(request, pair.prediction)
+        metrics = resolve_metrics(request, kind.name, pair.prediction)
+        pieces = scores_objects(metrics) and not request.three_d and is_mask(pair.truth)
+        three_d, note = (False, MASK_NOTE) if pieces else resolve_three_d(request, pair, region, kind, metrics)
         settings = Settings(
             metrics=metrics,
             kind=kind.name,
@@ -242,7 +246,9 @@ class Evaluated:
             truth=fingerprint(pair.truth),
             mask=pair.mask.fingerprint(region) if pair.mask else None,
         )
-        return cls(request=request, pair=pair, plan=plan, notes=tuple(filter(None, [*notes_on(kind, plan), said])))
+        finds_components = settings.has_objects and kind.name == PROBABILITY
+        components = COMPONENTS.format(request.threshold) if finds_components else ""
+        return cls(request=request, pair=pair, plan=plan, notes=(*kind_notes(kind), *filter(None, (components, note))))
 
     def count(self, number: int) -> Counts:
         """Counts of one block."""
@@ -255,28 +261,28 @@ class Evaluated:
         return [(lead, " ".join(map("{} {}".format, axes, lead)) or "image") for lead in starts]
 
     def images(self, section: Section) -> SectionImages:
-        """What one section was judged by."""
+        """Images of one section."""
         settings = self.plan.settings
-        piece = next(self.pair.read(self.plan.section_box(section.number)).planes())
-        found = probabilities(piece.stored, self.pair.prediction.path) if settings.kind == PROBABILITY else None
-        values = piece.stored if found is None else found
+        data = next(self.pair.read(self.plan.section_box(section.number)).planes())
+        found = probabilities(data.prediction, self.pair.prediction.path) if settings.kind == PROBABILITY else None
+        values = data.prediction if found is None else found
         integers = settings.has_objects or settings.kind != PROBABILITY
         labels = labels_of(values, settings.threshold) if integers else None
-        true = reference_of(piece.reference, pieces=settings.pieces) if settings.has_objects else None
+        true = reference_of(data.reference, pieces=settings.pieces) if settings.has_objects else None
         return SectionImages(
-            reference=piece.reference, true_objects=true, probability=found, labels=labels, judged=piece.judged
+            reference=data.reference, true_objects=true, probability=found, labels=labels, valid=data.valid
         )
 
     def thresholds(self) -> dict[str, float]:
-        """Of foreground, and of the components that are objects, where there are such."""
+        """Thresholds of ``foreground`` (pixels) and ``objects`` (components), if they apply."""
         settings = self.plan.settings
         if settings.kind != PROBABILITY:
             return {}
         asked = {"foreground": "pixels" in settings.metrics, "objects": settings.has_objects}
         return {name: settings.threshold for name, applies in asked.items() if applies}
 
-    def judged(self) -> dict[str, Any]:
-        """What was judged: has to be the same for two predictions that are compared."""
+    def scope(self) -> dict[str, Any]:
+        """Truth, region and settings, which must be the same for two predictions that are compared."""
         settings = self.plan.settings
         return {
             "truth": self.pair.truth.path,
@@ -290,39 +296,33 @@ class Evaluated:
         }
 
     def require_probabilities(self, counts: Counts) -> None:
-        """Refuse a mask of 0 and 1 stored as uint8, which would read as probabilities of 0 and 1/255."""
+        """Raise ``UnetcliError`` for a uint8 mask of 0 and 1, which would be read as probabilities 0 and 1/255."""
         is_uint8 = self.plan.settings.kind == PROBABILITY and self.pair.prediction.dtype == np.uint8
         if is_uint8 and self.request.kind is None and 0 < counts.highest <= np.float32(1) / np.float32(255):
             raise UnetcliError(
-                f"{self.pair.prediction.path}: 0 and 1 as uint8 mean 0 and 1/255; "
-                "store a mask as bool or as 0 and 255, or --kind labels"
+                f"{self.pair.prediction.path}: the values 0 and 1 of uint8 mean probabilities 0 and 1/255; "
+                "store a mask as bool or as 0 and 255, or use --kind labels"
             )
 
 
 def resolve_three_d(
-    request: EvaluateRequest, pair: Pair, region: Box, kind: Kind, metrics: Sequence[str]
+    request: EvaluateRequest, pair: Pair, region: Box, kind: ValueKind, metrics: Sequence[str]
 ) -> tuple[bool, str]:
-    """Whether objects go through sections, and what to say about it."""
-    if not {"cells", "voi"} & set(metrics):
+    """Whether objects extend over sections, and a note for the user."""
+    if not scores_objects(metrics):
         return False, ""
     if request.three_d and "z" not in pair.axes:
-        raise UnetcliError(f"--three-d: {pair.truth.path} has axes {', '.join(pair.axes)}, no z")
+        raise UnetcliError(f"--three-d: {pair.truth.path} has axes {', '.join(pair.axes)}; expected an axis z")
     if kind.name == PROBABILITY:
         if request.three_d:
             raise UnetcliError(
-                f"--three-d: {pair.prediction.path} holds probabilities, whose components are found section by "
-                "section; `unetcli label --three-d` makes objects first"
+                f"--three-d: {pair.prediction.path} contains probabilities, whose components are found section by "
+                "section; make objects with `unetcli label --three-d` first"
             )
         return False, ""
-    return objects_go_through(pair, region) if request.three_d is None else (request.three_d, "")
+    return objects_span_sections(pair, region) if request.three_d is None else (request.three_d, "")
 
 
-def notes_on(kind: Kind, plan: EvaluationPlan) -> list[str]:
-    """How the prediction was taken."""
-    found = [f"the prediction is taken for {kind.name} ({kind.because})"] if kind.because else []
-    if plan.settings.kind == PROBABILITY and plan.settings.has_objects:
-        found.append(
-            f"objects are what is 4-connected in a section above {plan.settings.threshold:g}; "
-            "`unetcli label` makes better ones where they touch"
-        )
-    return found
+def kind_notes(kind: ValueKind) -> list[str]:
+    """Note on a kind that was guessed."""
+    return [f"the prediction was interpreted as {kind.name} ({kind.reason})"] if kind.reason else []

@@ -1,6 +1,6 @@
-"""What an evaluation found: scores of the whole and of each section, curves, and the images they came from.
+"""Result of an evaluation: scores of the whole region and of each section, curves, and images of the sections.
 
-A command prints it, a report draws it. Scores are plain values under stable names, as ``--json`` has them:
+The command prints it, and the report draws it. Scores are plain values under stable names, as in ``--json``:
 
     pixels  iou, dice, accuracy, precision, recall, tp, fp, fn, tn, average_precision, calibration_error, dice_best
     em      pixel_error, pixel_disagreement, rand_error, rand_error_pairs, warping_error, warping_error_classic, v_rand,
@@ -8,8 +8,8 @@ A command prints it, a report draws it. Scores are plain values under stable nam
     cells   seg, det, precision, recall, f1, ap, pq
     voi     split, merge, split_bits, merge_bits, adapted_rand_error, adapted_rand_error_singletons
 
-Beside a score ``x`` there may be ``x_threshold`` (the one it was reached at), ``x_interval`` ([low, high] at 95 %; else
-None, with ``x_interval_reason``), ``x_reason`` (why it is None) and ``x_note`` (what to know when reading it).
+A score ``x`` may come with ``x_threshold`` (the threshold that reaches it), ``x_interval`` ([low, high] at 95 %, or
+None with ``x_interval_reason``), ``x_reason`` (why it is None) and ``x_note`` (how to read a misleading value).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from unetcli.evaluate.request import EvaluateRequest
 from unetcli.metrics.contingency import Contingency, ReferenceObjects, ResultObjects, matched_objects
 
 VERSION = 1
-"""Of the ``--json`` output."""
+"""Version of the ``--json`` output."""
 Scores = dict[str, dict[str, Any]]
-"""By metric, then by name."""
+"""Scores by metric, then by name."""
 Curves = dict[str, dict[str, list[float | None]]]
-"""By metric, then by name; all lists of a metric are as long as its ``threshold``.
+"""Curves by metric, then by name; all lists of a metric have the length of its ``threshold``.
 
 ``em``: threshold and every measure; ``pixels`` (two classes): threshold, precision, recall, dice; ``cells``: threshold
-(of the intersection over union), precision, recall, f1, ap.
+(of the IoU), precision, recall, f1, ap.
 """
 
 
@@ -42,23 +42,23 @@ class Section:
     """One section (or frame) and its scores."""
 
     number: int
-    """From 0, in the order of ``Evaluation.sections``."""
+    """Number of the section, from 0, in the order of ``Evaluation.sections``."""
     place: tuple[int, ...]
-    """Its coordinates before y, x in the truth; of a challenge's frame its time, or time and section."""
+    """Coordinates in the truth, without y and x; for a frame of a challenge: time, or time and section."""
     name: str
-    """For people, as in ``z 20``."""
+    """Name to display, such as ``z 20``."""
     scores: Scores
-    """Those of the metrics that are defined for a section alone, each at a threshold of its own."""
+    """Scores of the metrics that are defined for a single section, each at its own best threshold."""
     curves: Curves
-    """Of em and cells."""
+    """Curves of em and cells."""
 
     def to_json(self) -> dict[str, Any]:
-        """Its scores, without tables and curves."""
+        """Name, coordinates and scores, without tables and curves."""
         plain = {metric: _plain(found) for metric, found in self.scores.items()}
         return {"name": self.name, "place": list(self.place), **plain}
 
     def row(self) -> dict[str, Any]:
-        """Its numbers by ``metric.name``, for a table."""
+        """Name and numbers by ``metric.name``, for a table."""
         numbers = {
             f"{metric}.{name}": value
             for metric, found in self.scores.items()
@@ -74,69 +74,71 @@ def _plain(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SectionImages:
-    """What one section was judged by; all of the same y and x."""
+    """Images of one section, all with the same y and x."""
 
     reference: NDArray[Any]
     """(y, x), integer: the truth as stored."""
     true_objects: NDArray[Any] | None
-    """(y, x), integer: objects of the truth, which are the pieces of a mask; None unless cells or voi ask."""
+    """(y, x), integer: objects of the truth, or components of a mask; None unless cells or voi are scored."""
     probability: NDArray[np.float32] | None
-    """(c, y, x), 0 to 1: of foreground, or of each class; None where the prediction is labels."""
+    """(c, y, x), 0 to 1: probability of foreground, or of each class; None if the prediction contains labels."""
     labels: NDArray[Any] | None
-    """(y, x), integer: the prediction as stored where it is labels or classes; of probabilities the components, if
-    cells or voi ask, else None."""
-    judged: NDArray[np.bool_] | None
-    """(y, x): the pixels that count; None: all."""
+    """(y, x), integer: labels or classes of the prediction as stored, or the components of probabilities if cells or
+    voi are scored; else None."""
+    valid: NDArray[np.bool_] | None
+    """(y, x): pixels that are scored; None: all."""
 
     def objects(self) -> tuple[ReferenceObjects, ResultObjects]:
-        """What became of each object of the section (objects that go through sections: of their cut)."""
+        """Match the objects of the section; objects that extend over sections are reduced to this section."""
         assert self.labels is not None
         assert self.true_objects is not None
-        judged = slice(None) if self.judged is None else self.judged
-        return matched_objects(Contingency.of(self.true_objects[judged], self.labels[judged]))
+        valid = slice(None) if self.valid is None else self.valid
+        return matched_objects(Contingency.of(self.true_objects[valid], self.labels[valid]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """Everything that one call of evaluate found."""
+    """Result of one call of evaluate."""
 
     request: EvaluateRequest
     metrics: tuple[str, ...]
-    """Those that were scored, in the order of ``METRICS``."""
+    """Metrics that were scored, in the order of ``METRICS``."""
     kind: str
-    """What the prediction was taken for, one of ``KINDS``."""
+    """Kind of the prediction, one of ``KINDS``."""
     three_d: bool
-    """Whether objects (of cells, voi) go through the sections."""
+    """Whether objects (of cells, voi) extend over sections."""
     scores: Scores
+    """Scores of the whole region."""
     sections: tuple[Section, ...]
     curves: Curves
-    """Of all sections together."""
+    """Curves of the whole region."""
     thresholds: Mapping[str, float]
-    """``foreground`` (of pixels), ``objects`` (of the components for cells and voi), where they apply."""
+    """Thresholds of ``foreground`` (pixels) and ``objects`` (components for cells and voi), if they apply."""
     axes: str
-    """Of the region, as in ``zyx``."""
+    """Axes of the region, such as ``zyx``."""
     region: Box
-    """What was judged, in voxels of the truth (at its level)."""
+    """Region that was scored, in voxels of the truth at the scored level."""
     voxel_size: Mapping[str, float]
+    """Voxel size by axis; may be empty."""
     units: Mapping[str, str]
-    """Of the voxel size, by axis, as in ``nanometer``; may be empty."""
+    """Unit of the voxel size by axis, such as ``nanometer``; may be empty."""
     notes: tuple[str, ...]
-    """What to know when reading the scores: how the prediction was taken, a suspected slip, what was left out."""
-    judged: Mapping[str, Any]
-    """Truth, region and what else has to be the same for two predictions that are compared."""
+    """Notes for the reader: how the prediction was interpreted, suspected mistakes, scores that were withheld."""
+    scope: Mapping[str, Any]
+    """Truth, region and settings, which must be the same for two predictions that are compared."""
     sums: Mapping[str, Any]
-    """What each section (or object) adds to the scores, packed: what ``--baseline`` compares by."""
+    """Sums of each section or object, compressed; a later ``--baseline`` is compared by them."""
     comparison: Mapping[str, Any] | None
-    """With the baseline, by metric and score: difference, interval, more_than_noise, words."""
+    """Comparison with the baseline by metric and score: difference, interval, more_than_noise, words."""
     read_section: Callable[[Section], SectionImages] = field(repr=False)
-    """Reads one section again; memory for that section only."""
+    """Function that reads the images of one section; needs memory for that section only."""
 
     def images(self, section: Section) -> SectionImages:
-        """The images of one section, read anew."""
+        """Read the images of one section."""
         return self.read_section(section)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that is plain values, as ``--json`` prints it."""
+        """All plain values, as ``--json`` prints them."""
         return {
             "unetcli_evaluate": VERSION,
             "prediction": self.request.prediction,
@@ -144,7 +146,7 @@ class Evaluation:
             "metrics": list(self.metrics),
             "kind": self.kind,
             "thresholds": dict(self.thresholds),
-            "judged": dict(self.judged),
+            "judged": dict(self.scope),
             "notes": list(self.notes),
             **self.scores,
             "comparison": self.comparison and dict(self.comparison),

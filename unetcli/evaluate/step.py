@@ -1,4 +1,4 @@
-"""The step of evaluate: blocks are counted, and their counts kept until all are there."""
+"""Evaluation as a step of the engine: blocks are counted, and their counts are stored until all are complete."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
 from unetcli.engine.levels import Tables, damaged
-from unetcli.engine.run import require_nobody_at_work
+from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import EVALUATE, RunFolder, remove_run_folder
-from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, attempt
+from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, try_block
 from unetcli.engine.verify import OTHER
 from unetcli.evaluate.counting import Arrays, Counts, count_block, total_counts
 from unetcli.evaluate.plan import FORMAT, EvaluationPlan, Pair
@@ -33,30 +33,30 @@ from unetcli.volumes.volume import describe, fingerprint, same_data
 log = logging.getLogger(__name__)
 
 BASE_BYTES, VOXEL_BYTES = 2**30, 128
-"""Memory of a process, and of each voxel of a block that is counted."""
+"""Memory of a process, and additional memory per voxel of each block in progress, in bytes."""
 VOXELS_PER_JOB = {True: 10**8, False: 10**10}
-"""Some minutes of work on one core, with em and without."""
+"""Voxels that take a few minutes on one core, with em (True) and without."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPaths(StepPaths):
-    """Where the data of an evaluation lie: what a worker needs beside the plan."""
+    """Paths of the data, and threads: what a worker needs in addition to the plan."""
 
     prediction: str
     truth: str
     mask: str | None
     threads: int | None
-    """Threads of a worker. Default: as many as it may use."""
+    """Threads of a worker; None: as many as the process may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateStep(Step):
-    """One stage: the counts of each block, in the run folder."""
+    """Step with one stage: count each block and store the counts in the run folder."""
 
     FORMAT = FORMAT
     command = EVALUATE
     repairable = False
-    begins_anew = True
+    replaces_unreadable_plan = True
 
     folder: RunFolder
     plan: EvaluationPlan
@@ -64,7 +64,7 @@ class EvaluateStep(Step):
 
     @property
     def output(self) -> Place:
-        return place_of(self.paths.prediction)
+        return parse_place(self.paths.prediction)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -82,7 +82,7 @@ class EvaluateStep(Step):
 
     @property
     def counts(self) -> Tables:
-        """The counts of each block."""
+        """Stored counts of each block."""
         return Tables(self.folder.path / "counts")
 
     @property
@@ -95,11 +95,11 @@ class EvaluateStep(Step):
         return self.folder.path
 
     def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
-        pair = self.pair  # opened before threads are
+        pair = self.pair  # opened before threads start
         threads = self.paths.threads or cpu_threads()
         todo = itertools.takewhile(lambda _: not stopping(), blocks)
         for number, future in ordered_map(lambda n: count_block(self.plan, pair, n), todo, threads):
-            yield attempt(number, lambda n=number, found=future: self._store(n, found.result()))  # type: ignore[misc]
+            yield try_block(number, lambda n=number, found=future: self._store(n, found.result()))  # type: ignore[misc]
 
     def _store(self, number: int, counts: Counts) -> BlockResult:
         arrays = counts.to_arrays()
@@ -108,7 +108,7 @@ class EvaluateStep(Step):
 
     @functools.cached_property
     def pair(self) -> Pair:
-        """Prediction and truth, side by side."""
+        """Prediction and truth, aligned."""
         settings = self.plan.settings
         return Pair.open(
             EvaluateRequest(
@@ -117,7 +117,7 @@ class EvaluateStep(Step):
                 mask=self.paths.mask,
                 ignore=settings.ignore,
                 level=settings.level,
-                allow_incomplete=True,  # the launcher has asked
+                allow_incomplete=True,  # the launcher has checked
             )
         )
 
@@ -128,7 +128,7 @@ class EvaluateStep(Step):
 
     @property
     def block_bytes(self) -> int:
-        return 16 * math.prod(self.plan.block_shape)  # where every voxel is another pair of labels
+        return 16 * math.prod(self.plan.block_shape)  # if every voxel has its own pair of labels
 
     # ---- in a launcher
 
@@ -139,31 +139,31 @@ class EvaluateStep(Step):
         return not self.folder.plan_file.exists()
 
     def continue_from(self, frozen: EvaluationPlan) -> None:
-        """Drop what was counted for other settings."""
-        if not continues(frozen, self.plan):
-            require_nobody_at_work(self)
+        """Delete the counts of earlier settings or data."""
+        if not is_continuation(frozen, self.plan):
+            require_no_workers(self)
             self.folder.clear_run(self.own_files)
             self.folder.publish_plan(self.plan, self.FORMAT)
 
     def create(self) -> None:
-        """The counts are made with the first block."""
+        """Do nothing: the first block creates the folder of counts."""
 
     def sweep(self) -> None:
         self.counts.sweep()
 
     def announce(self, found: int) -> None:
-        before = f" ({found} found done)" if found else ""
-        log.info("%d blocks to count%s; what is counted is kept in %s", self.plan.blocks, before, self.folder.path)
+        before = f" ({found} already done)" if found else ""
+        log.info("%d blocks to count%s; counts are stored in %s", self.plan.blocks, before, self.folder.path)
 
     def finish(self) -> Counts:
-        """The counts of everything; the run folder is deleted then. The caller holds its lock."""
+        """Sum the counts of all blocks, and delete the run folder. The caller holds its lock."""
         total = total_counts(self.plan, self._read_counts())
         names = [path.name for path in (*self.folder.contents, *self.own_files)]
         remove_run_folder(self.folder.path, names)
         return total
 
     def _read_counts(self) -> Iterator[Counts]:
-        """Counts of all blocks, in order."""
+        """Read the counts of all blocks, in order."""
         for number in range(self.plan.blocks):
             arrays = self.counts.load(number)
             if digest(arrays) != self.ledger.checksum(number):
@@ -171,7 +171,7 @@ class EvaluateStep(Step):
             yield Counts.from_arrays(arrays)
 
     def input_changes(self) -> list[Change]:
-        """Whether prediction and truth are still the same; up to 64 chunks of each are looked at."""
+        """Inputs that have changed since planning; up to 64 chunks of each are compared."""
         plan, paths = self.plan, self.paths
         try:
             now = fingerprint(self.pair.prediction), fingerprint(self.pair.truth)
@@ -181,7 +181,7 @@ class EvaluateStep(Step):
         changed = [source for source, found, before in pairs if not same_data(before, found)]
         if self.pair.mask and self.pair.mask.fingerprint(plan.region) != plan.mask:
             changed.append("mask")
-        return [Change(source=name, path=getattr(paths, name), what="holds other values") for name in changed]
+        return [Change(source=name, path=getattr(paths, name), what="has other values") for name in changed]
 
     def moved(self, output: Place, device: str | None = None) -> EvaluateStep:
         return replace(self, paths=replace(self.paths, prediction=str(output)))
@@ -192,15 +192,15 @@ class EvaluateStep(Step):
         return Resources(host_bytes=BASE_BYTES + at_once * VOXEL_BYTES * voxels, blocks=blocks)
 
 
-def continues(frozen: EvaluationPlan, plan: EvaluationPlan) -> bool:
-    """Whether what was counted by a frozen plan counts for this one: a chunk that was unreadable then is no change."""
+def is_continuation(frozen: EvaluationPlan, plan: EvaluationPlan) -> bool:
+    """Whether counts of a frozen plan are valid for this one; a chunk that was unreadable then is not a change."""
     volumes = ("prediction", "truth", "mask")
     same = all(same_data(getattr(frozen, name) or "", getattr(plan, name) or "") for name in volumes)
     return same and replace(frozen, **{name: getattr(plan, name) for name in volumes}) == plan
 
 
 def digest(arrays: Arrays) -> str:
-    """Checksum of all values, as a receipt has it."""
+    """Checksum of all arrays, for the receipt."""
     found = Checksum()
     for name in sorted(arrays):
         found.add(arrays[name])
@@ -208,11 +208,11 @@ def digest(arrays: Arrays) -> str:
 
 
 def folder_of(request: EvaluateRequest) -> RunFolder:
-    """The run folder that the user names, else the one beside the store that the prediction lies in."""
+    """Run folder: the one of ``--run-folder``, else next to the store that contains the prediction."""
     if request.run_folder is not None:
         return RunFolder(request.run_folder)
-    place = place_of(request.prediction)
+    place = parse_place(request.prediction)
     if not isinstance(place, Path):
-        raise UnetcliError(f"{place}: --run-folder FOLDER names a place on this file system for plan and receipts")
+        raise UnetcliError(f"{place}: not a local path; name a folder for plan and receipts with --run-folder FOLDER")
     store = next((folder for folder in (place, *place.parents) if folder.suffix == ".zarr"), place)
     return RunFolder.of(store, EVALUATE)

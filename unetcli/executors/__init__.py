@@ -1,1 +1,1 @@
-"""Executors run blocks somewhere: in this process, on a Dask cluster, as a SLURM job array."""
+"""Executors, which run blocks in this process, on a Dask cluster or as a SLURM job array."""

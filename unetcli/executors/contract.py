@@ -1,4 +1,4 @@
-"""What every executor promises, and the simplest one: ``tests/executors/test_contract.py`` tests all of them."""
+"""The executor protocol, which ``tests/executors/test_contract.py`` tests, and the executor for this process."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ SECONDS_PER_TICK = 1.0
 
 
 class Task(Protocol):
-    """A function of the package (pickled by its name) over plain values.
+    """A module-level function of the package (pickled by name) with plain values as arguments.
 
-    It reports in files of the run folder: receipts, failures, heartbeats. It may be called again with the same blocks,
-    by another process, at any time: finished blocks are skipped.
+    It reports through files of the run folder: receipts, failures and heartbeats. Another process may call it again
+    with the same blocks at any time; finished blocks are skipped.
     """
 
     def __call__(self, folder: str, blocks: Ranges, stopping: Callable[[], bool] = bool) -> int:
-        """Work off the blocks of the run folder; how many were finished. ``stopping`` is asked before each block."""
+        """Process blocks of the run folder and return how many were finished.
+
+        ``stopping`` is called before each block; once it returns True, no further block is started.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFailure:
-    """A worker job that ended without finishing its blocks, and why."""
+    """A worker job that ended without finishing its blocks, with the reason."""
 
     job: str
     host: str
     reason: str
-    """One line for people, as in ``killed, probably out of memory: raise --mem``."""
+    """One line for the user, such as ``killed, probably out of memory: raise --mem``."""
     final: bool = False
-    """Whether trying again is not wanted: a person cancelled it, or it would end the same."""
+    """Whether the job must not be retried: the user cancelled it, or it would fail again."""
 
 
 class Executor(Protocol):
-    """Runs a task over blocks; a failing job is reported and stops no other.
+    """Runs a task over blocks. A job that fails is reported and does not stop the others.
 
-    ``tick`` is called at least every few seconds while waiting (it shows progress, from receipts); once ``stopping()``
-    is true, what is at work is finished and the rest left. ``avoid`` names hosts where these blocks failed before.
+    ``tick`` is called every few seconds while waiting; it shows the progress recorded in receipts. Once ``stopping()``
+    returns True, blocks in progress are finished and no others are started. ``avoid`` names hosts on which these
+    blocks failed before.
     """
 
     def run(
@@ -57,7 +61,7 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Runs the task in this process, in one call; what it raises is raised, as there is no other worker to go on."""
+    """Runs the task in this process, in one call. Its exceptions propagate, as no other worker could continue."""
 
     def run(
         self,
@@ -76,9 +80,9 @@ class InProcess:
 
 @contextmanager
 def ticking(tick: Callable[[], None], every: float = SECONDS_PER_TICK) -> Iterator[None]:
-    """Call ``tick`` again and again from a thread, as one block may take minutes, and once more at a good end.
+    """Call ``tick`` every few seconds from a thread, as one block may take minutes, and once more on success.
 
-    What a tick raises is raised when the block ends.
+    An exception raised by ``tick`` is raised when the ``with`` block ends.
     """
     ended, raised = threading.Event(), list[Exception]()
 

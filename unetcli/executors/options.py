@@ -1,4 +1,4 @@
-"""Options of how a run is executed: cluster, SLURM, retries, run folder."""
+"""Options that control how a run is executed: cluster, SLURM, retries and run folder."""
 
 from __future__ import annotations
 
@@ -8,49 +8,59 @@ from functools import partial
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
-from unetcli.core.options import Heading, Option, Options, argument, device_option, option, take_over_option
+from unetcli.core.files import Place, parse_place
+from unetcli.core.options import (
+    Heading,
+    Option,
+    Options,
+    argument,
+    cluster_option,
+    device_option,
+    file_option,
+    option,
+    run_option,
+    take_over_option,
+)
 from unetcli.executors.slurm.request import SlurmRequest, parse_extra
 
 CLUSTERS = ("local", "slurm", "dask")
 PROFILE = "UNETCLI_PROFILE"
-SLURM = Heading.SLURM
 
-tls_option = partial(
-    option, "Folder with certificate.pem and key.pem, for tls://.", Heading.CLUSTER, metavar="FOLDER", env=True
-)
+tls_option = partial(cluster_option, "Folder with certificate.pem and key.pem, for tls://.", metavar="FOLDER", env=True)
+_slurm = partial(option, heading=Heading.SLURM)
+_checks = partial(option, heading=Heading.CHECKS)
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class SlurmOptions(Options):
-    """What a job asks SLURM for: a profile, and options of ``sbatch`` that override it."""
+    """Resources that a job requests from SLURM: a profile, and ``sbatch`` options that override it."""
 
-    profile: Path | None = option("Requests to SLURM, as in slurm/gpu.toml.", SLURM, metavar="TOML", env=True)
-    partition: str | None = option("As sbatch; overrides the profile.", SLURM, short="-p")
-    account: str | None = option("As sbatch.", SLURM)
-    qos: str | None = option("As sbatch.", SLURM)
-    time: str | None = option("As sbatch: 30 (minutes), 04:00:00 or 1-00:00:00.", SLURM)
-    gres: str | None = option("As sbatch: gpu:1, for sites that want it so.", SLURM)
-    mem: str | None = option("As sbatch: 16G. Default: what plan expects.", SLURM)
-    cpus_per_task: int | None = option("As sbatch; also the network's CPU threads.", SLURM)
-    constraint: str | None = option("As sbatch.", SLURM)
-    exclude: str | None = option("As sbatch: hosts that get no jobs.", SLURM)
-    setup: tuple[str, ...] = option(
-        "Line of shell before each job's work, as in 'module load cuda'. Repeatable.", SLURM, default=()
+    profile: Path | None = _slurm("File of SLURM options, such as slurm/gpu.toml.", metavar="TOML", env=True)
+    partition: str | None = _slurm("Partition, as for sbatch.", short="-p")
+    account: str | None = _slurm("Account, as for sbatch.")
+    qos: str | None = _slurm("Quality of service, as for sbatch.")
+    time: str | None = _slurm("Time limit, as for sbatch: 30 (minutes), 04:00:00 or 1-00:00:00.")
+    gres: str | None = _slurm("Generic resources, as for sbatch: gpu:1 (for sites without --gpus).")
+    mem: str | None = _slurm("Memory of a job, as for sbatch: 16G. Default: the estimate of plan.")
+    cpus_per_task: int | None = _slurm("CPU cores of a job, as for sbatch; the network uses them all.")
+    constraint: str | None = _slurm("Node features required, as for sbatch.")
+    exclude: str | None = _slurm("Nodes not to use, as for sbatch.")
+    setup: tuple[str, ...] = _slurm(
+        "Shell command at the start of each job, such as 'module load cuda'. Repeatable.", default=(), metavar="COMMAND"
     )
-    slurm: tuple[str, ...] = option("Any other option of sbatch. Repeatable.", SLURM, default=(), metavar="KEY=VALUE")
+    slurm: tuple[str, ...] = _slurm("Any other option of sbatch. Repeatable.", default=(), metavar="KEY=VALUE")
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class ArrayOptions(SlurmOptions):
-    """Which machines are meant, and how a job array divides the blocks among them."""
+    """Kind of cluster, and how a job array divides the blocks."""
 
-    cluster: str = option(
-        "local, slurm (a job array) or dask (workers as SLURM jobs).", Heading.CLUSTER, default="local", env=True
+    cluster: str = cluster_option(
+        "Where to run: local, slurm (as a job array) or dask (with Dask workers).", default="local", env=True
     )
-    gpus: str | None = option("As sbatch: 1, a100:1.", SLURM)
-    max_running: int | None = option("Jobs of the array that run at a time.", SLURM)
-    blocks_per_job: int | None = option("Blocks of one job. Default: so many that starting takes under 2 %.", SLURM)
+    gpus: str | None = _slurm("GPUs of a job, as for sbatch: 1 or a100:1.")
+    max_running: int | None = _slurm("Most jobs of the array to run at a time.")
+    blocks_per_job: int | None = _slurm("Blocks per job. Default: enough that starting takes under 2 % of the time.")
 
     def __post_init__(self) -> None:
         if self.cluster not in CLUSTERS:
@@ -60,14 +70,14 @@ class ArrayOptions(SlurmOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions(ArrayOptions):
-    """Where the blocks of a step run."""
+    """Options for the machines on which the blocks of a step run."""
 
-    workers: int | None = option(
-        "Processes here (default: one per GPU, or one), or Dask worker jobs.", Heading.CLUSTER, metavar="N"
+    workers: int | None = cluster_option(
+        "Number of worker processes (default: one per GPU, else one), or of Dask worker jobs.", metavar="N"
     )
-    detach: bool = option("With slurm: submit, print the array's id and return.", Heading.CLUSTER, default=False)
-    scheduler: str | None = option(
-        "With dask: a running scheduler, tls:// or tcp://.", Heading.CLUSTER, metavar="ADDRESS"
+    detach: bool = cluster_option("With slurm: submit, print the job id and return.", default=False)
+    scheduler: str | None = cluster_option(
+        "With dask: address of a running scheduler, tls://HOST:PORT or tcp://HOST:PORT.", metavar="ADDRESS"
     )
     tls: Path | None = tls_option()
 
@@ -77,86 +87,80 @@ class ClusterOptions(ArrayOptions):
             if getattr(self, name) and self.cluster != only:
                 raise UnetcliError(f"--{name}: only with --cluster {only}")
         if self.workers is not None and self.workers < 1:
-            raise UnetcliError(f"--workers {self.workers}: at least 1 is needed")
+            raise UnetcliError(f"--workers {self.workers}: expected at least 1")
         if self.workers is not None and self.cluster == "slurm":
-            raise UnetcliError("--workers: not with --cluster slurm; --max-running limits the jobs at a time")
+            raise UnetcliError("--workers: not with --cluster slurm; limit concurrent jobs with --max-running")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRequest(Options):
-    """One call of worker: a process that works for a Dask scheduler."""
+    """Options of the command ``worker``, a process that works for a Dask scheduler."""
 
     scheduler: str = field(
         metadata={
-            "option": Option("Dask scheduler: tls://.. or tcp://..", Heading.CLUSTER, metavar="ADDRESS", env=True)
+            "option": Option("Dask scheduler: tls:// or tcp:// address.", Heading.CLUSTER, metavar="ADDRESS", env=True)
         }
     )
     tls: Path | None = tls_option()
-    memory: int | None = option(
-        "As 16GB: restart a worker beyond 95 % of it. Default: no limit.",
-        Heading.RUN,
+    memory: int | None = run_option(
+        "Memory limit, such as 16GB; a worker that uses more than 95 % of it is restarted. Default: no limit.",
         metavar="SIZE",
         parse=lambda text: parse_bytes(text),
     )
-    name: str | None = option("Name of this worker in the scheduler.", Heading.RUN)
-    death_timeout: float = option(
-        "Give up where no scheduler answers for so long.", Heading.RUN, default=60, metavar="SECONDS", min=1
+    name: str | None = run_option("Name of this worker at the scheduler.")
+    death_timeout: float = run_option(
+        "Time to wait for an answer of the scheduler before giving up.", default=60, metavar="SECONDS", min=1
     )
 
 
-def slurm_request(where: SlurmOptions) -> SlurmRequest:
-    """What is asked of SLURM: the profile of ``--profile`` or ``$UNETCLI_PROFILE``, and options over it."""
-    named = where.profile or (Path(os.environ[PROFILE]) if os.environ.get(PROFILE) else None)
-    options = {each.name: getattr(where, each.name, None) for each in fields(SlurmRequest)}
-    return SlurmRequest.load(named, **options | {"extra": parse_extra(list(where.slurm))})
+def slurm_request(given: SlurmOptions) -> SlurmRequest:
+    """Combine the profile of ``--profile`` or ``$UNETCLI_PROFILE`` with the options, which override it."""
+    profile = given.profile or (Path(os.environ[PROFILE]) if os.environ.get(PROFILE) else None)
+    options = {each.name: getattr(given, each.name, None) for each in fields(SlurmRequest)}
+    return SlurmRequest.load(profile, **options | {"extra": parse_extra(list(given.slurm))})
 
 
 def parse_bytes(size: str) -> int:
-    """A size in bytes.
+    """Parse an amount of memory, in bytes.
 
     >>> parse_bytes("16GB"), parse_bytes("1.5 GiB")
     (16000000000, 1610612736)
     """
-    from dask.utils import parse_bytes  # half a second
+    from dask.utils import parse_bytes  # takes half a second
 
     try:
         return int(parse_bytes(size))
     except ValueError as error:
-        raise UnetcliError(f"--memory {size}: not a size; 16GB or 2GiB would be") from error
+        raise UnetcliError(f"--memory {size}: expected a size such as 16GB or 2GiB") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest(Options):
-    """Runs that write one output: one call of status."""
+    """Options of the command ``status``, which reports the runs that write one output."""
 
     output: Place = field(
-        kw_only=False,
-        metadata=argument("What predict writes or wrote, or labels in it: OUTPUT/labels/instances.", "OUTPUT"),
+        kw_only=False, metadata=argument("Output of predict, or labels in it: OUTPUT/labels/instances.", "OUTPUT")
     )
-    step: str | None = option("Only predict, instances (the labels' name) or evaluate.", Heading.RUN, metavar="NAME")
-    run_folder: Path | None = option("Folder of plan and receipts. Default: below OUTPUT.run.", Heading.FILES)
+    step: str | None = run_option("Only predict, evaluate, or the labels of this name (instances).", metavar="NAME")
+    run_folder: Path | None = file_option("Folder with the records of the run. Default: inside OUTPUT.run.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest(RunRequest):
-    """One call of verify."""
+    """Options of the command ``verify``."""
 
-    blocks: bool = option("Read every block back.", Heading.CHECKS, default=True, negative="--no-blocks")
-    repair: bool = option("Compute damaged and missing blocks again.", Heading.CHECKS, default=False)
-    seams: int = option(
-        "Compute N windows across block borders again in other tiles, and compare.",
-        Heading.CHECKS,
-        default=0,
-        metavar="N",
-        min=0,
+    blocks: bool = _checks("Read every block back and compare its checksum.", default=True, negative="--no-blocks")
+    repair: bool = _checks("Compute damaged and missing blocks again.", default=False)
+    seams: int = _checks(
+        "Compute N windows across block borders again with other tiles, and compare.", default=0, metavar="N", min=0
     )
-    input: bool = option("Report whether volume or model changed since.", Heading.CHECKS, default=False)
+    input: bool = _checks("Report whether the volume or the model has changed.", default=False)
     device: str | None = device_option()
     take_over: bool = take_over_option()
     retries: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "output", place_of(self.output))
+        object.__setattr__(self, "output", parse_place(self.output))
         super().__post_init__()
         if self.repair and not self.blocks:
-            raise UnetcliError("--repair reads every block back; without --no-blocks it can")
+            raise UnetcliError("--repair needs to read every block back; remove --no-blocks")

@@ -1,1 +1,1 @@
-"""From probabilities to instances: objects found block by block, and merged as if the volume had been one array."""
+"""Instance segmentation of probability maps, block by block; the labels equal those of the whole volume at once."""

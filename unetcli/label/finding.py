@@ -1,4 +1,4 @@
-"""The first stage: the objects of one block, and what the merging has to know of them."""
+"""First stage of labelling: find the objects of one block, and what the merge needs to know about them."""
 
 from __future__ import annotations
 
@@ -11,105 +11,114 @@ from numpy.typing import NDArray
 
 from unetcli.core.geometry import Box
 from unetcli.engine.levels import Arrays
-from unetcli.label.objects import connected, is_foreground, measure, neighbourhood
+from unetcli.label.objects import components, is_foreground, measure, neighbourhood
 from unetcli.label.plan import LabelPlan
 
 if TYPE_CHECKING:
     from unetcli.label.watershed import Landscape
 
 FACES_ALONE = (4, 6)
-"""Connectivities by which voxels that meet at an edge or corner do not touch."""
+"""Connectivities at which voxels that share only an edge or a corner are not neighbours."""
 Read = Callable[[Box], NDArray[Any]]
-"""Voxels of a box of the volume."""
+"""Reads the voxels of a box of the volume."""
 
 
 def find_objects(plan: LabelPlan, piece: int, probability: Read, brightness: Read) -> Arrays:
-    """The tables of a block: ``labels`` 1.. of its voxels, their measures, and what joins them to other blocks."""
+    """Find the objects of one block.
+
+    Parameters
+    ----------
+    piece
+        Number of the block in ``plan.grid``.
+    probability, brightness
+        Read the stored probabilities, and the intensities to be averaged, of a box.
+
+    Returns
+    -------
+    dict of arrays
+        ``labels``, int32 of the block's shape: 0 is background, objects are 1, 2, .. ; the fields of
+        :class:`~unetcli.label.objects.Measures`, one entry per object; and the links to the objects of other blocks.
+    """
     find = find_components if plan.settings.method == "components" else find_regions
-    labels, count, joints = find(plan, piece, probability)
+    labels, count, links = find(plan, piece, probability)
     box = plan.box(piece)
     measured = measure(labels, count, box, plan.shape, brightness(box))
-    return {"labels": labels, **measured.to_arrays(), **joints}
+    return {"labels": labels, **measured.to_arrays(), **links}
 
 
 def find_components(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDArray[np.int32], int, Arrays]:
-    """Components of a block and the voxels right behind it: of these, each block tells how it labels them.
+    """Connected components of a block, extended by one layer of voxels after it along each axis.
 
-    Whatever touches, touches within one block and what is right behind it, at corners too; so whoever owns such a
-    voxel and whoever sees it from before have labels for one object. Objects that lie behind the block alone count
-    where they may join two others: to the right of it and below, over the corner.
+    Any two touching voxels lie together in at least one extended block, also across corners. A voxel of the extra
+    layer is labelled twice: by the block that owns it and by the block that sees it in its extra layer. The merge pairs
+    these labels. With edge or corner connectivity, objects that lie only in the extra layer are kept, because they may
+    connect two objects across the corner of the block.
     """
     box, extended = plan.box(piece), plan.extended(piece)
     settings = plan.settings
     touching = neighbourhood(plan.axes, settings.connectivity, three_d=settings.three_d)
-    labels, count = connected(is_foreground(probability(extended), settings.threshold), touching)
+    labels, count = components(is_foreground(probability(extended), settings.threshold), touching)
     own = box.relative_to(extended).slices
     if settings.connectivity in FACES_ALONE:
         inside = np.bincount(labels[own].ravel(), minlength=count + 1) > 0
         inside[0], count = False, int(inside[1:].sum())
         labels = (np.cumsum(inside) * inside).astype(np.int32)[labels]
-    return labels[own], count, dict(faces(plan, piece, labels))
+    return labels[own], count, faces(plan, piece, labels)
 
 
-def faces(plan: LabelPlan, piece: int, labels: NDArray[np.int32]) -> list[tuple[str, NDArray[np.int32]]]:
-    """Labels of the voxels right behind a block (``behind..``) and of its first layers (``front..``), by step."""
-    shape = plan.box(piece).shape
-    behind = [
-        (
-            f"behind{name(step)}",
-            labels[tuple(slice(n, n + 1) if d else slice(n) for d, n in zip(step, shape, strict=True))],
-        )
-        for step, _ in plan.neighbours(piece, 1)
-    ]
-    front = [
-        (f"front{name(step)}", labels[tuple(slice(1) if d else slice(n) for d, n in zip(step, shape, strict=True))])
-        for step, _ in plan.neighbours(piece, -1)
-    ]
-    return [(key, np.ascontiguousarray(values).ravel()) for key, values in behind + front]
+def faces(plan: LabelPlan, piece: int, labels: NDArray[np.int32]) -> Arrays:
+    """Labels of the layers just after a block (``behind..``) and of the block's first layers (``front..``), by step."""
+    shape, found = plan.box(piece).shape, Arrays()
+    for side, name in ((1, "behind"), (-1, "front")):
+        for step, _ in plan.neighbours(piece, side):
+            starts = [n if side > 0 else 0 for n in shape]
+            layer = tuple(slice(a, a + 1) if d else slice(n) for d, n, a in zip(step, shape, starts, strict=True))
+            found[name + step_key(step)] = np.ascontiguousarray(labels[layer]).ravel()
+    return found
 
 
-def name(step: tuple[int, ...]) -> str:
-    """A step to a neighbour, or back, as part of a name.
+def step_key(step: tuple[int, ...]) -> str:
+    """Step to a neighbouring block as part of a key; both directions give the same.
 
-    >>> name((0, -1, -1))
+    >>> step_key((0, -1, -1))
     '011'
     """
     return "".join(str(abs(d)) for d in step)
 
 
 def find_regions(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDArray[np.int32], int, Arrays]:
-    """Regions of a block, and the passes that others decide on; see :mod:`unetcli.label.watershed`."""
+    """Watershed regions of a block, and the passes left to the merge; see :mod:`unetcli.label.watershed`."""
     from unetcli.label.watershed import find_basins
 
     whole = Box.of_shape(plan.shape)
-    found = find_basins(landscape(plan), plan.box(piece), plan.extended(piece), whole, probability)
-    joints = {
+    found = find_basins(landscape_of(plan), plan.box(piece), plan.extended(piece), whole, probability)
+    links = {
         "names": found.names,
         "lowest": found.lowest,
         "ends": found.ends,
         "height": found.height,
         "order": found.order,
     }
-    return found.labels, found.count, joints
+    return found.labels, found.count, links
 
 
-def landscape(plan: LabelPlan) -> Landscape:
-    """What the watershed of a plan floods."""
+def landscape_of(plan: LabelPlan) -> Landscape:
+    """Landscape that the watershed of a plan floods."""
     from unetcli.label.watershed import Landscape  # scipy, slow to import
 
     return Landscape(axes=plan.axes, voxel_size=plan.voxel_size, settings=plan.settings)
 
 
 def working_bytes(plan: LabelPlan) -> int:
-    """About the most memory that finding the objects of a block takes, as tests/benchmarks/labelling.py measures."""
+    """Approximate peak memory of finding the objects of a block, in bytes; see tests/benchmarks/labelling.py."""
     if plan.settings.method == "components":
         return 48 * math.prod(plan.block_shape)
     from unetcli.label.watershed import MARGIN
 
-    scene = landscape(plan)
-    margin = tuple(MARGIN if i in scene.joined else 0 for i in range(len(plan.axes)))
+    land = landscape_of(plan)
+    margin = tuple(MARGIN if i in land.joined else 0 for i in range(len(plan.axes)))
     block = Box.of_shape(plan.block_shape)
     window = block.grown(margin)
-    outer = window.grown(scene.support)
+    outer = window.grown(land.support)
     sizes = (math.prod(map(min, box.shape, plan.shape)) for box in (block, window, outer))
     return sum(each * size for each, size in zip((50, 45, 10), sizes, strict=True))

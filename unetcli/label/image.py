@@ -1,4 +1,4 @@
-"""The volumes of label: probabilities and what lies beside them, and the labels in the store of their image."""
+"""Volumes of label: the prediction, the volumes compared with it, and the labels stored in its image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock
-from unetcli.core.files import Place, is_remote, place_of
+from unetcli.core.files import Place, is_remote, parse_place
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.label.plan import LabelPlan
 from unetcli.volumes import opening as ngff
-from unetcli.volumes.image import MARKER, ArraySpec, Image, group_file, image_attributes, marker_around
+from unetcli.volumes.image import MARKER, ArraySpec, Image, find_marker, group_file, image_attributes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe
@@ -23,12 +23,12 @@ from unetcli.volumes.volume import Volume, describe
 
 @dataclass
 class Probabilities:
-    """One channel of a prediction; a box inside the last one is not read again."""
+    """Reads one channel of a prediction; keeps the last box, so that boxes inside it are not read again."""
 
     volume: Volume
     channel: int
     highest: float = 0.0
-    """Of all that was read so far, as stored."""
+    """Highest stored value read so far."""
     _last: tuple[Box, NDArray[Any]] | None = field(default=None, repr=False)
 
     def __call__(self, box: Box) -> NDArray[Any]:
@@ -37,7 +37,7 @@ class Probabilities:
         Raises
         ------
         UnreadableBlock
-            They are damaged, or no probabilities.
+            The data are damaged, or there are values outside 0 to 1.
         """
         if self._last is None or box.clipped(self._last[0]) != box:
             self._last = box, self._checked(box, self.volume.read(box, self.channel)[0])
@@ -45,42 +45,50 @@ class Probabilities:
 
     def _checked(self, box: Box, values: NDArray[Any]) -> NDArray[Any]:
         if values.dtype.kind == "f" and not ((values >= 0) & (values <= 1)).all():  # NaN fails too
-            place = describe(box, self.volume.axes)
-            raise UnreadableBlock(f"{self.volume.path}: in {place} there are values that are no probabilities 0 to 1")
+            found = f"{values.min():g} to {values.max():g} in {describe(box, self.volume.axes)}"
+            raise UnreadableBlock(f"{self.volume.path}: expected probabilities from 0 to 1, found {found}")
         self.highest = max(self.highest, float(values.max()))
         return values
 
 
 def require_probabilities(volume: Volume, channel: int | None) -> int:
-    """The channel to be labelled.
+    """Channel to be labelled; ``None`` is possible if there is only one.
 
     Raises
     ------
     UnetcliError
-        There is no such channel, or one has to be named, or these cannot be probabilities.
+        The channel does not exist, several exist and none is chosen, or the data type cannot hold probabilities.
     """
     if volume.dtype != np.uint8 and volume.dtype.kind not in "bf":
         raise UnetcliError(
-            f"{volume.path}: {volume.dtype}; expected probabilities as uint8 (value / 255), float or boolean"
+            f"{volume.path}: data type {volume.dtype}; expected probabilities as uint8 (value / 255), float or bool"
         )
     last = volume.channels - 1
     if channel is None and last:
-        raise UnetcliError(f"{volume.path}: channels 0 to {last}, one per class; --channel N names the one to label")
+        raise UnetcliError(f"{volume.path} has channels 0 to {last}, one per class; --channel N chooses one")
     if channel is not None and not 0 <= channel <= last:
         raise UnetcliError(f"--channel {channel}: {volume.path} has channels 0 to {last}")
     return channel or 0
 
 
 def offset_in(other: Volume, prediction: Volume, place: Place) -> tuple[int, ...]:
-    """Where a prediction starts in another volume: they have one shape, or it is a region of a volume of that shape."""
+    """Offset of a prediction in another volume, in voxels.
+
+    The other volume has the shape of the prediction, or of the volume that the prediction is a region of.
+
+    Raises
+    ------
+    UnetcliError
+        The other volume has another shape, or several channels.
+    """
     if other.channels != 1:
-        raise UnetcliError(f"{other.path}: {other.channels} channels; expected one")
+        raise UnetcliError(f"{other.path} has {other.channels} channels; expected one")
     if other.extent == prediction.extent:
         return (0,) * len(other.extent)
-    ours = marker_around(place) or {}
-    if tuple(ours.get("extent", ())) == other.extent:
-        return tuple(first for first, _ in ours["region"])
-    raise UnetcliError(f"{other.path} is {_shape(other)}, but {prediction.path} is {_shape(prediction)}: not the same")
+    marker = find_marker(place) or {}
+    if tuple(marker.get("extent", ())) == other.extent:
+        return tuple(first for first, _ in marker["region"])
+    raise UnetcliError(f"{other.path} is {_shape(other)}; expected {_shape(prediction)}, like {prediction.path}")
 
 
 def _shape(volume: Volume) -> str:
@@ -88,15 +96,15 @@ def _shape(volume: Volume) -> str:
 
 
 def require_complete(prediction: str) -> None:
-    """Refuse a prediction of unetcli that is not finished."""
+    """Raise if a prediction written by unetcli is not complete."""
     if is_incomplete(prediction):
-        raise UnetcliError(f"{prediction}: not complete; run its predict command again, or --allow-incomplete")
+        raise UnetcliError(f"{prediction}: not complete; run the same predict command again, or add --allow-incomplete")
 
 
 def is_incomplete(prediction: str) -> bool:
-    """Whether a prediction is ours and not finished."""
-    ours = marker_around(prediction)
-    return ours is not None and not ours.get("complete")
+    """Whether a prediction was written by unetcli and is not complete."""
+    marker = find_marker(prediction)
+    return marker is not None and not marker.get("complete")
 
 
 KIND = "instances"
@@ -104,43 +112,43 @@ KIND = "instances"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """The image that labels are made of and stored with."""
+    """The image that the labels are made from and stored in."""
 
     place: Place
     volume: Volume
-    """Its finest level."""
+    """Full-resolution level of the image."""
     zarr_format: int
     levels: int
 
     @classmethod
     def open(cls, prediction: str) -> Parent:
-        """An OME-Zarr image.
+        """Open an OME-Zarr image.
 
         Raises
         ------
         UnetcliError
-            It is something else, which has no place for labels.
+            This is not an OME-Zarr image, so that labels cannot be stored in it, or it holds labels.
         """
-        place, volume = place_of(prediction), open_volume(prediction)
+        place, volume = parse_place(prediction), open_volume(prediction)
         found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
         image = next(iter(ngff.images(found[1])), None) if found else None
         if found is None or image is None:
             raise UnetcliError(
-                f"{prediction}: no OME-Zarr image, which labels could go into; unetcli predict writes one"
+                f"{prediction}: not an OME-Zarr image, so labels cannot be stored in it; unetcli predict writes one"
             )
         if ngff.is_labels(found[1]):
-            raise UnetcliError(f"{prediction}: holds labels; expected probabilities, as unetcli predict writes them")
+            raise UnetcliError(f"{prediction}: holds labels; expected probabilities, as written by unetcli predict")
         formats = {name: number for number, name in ngff.ATTRIBUTES.items()}
         return cls(place=place, volume=volume, zarr_format=formats[found[0]], levels=len(image["datasets"]))
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """Of the labels: the image's, no larger than the volume."""
+        """Chunk shape of the labels: that of the image, at most the volume's shape."""
         return tuple(map(min, self.volume.chunks, self.volume.extent))
 
     @property
     def write_chunks(self) -> tuple[int, ...]:
-        """The image's shards, else its chunks."""
+        """Shard shape of the labels if the image has shards, else the chunk shape."""
         shards = getattr(self.volume.array, "shards", None)
         if not shards:
             return self.chunks
@@ -149,12 +157,12 @@ class Parent:
         return tuple(min(ceil_to(by_axis[axis], chunk), ceil_to(n, chunk)) for axis, chunk, n in triples)
 
     def labels(self, name: str) -> Place:
-        """Where labels of a name are."""
+        """Path or address of the labels called ``name``."""
         return f"{self.place}/labels/{name}" if is_remote(self.place) else Path(self.place) / "labels" / name
 
 
 def spec_of(plan: LabelPlan, dtype: str) -> ArraySpec:
-    """The array that holds the labels of a plan; their type is known once all objects are."""
+    """Specification of the array of labels; the data type is known once all objects have been counted."""
     return ArraySpec(
         axes=plan.axes,
         shape=plan.shape,
@@ -167,13 +175,13 @@ def spec_of(plan: LabelPlan, dtype: str) -> ArraySpec:
 
 
 def attributes_of(image: Image, source: Volume, own: Mapping[str, Any]) -> dict[str, Any]:
-    """OME-Zarr metadata of labels of ``source``, and the marker with what they say of themselves."""
-    found = ngff.labels_of(image_attributes(image.spec, image.path, source, {}), source="../../")
+    """OME-Zarr metadata of the labels of ``source``, and the marker, which includes ``own``."""
+    found = ngff.labels_attributes(image_attributes(image.spec, image.path, source, {}), source="../../")
     return {**found, MARKER: {"complete": False, "kind": KIND, **own}}
 
 
 def make_labels_group(parent: Place, zarr_format: int) -> None:
-    """The group that all labels of an image lie in, where there is none yet."""
+    """Create the group that holds all labels of an image, unless it exists."""
     if not is_remote(parent):
         (Path(parent) / "labels").mkdir(exist_ok=True)
     if group_file(store_at(f"{parent}/labels")) is None:
@@ -181,7 +189,7 @@ def make_labels_group(parent: Place, zarr_format: int) -> None:
 
 
 def list_labels(parent: Place, name: str, zarr_format: int, *, listed: bool) -> None:
-    """Have labels in the list that viewers look at, or not. For one process at a time."""
+    """Add labels to the list that viewers read, or remove them. Only one process at a time may call this."""
     found = group_file(store_at(f"{parent}/labels"))
     attributes = found[1] if found else {}
     names = list(ngff.label_names(attributes))

@@ -1,6 +1,6 @@
-"""Compiled inner loops of the watershed: distances, ways down to the minima, basins joined pass by pass.
+"""Compiled inner loops of the watershed: distance transform, descent to the minima, joining of basins.
 
-Importing this module imports numba: do it inside functions.
+Importing this module imports numba, which is slow: import it inside functions.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from unetcli.core.process import compiled
 
 BACKGROUND = np.uint32(2**32 - 1)
-"""Rank of what is no foreground."""
+"""Rank of background voxels."""
 
 
 @compiled("void(int32[:, :, ::1], int64)")
-def spread(square: NDArray[np.int32], side: int) -> None:
-    """Squared distances in one more axis: of each line along the middle one, the least of all plus what lies between.
+def distance_pass(square: NDArray[np.int32], side: int) -> None:
+    """Extend squared distances by one axis, in place: a pass of a separable distance transform.
 
-    ``side`` is the squared step along that axis. One axis after the other, from 0 in the background and as much as is
-    of interest in the foreground, gives Euclidean distances (Saito and Toriwaki 1994).
+    Each value becomes the minimum, over its line along the middle axis, of the values there plus the squared distance
+    to them. ``side`` is the squared voxel size along that axis. Called for one axis after another, starting from 0 in
+    the background and the largest distance of interest in the foreground, it gives the squared Euclidean distance to
+    the background (Saito and Toriwaki 1994).
     """
     line = np.empty(square.shape[1], np.int32)
     for a in range(square.shape[0]):
@@ -37,10 +39,10 @@ def spread(square: NDArray[np.int32], side: int) -> None:
 
 
 @compiled("void(uint32[::1], int64[::1], int64[::1])")
-def descend(rank: NDArray[np.uint32], steps: NDArray[np.int64], below: NDArray[np.int64]) -> None:
-    """Each voxel's lowest neighbour, or itself where none is lower; -1 for background. All flat.
+def lowest_neighbours(rank: NDArray[np.uint32], steps: NDArray[np.int64], below: NDArray[np.int64]) -> None:
+    """Write to ``below`` each voxel's lowest neighbour, or the voxel itself if none is lower; -1 for background.
 
-    ``rank`` is padded with background as far as ``steps`` reach, and no two neighbours have the same.
+    All arrays are flat. ``rank`` is padded with background as far as ``steps`` reach; neighbours differ in rank.
     """
     for here in range(len(rank)):
         lowest, below[here] = rank[here], here
@@ -53,8 +55,8 @@ def descend(rank: NDArray[np.uint32], steps: NDArray[np.int64], below: NDArray[n
 
 
 @compiled("void(int64[::1])")
-def follow(below: NDArray[np.int64]) -> None:
-    """Where each voxel's way down ends, in place of its first step."""
+def follow_descents(below: NDArray[np.int64]) -> None:
+    """Replace each voxel's first step down by the end of its descent, in place."""
     for start in range(len(below)):
         end = below[start]
         if end < 0:
@@ -67,8 +69,8 @@ def follow(below: NDArray[np.int64]) -> None:
 
 
 @compiled("int64(int64[::1], int64)")
-def find(parent: NDArray[np.int64], node: int) -> int:
-    """The representative of a node's set; ways are halved on the way."""
+def find_root(parent: NDArray[np.int64], node: int) -> int:
+    """Root of a node's set in a union-find forest, with path halving."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
         node = parent[node]
@@ -85,19 +87,32 @@ def join_basins(
     region: NDArray[np.int64],
     deferred: NDArray[np.bool_],
 ) -> None:
-    """Join basins over their passes, ``ends`` (n, 2), lowest pass first, unless both are ``depth`` deep there.
+    """Join basins across their passes, lowest pass first, unless both are at least ``depth`` deep there.
 
-    ``lowest`` is the height of each basin's minimum; of equal ones the basin that comes first counts as lower. A basin
-    that is open continues elsewhere, where it may be lower, or have a lower pass: a pass at which that matters is
-    ``deferred``. ``region`` (a union-find, each basin its own at first) and ``is_open`` are changed.
+    Parameters
+    ----------
+    ends : (n, 2)
+        The two basins that meet at each pass, in ascending order of ``height``.
+    height : (n,)
+        Height of each pass.
+    lowest : (basins,)
+        Height of each basin's minimum; among equal ones, the basin with the smaller index counts as lower.
+    is_open : (basins,), changed
+        Whether a basin continues in another block, where it may have a lower minimum or a lower pass.
+    depth
+        Smallest depth of a separate object, in units of height.
+    region : (basins,), changed
+        Union-find forest of the basins; each is its own root at first.
+    deferred : (n,), changed
+        Set at passes whose outcome depends on other blocks.
     """
     tree = np.arange(len(lowest))
     for number in range(len(height)):
-        a, b = find(tree, ends[number, 0]), find(tree, ends[number, 1])
+        a, b = find_root(tree, ends[number, 0]), find_root(tree, ends[number, 1])
         if a == b:
-            continue  # whoever meets here has met at lower passes: they are one, or both deep
+            continue  # connected by lower passes already: joined there, or both deep enough
         tree[a] = b
-        deep, shallow = find(region, ends[number, 0]), find(region, ends[number, 1])
+        deep, shallow = find_root(region, ends[number, 0]), find_root(region, ends[number, 1])
         if lowest[deep] > lowest[shallow] or (lowest[deep] == lowest[shallow] and deep > shallow):
             deep, shallow = shallow, deep
         if height[number] - lowest[shallow] >= depth:
@@ -109,22 +124,22 @@ def join_basins(
 
 
 @compiled("void(int64[::1])")
-def representatives(parent: NDArray[np.int64]) -> None:
-    """The representative of every node, in place of its parent."""
+def replace_by_roots(parent: NDArray[np.int64]) -> None:
+    """Replace every node's parent by the root of its set, in place."""
     for node in range(len(parent)):
-        parent[node] = find(parent, node)
+        parent[node] = find_root(parent, node)
 
 
-def joined(
+def regions_of(
     ends: NDArray[np.int64],
     height: NDArray[np.int64],
     lowest: NDArray[np.int64],
     is_open: NDArray[np.bool_],
     depth: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Region of each basin, and which passes were deferred; see :func:`join_basins`."""
+    """Region of each basin, and whether each pass is deferred; parameters as in :func:`join_basins`."""
     region, deferred = np.arange(len(lowest)), np.zeros(len(height), np.bool_)
     is_open = is_open.copy()
     join_basins(np.ascontiguousarray(ends), height, lowest, is_open, depth, region, deferred)
-    representatives(region)
+    replace_by_roots(region)
     return region, deferred

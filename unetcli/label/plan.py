@@ -1,4 +1,4 @@
-"""The plan of a labelling: which block finds, merges, renumbers and halves what. Integers and frozen choices."""
+"""Plan of a labelling: the blocks that find, merge and number objects and build coarser levels, and all settings."""
 
 from __future__ import annotations
 
@@ -23,44 +23,42 @@ FORMAT = 3
 METHODS = ("components", "watershed")
 LANDSCAPES = ("distance", "probability")
 BLOCK_VOXELS = {"components": 2**24, "watershed": 2**22}
-"""About the most in a block; see :func:`unetcli.label.finding.working_bytes`."""
-
-
+"""Approximate limit for a block; :func:`unetcli.label.finding.working_bytes` gives the memory it needs."""
 LONGEST_REACH = 1000
+"""Limit of ``reach`` in voxels: squared distances in steps of 1/16 voxel fit in int32."""
 FIND, MERGE, NUMBER, LEVEL = "find", "merge", "number", "level"
-"""The stages."""
+"""Names of the stages, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What shows in the labels."""
+    """Options that affect the labels."""
 
     method: str = "components"
     threshold: float = 0.5
-    """Foreground is what is strictly above."""
+    """Probabilities strictly above it are foreground."""
     three_d: bool = False
     connectivity: int = 4
     min_size: int = 0
     """Voxels; smaller objects are removed."""
     channel: int = 0
     landscape: str = "distance"
-    """What the watershed floods: the distance to the background, or the probability."""
+    """Map that the watershed floods: the distance to the background, or the probability."""
     depth: float = 1.5
-    """How far a pass between two objects lies below the lower of their peaks, at least: voxels, or probability."""
+    """Two objects are separate if their pass lies at least this far below both peaks: voxels, or probability."""
     reach: int = 64
-    """Voxels: greater distances count as this one."""
+    """Voxels; longer distances are cut off at this one."""
     smoothing: float = 2.0
-    """Voxels: standard deviation of the Gaussian over the probability."""
+    """Voxels; standard deviation of the Gaussian that smooths the probability."""
 
     def __post_init__(self) -> None:
         self._one_of("method", METHODS)
         self._one_of("landscape", LANDSCAPES)
         if not 0 <= self.threshold < 1:
-            raise UnetcliError(f"--threshold {self.threshold}: expected a probability from 0 up to, not with, 1")
+            raise UnetcliError(f"--threshold {self.threshold}: expected 0 <= threshold < 1")
         for name, low in (("min_size", 0), ("depth", 0), ("reach", 1), ("smoothing", 0)):
             if not (math.isfinite(value := getattr(self, name)) and value >= low):
                 raise UnetcliError(f"--{name.replace('_', '-')} {value}: expected {low} or more")
-
         if self.reach > LONGEST_REACH:
             raise UnetcliError(f"--reach {self.reach}: expected at most {LONGEST_REACH}")
 
@@ -71,10 +69,11 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelPlan:
-    """Blocks that cover a prediction once; their edges lie on chunk edges of the labels, which are the prediction's.
+    """Blocks of a labelling; their edges lie on chunk edges of the labels, which have the prediction's chunks.
 
-    Sizes in voxels, axes in array order, without the channel axis. Numbers go on from stage to stage: ``blocks`` are
-    found, one merges them, ``blocks`` are renumbered, and those of the coarser levels follow.
+    Sizes are in voxels, axes in array order, without the channel axis. The volume is divided into pieces. Blocks are
+    numbered across the stages: one per piece finds objects, a single one merges them, one per piece writes the final
+    labels, and those of the coarser levels follow.
     """
 
     axes: str
@@ -87,32 +86,32 @@ class LabelPlan:
     voxel_size: tuple[float, ...]
     settings: Settings
     automatic: bool
-    """Whether the threshold was chosen by a truth."""
+    """Whether the threshold was chosen with ``--auto-threshold-from``."""
     prediction: str
-    """Fingerprint."""
+    """Fingerprint of the prediction."""
     intensity: str | None
-    """Fingerprint of the volume whose mean is taken over each object; None: the prediction's is."""
+    """Fingerprint of the volume that is averaged over each object; None if that is the prediction."""
     of_incomplete: bool = False
-    """Whether the prediction was not finished, so that these labels are not those of the whole."""
+    """Whether the prediction was incomplete when it was labelled."""
 
     def __post_init__(self) -> None:
         for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
             if block % chunk:
-                raise UnetcliError(f"block of {block} along {axis} is no multiple of the labels' chunk {chunk}")
+                raise UnetcliError(f"block of {block} along {axis}: expected a multiple of the labels' chunk {chunk}")
 
     @property
     def joined(self) -> str:
-        """The axes along which voxels may touch."""
+        """Axes along which voxels can be neighbours."""
         return "".join(axis for axis in self.axes if axis in ("zyx" if self.settings.three_d else "yx"))
 
     @functools.cached_property
     def grid(self) -> BlockGrid:
-        """The pieces that the volume is cut into."""
+        """Grid of the pieces."""
         return BlockGrid(Box.of_shape(self.shape), self.block_shape)
 
     @property
     def pieces(self) -> int:
-        """Number of pieces that the volume is cut into."""
+        """Number of pieces that the volume is divided into."""
         return self.grid.blocks
 
     @functools.cached_property
@@ -128,7 +127,7 @@ class LabelPlan:
 
     @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """To be run one after the other; the blocks of each in any order, by anyone."""
+        """Stages in the order of execution; the blocks of one stage may run in any order and on any worker."""
         n = self.pieces
         coarser = [
             Stage(LEVEL, range(self.before_levels + stage.blocks.start, self.before_levels + stage.blocks.stop))
@@ -138,24 +137,24 @@ class LabelPlan:
 
     @property
     def before_levels(self) -> int:
-        """Blocks of all stages but the coarser levels'."""
+        """Number of blocks before those of the coarser levels."""
         return 2 * self.pieces + 1
 
     @property
     def blocks(self) -> int:
-        """Of all stages."""
+        """Number of blocks of all stages."""
         return self.stages[-1].blocks.stop
 
     def stage(self, number: int) -> Stage:
-        """The stage of a block."""
+        """Stage of a block."""
         return stage_of(self.stages, number)
 
     def box(self, piece: int) -> Box:
-        """The voxels of a piece; pieces are counted in C order."""
+        """Voxels of a piece; pieces are numbered in C order."""
         return self.grid.box(piece)
 
     def neighbours(self, piece: int, side: int) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Steps to the pieces that may share objects, later (side 1) or earlier (-1) ones, and their numbers."""
+        """Steps to, and numbers of, the later (side 1) or earlier (side -1) pieces that may share objects."""
         place = self.grid.place(piece)
         choices = [(0, side) if axis in self.joined else (0,) for axis in self.axes]
         for step in itertools.product(*choices):
@@ -164,24 +163,24 @@ class LabelPlan:
                 yield step, other
 
     def extended(self, piece: int) -> Box:
-        """A piece and the voxels right behind it along the axes where voxels may touch."""
+        """A piece, extended by one layer of voxels after it along each axis of :attr:`joined`."""
         box = self.box(piece)
         stop = tuple(b + 1 if axis in self.joined else b for axis, b in zip(self.axes, box.stop, strict=True))
         return Box(box.start, stop).clipped(Box.of_shape(self.shape))
 
     def voxels(self, blocks: NDArray[np.bool_]) -> int:
-        """Voxels that the blocks of a mask over ``range(self.blocks)`` go through."""
+        """Number of voxels that the blocks of a mask over ``range(self.blocks)`` process."""
         n, last = self.pieces, self.before_levels
         once = self.grid.voxels(blocks[:n]) + self.grid.voxels(blocks[n + 1 : last])
         return once + self.pyramid.voxels(blocks[last:])
 
     def in_folder(self, stage: Stage) -> bool:
-        """Whether what the blocks of a stage make lies in the run folder, and not in the labels."""
+        """Whether a stage writes to the run folder, and not to the labels."""
         return stage.name in (FIND, MERGE)
 
 
 def differences(old: LabelPlan, new: LabelPlan) -> list[str]:
-    """What two plans do differently, a phrase each."""
+    """Differences between two plans, one phrase each."""
     phrases = [
         f"{name.replace('_', '-')} {now} (was {before})" for name, before, now in changed(old.settings, new.settings)
     ]
@@ -189,16 +188,16 @@ def differences(old: LabelPlan, new: LabelPlan) -> list[str]:
         if name in ("shape", "levels", "zarr_format", "write_chunks", "block_shape"):
             phrases.append(f"{name.replace('_', ' ')} {now} (was {before})")
         elif name in ("prediction", "intensity") and not same_data(before or "", now or ""):
-            phrases.append(f"the {name} is another")
+            phrases.append(f"the {name} has changed")
     if old.of_incomplete and not new.of_incomplete:
-        phrases.append("the prediction is complete now, and was not")
+        phrases.append("the prediction was incomplete and is complete now")
     return phrases
 
 
 def choose_block(
     shape: tuple[int, ...], axes: str, write_chunks: tuple[int, ...], limit: int, *, three_d: bool
 ) -> tuple[int, ...]:
-    """Whole chunks (shards), as many as the limit of voxels allows: planes first, or cubes in three dimensions.
+    """Block of whole chunks (shards) with at most ``limit`` voxels: planes first, or cubes in three dimensions.
 
     >>> choose_block((90, 3000, 2000), "zyx", (1, 512, 512), 2**24, three_d=False)
     (2, 3072, 2048)

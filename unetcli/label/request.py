@@ -1,27 +1,31 @@
-"""What a user asks of label, before anything is resolved; ``None`` stands for "choose"."""
+"""Options of label as the user gives them; ``None`` stands for the default or an automatic choice."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import plain
+from unetcli.core.files import strip_scheme
 from unetcli.core.options import (
     Heading,
     argument,
     block_voxels_option,
     channel_option,
+    file_option,
     option,
     overwrite_option,
     retries_option,
+    run_option,
     take_over_option,
 )
 from unetcli.executors.options import ClusterOptions
 
+_objects = partial(option, heading=Heading.OBJECTS)
 TAKEN = ("predict", "pyramid", "evaluate")
-"""Names of other steps' run folders."""
+"""Run folders of other steps, whose names labels cannot have."""
 DEPTHS = {"distance": 1.5, "probability": 0.1}
 """Default of ``--depth`` by landscape."""
 REACHES = {False: 64, True: 32}
@@ -30,68 +34,57 @@ REACHES = {False: 64, True: 32}
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRequest(ClusterOptions):
-    """One call of label."""
+    """Options of one call of label."""
 
-    prediction: str = field(
-        kw_only=False, metadata=argument("OME-Zarr with probabilities, as predict writes it.", "PREDICTION")
+    prediction: str = field(kw_only=False, metadata=argument("Probabilities, as written by predict.", "PREDICTION"))
+    method: str = _objects(
+        "components (connected foreground) or watershed (also separates touching objects).", default="components"
     )
-    method: str = option(
-        "components (connected foreground), or watershed, which separates touching objects.",
-        Heading.OBJECTS,
-        default="components",
+    threshold: float | None = _objects("Voxels above T are foreground. Default: 0.5.", metavar="T")
+    auto_threshold_from: str | None = _objects(
+        "Use the threshold whose objects agree best (SEG score) with these instances.", metavar="TRUTH"
     )
-    threshold: float | None = option("Foreground is strictly above T. Default: 0.5.", Heading.OBJECTS, metavar="T")
-    auto_threshold_from: str | None = option(
-        "Take the threshold whose objects agree best with these (SEG).", Heading.OBJECTS, metavar="TRUTH"
+    connectivity: int | None = _objects(
+        "Number of neighbours of a voxel: 4 or 8 in a section, 6, 18 or 26 with --three-d.", metavar="4|8|6|18|26"
     )
-    connectivity: int | None = option(
-        "Neighbours that touch: 4 or 8 in a section, 6, 18 or 26 with --three-d.",
-        Heading.OBJECTS,
-        metavar="4|8|6|18|26",
+    min_size: int = _objects("Remove objects smaller than N voxels.", default=0, metavar="N", min=0)
+    three_d: bool = _objects("Connect objects across sections. Default: label each section separately.", default=False)
+    landscape: str = _objects(
+        "What the watershed floods: distance (to the background) or probability.", default="distance"
     )
-    min_size: int = option("Remove objects of fewer than N voxels.", Heading.OBJECTS, default=0, metavar="N", min=0)
-    three_d: bool = option(
-        "Objects go through sections. Default: each section for itself.", Heading.OBJECTS, default=False
-    )
-    landscape: str = option(
-        "What a watershed floods: distance (to the background) or probability.", Heading.OBJECTS, default="distance"
-    )
-    depth: float | None = option(
-        "Touching objects stay apart if what joins them lies H below both peaks: voxels of distance (1.5), or "
-        "probability (0.1).",
-        Heading.OBJECTS,
+    depth: float | None = _objects(
+        "Separate touching objects if both peaks lie at least H above the saddle between them. Default: 1.5 voxels of "
+        "distance, or 0.1 of probability.",
         metavar="H",
         min=0,
     )
-    reach: int | None = option(
-        "Distances above N voxels count as N (64, with --three-d 32).", Heading.OBJECTS, metavar="N", min=1
+    reach: int | None = _objects(
+        "Largest distance to compute, in voxels. Default: 64, or 32 with --three-d.", metavar="N", min=1
     )
-    smoothing: float = option(
-        "Smooth the probability over S voxels before the watershed.", Heading.OBJECTS, default=2.0, metavar="S", min=0
+    smoothing: float = _objects(
+        "Smooth the probability before the watershed; sigma in voxels.", default=2.0, metavar="S", min=0
     )
     channel: int | None = channel_option()
-    name: str = option("Name of the labels, below labels/ in PREDICTION.", Heading.FILES, default="instances")
-    intensity: str | None = option("Measure these grey values, not the probability.", Heading.FILES, metavar="VOLUME")
-    ctc: Path | None = option(
-        "Also write maskTTT.tif, as the cell tracking challenge.", Heading.FILES, metavar="FOLDER"
+    name: str = file_option("Name of the labels, stored as PREDICTION/labels/NAME.", default="instances")
+    intensity: str | None = file_option("Measure objects in this image, not in the probability.", metavar="VOLUME")
+    ctc: Path | None = file_option("Also write maskTTT.tif files as in the Cell Tracking Challenge.", metavar="FOLDER")
+    run_folder: Path | None = file_option(
+        "Folder for the records of the run. Default: PREDICTION.run/NAME. Required for s3://."
     )
-    run_folder: Path | None = option(
-        "Folder for plan and receipts. Default: PREDICTION.run/NAME. Needed for s3://.", Heading.FILES
-    )
-    allow_incomplete: bool = option("Label a prediction that is not finished.", Heading.RUN, default=False)
+    allow_incomplete: bool = run_option("Label a prediction that is not complete.", default=False)
     block_voxels: int | None = block_voxels_option()
     retries: int = retries_option()
     overwrite: bool = overwrite_option()
     take_over: bool = take_over_option()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prediction", plain(self.prediction).rstrip("/"))
+        object.__setattr__(self, "prediction", strip_scheme(self.prediction).rstrip("/"))
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", self.name) or self.name in TAKEN:
             raise UnetcliError(
                 f"--name {self.name}: expected letters, digits, - or _, and not {', '.join(TAKEN[:-1])} or {TAKEN[-1]}"
             )
         if self.threshold is not None and self.auto_threshold_from is not None:
-            raise UnetcliError("--threshold and --auto-threshold-from: one of them")
+            raise UnetcliError("--threshold and --auto-threshold-from: expected only one of them")
         if self.block_voxels is not None and self.block_voxels < 1:
-            raise UnetcliError(f"--block-voxels {self.block_voxels}: at least 1 is needed")
+            raise UnetcliError(f"--block-voxels {self.block_voxels}: expected at least 1")
         super().__post_init__()

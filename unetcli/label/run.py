@@ -1,4 +1,4 @@
-"""label: from a request to complete labels on any cluster, and their export for the cell tracking challenge."""
+"""label: from a request to complete labels on any executor, and their export for the Cell Tracking Challenge."""
 
 from __future__ import annotations
 
@@ -31,72 +31,78 @@ from unetcli.label.image import (
     require_complete,
     require_probabilities,
 )
-from unetcli.label.objects import connected, in_order, is_foreground, neighbourhood, require_our_table, table_place
+from unetcli.label.objects import components, in_order, is_foreground, neighbourhood, require_own_table, table_place
 from unetcli.label.plan import BLOCK_VOXELS, FORMAT, LabelPlan, Settings, choose_block
 from unetcli.label.request import DEPTHS, REACHES, LabelRequest
 from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
-from unetcli.planning.pyramid_plan import largest_possible_levels
-from unetcli.volumes.image import require_ours
+from unetcli.planning.pyramid_plan import max_levels
+from unetcli.volumes.image import require_own_output
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, fingerprint
 
 log = logging.getLogger(__name__)
 
 CANDIDATES = tuple(round(0.05 * k, 2) for k in range(1, 20))
+"""Thresholds that ``--auto-threshold-from`` chooses from."""
 
 
 def choose_threshold(
     prediction: Volume, truth: Volume, offset: tuple[int, ...], settings: Settings
 ) -> tuple[float, float]:
-    """The candidate with the best SEG over all sections (volumes, in three dimensions) and that SEG.
+    """Threshold with the best SEG over all sections (in three dimensions, all volumes), and that SEG.
 
-    Of equals the one nearest to 0.5. One section is held in memory, or one volume.
+    Among equal scores the threshold nearest to 0.5 is chosen. One section or volume is held in memory at a time.
+
+    Parameters
+    ----------
+    offset
+        Position of the prediction in the truth, in voxels.
 
     Raises
     ------
     UnetcliError
-        The truth holds no object.
+        The truth is not of integers, or holds no object.
     """
     if truth.dtype.kind not in "bui":
         raise UnetcliError(f"--auto-threshold-from {truth.path}: {truth.dtype}; expected integers, one per object")
-    scene = Landscape(axes=prediction.axes, voxel_size=_sizes(prediction), settings=settings)
+    land = Landscape(axes=prediction.axes, voxel_size=_sizes(prediction), settings=settings)
     read = Probabilities(prediction, settings.channel)
     overlap, objects = np.zeros(len(CANDIDATES)), 0
     single = _holds_one_value(truth)
     for box in _parts(prediction, settings):
         reference = truth.read(box.shifted(offset))[0]
         if single:
-            reference = connected(reference != 0, scene.touching)[0]
+            reference = components(reference != 0, land.touching)[0]
         if not reference.any():
             continue
         for number, threshold in enumerate(CANDIDATES):
-            labels = instances(read(box), replace(scene, settings=replace(settings, threshold=threshold)))
+            labels = instances(read(box), replace(land, settings=replace(settings, threshold=threshold)))
             found, count = seg_sums(reference, labels)
             overlap[number] += found
         objects += count
     if not objects:
-        raise UnetcliError(f"--auto-threshold-from {truth.path}: holds no object, all is 0")
+        raise UnetcliError(f"--auto-threshold-from {truth.path}: holds no object, all values are 0")
     best = max(range(len(CANDIDATES)), key=lambda number: (overlap[number], -abs(CANDIDATES[number] - 0.5)))
     seg = float(overlap[best]) / objects
     log.info("threshold %.2f: SEG %.3f on %s (%d objects)", CANDIDATES[best], seg, truth.path, objects)
     return CANDIDATES[best], seg
 
 
-def instances(probability: NDArray[Any], scene: Landscape) -> NDArray[np.int32]:
-    """Labels of an array in memory, as all of label would give them."""
-    settings = scene.settings
+def instances(probability: NDArray[Any], land: Landscape) -> NDArray[np.int32]:
+    """Labels of an array in memory, equal to those of a block-wise run."""
+    settings = land.settings
     if settings.method == "watershed":
         from unetcli.label.watershed import separate
 
-        return in_order(separate(probability, scene), settings.min_size)
-    touching = neighbourhood(scene.axes, settings.connectivity, three_d=settings.three_d)
-    return in_order(connected(is_foreground(probability, settings.threshold), touching)[0], settings.min_size)
+        return in_order(separate(probability, land), settings.min_size)
+    touching = neighbourhood(land.axes, settings.connectivity, three_d=settings.three_d)
+    return in_order(components(is_foreground(probability, settings.threshold), touching)[0], settings.min_size)
 
 
 def _parts(volume: Volume, settings: Settings) -> Iterator[Box]:
-    """The sections of a volume, or its volumes along t."""
+    """Sections of a volume, or in three dimensions its time points."""
     if not settings.three_d:
         yield from volume.whole().planes()
     elif "t" not in volume.axes:
@@ -107,7 +113,7 @@ def _parts(volume: Volume, settings: Settings) -> Iterator[Box]:
 
 
 def _holds_one_value(truth: Volume) -> bool:
-    """Whether all objects have one number: then they are what is connected."""
+    """Whether all objects have the same value, so that they are found as connected components."""
     values: set[int] = set()
     for box in truth.whole().planes():
         values |= set(np.unique(truth.read(box)).tolist())
@@ -121,36 +127,37 @@ def _sizes(volume: Volume) -> tuple[float, ...]:
 
 
 THRESHOLD = 0.5
-OTHERS = "--name names other labels"
+"""Default of ``--threshold``."""
+OTHER_NAME = "choose another --name"
 
 
 def resolve_step(request: LabelRequest) -> LabelStep:
-    """Resolve a request; nothing is written yet.
+    """Resolve a request into a step; nothing is written yet.
 
     Raises
     ------
     UnetcliError
-        Anything about the request that the user can put right.
+        The request cannot be carried out, for a reason that the user can correct.
     """
     if not request.allow_incomplete:
         require_complete(request.prediction)
     parent = Parent.open(request.prediction)
     folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
-    require_ours(parent.labels(request.name), LABEL, OTHERS, KIND)
-    require_our_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
+    require_own_output(parent.labels(request.name), LABEL, OTHER_NAME, KIND)
+    require_own_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
     frozen = None if request.overwrite else folder.read_plan(LabelPlan, FORMAT)
     paths = LabelPaths(
         prediction=request.prediction, output=str(parent.labels(request.name)), intensity=request.intensity
     )
     step = LabelStep(folder=folder, plan=make_plan(request, parent, frozen), paths=paths)
     if not request.overwrite:
-        require_continued(step, frozen, f"--overwrite starts anew, {OTHERS}")
+        require_continued(step, frozen, f"start over with --overwrite, or {OTHER_NAME}")
     return step
 
 
 def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> LabelPlan:
-    """The plan that a request means; what it leaves open is taken from the frozen one, else chosen."""
+    """Plan of a request; open choices are taken from the frozen plan if there is one, else made here."""
     volume, write_chunks = parent.volume, parent.write_chunks
     settings = resolve_settings(request, parent, frozen)
     limit = request.block_voxels or BLOCK_VOXELS[settings.method]
@@ -162,7 +169,7 @@ def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -
         write_chunks=write_chunks,
         block_shape=frozen.block_shape if frozen and not request.block_voxels else block,
         zarr_format=parent.zarr_format,
-        levels=min(parent.levels, largest_possible_levels(volume.extent, volume.axes)),
+        levels=min(parent.levels, max_levels(volume.extent, volume.axes)),
         voxel_size=tuple(volume.voxel_size.get(axis, 1.0) for axis in volume.axes),
         settings=settings,
         automatic=request.auto_threshold_from is not None,
@@ -173,8 +180,8 @@ def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -
 
 
 def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> Settings:
-    """All that shows in the labels."""
-    neighbourhood(parent.volume.axes, request.connectivity, three_d=request.three_d)  # refuses what cannot be
+    """Resolve the options that affect the labels."""
+    neighbourhood(parent.volume.axes, request.connectivity, three_d=request.three_d)  # raises if they do not fit
     settings = Settings(
         method=request.method,
         threshold=THRESHOLD if request.threshold is None else request.threshold,
@@ -204,12 +211,14 @@ def _intensity(request: LabelRequest, parent: Parent) -> str | None:
     return fingerprint(volume)
 
 
-MOST = 2**16 - 1
+MAX_LABEL = 2**16 - 1
+"""Largest label in an exported file, which holds uint16."""
 SOFTWARE = "unetcli label"
+"""Tag of exported files; only files with it are replaced."""
 
 
 def frames(labels: Volume, *, three_d: bool) -> Iterator[Box]:
-    """What each file holds: a time point; without times a section, or the whole where objects go through sections."""
+    """Box of each exported file: a time point; without a time axis a section, or in three dimensions the volume."""
     whole = labels.whole()
     axis = labels.axes.find("t") if "t" in labels.axes else -1 if three_d else labels.axes.find("z")
     for index in range(labels.extent[axis]) if axis >= 0 else ():
@@ -221,30 +230,30 @@ def frames(labels: Volume, *, three_d: bool) -> Iterator[Box]:
 
 
 def renumbered(labels: NDArray[Any], place: str) -> NDArray[np.uint16]:
-    """Labels of one frame as 1, 2 .. in their order.
+    """Renumber the labels of one frame 1, 2, .. in ascending order.
 
     >>> renumbered(np.array([0, 70000, 9]), "frame 0").tolist()
     [0, 2, 1]
     """
     found, places = distinct(labels)
     objects = int(np.count_nonzero(found))
-    if objects > MOST:
+    if objects > MAX_LABEL:
         raise UnetcliError(
-            f"--ctc: {place} has {objects} objects, its files hold {MOST}; --min-size N removes small ones"
+            f"--ctc: {place} has {objects} objects, a file holds at most {MAX_LABEL}; --min-size N removes small ones"
         )
     return (places + (0 if objects < len(found) else 1)).astype(np.uint16)
 
 
 def require_exportable(folder: Path) -> None:
-    """Raise unless a folder is free, empty, or holds nothing but an export of ours."""
-    if folder.exists() and not (folder.is_dir() and all(map(_is_ours, folder.iterdir()))):
+    """Raise unless the folder does not exist, is empty, or holds only an earlier export."""
+    if folder.exists() and not (folder.is_dir() and all(map(_is_export, folder.iterdir()))):
         raise UnetcliError(f"--ctc {folder}: exists and holds other files; name another folder")
     if not (parent := folder.absolute().parent).is_dir():
         raise UnetcliError(f"--ctc {folder}: the folder {parent} does not exist")
 
 
 def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
-    """Write all frames; the folder appears whole or not at all. How many there are."""
+    """Write all frames and return their number; the folder appears whole or not at all."""
     require_exportable(folder)
     boxes, draft = list(frames(labels, three_d=three_d)), draft_of(folder.absolute())
     digits = max(3, len(str(len(boxes) - 1)))
@@ -268,46 +277,46 @@ def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
 
 
 def _kept(axis: str, three_d: bool, labels: Volume) -> bool:
-    """Whether a frame has an axis: a section has y and x, a time point z too."""
+    """Whether exported files have this axis: sections have y and x, volumes and time points also z."""
     return axis in "yx" or (axis == "z" and (three_d or "t" in labels.axes))
 
 
-def _is_ours(path: Path) -> bool:
+def _is_export(path: Path) -> bool:
     if not (path.name.startswith("mask") and path.suffix == ".tif"):
         return False
     try:
         with tifffile.TiffFile(path) as file:
             return bool(file.pages[0].tags["Software"].value == SOFTWARE)  # type: ignore[union-attr]
-    except Exception:  # whatever is wrong with it, it is none of ours
+    except Exception:  # unreadable for whatever reason: not an export
         return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSummary:
-    """What a call of label found and did."""
+    """Outcome of a call of label."""
 
     output: str
     table: str
     complete: bool
     objects: int | None
-    """None: not known yet."""
+    """Number of objects; None if not known yet."""
     removed: int | None
-    """Smaller than the least size."""
+    """Number of objects removed because they are below the minimum size."""
     provisional: int | None
-    """Found in all blocks together, before those that go on in another were merged."""
+    """Number of objects found in all blocks, before merging across blocks."""
     sizes: dict[str, float | int] | None
-    """Voxels of the objects: min, median, mean, max."""
+    """Minimum, median, mean and maximum size of the objects, in voxels."""
     dtype: str | None
     method: str
     threshold: float
     blocks: int
-    """Of all stages."""
+    """Number of blocks of all stages."""
     found_done: int
     made: int
     set_aside: list[dict[str, Any]]
     failed_jobs: list[str]
     jobs: list[str]
-    """SLURM jobs that were left at work, with ``--detach``."""
+    """SLURM jobs left running by ``--detach``."""
     ctc_frames: int | None
     seconds: float
 
@@ -316,7 +325,7 @@ class LabelSummary:
         """The outcome in one line."""
         if self.jobs:
             shown = f"`unetcli status {self.output}` shows them"
-            return f"{self.output}: {len(self.jobs)} SLURM jobs; {shown}, the same command goes on when they have ended"
+            return f"{self.output}: {len(self.jobs)} SLURM jobs; {shown}; once they end, the same command continues"
         if not self.complete:
             aside = f"{len(self.set_aside)} blocks set aside (see above); " if self.set_aside else ""
             jobs = f"{len(self.failed_jobs)} jobs failed; " if self.failed_jobs else ""
@@ -332,12 +341,12 @@ def label_volume(
     stopping: Callable[[], bool] = bool,
     where: ClusterOptions | None = None,
 ) -> LabelSummary:
-    """Instances of a prediction, block by block, in its ``labels`` group; continues where an earlier call stopped.
+    """Label a prediction block by block, in its ``labels`` group; continues where an earlier call stopped.
 
     Raises
     ------
     UnetcliError
-        Anything about the request that the user can put right; nothing has been written then.
+        The request cannot be carried out, for a reason that the user can correct; nothing has been written.
     """
     started, frames = time.perf_counter(), list[int]()
     if request.ctc:
@@ -354,7 +363,7 @@ def label_volume(
 
 
 def summarise(step: LabelStep, outcome: RunOutcome, frames: int | None, seconds: float) -> LabelSummary:
-    """The summary of a call."""
+    """Summary of a call."""
     merged = step.files.merged() if step.files.summary_file.exists() else {}
     found, done = int(outcome.found.sum()), int(outcome.done.sum())
     return LabelSummary(

@@ -1,4 +1,4 @@
-"""The step of label: objects are found block by block, merged, numbered, and shown at coarser levels."""
+"""The label step: find objects block by block, merge them, write the final labels, build coarser levels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, absolute, is_remote, parent_of, place_of, remove_drafts_of, replacing
+from unetcli.core.files import Place, absolute, is_remote, parent_of, parse_place, remove_drafts_of, replacing
 from unetcli.core.lock import hold
-from unetcli.engine.levels import ImageStep, Pyramid, first_of, place
+from unetcli.engine.levels import ImageStep, Pyramid, nearest, place
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import LABEL, RunFolder
-from unetcli.engine.step import BlockResult, Change, Resources, StepPaths, attempt, require_continued
-from unetcli.engine.verify import damage
+from unetcli.engine.step import BlockResult, Change, Resources, StepPaths, require_continued, try_block
+from unetcli.engine.verify import check_block
 from unetcli.label import plan as label_plan
 from unetcli.label.finding import find_objects, working_bytes
 from unetcli.label.image import (
@@ -42,23 +42,23 @@ from unetcli.label.merging import LabelFiles, merge
 from unetcli.label.objects import table_place, unit
 from unetcli.label.plan import FORMAT, LabelPlan, differences
 from unetcli.planning.plan import Stage
-from unetcli.volumes.image import Image, marker_around
+from unetcli.volumes.image import Image, find_marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe, fingerprint, same_data
 
 log = logging.getLogger(__name__)
 
 BASE_BYTES = 2 * 2**30
-"""Memory of a process that merges 10^7 objects."""
+"""Memory a process needs to merge 10^7 objects, in bytes."""
 VOXELS_PER_JOB = {"components": 4 * 10**9, "watershed": 5 * 10**8}
-"""Some minutes of work on one core: then starting a job costs little."""
+"""Voxels per SLURM job: some minutes of work on one core, compared with which starting a job costs little."""
 LIST_SECONDS = 60.0
-"""How long the list of labels is waited for, which others may be changing."""
+"""Seconds to wait for the lock of the list of labels, which other processes may be changing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelPaths(StepPaths):
-    """Where the data of a labelling lie now."""
+    """Current paths of the data of a labelling."""
 
     prediction: str
     output: str
@@ -67,7 +67,7 @@ class LabelPaths(StepPaths):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelStep(ImageStep):
-    """Blocks are numbered as in the plan: found, merged by one block, numbered, halved level by level."""
+    """Labelling as a step of the engine; blocks are numbered as in :class:`LabelPlan`."""
 
     FORMAT = FORMAT
     command = LABEL
@@ -76,7 +76,7 @@ class LabelStep(ImageStep):
     plan: LabelPlan
     paths: LabelPaths
 
-    # ---- what it is
+    # ---- identity
 
     @property
     def name(self) -> str:
@@ -84,11 +84,11 @@ class LabelStep(ImageStep):
 
     @property
     def output(self) -> Place:
-        return place_of(self.paths.output)
+        return parse_place(self.paths.output)
 
     @property
     def store(self) -> Place:
-        """The store that the labels lie in."""
+        """Store that contains the labels."""
         return parent_of(parent_of(self.output))
 
     @property
@@ -101,7 +101,7 @@ class LabelStep(ImageStep):
             case label_plan.FIND | label_plan.NUMBER:
                 found = describe(self.plan.box(number - stage.blocks.start), self.plan.axes)
             case label_plan.MERGE:
-                found = "the merging"
+                found = "all blocks"
             case _:
                 return place(self.plan.pyramid, number - self.plan.before_levels)
         return f"{stage.name}: {found}" if self.plan.in_folder(stage) else found
@@ -113,7 +113,7 @@ class LabelStep(ImageStep):
     def writes_from(self) -> int:
         return self.plan.pieces + 1
 
-    # ---- what it works on
+    # ---- inputs and outputs
 
     @functools.cached_property
     def prediction(self) -> Volume:
@@ -121,11 +121,11 @@ class LabelStep(ImageStep):
 
     @functools.cached_property
     def intensity(self) -> tuple[Volume, tuple[int, ...]] | None:
-        """The volume whose mean is taken, and where the prediction starts in it."""
+        """Volume that is averaged over each object, and the offset of the prediction in it."""
         if self.paths.intensity is None:
             return None
         volume = open_volume(self.paths.intensity)
-        return volume, offset_in(volume, self.prediction, place_of(self.paths.prediction))
+        return volume, offset_in(volume, self.prediction, parse_place(self.paths.prediction))
 
     @property
     def files(self) -> LabelFiles:
@@ -133,29 +133,29 @@ class LabelStep(ImageStep):
 
     @property
     def own_files(self) -> tuple[Path, ...]:
-        return (*self.files.of_merging, self.files.tables.folder)
+        return (*self.files.merge_files, self.files.tables.folder)
 
     @property
     def image(self) -> Image:
-        """The labels; to be asked for once the objects are merged, which says their type."""
+        """The labels; available once the objects are merged, because their number decides the data type."""
         return self.pyramid.image
 
     @property
     def pyramid(self) -> Pyramid:
-        """The coarser levels of the labels."""
+        """Coarser levels of the labels; available once the objects are merged."""
         dtype = self.files.merged()["dtype"]
         if dtype not in self._pyramids:
-            self._pyramids[dtype] = Pyramid(Image(self.output, spec_of(self.plan, dtype)), self.plan.pyramid, first_of)
+            self._pyramids[dtype] = Pyramid(Image(self.output, spec_of(self.plan, dtype)), self.plan.pyramid, nearest)
         return self._pyramids[dtype]
 
     @functools.cached_property
     def _pyramids(self) -> dict[str, Pyramid]:
-        """By type of the labels, opened once."""
+        """Pyramids opened so far, by data type of the labels."""
         return {}
 
     @functools.cached_property
     def _read_only(self) -> Image:
-        """The labels to be read back: their type does not matter, and the merging may be damaged."""
+        """Labels opened for reading back, without their data type, which is lost if the merge is damaged."""
         return Image(self.output, spec_of(self.plan, ""))
 
     @functools.cached_property
@@ -168,12 +168,12 @@ class LabelStep(ImageStep):
         return self.folder.path if self.plan.in_folder(stage) else self.output
 
     def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
-        pyramid = functools.cache(lambda: self.pyramid)  # its type is read from a file
+        pyramid = functools.cache(lambda: self.pyramid)  # reads the data type from a file
         for number in itertools.takewhile(lambda _: not stopping(), blocks):
-            yield attempt(number, functools.partial(self.make, number, pyramid))
+            yield try_block(number, functools.partial(self.make, number, pyramid))
 
     def make(self, number: int, pyramid: Callable[[], Pyramid] | None = None) -> BlockResult:
-        """One block, of whatever stage; may be repeated, and needs the stages before, nothing else."""
+        """Compute one block of any stage; repeatable, and dependent on the earlier stages only."""
         pyramid = pyramid or (lambda: self.pyramid)
         stage = self.plan.stage(number)
         piece = number - stage.blocks.start
@@ -189,7 +189,7 @@ class LabelStep(ImageStep):
                 return pyramid().build(number - first, first)
 
     def _find(self, number: int, piece: int) -> BlockResult:
-        """Find the objects of a block and keep what is known of them."""
+        """Find the objects of a block and save its tables."""
         read = Probabilities(self.prediction, self.plan.settings.channel)
         brightness = read if (other := self.intensity) is None else lambda box: other[0].read(box.shifted(other[1]))[0]
         tables = find_objects(self.plan, piece, read, brightness)
@@ -210,7 +210,7 @@ class LabelStep(ImageStep):
         volume = self.prediction if self.intensity is None else self.intensity[0]
         factor = unit(volume.dtype, probability=self.intensity is None)
         self.files.save_merged(merged, self.plan.axes, factor)
-        return BlockResult(number=number, checksum=self.files.merged_checksum(), files=self.files.of_merging)
+        return BlockResult(number=number, checksum=self.files.merged_checksum(), files=self.files.merge_files)
 
     def _number(self, number: int, piece: int, pyramid: Pyramid) -> BlockResult:
         """Write the final labels of a block."""
@@ -221,10 +221,10 @@ class LabelStep(ImageStep):
         return BlockResult(number=number, checksum=checksum(values), files=files, voxels=box.size)
 
     def require_probabilities(self, highest: float) -> None:
-        """Refuse a mask of 0 and 1 stored as uint8, which would read as probabilities of 0 and 1/255."""
+        """Raise for a mask of 0 and 1 stored as uint8, which would mean probabilities of 0 and 1/255."""
         if self.prediction.dtype == np.uint8 and highest == 1:
             raise UnetcliError(
-                f"{self.prediction.path}: 0 and 1 as uint8 mean 0 and 1/255; store a mask as bool or as 0 and 255"
+                f"{self.prediction.path}: values 0 and 1 as uint8 mean 0 and 1/255; store a mask as bool or 0 and 255"
             )
 
     # ---- reading back
@@ -235,11 +235,11 @@ class LabelStep(ImageStep):
 
     @property
     def merging(self) -> int:
-        """The block that merges."""
+        """Number of the block that merges."""
         return self.plan.pieces
 
     def kept(self, ledger: Ledger) -> NDArray[np.bool_]:
-        """What was found is needed until it is numbered, everything else for good."""
+        """Mask of the blocks whose results are kept: tables until the final labels are written, all else for good."""
         kept, n = np.ones(self.plan.blocks, np.bool_), self.plan.pieces
         if ledger.done[self.merging]:
             kept[:n] = ~ledger.done[n + 1 : 2 * n + 1]
@@ -256,33 +256,33 @@ class LabelStep(ImageStep):
             case label_plan.NUMBER:
                 return checksum(self._read_only.level.read(self._stored, self.plan.box(piece)))
             case _:
-                coarser = Pyramid(self._read_only, self.plan.pyramid, first_of)
+                coarser = Pyramid(self._read_only, self.plan.pyramid, nearest)
                 return coarser.checksum(number - self.plan.before_levels)
 
     def require_readable(self) -> None:
         if self.is_gone(self.ledger.refresh().done):
-            raise UnetcliError(f"{self.output}: no labels of unetcli; the same label command makes them")
+            raise UnetcliError(f"{self.output}: holds no labels; the same label command writes them again")
 
-    def look_closer(self, request: Any) -> dict[str, Any]:
-        return {"table": self.wrong_with_table()} if request.blocks and self.is_complete() else {}
+    def extra_checks(self, request: Any) -> dict[str, Any]:
+        return {"table": self.table_damage()} if request.blocks and self.is_complete() else {}
 
-    def wrong_with_table(self) -> str | None:
-        """What is wrong with the table of objects beside the labels; None: nothing."""
+    def table_damage(self) -> str | None:
+        """Damage of the table of objects beside the labels; None if there is none."""
         if not self.table.exists():
-            return f"{self.table}: not there"
+            return f"{self.table}: missing"
         if not self.files.table.exists() or filecmp.cmp(self.table, self.files.table, shallow=False):
-            return None  # without the run folder's, the merging is reported as damaged
-        return f"{self.table}: other content than was written"
+            return None  # if the copy in the run folder is missing, the merge is reported as damaged
+        return f"{self.table}: the content has changed since it was written"
 
     # ---- in a launcher
 
     @property
     def table(self) -> Path:
-        """Where the table of objects is, once all is complete."""
+        """Path of the table of objects, which appears once the labels are complete."""
         return table_place(self.store, self.name, self.folder.path)
 
     def has_arrays(self) -> bool:
-        """Whether the arrays of all levels are there, of the type that the merging chose."""
+        """Whether the arrays of all levels exist, with the data type that the merge chose."""
         if not (self.is_made() and self.files.summary_file.exists()):
             return False
         return self.image.level.exists() and self.pyramid.is_made
@@ -291,10 +291,10 @@ class LabelStep(ImageStep):
         return differences(frozen, self.plan)
 
     def continue_from(self, frozen: LabelPlan) -> None:
-        require_continued(self, frozen, "--overwrite starts anew, --name names other labels")
+        require_continued(self, frozen, "start over with --overwrite, or choose another --name")
 
     def create(self) -> None:
-        """Forget labels whose arrays were deleted; all are made with the first stage that writes to them."""
+        """Clear the receipts of labels whose arrays were deleted; the first stage that writes creates the arrays."""
         remove_drafts_of(self.table)
         if self.ledger.refresh().done[self.writes_from :].any() and not self.has_arrays():
             self.folder.clear_receipts(self.own_files)
@@ -305,7 +305,7 @@ class LabelStep(ImageStep):
             parent = Parent.open(self.paths.prediction)
             make_labels_group(self.store, self.plan.zarr_format)
             self.image.create(attributes_of(self.image, parent.volume, self._own_attributes()))
-            self.look_again()
+            self.clear_cache()
             self.pyramid.create()
 
     def discard(self) -> None:
@@ -322,7 +322,7 @@ class LabelStep(ImageStep):
         log.info("%d blocks of %s, %s", plan.pieces, "x".join(map(str, plan.block_shape)), plan.settings.method)
 
     def finish(self) -> None:
-        """Show the labels at all levels, list them, and put the table in its place."""
+        """Mark the labels complete at all levels, list them, and publish the table."""
         if not self.is_complete():
             self.image.store.sweep()
             self.pyramid.publish()
@@ -335,14 +335,14 @@ class LabelStep(ImageStep):
 
     def _list(self, *, listed: bool) -> None:
         own = is_remote(self.store) or self.folder != RunFolder.of(self.store, self.name)
-        lock = (self.folder.path if own else self.folder.path.parent) / "labels.lock"  # else of all labels of the store
+        lock = (self.folder.path if own else self.folder.path.parent) / "labels.lock"  # shared by all labels of a store
         with hold(lock, wait=LIST_SECONDS):
             remove_drafts_of(lock)
             list_labels(self.store, self.name, self.plan.zarr_format, listed=listed)
 
     def _own_attributes(self) -> dict[str, Any]:
-        """What the labels say of themselves, beside whether they are complete."""
-        settings, parent = self.plan.settings, marker_around(self.paths.prediction) or {}
+        """Content of the marker, except whether the labels are complete."""
+        settings, parent = self.plan.settings, find_marker(self.paths.prediction) or {}
         own = {"method": settings.method, "threshold": settings.threshold, "objects": self.files.merged()["objects"]}
         own |= {"of_incomplete": True} if self.plan.of_incomplete else {}
         return own | {name: parent[name] for name in ("extent", "region") if name in parent}
@@ -355,51 +355,51 @@ class LabelStep(ImageStep):
     # ---- repairing
 
     def moved(self, output: Place, device: str | None = None) -> LabelStep:
-        prediction = absolute(str(parent_of(parent_of(place_of(output)))))
+        prediction = absolute(str(parent_of(parent_of(parse_place(output)))))
         return replace(self, paths=replace(self.paths, output=str(output), prediction=prediction))
 
     def require_ready(self) -> None:
         require_complete(self.paths.prediction)
 
     def input_changes(self) -> list[Change]:
-        """Whether what was labelled, and measured, is still the same; of a volume up to 64 chunks are looked at."""
+        """Changes in the prediction and the averaged volume; up to 64 chunks of each are compared."""
         plan, paths = self.plan, self.paths
         volumes = [("prediction", paths.prediction, plan.prediction)]
         volumes += [("intensity", paths.intensity, plan.intensity)] if paths.intensity and plan.intensity else []
-        found = [(source, path, what_changed(path, before)) for source, path, before in volumes]
+        found = [(source, path, describe_change(path, before)) for source, path, before in volumes]
         return [Change(source=source, path=path, what=what) for source, path, what in found if what]
 
     def reopen(self) -> None:
         if self.is_made():
             self.mark(self._read_only, complete=False)
 
-    def also_void(self, damaged: Sequence[int]) -> Iterable[int]:
-        """Tables come out as before, so that nothing made of them is damaged: only labels are computed again."""
+    def with_dependents(self, damaged: Sequence[int]) -> Iterable[int]:
+        """Damaged blocks to compute again: those of the labels. Tables are restored as they were, so they need none."""
         return [number for number in damaged if number > self.merging]
 
     def restore(self, damaged: Iterable[int], ledger: Ledger, stopping: Callable[[], bool]) -> bool:
-        """Make again what the run folder held for damaged blocks. It has to come out as before."""
+        """Restore the tables and merge results that damaged blocks need; they have to come out as before."""
         with_receipt = {number for number in damaged if ledger.done[number]}
         for number in [*self._pieces_for(with_receipt), *({self.merging} & with_receipt)]:
             if stopping():
                 return False
-            if damage(self, ledger, number) and self.make(number).checksum != ledger.checksum(number):
+            if check_block(self, ledger, number) and self.make(number).checksum != ledger.checksum(number):
                 raise UnetcliError(
                     f"{self.output}: cannot be repaired, {self.place(number)} does not come out as before: "
-                    f"{self.paths.prediction} is not what was labelled; label --overwrite starts anew"
+                    f"{self.paths.prediction} has changed since it was labelled; label --overwrite starts over"
                 )
         return True
 
     def _pieces_for(self, damaged: Collection[int]) -> list[int]:
-        """The blocks to be found again: all for the merging, else those that are damaged or to be numbered again."""
+        """Pieces whose objects have to be found again: all for the merge, else those with damaged tables or labels."""
         n = self.plan.pieces
         if self.merging in damaged:
             return list(range(n))
         return sorted({number % (n + 1) for number in damaged if number < self.plan.before_levels})
 
 
-def what_changed(place: str, before: str) -> str | None:
-    """A phrase where a volume is not what its fingerprint says."""
+def describe_change(place: str, before: str) -> str | None:
+    """Phrase for a volume that no longer matches its fingerprint; None if it does."""
     try:
         return None if same_data(fingerprint(open_volume(place)), before) else "holds other values"
     except UnetcliError as error:

@@ -1,4 +1,4 @@
-"""Tables of pixels per pair of labels, partitions and components."""
+"""Overlap of two segmentations: contingency tables of labels, partitions of one section, and components."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unetcli.core.errors import UnetcliError
 
 @dataclass(frozen=True, slots=True)
 class PairCounts:
-    """Pairs of pixels: together in both partitions, in the segments only (fp), in the cells only (fn); exact."""
+    """Pairs of pixels that are together in both partitions (tp), only in segments (fp), only in cells (fn); exact."""
 
     tp: int
     fp: int
@@ -26,40 +26,48 @@ class PairCounts:
 
     @property
     def f_score(self) -> float | None:
-        """2 tp / (2 tp + fp + fn); None where nothing is together in either."""
+        """F = 2 tp / (2 tp + fp + fn), 0 to 1; None if no pair is together in either partition."""
         weight = 2 * self.tp + self.fp + self.fn
         return 2 * self.tp / weight if weight else None
 
 
 @dataclass(frozen=True, slots=True)
 class Information:
-    """What one partition tells about the other, in nats."""
+    """Mutual information of two partitions, in nats."""
 
     mutual: float
     entropies: float
-    """Of the cells and of the segments, added up."""
+    """Entropy of the cells plus entropy of the segments."""
 
     @property
     def f_score(self) -> float | None:
-        """2 I / (H(cells) + H(segments)); None where both are one piece, so that there is nothing to tell."""
+        """F = 2 I / (H(cells) + H(segments)), 0 to 1; None if both partitions consist of one piece."""
         return 2 * self.mutual / self.entropies if self.entropies else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """The reference cells of a section: their pixels, cell after cell."""
+    """Pixels of the reference cells of a section, sorted by cell."""
 
-    places: NDArray[np.int64]
-    """Flat indices into the section."""
+    indices: NDArray[np.int64]
+    """(pixels,): flat indices into the section."""
     stops: NDArray[np.int64]
-    """(cells,): where the pixels of each cell end in ``places``."""
+    """(cells,): end of each cell in ``indices``."""
 
     @classmethod
-    def of(cls, interior: NDArray[np.bool_], judged: NDArray[np.bool_] | None = None) -> Cells:
-        """4-connected cells of a section (y, x); only ``judged`` pixels of them, if given, which may part no cell."""
+    def of(cls, interior: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None) -> Cells:
+        """4-connected cells of a section.
+
+        Parameters
+        ----------
+        interior : (y, x), bool
+            The reference: True inside cells.
+        valid : (y, x), bool, optional
+            Pixels that are counted. The other pixels still connect the parts of a cell.
+        """
         labels = components(interior)
-        if judged is not None:
-            labels[~judged] = 0
+        if valid is not None:
+            labels[~valid] = 0
         sizes = np.bincount(labels.ravel())
         order = np.argsort(labels, axis=None, kind="stable")
         return cls(order[sizes[0] :], np.cumsum(sizes[1:][sizes[1:] > 0]))
@@ -71,56 +79,76 @@ class Cells:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlap:
-    """Sizes in pixels, inside the cells; a pixel without a segment is a segment of its own."""
+    """Overlap of reference cells and segments in pixels; a cell pixel without a segment is a segment of its own."""
 
     cells: NDArray[np.int64]
+    """Size of each cell."""
     segments: NDArray[np.int64]
+    """Size of each segment within the cells."""
     shared: NDArray[np.int64]
-    """Of each pair of a cell and a segment that meet."""
-    singles: int
-    """Pixels of cells that belong to no segment."""
+    """Size of each intersection of a cell with a segment."""
+    singletons: int
+    """Number of cell pixels that belong to no segment."""
 
     @classmethod
     def of(cls, cells: Cells, segments: NDArray[np.int32]) -> Overlap:
-        """Cells of a section against its segments (y, x), 0 where there is none."""
+        """Overlap of the cells of a section with its segments.
+
+        Parameters
+        ----------
+        cells
+            The reference cells.
+        segments : (y, x), int32, contiguous
+            Labels from 1; 0 outside segments.
+        """
         from unetcli.metrics import kernels
 
         sizes = np.zeros(int(segments.max(initial=0)) + 1, np.int64)
-        shared = np.empty(cells.places.size, np.int64)
-        pairs = kernels.count_overlaps(cells.places, cells.stops, segments.ravel(), sizes, shared)
+        shared = np.empty(cells.indices.size, np.int64)
+        pairs = kernels.count_overlaps(cells.indices, cells.stops, segments.ravel(), sizes, shared)
         return cls(cells.sizes, sizes[1:][sizes[1:] > 0], shared[:pairs].copy(), int(sizes[0]))
 
     @property
     def pairs(self) -> PairCounts:
-        """Ordered pairs, a pixel with itself among them: the normalisation by N^2."""
-        together = _sum_of_squares(self.shared) + self.singles
-        in_segments = _sum_of_squares(self.segments) + self.singles
+        """Ordered pairs of pixels, each paired with itself too: the normalisation by N^2 (challenge since 2015)."""
+        together = _sum_of_squares(self.shared) + self.singletons
+        in_segments = _sum_of_squares(self.segments) + self.singletons
         return PairCounts(together, in_segments - together, _sum_of_squares(self.cells) - together)
 
     @property
     def different_pairs(self) -> PairCounts:
-        """Pairs of two different pixels."""
+        """Unordered pairs of two different pixels (challenge before 2015)."""
         every = self.pairs
         return PairCounts((every.tp - int(self.cells.sum())) // 2, every.fp // 2, every.fn // 2)
 
     @property
     def information(self) -> Information:
-        """Mutual information, and the entropies it is measured against."""
-        cells, segments = self._entropy(self.cells, 0), self._entropy(self.segments, self.singles)
-        mutual = cells + segments - self._entropy(self.shared, self.singles)
-        return Information(min(max(mutual, 0.0), cells, segments), cells + segments)  # but for rounding it lies there
+        """Mutual information of cells and segments, and the sum of their entropies."""
+        cells, segments = self._entropy(self.cells, 0), self._entropy(self.segments, self.singletons)
+        mutual = cells + segments - self._entropy(self.shared, self.singletons)
+        return Information(min(max(mutual, 0.0), cells, segments), cells + segments)  # limits rounding errors
 
-    def _entropy(self, sizes: NDArray[np.int64], singles: int) -> float:
-        """In nats. ``fsum`` rounds once, so the same sizes in another order give the same number."""
+    def _entropy(self, sizes: NDArray[np.int64], singletons: int) -> float:
+        """Entropy in nats. ``fsum`` rounds once, so the result does not depend on the order of the sizes."""
         pixels = int(self.cells.sum())
         shares = sizes / max(pixels, 1)
-        own = singles / pixels * math.log(pixels) if singles else 0.0
+        own = singletons / pixels * math.log(pixels) if singletons else 0.0
         return math.fsum([own, *(-shares * np.log(shares)).tolist()])
 
 
 def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """4-connected components of (y, x), from 1; 0 outside: a diagonal line one pixel wide separates."""
-    from scipy import ndimage  # slow to import; status does without
+    """4-connected components, so that a diagonal membrane one pixel wide separates two cells.
+
+    Parameters
+    ----------
+    mask : (y, x), bool
+
+    Returns
+    -------
+    (y, x), int32
+        Labels from 1; 0 outside the mask.
+    """
+    from scipy import ndimage  # slow to import, and `status` does not need it
 
     labels = np.empty(mask.shape, np.int32)
     ndimage.label(mask, output=labels)  # scipy's default in 2-D is 4-connected
@@ -128,18 +156,27 @@ def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def _sum_of_squares(sizes: NDArray[np.int64]) -> int:
-    """Exact, also where it is too large for 64 bits."""
+    """Sum of squares, exact even beyond 64 bits."""
     if int(sizes.sum()) < 2**31:
         return int(np.dot(sizes, sizes))
     return sum(size * size for size in sizes.tolist())
 
 
 def thin(segments: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Segments grown over the membrane between them, (y, x) int32; 0 where two meet.
+    """Grow segments until only membrane one pixel wide remains between them.
 
-    A watershed (Vincent and Soille 1991) of the binary proposal, 4-connected, with the ties decided as in the official
-    program of the ISBI 2012 challenge. ``segments``: 4-connected components of the proposal, 0 on membrane. Without
-    any segment the whole section becomes one.
+    A 4-connected watershed (Vincent and Soille 1991) of the binary proposal; ties are resolved as in the official
+    program of the ISBI 2012 challenge, whose V_Rand and V_Info depend on them (Arganda-Carreras et al. 2015).
+
+    Parameters
+    ----------
+    segments : (y, x), int32
+        4-connected components of the proposal; 0 on membrane.
+
+    Returns
+    -------
+    (y, x), int32
+        The grown segments; 0 where two of them meet. If there is no segment, the whole section is segment 1.
 
     >>> thin(np.array([[1, 0, 0, 0, 2], [1, 0, 0, 0, 2]], np.int32)).tolist()
     [[1, 1, 0, 2, 2], [1, 1, 0, 2, 2]]
@@ -152,40 +189,49 @@ def thin(segments: NDArray[np.int32]) -> NDArray[np.int32]:
     basins = np.full((height + 2, width + 2), kernels.FRAME, np.int32)
     basins[1:-1, 1:-1] = np.where(segments > 0, segments, kernels.UNTOUCHED)
     queue = np.empty(segments.size, np.int64)
-    kernels.flood(basins, queue, kernels.find_shores(basins, queue))
+    kernels.flood(basins, queue, kernels.queue_basin_borders(basins, queue))
     return np.ascontiguousarray(basins[1:-1, 1:-1])
 
 
 Labels = NDArray[np.uint64]
 Counts = NDArray[np.int64]
-NOTHING: Labels = np.zeros(0, np.uint64)
+NO_LABELS: Labels = np.zeros(0, np.uint64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contingency:
-    """Pixels of each (reference label, result label) that occurs, sorted by the pair; background is label 0.
+    """Contingency table: number of pixels of each (reference label, result label) that occurs, sorted by the pair.
 
-    Labels mean the same object in all tables that are added: add the blocks of one frame or of one volume, not tables
-    of frames whose labels start anew.
+    Label 0 is background. All three arrays are (pairs,). Add only tables in which a label means the same object: those
+    of the blocks of one frame or volume, not those of frames that are labelled independently.
     """
 
     reference: Labels
     result: Labels
     counts: Counts
-    """Pixels of each pair, all positive."""
+    """Number of pixels of each pair, at least 1."""
 
     @classmethod
     def of(
         cls, reference: NDArray[np.integer], result: NDArray[np.integer], *, ignore: int | None = None
     ) -> Contingency:
-        """Table of one block of any shape; pixels whose reference is ``ignore`` count nowhere.
+        """Table of one block.
 
-        Neighbours mostly bear the same pair, so runs are counted first and only runs are sorted.
+        Neighbouring pixels mostly have the same pair of labels, so only the starts of runs are sorted.
+
+        Parameters
+        ----------
+        reference, result : same shape, integer
+            Labels; 0 is background.
+        ignore
+            Value of the reference whose pixels are not counted.
 
         Raises
         ------
         UnetcliError
-            Labels that are no integers, or negative.
+            Labels are not integers, or are negative.
+        ValueError
+            The shapes differ.
         """
         if reference.shape != result.shape:
             raise ValueError(f"reference of {reference.shape}, result of {result.shape}")
@@ -198,7 +244,7 @@ class Contingency:
 
     @classmethod
     def summed(cls, reference: Labels, result: Labels, counts: Counts) -> Contingency:
-        """Table of pairs that may occur more than once, in any order."""
+        """Table of pairs that are unsorted and may occur more than once; arguments (n,) each."""
         order = pair_order(reference, result)
         reference, result, counts = reference[order], result[order], counts[order]
         starts = run_starts(reference, result)
@@ -206,8 +252,8 @@ class Contingency:
 
     @classmethod
     def total(cls, tables: Sequence[Contingency]) -> Contingency:
-        """Sum of many tables, sorted once."""
-        tables = [cls.of(NOTHING, NOTHING), *tables]
+        """Sum of any number of tables, sorted only once."""
+        tables = [cls.of(NO_LABELS, NO_LABELS), *tables]
         return cls.summed(
             np.concatenate([table.reference for table in tables]),
             np.concatenate([table.result for table in tables]),
@@ -219,21 +265,28 @@ class Contingency:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Overlaps:
-    """The objects of a table, and the pairs of them that share pixels."""
+class ObjectOverlaps:
+    """Objects of a contingency table, and the pairs of objects that share pixels.
+
+    Label 0 is not an object. The size of an object includes its pixels over background of the other image.
+    """
 
     reference: Labels
+    """(reference objects,): sorted labels."""
     reference_sizes: Counts
+    """(reference objects,): sizes in pixels."""
     result: Labels
+    """(result objects,): sorted labels."""
     result_sizes: Counts
+    """(result objects,): sizes in pixels."""
     pairs: tuple[NDArray[np.intp], NDArray[np.intp]]
-    """Places in ``reference`` and in ``result`` of each pair; in the order of both labels."""
+    """Indices into ``reference`` and ``result``, (pairs,) each, sorted by both labels."""
     shared: Counts
-    """Pixels of each pair."""
+    """(pairs,): pixels of the intersection."""
 
     @classmethod
-    def of(cls, table: Contingency) -> Overlaps:
-        """Objects are the labels that are not 0; their sizes count all their pixels, over background too."""
+    def of(cls, table: Contingency) -> ObjectOverlaps:
+        """Objects and pairs of a table."""
         reference, rows, reference_sizes = sizes(table.reference, table.counts)
         result, columns, result_sizes = sizes(table.result, table.counts)
         objects = (table.reference > 0) & (table.result > 0)
@@ -242,25 +295,25 @@ class Overlaps:
 
     @property
     def unions(self) -> Counts:
-        """Pixels of either object of each pair."""
+        """Pixels of the union of each pair, (pairs,)."""
         rows, columns = self.pairs
         unions: Counts = self.reference_sizes[rows] + self.result_sizes[columns] - self.shared
         return unions
 
 
 def sizes(labels: Labels, counts: Counts) -> tuple[Labels, NDArray[np.intp], Counts]:
-    """Labels that are not 0, sorted; the place of each entry among them (-1: background); pixels of each."""
-    order = np.argsort(labels, kind="stable")  # of the reference, in order already, as fast as a copy
+    """Sorted labels without 0, the index of each entry among them (-1 for background), and the size of each label."""
+    order = np.argsort(labels, kind="stable")  # reference labels are sorted already, which costs no more than a copy
     ordered = labels[order]
     starts = run_starts(ordered)
     found, background = ordered[starts], int(labels.size > 0 and ordered[0] == 0)
-    places = np.empty(labels.size, np.intp)
-    places[order] = np.repeat(np.arange(starts.size) - background, np.diff(starts, append=labels.size))
-    return found[background:], places, summed_runs(counts[order], starts)[background:]
+    indices = np.empty(labels.size, np.intp)
+    indices[order] = np.repeat(np.arange(starts.size) - background, np.diff(starts, append=labels.size))
+    return found[background:], indices, summed_runs(counts[order], starts)[background:]
 
 
 def run_starts(*columns: NDArray[Any]) -> NDArray[np.intp]:
-    """Where a row of one or more columns of values differs from the one before it.
+    """Indices where a row of one or more columns differs from the row before it.
 
     >>> run_starts(np.array([4, 4, 4, 7]), np.array([1, 1, 2, 2])).tolist()
     [0, 2, 3]
@@ -273,27 +326,27 @@ def run_starts(*columns: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def marginal(labels: Labels, counts: Counts) -> Counts:
-    """Pixels of each label that occurs, background included, in the order of labels."""
+    """Number of pixels of each label that occurs, sorted by label, including the background."""
     order = np.argsort(labels, kind="stable")
     return summed_runs(counts[order], run_starts(labels[order]))
 
 
 def summed_runs(counts: Counts, starts: NDArray[np.intp]) -> Counts:
-    """Sum of each run; there may be none, which ``reduceat`` does not take."""
+    """Sum of each run; ``reduceat`` itself fails without any run."""
     sums: Counts = np.add.reduceat(counts, starts) if starts.size else counts
     return sums
 
 
 def pair_order(a: Labels, b: Labels) -> NDArray[np.intp]:
-    """Order that sorts pairs; packed into one word where both labels fit, which sorts several times faster."""
+    """Order that sorts pairs; both labels are packed into one integer if they fit, which is several times faster."""
     bits = [int(labels.max(initial=0)).bit_length() for labels in (a, b)]
-    if sum(bits) > 64 or bits[1] > 63:  # a shift by 64 is not defined
+    if sum(bits) > 64 or bits[1] > 63:  # a shift by 64 is undefined
         return np.lexsort((b, a))
     return np.argsort(a << np.uint64(bits[1]) | b)
 
 
 def as_labels(values: NDArray[Any]) -> Labels:
-    """Integers as uint64, refused where one has no place there."""
+    """Convert labels to uint64; raises ``UnetcliError`` if they are not integers or negative."""
     if values.dtype.kind not in "bui":
         raise UnetcliError(f"labels of {values.dtype}: expected integers, 0 for background")
     if values.dtype.kind == "i" and values.size and values.min() < 0:
@@ -303,38 +356,39 @@ def as_labels(values: NDArray[Any]) -> Labels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceObjects:
-    """What became of each reference object, in the order of labels; all (object,)."""
+    """Reference objects sorted by label, and how each was detected; fields (object,)."""
 
     labels: Labels
     sizes: Counts
     result: Labels
-    """The result object that covers it; 0: missed."""
+    """Label of the result object that covers it; 0 if it was missed."""
     jaccard: NDArray[np.float64]
-    """Intersection over union with that; 0: missed."""
+    """Intersection over union with that result object; 0 if it was missed."""
     shared_with: Counts
-    """Other reference objects that the same result object covers; above 0: merged."""
+    """Number of other reference objects that the same result object covers; above 0, the objects are merged."""
     pieces: Counts
-    """Result objects that it covers; above 1: split."""
+    """Number of result objects that it covers; above 1, the object is split."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResultObjects:
-    """What each result object stands for, in the order of labels; all (object,)."""
+    """Result objects sorted by label, and what each one matches; fields (object,)."""
 
     labels: Labels
     sizes: Counts
     covers: Counts
-    """Reference objects that it covers; above 1: it merges them."""
+    """Number of reference objects that it covers; above 1, it merges them."""
     inside: NDArray[np.bool_]
-    """Whether a reference object covers it; extra (a false positive) is what neither covers nor is covered."""
+    """Whether a reference object covers it. An object that neither covers nor is covered is a false positive."""
 
 
 def matched_objects(table: Contingency) -> tuple[ReferenceObjects, ResultObjects]:
-    """The objects of one frame or volume, from its whole table.
+    """Match the objects of one frame or volume, from its complete table.
 
-    An object is covered by another one in which it lies by more than half, as in the cell tracking challenge.
+    An object covers another one if it contains more than half of its pixels, as in the cell tracking challenge
+    (Matula et al. 2015).
     """
-    found = Overlaps.of(table)
+    found = ObjectOverlaps.of(table)
     rows, columns = found.pairs
     covering = 2 * found.shared > found.reference_sizes[rows]  # at most one result object per reference object
     covered = 2 * found.shared > found.result_sizes[columns]  # at most one reference object per result object

@@ -1,8 +1,9 @@
 """Measures of the ISBI 2012 EM segmentation challenge, from the counts of its sections.
 
-Each measure takes its own best level for the whole stack, after the sections came together: pixel and Rand errors pool
-their counts, V_Rand, V_Info and the shares of wrong pixels are means over the sections. Definitions: Arganda-Carreras
-et al. 2015 and the classes of Fiji's Trainable Segmentation that scored the entries, to whose numbers these are equal.
+Each measure takes its own best level for the whole stack, after the sections were combined: pixel and Rand errors pool
+their counts; V_Rand, V_Info, pixel disagreement and the classic warping error are means over sections. Definitions:
+Arganda-Carreras et al. 2015, and the classes of Fiji's Trainable Segmentation that scored the entries; the scores
+are equal to those of that program.
 """
 
 from __future__ import annotations
@@ -14,29 +15,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from unetcli.metrics.contingency import PairCounts
-from unetcli.metrics.em_counts import LEVELS, LevelCounts, PixelCounts, SectionCounts
+from unetcli.metrics.em_counts import LEVELS, NO_INTERIOR, SCORES, LevelCounts, PixelCounts, SectionCounts
 
 Level = Sequence[LevelCounts]
-"""The counts of all sections at one level."""
+"""Counts of all sections at one level."""
 Curve = list[float | None]
-"""A score per level of ``LEVELS``; None where it is not defined."""
+"""Score at each level of ``LEVELS``; None where it is undefined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A score of a stack at one level."""
+    """A measure of a stack, computed level by level."""
 
-    at: Callable[[Level], float | None]
-    undefined: str
-    """Why there can be no score at all."""
+    compute: Callable[[Level], float | None]
     best: Callable[[Iterable[float]], float] = min
+    """``min`` or ``max``: the level with the lowest or the highest value is reported."""
 
 
 def scores(sections: Collection[SectionCounts]) -> dict[str, Any]:
-    """Scores of a stack, or of one section, each with its level under ``<name>_threshold``.
+    """Scores of a stack or of one section, by name.
 
-    Undefined: None, with the reason under ``<name>_reason``. Where a number is the official one but says less than
-    one would think, ``<name>_note`` tells.
+    Parameters
+    ----------
+    sections
+        Counts of each section, in any order; may be empty.
+
+    Returns
+    -------
+    dict
+        Each measure (0 to 1), with its best level under ``<name>_threshold``. An undefined measure is None, with the
+        reason under ``<name>_reason``. ``<name>_note`` explains an official value that is misleading, for example the
+        warping error of an empty prediction.
     """
     result: dict[str, Any] = {}
     for name, curve in curves(sections).items():
@@ -51,25 +60,26 @@ def scores(sections: Collection[SectionCounts]) -> dict[str, Any]:
 
 
 def curves(sections: Collection[SectionCounts]) -> dict[str, Curve]:
-    """Every measure at every level, for a stack or for one section.
+    """Every measure at every level of ``LEVELS``, for a stack or for one section.
 
-    The warping errors have no score at the last level, which the challenge does not use for them.
+    The warping errors are None at the last level, which the challenge does not use for them.
     """
     levels = list(zip(*(section.levels for section in sections), strict=True))
-    return {name: [measure.at(level) for level in levels] for name, measure in MEASURES.items()}
+    return {name: [measure.compute(level) for level in levels] for name, measure in MEASURES.items()}
 
 
 def pixels_at(sections: Iterable[SectionCounts], level: float) -> PixelCounts:
-    """The confusion of a stack, or of one section, at a level of ``LEVELS``."""
-    place = LEVELS.index(level)
-    return sum((section.levels[place].pixels for section in sections), PixelCounts(0, 0, 0, 0))
+    """Confusion of a stack, or of one section, at a level of ``LEVELS``."""
+    index = LEVELS.index(level)
+    return sum((section.levels[index].pixels for section in sections), PixelCounts(0, 0, 0, 0))
 
 
-def ranking(sections: Collection[SectionCounts]) -> float | None:
-    """How often a pixel of interior has a higher probability than one of membrane; ties count half.
+def roc_auc(sections: Collection[SectionCounts]) -> float | None:
+    """Area under the receiver operating characteristic (ROC) of interior, by the trapezoidal rule over ``LEVELS``.
 
-    The area under the receiver operating characteristic, from its points at ``LEVELS``: 1 for a perfect map, 0.5
-    without any relation, 0 for a perfect map of the membrane. None if the reference has one of the two only.
+    It is the probability that a random interior pixel has a higher value than a random membrane pixel, ties counting
+    half: 1 for a perfect map, 0.5 for an unrelated one, 0 for a perfect map of the membrane. None if the reference has
+    only interior or only membrane.
     """
     stack = [pixels_at(sections, level) for level in LEVELS]
     interior = stack[0].interior
@@ -81,12 +91,12 @@ def ranking(sections: Collection[SectionCounts]) -> float | None:
 
 
 def looks_inverted(sections: Collection[SectionCounts]) -> bool:
-    """Was probability of membrane given as that of interior? True if the inverted map is right twice as often.
+    """Whether the map seems to be the probability of membrane: the area under the ROC is below 1/3.
 
-    Right means: of one pixel of interior and one of membrane, the first has the higher probability.
+    The inverted map then ranks a pair of an interior and a membrane pixel correctly more than twice as often.
     """
-    rank = ranking(sections)
-    return rank is not None and rank < 1 / 3
+    area = roc_auc(sections)
+    return area is not None and area < 1 / 3
 
 
 def _pooled(pick: Callable[[LevelCounts], PairCounts]) -> Callable[[Level], float | None]:
@@ -94,7 +104,7 @@ def _pooled(pick: Callable[[LevelCounts], PairCounts]) -> Callable[[Level], floa
 
 
 def _mean(pick: Callable[[LevelCounts], float | None]) -> Callable[[Level], float | None]:
-    """Over the sections that have a score."""
+    """Mean over the sections that have a score."""
 
     def at(level: Level) -> float | None:
         defined = [score for counts in level if (score := pick(counts)) is not None]
@@ -112,7 +122,7 @@ def _pixel_error(level: Level) -> float | None:
 
 
 def _warping_error(level: Level) -> float | None:
-    """Pixels of splits and mergers, as a share of all."""
+    """Share of pixels that are splits or merges."""
     pixels = sum((counts.pixels for counts in level), PixelCounts(0, 0, 0, 0))
     errors = [counts.warping for counts in level if counts.warping]
     if not errors or not pixels.interior:
@@ -125,33 +135,32 @@ def _classic_warping_error(counts: LevelCounts) -> float | None:
 
 
 def _information(level: Level) -> float | None:
-    """A section in which there is nothing to tell, one cell found as one, scores 0, as in the official program."""
+    """Mean V_Info; a section with a single cell scores 0 even if it is found, as in the official program."""
     scores = [counts.information.f_score or 0.0 for counts in level if counts.pixels.interior]
     return math.fsum(scores) / len(scores) if scores else None
 
 
-NO_INTERIOR = "the reference has no interior"
-EMPTY = "the prediction has no interior at any level, which has no split and no merge"
+EMPTY = "the prediction has no interior at any level, so it has no split and no merge"
 MEASURES = {
-    "pixel_error": Measure(_pixel_error, NO_INTERIOR),
-    "pixel_disagreement": Measure(_mean(lambda counts: counts.pixels.disagreement), "there is no pixel to judge"),
-    "rand_error": Measure(_pooled(lambda counts: counts.rand), NO_INTERIOR),
-    "rand_error_pairs": Measure(
-        _pooled(lambda counts: counts.rand_pairs), "no two pixels of reference interior belong together"
-    ),
-    "warping_error": Measure(_warping_error, NO_INTERIOR),
-    "warping_error_classic": Measure(_mean(_classic_warping_error), "there is no pixel to judge"),
-    "v_rand": Measure(_mean(lambda counts: counts.thinned.f_score), NO_INTERIOR, max),
-    "v_info": Measure(_information, NO_INTERIOR, max),
+    "pixel_error": Measure(_pixel_error),
+    "pixel_disagreement": Measure(_mean(lambda counts: counts.pixels.disagreement)),
+    "rand_error": Measure(_pooled(lambda counts: counts.rand)),
+    "rand_error_pairs": Measure(_pooled(lambda counts: counts.rand_pairs)),
+    "warping_error": Measure(_warping_error),
+    "warping_error_classic": Measure(_mean(_classic_warping_error)),
+    "v_rand": Measure(_mean(lambda counts: counts.thinned.f_score), max),
+    "v_info": Measure(_information, max),
 }
-"""The challenge's measures. Errors are best at 0, V_Rand and V_Info at 1."""
+"""Measures of the challenge by name; each one needs an entry in ``em_counts.SCORES`` too. Errors are best at 0, V_Rand
+and V_Info at 1.
+"""
 
 
 def _best(name: str, curve: Curve) -> dict[str, Any]:
-    """The best of a curve, at the first level that reaches it."""
+    """The best value of a curve, and the first level that reaches it."""
     defined = [score for score in curve if score is not None]
     if not defined:
-        return _undefined(name, MEASURES[name].undefined)
+        return _undefined(name, SCORES[name].undefined)
     best = MEASURES[name].best(defined)
     return {name: best, f"{name}_threshold": LEVELS[curve.index(best)]}
 
@@ -161,38 +170,39 @@ def _undefined(name: str, reason: str) -> dict[str, Any]:
 
 
 def _empty_at(sections: Iterable[SectionCounts], level: float) -> int:
-    """Sections with interior of which the proposal has none."""
+    """Number of sections where the reference has interior but the proposal has none."""
     stack = [pixels_at([section], level) for section in sections]
     return sum(at.interior > 0 and at.proposed == 0 for at in stack)
 
 
 def _notes(sections: Collection[SectionCounts], found: dict[str, Any]) -> dict[str, str]:
-    """What has to be said beside an official number, by measure."""
+    """Notes on official values that are misleading, by measure."""
     notes = {name: _note_on_empty(name, sections, found) for name in ("warping_error", "v_rand", "v_info")}
     bare = sum(not pixels_at([section], 0.0).interior for section in sections)
     single = sum(section.cells == 1 for section in sections)
     if bare:
         for name in ("v_rand", "v_info"):
-            notes[name] += [f"left out: {bare} of {len(sections)} sections, without interior in the reference"]
+            notes[name] += [f"excluded: {bare} of {len(sections)} sections, without interior in the reference"]
     if single:
-        notes["v_info"] += [f"{single} of {len(sections)} sections are one cell, which scores 0 whatever is predicted"]
-    return {name: "; ".join(said) for name, said in notes.items() if said and found[name] is not None}
+        notes["v_info"] += [f"{single} of {len(sections)} sections are one cell, which scores 0 for any prediction"]
+    return {name: "; ".join(texts) for name, texts in notes.items() if texts and found[name] is not None}
 
 
 def _note_on_empty(name: str, sections: Collection[SectionCounts], found: dict[str, Any]) -> list[str]:
-    """An empty prediction has no split and no merge, and thinning makes it one cell."""
+    """Note on sections without predicted interior: no split and no merge, and a single cell after thinning."""
     level = found[f"{name}_threshold"]
     empty = 0 if level is None else _empty_at(sections, level)
     if not empty:
         return []
-    said = f"at this level the prediction is empty in {empty} of {len(sections)} sections"
+    note = f"at this level the prediction is empty in {empty} of {len(sections)} sections"
     if name != "warping_error":
-        return [f"{said}: taken as one cell"]
-    lacking = "no merge" if found[name] else "no split and no merge"  # of a large ring what is left is a split
-    return [f"{said}: {lacking} there{_best_without_empty(sections)}"]
+        return [f"{note}, which count as one cell"]
+    lacking = "no merge" if found[name] else "no split and no merge"  # the remains of a large ring are a split
+    return [f"{note}, which have {lacking}{_best_without_empty(sections)}"]
 
 
 def _best_without_empty(sections: Collection[SectionCounts]) -> str:
+    """Text with the lowest warping error of the levels without an empty section; empty if there is no such level."""
     curve = curves(sections)["warping_error"]
     full = [(score, level) for score, level in zip(curve, LEVELS, strict=True) if not _empty_at(sections, level)]
     ranked = sorted((score, level) for score, level in full if score is not None)

@@ -1,16 +1,17 @@
-"""What one section adds to the measures of the ISBI 2012 EM challenge; counts of sections come together in any order.
+"""Counts of one section for the measures of the ISBI 2012 EM challenge; sections are combined in any order.
 
-Reference: cell interior against membrane. Proposal: probability of interior, cut at 11 levels. Everything is counted
-section by section, nothing is linked from one section to the next.
+Reference: cell interior and membrane. Proposal: probability of interior, thresholded at 11 levels. Sections are
+counted separately; objects are not linked from one section to the next. Definitions: Arganda-Carreras et al. 2015, and
+the classes of Fiji's Trainable Segmentation that scored the entries.
 
-The scores themselves come from :mod:`unetcli.metrics.em`, whose counts are exact integers. :class:`EmSums` are the same
-counts as float64 arrays, for intervals and to keep beside the scores; they give the same numbers to rounding.
-Resampled, each sample takes its own best level, as the measure does.
+The reported scores come from :mod:`unetcli.metrics.em`, whose counts are exact integers. :class:`EmSums` holds the same
+counts as float64 arrays, for confidence intervals and for later comparisons; its scores agree up to rounding. Each
+resample takes its own best level, as the measures do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,20 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.metrics.contingency import Cells, Information, Overlap, PairCounts, components, thin
-from unetcli.metrics.sums import Sums, quotient
+from unetcli.metrics.pixels import NO_PIXEL
+from unetcli.metrics.sums import Function, Score, Sums, quotient
 from unetcli.metrics.warping import ErrorCounts, WarpingErrors, warping_errors
 
 LEVELS = tuple(float(level) for level in np.cumsum([0.0] + [0.1] * 10))
-"""0.0 to 1.0 in steps of 0.1 added up in doubles, as the official loop does: the last is 0.9999999999999999."""
+"""0.0 to 1.0, accumulated in double-precision steps of 0.1 as in the official loop: the last is 0.9999999999999999."""
 WARPING_LEVELS = LEVELS[:-1]
-"""The warping error stops at 0.9: a proposal that is empty at 1.0 would have no split and no merge."""
+"""The warping error excludes the last level: a proposal that is empty there has no split and no merge."""
+NO_INTERIOR = "the reference has no interior"
+NO_PAIR = "no two pixels of reference interior belong together"
 
 Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class PixelCounts:
-    """Pixels of a section or a stack; interior is positive."""
+    """Confusion of interior (positive) and membrane, in pixels of a section or stack."""
 
     tp: int
     fp: int
@@ -43,11 +47,12 @@ class PixelCounts:
 
     @property
     def all(self) -> int:
+        """All pixels."""
         return self.tp + self.fp + self.fn + self.tn
 
     @property
     def interior(self) -> int:
-        """Of the reference."""
+        """Interior of the reference."""
         return self.tp + self.fn
 
     @property
@@ -57,12 +62,12 @@ class PixelCounts:
 
     @property
     def disagreement(self) -> float | None:
-        """Share of pixels that differ; None without pixels."""
+        """Share of pixels that differ, 0 to 1; None without pixels."""
         return (self.fp + self.fn) / self.all if self.all else None
 
     @property
     def f_score(self) -> float | None:
-        """Precision is 1 without false positives, recall 1 without false negatives; None without interior."""
+        """F of precision (1 without false positives) and recall (1 without false negatives); None without interior."""
         if not self.interior:
             return None
         precision = self.tp / self.proposed if self.fp else 1.0
@@ -72,36 +77,36 @@ class PixelCounts:
 
 @dataclass(frozen=True, slots=True)
 class LevelCounts:
-    """What one section adds at one level."""
+    """Counts of one section at one level."""
 
     pixels: PixelCounts
     rand: PairCounts
-    """Foreground-restricted, normalised by N^2: a pixel pairs with itself too."""
+    """Foreground-restricted pairs, normalised by N^2: each pixel is paired with itself too."""
     rand_pairs: PairCounts
-    """The same, pairs of two different pixels."""
+    """Foreground-restricted pairs of two different pixels."""
     thinned: PairCounts
-    """As ``rand``, with the predicted membrane thinned."""
+    """Pairs as in ``rand``, after thinning the predicted membrane."""
     information: Information
-    """Of the thinned proposal and the reference, inside the reference's cells."""
+    """Mutual information of the thinned proposal and the reference, within the cells of the reference."""
     warping: ErrorCounts | None
-    """None at levels that the warping error does not use."""
+    """Remaining pixels after warping; None at the level that the warping error excludes."""
 
 
 @dataclass(frozen=True, slots=True)
 class SectionCounts:
-    """What one section adds, at every level of ``LEVELS``; plain numbers that travel as JSON."""
+    """Counts of one section at every level of ``LEVELS``: plain numbers, which JSON can store."""
 
     levels: tuple[LevelCounts, ...]
     cells: int
-    """Cells of the reference."""
+    """Number of cells in the reference."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Nested dictionaries and lists, as for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> SectionCounts:
-        """What ``to_dict`` gave, before or after JSON."""
+        """Restore counts from the result of :meth:`to_dict`, before or after JSON."""
         return cls(tuple(_level(level) for level in stored["levels"]), stored["cells"])
 
 
@@ -113,22 +118,27 @@ def _level(stored: Mapping[str, Any]) -> LevelCounts:
 
 
 def section_counts(
-    probability: NDArray[np.float32], interior: NDArray[np.bool_], judged: NDArray[np.bool_] | None = None
+    probability: NDArray[np.float32], interior: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
 ) -> SectionCounts:
     """Counts of one section at every level.
 
     Parameters
     ----------
     probability : (y, x), float32
-        Of interior, 0 to 1.
+        Probability of interior, 0 to 1.
     interior : (y, x), bool
         The reference: True inside cells, False on membrane.
-    judged : (y, x), bool, optional
-        Pixels that count; the others still decide what is connected.
+    valid : (y, x), bool, optional
+        Pixels that are counted; the others still connect the parts of a cell. Default: all.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, or are not two-dimensional.
     """
-    require_alike(probability, interior, judged)
-    cells = Cells.of(interior, judged)
-    levels = tuple(level_counts(probability, interior, cells, level, judged) for level in LEVELS)
+    require_same_shapes(probability, interior, valid)
+    cells = Cells.of(interior, valid)
+    levels = tuple(level_counts(probability, interior, cells, level, valid) for level in LEVELS)
     return SectionCounts(levels, cells.stops.size)
 
 
@@ -137,15 +147,15 @@ def level_counts(
     interior: NDArray[np.bool_],
     cells: Cells,
     level: float,
-    judged: NDArray[np.bool_] | None = None,
+    valid: NDArray[np.bool_] | None = None,
 ) -> LevelCounts:
-    """Counts of one section at one level; ``cells`` are those of ``interior``."""
+    """Counts of one section at one level; ``cells`` are those of ``interior``, other parameters as above."""
     proposal = above(probability, level)
     segments = components(proposal)
     plain, thinned = Overlap.of(cells, segments), Overlap.of(cells, thin(segments))
-    warping = warping_errors(probability, interior, proposal, level, judged).counts if level in WARPING_LEVELS else None
+    warping = warping_errors(probability, interior, proposal, level, valid).counts if level in WARPING_LEVELS else None
     return LevelCounts(
-        pixels=pixel_counts(proposal, interior, judged),
+        pixels=pixel_counts(proposal, interior, valid),
         rand=plain.pairs,
         rand_pairs=plain.different_pairs,
         thinned=thinned.pairs,
@@ -155,55 +165,68 @@ def level_counts(
 
 
 def errors_at(
-    probability: NDArray[np.float32], interior: NDArray[np.bool_], level: float, judged: NDArray[np.bool_] | None = None
+    probability: NDArray[np.float32], interior: NDArray[np.bool_], level: float, valid: NDArray[np.bool_] | None = None
 ) -> WarpingErrors:
-    """Where a section has splits, merges and the other warping errors at a level, for pictures; (y, x) each."""
-    require_alike(probability, interior, judged)
-    return warping_errors(probability, interior, above(probability, level), level, judged)
+    """Positions of the warping errors of a section at one level; parameters as in :func:`section_counts`."""
+    require_same_shapes(probability, interior, valid)
+    return warping_errors(probability, interior, above(probability, level), level, valid)
 
 
 def above(probability: NDArray[np.float32], level: float) -> NDArray[np.bool_]:
-    """float32 probability > float64 level, compared in float32: against the largest float32 not above the level."""
+    """Pixels whose probability exceeds the level, with the same result as a comparison in float64.
+
+    The level is rounded down to float32 first, so that no float64 copy of the map is needed.
+
+    Parameters
+    ----------
+    probability : any shape, float32
+    level : float64
+
+    Returns
+    -------
+    same shape, bool
+    """
     single = np.float32(level)
     return probability > (single if float(single) <= level else np.nextafter(single, np.float32(-1)))
 
 
 def pixel_counts(
-    proposal: NDArray[np.bool_], interior: NDArray[np.bool_], judged: NDArray[np.bool_] | None = None
+    proposal: NDArray[np.bool_], interior: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
 ) -> PixelCounts:
-    """Confusion of two masks, over the ``judged`` pixels if given."""
-    if judged is not None:
-        proposal, interior = proposal[judged], interior[judged]
+    """Confusion of two masks, (y, x) bool each, over the ``valid`` pixels (default: all)."""
+    if valid is not None:
+        proposal, interior = proposal[valid], interior[valid]
     tp = int(np.count_nonzero(proposal & interior))
     fp, fn = int(np.count_nonzero(proposal)) - tp, int(np.count_nonzero(interior)) - tp
     return PixelCounts(tp, fp, fn, proposal.size - tp - fp - fn)
 
 
-def require_alike(probability: NDArray[Any], interior: NDArray[Any], judged: NDArray[Any] | None) -> None:
-    """The compiled loops check no index: arrays have to fit before they run."""
-    shapes = {a.shape for a in (probability, interior, judged) if a is not None}
+def require_same_shapes(probability: NDArray[Any], interior: NDArray[Any], valid: NDArray[Any] | None) -> None:
+    """Raise ``ValueError`` unless all shapes are the same (y, x): the compiled loops do not check indices."""
+    shapes = {a.shape for a in (probability, interior, valid) if a is not None}
     if len(shapes) > 1 or probability.ndim != 2:
         raise ValueError(f"arrays of one section have shapes {sorted(shapes)}; expected the same (y, x)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmSums(Sums):
-    """Sums over sections, (..., level) each."""
+    """Sums over sections at each level, as float64."""
 
     pixels: Numbers
-    """(..., level, 4): tp, fp, fn, tn; interior is positive."""
+    """(..., level, 4): pixels tp, fp, fn, tn; interior is positive."""
     rand: Numbers
-    """(..., level, 3): pairs of pixels, tp, fp, fn; see ``LevelCounts``."""
+    """(..., level, 3): pairs of pixels tp, fp, fn; see ``LevelCounts``."""
     rand_pairs: Numbers
-    """(..., level, 3)"""
+    """(..., level, 3): pairs of different pixels tp, fp, fn."""
     warping: Numbers
-    """(..., level, 2): pixels of splits and merges, and all pixels where they were looked for."""
+    """(..., level, 2): pixels of splits and merges, and all pixels of the sections where these were counted."""
     means: Numbers
-    """(..., level, 4, 2): sum of the sections' own disagreement, classic warping error, V_Rand and V_Info; sections."""
+    """(..., level, 4, 2): sum over sections of pixel disagreement, classic warping error, V_Rand and V_Info; and the
+    number of sections that have each."""
 
     @classmethod
     def of(cls, section: SectionCounts) -> EmSums:
-        """Of one section."""
+        """Sums of one section; fields (level, ...)."""
         levels = section.levels
         return cls(
             np.array([[at.pixels.tp, at.pixels.fp, at.pixels.fn, at.pixels.tn] for at in levels], np.float64),
@@ -219,15 +242,15 @@ def _warping(at: LevelCounts) -> tuple[int, int]:
 
 
 def _means(at: LevelCounts) -> list[tuple[float, int]]:
-    """Of one section: each measure that is a mean over sections, and whether the section takes part."""
+    """Value of each measure that is averaged over sections, and 1 if it is defined for this section, else 0."""
     classic = at.warping.total / at.pixels.all if at.warping and at.pixels.all else None
-    information = at.information.f_score or 0.0 if at.pixels.interior else None  # of one cell alone: 0, as officially
+    information = at.information.f_score or 0.0 if at.pixels.interior else None  # single cell: 0, as officially
     values = (at.pixels.disagreement, classic, at.thinned.f_score, information)
     return [(0.0, 0) if value is None else (value, 1) for value in values]
 
 
 def _pixel_error(sums: EmSums) -> Numbers:
-    """1 - F = (fp + fn) / (2 tp + fp + fn), whose limits are those of the official program."""
+    """1 - F = (fp + fn) / (2 tp + fp + fn), with the limits of the official program; (..., level)."""
     tp, fp, fn, _ = np.moveaxis(sums.pixels, -1, 0)
     error = quotient(fp + fn, 2 * tp + fp + fn)
     return np.where(tp + fn > 0, error, np.nan)
@@ -243,27 +266,28 @@ def _warping_error(sums: EmSums) -> Numbers:
     return np.where(interior > 0, quotient(sums.warping[..., 0], sums.warping[..., 1]), np.nan)
 
 
-def _mean(place: int) -> Callable[[EmSums], Numbers]:
-    return lambda sums: quotient(sums.means[..., place, 0], sums.means[..., place, 1])
+def _mean(index: int) -> Function[EmSums]:
+    return lambda sums: quotient(sums.means[..., index, 0], sums.means[..., index, 1])
 
 
-def _lowest(curve: Callable[[EmSums], Numbers]) -> Callable[[EmSums], Numbers]:
-    """The least of the levels that have a score; NaN where none has."""
-    return lambda sums: np.asarray(np.fmin.reduce(curve(sums), axis=-1))
+def _lowest(curve: Function[EmSums], undefined: str = NO_INTERIOR) -> Score[EmSums]:
+    """Minimum over the levels that have a score; NaN if none has."""
+    return Score(lambda sums: np.asarray(np.fmin.reduce(curve(sums), axis=-1)), undefined, higher_is_better=False)
 
 
-def _highest(curve: Callable[[EmSums], Numbers]) -> Callable[[EmSums], Numbers]:
-    return lambda sums: np.asarray(np.fmax.reduce(curve(sums), axis=-1))
+def _highest(curve: Function[EmSums]) -> Score[EmSums]:
+    """Maximum over the levels that have a score; NaN if none has."""
+    return Score(lambda sums: np.asarray(np.fmax.reduce(curve(sums), axis=-1)), NO_INTERIOR)
 
 
-SCORES: dict[str, Callable[[EmSums], Numbers]] = {
+SCORES: dict[str, Score[EmSums]] = {
     "pixel_error": _lowest(_pixel_error),
-    "pixel_disagreement": _lowest(_mean(0)),
+    "pixel_disagreement": _lowest(_mean(0), NO_PIXEL),
     "rand_error": _lowest(lambda sums: _pairs_error(sums.rand)),
-    "rand_error_pairs": _lowest(lambda sums: _pairs_error(sums.rand_pairs)),
+    "rand_error_pairs": _lowest(lambda sums: _pairs_error(sums.rand_pairs), NO_PAIR),
     "warping_error": _lowest(_warping_error),
-    "warping_error_classic": _lowest(_mean(1)),
+    "warping_error_classic": _lowest(_mean(1), NO_PIXEL),
     "v_rand": _highest(_mean(2)),
     "v_info": _highest(_mean(3)),
 }
-"""Scores by name, from sums with any leading axes; NaN where there is nothing to judge."""
+"""Scores by name."""

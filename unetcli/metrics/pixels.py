@@ -1,8 +1,7 @@
-"""Pixel-wise scores of classes, from a confusion matrix, which adds up over sections and blocks."""
+"""Pixel-wise scores of classes, from a confusion matrix that is added over sections and blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,42 +9,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.metrics.sums import Sums, quotient, stated
+from unetcli.metrics.sums import Score, Sums, computed, quotient
 
 Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confusion(Sums):
-    """Counts of (true class, predicted class)."""
+    """Confusion matrix: pixels by true and predicted class."""
 
     counts: Numbers
     """(..., true class, predicted class)"""
 
     @classmethod
     def of(cls, truth: NDArray[np.integer], predicted: NDArray[np.integer], classes: int) -> Confusion:
-        """Counts over two class maps of the same shape, values 0..classes-1."""
+        """Confusion matrix of two class maps.
+
+        Parameters
+        ----------
+        truth, predicted : same shape, integer
+            Classes, 0 to ``classes`` - 1.
+        classes
+            Number of classes.
+
+        Returns
+        -------
+        Confusion
+            ``counts``: (class, class), integer.
+        """
         codes = truth.astype(np.int64).ravel() * classes + predicted.ravel()
         return cls(np.bincount(codes, minlength=classes**2).reshape(classes, classes))
 
     def scores(self) -> dict[str, Any]:
-        """Scores by name: of the foreground for two classes; beyond, means over the classes that occur.
+        """Scores by name, each 0 to 1, higher is better.
 
-        IoU = tp / (tp + fp + fn), Dice = 2 tp / (2 tp + fp + fn), accuracy = share of pixels that agree; for two
-        classes precision = tp / (tp + fp) and recall = tp / (tp + fn) too. A score without any pixel to judge is None,
-        with the reason under ``<name>_reason``.
+        IoU = tp / (tp + fp + fn); Dice = 2 tp / (2 tp + fp + fn); accuracy = share of pixels whose class is right.
+        With two classes, IoU and Dice are those of the foreground (class 1), and precision = tp / (tp + fp),
+        recall = tp / (tp + fn) and the four counts are added. With more classes, IoU and Dice are means over the
+        classes that occur, and the values of each class and the confusion matrix are added.
+
+        Returns
+        -------
+        dict
+            An undefined score is None, with the reason under ``<name>_reason``.
         """
         if self.counts.shape[-1] > 2:
-            return self._told(SCORES) | self._by_class()
+            return computed(SCORES, self) | self._by_class()
         names = {(1, 1): "tp", (0, 1): "fp", (1, 0): "fn", (0, 0): "tn"}
-        counts = {name: int(self.counts[place]) for place, name in names.items()}
-        return self._told(SCORES | FOREGROUND_SCORES) | counts
-
-    def _told(self, names: dict[str, Callable[[Confusion], Numbers]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, score in names.items():
-            found |= stated(name, score(self), NOTHING[name])
-        return found
+        counts = {name: int(self.counts[index]) for index, name in names.items()}
+        return computed(SCORES | FOREGROUND_SCORES, self) | counts
 
     def _by_class(self) -> dict[str, Any]:
         occur = np.flatnonzero(class_sizes(self) > 0)
@@ -57,24 +69,24 @@ class Confusion(Sums):
 
 
 def class_sizes(confusion: Confusion) -> Numbers:
-    """(..., class): 2 tp + fp + fn, which is 0 for a class that does not occur."""
+    """2 tp + fp + fn of each class, (..., class); 0 for a class that does not occur."""
     sizes: Numbers = confusion.counts.sum(axis=-1) + confusion.counts.sum(axis=-2)
     return sizes
 
 
 def ious(confusion: Confusion) -> Numbers:
-    """(..., class); NaN for a class that does not occur."""
+    """Intersection over union of each class, (..., class); NaN for a class that does not occur."""
     tp = np.diagonal(confusion.counts, axis1=-2, axis2=-1)
     return quotient(tp, class_sizes(confusion) - tp)
 
 
 def dices(confusion: Confusion) -> Numbers:
-    """(..., class); NaN for a class that does not occur."""
+    """Dice coefficient of each class, (..., class); NaN for a class that does not occur."""
     return quotient(2 * np.diagonal(confusion.counts, axis1=-2, axis2=-1), class_sizes(confusion))
 
 
 def foreground_or_mean(values: Numbers) -> Numbers:
-    """Of two classes the foreground's value; of more the mean over those that occur; (..., class) to (...)."""
+    """Foreground value of two classes, or mean over the classes that are not NaN; (..., class) to (...)."""
     if values.shape[-1] == 2:
         foreground: Numbers = values[..., 1]
         return foreground
@@ -82,36 +94,49 @@ def foreground_or_mean(values: Numbers) -> Numbers:
 
 
 def accuracy(confusion: Confusion) -> Numbers:
-    """Share of the pixels whose class is right."""
+    """Share of pixels whose class is right, (...)."""
     right = np.diagonal(confusion.counts, axis1=-2, axis2=-1).sum(axis=-1)
     return quotient(right, confusion.counts.sum(axis=(-2, -1)))
 
 
-SCORES: dict[str, Callable[[Confusion], Numbers]] = {
-    "iou": lambda confusion: foreground_or_mean(ious(confusion)),
-    "dice": lambda confusion: foreground_or_mean(dices(confusion)),
-    "accuracy": accuracy,
+NO_FOREGROUND = "no foreground in truth or prediction"
+NO_PIXEL = "no pixel to score"
+SCORES: dict[str, Score[Confusion]] = {
+    "iou": Score(lambda confusion: foreground_or_mean(ious(confusion)), NO_FOREGROUND),
+    "dice": Score(lambda confusion: foreground_or_mean(dices(confusion)), NO_FOREGROUND),
+    "accuracy": Score(accuracy, NO_PIXEL),
 }
-"""Scores by name, from counts with any leading axes; NaN where there is nothing to judge."""
-FOREGROUND_SCORES: dict[str, Callable[[Confusion], Numbers]] = {
-    "precision": lambda confusion: quotient(confusion.counts[..., 1, 1], confusion.counts[..., :, 1].sum(axis=-1)),
-    "recall": lambda confusion: quotient(confusion.counts[..., 1, 1], confusion.counts[..., 1, :].sum(axis=-1)),
+"""Scores by name."""
+FOREGROUND_SCORES: dict[str, Score[Confusion]] = {
+    "precision": Score(
+        lambda confusion: quotient(confusion.counts[..., 1, 1], confusion.counts[..., :, 1].sum(axis=-1)),
+        "no foreground in the prediction",
+    ),
+    "recall": Score(
+        lambda confusion: quotient(confusion.counts[..., 1, 1], confusion.counts[..., 1, :].sum(axis=-1)),
+        "no foreground in the truth",
+    ),
 }
-"""Further ones for two classes."""
-NOTHING = {
-    "iou": "no foreground in truth or prediction",
-    "dice": "no foreground in truth or prediction",
-    "accuracy": "no pixel to judge",
-    "precision": "no foreground in the prediction",
-    "recall": "no foreground in the truth",
-}
-"""Why a score is not defined."""
+"""Additional scores for two classes."""
 
 
 def without_ignored(
     probability: Numbers, reference: NDArray[np.integer], ignore: int | None
 ) -> tuple[Numbers, NDArray[np.integer]]:
-    """(c, n) probabilities and (n,) truth of the pixels that count; ``probability`` (c, *shape of the reference)."""
+    """Flatten probabilities and truth, and drop the pixels with the value ``ignore`` in the truth.
+
+    Parameters
+    ----------
+    probability : (class, *shape)
+    reference : shape, integer
+    ignore
+        None keeps all pixels.
+
+    Returns
+    -------
+    probability : (class, pixels)
+    reference : (pixels,)
+    """
     values, truth = probability.reshape(len(probability), -1), reference.ravel()
     if ignore is None:
         return values, truth
@@ -120,7 +145,7 @@ def without_ignored(
 
 
 def require_classes(truth: NDArray[np.integer], classes: int) -> None:
-    """Refuse a class that the prediction does not have."""
-    foreign = truth[(truth < 0) | (truth >= classes)]
-    if foreign.size:
-        raise UnetcliError(f"class {foreign[0]} in the truth; the prediction has classes 0 to {classes - 1}")
+    """Raise ``UnetcliError`` if the truth has a class that the prediction lacks, i.e. outside 0 to ``classes`` - 1."""
+    unknown = truth[(truth < 0) | (truth >= classes)]
+    if unknown.size:
+        raise UnetcliError(f"class {unknown[0]} in the truth; the prediction has classes 0 to {classes - 1}")

@@ -1,63 +1,82 @@
-"""What blocks and sections add to a score, and how sure the score is: percentile bootstrap over units.
+"""Sums that scores are computed from, and bootstrap confidence intervals of the scores.
 
-Units (sections, frames, objects) are drawn with replacement, the score is computed anew from their summed counts, and
-the interval is what lies between the percentiles (Efron & Tibshirani 1993, chapter 13). Two predictions are compared
-on the same draws, as what is hard for one is hard for the other. Units have to be independent: sections are less so
-than images, objects of one frame less than frames; where there are many frames, take frames.
+Percentile bootstrap (Efron and Tibshirani 1993, chapter 13): units (sections, frames or objects) are drawn with
+replacement, the score is recomputed from their summed counts, and the interval lies between two percentiles of these
+scores. Two predictions are compared on the same draws (paired bootstrap), because both find the same units difficult.
+The method assumes independent units. Neighbouring sections are less independent than separate images, and objects of
+one frame less than frames: use frames where there are many.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.metrics.contingency import Contingency
+
 Values = NDArray[np.float64]
 RESAMPLES, LEVEL, SEED = 2000, 0.95, 2015
-MOST_UNITS = 5000
-"""Beyond, units are pooled at random into so many groups: the spread of the sums stays the same."""
-ENOUGH_DEFINED = 0.95
-"""Least share of the resamples in which the score has to be defined."""
-BYTES = 64 * 2**20
-"""Memory for the weights and sums of the resamples that are at work."""
+MAX_UNITS = 5000
+"""More units than this are combined into random groups; the spread of the summed counts stays the same."""
+MIN_DEFINED = 0.95
+"""Smallest share of the resamples in which a score must be defined for an interval to be reported."""
+BATCH_BYTES = 64 * 2**20
+"""Memory for the weights and sums of one batch of resamples, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """Base of sums that add up field by field; each field is an array.
+    """Base class of sums that are added field by field; each field is an array.
 
-    Scores are functions of such sums. They keep leading axes apart, so that the same function scores one stack or a
-    thousand resampled ones: see :func:`intervals`.
+    Scores are functions of such sums. They preserve leading axes, so the same function scores one stack or a thousand
+    resampled ones: see :func:`intervals`.
     """
 
     def __add__(self, other: Self) -> Self:
-        return self._made(lambda name: getattr(self, name) + getattr(other, name))
+        return self._mapped(lambda name: getattr(self, name) + getattr(other, name))
 
     @classmethod
     def stacked(cls, units: Sequence[Self]) -> Self:
-        """Sums of n units, of which there is one at least, as one value whose fields are (n, ...)."""
+        """Stack the sums of n >= 1 units; each field becomes (n, ...)."""
         return cls(*(np.stack([getattr(unit, field.name) for unit in units]) for field in fields(cls)))
 
     @classmethod
-    def joined(cls, stacks: Sequence[Self]) -> Self:
-        """Stacks, of which there is one at least, one after the other: the objects of all frames."""
+    def concatenated(cls, stacks: Sequence[Self]) -> Self:
+        """Concatenate one or more stacks, for example the objects of all frames."""
         return cls(*(np.concatenate([getattr(stack, field.name) for stack in stacks]) for field in fields(cls)))
+
+    @classmethod
+    def pooled(cls, units: Sequence[Self]) -> Self:
+        """Sum of one or more units, added one after the other."""
+        return sum(units[1:], start=units[0])
 
     def total(self) -> Self:
         """Sum over the units of a stack."""
-        return self._made(lambda name: getattr(self, name).sum(axis=0))
+        return self._mapped(lambda name: getattr(self, name).sum(axis=0))
 
     def resampled(self, weights: NDArray[np.float64]) -> Self:
-        """Sums of many samples of a stack's n units at once; ``weights`` (sample, n): how often a unit is in each."""
-        return self._made(lambda name: np.tensordot(weights, getattr(self, name), axes=1))
+        """Sums of many resamples of a stack at once.
 
-    def taken(self, places: Any) -> Self:
-        """Some of the units of a stack."""
-        return self._made(lambda name: getattr(self, name)[places])
+        Parameters
+        ----------
+        weights : (resample, unit), float64
+            How often each unit is drawn.
+
+        Returns
+        -------
+        Sums
+            Each field is (resample, ...).
+        """
+        return self._mapped(lambda name: np.tensordot(weights, getattr(self, name), axes=1))
+
+    def take(self, indices: Any) -> Self:
+        """Select units of a stack by index."""
+        return self._mapped(lambda name: getattr(self, name)[indices])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, as for JSON."""
@@ -65,15 +84,91 @@ class Sums:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Self:
-        """The sums that :meth:`to_dict` gave; a field that is missing is a ``KeyError``."""
+        """Restore sums from the result of :meth:`to_dict`; a missing field raises ``KeyError``."""
         return cls(*(np.asarray(plain[field.name]) for field in fields(cls)))
 
-    def _made(self, field_of: Callable[[str], Any]) -> Self:
+    def _mapped(self, field_of: Callable[[str], Any]) -> Self:
         return type(self)(*(field_of(field.name) for field in fields(self)))
 
 
+class TableSums(Sums):
+    """Base class of sums that are computed from the contingency table of a frame or volume."""
+
+    @classmethod
+    def of(cls, table: Contingency) -> Self:
+        """Sums of one frame or volume, from its complete table; fields have no unit axis."""
+        raise NotImplementedError
+
+    @classmethod
+    def pooled(cls, units: Sequence[Self]) -> Self:
+        """Sum of any number of frames or volumes, added one after the other."""
+        return sum(units, start=cls.of(Contingency.total([])))
+
+
+S = TypeVar("S", bound=Sums)
+Function = Callable[[S], Values]
+"""Sums whose fields have any leading axes (...) to scores (...), float64; NaN where a score is undefined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score(Generic[S]):
+    """A score of a metric: an entry of the ``SCORES`` table of the metric's module. Call it with sums.
+
+    >>> recall = Score(lambda sums: quotient(sums.tp, sums.tp + sums.fn), "no foreground in the truth")
+    >>> recall.higher_is_better
+    True
+    """
+
+    compute: Function[S]
+    undefined: str
+    """Reason reported where the score is undefined."""
+    higher_is_better: bool = True
+
+    def __call__(self, sums: S) -> Values:
+        return self.compute(sums)
+
+
+@dataclass(frozen=True, slots=True)
+class SumsMetric(Generic[S]):
+    """A metric whose scores are all computed from sums of one class."""
+
+    sums: type[S]
+    scores: Mapping[str, Score[S]]
+    """Scores by name."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Entries to report with the scores, such as their unit."""
+
+    def entries(self, units: Sequence[S]) -> dict[str, Any]:
+        """Scores of all units together, by name.
+
+        Parameters
+        ----------
+        units
+            Sums of each section, frame or volume; of any number if ``sums`` is a :class:`TableSums`, else at least one.
+
+        Returns
+        -------
+        dict
+            ``constants`` and ``scores``. An undefined score is None, with the reason under ``<name>_reason``.
+        """
+        return {**self.constants, **computed(self.scores, self.sums.pooled(units))}
+
+    def withheld(self, reason: str) -> dict[str, Any]:
+        """None and the reason for each score."""
+        reasons = {f"{name}_reason": reason for name in self.scores}
+        return {**self.constants, **dict.fromkeys(self.scores), **reasons}
+
+
+def computed(scores: Mapping[str, Score[S]], sums: S) -> dict[str, Any]:
+    """Scores by name, from sums without leading axes; see :func:`score_entries` for undefined ones."""
+    found: dict[str, Any] = {}
+    for name, score in scores.items():
+        found |= score_entries(name, score(sums), score.undefined)
+    return found
+
+
 def quotient(numerator: Any, denominator: Any) -> NDArray[np.float64]:
-    """Quotient, NaN where the denominator is 0: nothing to judge.
+    """Quotient of two broadcastable arrays; NaN where the denominator is 0.
 
     >>> quotient(np.array([1, 0]), np.array([4, 0])).tolist()
     [0.25, nan]
@@ -84,37 +179,34 @@ def quotient(numerator: Any, denominator: Any) -> NDArray[np.float64]:
     return found
 
 
-def stated(name: str, value: Any, reason: str) -> dict[str, Any]:
-    """A score under its name; NaN is told as None, with the reason under ``<name>_reason``.
+def score_entries(name: str, value: Any, reason: str) -> dict[str, Any]:
+    """A score under its name; NaN becomes None, with the reason under ``<name>_reason``.
 
-    >>> stated("seg", 0.5, "no object"), stated("seg", float("nan"), "no object")
+    >>> score_entries("seg", 0.5, "no object"), score_entries("seg", float("nan"), "no object")
     ({'seg': 0.5}, {'seg': None, 'seg_reason': 'no object'})
     """
     number = float(value)
     return {name: None, f"{name}_reason": reason} if math.isnan(number) else {name: number}
 
 
-def listed(values: NDArray[np.float64]) -> list[float | None]:
-    """Numbers for JSON, which has no NaN: None instead."""
+def json_list(values: NDArray[np.float64]) -> list[float | None]:
+    """Convert an array to a list for JSON, which has no NaN: None instead."""
     return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-S = TypeVar("S", bound=Sums)
-Score = Callable[[S], Values]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where a score lies, at 95 % confidence, were other units drawn from the same source."""
+    """Confidence interval of a score."""
 
     low: float | None
     high: float | None
     units: int
+    """Number of units that were resampled."""
     reason: str | None = None
-    """Why there is none."""
+    """Why there is no interval."""
 
-    def stated(self, name: str) -> dict[str, Any]:
-        """``<name>_interval``: [low, high], else None with the reason under ``<name>_interval_reason``."""
+    def entries(self, name: str) -> dict[str, Any]:
+        """``<name>_interval``: [low, high]; or None, with the reason under ``<name>_interval_reason``."""
         if self.reason is not None:
             return {f"{name}_interval": None, f"{name}_interval_reason": self.reason}
         return {f"{name}_interval": [self.low, self.high]}
@@ -122,82 +214,122 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The score of one prediction less that of another on the same units."""
+    """Difference between the scores of two predictions on the same units."""
 
     value: float | None
     interval: Interval
 
     @property
     def more_than_noise(self) -> bool | None:
-        """Whether 0 lies outside the interval; None where there is no interval."""
+        """Whether 0 lies outside the interval; None if there is no interval."""
         low, high = self.interval.low, self.interval.high
         return None if low is None or high is None else not low <= 0 <= high
 
 
 def intervals(
-    units: S, scores: Mapping[str, Score[S]], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED
+    units: S,
+    scores: Mapping[str, Function[S]],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = SEED,
 ) -> dict[str, Interval]:
-    """Percentile intervals of scores, all from the same draws of the units (unit, ...): see ``Sums.stacked``."""
-    n = count(units)
+    """Percentile bootstrap intervals of scores, all from the same resamples.
+
+    Parameters
+    ----------
+    units : fields (unit, ...)
+        Sums of each unit: see :meth:`Sums.stacked`.
+    scores
+        Scores by name.
+    resamples
+        Number of resamples.
+    level : 0 to 1
+        Confidence level.
+
+    Returns
+    -------
+    dict
+        Interval by name; without bounds, but with a reason, for fewer than two units or a score that is undefined in
+        more than 1 - ``MIN_DEFINED`` of the resamples.
+    """
+    n = unit_count(units)
     if n < 2:
-        return dict.fromkeys(scores, Interval(None, None, n, f"{n} unit{'s' * (n != 1)} to draw from, two are needed"))
-    drawn = samples(units, resamples, seed)
-    return {name: between(score(drawn), n, level) for name, score in scores.items()}
+        return dict.fromkeys(scores, Interval(None, None, n, f"{n} unit{'s' * (n != 1)} to resample, two are needed"))
+    drawn = resampled_sums(units, resamples, seed)
+    return {name: percentile_interval(score(drawn), n, level) for name, score in scores.items()}
 
 
 def differences(
-    ours: S, theirs: S, scores: Mapping[str, Score[S]], *, resamples: int = RESAMPLES, level: float = LEVEL
+    current: S, baseline: S, scores: Mapping[str, Function[S]], *, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> dict[str, Difference]:
-    """Paired comparisons, ``score(ours) - score(theirs)``; both have the same units in the same order."""
-    n = count(ours)
-    if n != count(theirs):
-        raise ValueError(f"{n} units against {count(theirs)}; a paired comparison needs the same")
-    values = {name: float(score(ours.total()) - score(theirs.total())) for name, score in scores.items()}
+    """Paired bootstrap of ``score(current) - score(baseline)``.
+
+    Parameters
+    ----------
+    current, baseline : fields (unit, ...)
+        Sums of the same units in the same order.
+    scores
+        Scores by name.
+    resamples
+        Number of resamples.
+    level : 0 to 1
+        Confidence level.
+
+    Raises
+    ------
+    ValueError
+        The numbers of units differ.
+    """
+    n = unit_count(current)
+    if n != unit_count(baseline):
+        raise ValueError(f"{n} units against {unit_count(baseline)}; a paired comparison needs the same units")
+    values = {name: float(score(current.total()) - score(baseline.total())) for name, score in scores.items()}
     if n < 2:
-        found = intervals(ours, scores)
+        found = intervals(current, scores)
     else:
-        one, other = samples(ours, resamples, SEED), samples(theirs, resamples, SEED)
-        found = {name: between(score(one) - score(other), n, level) for name, score in scores.items()}
+        one, other = resampled_sums(current, resamples, SEED), resampled_sums(baseline, resamples, SEED)
+        found = {name: percentile_interval(score(one) - score(other), n, level) for name, score in scores.items()}
     return {name: Difference(None if np.isnan(value) else value, found[name]) for name, value in values.items()}
 
 
-def samples(units: S, resamples: int, seed: int) -> S:
-    """Sums of samples drawn from the units, (sample, ...); the same draws for two stacks of the same length."""
-    units = pooled(units, seed)
-    return type(units).joined([units.resampled(weights) for weights in draws(units, resamples, seed)])
+def resampled_sums(units: S, resamples: int, seed: int) -> S:
+    """Sums of each resample, fields (resample, ...); the draws depend only on the number of units and the seed."""
+    units = grouped(units, seed)
+    return type(units).concatenated([units.resampled(weights) for weights in draw_weights(units, resamples, seed)])
 
 
-def between(values: Values, units: int, level: float) -> Interval:
-    """The middle ``level`` of the values of all resamples."""
+def percentile_interval(values: Values, units: int, level: float) -> Interval:
+    """The central ``level`` of the values of all resamples, (resample,)."""
     defined = values[~np.isnan(values)]
-    if defined.size < ENOUGH_DEFINED * values.size:
+    if defined.size < MIN_DEFINED * values.size:
         undefined = values.size - defined.size
         return Interval(None, None, units, f"not defined in {undefined} of {values.size} resamples")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), units)
 
 
-def count(units: Sums) -> int:
-    """Units of a stack."""
+def unit_count(units: Sums) -> int:
+    """Number of units of a stack."""
     return len(getattr(units, fields(units)[0].name))
 
 
-def pooled(units: S, seed: int) -> S:
-    """At most ``MOST_UNITS`` groups of units, drawn at random; the same for two stacks of the same length."""
-    n = count(units)
-    if n <= MOST_UNITS:
+def grouped(units: S, seed: int) -> S:
+    """Sums of at most ``MAX_UNITS`` random groups of units; the groups depend only on their number and the seed."""
+    n = unit_count(units)
+    if n <= MAX_UNITS:
         return units
-    group = np.random.default_rng(seed).permutation(n) % MOST_UNITS
+    group = np.random.default_rng(seed).permutation(n) % MAX_UNITS
     order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(MOST_UNITS))
+    starts = np.searchsorted(group[order], np.arange(MAX_UNITS))
     return type(units)(*(np.add.reduceat(getattr(units, field.name)[order], starts, axis=0) for field in fields(units)))
 
 
-def draws(units: Sums, resamples: int, seed: int) -> Iterator[Values]:
-    """(resample, unit): how often each unit is drawn, in batches that fit the memory."""
-    n = count(units)
+def draw_weights(units: Sums, resamples: int, seed: int) -> Iterator[Values]:
+    """How often each unit is drawn, (resample, unit), in batches of at most ``BATCH_BYTES``."""
+    n = unit_count(units)
     numbers = sum(getattr(units, field.name)[0].size for field in fields(units))
-    batch = max(1, BYTES // (8 * (2 * n + numbers)))
+    batch = max(1, BATCH_BYTES // (8 * (2 * n + numbers)))
     generator = np.random.default_rng(seed)
     for first in range(0, resamples, batch):
         rows = min(batch, resamples - first)

@@ -1,60 +1,61 @@
-"""Variation of information and adapted Rand error of instances, 2-D or 3-D, from tables that add up over blocks.
+"""Variation of information and adapted Rand error of instances, 2-D or 3-D, from tables that are added over blocks.
 
 Variation of information (Meila 2007), in nats: ``split`` = H(result | reference) grows where one object is cut into
-several, ``merge`` = H(reference | result) where several become one. Every pixel counts, background is a segment like
-any other; ``ignore=0`` leaves the reference's background out, as CREMI does. scikit-image and CREMI give bits:
-nats / ln 2, which ``split_bits`` and ``merge_bits`` are.
+several, ``merge`` = H(reference | result) where several are joined. Every pixel counts, and background is a segment
+like any other; ``ignore=0`` excludes the background of the reference, as CREMI does. scikit-image and CREMI report
+bits: nats / ln 2, here ``split_bits`` and ``merge_bits``.
 
-Adapted Rand error (SNEMI3D; Arganda-Carreras et al. 2015): 1 - F of pairs of different pixels, among the pixels of
-reference objects only. ``adapted_rand_error`` takes the result's background as one segment, as scikit-image does;
-``adapted_rand_error_singletons`` takes each of its pixels as a segment of its own, as the challenge's programs do:
-where a result has membrane between objects, that is the fairer one.
+Adapted Rand error (SNEMI3D; Arganda-Carreras et al. 2015): 1 - F over pairs of different pixels, restricted to pixels
+of reference objects. ``adapted_rand_error`` treats the background of the result as one segment, as scikit-image does;
+``adapted_rand_error_singletons`` treats each of its pixels as a segment of its own, as the programs of the challenges
+do. The latter is fairer to results that leave membrane between objects.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.metrics.contingency import NOTHING, Contingency, marginal
-from unetcli.metrics.sums import Sums, quotient, stated
+from unetcli.metrics.contingency import Contingency, marginal
+from unetcli.metrics.pixels import NO_PIXEL
+from unetcli.metrics.sums import Score, SumsMetric, TableSums, quotient
 
 Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VoiSums(Sums):
-    """What a frame (or a whole volume) adds; objects of different frames are different objects.
+class VoiSums(TableSums):
+    """Sums of one frame or volume; fields (...). Objects of different frames are different objects.
 
-    The sums over frames are float64: pairs are exact up to 2^53, beyond that to 16 digits.
+    Sums over frames are float64: numbers of pairs are exact up to 2^53, beyond that to 16 digits.
     """
 
     pixels: Numbers
+    """Number of pixels."""
     joint: Numbers
-    """Sum of n ln n over the pixels n of each pair of segments."""
+    """Sum of n ln n over the pairs of segments, n being the pixels that they share."""
     reference: Numbers
-    """The same over reference segments."""
+    """Sum of n ln n over reference segments, n being their pixels."""
     result: Numbers
-    """The same over result segments."""
+    """Sum of n ln n over result segments, n being their pixels."""
     pairs: Numbers
-    """Pairs of pixels in reference objects that lie together in both reference and result."""
+    """Pairs of pixels in reference objects that are together in both reference and result."""
     pairs_reference: Numbers
-    """Pairs of pixels that lie together in a reference object."""
+    """Pairs of pixels that are together in a reference object."""
     pairs_result: Numbers
-    """Pairs of pixels in reference objects that lie together in a result segment, background being one."""
+    """Pairs of pixels in reference objects that are together in a result segment; background is one segment."""
     pairs_background: Numbers
-    """Those of ``pairs`` that lie in the result's background."""
+    """Part of ``pairs`` in the background of the result."""
     pairs_result_background: Numbers
-    """Those of ``pairs_result`` that lie in the result's background."""
+    """Part of ``pairs_result`` in the background of the result."""
 
     @classmethod
-    def of(cls, table: Contingency) -> VoiSums:
-        """Sums of one frame or volume, from its whole table."""
+    def of(cls, table: Contingency) -> Self:
+        """Sums of one frame or volume, from its complete table; each field is a scalar array."""
         objects = table.reference > 0
         inside = Contingency(table.reference[objects], table.result[objects], table.counts[objects])
         background = inside.counts[inside.result == 0]
@@ -63,67 +64,57 @@ class VoiSums(Sums):
             n_ln_n(table.counts),
             n_ln_n(marginal(table.reference, table.counts)),
             n_ln_n(marginal(table.result, table.counts)),
-            pairs(inside.counts),
-            pairs(marginal(inside.reference, inside.counts)),
-            pairs(marginal(inside.result, inside.counts)),
-            pairs(background),
-            pairs(background.sum(keepdims=True)),
+            pair_count(inside.counts),
+            pair_count(marginal(inside.reference, inside.counts)),
+            pair_count(marginal(inside.result, inside.counts)),
+            pair_count(background),
+            pair_count(background.sum(keepdims=True)),
         )
         return cls(*map(np.asarray, sums))
 
 
 def n_ln_n(counts: Numbers) -> float:
-    """Sum of n ln n, for n > 0."""
+    """Sum of n ln n over counts n > 0."""
     values = counts.astype(np.float64)
     return float((values * np.log(values)).sum())
 
 
-def pairs(counts: Numbers) -> float:
-    """Sum of n (n - 1) / 2."""
+def pair_count(counts: Numbers) -> float:
+    """Sum of n (n - 1) / 2: the number of pairs of different pixels within segments of n pixels."""
     values = counts.astype(np.float64)
     return float((values * (values - 1)).sum() / 2)
 
 
 def split(sums: VoiSums) -> Numbers:
-    """H(result | reference), nats."""
+    """Conditional entropy H(result | reference) in nats, (...), at least 0 (Meila 2007)."""
     return quotient(np.maximum(sums.reference - sums.joint, 0), sums.pixels)
 
 
 def merge(sums: VoiSums) -> Numbers:
-    """H(reference | result), nats."""
+    """Conditional entropy H(reference | result) in nats, (...), at least 0 (Meila 2007)."""
     return quotient(np.maximum(sums.result - sums.joint, 0), sums.pixels)
 
 
 def adapted_rand_error(sums: VoiSums) -> Numbers:
-    """1 - F of pairs, the result's background being one segment."""
+    """1 - F of pairs of pixels, (...), 0 to 1; the background of the result is one segment (as in scikit-image)."""
     return 1 - quotient(2 * sums.pairs, sums.pairs_reference + sums.pairs_result)
 
 
 def adapted_rand_error_singletons(sums: VoiSums) -> Numbers:
-    """1 - F of pairs, each pixel of the result's background being a segment of its own."""
+    """1 - F of pairs of pixels, (...), 0 to 1; each background pixel of the result is a segment of its own."""
     together = sums.pairs - sums.pairs_background
     return 1 - quotient(2 * together, sums.pairs_reference + sums.pairs_result - sums.pairs_result_background)
 
 
-SCORES: dict[str, Callable[[VoiSums], Numbers]] = {
-    "split": split,
-    "merge": merge,
-    "split_bits": lambda sums: split(sums) / math.log(2),
-    "merge_bits": lambda sums: merge(sums) / math.log(2),
-    "adapted_rand_error": adapted_rand_error,
-    "adapted_rand_error_singletons": adapted_rand_error_singletons,
+NO_PAIR = "no two pixels of a reference object"
+SCORES: dict[str, Score[VoiSums]] = {
+    "split": Score(split, NO_PIXEL, higher_is_better=False),
+    "merge": Score(merge, NO_PIXEL, higher_is_better=False),
+    "split_bits": Score(lambda sums: split(sums) / math.log(2), NO_PIXEL, higher_is_better=False),
+    "merge_bits": Score(lambda sums: merge(sums) / math.log(2), NO_PIXEL, higher_is_better=False),
+    "adapted_rand_error": Score(adapted_rand_error, NO_PAIR, higher_is_better=False),
+    "adapted_rand_error_singletons": Score(adapted_rand_error_singletons, NO_PAIR, higher_is_better=False),
 }
-"""Scores by name, from sums with any leading axes; NaN where there is nothing to judge."""
-
-
-def scores(frames: Sequence[VoiSums]) -> dict[str, Any]:
-    """Scores by name, pooled over the frames (or the one volume); lower is better, 0 is perfect.
-
-    A score that is not defined is None, with the reason under ``<name>_reason``.
-    """
-    total = sum(frames, start=VoiSums.of(Contingency.of(NOTHING, NOTHING)))
-    found: dict[str, Any] = {"unit": "nats"}
-    for name, score in SCORES.items():
-        without = "no two pixels of a reference object" if "rand" in name else "no pixel to judge"
-        found |= stated(name, score(total), without)
-    return found
+"""Scores by name."""
+METRIC = SumsMetric(VoiSums, SCORES, {"unit": "nats"})
+"""``METRIC.entries`` reports the scores of any number of frames or volumes; 0 is perfect."""

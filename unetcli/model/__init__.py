@@ -1,1 +1,1 @@
-"""The paper's network, its file, and its prediction of blocks."""
+"""The U-Net and its model file."""

@@ -1,4 +1,4 @@
-"""The model file: weights with all that is needed to use them in its header; safetensors, no pickle."""
+"""The model file: weights in safetensors format (no pickle), with everything needed to use them in its header."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetcli.core.arrays import PerChannel, stored
+from unetcli.core.arrays import PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
@@ -23,26 +23,28 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intensity:
-    """Grey values of the training images."""
+    """Statistics of the grey values of the training images; grey values are normalised with them."""
 
     dtype: str
+    """Data type of the images, as numpy names it."""
     mean: PerChannel
     std: PerChannel
-    """Never zero: 1 where all values are equal."""
+    """Standard deviation; 1 if all values are equal."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            object.__setattr__(self, name, stored(getattr(self, name)))
+            object.__setattr__(self, name, as_per_channel(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelHeader:
-    """What a model is, readable without torch."""
+    """Description of a model, readable without torch."""
 
     architecture: Architecture
     class_names: tuple[str, ...]
     intensity: Intensity
     provenance: dict[str, Any]
+    """Command, data and scores of the training, as plain values."""
 
     def to_json(self) -> str:
         return json.dumps({"version": VERSION, **asdict(self)})
@@ -51,7 +53,7 @@ class ModelHeader:
     def from_json(cls, text: str) -> ModelHeader:
         values = json.loads(text)
         if values["version"] != VERSION:
-            raise UnetcliError(f"model of version {values['version']}, this unetcli reads version {VERSION}")
+            raise UnetcliError(f"model file has format version {values['version']}; this unetcli reads {VERSION}")
         return cls(
             architecture=Architecture.from_dict(values["architecture"]),
             class_names=tuple(values["class_names"]),
@@ -61,16 +63,32 @@ class ModelHeader:
 
 
 def find_model(named: Path | None = None) -> Path:
-    """The model file: the one named, else ``$UNETCLI_MODEL``, else ``./model``. A folder means its model file."""
+    """Path of the model file: ``named``, else ``$UNETCLI_MODEL``, else ``./model``.
+
+    Parameters
+    ----------
+    named : path of a file, or of a folder with a ``model.safetensors``, optional
+
+    Raises
+    ------
+    UnetcliError
+        There is no such file.
+    """
     path = named or Path(os.environ.get("UNETCLI_MODEL") or "model")
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise UnetcliError(f"{file}: no model; `unetcli train RAW LABELS` makes ./model, --model names another")
+        raise UnetcliError(f"{file}: no model found; create ./model with `unetcli train RAW LABELS`, or use --model")
     return file
 
 
 def read_header(file: Path) -> ModelHeader:
-    """The header of a model file, read without torch; the file has to be as long as its header says."""
+    """Read the header of a model file without torch.
+
+    Raises
+    ------
+    UnetcliError
+        The file is not a model of unetcli, or it is damaged: its length must be the one that the header states.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -78,23 +96,29 @@ def read_header(file: Path) -> ModelHeader:
             return ModelHeader.from_json((stored.metadata() or {})[HEADER_KEY])
     except SafetensorError as error:
         reason = str(error).splitlines()[0]
-        raise UnetcliError(f"{file}: not a model that unetcli wrote, or a damaged model ({reason})") from error
+        raise UnetcliError(f"{file}: not a model written by unetcli, or a damaged model ({reason})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnetcliError(f"{file}: not a model that unetcli wrote") from error
+        raise UnetcliError(f"{file}: not a model written by unetcli") from error
 
 
 def save_model(file: Path, network: UNet, header: ModelHeader) -> None:
-    """Write weights and header; the file appears whole."""
+    """Write weights and header; the file is replaced atomically."""
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     content = save(tensors, metadata={HEADER_KEY: header.to_json()})
     with replacing(file) as draft:
-        draft.write_bytes(content)  # save_file would hide a full disk behind an error of its own
+        draft.write_bytes(content)  # save_file would report a full disk as another error
 
 
 def load_network(file: Path) -> UNet:
-    """The network of a model file, on the CPU, ready for inference."""
+    """The network of a model file, on the CPU, in evaluation mode.
+
+    Raises
+    ------
+    UnetcliError
+        The file is not a model of unetcli, or it is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""The U-Net of Ronneberger, Fischer and Brox (2015), batch normalisation folded into it, and the device it runs on."""
+"""The U-Net of Ronneberger, Fischer and Brox (2015), folding of batch normalisation, and choice of the device."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from unetcli.core.process import cpu_threads as cpu_threads
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Statistics of the whole batch, shared out or not (torch's own shared one exists for GPUs only)."""
+    """Batch normalisation over a batch that may be divided among processes (``torch.nn.SyncBatchNorm`` needs GPUs)."""
 
     processes = 1
-    """That hold a part of each batch; torch is not asked, as one of many may train a network of its own, as a probe."""
+    """Number of processes that each hold a part of the batch. Not taken from ``torch.distributed``: one of several
+    processes may train a network alone, for example to measure its speed."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.processes == 1:
@@ -37,7 +38,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """What inference will use; as torch's own."""
+        """Update the running statistics, which inference uses, as ``torch.nn.BatchNorm2d`` does."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -48,7 +49,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class _Total(torch.autograd.Function):
-    """Sum over the processes; each one's share has an effect on all sums, so gradients are added up as well."""
+    """Sum over all processes. Each process contributes to every sum, so gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -69,7 +70,18 @@ def _total(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that does what both do at inference."""
+    """Weight and bias of one convolution that equals a convolution followed by batch normalisation at inference.
+
+    Parameters
+    ----------
+    convolution, norm
+        The norm must have running statistics.
+
+    Returns
+    -------
+    weight : (out, in, y, x)
+    bias : (out,)
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (c,)
@@ -79,9 +91,19 @@ def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device named (cpu, cuda, cuda:1, 1, mps), or the first GPU there is, else the CPU.
+    """The torch device of a name, or by default a GPU if there is one, else the CPU.
 
-    Of several processes on a host each takes the GPU of its number, where ``cuda`` is named or found.
+    Parameters
+    ----------
+    name : {"cpu", "cuda", "cuda:1", "1", "mps", "auto"} or None
+        None means auto.
+    local_rank : number of this process among those on the host
+        Each process takes the GPU of its number if ``cuda`` is named or chosen.
+
+    Raises
+    ------
+    UnetcliError
+        The device does not exist on this machine.
     """
     if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,31 +113,31 @@ def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
         device = torch.device(f"cuda:{name}" if str(name).isdigit() else str(name))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UnetcliError(f"--device {name}: not available here ({str(error).splitlines()[0]}); cpu works") from error
+        raise UnetcliError(f"--device {name}: not available ({str(error).splitlines()[0]}); cpu works") from error
     return device
 
 
 def require_precision(device: torch.device, precision: str) -> None:
-    """Refuse a GPU that only emulates the precision: what it gives is slow, and not what others give."""
+    """Raise :class:`UnetcliError` if a GPU only emulates the precision, which is slow and gives other results."""
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         name = torch.cuda.get_device_name(device)
-        raise UnetcliError(f"--precision bfloat16: {name} has none; float32 works on it, bfloat16 on Ampere or later")
+        raise UnetcliError(f"--precision bfloat16: not supported by {name} (needs Ampere or later); float32 works")
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16, and faster than in float32."""
+    """Whether the device supports bfloat16 in hardware, so that it is faster than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(False))
     return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU."""
+    """Free memory of a GPU, in bytes."""
     return int(torch.cuda.mem_get_info(device)[0])
 
 
 def exact_float32() -> None:
-    """Full float32 and repeatable kernels on a GPU too, so that tiling does not show."""
+    """Disable TF32 and nondeterministic kernels, so that results on a GPU do not depend on the tiles."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
@@ -123,18 +145,18 @@ def exact_float32() -> None:
 
 
 def channelwise(values: PerChannel, device: torch.device) -> torch.Tensor | float:
-    """To compute with images (.., c, y, x) there; a plain number as it is."""
+    """Values per channel as (c, 1, 1) on a device, to be combined with images (.., c, y, x); a number is unchanged."""
     return values if isinstance(values, int | float) else torch.tensor(values, device=device)[:, None, None]
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network there, its weights in the order (out, y, x, in): about 1.8 times as fast on a CPU, forward."""
+    """Move a network to a device, in channels-last memory format: about 1.8 times as fast in inference on a CPU."""
     network.to(device)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 class DoubleConv(nn.Sequential):
-    """Two valid 3x3 convolutions, each followed by a ReLU; batch normalisation between the two, where asked for."""
+    """Two valid 3x3 convolutions, each followed by a ReLU, with batch normalisation before each ReLU if asked for."""
 
     def __init__(self, channels_in: int, channels: int, *, batch_norm: bool = False) -> None:
         steps: list[nn.Module] = []
@@ -146,10 +168,10 @@ class DoubleConv(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Valid convolutions only: ``(batch, c, y, x)`` to logits ``(batch, classes, y - 2*context, x - 2*context)``.
+    """U-Net with valid convolutions: ``(batch, c, y, x)`` to ``(batch, classes, y - 2*context, x - 2*context)`` logits.
 
-    With batch normalisation only the head has biases: any other is taken away again by the next mean, and Adam would
-    move it at random.
+    With batch normalisation only the head has biases: any other bias is cancelled when the mean is subtracted, and
+    Adam would move it at random.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -166,23 +188,33 @@ class UNet(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Logits of ``x``; ``keep`` (batch, channels, 1, 1) is dropout at the end of the contracting path.
+        """Logits of a batch.
 
-        It is given, not drawn here, so that a sample's does not depend on the batch or process that it is in.
+        Parameters
+        ----------
+        x : (batch, c, y, x), float32
+            Normalised grey values; y and x must be valid sides.
+        keep : (batch, channels, 1, 1), float32, optional
+            Factors of the feature maps at the end of the contracting path, for dropout. The caller draws them, so
+            that those of a sample do not depend on its batch or process. Default: no dropout.
+
+        Returns
+        -------
+        (batch, classes, y - 2*context, x - 2*context), float32
         """
         skips = []
         for level, double in enumerate(self.down):
-            x = double(x if level == 0 else self.pool(x))  # (batch, base * 2^level, y, x), 4 px less a side
+            x = double(x if level == 0 else self.pool(x))  # (batch, base * 2^level, y - 4, x - 4)
             skips.append(x)
         x = skips.pop() if keep is None else skips.pop() * keep
         for up, double in zip(self.up, self.merge, strict=True):
             x = up(x)  # (batch, c/2, 2y, 2x)
-            skip = crop_to(skips.pop(), x)  # (batch, c/2, 2y, 2x): context lost on the way down
+            skip = crop_to(skips.pop(), x)  # (batch, c/2, 2y, 2x), cropped by the context lost below this level
             x = double(torch.cat([skip, x], dim=1))  # (batch, c/2, 2y - 4, 2x - 4)
         return self.head(x)  # type: ignore[no-any-return]  # (batch, classes, y, x)
 
     def layers(self) -> Iterator[Layer]:
-        """The longest path, read off the modules themselves."""
+        """Layers along the deepest path, derived from the modules; :class:`Footprint` follows from them."""
         for level, double in enumerate(self.down):
             if level:
                 yield _layer(self.pool)
@@ -195,7 +227,10 @@ class UNet(nn.Module):
 
 @torch.no_grad()
 def folded(network: UNet) -> UNet:
-    """The same function without batch normalisation, at inference: what is kept as a model."""
+    """An equivalent network for inference without batch normalisation; this is what a model file contains.
+
+    A network without batch normalisation is returned as it is.
+    """
     if not network.architecture.batch_norm:
         return network
     plain = UNet(replace(network.architecture, batch_norm=False))
@@ -206,7 +241,7 @@ def folded(network: UNet) -> UNet:
             weight, bias = fold(steps[place], steps[place + 1])
             target = list(simple.children())[2 * number]
             target.load_state_dict({"weight": weight, "bias": bias})
-    plain.up.load_state_dict(network.up.state_dict(), strict=False)  # its biases stay 0
+    plain.up.load_state_dict(network.up.state_dict(), strict=False)  # the biases of ``plain`` stay 0
     plain.head.load_state_dict(network.head.state_dict())
     return plain
 
@@ -237,7 +272,13 @@ def _convolutions(double: nn.Module) -> Iterator[Layer]:
 
 
 def _layer(module: nn.Module) -> Layer:
-    """A torch module as one step of the walk; what is not shift-invariant or not valid has no place here."""
+    """The footprint layer of a torch module.
+
+    Raises
+    ------
+    TypeError
+        The module is not shift-invariant or pads its input, so that tiles would not be exact.
+    """
     match module:
         case nn.MaxPool2d(kernel_size=int(size), stride=int(stride)) if size == stride:
             return Layer("pool", (size, size))

@@ -1,1 +1,1 @@
-"""What will run, as integers and frozen settings, before anything does."""
+"""Planning of block-wise work: integers and frozen settings, computed before anything runs."""

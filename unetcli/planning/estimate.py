@@ -1,4 +1,4 @@
-"""What a plan takes: memory, bytes, files and time, before anything runs."""
+"""Estimates of a plan's memory, bytes, files and time, made before anything runs."""
 
 from __future__ import annotations
 
@@ -17,45 +17,46 @@ from unetcli.planning.plan import Plan, Settings, axis_spans
 from unetcli.planning.planner import ITEM_BYTES, forward_bytes
 
 STARTUP_SECONDS = 20.0
-"""Of a worker, until its first block is at work: Python, torch and the model over a shared file system."""
+"""Seconds until a worker starts its first block: it loads Python, torch and the model from a shared file system."""
 STARTUP_FRACTION = 0.02
-"""The most of a share that start-up may cost."""
+"""Largest fraction of a share's time that may be spent on start-up."""
 MOST_SHARES = 1000
-"""Where the number of workers is not said: SLURM's own limit for one array is 1,001 (MaxArraySize)."""
+"""Limit where the number of workers is not given. SLURM's default limit for one array is 1,001 (MaxArraySize)."""
 SHARES_PER_WORKER = 20
-"""More would balance no better: the last share to end is a twentieth of a worker's time."""
+"""More shares would not balance better: the last share to end already takes only 1/20 of a worker's time."""
 
 BYTES_PER_SECOND = 50e9
-"""Typical of a large parallel file system (Lustre, GPFS), all clients together; for reading, and for writing."""
+"""Typical bandwidth of a large parallel file system (Lustre, GPFS) over all clients, reading or writing."""
 OPERATIONS_PER_SECOND = 20_000.0
-"""Opens, creates and renames that its metadata servers do, all clients together."""
+"""Typical number of opens, creates and renames per second on such a file system, over all clients."""
 NOMINAL = {"cpu": {"float32": 5e10, "bfloat16": 1e11}, "cuda": {"float32": 3e13, "bfloat16": 2e14}}
-"""Multiply-adds per second (of a CPU: per thread) of fast hardware; sizes shares where nothing was measured. Too fast
-a guess only makes shares longer, and start-up cost less of them."""
+"""Multiply-adds per second of fast hardware (per thread on a CPU), used to size shares where nothing was measured.
+Too fast a guess only makes shares longer, so that start-up is a smaller part of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """How fast one worker is, and who says so."""
+    """Speed of one worker, and where the numbers come from."""
 
     tile_seconds: float
-    """One forward pass of the plan's whole tile."""
+    """Seconds of one forward pass of a tile of the plan's full size."""
     read_bytes_per_second: float | None = None
-    """Of decoded input chunks."""
+    """Decoded input bytes per second; None if unknown."""
     write_bytes_per_second: float | None = None
-    """Of results before compression."""
+    """Output bytes per second, counted before compression; None if unknown."""
     origin: str
 
 
 def forward_seconds(estimate: Estimate, rates: Rates) -> float:
-    """Of all blocks on one worker; tiles cut short take their part of a whole one."""
+    """Seconds of all forward passes on one worker; a smaller tile counts in proportion to its multiply-adds."""
     return rates.tile_seconds * estimate.multiply_adds / estimate.tile_multiply_adds
 
 
 def seconds_per_block(estimate: Estimate, rates: Rates, device: str) -> float:
-    """Mean time of a block. On a GPU the longest of the three stages counts; on a CPU they share the cores, so all do.
+    """Mean seconds per block.
 
-    A rate that is not known takes no time: it is hidden behind the network, or so we hope.
+    On a GPU reading, forward passes and writing overlap, so the longest of the three counts. On a CPU they share the
+    cores, so their sum counts. An unknown rate counts as no time.
     """
     stages = [forward_seconds(estimate, rates)]
     for amount, rate in (
@@ -67,13 +68,13 @@ def seconds_per_block(estimate: Estimate, rates: Rates, device: str) -> float:
 
 
 def nominal_rates(estimate: Estimate, device: str, precision: str, threads: int) -> Rates:
-    """Those of fast hardware: only good to size shares."""
+    """Rates of fast hardware, for sizing shares only."""
     speed = NOMINAL["cpu" if device == "cpu" else "cuda"][precision] * (threads if device == "cpu" else 1)
     return Rates(tile_seconds=estimate.tile_multiply_adds / speed, origin="nominal")
 
 
 def blocks_per_share(seconds_per_block: float, startup_seconds: float = STARTUP_SECONDS) -> int:
-    """Blocks that one worker job needs at least so that its start-up costs no more than 2 % of it.
+    """Smallest number of blocks per job that keeps its start-up at or below 2 % of its time.
 
     >>> blocks_per_share(10.0, startup_seconds=20.0)
     98
@@ -82,10 +83,22 @@ def blocks_per_share(seconds_per_block: float, startup_seconds: float = STARTUP_
 
 
 def share_count(blocks: int, at_least: int, workers: int | None = None, forced: int | None = None) -> int:
-    """Number of shares: each ``forced`` blocks, else ``at_least`` so many, but not far more shares than are of use.
+    """Number of shares that the blocks are divided into.
 
-    A worker asked for gets a share, though its start-up may then cost more.
+    Parameters
+    ----------
+    blocks : blocks of the plan
+    at_least : blocks
+        Smallest size of a share, see :func:`blocks_per_share`. Shares are smaller if there would otherwise be fewer
+        shares than workers.
+    workers : optional
+        Workers that run at once. Each gets a share, and at most ``SHARES_PER_WORKER`` shares. Default: unknown, and
+        at most ``MOST_SHARES`` shares in all.
+    forced : blocks, optional
+        Size of a share that the user asked for; overrides the other two.
 
+    Examples
+    --------
     >>> share_count(10_000, 98), share_count(100, 98, workers=4), share_count(100, 98, forced=30)
     (102, 4, 4)
     """
@@ -97,18 +110,18 @@ def share_count(blocks: int, at_least: int, workers: int | None = None, forced: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How the blocks are shared out, and how long that takes where rates are known."""
+    """Number of shares, and the time of the run if rates are known."""
 
     shares: int
     seconds_per_block: float | None
     worker_seconds: float | None
-    """Of the whole run on one worker, with the start-up of each share."""
+    """Seconds of the whole run on one worker, including the start-up of each share."""
 
 
 def timing(
     estimate: Estimate, settings: Settings, rates: Rates | None, workers: int | None, forced: int | None
 ) -> Timing:
-    """Shares and time; without rates shares are sized for fast hardware, and the time is not known."""
+    """Shares and time; without rates, shares are sized for fast hardware and the time is unknown."""
     sizing = rates or nominal_rates(estimate, settings.device, settings.precision, settings.threads)
     per_block = seconds_per_block(estimate, sizing, settings.device)
     shares = share_count(estimate.blocks, blocks_per_share(per_block), workers, forced)
@@ -120,49 +133,49 @@ def timing(
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One thing that all workers share: how much of it the whole run takes."""
+    """A resource that all workers share, and how much of it the whole run uses."""
 
     name: str
     amount: float
     limit: float
-    """Per second, typical."""
+    """Typical amount per second."""
     unit: str
     remedy: str
 
     @property
     def seconds(self) -> float:
-        """What this link alone takes, however many workers there are."""
+        """Seconds of the run if this were the only limit; more workers do not change it."""
         return self.amount / self.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """What a number of workers ask of their file system together."""
+    """Load that a number of workers put on their file system together."""
 
     workers: int
     network_seconds: float | None
-    """Of the run if nothing but the workers held it up; None where their speed is not known."""
+    """Seconds of the run if only the workers' speed limited it; None if that speed is unknown."""
     links: tuple[Link, ...]
     receipts: int
     receipts_bytes: int
 
     @property
     def weakest(self) -> Link:
-        """Of what they share, that which takes longest."""
+        """The shared resource that takes longest."""
         return max(self.links, key=lambda link: link.seconds)
 
     @property
     def network_is_weakest(self) -> bool | None:
-        """None where the workers' speed is not known."""
+        """Whether the network takes longer than any shared resource; None if the workers' speed is unknown."""
         return None if self.network_seconds is None else self.network_seconds >= self.weakest.seconds
 
     @property
     def seconds(self) -> float | None:
-        """Of the run, at best."""
+        """Shortest possible time of the run; None if the workers' speed is unknown."""
         return None if self.network_seconds is None else max(self.network_seconds, self.weakest.seconds)
 
     def per_second(self, amount: float) -> float | None:
-        """What the workers would take per second if nothing held them up."""
+        """Amount per second that workers at full speed would need; None if their speed is unknown."""
         return None if self.network_seconds is None else amount / self.network_seconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,11 +198,11 @@ class Traffic:
 
 
 def traffic(estimate: Estimate, workers: int, worker_seconds: float | None) -> Traffic:
-    """The traffic of that many workers; ``worker_seconds`` is what the run would take one of them."""
+    """Traffic of a number of workers; ``worker_seconds`` is the time of the run on a single worker."""
     operations = estimate.input_chunks + 2 * estimate.output_files  # an open; a create and a rename
     links = (
-        Link("reading", estimate.input_bytes, BYTES_PER_SECOND, "bytes", "a larger tile reads less twice"),
-        Link("writing", estimate.output_bytes, BYTES_PER_SECOND, "bytes", "--dtype uint8 writes least"),
+        Link("reading", estimate.input_bytes, BYTES_PER_SECOND, "bytes", "a larger tile rereads fewer bytes"),
+        Link("writing", estimate.output_bytes, BYTES_PER_SECOND, "bytes", "--dtype uint8 writes the fewest bytes"),
         Link("file operations", operations, OPERATIONS_PER_SECOND, "", "larger chunks or shards need fewer"),
     )
     return Traffic(
@@ -203,44 +216,47 @@ def traffic(estimate: Estimate, workers: int, worker_seconds: float | None) -> T
 
 MIB = 2**20
 RECEIPT_BYTES = 110
-"""About the length of a receipt's line."""
+"""Approximate length of a receipt line."""
 
 CPU_SLACK, CPU_EXTRA = {"float32": 1.5, "bfloat16": 1.7}, 48 * MIB
-"""What the allocator keeps beside the tensors: above the highest of many measured peaks, which differ by a fifth."""
+"""Memory that the allocator keeps beside the tensors, as a factor and a constant. Chosen above the highest of many
+measured peaks, which vary by 20 %."""
 CUDA_SLACK, CUDA_CONTEXT = 1.25, 600 * MIB
-"""Workspaces, and what a CUDA context takes by itself. Not measured yet: ``plan --probe`` on a GPU does."""
+"""Factor for cuDNN workspaces, and memory of the CUDA context. Not measured yet; ``plan --probe`` on a GPU measures
+them."""
 HOST_BASE = {"cpu": 330 * MIB, "cuda": 2048 * MIB}
-"""Python, torch and zarr; CUDA's libraries come on top."""
+"""Memory of Python, torch and zarr, and of the CUDA libraries on a GPU node."""
 WINDOWS_HELD, RESULTS_HELD, PIECES_HELD = 4, 2, 6
-"""At most alive at a time in the three stages: windows read, waiting, computed and assembled; results assembled and
-stored; pieces computed, waiting (4) and put together. See :mod:`unetcli.predict.predictor`."""
+"""Arrays that the stages of :mod:`unetcli.predict.predictor` hold at once, at most. Windows: read, waiting, computed,
+assembled. Block results: assembled, stored. Tile results: computed, waiting (4), assembled."""
 CHUNKS_AT_ONCE = 10
-"""Chunks that zarr decodes or encodes together, each there twice: raw and compressed."""
+"""Chunks that zarr decodes or encodes at once; each is held raw and compressed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredInput:
-    """How the volume lies on disk."""
+    """Storage layout of the volume that is read."""
 
     chunks: tuple[int, ...]
-    """Without the channel axis."""
+    """Chunk shape in voxels, without the channel axis."""
     bytes_per_voxel: int
-    """All channels that are read, together."""
+    """Bytes of all channels that are read."""
     chunk_bytes: int
-    """Of all that is decoded at one place of the grid, channels that are not used too."""
+    """Bytes decoded at one position of the chunk grid, including unused channels."""
     files_per_place: int = 1
-    """Chunks that lie side by side along the channel axis and are read together."""
+    """Chunks read at one position of the grid: several if channels are in separate chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class AxisWork:
-    """What all blocks do along one axis, together."""
+    """Work of all blocks along one axis."""
 
     sides: dict[int, int]
-    """How many tiles there are of each input side."""
+    """Number of tiles of each input side."""
     chunks: int
-    """Stored input chunks that the windows touch, counted once per block."""
+    """Input chunks that the blocks' windows touch, counted once per block."""
     longest_window: int
+    """Voxels."""
 
     @property
     def tiles(self) -> int:
@@ -248,12 +264,12 @@ class AxisWork:
 
     @property
     def read(self) -> int:
-        """Input voxels of all tiles."""
+        """Input voxels of all tiles along the axis."""
         return sum(side * count for side, count in self.sides.items())
 
 
 def plan_work(plan: Plan, input_chunks: tuple[int, ...]) -> tuple[AxisWork, ...]:
-    """The work along each axis; all that is counted of a plan is a product of these."""
+    """Work along each axis. Every count of a plan is a product over the axes."""
     rows = zip(
         plan.footprint.axes,
         plan.tile,
@@ -268,10 +284,10 @@ def plan_work(plan: Plan, input_chunks: tuple[int, ...]) -> tuple[AxisWork, ...]
 
 
 def axis_work(axis: AxisFootprint, side: int, block: int, start: int, stop: int, extent: int, chunk: int) -> AxisWork:
-    """The work of the blocks ``start, start + block, ..`` up to ``stop`` along one axis."""
+    """Work along one axis of the blocks that start at ``start, start + block, ..`` and end at ``stop``."""
     sides: Counter[int] = Counter()
     chunks = longest = 0
-    for first, length, stride, count in _alike(start, stop, block, axis.alignment):
+    for first, length, stride, count in _same_tiling(start, stop, block, axis.alignment):
         spans = list(axis_spans(axis, side, first, first + length))
         low, high = spans[0][0][0], max(read[1] for read, _ in spans)
         longest = max(longest, high - low)
@@ -281,10 +297,10 @@ def axis_work(axis: AxisFootprint, side: int, block: int, start: int, stop: int,
     return AxisWork(dict(sides), chunks, longest)
 
 
-def _alike(start: int, stop: int, block: int, alignment: int) -> Iterator[tuple[int, int, int, int]]:
-    """Blocks along an axis in groups that tile alike: (first start, length, stride, how many).
+def _same_tiling(start: int, stop: int, block: int, alignment: int) -> Iterator[tuple[int, int, int, int]]:
+    """Groups of blocks along an axis with the same tiles: (start of the first, length, stride, number of blocks).
 
-    Blocks whose starts differ by a multiple of the alignment have the same tiles, moved.
+    Blocks whose starts differ by a multiple of the alignment have the same tiles, shifted.
     """
     whole, rest = divmod(stop - start, block)
     period = alignment // math.gcd(block, alignment)
@@ -296,7 +312,7 @@ def _alike(start: int, stop: int, block: int, alignment: int) -> Iterator[tuple[
 
 def _chunks_touched(low: int, high: int, stride: int, count: int, extent: int, chunk: int) -> int:
     """Chunks under the windows ``low..high``, ``low + stride..high + stride``, .., mirrored at the volume's edges."""
-    total, step = 0, 1 << 16  # in pieces: memory stays small for any number of blocks
+    total, step = 0, 1 << 16  # a part at a time, so that memory does not grow with the number of blocks
     for done in range(0, count, step):
         shift = stride * np.arange(done, min(done + step, count), dtype=np.int64)
         first, last = mirrored_span(low + shift, high + shift, extent)
@@ -307,8 +323,21 @@ def _chunks_touched(low: int, high: int, stride: int, count: int, extent: int, c
 def mirrored_span(
     low: NDArray[np.int64], high: NDArray[np.int64], extent: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last stored voxel that windows ``low..high`` read; what reaches outside is mirrored.
+    """First and last voxel that windows read along one axis when they are mirrored at the edges of the volume.
 
+    Parameters
+    ----------
+    low, high : (window,), int64
+        Half-open ranges in voxels; may reach outside ``0..extent``.
+    extent : voxels of the volume along the axis
+
+    Returns
+    -------
+    first, last : (window,), int64
+        Both inclusive.
+
+    Examples
+    --------
     >>> [side.tolist() for side in mirrored_span(np.array([-5, 6]), np.array([3, 12]), 10)]
     [[0, 6], [5, 9]]
     """
@@ -321,31 +350,47 @@ def mirrored_span(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A plan in numbers."""
+    """Counts and sizes of a plan."""
 
     blocks: int
     tiles: int
     wasted_work: float
-    """Input voxels of all forward passes per output voxel, less one: what context, alignment and edges cost."""
+    """Input voxels of all forward passes per output voxel, minus 1: the cost of context, alignment and edges."""
     tile_multiply_adds: int
-    """Of one whole tile."""
+    """Multiply-adds of one tile of full size."""
     multiply_adds: int
-    """Of all tiles; the last of a block are smaller."""
+    """Multiply-adds of all tiles; the last tiles of a block are smaller."""
     device_bytes: int
+    """Peak memory of the network on its device."""
     host_bytes: int
+    """Peak memory of a worker process."""
     input_chunks: int
-    """Chunks that workers open and read, counted again for each block that needs them."""
+    """Chunks that workers read, counted once for each block that needs them."""
     input_bytes: int
-    """What these decode to."""
+    """Bytes of these chunks after decoding."""
     output_bytes: int
-    """Before compression."""
+    """Bytes of the output before compression."""
     output_files: int
-    """Chunks, or shards where there are some; those that are all zero are not stored."""
+    """Chunks of the output, or shards if it has any. All-zero chunks are not stored, so there may be fewer files."""
     receipts_bytes: int
 
 
 def estimate(plan: Plan, architecture: Architecture, stored: StoredInput) -> Estimate:
-    """All that follows from a plan by counting."""
+    """Count the work, memory, bytes and files of a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+    architecture : Architecture
+        The network, for its multiply-adds and memory.
+    stored : StoredInput
+        Storage layout of the volume that is read.
+
+    Returns
+    -------
+    Estimate
+        Blocks with the same tiles are counted together, so that 10^7 blocks take no longer than a few.
+    """
     work, outputs = plan_work(plan, stored.chunks), plan.settings.outputs
     places = math.prod(axis.chunks for axis in work)
     files = math.prod(math.ceil(n / c) for n, c in zip(plan.region.shape, plan.write_chunks, strict=True))
@@ -366,14 +411,21 @@ def estimate(plan: Plan, architecture: Architecture, stored: StoredInput) -> Est
 
 
 def _all_multiply_adds(architecture: Architecture, work: tuple[AxisWork, ...]) -> int:
-    """Over all tiles: there are few different shapes, each many times."""
+    """Multiply-adds of all tiles; there are few different shapes, each of which occurs many times."""
     sections = math.prod(axis.tiles for axis in work[:-2])
     shapes = itertools.product(work[-2].sides.items(), work[-1].sides.items())
     return sections * sum(m * n * multiply_adds(architecture, (y, x)) for (y, m), (x, n) in shapes)
 
 
 def multiply_adds(architecture: Architecture, shape: tuple[int, int]) -> int:
-    """Multiply-adds of all convolutions (23 for the paper's network) in one forward pass of a tile (y, x)."""
+    """Multiply-adds of all convolutions (23 in the paper's network) in one forward pass.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    shape : (y, x)
+        Input shape of the tile, in voxels; both sides must be valid.
+    """
     a, (y, x), total, below = architecture, shape, 0, architecture.in_channels
     for level in range(a.depth + 1):
         if level:
@@ -385,7 +437,7 @@ def multiply_adds(architecture: Architecture, shape: tuple[int, int]) -> int:
     for level in reversed(range(a.depth)):
         width = a.channels(level)
         y, x = 2 * y, 2 * x
-        total += 2 * width * width * y * x  # 2x2 up-convolution: one tap for each pixel that comes out
+        total += 2 * width * width * y * x  # 2x2 up-convolution of stride 2: one tap per output pixel
         for channels_in in (2 * width, width):
             y, x = y - 2, x - 2
             total += 9 * channels_in * width * y * x
@@ -393,7 +445,7 @@ def multiply_adds(architecture: Architecture, shape: tuple[int, int]) -> int:
 
 
 def parameters(architecture: Architecture) -> int:
-    """Weights and biases.
+    """Number of weights and biases.
 
     >>> parameters(Architecture())
     31030658
@@ -410,26 +462,35 @@ def parameters(architecture: Architecture) -> int:
 
 
 def device_bytes(architecture: Architecture, tile: int, device: str, precision: str) -> int:
-    """Peak memory of the network at work, where it runs: weights, one forward pass, and what the machine adds."""
+    """Peak memory of the network on its device, in bytes: weights, one forward pass, allocator and CUDA context.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    tile : voxels
+        Input side of a forward pass.
+    device : {"cpu", "cuda", "mps"}
+    precision : {"float32", "bfloat16"}
+    """
     item = {"float32": 4, "bfloat16": 2}[precision]
     activations = forward_bytes(architecture, tile, item) - item * 32 * architecture.channels(architecture.depth) ** 2
-    copies = 4 if precision == "float32" else 4 + item  # autocast keeps a second, short copy
+    copies = 4 if precision == "float32" else 4 + item  # autocast keeps a second copy in bfloat16
     slack, extra = (CPU_SLACK[precision], CPU_EXTRA) if device == "cpu" else (CUDA_SLACK, CUDA_CONTEXT)
     return int(slack * activations) + copies * parameters(architecture) + extra
 
 
 def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work: tuple[AxisWork, ...]) -> int:
-    """Peak memory of a worker's process: its libraries, and what the three stages hold at a time.
+    """Peak memory of a worker process, in bytes: its libraries, and the arrays that the three stages hold at once.
 
-    A window that is mirrored is copied once per axis while it is read. On a CPU the network's memory is part of it.
+    A mirrored window is copied once per axis while it is read. On a CPU the memory of the network is included.
     """
     item = ITEM_BYTES[plan.settings.dtype] * plan.settings.outputs
     block = math.prod(min(b, n) for b, n in zip(plan.block_shape, plan.region.shape, strict=True))
     voxels = math.prod(axis.longest_window for axis in work)
-    mask = voxels  # which values are finite
+    mask = voxels  # bool array of finite values
     piece = math.prod(plan.footprint.output(plan.tile)) * item
     chunk = max(stored.chunk_bytes // stored.files_per_place, math.prod(plan.write_chunks) * item)
-    network = 2 * 4 * parameters(architecture)  # the file's tensors and the network's, while it is loaded
+    network = 2 * 4 * parameters(architecture)  # while loading: the tensors of the file and those of the network
     if plan.settings.device == "cpu":
         network = max(network, device_bytes(architecture, plan.tile[-1], "cpu", plan.settings.precision))
     held = (WINDOWS_HELD + 2) * voxels * stored.bytes_per_voxel + mask + RESULTS_HELD * block * item

@@ -1,4 +1,4 @@
-"""Which voxels are computed by whom: grids of blocks, stages, and the plan of a prediction with its tiles."""
+"""Grids of blocks, stages of blocks, and the plan of a prediction with its tiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.arrays import PerChannel, stored
+from unetcli.core.arrays import PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import AxisFootprint, Box, Footprint, ceil_to, hull
 from unetcli.core.records import changed
@@ -21,35 +21,35 @@ from unetcli.volumes.volume import same_data
 
 @dataclass(frozen=True, slots=True)
 class AxisBlocks:
-    """Blocks along one axis. Those at the ends may be cut; nothing is stored for each of 10^7 blocks."""
+    """Blocks along one axis; the first and the last may be cut. Nothing is stored per block, as there may be 10^7."""
 
     start: int
     stop: int
     side: int
-    inner: int
-    """Where the second block begins, if there is one."""
+    second: int
+    """Start of the second block, if there is one."""
     count: int
 
     @classmethod
     def of(cls, start: int, stop: int, side: int, origin: int) -> AxisBlocks:
-        """Edges on multiples of the side, counted from ``origin``; a block that could hold everything is not cut.
+        """Place block edges on multiples of ``side`` from ``origin``; a range that fits one block is not divided.
 
         >>> [AxisBlocks.of(3, 22, 8, 1).edge(i) for i in range(4)], AxisBlocks.of(3, 8, 8, 1).count
         ([3, 9, 17, 22], 1)
         """
-        inner = stop if side >= stop - start else origin + ceil_to(start - origin + 1, side)
-        return cls(start, stop, side, inner, 1 + max(0, -(-(stop - inner) // side)))
+        second = stop if side >= stop - start else origin + ceil_to(start - origin + 1, side)
+        return cls(start, stop, side, second, 1 + max(0, -(-(stop - second) // side)))
 
     def edge(self, index: int) -> int:
-        """Where a block begins; for the number of blocks, where the last one ends."""
-        return self.start if index == 0 else min(self.stop, self.inner + (index - 1) * self.side)
+        """Start of block ``index``; for ``index == count``, the end of the last block."""
+        return self.start if index == 0 else min(self.stop, self.second + (index - 1) * self.side)
 
     def index(self, place: int) -> int:
-        """The block that holds a voxel."""
-        return 0 if place < self.inner else 1 + (place - self.inner) // self.side
+        """Index of the block that contains a voxel."""
+        return 0 if place < self.second else 1 + (place - self.second) // self.side
 
     def equal_parts(self) -> list[tuple[slice, int]]:
-        """Ranges of blocks of equal sides, and these: the first block, those amid, and the last."""
+        """Ranges of blocks with equal sides, and that side: the first block, those in between, and the last."""
         last = self.edge(self.count) - self.edge(self.count - 1)
         parts = [(slice(0, 1), self.edge(1) - self.start), (slice(1, -1), self.side), (slice(-1, None), last)]
         return parts[: self.count] if self.count < 2 else [parts[0], *parts[1:][self.count == 2 :]]
@@ -57,15 +57,15 @@ class AxisBlocks:
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """Blocks of equal sides that cover a region once, numbered in C order; those at the edges are cut.
+    """Blocks of equal sides that cover a region once, numbered in C order; blocks at the edges are cut.
 
-    All sizes in voxels, axes in array order.
+    All sizes are in voxels, all axes in array order.
     """
 
     region: Box
     block_shape: tuple[int, ...]
     origin: tuple[int, ...] | None = None
-    """Block edges lie on multiples of the sides, counted from here. Default: from the start of the region."""
+    """Block edges lie on multiples of the block's sides from this voxel. Default: the start of the region."""
 
     @functools.cached_property
     def axes(self) -> tuple[AxisBlocks, ...]:
@@ -89,7 +89,7 @@ class BlockGrid:
         Raises
         ------
         IndexError
-            There is no block of that number.
+            The number is not in ``range(blocks)``.
         """
         if not 0 <= number < self.blocks:
             raise IndexError(f"block {number} of {self.blocks}")
@@ -100,7 +100,7 @@ class BlockGrid:
         return tuple(reversed(place))
 
     def number(self, place: Sequence[int]) -> int | None:
-        """The block at a position of the grid; None outside."""
+        """Number of the block at a position of the grid; None outside the grid."""
         if not all(0 <= i < n for i, n in zip(place, self.shape, strict=True)):
             return None
         return int(np.ravel_multi_index(tuple(place), self.shape)) if place else 0
@@ -111,10 +111,15 @@ class BlockGrid:
         return Box(tuple(axis.edge(i) for i, axis in places), tuple(axis.edge(i + 1) for i, axis in places))
 
     def voxels(self, blocks: NDArray[np.bool_]) -> int:
-        """Voxels of the blocks that a mask over ``range(blocks)`` picks.
+        """Number of voxels of selected blocks.
 
-        Only the first and the last block along an axis can be cut, so that at most 3 parts an axis are counted and no
-        size is computed for each of 10^7 blocks.
+        Only the first and the last block along an axis can be cut. At most 3 parts per axis are counted, instead of a
+        size for each of 10^7 blocks.
+
+        Parameters
+        ----------
+        blocks : (blocks,), bool
+            True for each selected block.
         """
         picked, total = blocks.reshape(self.shape), 0
         for part in itertools.product(*(axis.equal_parts() for axis in self.axes)):
@@ -123,7 +128,7 @@ class BlockGrid:
         return total
 
     def touching(self, box: Box) -> NDArray[np.intp]:
-        """Numbers of the blocks that share voxels with a box, rising."""
+        """Numbers of the blocks that overlap a box, (n,), in ascending order."""
         ranges = [
             range(axis.index(a), axis.index(b - 1) + 1)
             for axis, a, b in zip(self.axes, box.start, box.stop, strict=True)
@@ -135,7 +140,7 @@ class BlockGrid:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A range of blocks that needs the stages before it, and nothing of each other."""
+    """A range of blocks that depend on earlier stages, but not on each other."""
 
     name: str
     blocks: range
@@ -147,7 +152,7 @@ def stage_of(stages: Sequence[Stage], number: int) -> Stage:
     Raises
     ------
     IndexError
-        There is no block of that number.
+        No stage has a block of that number.
     """
     for stage in stages:
         if number in stage.blocks:
@@ -155,10 +160,10 @@ def stage_of(stages: Sequence[Stage], number: int) -> Stage:
     raise IndexError(f"block {number} of {stages[-1].blocks.stop}")
 
 
-def within(numbers: NDArray[np.intp], blocks: range) -> NDArray[np.intp]:
-    """Those of rising numbers that are in a range.
+def in_range(numbers: NDArray[np.intp], blocks: range) -> NDArray[np.intp]:
+    """The numbers, of an ascending array, that are in a range.
 
-    >>> within(np.array([0, 3, 4, 9]), range(3, 9)).tolist()
+    >>> in_range(np.array([0, 3, 4, 9]), range(3, 9)).tolist()
     [3, 4]
     """
     start, stop = np.searchsorted(numbers, [blocks.start, blocks.stop])
@@ -166,37 +171,50 @@ def within(numbers: NDArray[np.intp], blocks: range) -> NDArray[np.intp]:
 
 
 def pending(stages: Sequence[Stage], missing: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Missing blocks of the first stage that has some: what can be worked off now. Empty once nothing is missing.
+    """Blocks that can be computed now: the missing ones of the first stage that is not finished.
 
+    Parameters
+    ----------
+    stages : stages in the order in which they run
+    missing : (n,), intp
+        Numbers of the blocks that are not done, ascending.
+
+    Returns
+    -------
+    (m,), intp
+        Empty once nothing is missing.
+
+    Examples
+    --------
     >>> pending([Stage("find", range(3)), Stage("merge", range(3, 4))], np.array([1, 2, 3])).tolist()
     [1, 2]
     """
-    parts = (within(missing, stage.blocks) for stage in stages)
+    parts = (in_range(missing, stage.blocks) for stage in stages)
     return next((part for part in parts if len(part)), missing[:0])
 
 
 FORMAT = 3
-"""Version of a plan's JSON."""
+"""Version of a plan's JSON format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One forward pass. Both boxes in coordinates of the volume."""
+    """One forward pass. Both boxes are in coordinates of the volume."""
 
     read: Box
-    """Input window; may reach outside the volume, where it is mirrored."""
+    """Input window; it is mirrored where it reaches outside the volume."""
     write: Box
-    """The voxels of the result that this tile gives."""
+    """Output voxels that this tile provides."""
 
     def crop(self, context: Sequence[int]) -> tuple[slice, ...]:
-        """Where ``write`` lies in the network's output, which starts ``context`` inside ``read``."""
+        """Slices of ``write`` in the network's output, which starts ``context`` voxels inside ``read``."""
         origin = tuple(start + c for start, c in zip(self.read.start, context, strict=True))
         return self.write.shifted(tuple(-o for o in origin)).slices
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The owner of whole output chunks: unit of writing, retry and resume. Its box is in coordinates of the volume."""
+    """Unit of writing, retry and resume; owns whole output chunks. Its box is in coordinates of the volume."""
 
     number: int
     box: Box
@@ -204,36 +222,39 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Settings beside geometry that affect the bytes of the result; frozen when a run is planned."""
+    """Settings other than geometry that affect the bytes of the result; frozen when a run is planned."""
 
     dtype: str
-    """Of the output: uint8, float16 or float32."""
+    """Data type of the output: uint8, float16 or float32."""
     outputs: int
-    """Probabilities stored per voxel: 1 for two classes (the foreground's), else one per class."""
+    """Probabilities stored per voxel: 1 for two classes (foreground), else one per class."""
     channel: int | None
-    """The one input channel used, or None for all of them."""
+    """The only input channel used, or None for all channels."""
     normalise: str
+    """Source of ``mean`` and ``std``: model or volume."""
     mean: PerChannel
     std: PerChannel
     nonfinite: float | None
-    """What stands in for NaN and infinity, or None: their block is set aside."""
+    """Replacement of NaN and infinity, or None: their block is set aside."""
     device: str
     """Kind of device: cpu, cuda, mps."""
     precision: str
+    """Precision of the network: float32 or bfloat16."""
     threads: int
+    """CPU threads of the network."""
     mask: str | None = None
-    """Fingerprint of what a mask leaves to be computed, or None: everything."""
+    """Fingerprint of the cells that a mask selects, or None: there is no mask."""
     skip_below: float | None = None
-    """Cells in which every value is below it are not computed; None: all are."""
+    """Cells whose grey values are all below this are not computed. None: no cell is skipped."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            object.__setattr__(self, name, stored(getattr(self, name)))
+            object.__setattr__(self, name, as_per_channel(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What is read: where it was when planned, and what it was."""
+    """Paths and fingerprints of volume and model at the time of planning."""
 
     volume: str
     volume_fingerprint: str
@@ -245,26 +266,31 @@ class Sources:
 class Plan:
     """Blocks that cover a region of a volume once; block edges lie on edges of output chunks.
 
-    Sizes in voxels; axes in array order, without the channel axis. The output starts where the region starts.
+    Sizes are in voxels, axes in array order, without the channel axis. The output starts where the region starts.
+
+    Raises
+    ------
+    UnetcliError
+        The tile is not usable, the region is empty or outside the volume, or blocks, shards and chunks do not fit.
     """
 
     axes: str
     extent: tuple[int, ...]
-    """Shape of the volume read: where mirroring begins."""
+    """Shape of the volume; reads are mirrored at its edges."""
     region: Box
     """The part that is predicted."""
     footprint: Footprint
     tile: tuple[int, ...]
-    """Input shape of the largest forward pass; the last tiles of a block are smaller where less is left."""
+    """Input shape of the largest forward pass; the last tiles of a block may be smaller."""
     chunks: tuple[int, ...]
-    """Of the output; where it has shards, the chunks inside them."""
+    """Chunk shape of the output, also inside shards."""
     write_chunks: tuple[int, ...]
-    """Smallest region of the output written as a unit: shards where it has them, else chunks."""
+    """Smallest region of the output that is written as a unit: a shard if the output has shards, else a chunk."""
     block_shape: tuple[int, ...]
     zarr_format: int
     """3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4, without shards)."""
     levels: int = 1
-    """Resolution levels of the output."""
+    """Resolution levels of the output, including full resolution."""
     settings: Settings
     sources: Sources
 
@@ -272,21 +298,21 @@ class Plan:
         self.footprint.require_usable(self.tile)
         self._require_storable()
         if self.region.size == 0 or self.region.clipped(Box.of_shape(self.extent)) != self.region:
-            raise UnetcliError(f"region {self.region} is empty or not inside the volume {self.extent}")
+            raise UnetcliError(f"region {_show(self.region)} is empty or not inside the volume {_show(self.extent)}")
         for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
             if block % chunk:
                 raise UnetcliError(
-                    f"block of {block} along {axis} is no multiple of the output chunk {chunk}; "
-                    f"{math.ceil(block / chunk) * chunk} would be"
+                    f"block of {block} along {axis} is not a multiple of the output chunk {chunk}; "
+                    f"{math.ceil(block / chunk) * chunk} would work"
                 )
 
     def _require_storable(self) -> None:
         if self.zarr_format not in (2, 3):
             raise UnetcliError(f"--zarr-format {self.zarr_format}: expected 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)")
         if self.sharded and self.zarr_format == 2:
-            raise UnetcliError("Zarr 2 has no shards; --zarr-format 3 has, a higher --max-files does without")
+            raise UnetcliError("Zarr 2 has no shards; use --zarr-format 3, or raise --max-files")
         if any(shard % chunk for shard, chunk in zip(self.write_chunks, self.chunks, strict=True)):
-            raise UnetcliError(f"shards of {_show(self.write_chunks)} hold no whole chunks of {_show(self.chunks)}")
+            raise UnetcliError(f"shards {_show(self.write_chunks)} are not multiples of chunks {_show(self.chunks)}")
 
     @property
     def sharded(self) -> bool:
@@ -295,7 +321,7 @@ class Plan:
 
     @functools.cached_property
     def grid(self) -> BlockGrid:
-        """The blocks, in coordinates of the volume."""
+        """Grid of the blocks, in coordinates of the volume."""
         return BlockGrid(self.region, self.block_shape)
 
     @property
@@ -304,11 +330,11 @@ class Plan:
         return self.grid.blocks
 
     def block(self, number: int) -> Block:
-        """Block ``number`` of ``range(plan.blocks)``, counted in C order."""
+        """Block ``number`` of ``range(plan.blocks)``, in C order."""
         return Block(number, self.grid.box(number))
 
     def output_box(self, block: Block) -> Box:
-        """The block in coordinates of the output."""
+        """Box of a block in coordinates of the output."""
         return block.box.relative_to(self.region)
 
     def tiles(self, block: Block) -> Iterator[Tile]:
@@ -324,17 +350,31 @@ class Plan:
             yield Tile(_box(read), _box(write))
 
     def window(self, block: Block) -> Box:
-        """All that the tiles of a block read."""
+        """Bounding box of the input of all tiles of a block; may reach outside the volume."""
         return hull([tile.read for tile in self.tiles(block)])
 
 
 def axis_spans(
     axis: AxisFootprint, side: int, start: int, stop: int
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Tiles along one axis that give ``start..stop``: pairs of (read start, stop) and (write start, stop).
+    """Tiles along one axis whose outputs cover ``start..stop`` once.
 
-    Tiles start on multiples of the alignment from the volume's origin (see :meth:`AxisFootprint.step`); the last
-    is cut to the smallest side that gives what is left.
+    Output origins are multiples of the alignment, counted from the volume's origin, because max-pooling is
+    shift-equivariant only by its stride (see :meth:`AxisFootprint.step`). The last tile has the smallest valid side
+    that covers the rest.
+
+    Parameters
+    ----------
+    axis : AxisFootprint
+    side : voxels
+        Input side of a full tile.
+    start, stop : voxels
+        Half-open range of output voxels.
+
+    Yields
+    ------
+    (read start, read stop), (write start, write stop) : voxels
+        In coordinates of the volume; reads may reach outside it.
     """
     origin = start // axis.alignment * axis.alignment
     while origin < stop:
@@ -346,17 +386,20 @@ def axis_spans(
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
-    """What two plans do differently, a phrase each; levels and paths do not count, only what paths led to."""
+    """Phrases that name what two plans do differently.
+
+    Levels are ignored, and of volume and model only the contents are compared, not the paths.
+    """
     found = {name: f"{name} {_show(now)} (was {_show(before)})" for name, before, now in changed(old, new)}
     named = [
         name for name in ("extent", "region", "footprint", "zarr_format", "write_chunks", "chunks") if name in found
     ]
     if "write_chunks" in named:
-        named = [name for name in named if name != "chunks"]  # else the same is said twice
+        named = [name for name in named if name != "chunks"]  # follows from write_chunks
     phrases = [found[name] for name in named]
     if "tile" in found:
         phrases.append(f"tile {new.tile[-1]} (was {old.tile[-1]})")
-    elif not phrases and "block_shape" in found:  # of the same tile: another unetcli, or other input chunks
+    elif not phrases and "block_shape" in found:  # same tile: another version, or other input chunks
         phrases.append(found["block_shape"])
     phrases += [f"{name} {now} (was {before})" for name, before, now in changed(old.settings, new.settings)]
     for source in ("volume", "model"):
@@ -374,5 +417,5 @@ def _show(value: Any) -> str:
     if isinstance(value, Box):
         return ",".join(f"{a}:{b}" for a, b in zip(value.start, value.stop, strict=True))
     if isinstance(value, Footprint):
-        return f"of context {value.context}"
+        return f"with context {value.context}"
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

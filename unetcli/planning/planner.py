@@ -1,4 +1,4 @@
-"""Chooses tile and block so that memory fits and the least work is wasted. Pure arithmetic."""
+"""Choice of tile, block and shard shapes: as little wasted work as memory allows. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from unetcli.planning.plan import Plan, Settings, Sources, axis_spans
 CHUNK = 512
 """In-plane side of an output chunk."""
 CPU_TILE = 700
-"""Largest tile chosen by itself on a CPU."""
+"""Largest input side that is chosen by default on a CPU."""
 GPU_TILE = 2236
-"""Largest tile chosen by itself on a GPU: gives 2052, so that context is an eighth of what is read."""
+"""Largest input side that is chosen by default on a GPU: its output is 2052, and context is 1/6 of the input."""
 BLOCK_LIMIT = 4096
-"""Largest in-plane block side: a block is what a killed worker loses."""
+"""Largest in-plane side of a block; a killed worker loses at most the block it works on."""
 SHARD_SIDES = (1, 2, 4, 6, 8)
-"""Chunks along a shard's sides in plane, tried in turn; 6 is the step of a tile of 572, 8 the largest block."""
+"""In-plane sides of a shard in chunks, tried in turn. 6 is a multiple of the step of tile 572, 8 the largest block."""
 MAX_FILES = 250_000
-"""Files of an output before its chunks are gathered in shards: a quarter of a common quota."""
+"""Files of an output above which chunks are packed into shards: a quarter of a common quota."""
 ITEM_BYTES = {"uint8": 1, "float16": 2, "float32": 4}
 WINDOW_BYTES = 256 * 2**20
-"""About the largest input window or result of a block; several of each are held at a time."""
+"""Approximate limit for the input window and the result of a block; several of each are held at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """What planning needs to know about a volume; all tuples without the channel axis, in array order."""
+    """Properties of the volume that planning needs; tuples are in array order, without the channel axis."""
 
     axes: str
     extent: tuple[int, ...]
+    """Voxels."""
     chunks: tuple[int, ...]
+    """Voxels."""
     bytes_per_voxel: int
-    """All channels that are read, together."""
+    """Bytes of all channels that are read."""
 
 
 def make_plan(
@@ -49,16 +51,36 @@ def make_plan(
     max_files: int = MAX_FILES,
     zarr_format: int = 3,
 ) -> Plan:
-    """The plan for one region; ``tile`` is the input side along the axes that the network sees.
+    """Plan the prediction of one region.
 
-    More than ``max_files`` files are avoided by shards as far as a block's memory allows; see :func:`require_files`.
+    Parameters
+    ----------
+    source : Input
+        The volume that is read.
+    region : Box
+        Region to predict, in voxels of the volume.
+    architecture : Architecture
+    tile : voxels
+        Input side of a forward pass along the axes that the network convolves; 1 along the others.
+    settings, sources
+        Stored in the plan as they are.
+    max_files : files
+        Chunks are packed into shards if the output would have more files. If a block of the smallest sufficient
+        shards does not fit the memory, the output still has more files; see :func:`require_files`.
+    zarr_format : {3, 2}
+        Format 2 has no shards.
+
+    Raises
+    ------
+    UnetcliError
+        The tile is not a usable input side, or the region is empty or not inside the volume.
     """
     network = architecture.footprint()
-    seen = len(network.axes)
-    footprint = network.lifted(len(source.axes))
-    shape = (1,) * (len(source.axes) - seen) + (tile,) * seen
+    convolved = len(network.axes)
+    footprint = network.expanded_to(len(source.axes))
+    shape = (1,) * (len(source.axes) - convolved) + (tile,) * convolved
     footprint.require_usable(shape)
-    chunks = output_chunks(region.shape, seen)
+    chunks = output_chunks(region.shape, convolved)
     voxel_bytes = max(source.bytes_per_voxel, settings.outputs * ITEM_BYTES[settings.dtype])
     limit = (max_files - _metadata_files(zarr_format)) // settings.outputs
     shards = output_shards(region.shape, chunks, footprint, voxel_bytes, limit)
@@ -78,18 +100,35 @@ def make_plan(
     )
 
 
-def output_chunks(shape: Sequence[int], seen: int) -> tuple[int, ...]:
-    """Output chunks: one section, ``CHUNK`` in plane, never larger than the output."""
-    leading = len(shape) - seen
+def output_chunks(shape: Sequence[int], convolved: int) -> tuple[int, ...]:
+    """Chunk shape of the output: ``CHUNK`` along the last ``convolved`` axes, 1 along the others, at most ``shape``."""
+    leading = len(shape) - convolved
     return (1,) * leading + tuple(min(CHUNK, n) for n in shape[leading:])
 
 
 def output_shards(
     shape: tuple[int, ...], chunks: tuple[int, ...], footprint: Footprint, voxel_bytes: int, limit: int
 ) -> tuple[int, ...]:
-    """The smallest shards of which at most ``limit`` hold the output; else the largest a block's memory allows."""
+    """The smallest shards with which the output has at most ``limit`` files, or else the largest that fit the memory.
+
+    Parameters
+    ----------
+    shape, chunks : voxels
+        Shape and chunk shape of the output.
+    footprint : Footprint
+        Lifted to the axes of the output; adds to the input window of a block.
+    voxel_bytes : bytes
+        Larger of input and output bytes per voxel; windows are limited to ``WINDOW_BYTES``.
+    limit : files
+        Per class that is stored.
+
+    Returns
+    -------
+    voxels
+        Multiples of ``chunks``; ``chunks`` itself if no shards are needed.
+    """
     best = chunks
-    for shards in _growing(shape, chunks, footprint):
+    for shards in _shard_shapes(shape, chunks, footprint):
         if _window_voxels(shards, footprint) * voxel_bytes > WINDOW_BYTES and shards != chunks:
             continue
         if _pieces(shape, shards) < _pieces(shape, best):
@@ -100,31 +139,34 @@ def output_shards(
 
 
 def output_files(plan: Plan) -> int:
-    """Files of the output where no chunk is all zero (those have none); without pyramid."""
+    """Number of files of the output without coarser levels, if no chunk is all zero (those have no file)."""
     pieces = _pieces(plan.region.shape, plan.write_chunks)
     return plan.settings.outputs * pieces + _metadata_files(plan.zarr_format)
 
 
 def require_files(plan: Plan, max_files: int) -> None:
-    """Raise :class:`UnetcliError` where an output has more files than that."""
+    """Raise :class:`UnetcliError` if the output has more than ``max_files`` files."""
     if (files := output_files(plan)) > max_files:
-        way = "--zarr-format 3 gathers chunks in shards, " if plan.zarr_format == 2 else ""
+        way = "--zarr-format 3 packs chunks into shards, " if plan.zarr_format == 2 else ""
         why = "Zarr 2 has no shards" if plan.zarr_format == 2 else "no larger shard fits the memory of a block"
         raise UnetcliError(
             f"the output would have {files} files, more than --max-files {max_files}: {why}; "
-            f"{way}--max-files {files} allows them"
+            f"{way}--max-files {files} would work"
         )
 
 
 def largest_tile(footprint: Footprint, limit: int) -> int:
-    """Largest tile side usable along every axis of a network and at most ``limit``; at least the smallest one."""
+    """Largest usable input side of a tile, in voxels, up to ``limit``; at least the smallest usable one."""
     axis = max(footprint.axes, key=lambda a: a.alignment)
     smallest = axis.side_for(1)
     return smallest + max(0, limit - smallest) // axis.alignment * axis.alignment
 
 
 def device_tile(architecture: Architecture, free_bytes: int, limit: int = GPU_TILE) -> int:
-    """Largest tile whose forward pass fits ``free_bytes`` of device memory."""
+    """Largest input side, up to ``limit`` voxels, whose forward pass fits ``free_bytes`` of device memory.
+
+    If none fits, it is the smallest usable side.
+    """
     footprint = architecture.footprint()
     alignment, smallest = footprint.axes[-1].alignment, footprint.axes[-1].side_for(1)
     sides = range(largest_tile(footprint, limit), smallest, -alignment)
@@ -132,10 +174,18 @@ def device_tile(architecture: Architecture, free_bytes: int, limit: int = GPU_TI
 
 
 def forward_bytes(architecture: Architecture, tile: int, bytes_per_value: int = 4) -> int:
-    """Estimate of the device memory of one forward pass: weights, skips held, and the largest moment at work.
+    """Estimated peak memory of one forward pass, in bytes: weights, stored skips, and the largest set of temporaries.
 
-    At each up step the concatenation, its input and its convolved result are alive together; a workspace of the
-    same size as the result is added for the convolution itself.
+    At each up step the concatenated maps, their inputs and the convolved result exist at once; a workspace as large
+    as the result is added for the convolution.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    tile : voxels
+        Input side.
+    bytes_per_value : bytes
+        4 for float32, 2 for bfloat16.
     """
     a = architecture
     skips, side = [], tile
@@ -143,94 +193,99 @@ def forward_bytes(architecture: Architecture, tile: int, bytes_per_value: int = 
         side -= 4
         skips.append(a.channels(level) * side**2)
         side = side // 2 if level < a.depth else side
-    moments = [2 * a.channels(0) * tile**2]
+    temporaries = [2 * a.channels(0) * tile**2]
     for level in reversed(range(a.depth)):
         side = 2 * side
-        moments.append(sum(skips[: level + 1]) + 5 * a.channels(level) * side**2)
+        temporaries.append(sum(skips[: level + 1]) + 5 * a.channels(level) * side**2)
         side -= 4
     weights = 32 * a.channels(a.depth) ** 2
-    return bytes_per_value * (max(moments) + weights)
+    return bytes_per_value * (max(temporaries) + weights)
+
+
+def _convolved(footprint: Footprint) -> list[bool]:
+    """Whether the network convolves along each axis; leading axes of a stack are predicted section by section."""
+    return [axis != AxisFootprint() for axis in footprint.axes]
 
 
 def _metadata_files(zarr_format: int) -> int:
     return 2 if zarr_format == 3 else 4  # zarr.json of group and array; .zgroup, .zattrs, 0/.zarray, 0/.zattrs
 
 
-def _growing(shape: tuple[int, ...], chunks: tuple[int, ...], footprint: Footprint) -> Iterator[tuple[int, ...]]:
-    """Shard shapes to try: wider in plane, then, for every width from the widest, over more and more sections."""
-    seen = [axis != AxisFootprint() for axis in footprint.axes]
+def _shard_shapes(shape: tuple[int, ...], chunks: tuple[int, ...], footprint: Footprint) -> Iterator[tuple[int, ...]]:
+    """Shard shapes to try: first wider in plane, then over more sections, starting with the widest."""
+    convolved = _convolved(footprint)
     planes = [
         tuple(
-            min(chunk * side, ceil_to(n, chunk)) if is_seen else chunk
-            for n, chunk, is_seen in zip(shape, chunks, seen, strict=True)
+            min(chunk * side, ceil_to(n, chunk)) if is_convolved else chunk
+            for n, chunk, is_convolved in zip(shape, chunks, convolved, strict=True)
         )
         for side in SHARD_SIDES
     ]
     yield from planes
     for shards in reversed(planes):
         grown = list(shards)
-        for place in reversed([i for i, is_seen in enumerate(seen) if not is_seen]):
-            while grown[place] < shape[place]:
-                grown[place] = min(2 * grown[place], shape[place])
+        for axis in reversed([i for i, is_convolved in enumerate(convolved) if not is_convolved]):
+            while grown[axis] < shape[axis]:
+                grown[axis] = min(2 * grown[axis], shape[axis])
                 yield tuple(grown)
 
 
 def _pieces(shape: Sequence[int], piece: Sequence[int]) -> int:
-    """How many pieces cover a shape."""
+    """Number of pieces that cover a shape."""
     return math.prod(-(-n // side) for n, side in zip(shape, piece, strict=True))
 
 
 def _window_voxels(block: Sequence[int], footprint: Footprint) -> int:
-    """The most that the tiles of a block of that shape read."""
+    """Largest number of voxels that the tiles of a block of this shape read."""
     return math.prod(side + _margin(axis) for side, axis in zip(block, footprint.axes, strict=True))
 
 
 def _margin(axis: AxisFootprint) -> int:
-    """The most that is read beside a block along one axis: context, and what tiles on the volume's grid are larger."""
+    """Most voxels read beyond a block along one axis: context, and rounding of tile origins to the alignment."""
     return 2 * (axis.context + axis.alignment - 1)
 
 
 def _block_shape(
     source: Input, region: Box, footprint: Footprint, tile: tuple[int, ...], shards: tuple[int, ...], voxel_bytes: int
 ) -> tuple[int, ...]:
-    seen = [axis != AxisFootprint() for axis in footprint.axes]
-    sections = math.prod(n for n, is_seen in zip(shards, seen, strict=True) if not is_seen)
-    limit = int((WINDOW_BYTES / voxel_bytes / sections) ** (1 / sum(seen)))
+    convolved = _convolved(footprint)
+    sections = math.prod(n for n, is_convolved in zip(shards, convolved, strict=True) if not is_convolved)
+    limit = int((WINDOW_BYTES / voxel_bytes / sections) ** (1 / sum(convolved)))
     block = [
-        _least_wasteful(axis, side, shard, start, stop, min(limit - _margin(axis), BLOCK_LIMIT)) if is_seen else shard
-        for is_seen, axis, side, shard, start, stop in zip(
-            seen, footprint.axes, tile, shards, region.start, region.stop, strict=True
+        _best_side(axis, side, shard, start, stop, min(limit - _margin(axis), BLOCK_LIMIT)) if is_convolved else shard
+        for is_convolved, axis, side, shard, start, stop in zip(
+            convolved, footprint.axes, tile, shards, region.start, region.stop, strict=True
         )
     ]
     room = WINDOW_BYTES // (_window_voxels(block, footprint) * voxel_bytes)
-    for place in reversed([i for i, is_seen in enumerate(seen) if not is_seen]):
-        # Input chunks thick in z are decoded once per block: take as many sections as one chunk holds.
-        wanted = min(source.chunks[place], region.shape[place]) // shards[place]
+    for axis in reversed([i for i, is_convolved in enumerate(convolved) if not is_convolved]):
+        # A chunk that is thick in z is decoded once per block, so a block takes as many sections as one chunk has.
+        wanted = min(source.chunks[axis], region.shape[axis]) // shards[axis]
         times = max(1, min(wanted, room))
-        block[place] *= times
+        block[axis] *= times
         room //= times
         if room <= 1:
             break
     return tuple(block)
 
 
-def _least_wasteful(axis: AxisFootprint, side: int, chunk: int, start: int, stop: int, limit: int) -> int:
-    """Block side: a multiple of the chunk with the least input read per axis; the largest of equals."""
+def _best_side(axis: AxisFootprint, side: int, chunk: int, start: int, stop: int, limit: int) -> int:
+    """Block side, a multiple of the chunk, with the least input along the axis; the largest one of equals."""
     limit = max(chunk, min(limit, ceil_to(stop - start, chunk)))
-    return max(range(chunk, limit + 1, chunk), key=lambda block: (-work(axis, side, block, start, stop), block))
+    return max(range(chunk, limit + 1, chunk), key=lambda block: (-input_voxels(axis, side, block, start, stop), block))
 
 
-def work(axis: AxisFootprint, side: int, block: int, start: int, stop: int) -> int:
-    """Input voxels that all tiles along one axis read, with blocks of that side."""
+def input_voxels(axis: AxisFootprint, side: int, block: int, start: int, stop: int) -> int:
+    """Input voxels of all tiles along one axis; ``side`` is that of a full tile, ``block`` that of a block."""
     whole, rest = divmod(stop - start, block)
     total = whole * _read(axis_spans(axis, side, start, start + block)) if whole else 0
     return total + (_read(axis_spans(axis, side, stop - rest, stop)) if rest else 0)
 
 
 def wasted_work(plan: Plan) -> float:
-    """Forward passes' input voxels per output voxel, less one: what context, alignment and edges cost."""
+    """Input voxels of all forward passes per output voxel, minus 1: the cost of context, alignment and edges."""
     parts = zip(plan.footprint.axes, plan.tile, plan.block_shape, plan.region.start, plan.region.stop, strict=True)
-    return math.prod(work(*part) / (part[4] - part[3]) for part in parts) - 1
+    return math.prod(input_voxels(*part) / (part[4] - part[3]) for part in parts) - 1
 
 
 def _read(spans: Iterable[tuple[tuple[int, int], tuple[int, int]]]) -> int:

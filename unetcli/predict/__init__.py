@@ -1,1 +1,1 @@
-"""Probabilities of volumes of any size."""
+"""Class probabilities of volumes of any size."""

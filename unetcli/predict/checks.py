@@ -1,4 +1,4 @@
-"""Results computed twice: a block of another host, and windows across borders in other tiles."""
+"""Checks that recompute results: a block of another host, and windows across the borders of tiles and blocks."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANDIDATES = 4
-"""Blocks of others that are tried, until one can be compared."""
+"""Number of blocks of other hosts that are tried until one can be compared."""
 TOLERANCE = {"uint8": 1.0, "float16": 1e-3, "float32": 2e-5}
-"""Largest difference that other hardware may make in what is stored, by its type."""
+"""Largest difference between stored values that other hardware explains, by data type."""
 BFLOAT16_TOLERANCE = 0.05
-"""The same in probability for a network run in bfloat16, whose every layer rounds to 8 bits."""
+"""Largest difference between probabilities for a network run in bfloat16, where every layer rounds to 8 bits."""
 
 
-class Predicting(Protocol):
-    """A prediction whose blocks can be read back and computed again."""
+class StoredPrediction(Protocol):
+    """A prediction whose blocks can be read back and computed again: the part of PredictStep that checks need."""
 
     @property
     def folder(self) -> RunFolder: ...
@@ -56,13 +56,13 @@ class Predicting(Protocol):
     def read(self, box: Box) -> NDArray[Any]: ...
 
 
-def require_same_results(step: Predicting) -> None:
-    """Recompute a block that another host finished; once per host and run.
+def require_same_results(step: StoredPrediction) -> None:
+    """Recompute a block that another host finished, once per host and run.
 
     Raises
     ------
     UnetcliError
-        This host's result differs by more than hardware explains: nothing of it may go into the output.
+        The results differ by more than hardware explains; this host must not write into the output.
     """
     host = socket.gethostname()
     record = step.folder.canaries / f"{host}.json"
@@ -76,86 +76,113 @@ def require_same_results(step: Predicting) -> None:
     other = step.ledger.hosts[step.ledger.host[block]]
     if not difference <= tolerance(step.plan.settings):  # so that NaN is refused too
         raise UnetcliError(
-            f"host {host}: computes block {block} differently from {other} (by {difference:g}, "
-            f"{tolerance(step.plan.settings):g} is allowed); other libraries or a broken device? its share is refused"
+            f"host {host}: its result of block {block} differs from that of {other} by {difference:g} (at most "
+            f"{tolerance(step.plan.settings):g} is allowed); this host computes nothing, check its libraries and device"
         )
     publish(record, json.dumps({"block": block, "host": other, "difference": difference}))
-    log.debug("%s computes block %d as %s did (difference %g)", host, block, other, difference)
+    log.debug("%s: result of block %d agrees with that of %s (difference %g)", host, block, other, difference)
 
 
-def blocks_of_others(step: Predicting, host: str) -> list[int]:
-    """A few finished blocks that this host did not make, far apart: one may be damaged, or skipped."""
-    others = np.flatnonzero((step.ledger.done & ~step.ledger.made_by(host))[: step.plan.blocks])
+def blocks_of_others(step: StoredPrediction, host: str) -> list[int]:
+    """A few finished blocks of other hosts, far apart; several, because one may be damaged or skipped."""
+    others = np.flatnonzero((step.ledger.done & ~step.ledger.computed_on(host))[: step.plan.blocks])
     places = np.unique(np.linspace(0, len(others) - 1, min(CANDIDATES, len(others)), dtype=np.intp))
     return [int(block) for block in others[places]]
 
 
-def largest_difference(step: Predicting, number: int) -> float | None:
-    """Between what is stored of a block and what comes out here; None where one cannot be had, or all is skipped."""
+def largest_difference(step: StoredPrediction, number: int) -> float | None:
+    """Largest difference between the stored and the recomputed values of a block.
+
+    It is None if the block cannot be read or computed, or if all of it is skipped.
+    """
     with closing(step.predict([number])) as blocks:
         block = next(blocks)
     if block.values is None or block.tile == 0:
         return None
     try:
         stored = step.read(block.block.box)
-    except Exception as error:  # codecs raise what they like; a damaged block is not this host's fault
-        log.warning("block %d cannot be read back: %s; verify tells more", number, error)
+    except Exception as error:  # codecs raise any type; a damaged block is no reason to refuse this host
+        log.warning("block %d cannot be read back: %s; `unetcli verify` shows the details", number, error)
         return None
     return float(np.abs(stored.astype(np.float64) - block.values.astype(np.float64)).max())
 
 
 def tolerance(settings: Settings) -> float:
-    """Largest difference of stored values that is allowed between hosts."""
+    """Largest difference between stored values that is allowed between hosts, in units of the output's dtype."""
     if settings.precision == "bfloat16":
         return BFLOAT16_TOLERANCE * (255 if settings.dtype == "uint8" else 1)
     return TOLERANCE[settings.dtype]
 
 
 SIDE = 96
-"""Of a window, along the axes that the network sees: one forward pass, with the border in its middle."""
+"""Voxels per side of a window, along the axes that the network convolves; the border is in its middle."""
 SEED = 2015
 TRIES = 50
-"""For each window: places that touch a block without result are passed over."""
+"""Attempts to place a window, as windows that overlap an unfinished block are skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seam:
-    """A window that does not come out as it is stored."""
+class SeamMismatch:
+    """A window whose recomputed values differ from the stored ones, or could not be compared."""
 
     place: str
-    """Of the largest difference."""
+    """Position of the largest difference."""
     difference: float | None
-    """Of stored values; None: it cannot be read or computed."""
+    """Largest difference, in units of the output's dtype; None if the window cannot be read or computed."""
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seams:
-    """What came out of computing windows anew."""
+class SeamReport:
+    """Result of recomputing windows across borders."""
 
     windows: int
+    """Number of windows that were compared."""
     largest_difference: float
     allowed: float
-    exceeded: list[Seam]
+    """Largest difference that is accepted, in units of the output's dtype."""
+    exceeded: list[SeamMismatch]
 
 
-def check_seams(step: Predicting, count: int) -> Seams:
-    """Compute windows anew from the input, each as one tile of its own, and compare."""
+def check_seams(step: StoredPrediction, count: int) -> SeamReport:
+    """Recompute windows across borders of tiles and blocks from the input, and compare them with the output.
+
+    Each window is computed as a single tile, so that seams in the output show as differences.
+
+    Parameters
+    ----------
+    step : StoredPrediction
+        Only its finished blocks are checked.
+    count : windows
+        Fewer are compared if too many blocks are unfinished.
+    """
     boxes = list(itertools.islice(windows(step.plan, step.ledger.refresh().done[: step.plan.blocks]), count))
     allowed, largest, exceeded = tolerance(step.plan.settings), 0.0, []
-    log.info("%d windows across borders are computed anew", len(boxes))
+    log.info("computing %d windows across borders again", len(boxes))
     for box in boxes:
         found = difference(step, box)
         if found.difference is None or found.difference > allowed:
             exceeded.append(found)
         largest = max(largest, found.difference or 0.0)
-    return Seams(windows=len(boxes), largest_difference=largest, allowed=allowed, exceeded=exceeded)
+    return SeamReport(windows=len(boxes), largest_difference=largest, allowed=allowed, exceeded=exceeded)
 
 
 def windows(plan: Plan, done: NDArray[np.bool_]) -> Iterator[Box]:
-    """Windows around borders of tiles and blocks and their corners, at random, the same ones each time."""
+    """Windows around random borders and corners of tiles and blocks, in the same order each time.
+
+    Parameters
+    ----------
+    plan : Plan
+    done : (blocks,), bool
+        True for each finished block; windows lie in finished blocks.
+
+    Yields
+    ------
+    Box
+        In voxels of the volume.
+    """
     chance, finished = np.random.default_rng(SEED), np.flatnonzero(done)
-    seen = [axis for axis, footprint in enumerate(plan.footprint.axes) if footprint != AxisFootprint()]
+    convolved = [axis for axis, footprint in enumerate(plan.footprint.axes) if footprint != AxisFootprint()]
     failed = 0
     for turn in itertools.count():
         if not len(finished) or failed >= TRIES:
@@ -163,11 +190,11 @@ def windows(plan: Plan, done: NDArray[np.bool_]) -> Iterator[Box]:
         tiles = list(plan.tiles(plan.block(int(chance.choice(finished)))))
         tile = tiles[chance.integers(len(tiles))].write
         centre = [int(chance.integers(a, b)) for a, b in zip(tile.start, tile.stop, strict=True)]
-        across = {seen[turn % len(seen)], *(axis for axis in seen if chance.random() < 0.5)}
+        across = {convolved[turn % len(convolved)], *(axis for axis in convolved if chance.random() < 0.5)}
         for axis in across:
             borders = {tile.start[axis], tile.stop[axis]} - {plan.region.start[axis], plan.region.stop[axis]}
             centre[axis] = int(chance.choice(sorted(borders))) if borders else centre[axis]
-        box = window_at(plan, centre, seen)
+        box = window_at(plan, centre, convolved)
         if done[plan.grid.touching(box)].all():
             failed = 0
             yield box
@@ -175,10 +202,10 @@ def windows(plan: Plan, done: NDArray[np.bool_]) -> Iterator[Box]:
             failed += 1
 
 
-def window_at(plan: Plan, centre: list[int], seen: list[int]) -> Box:
-    """A window around a voxel, moved to lie inside the region, whose tile is not as large as the plan's."""
+def window_at(plan: Plan, centre: list[int], convolved: list[int]) -> Box:
+    """Window around a voxel, moved into the region, with a size that needs another tile than the plan's."""
     start, stop = list(centre), [c + 1 for c in centre]
-    for axis in seen:
+    for axis in convolved:
         low, high, footprint = plan.region.start[axis], plan.region.stop[axis], plan.footprint.axes[axis]
         start[axis] = max(low, min(centre[axis] - SIDE // 2, high - SIDE))
         stop[axis] = min(high, start[axis] + SIDE)
@@ -188,11 +215,11 @@ def window_at(plan: Plan, centre: list[int], seen: list[int]) -> Box:
     return Box(tuple(start), tuple(stop))
 
 
-def difference(step: Predicting, box: Box) -> Seam:
-    """The largest difference between what is stored in a window and what comes out now."""
+def difference(step: StoredPrediction, box: Box) -> SeamMismatch:
+    """Compare the stored values of a window with recomputed ones."""
     from unetcli.predict.predictor import predict_blocks  # torch
 
-    plan, reason = step.plan, ""
+    plan = step.plan
     alone = plan_of_window(plan, box)
     with closing(predict_blocks(alone, step.predictor, step.source, [0], mask=step.mask)) as blocks:
         block = next(blocks)
@@ -200,22 +227,21 @@ def difference(step: Predicting, box: Box) -> Seam:
         if block.values is None:
             raise block.error or ValueError("no result")
         stored = step.read(box)
-    except Exception as error:  # codecs raise what they like
-        reason = f"cannot be compared: {error}"
-        return Seam(place=describe(box, plan.axes), difference=None, reason=reason)
+    except Exception as error:  # codecs raise any type
+        return SeamMismatch(place=describe(box, plan.axes), difference=None, reason=f"cannot be compared: {error}")
     apart = np.abs(stored.astype(np.float64) - block.values.astype(np.float64)).max(axis=0)
     worst = np.unravel_index(int(np.nanargmax(apart)), apart.shape)
     place = tuple(int(a + i) for a, i in zip(box.start, worst, strict=True))
     largest = float(apart[worst])
-    return Seam(
+    return SeamMismatch(
         place=describe(Box(place, tuple(p + 1 for p in place)), plan.axes),
         difference=largest,
-        reason=f"stored values differ by up to {largest:g} from what other tiles give",
+        reason=f"stored values differ by up to {largest:g} from those computed with another tile",
     )
 
 
 def plan_of_window(plan: Plan, box: Box) -> Plan:
-    """The same work for a window alone, in one tile: its origin and size are none of the plan's."""
+    """Plan that computes a single window in one tile, whose origin and size differ from those of the plan's tiles."""
     tile = tuple(
         axis.side_for(stop - start // axis.alignment * axis.alignment)
         for axis, start, stop in zip(plan.footprint.axes, box.start, box.stop, strict=True)

@@ -1,4 +1,4 @@
-"""From windows of a volume to finished blocks: read, forward, assemble, each a small stream."""
+"""Prediction of blocks in three stages that overlap: read input windows, compute tiles, assemble blocks."""
 
 from __future__ import annotations
 
@@ -15,66 +15,78 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetcli.core.arrays import along
+from unetcli.core.arrays import broadcast_channels
 from unetcli.core.errors import UnreadableBlock, one_line
 from unetcli.core.geometry import Box, hull
 from unetcli.core.process import give_back_freed_memory
 from unetcli.core.streams import prefetch
 from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.planning.plan import Block, Plan, Settings, Tile
-from unetcli.predict.skipping import ActiveCells, Mask, all_kept, background, bright, cell_sides, voxels_of
+from unetcli.predict.skipping import ActiveCells, Mask, all_active, background, bright_cells, cell_sides, voxels_of
 from unetcli.volumes.volume import Volume, describe
 
 log = logging.getLogger(__name__)
 
-WINDOWS_AHEAD, PIECES_AHEAD = 1, 4
+WINDOWS_AHEAD, TILES_AHEAD = 1, 4
+"""Windows and computed tiles that may wait for the next stage."""
 OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
-"""How torch and oneDNN tell that there is none left."""
+"""Parts of the messages with which torch and oneDNN report that memory is exhausted."""
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """All input of one block, or why there is none."""
+    """Input of one block, or the error that occurred while reading it."""
 
     block: Block
     box: Box
     voxels: NDArray[Any] | None
-    """(c, *box.shape), the volume's dtype; None where nothing of the block is computed."""
-    kept: ActiveCells | None
-    """Which cells are computed; None: all."""
+    """(c, *box.shape), in the volume's dtype; None if nothing of the block is computed."""
+    active: ActiveCells | None
+    """Cells that are computed; None means all."""
     error: Exception | None
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """One tile's share of a block, ``(outputs, *tile.write.shape)``, or why there is none."""
+class TileResult:
+    """Result of one tile, or the error that occurred in its block; without both, the whole block is skipped."""
 
     window: Window
     tile: Tile | None
     values: NDArray[Any] | None
+    """(outputs, *tile.write.shape), in the output's dtype."""
     seconds: float
     error: Exception | None = None
     side: int = 0
-    """Of the plan's tile, or of the smaller one that memory allowed."""
+    """Input side of a full tile: that of the plan, or a smaller one that fits the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedBlock:
-    """A block's result, ``(outputs, *block.box.shape)`` in the output's dtype, or why there is none."""
+    """Result of a block, or the error that occurred."""
 
     block: Block
     values: NDArray[Any] | None
+    """(outputs, *block.box.shape), in the output's dtype; None after an error."""
     error: Exception | None
     tile: int
-    """Side of the tile used: the plan's, or a smaller one that memory allowed; 0 where none was needed."""
+    """Input side of a full tile: that of the plan, or a smaller one that fits the memory; 0 if all was skipped."""
     read_seconds: float
     forward_seconds: float
 
 
 class Predictor:
-    """Network, normalisation and quantisation: grey values of a tile in, stored values out."""
+    """Network with normalisation and quantisation: maps the grey values of a tile to stored values.
+
+    Parameters
+    ----------
+    network : UNet
+        Moved to the device.
+    settings : Settings
+        Statistics, precision and output dtype.
+    device : torch.device
+    """
 
     def __init__(self, network: UNet, settings: Settings, device: torch.device) -> None:
         self.settings, self.device = settings, device
@@ -82,13 +94,13 @@ class Predictor:
         self._mean, self._std = channelwise(settings.mean, device), channelwise(settings.std, device)
         self._tile: tuple[int, ...] | None = None
 
-    def fitting(self, plan: Plan) -> Plan:
-        """The plan, with the tile that this device's memory was found to hold."""
+    def with_fitting_tile(self, plan: Plan) -> Plan:
+        """The plan, with a smaller tile if :meth:`shrink` has chosen one."""
         return plan if self._tile is None else replace(plan, tile=self._tile)
 
     def shrink(self, plan: Plan) -> bool:
-        """Take a tile of about half the side from now on; False where there is no smaller one."""
-        tile = self.fitting(plan).tile
+        """Use a tile of about half the output side from now on; False if there is no smaller one."""
+        tile = self.with_fitting_tile(plan).tile
         axis = plan.footprint.axes[-1]
         smaller = axis.side_for(max(1, axis.output(tile[-1]) // 2))
         if smaller >= tile[-1]:
@@ -103,6 +115,7 @@ class Predictor:
         Parameters
         ----------
         voxels : (c, y, x), any real dtype
+            Grey values; y and x must be valid sides.
 
         Returns
         -------
@@ -116,7 +129,10 @@ class Predictor:
         return self.quantise(torch.softmax(logits, dim=0)).cpu().numpy()
 
     def quantise(self, probabilities: Tensor) -> Tensor:
-        """What is stored of (classes, y, x): the foreground's of two classes; as uint8 floor(255 p + 0.5)."""
+        """Stored values of probabilities (classes, y, x): foreground alone if there are two classes.
+
+        uint8 stores floor(255 p + 0.5), which is read back as value / 255.
+        """
         stored = probabilities[1:] if self.settings.outputs == 1 else probabilities
         if self.settings.dtype == "uint8":
             stored = torch.floor(255 * stored + 0.5)
@@ -131,119 +147,152 @@ def predict_blocks(
     stopping: Callable[[], bool] = bool,
     mask: Mask | None = None,
 ) -> Generator[FinishedBlock]:
-    """Blocks one after the other, while the next are read and computed; ends early once ``stopping()`` is true."""
+    """Predict blocks one after the other; the next ones are read and computed meanwhile.
+
+    Parameters
+    ----------
+    plan : Plan
+    predictor : Predictor
+    source : Volume
+        The volume that was planned.
+    blocks : block numbers
+    stopping : callable
+        Called before each block; once it returns True, no further block is begun.
+    mask : Mask, optional
+        Required if and only if the plan has one.
+
+    Yields
+    ------
+    FinishedBlock
+        In the order of ``blocks``. An error concerns one block only; the others follow.
+    """
     if (mask is None) != (plan.settings.mask is None):
-        raise ValueError("a plan is computed with the mask that it was made for, and no other")
+        raise ValueError("predict_blocks needs a mask exactly if the plan has one")
     windows = prefetch(read_windows(plan, source, mask, blocks), ahead=WINDOWS_AHEAD)
-    with closing(prefetch(compute(plan, predictor, windows, stopping), ahead=PIECES_AHEAD)) as pieces:
-        yield from assemble(plan, pieces)
+    with closing(prefetch(compute_tiles(plan, predictor, windows, stopping), ahead=TILES_AHEAD)) as results:
+        yield from assemble(plan, results)
 
 
 def read_windows(plan: Plan, source: Volume, mask: Mask | None, blocks: Iterable[int]) -> Iterator[Window]:
-    """The input of each block."""
+    """Read the input of each block; an error is passed on with the block."""
     for block in map(plan.block, blocks):
         started = time.perf_counter()
         try:
             window = read_window(plan, source, mask, block)
-        except Exception as reason:  # one block's trouble; the rest goes on
+        except Exception as reason:  # concerns this block only
             window = Window(block, block.box, None, None, reason, 0.0)
         yield replace(window, seconds=time.perf_counter() - started)
 
 
 def read_window(plan: Plan, source: Volume, mask: Mask | None, block: Block) -> Window:
-    """What the computed tiles of a block need, and which of its cells are computed: without the others, or less."""
-    kept = None if mask is None else mask.kept(block.box)
-    boxes = [tile.read for tile in kept_tiles(plan, block, kept)]
+    """Read the input of the tiles of a block that are computed, and find the cells that are computed."""
+    active = None if mask is None else mask.active_cells(block.box)
+    boxes = [tile.read for tile in active_tiles(plan, block, active)]
     if not boxes:
-        return Window(block, block.box, None, kept, None, 0.0)
+        return Window(block, block.box, None, active, None, 0.0)
     if plan.settings.skip_below is None:
         box = hull(boxes)
-        return Window(block, box, read_finite(source, box, plan.settings, mask), kept, None, 0.0)
-    kept = all_kept(block.box, cell_sides(plan.footprint)) if kept is None else kept
-    cells = voxels_of(kept.box, kept.sides, plan.extent)  # all of each cell decides, not just the block's part
+        return Window(block, box, read_finite(source, box, plan.settings, mask), active, None, 0.0)
+    active = all_active(block.box, cell_sides(plan.footprint)) if active is None else active
+    cells = voxels_of(active.box, active.sides, plan.extent)  # whole cells: voxels outside the block count as well
     box = hull([*boxes, cells])
     voxels = read_finite(source, box, plan.settings, mask)
     inside = voxels[(slice(None), *cells.relative_to(box).slices)]
-    kept = kept.but(bright(inside, cells, kept.sides, plan.settings.skip_below))
-    return Window(block, box, voxels if kept else None, kept, None, 0.0)
+    active = active.intersection(bright_cells(inside, cells, active.sides, plan.settings.skip_below))
+    return Window(block, box, voxels if active else None, active, None, 0.0)
 
 
-def kept_tiles(plan: Plan, block: Block, kept: ActiveCells | None) -> list[Tile]:
-    """The tiles of a block that give anything that is not skipped."""
-    return [tile for tile in plan.tiles(block) if kept is None or kept.meets(tile.write)]
+def active_tiles(plan: Plan, block: Block, active: ActiveCells | None) -> list[Tile]:
+    """Tiles of a block whose output overlaps an active cell; all tiles if ``active`` is None."""
+    return [tile for tile in plan.tiles(block) if active is None or active.overlaps(tile.write)]
 
 
 def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None = None) -> NDArray[Any]:
-    """The voxels of a box; NaN and infinity replaced where the user said by what, else refused with their place.
+    """Read the voxels of a box, with NaN and infinity replaced by ``settings.nonfinite``.
 
-    Where a mask rules them out they are no error, and the mean stands in for them.
+    Parameters
+    ----------
+    source : Volume
+    box : Box
+        In voxels of the volume; it is mirrored where it reaches outside.
+    settings : Settings
+    mask : Mask, optional
+        Nonfinite values that it excludes are no error; the mean replaces them.
+
+    Returns
+    -------
+    (c, *box.shape), the volume's dtype
+
+    Raises
+    ------
+    UnreadableBlock
+        A value is not finite and ``settings.nonfinite`` is None. The message names the first one.
     """
     voxels = source.read(box, settings.channel)
     if voxels.dtype.kind != "f" or (finite := np.isfinite(voxels)).all():
         return voxels
     if settings.nonfinite is not None:
         return np.where(finite, voxels, voxels.dtype.type(settings.nonfinite))
-    wrong = ~finite if mask is None else ~(finite | mask.rules_out(box))
+    wrong = ~finite if mask is None else ~(finite | mask.excluded(box))
     if not wrong.any():
-        return np.where(finite, voxels, along(settings.mean, voxels.ndim).astype(voxels.dtype))
+        return np.where(finite, voxels, broadcast_channels(settings.mean, voxels.ndim).astype(voxels.dtype))
     first = np.argwhere(wrong)[0][1:]
-    place = source.inside(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
+    place = source.mirrored(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
     voxel = Box(place, tuple(p + 1 for p in place))
     raise UnreadableBlock(
-        f"{source.path}: {int(wrong.sum())} values that are not finite, first at {describe(voxel, source.axes)}; "
-        "--nonfinite 0 would put 0 there"
+        f"{source.path}: {int(wrong.sum())} values are not finite, first at {describe(voxel, source.axes)}; "
+        "--nonfinite 0 replaces them by 0"
     )
 
 
-def compute(
+def compute_tiles(
     plan: Plan, predictor: Predictor, windows: Iterable[Window], stopping: Callable[[], bool]
-) -> Iterator[Piece]:
-    """The forward passes of each window."""
-    torch.set_num_threads(plan.settings.threads)  # of the thread that runs this
+) -> Iterator[TileResult]:
+    """Compute the tiles of each window; an error is passed on with its block."""
+    torch.set_num_threads(plan.settings.threads)  # a setting per thread, so it is set in the one that computes
     for window in windows:
         if stopping():
             return
         try:
             if window.error is not None:
                 raise window.error
-            if window.voxels is None:  # nothing of it is computed
-                yield Piece(window, None, None, 0.0)
+            if window.voxels is None:  # the whole block is skipped
+                yield TileResult(window, None, None, 0.0)
             else:
-                yield from fitting_pieces(plan, predictor, window)
+                yield from compute_window(plan, predictor, window)
         except Exception as reason:
-            yield Piece(window, None, None, 0.0, reason)
+            yield TileResult(window, None, None, 0.0, reason)
 
 
-def fitting_pieces(plan: Plan, predictor: Predictor, window: Window) -> Iterator[Piece]:
-    """Pieces of a block; anew with smaller tiles where the memory does not suffice, and with these from then on."""
+def compute_window(plan: Plan, predictor: Predictor, window: Window) -> Iterator[TileResult]:
+    """Compute the tiles of a window; if memory runs out, start again with smaller tiles, and keep to these."""
     while True:
         try:
-            yield from pieces(predictor.fitting(plan), predictor, window)
+            yield from tile_results(predictor.with_fitting_tile(plan), predictor, window)
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not predictor.shrink(plan):
                 raise
             give_back_freed_memory()
-            log.warning(
-                "out of memory (%s): tiles of %d from here on", one_line(error), predictor.fitting(plan).tile[-1]
-            )
+            side = predictor.with_fitting_tile(plan).tile[-1]
+            log.warning("out of memory (%s): continuing with tile %d", one_line(error), side)
 
 
-def pieces(plan: Plan, predictor: Predictor, window: Window) -> Iterator[Piece]:
-    """Every tile of a block that is computed."""
-    tiles = kept_tiles(plan, window.block, window.kept)
+def tile_results(plan: Plan, predictor: Predictor, window: Window) -> Iterator[TileResult]:
+    """Results of the active tiles of a block."""
+    tiles = active_tiles(plan, window.block, window.active)
     box = hull([tile.read for tile in tiles])
-    voxels = widened(window, box)
+    voxels = padded_to(window, box)
     for tile in tiles:
         started = time.perf_counter()
         values = forward(plan, predictor, tile, voxels, box)
-        yield Piece(window, tile, values, time.perf_counter() - started, side=plan.tile[-1])
+        yield TileResult(window, tile, values, time.perf_counter() - started, side=plan.tile[-1])
 
 
-def widened(window: Window, box: Box) -> NDArray[Any]:
-    """A window's voxels over ``box``, which smaller tiles than the plan's may reach a few voxels farther.
+def padded_to(window: Window, box: Box) -> NDArray[Any]:
+    """Voxels (c, *box.shape) of a window; tiles smaller than the plan's may read a few voxels beyond it.
 
-    What lies there shows only in outputs that are cut off, so anything may stand in for it.
+    These voxels only affect outputs that are cropped, so the edge value replaces them.
     """
     assert window.voxels is not None
     if box == window.box:
@@ -256,13 +305,27 @@ def widened(window: Window, box: Box) -> NDArray[Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a forward pass failed for want of memory, on a GPU or a CPU."""
-    told = any(words in str(error) for words in OUT_OF_MEMORY)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
+    """Whether a forward pass failed because the memory of the GPU or the host is exhausted."""
+    reported = any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or reported
 
 
 def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], box: Box) -> NDArray[Any]:
-    """Values of ``tile.write``, (outputs, *write.shape), from the voxels (c, *box.shape) of a window around it."""
+    """Compute one tile.
+
+    Parameters
+    ----------
+    plan : Plan
+    predictor : Predictor
+    tile : Tile
+    voxels : (c, *box.shape)
+        Grey values; ``box`` contains ``tile.read``.
+    box : Box
+
+    Returns
+    -------
+    (outputs, *tile.write.shape), the output's dtype
+    """
     read = voxels[(slice(None), *tile.read.relative_to(box).slices)]
     plane = predictor(read.reshape(read.shape[0], *read.shape[-2:]))  # leading axes of a tile are 1
     lead = (1,) * (len(plan.axes) - 2)
@@ -270,22 +333,22 @@ def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], 
     return values[(slice(None), *tile.crop(plan.footprint.context))]
 
 
-def assemble(plan: Plan, pieces: Iterable[Piece]) -> Iterator[FinishedBlock]:
-    """Pieces put together, a block at a time, background where nothing is computed.
+def assemble(plan: Plan, results: Iterable[TileResult]) -> Iterator[FinishedBlock]:
+    """Combine the results of tiles into blocks; cells that are not computed are background.
 
-    A later piece of the same place counts.
+    If memory ran out, tiles may overlap; the later one counts.
     """
     blank = background(plan.settings).reshape(-1, *(1,) * len(plan.axes))
-    for window, group in itertools.groupby(pieces, key=lambda piece: piece.window):
+    for window, group in itertools.groupby(results, key=lambda result: result.window):
         box, seconds, error, side = window.block.box, 0.0, window.error, 0
         values = np.empty((plan.settings.outputs, *box.shape), plan.settings.dtype)
-        if window.kept is not None:
+        if window.active is not None:
             values[...] = blank
-        for piece in group:
-            seconds, error = seconds + piece.seconds, piece.error
-            if piece.tile is not None and piece.values is not None:
-                side, computed = piece.side, piece.values
-                if window.kept is not None:
-                    computed = np.where(window.kept.voxels(piece.tile.write), computed, blank)
-                values[(slice(None), *piece.tile.write.relative_to(box).slices)] = computed
+        for result in group:
+            seconds, error = seconds + result.seconds, result.error
+            if result.tile is not None and result.values is not None:
+                side, computed = result.side, result.values
+                if window.active is not None:
+                    computed = np.where(window.active.voxels(result.tile.write), computed, blank)
+                values[(slice(None), *result.tile.write.relative_to(box).slices)] = computed
         yield FinishedBlock(window.block, None if error else values, error, side, window.seconds, seconds)

@@ -1,4 +1,4 @@
-"""What a prediction would take, before anything is written or submitted: the library call behind ``plan``."""
+"""Preview of a prediction before anything is written or submitted: the library call behind ``plan``."""
 
 from __future__ import annotations
 
@@ -27,71 +27,76 @@ from unetcli.planning.estimate import (
 )
 from unetcli.planning.plan import FORMAT, Plan, differences
 from unetcli.planning.pyramid_plan import pyramid_of
-from unetcli.predict.probe import Probe, measure_plan, recall, remember, run_in_job
+from unetcli.predict.probe import Probe, cache_probe, find_cached, measure_plan, run_in_job
 from unetcli.predict.request import PredictRequest
-from unetcli.predict.resolve import GPU_BYTES_ELSEWHERE, folder_of, resolve_plan, with_machine
+from unetcli.predict.resolve import ASSUMED_GPU_BYTES, folder_of, resolve_plan, with_machine
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
 GIB = 2**30
 MEMORY_MARGIN, TIME_MARGIN = 1.2, 1.5
-"""What a SLURM request asks for beyond the estimate."""
+"""Factors by which a SLURM request exceeds the estimate."""
 GPU_JOB_CPUS = 4
-"""To read, decode and encode beside a GPU."""
+"""CPUs of a GPU job, which read, decode and encode beside the GPU."""
 
 Submit = Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]
-"""Runs a task on one text in a job, and returns what it returned."""
+"""Function that runs ``task(text)`` in a job and returns its result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """What is asked beside the prediction itself."""
+    """Options of ``plan`` beyond those of the prediction."""
 
     workers: int | None = None
-    """At once."""
+    """Workers that run at once; None if unknown."""
     tile_seconds: float | None = None
-    """Of one forward pass, where the user knows it."""
+    """Seconds of one forward pass, if the user knows them."""
     probe: bool = False
+    """Whether to measure the speed of a worker now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReport:
-    """A plan, what it takes, and how sure that is."""
+    """A plan, its estimated cost, and the assumptions behind it."""
 
     request: PredictRequest
     source: Volume
     architecture: Architecture
     plan: Plan
     begun: bool
-    """The output exists with a plan of its own, which a rerun keeps to."""
+    """Whether the output has been begun; a rerun keeps its plan."""
     conflicts: tuple[str, ...]
-    """What differs from the plan that the output was begun with: predict would refuse."""
+    """Differences from the plan of an output that has been begun; predict would refuse to continue."""
     estimate: Estimate
     rates: Rates | None
+    """Speed of a worker; None if unknown."""
     rates_reason: str | None
-    """Why there are none."""
+    """Why the speed is unknown, and how to measure it."""
     stored_bytes: int | None
-    """Of the output on disk, where a probe compressed a block of this volume."""
+    """Bytes of the output on disk; None unless a probe compressed a block of this volume."""
     timing: Timing
     traffic: Traffic | None
+    """Load on the file system; None if the number of workers is unknown."""
     slurm: dict[str, str] | None
+    """Options of sbatch for the jobs, without dashes; None for other clusters."""
     slurm_check: str | None
-    """What SLURM says to the request."""
+    """Answer of SLURM to these options."""
     assumed: tuple[str, ...]
-    """What had to be guessed, a sentence each."""
+    """Assumptions, as phrases."""
 
     @property
     def blocks_per_share(self) -> int:
-        """Of the largest share."""
+        """Blocks of the largest share."""
         return math.ceil(self.plan.blocks / self.timing.shares)
 
     @property
     def gpu_hours(self) -> float | None:
-        """Hours of one worker, whatever its device."""
+        """Hours of the run on one worker, whatever its device; None if its speed is unknown."""
         seconds = self.timing.worker_seconds
         return None if seconds is None else seconds / 3600
 
     def to_dict(self) -> dict[str, Any]:
+        """The report as ``plan --json`` prints it: sizes in voxels, memory in bytes, times in seconds or hours."""
         plan, e = self.plan, self.estimate
 
         def estimated(*names: str) -> dict[str, Any]:
@@ -126,18 +131,32 @@ class PlanReport:
 
 def plan_volume(
     request: PredictRequest,
-    where: ClusterOptions | None = None,
-    question: PlanOptions | None = None,
+    cluster: ClusterOptions | None = None,
+    options: PlanOptions | None = None,
     *,
     submit: Submit | None = None,
-    site: Callable[[dict[str, str]], str] | None = None,
+    check_job: Callable[[dict[str, str]], str] | None = None,
 ) -> PlanReport:
-    """What predict would do with the same request; nothing is written, and without a probe no voxel is read.
+    """Plan a prediction and estimate its cost; no output is written, and without a probe no voxel is read.
 
-    ``submit`` runs the probe in a job rather than here; ``site`` says what the site's SLURM thinks of a request.
+    Parameters
+    ----------
+    request : PredictRequest
+    cluster : ClusterOptions, optional
+        Where the prediction would run. Default: as the request says.
+    options : PlanOptions, optional
+    submit : callable, optional
+        Runs the probe in a job. Default: the probe runs in this process.
+    check_job : callable, optional
+        Returns the answer of SLURM to the options of a job.
+
+    Raises
+    ------
+    UnetcliError
+        Volume, model or options do not fit.
     """
-    where, question = where or request, question or PlanOptions()
-    request, asked = with_machine(request, where), slurm_request(where)
+    cluster, options = cluster or request, options or PlanOptions()
+    request, asked = with_machine(request, cluster), slurm_request(cluster)
     model, source = find_model(request.model), open_volume(request.volume)
     architecture = read_header(model).architecture
     frozen = None if request.overwrite else folder_of(request).read_plan(Plan, FORMAT)
@@ -145,13 +164,13 @@ def plan_volume(
     plan = resolve_plan(request, source, model, frozen, machine)
     numbers = estimate(plan, architecture, stored_input(plan, source))
     numbers = replace(numbers, output_files=numbers.output_files + pyramid_of(plan).files)
-    probe = None if question.tile_seconds else find_probe(plan, architecture, question, machine, submit)
+    probe = None if options.tile_seconds else find_probe(plan, architecture, options, machine, submit)
     if probe is not None and probe.device_bytes is not None:
         numbers = replace(numbers, device_bytes=probe.device_bytes)
-    rates = find_rates(question, probe, plan)
-    workers = question.workers or asked.max_running
+    rates = find_rates(options, probe, plan)
+    workers = options.workers or asked.max_running
     times = timing(numbers, plan.settings, rates, workers, asked.blocks_per_job)
-    job = job_options(plan, numbers, times, asked) if where.cluster == "slurm" else None
+    job = job_options(plan, numbers, times, asked) if cluster.cluster == "slurm" else None
     return PlanReport(
         request=request,
         source=source,
@@ -166,19 +185,19 @@ def plan_volume(
         timing=times,
         traffic=traffic(numbers, workers, times.worker_seconds) if workers else None,
         slurm=job,
-        slurm_check=site(job) if site and job else None,
+        slurm_check=check_job(job) if check_job and job else None,
         assumed=assumed,
     )
 
 
 def conflicts(frozen: Plan, plan: Plan) -> tuple[str, ...]:
-    """Settings in which a sketch differs from a frozen plan; what only the voxels would tell is taken as equal."""
+    """Differences of a preview from a frozen plan; statistics and sources, which need voxels, are not compared."""
     known = replace(frozen.settings, mean=plan.settings.mean, std=plan.settings.std)
     return tuple(differences(replace(frozen, sources=plan.sources, settings=known), plan))
 
 
 def stored_input(plan: Plan, source: Volume) -> StoredInput:
-    """How the volume lies on disk, with as many channels as are read."""
+    """Storage layout of a volume, with the channels that the plan reads."""
     chunk, read = source.chunk_channels, source.channels if plan.settings.channel is None else 1
     files = math.ceil(read / chunk)
     return StoredInput(
@@ -190,31 +209,34 @@ def stored_input(plan: Plan, source: Volume) -> StoredInput:
 
 
 def sizes(plan: Plan, source: Volume, model: Path, asked: SlurmRequest) -> tuple[Estimate, Timing]:
-    """What the jobs of a plan need, and into how many shares it is divided; by a probe where one is remembered."""
+    """Estimate and shares of a plan; the size of shares follows from a cached probe if there is one."""
     architecture = read_header(model).architecture
     numbers = estimate(plan, architecture, stored_input(plan, source))
-    probe = recall(plan, architecture, None)
+    probe = find_cached(plan, architecture, None)
     rates = probe.rates(plan.sources.volume) if probe else None
     return numbers, timing(numbers, plan.settings, rates, asked.max_running, asked.blocks_per_job)
 
 
 def find_machine(request: PredictRequest, frozen: Plan | None) -> tuple[Machine, tuple[str, ...]]:
-    """Where the plan is to run, and what was assumed of it. Imports torch only where a GPU may be here and is meant."""
+    """The machine that will run a plan, and assumptions about it.
+
+    Torch is imported only if the plan is for a GPU of this machine.
+    """
     threads = frozen.settings.threads if frozen else request.threads or cpu_threads()
-    elsewhere, assumed = request.elsewhere, list[str]()
+    remote, assumed = request.remote, list[str]()
     kept = request.device is None and frozen is not None
-    kind = frozen.settings.device if kept and frozen else kind_of_device(request.device)
+    kind = frozen.settings.device if kept and frozen else resolve_kind(request.device)
     if kind == "cpu":
-        return Machine(device=kind, threads=threads, name=None if elsewhere else cpu_name()), ()
-    if kind == "cuda" and may_have_gpu() and not elsewhere:
-        return gpu_here(request.device, threads), ()
+        return Machine(device=kind, threads=threads, name=None if remote else cpu_name()), ()
+    if kind == "cuda" and may_have_gpu() and not remote:
+        return local_gpu(request.device, threads), ()
     if request.tile is None and frozen is None:
-        assumed.append(f"{GPU_BYTES_ELSEWHERE // GIB} GiB free on a GPU that is not at hand; --tile N fixes the tile")
-    return Machine(device=kind, threads=threads, free_bytes=GPU_BYTES_ELSEWHERE), tuple(assumed)
+        assumed.append(f"{ASSUMED_GPU_BYTES // GIB} GiB free on a GPU that this machine lacks; --tile N fixes the tile")
+    return Machine(device=kind, threads=threads, free_bytes=ASSUMED_GPU_BYTES), tuple(assumed)
 
 
-def kind_of_device(name: str | None) -> str:
-    """cpu, cuda or mps, of a device's name; torch is asked only where a GPU may be found, or the name is odd."""
+def resolve_kind(name: str | None) -> str:
+    """Kind of a device (cpu, cuda or mps); torch is imported only if a GPU is likely or the name is unusual."""
     if name in (None, "auto"):
         if not may_have_gpu():
             return "cpu"
@@ -225,8 +247,8 @@ def kind_of_device(name: str | None) -> str:
     return resolve_device(name).type
 
 
-def gpu_here(name: str | None, threads: int) -> Machine:
-    """The GPU meant, which is at hand."""
+def local_gpu(name: str | None, threads: int) -> Machine:
+    """A GPU of this machine, with its name and free memory."""
     from unetcli.model.network import free_bytes, resolve_device
     from unetcli.predict.probe import device_name
 
@@ -235,58 +257,57 @@ def gpu_here(name: str | None, threads: int) -> Machine:
 
 
 def find_probe(
-    plan: Plan, architecture: Architecture, question: PlanOptions, machine: Machine, submit: Submit | None
+    plan: Plan, architecture: Architecture, options: PlanOptions, machine: Machine, submit: Submit | None
 ) -> Probe | None:
-    """A probe made now where one is asked for, else one that is remembered."""
-    if not question.probe:
-        return recall(plan, architecture, machine.name)
-    made = run_in_job(plan, submit) if submit else Probe.from_dict(measure_plan(to_json(plan, FORMAT)))
-    remember(made)
-    return made
+    """A new probe if the options ask for one, else a cached one."""
+    if not options.probe:
+        return find_cached(plan, architecture, machine.name)
+    probe = run_in_job(plan, submit) if submit else Probe.from_dict(measure_plan(to_json(plan, FORMAT)))
+    cache_probe(probe)
+    return probe
 
 
-def find_rates(question: PlanOptions, probe: Probe | None, plan: Plan) -> Rates | None:
-    """How fast a worker is, by the user's word or by a probe."""
-    if question.tile_seconds:
-        return Rates(tile_seconds=question.tile_seconds, origin=f"by --tile-seconds {question.tile_seconds:g}")
+def find_rates(options: PlanOptions, probe: Probe | None, plan: Plan) -> Rates | None:
+    """Speed of a worker, given by the user or measured by a probe."""
+    if options.tile_seconds:
+        return Rates(tile_seconds=options.tile_seconds, origin=f"by --tile-seconds {options.tile_seconds:g}")
     return probe.rates(plan.sources.volume) if probe else None
 
 
 def stored_bytes(numbers: Estimate, probe: Probe | None, plan: Plan) -> int | None:
-    """What the output takes on disk if all blocks compress like the one that a probe stored."""
+    """Bytes of the output on disk, if all blocks compress like the one that a probe stored."""
     if probe is None or probe.volume != plan.sources.volume:
         return None
     return int(probe.stored_fraction * numbers.output_bytes)
 
 
 def no_measurement(plan: Plan, machine: Machine) -> str:
-    """Why there are no hours."""
+    """Reason why the time of a run is unknown, and how to measure it."""
     place = machine.name or ("a GPU" if machine.device == "cuda" else machine.device)
     return (
-        f"no measurement of this network with tile {plan.tile[-1]} in {plan.settings.precision} on {place}; "
-        "--probe makes one in a minute, --tile-seconds S gives it"
+        f"this network was not measured with tile {plan.tile[-1]} in {plan.settings.precision} on {place}; "
+        "--probe measures it in a minute, --tile-seconds S states it"
     )
 
 
 def job_options(plan: Plan, numbers: Estimate, times: Timing, asked: SlurmRequest) -> dict[str, str]:
-    """Long options of sbatch, without dashes; the user's own go before ours."""
-    on_gpu, chosen = plan.settings.device != "cpu", asked.options()
-    running = f"%{asked.max_running}" if asked.max_running else ""
-    ours = {
+    """Long options of sbatch, without dashes; options of the user override the estimates."""
+    on_gpu, running = plan.settings.device != "cpu", f"%{asked.max_running}" if asked.max_running else ""
+    estimated = {
         "array": f"0-{times.shares - 1}{running}",
         "mem": f"{math.ceil(MEMORY_MARGIN * numbers.host_bytes / GIB)}G",
         "cpus-per-task": str(GPU_JOB_CPUS if on_gpu else plan.settings.threads),
     }
     if on_gpu and not asked.wants_gpu:
-        ours["gpus"] = "1"
+        estimated["gpus"] = "1"
     if times.seconds_per_block is not None:
         share = STARTUP_SECONDS + math.ceil(plan.blocks / times.shares) * times.seconds_per_block
-        ours["time"] = time_limit(TIME_MARGIN * share)
-    return ours | chosen
+        estimated["time"] = time_limit(TIME_MARGIN * share)
+    return estimated | asked.options()
 
 
 def time_limit(seconds: float) -> str:
-    """At least that long, in steps of ten minutes, as SLURM writes it.
+    """A time limit of SLURM, rounded up to ten minutes.
 
     >>> time_limit(1800), time_limit(90_001)
     ('00:30:00', '25:10:00')

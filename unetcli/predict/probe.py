@@ -1,4 +1,4 @@
-"""Measures one worker here, for a minute at most, and remembers what came out for later plans."""
+"""Measurement of the speed of one worker, in at most a minute, and a cache of the results for later plans."""
 
 from __future__ import annotations
 
@@ -44,26 +44,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0
+"""Approximate time limit of a probe."""
 PROBE_TIME = "00:10:00"
+"""Time limit of the SLURM job of a probe: a probe takes a minute, but libraries may load slowly."""
 RUNS = 5
-"""Forward passes timed, where time allows; their median counts."""
+"""Forward passes that are timed if time allows; the median counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """What the speed of a network depends on."""
+class ProbeKey:
+    """Properties that the speed of a network depends on."""
 
     kind: str
+    """Kind of device: cpu, cuda or mps."""
     device: str
+    """Name of the CPU or GPU."""
     network: str
-    """Architecture and classes, as JSON."""
+    """Architecture as JSON."""
     tile: int
     precision: str
     threads: int
-    """Of a CPU; 0 on a GPU, which they do not matter to."""
+    """CPU threads; 0 on a GPU, where they do not matter."""
 
     @classmethod
-    def of(cls, plan: Plan, architecture: Architecture, device: str) -> Key:
+    def of(cls, plan: Plan, architecture: Architecture, device: str) -> ProbeKey:
         settings = plan.settings
         return cls(
             kind=settings.device,
@@ -77,27 +81,30 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What was measured, and where."""
+    """Measured speed of one worker."""
 
-    key: Key
+    key: ProbeKey
     tile_seconds: float
+    """Seconds of one forward pass of the plan's tile."""
     volume: str
+    """Path of the volume that was read."""
     read_bytes_per_second: float
-    """Of decoded input chunks; holds for that volume."""
+    """Decoded input bytes per second; valid for this volume only."""
     write_bytes_per_second: float
-    """Of results before compression, encoded and stored in the folder for temporary files."""
+    """Output bytes per second, counted before compression, when written to the folder for temporary files."""
     stored_fraction: float
     """Bytes on disk per byte of the result."""
     device_bytes: int | None
     """Peak memory of a GPU with the plan's tile; None on a CPU, where it is part of the process."""
     extrapolated_from: int | None
-    """Side of the smaller tile that was measured, where the plan's would have taken too long."""
+    """Side of the smaller tile that was measured instead, if the plan's tile would have taken too long."""
     when: str
+    """Date and time (UTC) in ISO format."""
     seconds: float
-    """That the probe took."""
+    """Duration of the probe."""
 
     def rates(self, volume: str) -> Rates:
-        """As they hold for a volume."""
+        """Rates for a plan of ``volume``; the read rate is unknown if another volume was measured."""
         key = self.key
         threads = f", {key.threads} thread{'s' if key.threads > 1 else ''}" if key.threads else ""
         scaled = f" with tile {self.extrapolated_from} and scaled" if self.extrapolated_from else ""
@@ -110,50 +117,58 @@ class Probe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Probe:
-        return cls(**{**values, "key": Key(**values["key"])})
+        return cls(**{**values, "key": ProbeKey(**values["key"])})
 
 
 def cache_file() -> Path:
-    """Where probes are remembered: ``$XDG_CACHE_HOME/unetcli/probes.json``."""
+    """Path of the cache of probes: ``$XDG_CACHE_HOME/unetcli/probes.json``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "unetcli" / "probes.json"
 
 
-def remembered() -> list[Probe]:
-    """All probes that were remembered; none where the file is missing or not ours."""
+def cached_probes() -> list[Probe]:
+    """All probes in the cache; none if the file is missing or has another format."""
     try:
         return [Probe.from_dict(values) for values in json.loads(cache_file().read_text())]
     except (OSError, ValueError, TypeError, KeyError):
         return []
 
 
-def remember(probe: Probe) -> None:
-    """Keep a probe in place of an older one of the same key; where nothing can be written it is told and forgotten."""
-    others = [old for old in remembered() if old.key != probe.key]
+def cache_probe(probe: Probe) -> None:
+    """Add a probe to the cache; it replaces one of the same key. A cache that cannot be written causes a warning."""
+    others = [old for old in cached_probes() if old.key != probe.key]
     file = cache_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as draft:
             draft.write_text(json.dumps([asdict(one) for one in [*others, probe]], indent=1))
     except OSError as error:
-        log.warning("%s: the probe is not remembered (%s); XDG_CACHE_HOME names another place", file, error.strerror)
+        log.warning("%s: the probe is not saved (%s); set XDG_CACHE_HOME to a writable folder", file, error.strerror)
 
 
-def recall(plan: Plan, architecture: Architecture, device: str | None) -> Probe | None:
-    """The probe of this plan's network, tile and precision on a device; without a name the latest of its kind."""
-    wanted = Key.of(plan, architecture, device or "")
-    names = [field.name for field in fields(Key) if field.name != "device" or device]
-    fitting = [p for p in remembered() if all(getattr(p.key, n) == getattr(wanted, n) for n in names)]
+def find_cached(plan: Plan, architecture: Architecture, device: str | None) -> Probe | None:
+    """The cached probe of a plan's network, tile, precision and threads.
+
+    Parameters
+    ----------
+    plan : Plan
+    architecture : Architecture
+    device : name of a CPU or GPU
+        None means the latest probe on any device of the plan's kind.
+    """
+    wanted = ProbeKey.of(plan, architecture, device or "")
+    names = [field.name for field in fields(ProbeKey) if field.name != "device" or device]
+    fitting = [p for p in cached_probes() if all(getattr(p.key, n) == getattr(wanted, n) for n in names)]
     return max(fitting, key=lambda probe: probe.when, default=None)
 
 
 def run_in_job(plan: Plan, submit: Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]) -> Probe:
-    """The probe of a plan made elsewhere: ``submit(task, text)`` returns what ``task(text)`` returned in a job."""
+    """Measure a plan in a job; ``submit(task, text)`` runs ``task(text)`` there and returns its result."""
     return Probe.from_dict(submit(measure_plan, to_json(plan, FORMAT)))
 
 
 def measure_plan(text: str) -> dict[str, Any]:
-    """The probe of a plan in JSON, as plain values: what a job runs."""
+    """Measure a plan given as JSON and return the probe as plain values; this is the task of a job."""
     from unetcli.core.process import prepare
 
     prepare()  # before torch is imported
@@ -162,7 +177,16 @@ def measure_plan(text: str) -> dict[str, Any]:
 
 
 def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -> Probe:
-    """What one worker does here: forward passes, one window read, one block encoded and stored."""
+    """Measure forward passes, reading of one window, and encoding and writing of one block on this machine.
+
+    Parameters
+    ----------
+    plan : Plan
+    model : path of the model file
+    source : Volume
+    seconds : approximate time limit
+        If the plan's tile would take too long, a smaller one is measured and its time extrapolated.
+    """
     import torch
 
     from unetcli.model.network import exact_float32, resolve_device
@@ -181,7 +205,7 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
     values = predictor(voxels[:, : plan.tile[-2], : plan.tile[-1]])
     write_rate, stored = _time_writing(plan, source, values)
     return Probe(
-        key=Key.of(plan, architecture, device_name(device)),
+        key=ProbeKey.of(plan, architecture, device_name(device)),
         tile_seconds=tile_seconds,
         volume=plan.sources.volume,
         read_bytes_per_second=read_rate,
@@ -195,16 +219,16 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
 
 
 def device_name(device: torch.device) -> str:
-    """The device as its maker calls it."""
+    """Product name of a GPU or of this machine's CPU."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def _time_forward(plan: Plan, predictor: Predictor, architecture: Architecture, seconds: float) -> tuple[int, float]:
-    """Side measured and seconds of one pass of the plan's tile; a smaller side where its own would take too long.
+    """Side of the tile that was measured, and seconds of a pass of the plan's tile, extrapolated if it is larger.
 
-    The smallest tile goes first: it warms up, and tells about what a larger one will take.
+    The smallest tile is measured first: as a warm-up, and to predict the time of larger ones.
     """
     axis, whole = plan.footprint.axes[-1], plan.tile[-1]
     smallest = axis.side_for(1)
@@ -219,7 +243,7 @@ def _time_forward(plan: Plan, predictor: Predictor, architecture: Architecture, 
     side = next((s for s in sides if 2 * expected * passes(s) < seconds), smallest)
     times: list[float] = []
     ends = time.perf_counter() + seconds
-    _time_pass(predictor, architecture, side)  # the first of a size prepares kernels
+    _time_pass(predictor, architecture, side)  # the first pass of a size prepares kernels
     while len(times) < RUNS and (not times or time.perf_counter() + times[-1] < ends):
         times.append(_time_pass(predictor, architecture, side))
     return side, float(np.median(times)) / passes(side)
@@ -228,12 +252,12 @@ def _time_forward(plan: Plan, predictor: Predictor, architecture: Architecture, 
 def _time_pass(predictor: Predictor, architecture: Architecture, side: int) -> float:
     voxels = np.zeros((architecture.in_channels, side, side), np.float32)
     started = time.perf_counter()
-    predictor(voxels)  # returns an array on the host, so the device has ended
+    predictor(voxels)  # returns an array on the host, so the device has finished
     return time.perf_counter() - started
 
 
 def _time_reading(plan: Plan, source: Volume, tile: Tile, seconds: float) -> tuple[float, NDArray[Any]]:
-    """Bytes of decoded chunks per second, and a tile's voxels (c, y, x); of a whole window where that is quick."""
+    """Decoded bytes per second, and the voxels (c, y, x) of a tile; a whole window is timed if that is fast enough."""
     block = plan.block(plan.blocks // 2)
     window = plan.window(block)
     started = time.perf_counter()
@@ -248,7 +272,7 @@ def _time_reading(plan: Plan, source: Volume, tile: Tile, seconds: float) -> tup
 
 
 def _chunk_bytes(plan: Plan, source: Volume, box: Box) -> int:
-    """Bytes of the chunks under a box, decoded."""
+    """Decoded bytes of the chunks that overlap a box."""
     inner = box.clipped(source.whole())
     places = [
         -(-stop // chunk) - start // chunk
@@ -259,9 +283,9 @@ def _chunk_bytes(plan: Plan, source: Volume, box: Box) -> int:
 
 
 def _time_writing(plan: Plan, source: Volume, values: NDArray[Any]) -> tuple[float, float]:
-    """Bytes of results per second through checksum, codec and file system, and bytes on disk per byte.
+    """Output bytes per second through checksum, codec and file system, and bytes on disk per byte.
 
-    The block is made of a tile's real values, repeated: noise would compress otherwise.
+    The block consists of repeated real values of a tile, because noise would compress differently.
     """
     block = plan.block(plan.blocks // 2)
     box = plan.output_box(block)
@@ -279,7 +303,7 @@ def _time_writing(plan: Plan, source: Volume, values: NDArray[Any]) -> tuple[flo
 
 
 def _repeated(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """(outputs, y, x) repeated over (outputs, \\*shape)."""
+    """Values (outputs, y, x) repeated to fill (outputs, \\*shape)."""
     times = [-(-n // have) for n, have in zip(shape[-2:], values.shape[-2:], strict=True)]
     plane = np.tile(values, (1, *times))[:, : shape[-2], : shape[-1]]
     lead = (1,) * (len(shape) - 2)
@@ -294,47 +318,43 @@ def _device_peak(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT if device.type == "cuda" else None
 
 
-def request_accepted(where: ClusterOptions) -> Callable[[Mapping[str, str]], str]:
-    """A function that tells what SLURM says of a request; also where it would refuse, or is not here."""
-
-    def ask(options: Mapping[str, str]) -> str:
-        try:
-            return would_start(options)
-        except UnetcliError as error:
-            return str(error)
-
-    return ask
+def check_by_slurm(options: Mapping[str, str]) -> str:
+    """Answer of SLURM to the options of a job: when it would start, or why it is refused or SLURM is not found."""
+    try:
+        return would_start(options)
+    except UnetcliError as error:
+        return str(error)
 
 
-def probe_in_job(where: ClusterOptions) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
-    """A function that has ``task(text)`` done by a short SLURM job and gives back what that returned."""
+def probe_in_job(cluster: ClusterOptions) -> Callable[[Callable[[str], dict[str, Any]], str], dict[str, Any]]:
+    """Return a function that runs ``task(text)`` in a short SLURM job and returns its result."""
 
     def submit(task: Callable[[str], dict[str, Any]], text: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix=".unetcli-probe-", dir=Path.cwd()) as place:  # nodes have to see it
-            result = Path(place) / "result.json"
-            request = replace(slurm_request(where), time=PROBE_TIME)
+        with tempfile.TemporaryDirectory(prefix=".unetcli-probe-", dir=Path.cwd()) as folder:  # visible to all nodes
+            result = Path(folder) / "result.json"
+            request = replace(slurm_request(cluster), time=PROBE_TIME)
             arguments = [(task, text, str(result))]
-            jobs = submit_jobs(request, Path(place), write_result, arguments, name=f"unetcli-{secrets.token_hex(6)}")
+            jobs = submit_jobs(request, Path(folder), write_result, arguments, name=f"unetcli-{secrets.token_hex(6)}")
             log.info("probe: SLURM job %s", jobs[0])
             try:
-                end = await_end(jobs)
+                end = wait_for_end(jobs)
             finally:
                 cancel_jobs(jobs)
             if not result.exists():
-                raise UnetcliError(f"the probe's job {end.job} on {end.host}: {end.reason}")
+                raise UnetcliError(f"probe: job {end.job} on {end.host} failed: {end.reason}")
             return dict(json.loads(result.read_text()))
 
     return submit
 
 
 def write_result(task: Callable[[str], dict[str, Any]], text: str, path: str) -> None:
-    """Store what a task returns, as a job does."""
+    """Run a task and store its result as JSON; this is what the job of a probe executes."""
     with replacing(Path(path)) as draft:
         draft.write_text(json.dumps(task(text)))
 
 
-def await_end(jobs: Sequence[str]) -> JobEnd:
-    """How a single job ended."""
+def wait_for_end(jobs: Sequence[str]) -> JobEnd:
+    """Wait until the first of some jobs ends."""
     watch = JobWatch(jobs, every=2)
     while True:
         if ends := watch.poll():

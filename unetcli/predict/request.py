@@ -1,13 +1,14 @@
-"""What a user asks of predict and of plan, before anything is resolved."""
+"""Options of ``predict`` and ``plan`` as the user gives them, before defaults are resolved."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of, plain, stem
+from unetcli.core.files import Place, parse_place, stem, strip_scheme
 from unetcli.core.options import (
     Heading,
     Options,
@@ -16,21 +17,26 @@ from unetcli.core.options import (
     argument,
     channel_option,
     device_option,
+    file_option,
+    network_option,
     option,
     overwrite_option,
     parse_roi,
+    region_option,
     retries_option,
+    run_option,
     sections_option,
     take_over_option,
 )
 from unetcli.executors.options import ArrayOptions, ClusterOptions
 
+_planning = partial(option, heading=Heading.PLANNING)
 Share = tuple[int, int] | Literal["auto"]
-"""Share I, from 0, of N; ``auto``: as the SLURM array element that this process is says."""
+"""Share I of N, with I from 0; ``auto`` takes both from the environment of a SLURM array task."""
 
 
 def parse_tile(text: str) -> int | None:
-    """A side in voxels, or ``auto``: None.
+    """Parse ``--tile``: a side in voxels, or None for ``auto``.
 
     >>> parse_tile("572")
     572
@@ -38,12 +44,12 @@ def parse_tile(text: str) -> int | None:
     if text == "auto":
         return None
     if not (text.isascii() and text.isdecimal()):
-        raise UnetcliError(f"--tile {text}: expected a number of voxels, as in 572, or auto")
+        raise UnetcliError(f"--tile {text}: expected a number of voxels such as 572, or auto")
     return int(text)
 
 
 def parse_levels(text: str) -> int | None:
-    """A number of levels, or ``auto``: None.
+    """Parse ``--levels``: a number of levels, or None for ``auto``.
 
     >>> parse_levels("3")
     3
@@ -51,12 +57,12 @@ def parse_levels(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise UnetcliError(f"--levels {text}: expected 1 (full resolution alone), 2, 3 .. or auto")
+        raise UnetcliError(f"--levels {text}: expected 1 (full resolution only), 2, 3, .. or auto")
     return int(text)
 
 
 def parse_share(text: str) -> Share:
-    """``I/N`` as share I, from 0, of N; or ``auto``.
+    """Parse ``--share``: I/N, with I from 0, or ``auto``.
 
     >>> parse_share("3/8")
     (3, 8)
@@ -65,68 +71,59 @@ def parse_share(text: str) -> Share:
         return "auto"
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise UnetcliError(f"--share {text}: expected I/N with I from 0 to N - 1, as in 3/8, or auto")
+        raise UnetcliError(f"--share {text}: expected I/N with I from 0 to N - 1, such as 3/8, or auto")
     return int(number), int(count)
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class VolumeOptions(Options):
-    """What is predicted, by which network, into which output: all that shapes a plan."""
+    """Options that determine a plan: volume, region, network and output."""
 
     volume: str = field(
-        kw_only=False, metadata=argument("Zarr, OME-Zarr, store.zarr/path/inside or TIFF stack.", "VOLUME")
+        kw_only=False, metadata=argument("Image: TIFF stack, Zarr or OME-Zarr (also store.zarr/path/inside).", "VOLUME")
     )
-    output: Place | None = option("OME-Zarr to write. Default: NAME.pred.zarr here.", Heading.FILES, short="-o")
-    model: Path | None = option("Model file or folder. Default: ./model.", Heading.FILES, short="-m", env=True)
-    dtype: str = option(
-        "Data type of the probabilities: uint8 (value / 255), float16 or float32.", Heading.FILES, default="uint8"
+    output: Place | None = file_option("OME-Zarr to write. Default: NAME.pred.zarr in the current folder.", short="-o")
+    model: Path | None = file_option("Model file, or folder of a training. Default: ./model.", short="-m", env=True)
+    dtype: str = file_option(
+        "Data type of the output: uint8 (255 times the probability), float16 or float32.", default="uint8"
     )
-    levels: int | None = option(
-        "Resolution levels, each half the one before; auto: down to 512 wide.",
-        Heading.FILES,
+    levels: int | None = file_option(
+        "Number of resolution levels, each half as wide as the one before; auto: until 512 voxels wide.",
         default=1,
         parse=parse_levels,
         text="1",
     )
-    max_files: int | None = option(
-        "Pack chunks into shards where there would be more files. Default: 250000.", Heading.FILES
-    )
-    zarr_format: int = option("3 writes OME-Zarr 0.5, 2 writes OME-Zarr 0.4.", Heading.FILES, default=3)
-    run_folder: Path | None = option(
-        "Folder for plan and receipts. Default: OUTPUT.run/predict. Needed for s3:// outputs.", Heading.FILES
+    max_files: int | None = file_option("Pack chunks into shards if there would be more files. Default: 250000.")
+    zarr_format: int = file_option("Zarr version: 3 writes OME-Zarr 0.5, 2 writes OME-Zarr 0.4.", default=3)
+    run_folder: Path | None = file_option(
+        "Folder for the records of the run. Default: OUTPUT.run/predict. Required for s3:// outputs."
     )
     sections: Sections = sections_option()
-    roi: Roi | None = option(
-        "Only this region; the voxels around it serve as context.",
-        Heading.REGION,
-        metavar="Z0:Z1,Y0:Y1,X0:X1",
-        parse=parse_roi,
+    roi: Roi | None = region_option(
+        "Predict only this region; voxels around it serve as context.", metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi
     )
-    mask: str | None = option(
-        "Skip 64 x 64 cells where this volume is 0; they become background.", Heading.REGION, metavar="ZARR"
+    mask: str | None = region_option(
+        "Skip squares of 64 x 64 pixels where this mask is 0; they become background.", metavar="ZARR"
     )
-    skip_below: float | None = option(
-        "Skip 64 x 64 cells without a grey value of at least V.", Heading.REGION, metavar="V"
-    )
+    skip_below: float | None = region_option("Skip squares of 64 x 64 pixels with all values below V.", metavar="V")
     channel: int | None = channel_option()
-    tile: int | None = option(
-        "Input side of a forward pass; auto: 700 on a CPU, or what fits.",
-        Heading.NETWORK,
+    tile: int | None = network_option(
+        "Width of the tile that the network reads at once, in pixels; auto: 700 on a CPU, what fits on a GPU.",
         env=True,
         parse=parse_tile,
         text="auto",
     )
     device: str | None = device_option()
-    precision: str = option("Precision of the network: float32 or bfloat16.", Heading.NETWORK, default="float32")
-    normalise: str = option(
-        "Whose statistics normalise the grey values: model or volume.", Heading.NETWORK, default="model"
+    precision: str = network_option("Number format of the computation: float32 or bfloat16.", default="float32")
+    normalise: str = network_option(
+        "Normalise grey values by the statistics of the training images (model) or of VOLUME (volume).", default="model"
     )
     overwrite: bool = overwrite_option()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "volume", plain(self.volume))
-        object.__setattr__(self, "output", None if self.output is None else place_of(self.output))
-        object.__setattr__(self, "mask", plain(self.mask) if self.mask else None)
+        object.__setattr__(self, "volume", strip_scheme(self.volume))
+        object.__setattr__(self, "output", None if self.output is None else parse_place(self.output))
+        object.__setattr__(self, "mask", strip_scheme(self.mask) if self.mask else None)
         super().__post_init__()
 
     @property
@@ -137,48 +134,44 @@ class VolumeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest(VolumeOptions, ClusterOptions):
-    """One call of predict."""
+    """Options of ``predict``."""
 
-    nonfinite: float | None = option(
-        "Put V for NaN and infinity. Default: their blocks are set aside.", Heading.NETWORK, metavar="V"
+    nonfinite: float | None = network_option(
+        "Replace NaN and infinity by V. Default: report blocks that contain them and leave them out.", metavar="V"
     )
-    share: Share | None = option(
-        "Only share I, from 0, of N; auto: as this SLURM array element says. The last one closes.",
-        Heading.RUN,
+    share: Share | None = run_option(
+        "Process only share I of N, counted from 0; auto: the share of this SLURM array element. The last share to "
+        "finish marks the output complete.",
         metavar="I/N",
         parse=parse_share,
     )
-    close: bool = option("Compute nothing; mark complete what all shares finished.", Heading.RUN, default=False)
+    close: bool = run_option("Compute nothing; mark the output complete if all shares are done.", default=False)
     retries: int = retries_option()
     take_over: bool = take_over_option()
-    elsewhere: bool = False
-    """Whether the device is another machine's: its kind is taken as given, and workers check it."""
+    remote: bool = False
+    """Whether another machine computes: the device is not checked here, but by each worker."""
     threads: int | None = None
-    """CPU threads of the network; None: as many as this process may use."""
+    """CPU threads of the network; None means all that this process may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest(VolumeOptions, ArrayOptions):
-    """One call of plan."""
+    """Options of ``plan``."""
 
-    probe: bool = option(
-        "Measure this device for a minute at most; the result is kept.", Heading.PLANNING, default=False
-    )
-    tile_seconds: float | None = option(
-        "Seconds of one forward pass, if known.", Heading.PLANNING, metavar="S", min=1e-06
-    )
-    workers: int | None = option(
-        "Workers (GPUs) at once: adds time, bandwidth and the weakest link.", Heading.PLANNING, metavar="N", min=1
+    probe: bool = _planning("Measure the speed of this device, for this and later plans (a minute).", default=False)
+    tile_seconds: float | None = _planning("Seconds that one tile takes, if known.", metavar="S", min=1e-06)
+    workers: int | None = _planning(
+        "Number of workers (GPUs) at a time; adds the total time, the bandwidth and the bottleneck.", metavar="N", min=1
     )
 
     @classmethod
     def of(cls, request: PredictRequest) -> PlanRequest:
-        """The plan of a prediction: ``predict --dry-run``."""
+        """Options that plan a prediction, as ``predict --dry-run`` does."""
         return cls(**_planned(request))
 
     @property
     def prediction(self) -> PredictRequest:
-        """The prediction that is planned."""
+        """Options of the prediction that is planned."""
         return PredictRequest(**_planned(self))
 
 

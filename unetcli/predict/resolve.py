@@ -1,4 +1,4 @@
-"""From what a user asks for to a plan: every "choose" is resolved once, and taken from the frozen plan afterwards."""
+"""Resolution of a request to a plan: each automatic choice is made once, and reruns take it from the frozen plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unetcli.planning.planner import (
     output_files,
     require_files,
 )
-from unetcli.planning.pyramid_plan import largest_levels, largest_possible_levels
+from unetcli.planning.pyramid_plan import auto_levels, max_levels
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.volume import Volume, fingerprint, resolve_region, sampled_statistics
@@ -33,22 +33,32 @@ from unetcli.volumes.volume import Volume, fingerprint, resolve_region, sampled_
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
 NORMALISE = ("model", "volume")
-GPU_BYTES_ELSEWHERE = 16 * 2**30
-"""Memory of a GPU that cannot be asked, when the tile is chosen. Workers with less take smaller tiles."""
+ASSUMED_GPU_BYTES = 16 * 2**30
+"""Free memory that is assumed of a GPU of another machine when the tile is chosen. Workers with less memory use
+smaller tiles."""
 
 
 def resolve_plan(
     request: PredictRequest, source: Volume, model: Path, frozen: Plan | None, machine: Machine | None = None
 ) -> Plan:
-    """The plan that a request means for a volume and a model file.
+    """Resolve a request to a plan.
 
-    ``machine`` asks for a sketch: the plan as it would be there. No voxel is read for one and torch is not needed; it
-    has neither fingerprints nor the volume's statistics, so it is only to be looked at.
+    Parameters
+    ----------
+    request : PredictRequest
+    source : Volume
+        The opened volume of the request.
+    model : path of the model file
+    frozen : Plan, optional
+        Plan of an earlier run into the same output; automatic choices are taken from it.
+    machine : Machine, optional
+        If given, the plan is a preview for this machine. It has no fingerprints and no statistics of the volume, so
+        it must not be run; but no voxel is read and torch is not needed.
 
     Raises
     ------
     UnetcliError
-        The request names something that does not exist or does not fit the model.
+        An option has a bad value, or volume, model and options do not fit each other.
     """
     require_known(request)
     header = read_header(model)
@@ -84,35 +94,35 @@ def resolve_plan(
 
 
 def require_known(request: PredictRequest) -> None:
-    """Refuse values that no option has."""
+    """Raise :class:`UnetcliError` if an option has an unknown value."""
     for option, known in (("dtype", DTYPES), ("precision", PRECISIONS), ("normalise", NORMALISE)):
         if (value := getattr(request, option)) not in known:
             raise UnetcliError(f"--{option} {value}: expected {', '.join(known[:-1])} or {known[-1]}")
     if request.skip_below is not None and not np.isfinite(request.skip_below):
-        raise UnetcliError(f"--skip-below {request.skip_below}: expected a grey value, as in 12")
+        raise UnetcliError(f"--skip-below {request.skip_below}: expected a finite grey value such as 12")
 
 
 def require_match(request: PredictRequest, source: Volume, header: ModelHeader) -> None:
-    """Refuse a volume whose channels or grey values are not the model's."""
+    """Raise :class:`UnetcliError` if the channels or grey values of the volume do not fit the model."""
     if request.channel is not None and not 0 <= request.channel < source.channels:
         raise UnetcliError(f"--channel {request.channel}: {source.path} has channels 0 to {source.channels - 1}")
     channels, expected = source.channels if request.channel is None else 1, header.architecture.in_channels
     if channels != expected:
-        hint = "; --channel N picks one" if expected == 1 else ""
-        raise UnetcliError(f"{source.path}: {channels} channels, the model takes {expected}{hint}")
+        hint = "; --channel N selects one" if expected == 1 else ""
+        raise UnetcliError(f"{source.path}: has {channels} channels, but the model takes {expected}{hint}")
     trained = np.dtype(header.intensity.dtype)
     both_floats = source.dtype.kind == trained.kind == "f"
     if request.normalise == "model" and source.dtype != trained and not both_floats:
         raise UnetcliError(
-            f"{source.path}: {source.dtype}, but the model was trained on {trained}, another range of grey values; "
-            f"convert it, or --normalise volume uses this volume's own mean and deviation"
+            f"{source.path}: has {source.dtype} values, but the model was trained on {trained}, another range of grey "
+            f"values; convert the volume, or use its own mean and standard deviation with --normalise volume"
         )
 
 
 def resolve_tile(
     request: PredictRequest, header: ModelHeader, frozen: Plan | None, device: str, machine: Machine | None = None
 ) -> int:
-    """The tile side asked for, else the frozen one, else the largest that is sensible on the device."""
+    """Input side of a tile: that of the request, else the frozen one, else the largest that suits the device."""
     if request.tile is not None:
         return request.tile
     if frozen is not None:
@@ -121,28 +131,28 @@ def resolve_tile(
         return largest_tile(header.architecture.footprint(), CPU_TILE)
     if machine is not None and machine.free_bytes is not None:
         return device_tile(header.architecture, machine.free_bytes // 2)
-    if request.elsewhere:
-        return device_tile(header.architecture, GPU_BYTES_ELSEWHERE // 2)
+    if request.remote:
+        return device_tile(header.architecture, ASSUMED_GPU_BYTES // 2)
     from unetcli.model.network import free_bytes, resolve_device
 
     return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
 
 
 def resolve_levels(request: PredictRequest, plan: Plan, frozen: Plan | None) -> int:
-    """Resolution levels of the output: those asked for; with 1, the default, those that it was begun with."""
+    """Number of resolution levels: that of the request; if it is 1, the default, that of the frozen plan."""
     shape = plan.region.shape
     if request.levels is None:
-        return largest_levels(shape, plan.axes)
-    most = largest_possible_levels(shape, plan.axes)
+        return auto_levels(shape, plan.axes)
+    most = max_levels(shape, plan.axes)
     if not 1 <= request.levels <= most:
-        raise UnetcliError(f"--levels {request.levels}: expected 1 to {most}, where one voxel is left, or auto")
+        raise UnetcliError(f"--levels {request.levels}: expected 1 to {most} (one voxel wide), or auto")
     return frozen.levels if frozen and request.levels == 1 else request.levels
 
 
 def resolve_settings(
     request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None, machine: Machine | None = None
 ) -> Settings:
-    """All other settings that show in the bytes of the result."""
+    """All other settings that affect the bytes of the result."""
     mean, std = header.intensity.mean, header.intensity.std
     if frozen is not None and frozen.settings.normalise == request.normalise == "volume":
         mean, std = frozen.settings.mean, frozen.settings.std
@@ -150,7 +160,7 @@ def resolve_settings(
         mean, std = sampled_statistics(source, request.channel)
     device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
     classes = header.architecture.classes
-    mask = open_mask(request.mask, source, header.architecture.footprint().lifted(len(source.axes)))
+    mask = open_mask(request.mask, source, header.architecture.footprint().expanded_to(len(source.axes)))
     return Settings(
         dtype=request.dtype,
         outputs=1 if classes == 2 else classes,
@@ -168,37 +178,37 @@ def resolve_settings(
 
 
 def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, int]:
-    """Kind of device and number of threads; a rerun takes the frozen ones, and so gives the same bytes."""
+    """Kind of device and number of CPU threads; a rerun takes the frozen ones, so that the bytes are the same."""
     if frozen is not None and request.device is None:
         return frozen.settings.device, frozen.settings.threads
     threads = frozen.settings.threads if frozen else request.threads
-    if request.elsewhere:
-        return kind_of(request.device or "cpu"), threads or 1
+    if request.remote:
+        return device_kind(request.device or "cpu"), threads or 1
     from unetcli.model.network import resolve_device
 
     return resolve_device(request.device).type, threads or cpu_threads()
 
 
-def kind_of(device: str) -> str:
-    """The kind of a device by its name alone.
+def device_kind(device: str) -> str:
+    """Kind of a device, from its name alone.
 
-    >>> kind_of("cuda:1"), kind_of("0"), kind_of("cpu")
+    >>> device_kind("cuda:1"), device_kind("0"), device_kind("cpu")
     ('cuda', 'cuda', 'cpu')
     """
     return "cuda" if device.isdigit() else device.partition(":")[0]
 
 
 def folder_of(request: PredictRequest) -> RunFolder:
-    """The run folder of a request: the one it names, else the one beside the output."""
+    """Run folder of a request: the one it names, else the one beside the output."""
     return RunFolder(request.run_folder) if request.run_folder else RunFolder.of(request.output_path)
 
 
-def with_machine(request: PredictRequest, where: ClusterOptions) -> PredictRequest:
-    """The request, planned for the machines that will run it, which may not be this one."""
-    if where.cluster == "local":
-        return replace(request, threads=max(1, cpu_threads() // where.workers)) if where.workers else request
-    if where.scheduler:
-        return replace(request, elsewhere=True, threads=request.threads or 1)
-    asked = slurm_request(where)
+def with_machine(request: PredictRequest, cluster: ClusterOptions) -> PredictRequest:
+    """The request with the device and threads of the machines that will compute, which may not be this one."""
+    if cluster.cluster == "local":
+        return replace(request, threads=max(1, cpu_threads() // cluster.workers)) if cluster.workers else request
+    if cluster.scheduler:
+        return replace(request, remote=True, threads=request.threads or 1)
+    asked = slurm_request(cluster)
     device = request.device or ("cuda" if asked.wants_gpu else "cpu")
-    return replace(request, elsewhere=True, device=device, threads=request.threads or asked.cpus_per_task or 1)
+    return replace(request, remote=True, device=device, threads=request.threads or asked.cpus_per_task or 1)

@@ -1,4 +1,4 @@
-"""predict: from a request to a complete output, on any cluster, or as one of many shares."""
+"""The library calls behind ``predict``: a whole output on any cluster, or one of many shares."""
 
 from __future__ import annotations
 
@@ -27,41 +27,52 @@ from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
 from unetcli.predict.stores import Paths
-from unetcli.volumes.image import require_no_others, require_ours
+from unetcli.volumes.image import require_no_foreign_labels, require_own_output
 from unetcli.volumes.opening import open_volume
 
-ELSEWHERE = "--output names another place"
+OTHER_OUTPUT = "choose another path with --output"
+"""Advice in errors about an output that cannot be written or continued."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictSummary:
-    """What a call of predict found and did."""
+    """Outcome of a call of ``predict``."""
 
     output: str
     complete: bool
-    """Whether the whole output is, with the coarser levels that were asked for."""
+    """Whether the whole output is complete, with the coarser levels that were requested."""
     finished: bool
-    """Whether this call left nothing undone: of the whole output, or of a share and, for the last one, of finishing."""
+    """Whether this call left nothing to do: its whole output, or its share, is finished. The last share is finished
+    once the output is complete."""
     blocks: int
-    """Blocks of full resolution that this call was to compute; ``found_done`` and ``computed`` count these."""
+    """Blocks of full resolution that this call had to compute; ``found_done`` and ``computed`` count these."""
     found_done: int
+    """Blocks that earlier calls had computed."""
     computed: int
+    """Blocks that this call computed."""
     set_aside: list[dict[str, Any]]
-    """Block, place and reason, of blocks that have no result."""
+    """Block, place and reason of each block without a result."""
     failed_jobs: list[str]
+    """Jobs that failed, with host and reason."""
     jobs: list[str]
-    """SLURM jobs that were left at work, with ``--detach``."""
+    """SLURM jobs that are still running or queued, with ``--detach``."""
     voxels: int
-    """Voxels of the output, computed by this call."""
+    """Voxels of the output that this call computed."""
     seconds: float
+    """Duration of this call."""
     voxels_per_second: float
     tile: list[int]
+    """Input shape of a tile, in voxels."""
     block_shape: list[int]
+    """Shape of a block, in voxels."""
     wasted_work: float
+    """Input voxels of all forward passes per output voxel, minus 1."""
     device: str
+    """Kind of device: cpu, cuda or mps."""
     precision: str
+    """Precision of the network: float32 or bfloat16."""
     levels_missing: int
-    """Blocks of coarser levels that are not made, though full resolution is complete."""
+    """Blocks of coarser levels that are missing although full resolution is complete."""
 
     @property
     def sentence(self) -> str:
@@ -70,18 +81,18 @@ class PredictSummary:
             arrays = " ".join(arrays_of(self.jobs))
             return f"{self.output}: {len(self.jobs)} SLURM jobs ({arrays}); `unetcli status {self.output}` shows them"
         if self.found_done == self.blocks and self.finished:
-            return f"{self.output}: {self._end} already, {self.blocks} blocks found done"
+            return f"{self.output}: already {self._state} ({self.blocks} blocks)"
         mega = self.voxels / 1e6
-        done = f"{self.computed} of {self.blocks} blocks computed, {self.found_done} found done"
+        done = f"{self.computed} of {self.blocks} blocks computed, {self.found_done} already done"
         pace = f"{mega:.1f} Mvoxels in {self.seconds:.1f} s ({self.voxels_per_second / 1e6:.2f} Mvoxels/s)"
-        return f"{self.output}: {done}; {pace}; {self._end}"
+        return f"{self.output}: {done}; {pace}; {self._state}"
 
     @property
-    def _end(self) -> str:
+    def _state(self) -> str:
         if self.complete:
             return "complete"
         if self.finished:
-            return "this share is complete, others are missing"
+            return "complete as a share, other shares are missing"
         levels = f"{self.levels_missing} blocks of coarser levels missing; " if self.levels_missing else ""
         aside = f"{len(self.set_aside)} set aside (see above); " if self.set_aside else ""
         jobs = f"{len(self.failed_jobs)} jobs failed; " if self.failed_jobs else ""
@@ -92,20 +103,29 @@ def predict_volume(
     request: PredictRequest,
     report: ProgressCallback = silent,
     stopping: Callable[[], bool] = bool,
-    where: ClusterOptions | None = None,
+    cluster: ClusterOptions | None = None,
 ) -> PredictSummary:
-    """Foreground probabilities of a volume, block by block; continues where an earlier call stopped.
+    """Write the class probabilities of a volume, block by block; continues where an earlier call stopped.
 
-    ``stopping`` is asked before each block; once true, what is at work is finished and the rest left for another call.
+    Parameters
+    ----------
+    request : PredictRequest
+    report : callable
+        Receives the progress in voxels.
+    stopping : callable
+        Called before each block. Once it returns True, blocks in progress are finished and the others are left for
+        another call.
+    cluster : ClusterOptions, optional
+        Where the blocks are computed. Default: as the request says.
 
     Raises
     ------
     UnetcliError
-        Anything about the request that the user can put right; nothing has been written then.
+        Volume, model or options do not fit; nothing has been written then.
     """
     started = time.perf_counter()
-    step = resolve_step(with_machine(request, where or request))
-    outcome = run(step, RunOptions.of(request, where), report, stopping)
+    step = resolve_step(with_machine(request, cluster or request))
+    outcome = run(step, RunOptions.of(request, cluster), report, stopping)
     return summarise(step, outcome, time.perf_counter() - started)
 
 
@@ -115,12 +135,20 @@ def predict_share(
     report: ProgressCallback = silent,
     stopping: Callable[[], bool] = bool,
 ) -> PredictSummary:
-    """Compute share I of N, or the one that the array's environment names (None); the last one to end finishes.
+    """Compute one share of a run; the last share to end completes the output.
+
+    Parameters
+    ----------
+    request : PredictRequest
+    share : (I, N) with I from 0, or None
+        None takes both from the environment of a SLURM array task.
+    report, stopping
+        As of :func:`predict_volume`.
 
     Raises
     ------
     UnetcliError
-        The share is at work elsewhere, or the run was divided otherwise.
+        Another process works on this share, or the run was divided into another number of shares.
     """
     started, step, here = time.perf_counter(), resolve_step(request), RunOptions.of(request, ClusterOptions())
     outcome = run_share(step, share, here, lambda found, mine: log_plan(step, found, mine), report, stopping)
@@ -130,40 +158,47 @@ def predict_share(
 def close_run(
     request: PredictRequest, report: ProgressCallback = silent, stopping: Callable[[], bool] = bool
 ) -> PredictSummary:
-    """Finish an output whose blocks were computed in shares; changes nothing where some are missing."""
+    """Complete an output whose shares are finished; changes nothing if blocks are missing.
+
+    Raises
+    ------
+    UnetcliError
+        No share has begun the output.
+    """
     started, step = time.perf_counter(), resolve_step(request)
     if not step.folder.plan_file.exists():
-        raise UnetcliError(f"{request.output_path}: nothing to close, no share has begun it")
+        raise UnetcliError(f"{request.output_path}: nothing to close, as no share has begun this output")
     outcome = finish_shares(step, RunOptions.of(request, ClusterOptions()), report, stopping)
     return summarise(step, outcome, time.perf_counter() - started)
 
 
 def resolve_step(request: PredictRequest) -> PredictStep:
-    """Resolve a request; nothing is written yet.
+    """Resolve a request to a step; nothing is written.
 
     Raises
     ------
     UnetcliError
-        Anything about the request that the user can put right.
+        Volume, model or options do not fit, or the output cannot be written or continued.
     """
     model, source = find_model(request.model), open_volume(request.volume)
     inputs = [request.volume, *([request.mask] if request.mask else [])]
-    made = require_place(request.output_path, [*inputs, model])  # before the plan: another share may publish both now
-    require_alone(request)
+    # Read before the plan, because another share may publish both at this moment.
+    made = require_writable(request.output_path, [*inputs, model])
+    require_no_array(request)
     if request.overwrite:
-        require_no_others(request.output_path)
+        require_no_foreign_labels(request.output_path)
     folder = folder_of(request)
     require_claimable(folder.path, PREDICT, overwrite=request.overwrite)
     frozen = None if request.overwrite else folder.read_plan(Plan, FORMAT)
     step = PredictStep(folder=folder, plan=resolve_plan(request, source, model, frozen), paths=paths_of(request, model))
-    step.known(made)
+    step.cache_marker(made)
     if not request.overwrite and (frozen or made):
-        require_continued(step, frozen, f"--overwrite starts anew, {ELSEWHERE}")
+        require_continued(step, frozen, f"start over with --overwrite, or {OTHER_OUTPUT}")
     return step
 
 
 def paths_of(request: PredictRequest, model: Path) -> Paths:
-    """Where the data of a request lie now."""
+    """Current paths of the data of a request."""
     return Paths(
         volume=request.volume,
         model=str(model),
@@ -173,19 +208,26 @@ def paths_of(request: PredictRequest, model: Path) -> Paths:
     )
 
 
-def require_place(output: Place, inputs: Sequence[Place]) -> dict[str, Any] | None:
-    """The marker of the output; refuses one that would touch an input, or anything that unetcli did not write."""
+def require_writable(output: Place, inputs: Sequence[Place]) -> dict[str, Any] | None:
+    """The marker of the output, or None if there is no output yet.
+
+    Raises
+    ------
+    UnetcliError
+        The path overlaps an input, or exists and was not written by ``predict``.
+    """
     require_apart(output, inputs)
     if not is_remote(output) and not (folder := Path(output).absolute().parent).is_dir():
         raise UnetcliError(f"{output}: the folder {folder} does not exist")
-    return require_ours(output, PREDICT, ELSEWHERE)
+    return require_own_output(output, PREDICT, OTHER_OUTPUT)
 
 
-def require_alone(request: PredictRequest) -> None:
-    """Refuse to replace an output from one of many jobs that share it."""
+def require_no_array(request: PredictRequest) -> None:
+    """Refuse ``--overwrite`` in a task of a SLURM array: other tasks write to the same output."""
     if request.overwrite and (task := os.environ.get("SLURM_ARRAY_TASK_ID")):
         raise UnetcliError(
-            f"--overwrite: refused in array element {task}, which shares {request.output_path} with others"
+            f"--overwrite: refused in array element {task}, because other elements write to {request.output_path} too; "
+            "submit the array without --overwrite"
         )
 
 
@@ -196,7 +238,18 @@ def summarise(
     blocks: NDArray[np.intp] | None = None,
     finished: bool | None = None,
 ) -> PredictSummary:
-    """The summary of a call over some blocks of full resolution (default: all)."""
+    """Summary of a call.
+
+    Parameters
+    ----------
+    step : PredictStep
+    outcome : RunOutcome
+    seconds : duration of the call
+    blocks : (n,), intp, optional
+        Numbers of the blocks of full resolution that the call had to compute. Default: all.
+    finished : bool, optional
+        Default: whether the output is complete.
+    """
     plan = step.plan
     wanted = np.arange(plan.blocks) if blocks is None else blocks
     found, done = int(outcome.found[wanted].sum()), int(outcome.done[wanted].sum())
@@ -224,14 +277,14 @@ def summarise(
 
 
 def summarise_share(step: PredictStep, outcome: ShareOutcome, seconds: float) -> PredictSummary:
-    """The summary of a share, and of finishing where it was the last one."""
+    """Summary of a share, and of completing the output if it was the last share."""
     finished = outcome.share.complete and (outcome.whole is None or outcome.whole.complete)
-    step.look_again()  # the run may have been finished by another step, with other levels
-    told = outcome.share
+    step.clear_cache()  # another process may have completed the run, with other levels
+    merged = outcome.share
     if outcome.whole is not None:
-        told.done = outcome.whole.done
-        told.failures = [*told.failures, *outcome.whole.failures]
-        told.set_aside = outcome.whole.set_aside
-    mine = set(outcome.blocks.tolist())
-    told.set_aside = [each for each in told.set_aside if each.block in mine or each.block >= step.plan.blocks]
-    return summarise(step, told, seconds, outcome.blocks, finished)
+        merged.done = outcome.whole.done
+        merged.failures = [*merged.failures, *outcome.whole.failures]
+        merged.set_aside = outcome.whole.set_aside
+    own = set(outcome.blocks.tolist())
+    merged.set_aside = [each for each in merged.set_aside if each.block in own or each.block >= step.plan.blocks]
+    return summarise(step, merged, seconds, outcome.blocks, finished)

@@ -1,6 +1,6 @@
-"""Which parts of a volume are not computed: cells of a grid that is fixed to the volume, so that blocks do not show.
+"""Skipping parts of a volume: cells that a mask excludes, and dark cells, are not computed but stored as background.
 
-Skipped are cells that a mask rules out, and cells that are all dark. What lies in them is stored as background.
+The grid of cells is fixed to the volume, so that the result does not depend on the blocks.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
 CELL = 64
-"""Side of a cell along the axes that the network sees; 1 along the others."""
+"""Side of a cell, in voxels, along the axes that the network convolves; 1 along the others."""
 HASHED_SIDE, HASHED_SECTIONS = 2048, 32
-"""Voxels a side, and sections, that are looked at together for a mask's fingerprint."""
+"""In-plane side in voxels, and sections, of the parts in which a mask is read for its fingerprint."""
 
 Cells = NDArray[np.bool_]
-"""Which cells of a box of cells are computed."""
+"""Mask over a box of cells: True for each cell that is computed."""
 
 
 def cell_sides(footprint: Footprint) -> tuple[int, ...]:
-    """Sides of a cell, per axis."""
+    """Side of a cell along each axis, in voxels."""
     return tuple(1 if axis == AxisFootprint() else CELL for axis in footprint.axes)
 
 
 def cells_of(box: Box, sides: Sequence[int]) -> Box:
-    """The cells that a box of voxels touches.
+    """Box of the cells that a box of voxels overlaps.
 
     >>> cells_of(Box((3, 65), (4, 129)), (1, 64))
     Box(start=(3, 1), stop=(4, 3))
@@ -45,7 +45,7 @@ def cells_of(box: Box, sides: Sequence[int]) -> Box:
 
 
 def voxels_of(cells: Box, sides: Sequence[int], extent: Sequence[int]) -> Box:
-    """The voxels of a volume that lie in some cells.
+    """Box of the voxels of a volume that lie in a box of cells.
 
     >>> voxels_of(Box((3, 1), (4, 3)), (1, 64), (9, 150))
     Box(start=(3, 64), stop=(4, 150))
@@ -57,43 +57,59 @@ def voxels_of(cells: Box, sides: Sequence[int], extent: Sequence[int]) -> Box:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveCells:
-    """Which cells around a block are computed."""
+    """The cells around a block, and which of them are computed."""
 
     sides: tuple[int, ...]
+    """Sides of a cell, in voxels."""
     box: Box
-    """In cells."""
+    """Position in the grid of cells."""
     cells: Cells
+    """box.shape, bool: True for each cell that is computed."""
 
     def __bool__(self) -> bool:
         return bool(self.cells.any())
 
-    def meets(self, box: Box) -> bool:
+    def overlaps(self, box: Box) -> bool:
         """Whether any voxel of a box is computed."""
         return bool(self.cells[cells_of(box, self.sides).relative_to(self.box).slices].any())
 
     def voxels(self, box: Box) -> NDArray[np.bool_]:
-        """The voxels of a box that are computed, ``box.shape``."""
+        """Mask of the voxels of a box that are computed, ``box.shape``."""
         indices = [
             np.arange(a, b) // side - first
             for a, b, side, first in zip(box.start, box.stop, self.sides, self.box.start, strict=True)
         ]
         return self.cells[np.ix_(*indices)]
 
-    def but(self, cells: Cells) -> ActiveCells:
-        """Less those that are not among ``cells``."""
+    def intersection(self, cells: Cells) -> ActiveCells:
+        """The cells that are also in ``cells``, a mask of the same shape."""
         return ActiveCells(self.sides, self.box, self.cells & cells)
 
 
-def all_kept(block: Box, sides: tuple[int, ...]) -> ActiveCells:
-    """Every cell around a block."""
+def all_active(block: Box, sides: tuple[int, ...]) -> ActiveCells:
+    """All cells around a block."""
     box = cells_of(block, sides)
     return ActiveCells(sides, box, np.ones(box.shape, np.bool_))
 
 
-def bright(voxels: NDArray[Any], box: Box, sides: Sequence[int], threshold: float) -> Cells:
-    """The cells of a box of voxels, (c, *box.shape), in which not every value is below a threshold.
+def bright_cells(voxels: NDArray[Any], box: Box, sides: Sequence[int], threshold: float) -> Cells:
+    """Cells in which a value reaches the threshold.
 
-    NaN is below nothing: a cell that holds one is not passed over in silence.
+    NaN is not below any threshold, so a cell with NaN is not skipped and the NaN is reported.
+
+    Parameters
+    ----------
+    voxels : (c, *box.shape)
+        Grey values of whole cells.
+    box : Box
+        Position of the voxels in the volume.
+    sides : voxels
+        Sides of a cell.
+    threshold : grey value
+
+    Returns
+    -------
+    (cells along each axis of the box), bool
     """
     found: NDArray[np.bool_] = np.any(~(voxels < threshold), axis=0)
     spans = [
@@ -104,7 +120,7 @@ def bright(voxels: NDArray[Any], box: Box, sides: Sequence[int], threshold: floa
 
 
 def any_within(values: NDArray[np.bool_], spans: Sequence[Sequence[tuple[int, int]]]) -> NDArray[np.bool_]:
-    """Whether any value is true within spans along each axis.
+    """Whether any value is True within spans along each axis; spans may overlap.
 
     >>> any_within(np.array([True, False, False, True]), [[(0, 1), (1, 3), (2, 4)]]).tolist()
     [True, False, True]
@@ -118,71 +134,71 @@ def any_within(values: NDArray[np.bool_], spans: Sequence[Sequence[tuple[int, in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
-    """A volume that is zero where nothing is computed; as large as the input, or coarser by whole factors."""
+    """Volume that is 0 in the parts to skip; its extent is that of the input, or smaller by whole factors."""
 
     volume: Volume
     extent: tuple[int, ...]
-    """Of the input."""
+    """Extent of the input, in voxels."""
     factors: tuple[int, ...]
-    """Voxels of the input to one of the mask, per axis."""
+    """Voxels of the input per voxel of the mask, along each axis."""
     sides: tuple[int, ...]
-    """Of a cell."""
+    """Sides of a cell, in voxels of the input."""
 
     @classmethod
     def over(cls, volume: Volume, source: Volume, sides: tuple[int, ...]) -> Mask:
-        """The mask for an input volume.
+        """Create the mask of an input volume.
 
         Raises
         ------
         UnetcliError
-            It has other axes, or another extent.
+            The mask has other axes than the input, several channels, or an extent that does not fit.
         """
         volume = volume.with_axes_of(source)
         if volume.axes != source.axes or volume.channels != 1:
             channels = f" and {volume.channels} channels" if volume.channels > 1 else ""
             raise UnetcliError(
                 f"--mask {volume.path}: axes {', '.join(volume.axes)}{channels}; "
-                f"expected {', '.join(source.axes)}, as {source.path} has, and one channel"
+                f"expected {', '.join(source.axes)} (as in {source.path}) and one channel"
             )
         factors = tuple(factor(n, m) for n, m in zip(source.extent, volume.extent, strict=True))
         if 0 in factors:
             raise UnetcliError(
-                f"--mask {volume.path}: shape {_show(volume.extent)}; expected {_show(source.extent)}, as "
-                f"{source.path} has, or coarser by a whole factor along each axis"
+                f"--mask {volume.path}: shape {_show(volume.extent)}; expected {_show(source.extent)} "
+                f"(as in {source.path}), or smaller by a whole factor along each axis"
             )
         return cls(volume=volume, extent=source.extent, factors=factors, sides=sides)
 
-    def kept(self, block: Box) -> ActiveCells:
-        """Which cells around a box of voxels, inside the volume, the mask leaves to be computed."""
+    def active_cells(self, block: Box) -> ActiveCells:
+        """The cells around a box of voxels inside the volume; those with a nonzero voxel of the mask are computed."""
         cells = cells_of(block, self.sides)
         spans = [self._spans(axis, a, b) for axis, (a, b) in enumerate(zip(cells.start, cells.stop, strict=True))]
         box = Box(tuple(along[0][0] for along in spans), tuple(along[-1][1] for along in spans))
         inside = [[(a - first, b - first) for a, b in along] for along, first in zip(spans, box.start, strict=True)]
         return ActiveCells(self.sides, cells, any_within(self._nonzero(box), inside))
 
-    def rules_out(self, window: Box) -> NDArray[np.bool_]:
-        """The voxels of a window, mirrored where it reaches outside, that lie in no cell left to be computed."""
+    def excluded(self, window: Box) -> NDArray[np.bool_]:
+        """Mask of the voxels of a window, ``window.shape``, whose cell is not computed; mirrored outside the volume."""
         indices = [mirror_indices(*side) for side in zip(window.start, window.stop, self.extent, strict=True)]
-        kept = self.kept(Box(tuple(int(i.min()) for i in indices), tuple(int(i.max()) + 1 for i in indices)))
-        cells = [i // side - first for i, side, first in zip(indices, self.sides, kept.box.start, strict=True)]
-        return ~kept.cells[np.ix_(*cells)]
+        box = Box(tuple(int(i.min()) for i in indices), tuple(int(i.max()) + 1 for i in indices))
+        active = self.active_cells(box)
+        cells = [i // side - first for i, side, first in zip(indices, self.sides, active.box.start, strict=True)]
+        return ~active.cells[np.ix_(*cells)]
 
     def fingerprint(self, region: Box) -> str:
-        """Hex digest of which cells of a region are left: all that the result depends on, whatever the resolution."""
+        """Hex digest of the active cells of a region; the same for masks of any resolution that select these cells."""
         digest = Checksum()
         for box in hashed_boxes(cells_of(region, self.sides), self.sides):
-            kept = self.kept(voxels_of(box, self.sides, self.extent))
-            digest.add(np.packbits(kept.cells))
+            digest.add(np.packbits(self.active_cells(voxels_of(box, self.sides, self.extent)).cells))
         return digest.hexdigest()
 
     def _spans(self, axis: int, first: int, stop: int) -> list[tuple[int, int]]:
-        """Along one axis, the mask's voxels that each of the cells ``first..stop`` touches."""
+        """Half-open ranges of the mask's voxels under each of the cells ``first..stop`` of one axis."""
         side, by, last = self.sides[axis], self.factors[axis], self.volume.extent[axis] - 1
         ends = [(cell * side, min((cell + 1) * side, self.extent[axis]) - 1) for cell in range(first, stop)]
         return [(min(a // by, last), min(b // by, last) + 1) for a, b in ends]
 
     def _nonzero(self, box: Box) -> NDArray[np.bool_]:
-        """Where the mask is not zero; read by rows of chunks, so that wide integers take no more memory than a row."""
+        """Whether each voxel of a box of the mask is nonzero; read one row of chunks at a time to save memory."""
         chunk, start, stop = self.volume.chunks[-2], box.start[-2], box.stop[-2]
         edges = [start, *range(ceil_to(start + 1, chunk), stop, chunk), stop]
         rows = []
@@ -193,15 +209,21 @@ class Mask:
 
 
 def open_mask(path: str | None, source: Volume, footprint: Footprint) -> Mask | None:
-    """The mask at a path for an input volume, or None where there is none."""
+    """Open the mask of an input volume; None if there is no path.
+
+    Raises
+    ------
+    UnetcliError
+        The mask cannot be opened or does not fit the volume, see :meth:`Mask.over`.
+    """
     return None if path is None else Mask.over(open_volume(path), source, cell_sides(footprint))
 
 
 def factor(extent: int, coarse: int) -> int:
-    """Voxels to one, where ``coarse`` are ``extent`` taken together by a whole factor; 0 where no factor gives that.
+    """Downsampling factor that makes ``coarse`` voxels of ``extent``; 0 if no whole factor does.
 
-    Pyramids drop what is left over at the end, or have one voxel more for it; few voxels may fit several factors, of
-    which a power of two, or one without a rest, or the smallest is meant.
+    A remainder at the end may be dropped or be one more voxel. If several factors fit, a power of two is preferred,
+    then a factor without remainder, then the smallest.
 
     >>> [factor(1000, n) for n in (1000, 500, 333, 334, 600)]
     [1, 2, 3, 3, 0]
@@ -215,7 +237,7 @@ def factor(extent: int, coarse: int) -> int:
 
 
 def hashed_boxes(cells: Box, sides: Sequence[int]) -> Iterator[Box]:
-    """A box of cells in pieces that a mask is looked at in, in C order."""
+    """Parts of a box of cells, in C order, in which a mask is read for its fingerprint."""
     steps = [1] * len(sides)
     steps[-2:] = [HASHED_SIDE // side for side in sides[-2:]]
     if len(sides) > 2:
@@ -226,7 +248,7 @@ def hashed_boxes(cells: Box, sides: Sequence[int]) -> Iterator[Box]:
 
 
 def background(settings: Settings) -> NDArray[Any]:
-    """What is stored of a voxel that is not computed, (outputs,): no foreground; of several classes, the first."""
+    """Stored values (outputs,) of a voxel that is not computed: foreground probability 0, or class 0 with certainty."""
     values = np.zeros(settings.outputs, settings.dtype)
     if settings.outputs > 1:
         values[0] = 255 if settings.dtype == "uint8" else 1

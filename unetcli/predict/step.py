@@ -1,4 +1,4 @@
-"""The step of predict: probabilities of every block, then the coarser levels of the output."""
+"""The step of ``predict``: first the probabilities of every block, then the coarser levels of the output."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import Place, place_of
+from unetcli.core.files import Place, parse_place
 from unetcli.engine.levels import ImageStep, Pyramid, place
-from unetcli.engine.run import require_nobody_at_work
+from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import PREDICT, RunFolder
-from unetcli.engine.step import BlockResult, Change, Resources, attempt, require_continued
+from unetcli.engine.step import BlockResult, Change, Resources, require_continued, try_block
 from unetcli.engine.worker import void
 from unetcli.model.file import load_network
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MANY = 1000
-"""With more blocks missing, all levels are made again: which of them is not worth finding out."""
+"""If more blocks are missing, all levels are computed again instead of only the affected parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictStep(ImageStep):
-    """Blocks of full resolution are numbered as in the plan; those of the coarser levels follow."""
+    """Prediction of a volume; blocks of full resolution are numbered as in the plan, those of coarser levels follow."""
 
     FORMAT = FORMAT
     command = PREDICT
@@ -55,11 +55,11 @@ class PredictStep(ImageStep):
     plan: Plan
     paths: Paths
 
-    # ---- what it is
+    # ---- blocks and stages
 
     @property
     def output(self) -> Place:
-        return place_of(self.paths.output)
+        return parse_place(self.paths.output)
 
     @functools.cached_property
     def levels(self) -> PyramidPlan:
@@ -86,7 +86,7 @@ class PredictStep(ImageStep):
     def levels_from(self) -> int:
         return self.plan.blocks
 
-    # ---- what it works on
+    # ---- data
 
     @functools.cached_property
     def source(self) -> Volume:
@@ -120,7 +120,7 @@ class PredictStep(ImageStep):
         Raises
         ------
         UnetcliError
-            This machine cannot run what was planned: its result would be another.
+            This machine lacks the device or precision of the plan, and would compute other results.
         """
         from unetcli.model.network import exact_float32, require_precision, resolve_device
         from unetcli.predict.predictor import Predictor
@@ -135,7 +135,7 @@ class PredictStep(ImageStep):
         return Predictor(load_network(Path(self.paths.model)), settings, device)
 
     def predict(self, blocks: Iterable[int], stopping: Callable[[], bool] = bool) -> Generator[FinishedBlock]:
-        """Blocks one after the other, not stored; see :func:`unetcli.predict.predictor.predict_blocks`."""
+        """Predict blocks without storing them; see :func:`unetcli.predict.predictor.predict_blocks`."""
         from unetcli.predict.predictor import predict_blocks  # torch
 
         return predict_blocks(self.plan, self.predictor, self.source, blocks, stopping, self.mask)
@@ -152,7 +152,7 @@ class PredictStep(ImageStep):
         with closing(self.predict(blocks, stopping)) as finished:
             for block in finished:
                 if block.error is None:
-                    yield attempt(block.block.number, functools.partial(self._store, block))
+                    yield try_block(block.block.number, functools.partial(self._store, block))
                 else:
                     yield BlockResult(number=block.block.number, error=block.error)
 
@@ -175,16 +175,22 @@ class PredictStep(ImageStep):
     def _coarser(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Iterator[BlockResult]:
         n = self.plan.blocks
         for number in itertools.takewhile(lambda _: not stopping(), blocks):
-            yield attempt(number, functools.partial(self.pyramid.build, number - n, n))
+            yield try_block(number, functools.partial(self.pyramid.build, number - n, n))
 
-    # ---- reading back
+    # ---- verification
 
     def read_back(self, number: int) -> str:
         n = self.plan.blocks
         return self.pyramid.checksum(number - n) if number >= n else checksum(self.read(self.plan.grid.box(number)))
 
     def read(self, box: Any) -> NDArray[Any]:
-        """Stored values (outputs, *box.shape) of a box of the volume; raises :class:`UnreadableBlock`."""
+        """Stored values (outputs, *box.shape) of a box in voxels of the volume.
+
+        Raises
+        ------
+        UnreadableBlock
+            A chunk is damaged.
+        """
         return self.image.level.read(self._stored, box.relative_to(self.plan.region))
 
     @property
@@ -194,15 +200,15 @@ class PredictStep(ImageStep):
 
     def require_readable(self) -> None:
         if not self.is_made():
-            raise UnetcliError(f"{self.output}: no output of unetcli predict; the same predict command makes it")
+            raise UnetcliError(f"{self.output}: no output of unetcli predict; the same predict command creates it")
         try:
             self.image.level.open_to_read()
         except Exception as error:
             raise UnetcliError(
-                f"{self.output}: its array cannot be opened ({error}); --overwrite of predict starts anew"
+                f"{self.output}: the array cannot be opened ({error}); start over with predict --overwrite"
             ) from error
 
-    def look_closer(self, request: Any) -> dict[str, Any]:
+    def extra_checks(self, request: Any) -> dict[str, Any]:
         from unetcli.predict.checks import check_seams
 
         return {"seams": check_seams(self, request.seams)} if request.seams else {}
@@ -213,13 +219,13 @@ class PredictStep(ImageStep):
         return differences(frozen, self.plan)
 
     def continue_from(self, frozen: Plan) -> None:
-        require_continued(self, frozen, "--overwrite starts anew, --output names another place")
+        require_continued(self, frozen, "start over with --overwrite, or choose another path with --output")
         if frozen.levels != self.plan.levels:
-            require_nobody_at_work(self)
+            require_no_workers(self)
             self._renumber_levels(replace(self, plan=frozen))
 
     def _renumber_levels(self, before: PredictStep) -> None:
-        """Take up another number of levels: nothing may vouch for blocks of the old ones any more."""
+        """Adopt another number of levels; receipts of the blocks of the old levels become void."""
         if before.levels.levels > 1 and self.is_made():
             before.pyramid.hide()
         void(before, before.ledger.refresh(), range(before.plan.blocks, before.blocks))
@@ -227,15 +233,15 @@ class PredictStep(ImageStep):
         self.ledger.refresh()
 
     def create(self) -> None:
-        """Make the empty output; forget levels that were deleted, or are made of blocks that are computed again."""
+        """Create the output if there is none; void blocks of levels that are missing or depend on missing blocks."""
         if not self.is_made():
             self.image.create(attributes_of(self.plan, self.output, self.source))
-            self.look_again()
+            self.clear_cache()
         n, done = self.plan.blocks, self.ledger.refresh().done
         if done[n:].any():
             missing = np.flatnonzero(~done[:n])
             every = len(missing) > MANY or not self.pyramid.is_made
-            void(self, self.ledger, range(n, self.blocks) if every else self.also_void(missing.tolist()))
+            void(self, self.ledger, range(n, self.blocks) if every else self.with_dependents(missing.tolist()))
 
     def prepare_stage(self, stage: Stage) -> None:
         if stage.blocks.start < self.plan.blocks:
@@ -249,7 +255,7 @@ class PredictStep(ImageStep):
         self.image.store.sweep()
 
     def finish(self) -> None:
-        """Show the levels, and say that the output is complete."""
+        """List the levels in the metadata, and mark the output complete."""
         if self.levels.levels > 1:
             self.pyramid.publish()
         if not self.is_complete():
@@ -259,18 +265,18 @@ class PredictStep(ImageStep):
     def reopen(self) -> None:
         self.mark(self.image, complete=False)
 
-    def also_void(self, damaged: Sequence[int]) -> Iterable[int]:
-        """Damaged blocks, and blocks of levels that are made of those."""
+    def with_dependents(self, damaged: Sequence[int]) -> Iterable[int]:
+        """Damaged blocks, and blocks of coarser levels that depend on them."""
         n, found = self.plan.blocks, set(damaged)
         for number in damaged:
             if number < n:
                 box = self.plan.grid.box(number).relative_to(self.plan.region)
-                found |= {n + above for above in self.levels.above(box)}
+                found |= {n + dependent for dependent in self.levels.dependents(box)}
         return sorted(found)
 
     @property
-    def way_out(self) -> str:
-        return "predict with the unchanged one notes where it is now"
+    def remedy(self) -> str:
+        return "run the same predict command with the unchanged file, which records its new path"
 
     @property
     def every_gpu(self) -> bool:
@@ -296,7 +302,7 @@ class PredictStep(ImageStep):
 
 
 def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None) -> None:
-    """Log what is about to be computed: where, and how."""
+    """Log the paths, blocks, tile and device of a run before it computes; ``found`` blocks are already done."""
     plan = step.plan
     tile, inner = plan.tile[-1], plan.footprint.output(plan.tile)[-1]
     part = f"share {share[0]} of {share[1]} (0-{share[1] - 1}) of " if share else ""
@@ -306,7 +312,7 @@ def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None
         part,
         plan.blocks,
         "x".join(map(str, plan.block_shape)),
-        f" ({found} found done)" if found else "",
+        f" ({found} already done)" if found else "",
         tile,
         inner,
         100 * wasted_work(plan),

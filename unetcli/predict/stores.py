@@ -1,4 +1,4 @@
-"""The data of a prediction: where they lie, whether they changed, and the image that is written."""
+"""Data of a prediction: their paths, whether they changed since planning, and the image that is written."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from unetcli.volumes.volume import UNREADABLE, Volume, describe, fingerprint, sa
 
 @dataclass(frozen=True, kw_only=True)
 class Paths(StepPaths):
-    """Where the data of a prediction lie now."""
+    """Current paths of the data of a prediction."""
 
     volume: str
     model: str
     output: str
     mask: str | None = None
     device: str | None = None
-    """Which device of the plan's kind, where the user said so."""
+    """Device of the plan's kind, if the user named one."""
 
 
 def input_changes(plan: Plan, paths: Paths) -> list[Change]:
-    """What differs now; of a volume, shape, axes, type and up to 64 sampled chunks are looked at."""
+    """Changes of volume, model and mask since planning.
+
+    Of a volume, shape, axes, dtype and up to 64 sampled chunks are compared.
+    """
     found = [("volume", paths.volume, what) for what in volume_changes(plan, paths.volume)]
     found += [("model", paths.model, what) for what in model_changes(plan, Path(paths.model))]
     if paths.mask and plan.settings.mask:
@@ -38,42 +41,42 @@ def input_changes(plan: Plan, paths: Paths) -> list[Change]:
     return [Change(source=source, path=path, what=what) for source, path, what in found]
 
 
-def volume_changes(plan: Plan, place: str) -> list[str]:
-    """What is different about the volume, a phrase each."""
+def volume_changes(plan: Plan, path: str) -> list[str]:
+    """Changes of the volume since planning, one phrase each."""
     try:
-        volume = open_volume(place)
+        volume = open_volume(path)
     except UnetcliError as error:
         return [f"cannot be opened: {error}"]
     before, now = plan.sources.volume_fingerprint.split(), fingerprint(volume).split()
-    told = []
+    changes = []
     if before[0] != now[0]:
         planned = "x".join(map(str, plan.extent))
-        told.append(f"has other shape, axes or dtype: now {shape_of(volume)}; planned for {plan.axes} {planned}")
+        changes.append(f"has another shape, axes or dtype: now {shape_of(volume)}, planned with {plan.axes} {planned}")
     if len(before) != len(now):
-        return told or ["is stored in other chunks, so that its contents cannot be compared"]
-    boxes = sampled_boxes(volume) if not told else []
+        return changes or ["has another chunk shape, so its contents cannot be compared"]
+    boxes = sampled_boxes(volume) if not changes else []
     for box, old, new in zip(boxes, before[1:], now[1:], strict=bool(boxes)):
         if old != new and old != UNREADABLE:
-            what = "cannot be read any more" if new == UNREADABLE else "holds other values"
-            told.append(f"chunk at {describe(box, volume.axes)} {what}")
-    return told
+            what = "can no longer be read" if new == UNREADABLE else "has changed"
+            changes.append(f"chunk at {describe(box, volume.axes)} {what}")
+    return changes
 
 
 def model_changes(plan: Plan, file: Path) -> list[str]:
-    """What is different about the model, a phrase each."""
+    """Changes of the model file since planning, one phrase each."""
     if not file.is_file():
-        return ["is not there any more"]
-    return [] if file_sha256(file) == plan.sources.model_fingerprint else ["holds other bytes"]
+        return ["no longer exists"]
+    return [] if file_sha256(file) == plan.sources.model_fingerprint else ["has changed"]
 
 
 def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:
-    """Whether a mask rules out other cells now."""
+    """Changes of the cells that the mask selects, one phrase each."""
     try:
         opened = open_mask(mask, open_volume(volume), plan.footprint)
         now = opened and opened.fingerprint(plan.region)
     except UnetcliError as error:
         return [f"cannot be opened: {error}"]
-    return [] if now == plan.settings.mask else ["leaves other parts to be computed"]
+    return [] if now == plan.settings.mask else ["selects other cells"]
 
 
 def shape_of(volume: Volume) -> str:
@@ -84,7 +87,7 @@ KIND = "probabilities"
 
 
 def spec_of(plan: Plan) -> ArraySpec:
-    """The array that holds a plan's probabilities."""
+    """Specification of the array of probabilities that a plan writes."""
     return ArraySpec(
         axes=plan.axes,
         shape=plan.region.shape,
@@ -97,7 +100,7 @@ def spec_of(plan: Plan) -> ArraySpec:
 
 
 def attributes_of(plan: Plan, path: Place, source: Volume) -> dict[str, Any]:
-    """What the output says of itself: OME-Zarr metadata, and the marker."""
+    """Attributes of the output: OME-Zarr metadata, and the marker of unetcli."""
     start = dict(zip(plan.axes, plan.region.start, strict=True))
     own = {
         "complete": False,

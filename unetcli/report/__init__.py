@@ -1,1 +1,1 @@
-"""The report of an evaluation: one HTML file that needs nothing else, to look at, to step through and to print."""
+"""Report of an evaluation: one self-contained HTML file with scores, figures and a viewer of the sections."""

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing beside itself, with a summary in words."""
+"""The HTML page of the report, and its summary in words."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from unetcli.core.streams import ProgressCallback, silent
 from unetcli.evaluate.result import Evaluation
 from unetcli.report import measure_texts as texts
 from unetcli.report import tables
-from unetcli.report import tables as charts
 from unetcli.report.measure_texts import EXTRA, MERGE, MISSED, NAMES, PUBLISHED, SPLIT, Measure, count, percent
 from unetcli.report.viewer import Gallery, SourceImage, gallery, no_image
 from unetcli.viz.markup import Html, join, tag
 
 
 def sentences(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
-    """Plain sentences, the most important first."""
+    """Summary of the scores in sentences, the most important first."""
     height, width = evaluation.region.shape[-2:]
     number, size = len(evaluation.sections), f"{width:,} x {height:,} pixels"
     ends = f", {evaluation.sections[0].name} to {evaluation.sections[-1].name}" if number > 1 else ""
-    yield f"Judged: {'one section' if number == 1 else count(number, 'section')} of {size}{ends}."
+    yield f"Evaluated: {'one section' if number == 1 else count(number, 'section')} of {size}{ends}."
     yield from em_sentences(evaluation.scores.get("em", {}), gallery, number)
     yield from cells_sentences(evaluation.scores.get("cells", {}), gallery, number)
     yield from voi_sentences(evaluation.scores.get("voi", {}))
@@ -37,20 +36,19 @@ def sentences(evaluation: Evaluation, gallery: Gallery) -> Iterator[str]:
 def em_sentences(scores: Mapping[str, Any], gallery: Gallery, sections: int) -> Iterator[str]:
     wrong, at = scores.get("pixel_disagreement"), scores.get("pixel_disagreement_threshold")
     if wrong is not None:
-        yield f"{percent(wrong)} of the pixels are on the wrong side of the membrane at the best threshold, {at:.1f}."
+        yield f"At the best threshold ({at:.1f}), {percent(wrong)} of the pixels are misclassified."
     if scores.get("rand_error") is not None:
         yield (
-            f"The Rand error is {scores['rand_error']:.3f} at threshold {scores['rand_error_threshold']:.1f}: it grows "
-            "with every cell that is cut or joined to another, by its area; 0 is perfect."
+            f"The Rand error is {scores['rand_error']:.3f} at threshold {scores['rand_error_threshold']:.1f}. Every "
+            "cell that is split or merged with another raises it, in proportion to its area; 0 is perfect."
         )
     level, shown = scores.get("warping_error_threshold"), len(gallery.whole)
     if level is not None and shown:
         marks = sum((Counter(picture["found"]) for picture in gallery.whole), Counter())
         yield (
             f"In the {count(shown, 'section' if shown == sections else 'worst section')} shown below, "
-            f"{count(marks[SPLIT], 'place')} {'cuts' if marks[SPLIT] == 1 else 'cut'} a cell and "
-            f"{count(marks[MERGE], 'place')} {'joins' if marks[MERGE] == 1 else 'join'} cells, at threshold "
-            f"{level:.1f} where the warping error is least."
+            f"there {'is' if marks[SPLIT] == 1 else 'are'} {count(marks[SPLIT], 'split')} and "
+            f"{count(marks[MERGE], 'merge')} of cells at threshold {level:.1f}, where the warping error is least."
         )
 
 
@@ -58,18 +56,17 @@ def cells_sentences(scores: Mapping[str, Any], gallery: Gallery, sections: int) 
     truth, found, matched = (scores.get(key) for key in ("reference_objects", "result_objects", "matched"))
     if truth and matched is not None:
         yield (
-            f"Of {count(truth, 'true cell')}, {matched:,} ({percent(matched / truth)}) overlap by more than half with "
-            f"one of the {count(found or 0, 'found cell')}."
+            f"Of {count(truth, 'true cell')}, {matched:,} ({percent(matched / truth)}) match one of the "
+            f"{count(found or 0, 'found cell')} with IoU > 0.5."
         )
     if scores.get("seg") is not None:
-        share = percent(scores["seg"])
-        yield f"A true cell and the one found in its place share {share} of their area on average (SEG)."
+        yield f"The mean IoU of the true cells with the found cells is {scores['seg']:.3f} (SEG); 1 is perfect."
     if scores and gallery.objects:
-        fates, looked = Counter(row.fate for row in gallery.objects), gallery.looked
-        where = "" if looked == sections else f" in the worst {count(looked, 'section')}"
+        outcomes, read = Counter(row.outcome for row in gallery.objects), gallery.sections_read
+        where = "" if read == sections else f" in the worst {count(read, 'section')}"
         yield (
-            f"Errors{where}: {fates[MISSED]:,} missed, {fates[SPLIT]:,} split, {fates[MERGE]:,} merged with another; "
-            f"{fates[EXTRA]:,} found that the truth does not have."
+            f"Errors{where}: {outcomes[MISSED]:,} missed, {outcomes[SPLIT]:,} split, {outcomes[MERGE]:,} merged with "
+            f"another, and {outcomes[EXTRA]:,} extra cells that are not in the truth."
         )
 
 
@@ -77,32 +74,32 @@ def voi_sentences(scores: Mapping[str, Any]) -> Iterator[str]:
     split, merge = scores.get("split"), scores.get("merge")
     if split is None or merge is None:
         return
-    lean = "it rather cuts objects than joins them" if split > merge else "it rather joins objects than cuts them"
+    dominant = "splits prevail" if split > merge else "merges prevail"
     if max(split, merge) < 0.01:
-        lean = "it hardly does either"
-    yield f"Splits cost {split:.3f} nats of information and merges {merge:.3f}: {lean}."
+        dominant = "both are negligible"
+    yield f"Splits cost {split:.3f} nats of information and merges {merge:.3f}: {dominant}."
 
 
 def pixels_sentences(scores: Mapping[str, Any], at: float) -> Iterator[str]:
     accuracy, precision, recall = (scores.get(key) for key in ("accuracy", "precision", "recall"))
     if precision is not None and recall is not None:
         yield (
-            f"Pixel by pixel, at threshold {at:g}: {percent(recall)} of the true foreground was found, and "
-            f"{percent(precision)} of what was found is true."
+            f"At threshold {at:g}, {percent(recall)} of the true foreground pixels are found, and "
+            f"{percent(precision)} of the predicted foreground pixels are correct."
         )
     elif accuracy is not None:
-        yield f"{percent(accuracy)} of the pixels have the right class."
+        yield f"{percent(accuracy)} of the pixels have the correct class."
 
 
 def headline_cards(evaluation: Evaluation) -> Iterator[Html]:
-    """A group of large numbers for each metric."""
+    """One group of cards for each metric."""
     for metric in texts.metrics_of(evaluation):
         cards = [card(measure, evaluation) for measure in texts.headlines(evaluation, metric)]
         yield tag("div", tag("h3", texts.METRIC_NAMES[metric]), tag("ul", cards, class_="cards"), class_="metric")
 
 
 def card(measure: Measure, evaluation: Evaluation) -> Html:
-    """One score: what it is, how large, how sure, and which way is better."""
+    """Card of one score: name, value, interval, threshold and meaning."""
     scores = evaluation.scores
     value, interval = measure.value(scores), measure.detail(scores, "interval")
     threshold, reason = (measure.detail(scores, what) for what in ("threshold", "reason"))
@@ -120,33 +117,33 @@ def card(measure: Measure, evaluation: Evaluation) -> Html:
 
 
 def interval_note(evaluation: Evaluation) -> str | None:
-    """What the intervals mean, if there are any."""
+    """Explanation of the intervals; None if there are none."""
     if not any(measure.detail(evaluation.scores, "interval") for measure in texts.MEASURES.values()):
         return None
     drawn = [found["intervals"] for found in evaluation.scores.values() if found.get("intervals")]
-    few = " So few make them rough." if any(0 < each["units"] < 10 for each in drawn) else ""
+    few = " With so few, the intervals are rough." if any(0 < each["units"] < 10 for each in drawn) else ""
     over = " and ".join(dict.fromkeys(count(each["units"], each["unit"]) for each in drawn if each["units"] > 1))
     return (
-        f"95 % intervals say how far a score would move with other data of the same kind (bootstrap over {over}). "
-        f"Neighbouring sections are alike, so that the truth may lie somewhat further out.{few}"
+        f"95 % intervals show how much a score would vary with other data of the same kind (bootstrap over {over}). "
+        f"Neighbouring sections are similar, so the intervals tend to be too narrow.{few}"
     )
 
 
 PROGRAMS = ["page", "tables", "colours", "paint", "pane", "viewer", "errors", "pointers", "prints", "frame"]
-"""Scripts of the page, in the order in which they need each other."""
+"""Scripts of the page, in the order in which they depend on each other."""
 
 
 def write_report(
     evaluation: Evaluation, file: Path, image: SourceImage = no_image, report: ProgressCallback = silent
 ) -> None:
-    """Write the report; the file appears whole or not at all.
+    """Write the report atomically: the file appears complete or not at all.
 
     Parameters
     ----------
     image
-        Grey values (c, y, x) of a section, of any type; None where there are none.
+        Returns the image (c, y, x) of a section, of any type, or None if there is none.
     report
-        Called with the number of sections that have been read again, and of all that will be.
+        Called with the number of sections read so far, and of all that will be read.
     """
     text = page(evaluation, gallery(evaluation, image, report))
     with replacing(file) as draft:
@@ -154,7 +151,7 @@ def write_report(
 
 
 def page(evaluation: Evaluation, shown: Gallery) -> str:
-    """The whole HTML."""
+    """HTML of the report."""
     parts = {key: part for key, part in contents(evaluation, shown).items() if any(part[1])}
     sections = [
         tag("section", tag("h2", name, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title")
@@ -173,28 +170,28 @@ def page(evaluation: Evaluation, shown: Gallery) -> str:
 
 
 def contents(evaluation: Evaluation, shown: Gallery) -> dict[str, tuple[str, list[Html | None]]]:
-    """Name and content of each part of the page by its anchor; of some there may be nothing."""
-    figures = charts.figures(evaluation)
+    """Name and content of each part of the page, by anchor; parts without content are omitted later."""
+    figures = tables.figures(evaluation)
     curves = tag("div", figures, class_="figures") if figures else None
     return {
         "summary": ("Summary", [*statements(evaluation, shown), *headline_cards(evaluation)]),
-        "baseline": ("Against the baseline", [tables.comparison_table(evaluation)]),
-        "pictures": ("Pictures, worst first", [viewer(evaluation, shown)]),
+        "baseline": ("Comparison with the baseline", [tables.comparison_table(evaluation)]),
+        "pictures": ("Sections, worst first", [viewer(evaluation, shown)]),
         "published": (
-            "Published figures",
+            "Published scores",
             [tables.published_table(each, evaluation) for each in PUBLISHED if each.metric in evaluation.metrics],
         ),
         "curves": ("Curves", [curves, tables.confusion_table(evaluation)]),
-        "sections": ("Sections", [tables.sections_table(evaluation, shown)]),
-        "cells": ("Cells, one by one", [tables.objects_table(evaluation, shown)]),
-        "numbers": ("All numbers", [*tables.all_numbers(evaluation)]),
+        "sections": ("Scores by section", [tables.sections_table(evaluation, shown)]),
+        "cells": ("Single cells", [tables.objects_table(evaluation, shown)]),
+        "numbers": ("All scores", [*tables.all_numbers(evaluation)]),
     }
 
 
 def header(evaluation: Evaluation) -> Html:
-    """What was compared with what."""
+    """Title, and the compared volumes with the evaluated region."""
     request = evaluation.request
-    facts = {"Prediction": request.prediction, "Truth": request.truth, "Judged": str(evaluation.judged["region"])}
+    facts = {"Prediction": request.prediction, "Truth": request.truth, "Region": str(evaluation.scope["region"])}
     size, unit = evaluation.voxel_size.get("x"), evaluation.units.get("x")
     if size and unit:
         facts["Pixel size"] = f"{size:g} {unit}"
@@ -203,16 +200,16 @@ def header(evaluation: Evaluation) -> Html:
 
 
 def statements(evaluation: Evaluation, shown: Gallery) -> Iterator[Html]:
-    """Warnings, then the sentences, then what the intervals mean."""
+    """Warnings, the summary in sentences, and the explanation of the intervals."""
     if notes := [tag("li", note) for note in evaluation.notes]:
-        yield tag("div", tag("h3", "To know first"), tag("ul", notes), class_="notes", role="note")
+        yield tag("div", tag("h3", "Notes"), tag("ul", notes), class_="notes", role="note")
     yield tag("ul", [tag("li", text) for text in sentences(evaluation, shown)], class_="sentences")
     if intervals := interval_note(evaluation):
         yield tag("p", intervals, class_="small")
 
 
 def viewer(evaluation: Evaluation, shown: Gallery) -> Html | None:
-    """The frame that the program fills, with what its pictures leave out."""
+    """Controls of the viewer, which its scripts fill with pictures; None without pictures."""
     if not shown.pictures:
         return None
     kinds = {kind for picture in shown.pictures for kind in picture["found"]}
@@ -226,28 +223,28 @@ def viewer(evaluation: Evaluation, shown: Gallery) -> Html | None:
 
 
 def kind_key(kind: str) -> Html:
-    """The sign of a kind of error and its meaning, with a box that shows or hides it."""
+    """Legend entry of a kind of error, with a checkbox that shows or hides its marks."""
     letter, text = NAMES[kind]
     box = tag("input", type="checkbox", checked=True, data_kind=kind)
     return tag("li", tag("label", box, tag("span", letter, class_=f"sign {kind}", aria_hidden="true"), text))
 
 
 def limits(evaluation: Evaluation, shown: Gallery) -> Iterator[str]:
-    """What the pictures do not show."""
+    """Notes on what the pictures leave out."""
     pictures, every, first = len(shown.whole), len(evaluation.sections), shown.pictures[0]
     if pictures < every:
-        yield f"The page stays small: pictures of the worst {pictures} of {count(every, 'section')}."
+        yield f"To keep the page small, only the worst {pictures} of {count(every, 'section')} are shown."
     if (factor := first["factor"]) > 1:
         yield (
-            f"Thinned: a pixel here stands for {factor} x {factor}. Errors were found at full resolution; "
-            "windows around the gravest follow each section."
+            f"Downsampled: one pixel here stands for {factor} x {factor}. Errors were found at full resolution; "
+            "close-ups of the largest follow each section."
         )
     if first["image"] is None:
-        yield "Without the image itself: name it with --image to see the errors on it."
+        yield "The image is not shown. To see the errors on it, pass it with --image."
 
 
 def embedded(values: Any) -> Html:
-    """JSON inside a script element, where ``</`` and ``<!--`` would end or change it.
+    """JSON for a script element, in which ``</`` and ``<!--`` must not occur.
 
     >>> embedded({"name": "</script>"})
     '{"name":"\\\\u003c/script>"}'
@@ -256,5 +253,5 @@ def embedded(values: Any) -> Html:
 
 
 def asset(name: str) -> str:
-    """A file of the page from the folder ``assets``."""
+    """Text of a file in the folder ``assets``."""
     return resources.files("unetcli.report").joinpath("assets", name).read_text(encoding="utf-8")

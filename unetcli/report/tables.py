@@ -1,4 +1,4 @@
-"""Tables and charts of the scores."""
+"""Tables and figures of the report."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from unetcli.report.viewer import Gallery, ranked
 from unetcli.viz.markup import Axis, Html, Line, Plot, join, tag
 
 MOST_ROWS = 1000
-"""Rows of a table of sections or objects; the worst are shown."""
-FATES = {MERGE: "merged"}
-"""What became of a cell, where that is not the name of the error."""
+"""Largest number of rows in a table of sections or objects; the worst are shown."""
+OUTCOMES = {MERGE: "merged"}
+"""Outcomes of cells whose text differs from the name of the error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The head of a column that its table can be sorted by."""
+    """Heading of a column that the table can be sorted by."""
 
     name: str
     meaning: str = ""
-    """Shown to who points at it."""
+    """Tooltip."""
     order: str = "none"
-    """``ascending`` or ``descending`` where rows come in that order."""
+    """``ascending`` or ``descending`` if the rows are initially in this order."""
     number: bool = True
 
     def head(self) -> Html:
@@ -44,21 +44,21 @@ def table(
     style: str = "scroll",
     **own: Any,
 ) -> Html:
-    """A table that may be larger than the window; ``label`` is what a screen reader says."""
+    """Table that scrolls if it is wider than the window; ``label`` is its name for screen readers."""
     head = tag("tr", [name if isinstance(name, Html) else tag("th", name, scope="col") for name in heads])
-    title = tag("caption", caption) if caption else None
+    title = tag("caption", tag("span", caption)) if caption else None
     drawn = tag("table", title, tag("thead", head), tag("tbody", rows), **own)
     return tag("div", drawn, class_=style, tabindex=0, role="group", aria_label=label)
 
 
 def sortable(caption: str, columns: Sequence[Column], rows: Sequence[Html], name: str) -> Html:
-    """A table whose heads are buttons that sort it."""
+    """Table whose headings are buttons that sort it."""
     heads = [column.head() for column in columns]
     return table(heads, rows, caption, caption, "scroll tall", class_="sortable", id=name)
 
 
 def row(name: Any, *cells: Any, **own: Any) -> Html:
-    """A row with its head; further attributes are the head's."""
+    """Row with its heading; further attributes are the heading's."""
     return tag("tr", tag("th", name, scope="row", **own), cells)
 
 
@@ -67,12 +67,12 @@ def number(text: Any, **own: Any) -> Html:
 
 
 def sorted_number(value: float | None, text: str) -> Html:
-    """A number of a table that sorts; a hyphen, which sorts last, where it is not defined."""
+    """Number in a sortable table; a hyphen, which sorts last, if it is undefined."""
     return tag("td", "-" if value is None else text, data_sort="" if value is None else value, class_="number")
 
 
 def sections_table(evaluation: Evaluation, gallery: Gallery) -> Html | None:
-    """The sections, the worst first, with a button for those that there is a picture of."""
+    """Table of the sections, the worst first, with a button for those that the viewer shows."""
     measures = section_measures(evaluation)
     if not measures:
         return None
@@ -81,16 +81,16 @@ def sections_table(evaluation: Evaluation, gallery: Gallery) -> Html | None:
     worst_first = "descending" if by and by.lower else "ascending"
     columns = [Column("section", number=False)]
     columns += [Column(m.name, m.meaning, worst_first if m == by else "none") for m in measures]
-    columns.append(Column("errors seen", "Places where the picture shows an error, where there is a picture."))
+    columns.append(Column("errors", "Number of errors in the section, if the viewer shows it."))
     rows = [_section_row(section, measures, shown) for section in order[:MOST_ROWS]]
     worst = f"The worst {MOST_ROWS:,} of {len(order):,} sections" if len(order) > MOST_ROWS else None
     by_name = f", worst {by.name} first" if by else ""
-    caption = f"{worst or count(len(order), 'section')}{by_name}; each at the threshold that suits it best"
+    caption = f"{worst or count(len(order), 'section')}{by_name}; each score at its best threshold"
     return sortable(caption, columns, rows, "sections-table")
 
 
 def section_measures(evaluation: Evaluation) -> list[Measure]:
-    """What sections are compared by: headlines that a section alone can have."""
+    """Measures of the summary that are also computed for single sections."""
     found = [measure for metric in texts.metrics_of(evaluation) for measure in texts.headlines(evaluation, metric)]
     sections = evaluation.sections
     return [m for m in found if any(m.key in section.scores.get(m.metric, {}) for section in sections)]
@@ -106,16 +106,16 @@ def _section_row(section: Section, measures: Sequence[Measure], shown: Mapping[i
 
 
 def objects_table(evaluation: Evaluation, gallery: Gallery) -> Html | None:
-    """The objects, the worst first."""
+    """Table of the objects, the worst first."""
     if not gallery.objects:
         return None
     columns = [
-        Column("true cell", "Its label in the truth; none for a found cell that is extra.", number=False),
+        Column("true cell", "Label in the truth; none for an extra cell.", number=False),
         Column("section", number=False),
-        Column("fate", "Found, split, merged with another, missed; extra: found, but not in the truth.", number=False),
-        Column("overlap", "Intersection over union with the found cell that covers it.", "ascending"),
+        Column("outcome", "Found, split, merged with another, missed, or extra: not in the truth.", number=False),
+        Column("IoU", "Intersection over union with the found cell that covers it.", "ascending"),
         Column("size (px)"),
-        Column("found cell", "Its label in the prediction.", number=False),
+        Column("found cell", "Label in the prediction.", number=False),
     ]
     pictured = {picture["section"] for picture in gallery.pictures}
     rows = [_object_row(found, pictured) for found in gallery.objects[:MOST_ROWS]]
@@ -126,14 +126,14 @@ def _object_row(found: ObjectRow, pictured: set[int]) -> Html:
     section, (y, x, radius) = found.section, found.place
     name = join(found.label or "none")
     if section.number in pictured:
-        said = f"show {found.fate} cell {found.label or found.result} of {section.name}"
-        where = {"data_section": section.number, "aria_label": said, "data_y": y, "data_x": x, "data_radius": radius}
+        label = f"show {found.outcome} cell {found.label or found.result} of {section.name}"
+        where = {"data_section": section.number, "aria_label": label, "data_y": y, "data_x": x, "data_radius": radius}
         name = tag("button", name, type="button", class_="link", **where)
     return row(
         name,
         tag("td", section.name, data_sort=section.number),
-        tag("td", FATES.get(found.fate, found.fate)),
-        sorted_number(None if found.fate == EXTRA else found.overlap, f"{found.overlap:.3f}"),
+        tag("td", OUTCOMES.get(found.outcome, found.outcome)),
+        sorted_number(None if found.outcome == EXTRA else found.overlap, f"{found.overlap:.3f}"),
         sorted_number(found.size, f"{found.size:,}"),
         tag("td", found.result or "none", data_sort=found.result),
         data_sort=found.label,
@@ -141,17 +141,17 @@ def _object_row(found: ObjectRow, pictured: set[int]) -> Html:
 
 
 def _objects_caption(evaluation: Evaluation, gallery: Gallery) -> str:
-    every, extra = len(gallery.objects), sum(found.fate == EXTRA for found in gallery.objects)
-    said = f"{count(every - extra, 'true cell')} and {extra:,} extra found"
+    every, extra = len(gallery.objects), sum(found.outcome == EXTRA for found in gallery.objects)
+    text = f"{count(every - extra, 'true cell')} and {count(extra, 'extra cell')}"
     if every > MOST_ROWS:
-        said = f"The worst {MOST_ROWS:,} of {every:,}: {said}"
-    if gallery.looked < len(evaluation.sections):
-        said += f" of the worst {gallery.looked} of {count(len(evaluation.sections), 'section')}"
-    return said + "; smallest overlap first, extra ones last" + ("; cut by sections" if evaluation.three_d else "")
+        text = f"The worst {MOST_ROWS:,} of {every:,}: {text}"
+    if gallery.sections_read < len(evaluation.sections):
+        text += f" in the worst {gallery.sections_read} of {count(len(evaluation.sections), 'section')}"
+    return text + "; smallest IoU first, extra cells last" + ("; one row per section" if evaluation.three_d else "")
 
 
 def all_numbers(evaluation: Evaluation) -> Iterator[Html]:
-    """One table for each metric: score, interval, threshold, and what there is to say."""
+    """One table for each metric: score, interval, threshold and meaning."""
     for metric in texts.metrics_of(evaluation):
         drawn, name = evaluation.scores[metric].get("intervals"), texts.METRIC_NAMES[metric]
         over = f"; intervals over {count(drawn['units'], drawn['unit'])}" if drawn and drawn["units"] > 1 else ""
@@ -172,13 +172,13 @@ def _numbers_row(measure: Measure, evaluation: Evaluation) -> Html:
 
 
 def confusion_table(evaluation: Evaluation) -> Html | None:
-    """Of several classes: what each was taken for, as shares of what is true; and IoU and Dice of each."""
+    """Confusion matrix of several classes as shares of the true pixels, with IoU and Dice of each class."""
     scores = evaluation.scores.get("pixels", {})
     counts = scores.get("confusion")
     if not counts:
         return None
     heads = ["truth", *(f"as class {k}" for k in range(len(counts))), "IoU", "Dice", "pixels"]
-    caption = "Share of the pixels of each true class that were taken for each class"
+    caption = "Confusion matrix: share of the pixels of each true class that were predicted as each class"
     return table(heads, [_confusion_row(k, taken, scores) for k, taken in enumerate(counts)], caption, caption)
 
 
@@ -194,7 +194,7 @@ def _confusion_row(true: int, taken: Sequence[int], scores: Mapping[str, Any]) -
 
 
 def comparison_table(evaluation: Evaluation) -> Html | None:
-    """What is better or worse than in the baseline, and whether that is more than noise."""
+    """Differences from the baseline, and whether they are more than noise."""
     comparison = evaluation.comparison or {}
     rows = []
     for metric, found in comparison.get("scores", {}).items():
@@ -208,7 +208,7 @@ def comparison_table(evaluation: Evaluation) -> Html | None:
 
 
 def _comparison_row(measure: Measure, pair: Mapping[str, Any]) -> Html:
-    more = {True: "yes", False: "no", None: "not known"}[pair["more_than_noise"]]
+    more = {True: "yes", False: "no", None: "unknown"}[pair["more_than_noise"]]
     better = {True: "better", False: "worse"}[pair["gain"] > 0] if pair["gain"] else "the same"
     shown = [measure.text(pair["baseline"]), measure.text(pair["value"]), f"{pair['difference']:+.{measure.digits}f}"]
     numbers = [number(text) for text in (*shown, measure.interval_text(pair.get("interval")))]
@@ -217,39 +217,39 @@ def _comparison_row(measure: Measure, pair: Mapping[str, Any]) -> Html:
 
 
 def published_table(published: Published, evaluation: Evaluation) -> Html:
-    """This evaluation's scores first, then those published, then what to know; one measure stands once."""
+    """Table of this evaluation's scores and the published ones, with notes; columns of one measure share a cell."""
     paths = [list(same) for _, same in groupby(path for path, _ in published.columns)]
     cells = [_own_cell(texts.MEASURES[same[0]], evaluation, len(same)) for same in paths]
-    own = tag("tr", tag("th", "this evaluation", scope="row"), cells, class_="ours")
+    own = tag("tr", tag("th", "this evaluation", scope="row"), cells, class_="own")
     rows = [own, *(row(name, [number(value) for value in values]) for name, values in published.rows.items())]
     heads = ["result", *(tag("th", name, scope="col", class_="number") for _, name in published.columns)]
-    words = [tag("p", text) for text in published.comparable]
+    notes = [tag("p", text) for text in published.comparable]
     source = tag("p", "Source: ", published.source, class_="small")
-    return tag("div", table(heads, rows, published.title, published.title), words, source, class_="published")
+    return tag("div", table(heads, rows, published.title, published.title), notes, source, class_="published")
 
 
 def _own_cell(measure: Measure, evaluation: Evaluation, columns: int) -> Html:
     interval = measure.detail(evaluation.scores, "interval")
-    said = tag("span", measure.interval_text(interval), class_="interval") if interval else None
+    text = tag("span", measure.interval_text(interval), class_="interval") if interval else None
     value = tag("strong", measure.text(measure.value(evaluation.scores)))
-    return tag("td", value, said, colspan=columns if columns > 1 else None, class_="number")
+    return tag("td", value, text, colspan=columns if columns > 1 else None, class_="number")
 
 
 EM_CURVES = ("rand_error", "pixel_error", "warping_error", "warping_error_classic", "v_rand", "v_info")
 CURVE_ROWS = 33
-"""Rows of a table of numbers; of longer curves every so many thresholds are shown."""
+"""Largest number of rows in the table of a curve; longer curves are sampled at regular steps."""
 
 Values = Sequence[float | None]
 Columns = Mapping[str, Values]
 
 
 def figures(evaluation: Evaluation) -> list[Html]:
-    """All figures that the evaluation has data for."""
+    """Figures of the evaluation."""
     return [*em_figures(evaluation), *cell_figures(evaluation), *pixel_figures(evaluation)]
 
 
 def em_figures(evaluation: Evaluation) -> Iterable[Html]:
-    """One plot for each measure over the thresholds of the challenge."""
+    """One plot per measure over the thresholds of the challenge."""
     curves = evaluation.curves.get("em", {})
     for key in EM_CURVES:
         if any(value is not None for value in curves.get(key, ())):
@@ -258,7 +258,7 @@ def em_figures(evaluation: Evaluation) -> Iterable[Html]:
 
 
 def pixel_figures(evaluation: Evaluation) -> Iterable[Html]:
-    """Precision over recall, Dice over the threshold, and whether probabilities mean what they say."""
+    """Precision over recall, Dice over the threshold, and the calibration of the probabilities."""
     curves = evaluation.curves.get("pixels", {})
     if curves and any(value is not None for value in curves.get("recall", ())):
         yield precision_recall(evaluation)
@@ -272,100 +272,103 @@ def pixel_figures(evaluation: Evaluation) -> Iterable[Html]:
 def over_threshold(
     evaluation: Evaluation, measure: Measure, name: str, thresholds: Values, values: Values, *, digits: int
 ) -> Html:
-    """One measure over thresholds of so many digits, with its best point ringed; few points are dots."""
+    """Plot a measure over thresholds of ``digits`` digits, with its best point ringed; short curves get dots."""
     line = points(thresholds, values)
     y = Axis.up_to(name, max(v for _, v in line if v is not None)) if measure.lower else Axis.share(name)
     plot = Plot(Axis.share("threshold"), y)
     best, at = measure.value(evaluation.scores), measure.detail(evaluation.scores, "threshold")
-    marks = [plot.line(line, "ours")]
+    marks = [plot.line(line, "own")]
     if len(line) <= CURVE_ROWS:
-        marks.append(plot.dots(line, "ours", [f"threshold {t:.{digits}f}: {measure.text(v)}" for t, v in line]))
-    said = "no best point"
+        marks.append(plot.dots(line, "own", [f"threshold {t:.{digits}f}: {measure.text(v)}" for t, v in line]))
+    caption = "no best point"
     if best is not None and at is not None:
         marks.append(plot.highlight(at, best, measure.text(best), below=not measure.lower))
-        said = f"best {measure.text(best)} at threshold {at:.{digits}f}"
-    drawn = plot.drawn(*marks, title=f"{name} over the threshold: {said}")
+        caption = f"best {measure.text(best)} at threshold {at:.{digits}f}"
+    drawn = plot.drawn(*marks, title=f"{name} over the threshold: {caption}")
     better = "lower is better" if measure.lower else "higher is better"
-    return figure(name, f"{said}; {better}", drawn, {"threshold": thresholds, name: values}, measure.digits)
+    return figure(name, f"{caption}; {better}", drawn, {"threshold": thresholds, name: values}, measure.digits)
 
 
 def precision_recall(evaluation: Evaluation) -> Html:
-    """The curve over all thresholds, the one in use ringed."""
+    """Plot precision over recall, with the threshold in use ringed."""
     curves, scores = evaluation.curves["pixels"], evaluation.scores["pixels"]
     pairs = points(curves["recall"], curves["precision"])
     plot = Plot(Axis.share("recall"), Axis.share("precision"))
-    marks = [plot.line(sorted(pair for pair in pairs if pair[1] is not None), "ours")]
+    marks = [plot.line(sorted(pair for pair in pairs if pair[1] is not None), "own")]
     average = MEASURES["pixels.average_precision"]
     at = evaluation.thresholds.get("foreground", 0.5)
     precision, recall = scores.get("precision"), scores.get("recall")
-    said = f"average precision {average.text(average.value(evaluation.scores))}"
+    caption = f"average precision {average.text(average.value(evaluation.scores))}"
     if precision is not None and recall is not None:
         marks.append(plot.highlight(recall, precision, f"threshold {at:g}", below=True))
-        said += f"; at threshold {at:g} precision {precision:.4f}, recall {recall:.4f}"
-    drawn = plot.drawn(*marks, title=f"Precision over recall of foreground pixels: {said}")
+        caption += f"; at threshold {at:g}: precision {precision:.4f}, recall {recall:.4f}"
+    drawn = plot.drawn(*marks, title=f"Precision over recall of foreground pixels: {caption}")
     columns = {name: curves[name] for name in ("threshold", "precision", "recall")}
-    return figure("Precision and recall", said, drawn, columns)
+    return figure("Precision and recall", caption, drawn, columns)
 
 
 def reliability(evaluation: Evaluation) -> Html:
-    """The share that is right in each bin of probability; on the diagonal, probabilities mean what they say."""
+    """Reliability diagram: observed share of foreground in each bin of probability."""
     scores = evaluation.scores["pixels"]
     found = scores["calibration"]
     bins, all_pixels = len(found["pixels"]), sum(found["pixels"])
-    plot = Plot(Axis.share("probability"), Axis.share("share that is right"))
+    plot = Plot(Axis.share("probability"), Axis.share("observed share"))
     marks = [plot.line([(0.0, 0.0), (1.0, 1.0)], "ideal")]
     for place, (pixels, right) in enumerate(zip(found["pixels"], found["right"], strict=True)):
         if right is not None:
-            name = f"{place / bins:.2f} to {(place + 1) / bins:.2f}: {right:.3f} right, {percent(pixels / all_pixels)}"
+            edges, share = f"{place / bins:.2f} to {(place + 1) / bins:.2f}", percent(pixels / all_pixels)
+            name = f"probability {edges}: {share} of the pixels, observed share {right:.3f}"
             marks.append(plot.bar(place / bins, (place + 1) / bins, pixels / all_pixels, "amount", name))
     line = points(found["probability"], found["right"])
-    names = [f"mean probability {p:.3f}: {r:.3f} right" for p, r in line]
-    marks += [plot.line(line, "ours"), plot.dots(line, "ours", names)]
+    names = [f"mean probability {p:.3f}: observed share {r:.3f}" for p, r in line]
+    marks += [plot.line(line, "own"), plot.dots(line, "own", names)]
     error = MEASURES["pixels.calibration_error"].text(scores.get("calibration_error"))
-    said = f"calibration error {error}; on the dashed line probabilities mean what they say; bars: share of pixels"
-    columns = {name: found[name] for name in ("probability", "right", "pixels")}
-    return figure("Calibration", said, plot.drawn(*marks, title=f"Calibration: error {error}"), columns)
+    caption = f"calibration error {error}; dashed line: perfect calibration; bars: share of the pixels"
+    columns = {"probability": found["probability"], "observed share": found["right"], "pixels": found["pixels"]}
+    return figure("Calibration", caption, plot.drawn(*marks, title=f"Calibration: error {error}"), columns)
 
 
 def cell_figures(evaluation: Evaluation) -> Iterable[Html]:
-    """How many objects still match as more overlap is required."""
+    """Plot the scores of matched objects over the IoU that a match requires."""
     curves, scores = evaluation.curves.get("cells", {}), evaluation.scores.get("cells", {})
     shown = {"precision": "precision", "recall": "recall", "f1": "F1", "ap": "AP"}
     shown = {key: name for key, name in shown.items() if key in curves and scores.get(key) is not None}
     if not shown:
         return
-    x = Axis("overlap (IoU) asked for", 0.5, 1.0, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
+    x = Axis("required IoU", 0.5, 1.0, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
     plot = Plot(x, Axis.share("score"))
     marks, keys = [], []
     for place, (key, name) in enumerate(shown.items()):
         line = [(t, v) for t, v in points(curves["threshold"], curves[key]) if v is not None]
-        said = [f"{name} at IoU > {t:.2f}: {v:.4f}" for t, v in line]
-        marks += [plot.line(line, f"series{place}"), plot.dots(line, f"series{place}", said)]
+        names = [f"{name} at IoU > {t:.2f}: {v:.4f}" for t, v in line]
+        marks += [plot.line(line, f"series{place}"), plot.dots(line, f"series{place}", names)]
         stroke = tag("line", x1=1, x2=23, y1=6, y2=6, class_=f"line series{place}")
         keys.append(tag("li", tag("svg", stroke, viewBox="0 0 24 12", class_="key", aria_hidden="true"), name))
-    plotted = plot.drawn(*marks, title="Matching of objects over the overlap asked for")
+    plotted = plot.drawn(*marks, title="Scores of matched objects over the required IoU")
     columns = {"IoU": curves["threshold"]} | {name: curves[key] for key, name in shown.items()}
     drawn = join([plotted, tag("ul", keys, class_="legend")])
-    yield figure("Objects by overlap", "a pair matches where its overlap is greater", drawn, columns)
+    yield figure("Matched objects", "a pair of objects matches if its IoU is above the required one", drawn, columns)
 
 
 def points(x: Values, y: Values) -> Line:
-    """Points whose x is known."""
+    """Points of a curve; those without x are left out."""
     return [(a, b) for a, b in zip(x, y, strict=True) if a is not None]
 
 
-def figure(name: str, said: str, drawn: Html, columns: Columns, digits: int = 4) -> Html:
-    """A plot with its caption, and its numbers for who wants or needs them."""
+def figure(name: str, caption: str, drawn: Html, columns: Columns, digits: int = 4) -> Html:
+    """Plot with its caption and a table of its values."""
     rows = list(zip(*columns.values(), strict=True))
     step = -(-len(rows) // CURVE_ROWS)
     cells = [tag("tr", [tag("td", number_text(value, digits)) for value in row]) for row in rows[::step]]
-    left_out = tag("p", f"Every {step}th of {count(len(rows), 'threshold')}.", class_="small") if step > 1 else None
-    numbers = tag("details", tag("summary", f"Numbers of {name}"), table(list(columns), cells, "numbers"), left_out)
-    return tag("figure", tag("figcaption", tag("h3", name), tag("p", said)), drawn, numbers, class_="card")
+    note = f"One row for every {step} of {count(len(rows), 'threshold')}." if step > 1 else None
+    values = table(list(columns), cells, f"values of {name}")
+    details = tag("details", tag("summary", "Values"), values, tag("p", note, class_="small") if note else None)
+    return tag("figure", tag("figcaption", tag("h3", name), tag("p", caption)), drawn, details, class_="card")
 
 
 def number_text(value: float | None, digits: int) -> str:
-    """
+    """Format a number; integers get a thousands separator instead of ``digits``.
+
     >>> number_text(0.5, 4), number_text(1200, 4), number_text(None, 4)
     ('0.5000', '1,200', 'undefined')
     """

@@ -1,4 +1,4 @@
-"""The pictures of a report: sections read again one by one, as the page's viewer takes them, the worst first."""
+"""Pictures of single sections for the viewer of the report, and their objects, the worst first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import is_remote, place_of
+from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
 from unetcli.engine.runfolder import RunFolder
 from unetcli.evaluate.request import CLASSES
@@ -27,41 +27,41 @@ from unetcli.volumes.volume import Volume, describe
 
 MOST_PICTURES = 12
 MOST_BYTES = 24 * 2**20
-"""Bytes of all pictures of a page; the first is shown whatever it needs."""
+"""Largest size of all pictures of a page in bytes; the first picture is always included."""
 MOST_VOXELS = 2**28
-"""Voxels that are read again for the table of objects; beyond, only the sections that are shown."""
+"""Largest number of voxels to read for the table of objects; beyond it, only the sections of the viewer are read."""
 MOST_PIXELS = 1024
-"""Pixels of a side of a picture; larger sections are thinned by a whole factor."""
+"""Longest side of a picture; larger sections are downsampled by a whole factor."""
 MOST_MARKS = 150
-"""Marks of one section; the number of all errors is given beside them."""
+"""Largest number of marks in one section; the number of all errors is shown beside them."""
 CLOSE_UPS, WINDOW = 3, 512
-"""Windows at full resolution of a section that is thinned, and their side in pixels."""
+"""Number of close-ups at full resolution of a downsampled section, and their side in pixels."""
 
 SourceImage = Callable[[Section], NDArray[Any] | None]
-"""Grey values (c, y, x) of a section, of any type; None where there is no image."""
+"""Returns the image (c, y, x) of a section, of any type, or None if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """The single sections that the page shows."""
+    """Pictures and objects of single sections."""
 
     pictures: list[dict[str, Any]]
-    """For the viewer, the worst first."""
+    """Pictures for the viewer, the worst section first."""
     objects: list[ObjectRow]
-    """The worst first."""
-    looked: int
-    """Number of sections that the objects are from."""
+    """Objects of the sections, the worst first."""
+    sections_read: int
+    """Number of sections that the objects come from."""
 
     @property
     def whole(self) -> list[dict[str, Any]]:
-        """The pictures of whole sections, without the close-ups."""
+        """Pictures of whole sections, without the close-ups."""
         return [picture for picture in self.pictures if picture["corner"] is None]
 
 
 def gallery(
     evaluation: Evaluation, image: SourceImage, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Gallery:
-    """Pictures of the worst sections, and the objects of all sections, as far as the limits go."""
+    """Read the worst sections for the viewer, and the objects of all sections within ``MOST_VOXELS``."""
     order = ranked(evaluation)
     pixels = int(np.prod(evaluation.region.shape[-2:]))
     every = bool({"cells", "voi"} & set(evaluation.metrics)) and pixels * len(order) <= MOST_VOXELS
@@ -70,19 +70,19 @@ def gallery(
     rows: list[ObjectRow] = []
     used = 0
     for number, section in enumerate(chosen):
-        view = View.of(evaluation, section)
-        rows += view.rows()
-        for picture in view.pictures(image(section)) if number < MOST_PICTURES and used <= MOST_BYTES else ():
+        loaded = LoadedSection.read(evaluation, section)
+        rows += loaded.rows()
+        for picture in loaded.pictures(image(section)) if number < MOST_PICTURES and used <= MOST_BYTES else ():
             used += sum(len(value) for value in picture.values() if isinstance(value, str))
             if used <= MOST_BYTES or not pictures:
                 pictures.append(picture)
         report(number + 1, len(chosen))
-    rows.sort(key=lambda row: (row.fate == errors.EXTRA, row.overlap, -row.size))  # extra ones have no overlap: last
-    return Gallery(pictures=pictures, objects=rows, looked=len(chosen))
+    rows.sort(key=lambda row: (row.outcome == errors.EXTRA, row.overlap, -row.size))  # extra ones have no overlap
+    return Gallery(pictures=pictures, objects=rows, sections_read=len(chosen))
 
 
 def ranked(evaluation: Evaluation) -> list[Section]:
-    """The sections, the worst first; those without a score last, and those alike in their own order."""
+    """Sections, the worst first and those without a score last; ties keep their order."""
     measure = ranked_by(evaluation)
     if measure is None:
         return list(evaluation.sections)
@@ -95,8 +95,8 @@ def ranked(evaluation: Evaluation) -> list[Section]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class View:
-    """One section that was read again."""
+class LoadedSection:
+    """One section of an evaluation, with its images and objects in memory."""
 
     evaluation: Evaluation
     section: Section
@@ -106,17 +106,17 @@ class View:
     """Places of the objects of reference and result."""
 
     @classmethod
-    def of(cls, evaluation: Evaluation, section: Section) -> View:
-        """Read a section, and find its objects where there are any."""
+    def read(cls, evaluation: Evaluation, section: Section) -> LoadedSection:
+        """Read a section and its objects, if it has any."""
         images = evaluation.images(section)
         if images.true_objects is None or images.labels is None:
             return cls(evaluation=evaluation, section=section, images=images, objects=None, places=({}, {}))
-        seen = [a if images.judged is None else a * images.judged for a in (images.true_objects, images.labels)]
+        seen = [a if images.valid is None else a * images.valid for a in (images.true_objects, images.labels)]
         places = errors.places_of(seen[0]), errors.places_of(seen[1])
         return cls(evaluation=evaluation, section=section, images=images, objects=images.objects(), places=places)
 
     def pictures(self, image: NDArray[Any] | None) -> Iterator[dict[str, Any]]:
-        """The section, and where it has to be thinned windows around the largest errors at full resolution too."""
+        """Picture of the section and, if it has to be downsampled, close-ups of the largest errors."""
         marks, shape = self.marks(), self.images.reference.shape
         factor = max(1, -(-max(shape) // MOST_PIXELS))
         yield self._picture(image, marks, factor)
@@ -124,16 +124,16 @@ class View:
             yield self._close_up(image, marks, corner)
 
     def marks(self) -> list[Mark]:
-        """Splits and merges of the EM challenge, else what went wrong with objects, else wrong patches."""
+        """Errors of the section: splits and merges of membranes, else of objects, else misclassified patches."""
         if "em" in self.evaluation.metrics and self.images.probability is not None:
             return errors.splits_and_merges(self.images, self.threshold)
         if self.objects is not None:
             return errors.object_errors(self.objects, self.places)
         wrong = self._classes() != self._true_classes()
-        return errors.wrong_patches(wrong if self.images.judged is None else wrong & self.images.judged)
+        return errors.wrong_patches(wrong if self.images.valid is None else wrong & self.images.valid)
 
     def rows(self) -> list[ObjectRow]:
-        """All objects of the section; none of a frame that is marked, but not drawn."""
+        """Rows of all objects of the section; none for a frame whose cells are marked but not outlined."""
         counted = self.section.scores.get("cells", {})
         if self.objects is None or counted.get("reference_objects") == counted.get("result_objects") == 0:
             return []
@@ -141,7 +141,7 @@ class View:
 
     @property
     def threshold(self) -> float:
-        """Foreground lies above it: for em where the warping error is least, which is where errors are marked."""
+        """Threshold of the foreground; for em, the one with the least warping error, which errors are marked at."""
         if "em" in self.evaluation.metrics:
             return self.evaluation.scores["em"].get("warping_error_threshold") or 0.5
         return self.evaluation.thresholds.get("objects", self.evaluation.thresholds.get("foreground", 0.5))
@@ -149,9 +149,9 @@ class View:
     def _picture(
         self, image: NDArray[Any] | None, marks: list[Mark], factor: int, corner: tuple[int, int] | None = None
     ) -> dict[str, Any]:
-        """What the viewer takes: images as data URLs, marks, sizes in pixels of the picture."""
+        """Picture for the viewer: images as data URLs, marks, and sizes in pixels of the picture."""
         height, width = self.images.reference.shape
-        judged, confusion = self.images.judged, self.evaluation.scores.get("pixels", {}).get("confusion", ())
+        judged, confusion = self.images.valid, self.evaluation.scores.get("pixels", {}).get("confusion", ())
         return {
             "section": self.section.number,
             "name": self.section.name + (f", near y {corner[0]}, x {corner[1]}" if corner else ""),
@@ -162,7 +162,7 @@ class View:
             "image": None if image is None else png.grey_url(means(image, factor)),
             **self._prediction(factor),
             **self._truth(factor),
-            "judged": None if judged is None else png.share_url(samples(judged, factor)),
+            "valid": None if judged is None else png.share_url(samples(judged, factor)),
             "outputs": len(confusion) or 2,
             "membrane": "em" in self.evaluation.metrics,
             "marks": [mark.scaled(factor) for mark in marks[:MOST_MARKS]],
@@ -170,7 +170,7 @@ class View:
         }
 
     def _close_up(self, image: NDArray[Any] | None, marks: list[Mark], corner: tuple[int, int]) -> dict[str, Any]:
-        """The window at a corner, with the marks that lie in it."""
+        """Picture of the window at ``corner`` (y, x), with the marks inside."""
         y, x = corner
 
         def cut(values: NDArray[Any] | None) -> Any:
@@ -201,12 +201,12 @@ class View:
 
     @property
     def _has_classes(self) -> bool:
-        """Whether values are class numbers, and not foreground or background."""
+        """Whether values are class numbers rather than foreground and background."""
         probability = self.images.probability
         return self.evaluation.kind == CLASSES or (probability is not None and len(probability) > 1)
 
     def _classes(self) -> NDArray[Any]:
-        """The prediction as class numbers."""
+        """Predicted class of each pixel, (y, x)."""
         probability, labels = self.images.probability, self.images.labels
         if probability is None:
             assert labels is not None
@@ -219,7 +219,7 @@ class View:
 
 
 def corners(marks: list[Mark], shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Where windows around the largest errors begin, which do not overlap and stay inside.
+    """Corners (y, x) of the windows around the largest errors; windows do not overlap and stay inside ``shape``.
 
     >>> corners([Mark("split", y, 600, 3, 9, "") for y in (40, 60, 1990)], (2000, 2000))
     [(0, 344), (1488, 344)]
@@ -234,28 +234,36 @@ def corners(marks: list[Mark], shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def source_image(evaluation: Evaluation, named: str | None) -> SourceImage:
-    """Grey values by section: of the volume named, else of the one that the prediction's run folder knows.
+    """Function that reads the image of a section.
+
+    Parameters
+    ----------
+    named
+        Volume to read from. Default: the volume in the plan of the prediction, if it can still be read.
 
     Raises
     ------
     UnetcliError
-        The volume named does not cover what was evaluated, or cannot be opened.
+        The named volume cannot be opened, or does not cover the evaluated region.
     """
     if named is not None:
         return sections_of(evaluation, open_volume(named, evaluation.request.level))
     known = predicted_volume(evaluation.request.prediction)
     try:
         return sections_of(evaluation, open_volume(known, evaluation.request.level)) if known else no_image
-    except UnetcliError:  # moved, or another volume by now; nobody asked for it
+    except UnetcliError:  # the volume was moved or replaced, and the user did not name it
         return no_image
 
 
 def no_image(section: Section) -> None:
-    """No source image is available."""
+    """Source of images if there is none."""
 
 
 def sections_of(evaluation: Evaluation, volume: Volume) -> SourceImage:
-    """Sections of a volume that covers what was evaluated; of a frame in space, its middle section."""
+    """Function that reads sections of a volume, which has to cover the evaluated region.
+
+    For a frame that is a volume, it reads the middle section.
+    """
     volume = volume.channels_as_sections() if len(volume.axes) < len(evaluation.axes) else volume
     fitting = volume if len(volume.axes) == len(evaluation.axes) else volume.without_single_axes()
     lead = fitting.extent[:-2]
@@ -269,8 +277,8 @@ def sections_of(evaluation: Evaluation, volume: Volume) -> SourceImage:
     for box in map(box_of, evaluation.sections):
         if box.clipped(fitting.whole()) != box:
             raise UnetcliError(
-                f"--image {fitting.path}: is {describe(fitting.whole(), fitting.axes)}, but "
-                f"{describe(box, fitting.axes)} was judged; the image has to cover what the truth covers"
+                f"--image {fitting.path}: is {describe(fitting.whole(), fitting.axes)}; "
+                f"expected an image that covers {describe(box, fitting.axes)}, like the truth"
             )
 
     def read(section: Section) -> NDArray[Any]:
@@ -281,10 +289,10 @@ def sections_of(evaluation: Evaluation, volume: Volume) -> SourceImage:
 
 
 def predicted_volume(prediction: str) -> str | None:
-    """The volume that a prediction was made of, where its run folder still lies beside it."""
-    if is_remote(place_of(prediction)):
+    """Volume that a prediction was made from, as its run folder records; None if that is gone."""
+    if is_remote(parse_place(prediction)):
         return None
     try:
-        return str(json.loads(RunFolder.of(place_of(prediction)).plan_file.read_text())["sources"]["volume"])
+        return str(json.loads(RunFolder.of(parse_place(prediction)).plan_file.read_text())["sources"]["volume"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

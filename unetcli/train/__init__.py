@@ -1,1 +1,1 @@
-"""From annotated images to a model."""
+"""Training of a network on annotated images."""

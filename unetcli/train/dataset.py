@@ -1,7 +1,7 @@
-"""The annotated volumes of a training: their sections, statistics, and the endless stream of samples drawn from them.
+"""Annotated volumes of a training: their sections and statistics, and the endless stream of samples drawn from them.
 
-A sample depends on the seed and its number alone, not on the batch, the process or the order of drawing, so that
-training can stop anywhere and be shared by any number of processes.
+A sample depends only on the seed and its number, not on the batch, the process or the order of drawing. Training can
+therefore stop after any step, and any number of processes can share it.
 """
 
 from __future__ import annotations
@@ -26,61 +26,64 @@ from unetcli.volumes.opening import cached
 from unetcli.volumes.volume import Volume, describe
 
 IN_MEMORY_BYTES = 2**30
-"""Memory for images, the same for labels, and the same for what is made of labels; all pairs share it. Volumes up to
-their part of it are read once, the chunks of larger ones when needed."""
-LARGEST_GREY = 1e30
-"""The network computes in float32."""
-LARGEST_LOOKED_THROUGH = 2**27
-"""Pixels of the largest section that is searched for anything drawn in it."""
-PIXELS = 2**28
-"""Number of pixels that statistics are measured on, about; of larger datasets, evenly spread sections or pieces."""
-ENOUGH = 1000
-"""Number of different labels after which no more are counted."""
+"""Memory for the images of all pairs, and as much each for their labels and their targets. Volumes that fit into their
+pair's part are read into memory once; chunks of larger ones are cached."""
+MAX_GREY = 1e30
+"""Largest absolute grey value; float32, in which the network computes, must not overflow."""
+MAX_SEARCHED = 2**27
+"""Pixels of the largest section that is searched for labels."""
+STATISTICS_PIXELS = 2**28
+"""Approximate number of pixels that statistics are measured on, evenly spread over larger datasets."""
+MAX_VALUES = 1000
+"""Number of different labels after which counting stops."""
 PIECE = 2048
-"""Side of a piece of a section that is too large to be measured whole."""
+"""Side, in pixels, of the pieces of a section of which only a part is measured."""
 ROUND = 64
-"""Samples that share ``ROUND_PLACES`` chunks of a volume that is read from disk: each is decoded once a round."""
-ROUND_PLACES = 16
-TRIES = 10_000
-"""Places tried for a sample with any truth in it."""
-PATIENCE = 16
-"""Tries after which a sample without truth is looked for in other chunks than those of its round."""
-PLACE, SAMPLE, DROPOUT = 0, 1, 2
-"""Keys of random streams, beside seed and number."""
+"""Number of samples that are drawn from the same ``ROUND_CHUNKS`` chunks of a volume on disk, so that each chunk is
+decoded once per round."""
+ROUND_CHUNKS = 16
+MAX_TRIES = 10_000
+"""Positions tried to find a sample with ground truth."""
+TRIES_PER_ROUND = 16
+"""Tries after which a sample is drawn from other chunks than those of its round."""
+CHUNK_STREAM, SAMPLE_STREAM, DROPOUT_STREAM = 0, 1, 2
+"""Keys of the random streams, in addition to seed and number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Sections of one pair, to draw samples from or to validate on."""
+    """Sections of one pair, for training or validation."""
 
     pair: int
+    """Index of the pair."""
     region: Box
 
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedVolume:
-    """Images and labels of the same voxels."""
+    """Pair of images and labels of the same voxels."""
 
     raw: Volume
     labels: Volume
     rules: TruthRules
     channel: int | None = None
+    """Channel of the images that is used; None: all."""
     pairs: int = 1
-    """Number of pairs that share the memory."""
+    """Number of pairs that share ``IN_MEMORY_BYTES``."""
     _empty: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
     @classmethod
     def buffered(
         cls, raw: Volume, labels: Volume, rules: TruthRules, channel: int | None, pairs: int = 1
     ) -> AnnotatedVolume:
-        """One of ``pairs``: each volume is read into memory if it fits there, else its chunks are cached."""
+        """Create one of ``pairs`` pairs; a volume is read into memory if it fits, otherwise its chunks are cached."""
         budget = IN_MEMORY_BYTES // pairs
 
-        def near(volume: Volume) -> Volume:
+        def buffer(volume: Volume) -> Volume:
             fits = volume.array.size * volume.dtype.itemsize <= budget
             return volume.in_memory() if fits else cached(volume, budget)
 
-        return cls(near(raw), near(labels), rules, channel, pairs)
+        return cls(buffer(raw), buffer(labels), rules, channel, pairs)
 
     @cached_property
     def targets(self) -> TargetCache:
@@ -88,17 +91,30 @@ class AnnotatedVolume:
         return TargetCache(self.labels, self.rules, IN_MEMORY_BYTES // self.pairs)
 
     def image(self, box: Box) -> NDArray[Any]:
-        """Grey values of one section's window, (c, y, x); refused where they are not finite."""
+        """Grey values of a window of one section.
+
+        Returns
+        -------
+        (c, y, x), the volume's data type
+
+        Raises
+        ------
+        UnetcliError
+            A value is NaN, infinite or above ``MAX_GREY``.
+        """
         voxels = self.raw.read(box, self.channel)
-        if voxels.dtype.kind == "f" and not (np.abs(voxels) <= LARGEST_GREY).all():  # true for NaN too
+        if voxels.dtype.kind == "f" and not (np.abs(voxels) <= MAX_GREY).all():  # also finds NaN
             raise UnetcliError(
-                f"{self.raw.path}: NaN, infinity or a number beyond {LARGEST_GREY:g} at "
-                f"{describe(box, self.raw.axes)}; --sections A:B leaves it out"
+                f"{self.raw.path}: NaN, infinity or a number beyond {MAX_GREY:g} at {describe(box, self.raw.axes)}; "
+                "--sections A:B leaves it out"
             )
         return voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
 
     def instances(self, box: Box) -> NDArray[Any]:
-        """Objects of a window of one section, (y, x) integers: as labelled, else the connected foreground."""
+        """Numbers of the objects in a window of one section, (y, x), integer; 0 is none.
+
+        They are the labels with ``truth="instances"``, otherwise the connected components of the foreground.
+        """
         if self.rules.truth != "instances":
             classes = self.targets.classes(box)
             return np.asarray(ndimage.label(classes * (classes != IGNORED))[0])
@@ -106,17 +122,17 @@ class AnnotatedVolume:
         return labels if self.rules.ignore is None else np.where(labels == self.rules.ignore, 0, labels)
 
     def is_empty(self, plane: Box) -> bool:
-        """Whether nothing is drawn in the section that a plane is part of; huge sections count as drawn in."""
+        """Whether the whole section of a plane has no labels; sections above ``MAX_SEARCHED`` count as labelled."""
         lead = plane.start[:-2]
         if lead not in self._empty:
             whole = Box((*lead, 0, 0), tuple(n + 1 for n in lead) + self.labels.extent[-2:])
-            self._empty[lead] = whole.size <= LARGEST_LOOKED_THROUGH and self.targets.is_empty(whole)
+            self._empty[lead] = whole.size <= MAX_SEARCHED and self.targets.is_empty(whole)
         return self._empty[lead]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """All pairs of a training, with the sections to train on and those held out."""
+    """All pairs of a training, with their training sections and held-out sections."""
 
     pairs: tuple[AnnotatedVolume, ...]
     train: tuple[Part, ...]
@@ -127,7 +143,7 @@ class Dataset:
     def of_sections(
         cls, pairs: Sequence[AnnotatedVolume], sections: Ranges, validation: Ranges, *, keep_empty: bool
     ) -> Dataset:
-        """The sections named for each pair; pairs without any have no part."""
+        """Create a dataset from the ranges of sections of each pair; an empty range gives no part."""
 
         def parts(ranges: Ranges) -> tuple[Part, ...]:
             both = enumerate(zip(pairs, ranges, strict=True))
@@ -136,13 +152,13 @@ class Dataset:
         return cls(tuple(pairs), parts(sections), parts(validation), keep_empty)
 
     def planes(self, parts: Sequence[Part]) -> Iterator[tuple[AnnotatedVolume, Box]]:
-        """Every section of parts that has truth, with its pair."""
+        """Yield each section of some parts that is used, with its pair."""
         for part in parts:
             pair = self.pairs[part.pair]
             yield from ((pair, box) for box in part.region.planes() if self.is_used(pair, box))
 
     def runs(self, part: Part) -> Iterator[Part]:
-        """The part cut where sections without truth lie between others; the part itself where there are none."""
+        """Yield the runs of consecutive sections of a part that are used; the part itself if all are."""
         pair, planes = self.pairs[part.pair], list(part.region.planes())
         used = [self.is_used(pair, plane) for plane in planes]
         if all(used):
@@ -153,57 +169,60 @@ class Dataset:
                 yield Part(part.pair, hull([plane for plane, _ in group]))
 
     def is_used(self, pair: AnnotatedVolume, plane: Box) -> bool:
-        """Whether a section has truth to train or validate on."""
+        """Whether a section is trained or validated on: it has labels, or empty sections count as background."""
         return self.keep_empty or not pair.is_empty(plane)
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetStatistics:
-    """Grey values and classes of the training sections."""
+    """Grey value statistics and class counts of the training sections."""
 
     mean: PerChannel
+    """Mean grey value."""
     std: PerChannel
+    """Standard deviation of the grey values."""
     class_counts: NDArray[np.int64]
-    """Pixels of each class."""
+    """(classes,): pixels of each class."""
     sections: int
-    """Sections with truth."""
+    """Number of sections with labels."""
     left_out: int
-    """Sections in which nothing is drawn."""
-    share: float
-    """Share of the pixels that was measured; statistics are estimates below 1."""
+    """Number of sections without labels, which are not used."""
+    fraction: float
+    """Fraction of the pixels that was measured; below 1, the statistics are estimates."""
 
     def class_weights(self, *, balance: bool) -> NDArray[np.float32]:
-        """w_c of eq. 2: with ``balance`` every class weighs the same in all, else every pixel."""
+        """Class weights w_c of eq. 2, (classes,): equal totals per class with ``balance``, otherwise 1."""
         return class_weights(self.class_counts) if balance else np.ones(len(self.class_counts), np.float32)
 
 
 def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
-    """Measure the training sections, one after another.
+    """Measure grey values and classes of the training sections.
 
     Raises
     ------
     UnetcliError
-        No truth anywhere, or a class that does not occur.
+        No section has labels, a class does not occur, or a grey value is not finite.
     """
     planes = list(dataset.planes(dataset.train))
     every = sum(1 for part in dataset.train for _ in part.region.planes())
     if not planes:
         raise UnetcliError(
-            f"{dataset.pairs[0].labels.path}: nothing is drawn in any training section; --sections A:B names others"
+            f"{dataset.pairs[0].labels.path}: no label in any training section; --sections A:B selects others, "
+            "--keep-empty uses sections without labels as background"
         )
-    share = min(1.0, PIXELS / sum(box.size for _, box in planes))
+    fraction = min(1.0, STATISTICS_PIXELS / sum(box.size for _, box in planes))
     grey, classes = Moments(), np.zeros(IGNORED + 1, np.int64)
-    for pair, box in planes if share == 1.0 else _spread(planes, share):
+    for pair, box in planes if fraction == 1.0 else _spread(planes, fraction):
         grey.add(pair.image(box))
         classes += np.bincount(pair.targets.classes(box).ravel(), minlength=IGNORED + 1)
-    counts = _occurring(dataset, classes)
-    return DatasetStatistics(grey.mean, grey.std, counts, len(planes), every - len(planes), share)
+    counts = _complete_counts(dataset, classes)
+    return DatasetStatistics(grey.mean, grey.std, counts, len(planes), every - len(planes), fraction)
 
 
-def _occurring(dataset: Dataset, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Counts of classes 0 to the highest that occurs; refused where one between is missing.
+def _complete_counts(dataset: Dataset, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts of the classes from 0 to the highest that occurs; raise UnetcliError if one of them does not occur.
 
-    Class 0 may be missing where label 0 is ignored: scribbles show all classes in a few places only.
+    Class 0 may be missing if label 0 is ignored: scribbles mark every class, background included, in a few places.
     """
     highest = max(1, int(np.flatnonzero(counts[:IGNORED]).max(initial=0)))
     found = counts[: highest + 1]
@@ -212,40 +231,55 @@ def _occurring(dataset: Dataset, counts: NDArray[np.int64]) -> NDArray[np.int64]
     if missing.any():
         raise UnetcliError(
             f"{dataset.pairs[0].labels.path}: no pixel of class {int(np.argmax(missing))} in the training sections; "
-            f"all of 0 to {highest} are needed, --sections A:B names others"
+            f"classes 0 to {highest} must all occur, --sections A:B selects other sections"
         )
     return found
 
 
-def _spread(planes: Sequence[tuple[AnnotatedVolume, Box]], share: float) -> Iterator[tuple[AnnotatedVolume, Box]]:
-    """Evenly spread pieces that make up about a share of the planes' pixels."""
+def _spread(planes: Sequence[tuple[AnnotatedVolume, Box]], fraction: float) -> Iterator[tuple[AnnotatedVolume, Box]]:
+    """Yield evenly spread pieces with about the given fraction of the planes' pixels."""
     pieces = [(pair, box) for pair, plane in planes for box in _pieces_of(plane)]
-    count = max(1, int(len(pieces) * share))
+    count = max(1, int(len(pieces) * fraction))
     yield from (pieces[int(n)] for n in np.linspace(0, len(pieces) - 1, count))
 
 
 def _pieces_of(plane: Box) -> Iterable[Box]:
-    """Squares of ``PIECE`` pixels, smaller ones at the end."""
+    """Yield squares of ``PIECE`` pixels that cover a plane, smaller at the end of each axis."""
     (y0, x0), (y1, x1) = plane.start[-2:], plane.stop[-2:]
     for y, x in itertools.product(range(y0, y1, PIECE), range(x0, x1, PIECE)):
         yield Box((*plane.start[:-2], y, x), (*plane.stop[:-2], min(y + PIECE, y1), min(x + PIECE, x1)))
 
 
 def require_usable(dataset: Dataset, statistics: DatasetStatistics) -> None:
-    """Refuse held-out sections that cannot be read, or with a class that does not occur in training."""
+    """Raise UnetcliError if a held-out section cannot be read, or has a class that does not occur in training."""
     for pair, box in dataset.planes(dataset.held_out):
         pair.image(box)
         classes = pair.targets.classes(box)
         highest = int(classes[classes != IGNORED].max(initial=0))
         if highest >= len(statistics.class_counts):
             raise UnetcliError(
-                f"{pair.labels.path}: class {highest} in the held-out sections only; "
-                "--validation A:B or --sections for another split"
+                f"{pair.labels.path}: class {highest} occurs only in held-out sections; "
+                "--validation A:B or --sections A:B selects others"
             )
 
 
 def resolve_truth(truth: str, labels: Sequence[tuple[Volume, Box]], ignore: int | None = None) -> str:
-    """The meaning of the labels of some regions; ``auto`` is binary for at most two values, else an error."""
+    """Meaning of labels: ``truth`` as given, or for ``auto`` binary, if each volume has at most two label values.
+
+    Parameters
+    ----------
+    truth : str
+        Value of ``--truth``.
+    labels : sequence of (Volume, Box)
+        Regions to search; those of one volume are counted together.
+    ignore : int, optional
+        Label value that is not counted.
+
+    Raises
+    ------
+    UnetcliError
+        The word is unknown, or with ``auto`` a volume has more than two values.
+    """
     if truth in TRUTHS:
         return truth
     require_one_of("truth", truth, ("auto", *TRUTHS))
@@ -255,92 +289,110 @@ def resolve_truth(truth: str, labels: Sequence[tuple[Volume, Box]], ignore: int 
         if len(values) > 2:
             shown = ", ".join(map(str, values[:4])) + (f", .. {values[-1]}" if len(values) > 4 else "")
             raise UnetcliError(
-                f"{volume.path}: {len(values)} different values ({shown}); say what they are: --truth instances "
+                f"{volume.path}: {len(values)} different values ({shown}); state their meaning: --truth instances "
                 "(one number per object), --truth classes (one per class) or --truth binary (all but 0 is foreground)"
             )
     return "binary"
 
 
 def label_values(labels: Volume, region: Box) -> list[int]:
-    """The different labels of a region, sorted; reading stops after the section with which they are ``ENOUGH``."""
+    """Different label values of a region, sorted; reading stops once there are more than ``MAX_VALUES``."""
     values: set[int] = set()
     for box in region.planes():
         values.update(np.unique(labels.read(box)).tolist())
-        if len(values) > ENOUGH:
+        if len(values) > MAX_VALUES:
             break
     return sorted(values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One training tile and its random choices."""
+    """One training tile and the random choices of its augmentation."""
 
     image: NDArray[Any]
-    """(c, side, side), the volume's dtype; the window that the draw needs of the tile."""
+    """(c, side, side), the volume's data type: the window that the deformation reads for the tile."""
     classes: NDArray[np.uint8]
-    """(side, side); the window that it needs of the output."""
+    """(side, side): the window that the deformation reads for the network's output."""
     border_weight: NDArray[np.float32]
-    """(side, side), the same window: what the border adds to the class weight."""
+    """(side, side), the same window: border weight, which is added to the class weight."""
     draw: Draw
 
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """The endless stream of samples of a training."""
+    """Endless stream of training samples, each of which depends only on the seed and its number."""
 
     dataset: Dataset
     tile: int
+    """Side of the network's input, pixels."""
     output: int
+    """Side of the network's output, pixels."""
     augmentation: Augmentation
     seed: int
     classes: int = IGNORED
-    """Classes of the network. Statistics of a huge volume are of a part of it, and may have missed one."""
+    """Classes of the network; the statistics of a huge volume cover a part of it and may have missed one."""
 
     def sample(self, number: int) -> Sample:
-        """Sample ``number``.
+        """Draw sample ``number``, counted from 0.
 
-        The centre is anywhere in the training sections, so the edge of an image is seen as often as its middle; what
-        lies outside is mirrored, labels too. Places without any truth are passed over.
+        Its centre is uniformly distributed over the training sections, so that the edge of an image is seen as often
+        as its middle; images and labels are mirrored beyond the edge. Positions without ground truth are skipped.
+
+        Raises
+        ------
+        UnetcliError
+            No position with ground truth is found, or a class is beyond those of the network.
         """
-        for attempt in range(TRIES):
-            random = np.random.default_rng([self.seed, SAMPLE, number, attempt])
-            part = self._round(number // ROUND, attempt // PATIENCE)[int(random.integers(ROUND_PLACES))]
+        for attempt in range(MAX_TRIES):
+            random = np.random.default_rng([self.seed, SAMPLE_STREAM, number, attempt])
+            part = self._round(number // ROUND, attempt // TRIES_PER_ROUND)[int(random.integers(ROUND_CHUNKS))]
             pair, centre = self.dataset.pairs[part.pair], _random_voxel(part.region, random)
             drawn = draw(self.augmentation, random, self.tile)
-            seen = _window(centre, drawn.deformation.side(self.output))
+            seen = _window(centre, drawn.deformation.window_side(self.output))
             if (pair.targets.classes(seen) != IGNORED).any():
-                image = pair.image(_window(centre, drawn.deformation.side(self.tile)))
+                image = pair.image(_window(centre, drawn.deformation.window_side(self.tile)))
                 classes, border_weight = pair.targets.window(seen)
                 highest = int(classes[classes != IGNORED].max())
                 if highest >= self.classes:
                     raise UnetcliError(
-                        f"{pair.labels.path}: class {highest}, but the part that was surveyed has {self.classes} "
-                        "classes; --sections with all of them, or --ignore that label"
+                        f"{pair.labels.path}: class {highest}, but the part that was measured has {self.classes} "
+                        "classes; give --sections with all classes, or --ignore this label"
                     )
                 return Sample(image, classes, border_weight, drawn)
-        raise UnetcliError(f"{pair.labels.path}: {TRIES} places tried, none with any truth; --sections, --keep-empty")
+        raise UnetcliError(f"{pair.labels.path}: no ground truth at {MAX_TRIES} positions; --sections selects others")
 
-    def keep(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
-        """Dropout of a sample: (channels,), 0 or 1 / (1 - p)."""
-        random = np.random.default_rng([self.seed, DROPOUT, number])
+    def dropout_mask(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
+        """Factors by which dropout multiplies the channels of a sample.
+
+        Parameters
+        ----------
+        number : int
+            Number of the sample.
+        channels : int
+        probability : float
+            Probability p that a channel is set to 0; 0 <= p < 1.
+
+        Returns
+        -------
+        (channels,), float32
+            0 or 1 / (1 - p).
+        """
+        random = np.random.default_rng([self.seed, DROPOUT_STREAM, number])
         return (random.random(channels) >= probability).astype(np.float32) / np.float32(1 - probability)
 
     @cached_property
     def _runs(self) -> tuple[Part, ...]:
-        """The training sections that have truth."""
+        """Runs of training sections that are used."""
         return tuple(run for part in self.dataset.train for run in self.dataset.runs(part))
 
     @lru_cache(maxsize=4)  # noqa: B019 - a sampler lives as long as its training
-    def _round(self, number: int, further: int) -> list[Part]:
-        """The parts that samples of a round are drawn from."""
-        random = np.random.default_rng([self.seed, PLACE, number, further])
-        return [self._place(random) for _ in range(ROUND_PLACES)]
+    def _round(self, number: int, retry: int) -> list[Part]:
+        """Chunks that the samples of a round are drawn from."""
+        random = np.random.default_rng([self.seed, CHUNK_STREAM, number, retry])
+        return [self._random_chunk(random) for _ in range(ROUND_CHUNKS)]
 
-    def _place(self, random: np.random.Generator) -> Part:
-        """A random part of the training sections, each of their voxels as likely as any other.
-
-        It is the stored chunk of the voxel, clipped to the sections; all of them where they are held in memory.
-        """
+    def _random_chunk(self, random: np.random.Generator) -> Part:
+        """Stored chunk of a random voxel of the training sections, clipped to them; all sections if held in memory."""
         ends = np.cumsum([part.region.size for part in self._runs])
         part = self._runs[int(np.searchsorted(ends, random.integers(ends[-1]), side="right"))]
         voxel, raw = _random_voxel(part.region, random), self.dataset.pairs[part.pair].raw
@@ -352,11 +404,11 @@ class Sampler:
 
 
 def _random_voxel(box: Box, random: np.random.Generator) -> tuple[int, ...]:
-    """A voxel of a box, each as likely as any other."""
+    """Draw a voxel of a box, uniformly."""
     return tuple(int(random.integers(a, b)) for a, b in zip(box.start, box.stop, strict=True))
 
 
 def _window(centre: tuple[int, ...], side: int) -> Box:
-    """The square of one section around a pixel; it may reach outside."""
+    """Square window of one section around a pixel; it may extend beyond the section."""
     lead, corner = centre[:-2], tuple(c - side // 2 for c in centre[-2:])
     return Box(lead + corner, tuple(n + 1 for n in lead) + tuple(c + side for c in corner))

@@ -1,4 +1,4 @@
-"""Training by several processes together, as ``torchrun`` or SLURM started them; or by one alone."""
+"""Training in several processes that ``torchrun`` or SLURM started, or in a single one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.model.network import BatchNorm
 
 T = TypeVar("T")
-GATHERING = timedelta(minutes=10)
-"""Time that a process waits for the others to start: nodes read torch from a file system under load."""
-PATIENCE = timedelta(minutes=60)
-"""Time that it waits for them later: the first one validates meanwhile. One that died is noticed at once."""
-BROKEN = re.compile(r"gloo/transport|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
-"""Messages of torch, in a plain RuntimeError, when a process at the other end is gone."""
+START_TIMEOUT = timedelta(minutes=10)
+"""Time that a process waits for the others to start: nodes may read torch from a file system under load."""
+TIMEOUT = timedelta(minutes=60)
+"""Time that a process waits for the others later, as while rank 0 validates. A lost process is noticed at once."""
+CONNECTION_LOST = re.compile(r"gloo/transport|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
+"""Messages of the plain RuntimeError that torch raises when another process has ended."""
 
 
 class OtherRankFailed(UnetcliError):
@@ -37,16 +37,19 @@ class PeerLost(Incomplete):
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """This process among those that train together."""
+class ProcessGroup:
+    """The processes that train together, seen from one of them; the methods are no-ops for a single process."""
 
     rank: int = 0
+    """Number of this process, from 0."""
     size: int = 1
+    """Number of processes."""
     local_rank: int = 0
+    """Number of this process on its host, which selects its GPU."""
 
     @classmethod
-    def from_environment(cls) -> World:
-        """From the variables of ``torchrun``; a process alone where they are not set."""
+    def from_environment(cls) -> ProcessGroup:
+        """Read the environment variables that ``torchrun`` sets; without them, the process is a single one."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if any(not os.environ.get(name, "").isdecimal() for name in names[:2]):
             return cls()
@@ -54,28 +57,30 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files, validates and logs."""
+        """Whether this is rank 0, which writes files, validates and logs."""
         return self.rank == 0
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Connect the processes for the block.
+    def connected(self) -> Iterator[None]:
+        """Connect the processes while the context is active.
 
         Raises
         ------
+        UnetcliError
+            A process does not start, or rank 0 cannot be reached.
         PeerLost
-            One of them has ended.
+            Another process has ended.
         """
         if self.size == 1:
             yield
             return
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = self._gathered()
+        store = self._rendezvous()
         try:
-            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=TIMEOUT)
             yield
         except RuntimeError as error:
-            if not (isinstance(error, dist.DistError) or BROKEN.search(str(error))):
+            if not (isinstance(error, dist.DistError) or CONNECTION_LOST.search(str(error))):
                 raise
             raise PeerLost(
                 f"another of the {self.size} processes has ended; the same command continues from the last checkpoint"
@@ -84,34 +89,34 @@ class World:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
-    def _gathered(self) -> Any:
-        """The store that connects the processes, once all of them have come.
+    def _rendezvous(self) -> Any:
+        """Wait until all processes have started, and return the store that connects them.
 
         Raises
         ------
         UnetcliError
-            One does not come, or the first one cannot be reached at its address.
+            A process does not start, or rank 0 cannot be reached at its address.
         """
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
-            store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=GATHERING))
-            store.set(f"here/{self.rank}", "")
-            store.wait([f"here/{rank}" for rank in range(self.size)], GATHERING)
-        except (RuntimeError, ValueError) as error:  # torch's own, and a missing MASTER_ADDR
-            said = str(error).splitlines()[0]
+            store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=START_TIMEOUT))
+            store.set(f"started/{self.rank}", "")
+            store.wait([f"started/{rank}" for rank in range(self.size)], START_TIMEOUT)
+        except (RuntimeError, ValueError) as error:  # torch's own errors, and a missing MASTER_ADDR
+            reason = str(error).splitlines()[0]
             raise UnetcliError(
-                f"process {self.rank}: does not find the {self.size} processes at {place} ({said}); "
-                "under SLURM, UNETCLI_MASTER names an address of the first node that the others reach"
+                f"process {self.rank}: cannot connect to the {self.size} processes at {address} ({reason}); "
+                "under SLURM, set UNETCLI_MASTER to an address of the first node that the other nodes can reach"
             ) from error
         return store
 
-    def first(self, function: Callable[[], T]) -> T:
-        """The result of the first process, in all of them; an error there ends all.
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Call a function on rank 0 and return its result in all processes.
 
         Raises
         ------
         UnetcliError, OSError
-            The first process's own; :class:`OtherRankFailed` in the others.
+            On rank 0, the function's own error; on the others, :class:`OtherRankFailed`.
         """
         if self.size == 1:
             return function()
@@ -123,16 +128,18 @@ class World:
         dist.broadcast_object_list(message, src=0)
         result, failed = message[0]
         if failed:
-            raise error or OtherRankFailed("process 0 tells why")
+            raise error or OtherRankFailed("process 0 failed; see its message")
         return cast(T, found if self.is_first else result)
 
-    def each(self, function: Callable[[], T]) -> T:
-        """The result of each process; an error in one ends all. They must not need each other meanwhile.
+    def on_each(self, function: Callable[[], T]) -> T:
+        """Call a function in every process and return its result there, unless it fails in any of them.
+
+        The function must not communicate with other processes.
 
         Raises
         ------
         UnetcliError, OSError
-            This process's own, where it is the first that has one; :class:`OtherRankFailed` in all others.
+            The function's own error on the lowest rank that failed; :class:`OtherRankFailed` on all others.
         """
         if self.size == 1:
             return function()
@@ -141,12 +148,12 @@ class World:
         dist.all_gather(everyone, torch.tensor([int(error is not None)]))
         failed = [rank for rank, fails in enumerate(everyone) if fails]
         if failed:
-            raise error if error and failed[0] == self.rank else OtherRankFailed(f"process {failed[0]} tells why")
+            raise error if error and failed[0] == self.rank else OtherRankFailed(f"process {failed[0]} failed")
         return cast(T, found)
 
     def require_same(self, what: str, values: dict[str, Any]) -> None:
-        """Refuse values that differ between processes, as hosts of different kinds may choose."""
-        first = self.first(lambda: values)
+        """Raise UnetcliError if values differ between processes, as defaults do on hosts with different hardware."""
+        first = self.on_first(lambda: values)
         other = [name for name in values if values[name] != first.get(name)]
 
         def compare() -> None:
@@ -154,32 +161,35 @@ class World:
                 name = other[0]
                 raise UnetcliError(
                     f"{what}: {name} is {values[name]} in process {self.rank} and {first.get(name)} in process 0; "
-                    "name it, or take hosts of one kind"
+                    "set this option, or use hosts with the same hardware"
                 )
 
-        self.each(compare)
+        self.on_each(compare)
 
-    def greatest(self, *numbers: int) -> list[int]:
-        """The maximum of each number over all processes: so all stop, or write a checkpoint, at the same step."""
+    def maximum(self, *numbers: int) -> list[int]:
+        """Return the maximum of each number over all processes.
+
+        With it, all processes stop, or write a checkpoint, at the same step.
+        """
         if self.size == 1:
             return list(numbers)
         values = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return cast(list[int], values.tolist())
 
-    def add(self, values: Tensor) -> Tensor:
-        """Sum over all processes, in place."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Add values over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def mine(self, numbers: range) -> range:
-        """This process's part of a step's samples: as many as the others', in one piece."""
+    def part(self, numbers: range) -> range:
+        """This process's part of the numbers of a step's samples: contiguous, and of the same size in each process."""
         share = len(numbers) // self.size
         return numbers[self.rank * share : (self.rank + 1) * share]
 
-    def shared(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network with gradients averaged and batch statistics taken over all processes."""
+    def data_parallel(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """Wrap a network so that gradients are averaged, and batch statistics computed, over all processes."""
         if self.size == 1:
             return network
         for module in network.modules():
@@ -187,22 +197,22 @@ class World:
                 module.processes = self.size
         places = [device] if device.type == "cuda" else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the option's new name is not there in older releases
+            warnings.simplefilter("ignore", FutureWarning)  # older releases do not have the option's new name
             return nn.parallel.DistributedDataParallel(network, device_ids=places, broadcast_buffers=False)
 
 
 def _tried(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """The result of a function, or the error that a user can put right."""
+    """Call a function; return its result, or its error if the user can correct it."""
     try:
         return function(), None
     except (UnetcliError, OSError) as error:
         return None, error
 
 
-def require_divisible(batch_size: int, world: World) -> None:
-    """Refuse a batch that cannot be shared out evenly."""
-    if batch_size % world.size:
+def require_divisible(batch_size: int, group: ProcessGroup) -> None:
+    """Raise UnetcliError if a batch cannot be divided evenly among the processes."""
+    if batch_size % group.size:
         raise UnetcliError(
-            f"--batch-size {batch_size}: cannot be shared by {world.size} processes; "
-            f"{-(-batch_size // world.size) * world.size} can"
+            f"--batch-size {batch_size}: not divisible by the {group.size} processes; "
+            f"{-(-batch_size // group.size) * group.size} is"
         )

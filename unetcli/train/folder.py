@@ -1,4 +1,4 @@
-"""The folder of a training, ``model/``: its results, its log, and the checkpoint from which it goes on."""
+"""The folder of a training, ``model/``: its results, its log and the checkpoints from which it continues."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from unetcli.model.file import FILE_NAME
 from unetcli.train.settings import TrainingConfig
 
 CONFIG_VERSION = CHECKPOINT_VERSION = 2
+STORED_NAMES = {"validations_since_best": "looks_since_best"}
+"""Fields of a checkpoint that have another name in the file."""
 log = logging.getLogger(__name__)
 
 
-class _Inside:
-    """The path of a file or folder inside of a training's folder."""
+class _Entry:
+    """Descriptor of the path of a file or folder inside a training's folder."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,71 +43,77 @@ class _Inside:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFolder:
-    """Owns every path of one training."""
+    """Folder of one training; it owns all paths in it."""
 
     path: Path
-    config = _Inside("training.json")
-    model = _Inside(FILE_NAME)
-    checkpoint = _Inside("checkpoint.pt")
-    previous = _Inside("checkpoint.previous.pt")
-    """The checkpoint before the last one."""
-    damaged = _Inside("checkpoint.damaged.pt")
-    """A checkpoint that could not be read, as it was found."""
-    log = _Inside("log.jsonl")
-    curves = _Inside("curves.png")
-    samples = _Inside("samples.png")
+    config = _Entry("training.json")
+    model = _Entry(FILE_NAME)
+    checkpoint = _Entry("checkpoint.pt")
+    previous = _Entry("checkpoint.previous.pt")
+    """Checkpoint before the last one."""
+    damaged = _Entry("checkpoint.damaged.pt")
+    """Checkpoint that could not be read, kept unchanged."""
+    log = _Entry("log.jsonl")
+    curves = _Entry("curves.png")
+    samples = _Entry("samples.png")
     """Picture of the first training samples."""
-    predictions = _Inside("predictions")
-    """Pictures of held-out sections, one for each validation."""
-    jobs = _Inside("jobs")
+    predictions = _Entry("predictions")
+    """Pictures of held-out sections, one per validation."""
+    jobs = _Entry("jobs")
     """Logs of SLURM jobs."""
-    tensorboard = _Inside("tensorboard")
+    tensorboard = _Entry("tensorboard")
 
     @contextmanager
     def launcher(self, *, take_over: bool = False) -> Iterator[None]:
-        """One training at a time; see :func:`unetcli.core.lock.hold`."""
+        """Lock the folder, so that only one training runs in it; see :func:`unetcli.core.lock.hold`."""
         self.path.mkdir(parents=True, exist_ok=True)
         with hold(self.path / "lock", take_over=take_over):
             sweep(self.path)
             yield
 
-    def require_ours(self) -> None:
-        """Refuse a place that holds something else than a training."""
-        begun = ("lock", "lock.guard", "launcher", "launcher.guard", "jobs")  # of calls killed early
+    def require_own(self) -> None:
+        """Raise UnetcliError if the path exists and was not written by ``unetcli train``."""
+        leftovers = ("lock", "lock.guard", "launcher", "launcher.guard", "jobs")  # of calls that were killed early
         if not self.path.exists() or self.config.exists():
             return
-        if not self.path.is_dir() or any(p.name not in begun and p.suffix != PARTIAL for p in self.path.iterdir()):
-            raise UnetcliError(f"{self.path}: exists and was not made by unetcli train; --output names another place")
+        if not self.path.is_dir() or any(p.name not in leftovers and p.suffix != PARTIAL for p in self.path.iterdir()):
+            raise UnetcliError(f"{self.path}: exists and was not written by unetcli train; use another --output")
 
     def frozen(self) -> tuple[TrainingConfig, int] | None:
-        """Configuration and goal (steps) of the training that is here, or None."""
+        """Return configuration and number of steps of the training in this folder; None if there is none.
+
+        Raises
+        ------
+        UnetcliError
+            The file is damaged or of another version.
+        """
         try:
             values = json.loads(self.config.read_text())
             if values["version"] != CONFIG_VERSION:
-                raise UnetcliError(f"{self.config}: version {values['version']}; --overwrite starts anew")
+                raise UnetcliError(f"{self.config}: version {values['version']}; --overwrite starts over")
             return TrainingConfig.from_dict(values["config"]), values["steps"]
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise UnetcliError(f"{self.config}: damaged; --overwrite starts anew") from error
+            raise UnetcliError(f"{self.config}: damaged; --overwrite starts over") from error
 
     def require_same(self, config: TrainingConfig) -> None:
-        """Refuse to go on with another configuration than the one frozen here."""
+        """Raise UnetcliError if the configuration differs from the one frozen in this folder."""
         frozen = self.frozen()
         if frozen and (differences := frozen[0].differences(config)):
             raise UnetcliError(
                 f"{self.path}: holds another training: {'; '.join(differences)}; "
-                "use those again, --overwrite starts anew, --output names another place"
+                "use the same settings and data again, --overwrite to start over, or another --output"
             )
 
     def freeze(self, config: TrainingConfig, steps: int) -> None:
-        """Record configuration and goal, and the versions of what trains."""
+        """Record the configuration, the number of steps and the versions of the software."""
         values = {"version": CONFIG_VERSION, "steps": steps, "made_with": versions(), "config": config.to_dict()}
         with replacing(self.config) as draft:
             draft.write_text(json.dumps(values, indent=1))
 
-    def forget(self) -> None:
-        """Delete the files of a training. The checkpoints go first: without them the rest starts again."""
+    def clear(self) -> None:
+        """Delete the files of a training, checkpoints first: without them, an interrupted call cannot continue."""
         files = (self.checkpoint, self.previous, self.damaged, self.log, self.model, self.curves, self.samples)
         for path in files:
             path.unlink(missing_ok=True)
@@ -114,7 +122,15 @@ class TrainingFolder:
         self.config.unlink(missing_ok=True)
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint, or None; the one before where the last is damaged or was not renamed in time."""
+        """Return the last checkpoint, or None.
+
+        The one before is returned if the last is damaged, or is missing because a save was killed between two renames.
+
+        Raises
+        ------
+        UnetcliError
+            No checkpoint can be read.
+        """
         last, before = self.checkpoint, self.previous
         try:
             return Checkpoint.load(last)
@@ -124,13 +140,13 @@ class TrainingFolder:
             if not before.exists():
                 raise
             found = Checkpoint.load(before)
-            log.warning("%s; going on from %s", error, before.name)
+            log.warning("%s; continuing from %s", error, before.name)
         with suppress(FileNotFoundError):  # another process of the same training was faster
-            os.replace(last, self.damaged)  # else the next save would keep it as the one before
+            os.replace(last, self.damaged)  # otherwise the next save would keep it as the previous checkpoint
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """The log; a last line torn by a crash is left out."""
+        """Return the rows of the log; a last line that a crash left incomplete is omitted."""
         try:
             lines = self.log.read_text().splitlines()
         except FileNotFoundError:
@@ -143,14 +159,14 @@ class TrainingFolder:
         sync(self.log)
 
     def trim_log(self, step: int) -> None:
-        """Forget what was logged after a checkpoint: it is about to happen again."""
+        """Remove the rows after a step: these steps are about to be repeated."""
         kept = [row for row in self.rows() if row["step"] <= step]
         with replacing(self.log) as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of unetcli and of what its numbers depend on."""
+    """Versions of unetcli and of the software that its results depend on."""
     return {
         "unetcli": __version__,
         "python": platform.python_version(),
@@ -161,7 +177,7 @@ def versions() -> dict[str, str | None]:
 
 
 def revision() -> str | None:
-    """The commit of the checkout that unetcli runs from, with ``+`` where files were changed; None elsewhere."""
+    """Commit of the Git checkout that unetcli runs from, with ``+`` if files were changed; None outside a checkout."""
     here = str(Path(__file__).parent)
     command = ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
@@ -172,31 +188,31 @@ def revision() -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """State from which a training goes on exactly: tensors and plain values only.
+    """State from which a training continues exactly; tensors and plain values only.
 
     Random streams need no state: they are keyed by seed and number.
     """
 
     config: dict[str, Any]
     step: int
-    """Steps done."""
+    """Number of completed steps."""
     network: dict[str, Any]
     optimizer: dict[str, Any]
     averaged: dict[str, Any] | None
-    """The moving average of the weights, where one is kept."""
+    """Moving average of the weights; None without averaging."""
     best: float | None
-    """Best value so far of the measure that selects the model: that of ``model.safetensors``."""
-    looks_since_best: int
-    """Validations since then."""
+    """Best value so far of the measure that selects the model: the value of ``model.safetensors``."""
+    validations_since_best: int
+    """Number of validations since the best one."""
     pending: list[float]
     """Losses since the last validation."""
     seconds: float
     """Time spent training."""
 
     def save(self, file: Path, previous: Path) -> None:
-        """Write the whole file or nothing; an earlier one is kept as ``previous``."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        content = io.BytesIO()  # torch's own file writer hides a full disk behind an error of its own
+        """Write the file atomically; an earlier one is kept as ``previous``."""
+        values = {STORED_NAMES.get(name, name): getattr(self, name) for name in self.__slots__}
+        content = io.BytesIO()  # torch's file writer would report a full disk as an error of its own
         torch.save({"version": CHECKPOINT_VERSION, **values}, content)
         draft = draft_of(file)
         try:
@@ -211,16 +227,22 @@ class Checkpoint:
 
     @classmethod
     def load(cls, file: Path) -> Checkpoint:
-        """Read without pickle's code execution (``weights_only``), and only as it was written."""
+        """Read a checkpoint without executing code from it (``weights_only``), and verify its checksums.
+
+        Raises
+        ------
+        UnetcliError
+            The file is damaged or of another version.
+        """
         try:
-            with zipfile.ZipFile(file) as archive:  # torch compares no checksums, and would go on with other weights
+            with zipfile.ZipFile(file) as archive:  # torch verifies no checksums, and would continue with other weights
                 if (part := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(part)
             values = torch.load(file, map_location="cpu", weights_only=True)
         except (FileNotFoundError, PermissionError, MemoryError):
             raise
         except Exception as error:  # torch raises pickle, zip and runtime errors here
-            raise UnetcliError(f"{file}: damaged checkpoint; --overwrite starts anew") from error
+            raise UnetcliError(f"{file}: damaged checkpoint; --overwrite starts over") from error
         if values.pop("version", None) != CHECKPOINT_VERSION:
-            raise UnetcliError(f"{file}: checkpoint of another version; --overwrite starts anew")
-        return cls(**values)
+            raise UnetcliError(f"{file}: checkpoint of another version; --overwrite starts over")
+        return cls(**{name: values[STORED_NAMES.get(name, name)] for name in cls.__slots__})

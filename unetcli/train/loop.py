@@ -1,4 +1,4 @@
-"""The training loop: step after step from the last checkpoint, validated on the held-out sections at intervals."""
+"""The training loop: steps from the last checkpoint on, with validations on the held-out sections at intervals."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from unetcli.core.streams import ProgressCallback, prefetch
 from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.model.network import folded
 from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
-from unetcli.train.distributed import World
+from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.optim import Learner, batches, output_side
 from unetcli.train.settings import TrainingConfig
 from unetcli.train.validation import (
     ValidationMetrics,
     Validator,
-    better,
     describe_row,
     draw_first_samples,
     draw_validation,
+    is_better,
     remove_pictures_after,
     write_tensorboard,
 )
@@ -40,41 +40,42 @@ from unetcli.train.validation import (
 log = logging.getLogger(__name__)
 BATCHES_AHEAD = 3
 PROGRESS_SECONDS = 0.5
-"""Least time between two updates of the progress bar: each waits for the device."""
+"""Shortest time between two updates of the progress bar, each of which waits for the device."""
 PROBE_STEPS, PROBE_WARM_UP = 5, 3
+"""Steps that :func:`seconds_per_step` measures, and steps before them that are not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Options that do not affect what is learned."""
+    """Options that do not affect the trained weights."""
 
     checkpoint_minutes: float = 10.0
     patience: int | None = None
-    """Validations without a better one after which training ends."""
+    """Number of validations without improvement after which training ends; None: no limit."""
     compile: bool = False
     tensorboard: bool = False
 
     def is_over(self, state: Checkpoint, steps: int) -> bool:
-        """Whether all steps are done and validated, or patience is at its end."""
+        """Whether all steps are done and validated, or there was no improvement for ``patience`` validations."""
         return (state.step >= steps and not state.pending) or (
-            self.patience is not None and state.looks_since_best >= self.patience
+            self.patience is not None and state.validations_since_best >= self.patience
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training: its configuration, its data, and its folder."""
+    """A training: its configuration, data, folder, device and processes."""
 
     config: TrainingConfig
     dataset: Dataset
     statistics: DatasetStatistics
     folder: TrainingFolder
     device: torch.device
-    world: World = field(default_factory=World)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     options: RunOptions = field(default_factory=RunOptions)
 
     def learner(self) -> Learner:
-        return Learner(self.config, self.statistics, self.device, self.world, compiled=self.options.compile)
+        return Learner(self.config, self.statistics, self.device, self.group, compiled=self.options.compile)
 
     def sampler(self) -> Sampler:
         config = self.config
@@ -82,7 +83,7 @@ class Training:
         return Sampler(self.dataset, config.tile, output, config.augmentation, config.seed, classes)
 
     def run(self, steps: int, report: ProgressCallback, signals: Signals) -> Checkpoint:
-        """Go on from the last checkpoint to ``steps`` steps, or until a signal asks for an end."""
+        """Continue from the last checkpoint up to ``steps`` steps, or until a signal asks to stop."""
         loop = TrainingLoop(self, steps, report)
         state = loop.begin()
         if self.options.is_over(state, steps):
@@ -95,10 +96,10 @@ class Training:
             for number, batch in zip(numbers, stream, strict=True):
                 loop.losses.append(loop.learner.step(batch, number))
                 done = number + 1
-                asked = (signals.stop() or SIGTERM) if signals.stopping() else 0
-                stop, save = self.world.greatest(asked, signals.checkpoint() or loop.checkpoint_is_due())
+                requested = (signals.stop() or SIGTERM) if signals.stopping() else 0
+                stop, save = self.group.maximum(requested, signals.checkpoint() or loop.checkpoint_is_due())
                 if stop:
-                    signals.note(stop)  # to end alike, whichever process was asked
+                    signals.note(stop)  # all processes end with the same exit code, whichever got the signal
                 loop.show_progress(done)
                 if loop.validate_or_save(done, signals, stop=stop, save=save):
                     break
@@ -106,35 +107,36 @@ class Training:
 
 
 class TrainingLoop:
-    """The state of a training between its steps."""
+    """State of a running training, and what happens between its steps."""
 
     def __init__(self, training: Training, steps: int, report: ProgressCallback) -> None:
         self.training, self.steps, self.report = training, steps, report
         self.learner, self.sampler = training.learner(), training.sampler()
         self.validator = Validator(training.config, training.dataset, training.statistics, training.device)
         self.losses: list[Tensor | float] = []
-        """Losses since the last validation; tensors where the device has not been waited for."""
-        self._lost: float | None = None
+        """Losses since the last validation; tensors if the device has not finished computing them."""
+        self._nonfinite: float | None = None
+        """Loss that is NaN or infinite, once there is one."""
         self.state: Checkpoint
         self.note = ""
 
     def begin(self) -> Checkpoint:
-        """The last checkpoint, or a first one."""
-        world = self.training.world
-        found = world.first(self.training.folder.load_checkpoint)  # another node may still see an older one
+        """Load the last checkpoint, or write a first one."""
+        group = self.training.group
+        found = group.on_first(self.training.folder.load_checkpoint)  # another node may still see an older one
         step = 0
         if found is not None:
             self.learner.restore(found)
             self.losses, step = list(found.pending), found.step
-        world.first(lambda: self._tidy(step))
+        group.on_first(lambda: self._prepare_folder(step))
         if found is None:
             self._save(0, None, 0, 0.0)
         else:
             self.state = found
         return self.state
 
-    def _tidy(self, step: int) -> None:
-        """Remove what was logged and drawn after a step, and draw the first samples."""
+    def _prepare_folder(self, step: int) -> None:
+        """Remove log rows and pictures of later steps, and draw the first samples."""
         folder = self.training.folder
         validated = step - self.validation_is_due(step)
         folder.trim_log(validated)
@@ -146,23 +148,26 @@ class TrainingLoop:
         self._show(self.state.step, "")
 
     def show_progress(self, done: int) -> None:
-        """Report steps and loss, twice a second at most."""
+        """Report steps and loss, at most twice a second."""
         now = time.monotonic()
-        if self.training.world.is_first and (now - self._shown >= PROGRESS_SECONDS or done == self.steps):
+        if self.training.group.is_first and (now - self._shown >= PROGRESS_SECONDS or done == self.steps):
             self._shown = now
             self._show(done, f"loss {self._recent():.3f}{self.note}")
 
     def checkpoint_is_due(self) -> bool:
-        """Also where the loss is no number: a checkpoint refuses that, in all processes alike."""
+        """Whether to write a checkpoint: it is time, or the loss is not finite.
+
+        Writing a checkpoint raises the error about a loss that is not finite, in all processes.
+        """
         minutes = self.training.options.checkpoint_minutes
-        return self._lost is not None or time.monotonic() - self._saved >= 60 * minutes
+        return self._nonfinite is not None or time.monotonic() - self._saved >= 60 * minutes
 
     def validation_is_due(self, done: int) -> bool:
-        """A validation that was interrupted stays due: the next call does it."""
+        """Whether to validate after ``done`` steps; an interrupted validation stays due for the next call."""
         return bool(self.losses) and (done % self.training.config.validate_every == 0 or done >= self.steps)
 
     def validate_or_save(self, done: int, signals: Signals, *, stop: int = 0, save: int = 0) -> bool:
-        """Validate or write a checkpoint where that is due; whether training ends. A request to end goes first."""
+        """Validate or write a checkpoint if due, and return whether training ends; a request to stop goes first."""
         if not stop and self.validation_is_due(done):
             stop = self._validate(done, signals)
         elif stop or save:
@@ -171,37 +176,37 @@ class TrainingLoop:
 
     def _save_between(self, done: int) -> None:
         """Write a checkpoint between two validations."""
-        self.training.world.first(self._loss)
-        self._save(done, self.state.best, self.state.looks_since_best, self._seconds())
+        self.training.group.on_first(self._loss)
+        self._save(done, self.state.best, self.state.validations_since_best, self._seconds())
 
     def _validate(self, done: int, signals: Signals) -> int:
-        """Validate, keep the model if it is the best so far, and write log, pictures and checkpoint.
+        """Validate, save the model if it is the best so far, and write log, pictures and checkpoint.
 
-        Where an end is asked for meanwhile, only a checkpoint is written, and the signal is returned; else 0.
+        If a signal asks to stop meanwhile, only a checkpoint is written. Returns that signal, or 0.
         """
-        world = self.training.world
-        found = world.first(lambda: self._validate_here(done, lambda: signals.stop() is not None))
+        group = self.training.group
+        found = group.on_first(lambda: self._validate_on_first(done, lambda: signals.stop() is not None))
         if found is None:
             self._save_between(done)
-            (stop,) = world.greatest(signals.stop() or 0)
+            (stop,) = group.maximum(signals.stop() or 0)
             signals.note(stop)
             return stop
         self.losses = []
         self._save(done, *found, self._seconds())
         return 0
 
-    def _validate_here(self, done: int, stopping: Callable[[], bool]) -> tuple[float | None, int] | None:
-        """Best value so far, and how many validations ago it was found; None where it was stopped."""
+    def _validate_on_first(self, done: int, stopping: Callable[[], bool]) -> tuple[float | None, int] | None:
+        """Validate on rank 0; return the best value so far and the number of validations since, or None if stopped."""
         training, before = self.training, self.state
-        self._show(done, f"loss {self._loss():.3f}, {'judging' if training.dataset.held_out else 'saving'} ..")
+        self._show(done, f"loss {self._loss():.3f}, {'validating' if training.dataset.held_out else 'saving'} ..")
         metrics, shown = self.validator(self.learner.validated, stopping)
         if stopping():
             return None
         value = metrics.selected if metrics else None
-        wins = before.best is None or (value is not None and better(training.config.select, value, before.best))
-        if wins:
+        is_best = before.best is None or (value is not None and is_better(training.config.select, value, before.best))
+        if is_best:
             save_model(training.folder.model, folded(self.learner.validated), model_header(training, done, metrics))
-        row: dict[str, Any] = {"step": done, "loss": round(float(np.mean(self._floats())), 6), "best": wins}
+        row: dict[str, Any] = {"step": done, "loss": round(float(np.mean(self._floats())), 6), "best": is_best}
         row |= metrics.to_dict() if metrics else {}
         row |= {"learning_rate": training.config.optimisation.rate(done - 1), "seconds": round(self._seconds(), 2)}
         training.folder.append_log(row)
@@ -209,8 +214,8 @@ class TrainingLoop:
         draw_validation(training.folder, done, shown)
         if training.options.tensorboard:
             write_tensorboard(training.folder, row)
-        best = value if wins and value is not None else before.best
-        since = 0 if wins else before.looks_since_best + 1
+        best = value if is_best and value is not None else before.best
+        since = 0 if is_best else before.validations_since_best + 1
         self.note = "" if value is None else f", held out {value:.3f}, best {best:.3f}"
         self._show(done, f"loss {row['loss']:.3f}{self.note}")
         return best, since
@@ -220,33 +225,33 @@ class TrainingLoop:
         self.report(done * batch, self.steps * batch, note)
 
     def _loss(self) -> float:
-        """The recent loss; refused where any since the last validation is no number."""
+        """Return the recent loss; raise UnetcliError if any loss since the last validation is not finite."""
         recent = self._recent()
-        if self._lost is not None:
+        if self._nonfinite is not None:
             rate = self.training.config.optimisation.learning_rate
-            raise UnetcliError(f"the loss is {self._lost}; a smaller --lr than {rate:g} may help")
+            raise UnetcliError(f"the loss is {self._nonfinite}; a smaller --lr than {rate:g} may help")
         return recent
 
     def _recent(self) -> float:
-        """Mean over the last steps; waits for the device."""
+        """Mean loss over the last 50 steps; waits for the device."""
         return float(np.mean(self._floats()[-50:]))
 
     def _floats(self) -> list[float]:
-        """All losses since the last validation as numbers; waits for the device."""
+        """Return all losses since the last validation as numbers; waits for the device."""
         for place in range(len(self.losses) - 1, -1, -1):
             loss = self.losses[place]
             if isinstance(loss, float):
                 break
             self.losses[place] = value = float(loss)
             if not math.isfinite(value):
-                self._lost = value
+                self._nonfinite = value
         return [float(loss) for loss in self.losses]
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._started
 
     def _save(self, step: int, best: float | None, since: int, seconds: float) -> None:
-        """Make a checkpoint of the present state and write it."""
+        """Write a checkpoint of the present state."""
         learner, folder = self.learner, self.training.folder
         self._started = time.monotonic()
         self.state = Checkpoint(
@@ -256,16 +261,16 @@ class TrainingLoop:
             optimizer=learner.optimizer.state_dict(),
             averaged=None if learner.averaged is None else learner.averaged.state_dict(),
             best=best,
-            looks_since_best=since,
+            validations_since_best=since,
             pending=self._floats(),
             seconds=seconds,
         )
-        self.training.world.first(lambda: self.state.save(folder.checkpoint, folder.previous))
+        self.training.group.on_first(lambda: self.state.save(folder.checkpoint, folder.previous))
         self._saved = time.monotonic()
 
 
 def model_header(training: Training, step: int, metrics: ValidationMetrics | None) -> ModelHeader:
-    """The header of a kept model: architecture, intensity statistics and provenance."""
+    """Create the header of a saved model: architecture, intensity statistics and provenance."""
     config, statistics = training.config, training.statistics
     classes = config.architecture.classes
     names = ("background", "foreground") if classes == 2 else tuple(f"class {k}" for k in range(classes))
@@ -286,25 +291,35 @@ def model_header(training: Training, step: int, metrics: ValidationMetrics | Non
 
 
 def seconds_per_step(training: Training, at_most: float = math.inf) -> float:
-    """Duration of a training step on this machine, measured on a network that is thrown away.
+    """Measure the duration of a training step on this machine, with a network that is discarded.
 
-    Takes about ``at_most`` seconds. A process that trains with others measures its own share of a batch.
+    A process that trains with others measures its own part of a batch, without communication.
+
+    Parameters
+    ----------
+    training : Training
+    at_most : seconds
+        Time after which the measurement ends; by default, a fixed number of steps is measured.
+
+    Returns
+    -------
+    float, seconds
     """
     config = training.config
-    share = config.optimisation.batch_size // training.world.size
-    own = replace(config, optimisation=replace(config.optimisation, batch_size=share))
-    alone = replace(training, world=World(), config=own)
+    tiles = config.optimisation.batch_size // training.group.size
+    own = replace(config, optimisation=replace(config.optimisation, batch_size=tiles))
+    alone = replace(training, group=ProcessGroup(), config=own)
     learner, sampler = alone.learner(), alone.sampler()
     started = before = time.perf_counter()
     stream = batches(learner, sampler, range(PROBE_WARM_UP + PROBE_STEPS if at_most == math.inf else 10**9))
-    took: list[float] = []
+    durations: list[float] = []
     with closing(prefetch(stream, BATCHES_AHEAD)) as items:
         for number, batch in enumerate(items):
             float(learner.step(batch, number))
             now = time.perf_counter()
-            took.append(now - before)
+            durations.append(now - before)
             before = now
-            if now - started > at_most and len(took) > 1:
+            if now - started > at_most and len(durations) > 1:
                 break
-    counted = took[PROBE_WARM_UP:] or took[1:] or took
+    counted = durations[PROBE_WARM_UP:] or durations[1:] or durations
     return float(np.mean(counted))

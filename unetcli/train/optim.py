@@ -1,4 +1,4 @@
-"""Network, loss and optimiser, and one step of them."""
+"""Network, loss and optimiser, and one training step."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from unetcli.core.errors import UnetcliError
 from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.train.augment import augment
 from unetcli.train.dataset import DatasetStatistics, Sample, Sampler
-from unetcli.train.distributed import World
+from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint
 from unetcli.train.settings import IGNORED, Optimisation, TrainingConfig
 from unetcli.train.targets import weight_table
 
-LEAST_WEIGHT = 1e-20
-"""Smallest sum of weights that a loss is divided by: a step without any truth has the loss 0, not NaN."""
+MIN_WEIGHT_SUM = 1e-20
+"""Smallest sum of weights by which a loss is divided, so that a step without ground truth has a loss of 0, not NaN."""
 COMPILERS = ("torch._dynamo.", "torch._inductor.")
-"""Modules of the errors that torch raises while it compiles; importing them takes seconds."""
+"""Modules of the errors that torch raises while compiling; they are named because importing them takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,38 +38,50 @@ class Batch:
     classes: Tensor
     """(batch, output, output) int64"""
     border_weight: Tensor
-    """(batch, output, output) float32: what the border adds to the class weight."""
-    keep: Tensor
-    """(batch, channels, 1, 1) float32: dropout."""
+    """(batch, output, output) float32: border weight, which is added to the class weight."""
+    dropout_mask: Tensor
+    """(batch, channels, 1, 1) float32: factors of the channels, 0 or 1 / (1 - p)."""
 
 
 class Learner:
-    """Everything that a step changes: the network, its moving average and the optimiser."""
+    """Network, its moving average and the optimiser: everything that a training step changes.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    statistics : DatasetStatistics
+        Normalisation of the images, and class counts for the class weights.
+    device : torch.device
+    group : ProcessGroup
+        Processes that share each batch.
+    compiled : bool
+        Whether to compile the network with ``torch.compile``.
+    """
 
     def __init__(
         self,
         config: TrainingConfig,
         statistics: DatasetStatistics,
         device: torch.device,
-        world: World,
+        group: ProcessGroup,
         *,
         compiled: bool = False,
     ) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.statistics, self.device, self.world = config, statistics, device, world
+        self.config, self.statistics, self.device, self.group = config, statistics, device, group
         self.network = UNet(config.architecture)
         on_device(self.network, device).train()
         self.averaged = copy.deepcopy(self.network) if config.optimisation.ema else None
         self.validated = self.network if self.averaged is None else self.averaged
-        """The network that is validated and saved: the average over the last steps, where there is one."""
+        """Network that is validated and saved: the moving average if there is one."""
         self.optimizer = create_optimizer(config.optimisation, self.network)
         self.table = torch.from_numpy(weight_table(statistics.class_weights(balance=config.balance))).to(device)
-        shared = world.shared(self.network, device)
-        self._forward = torch.compile(shared) if compiled else shared
+        network = group.data_parallel(self.network, device)
+        self._forward = torch.compile(network) if compiled else network
         self._compiling = reporting_compile_errors if compiled else nullcontext
 
-    def batch(self, samples: Sequence[Sample], keeps: Sequence[Any]) -> Batch:
-        """Samples augmented on the device."""
+    def batch(self, samples: Sequence[Sample], dropout_masks: Sequence[Any]) -> Batch:
+        """Augment samples on the device and stack them; ``dropout_masks`` are (channels,), one per sample."""
         images, classes, border_weight = augment(
             [self._grey(item.image) for item in samples],
             [torch.from_numpy(item.classes).to(self.device) for item in samples],
@@ -80,32 +92,45 @@ class Learner:
             mean=channelwise(self.statistics.mean, self.device),
             std=channelwise(self.statistics.std, self.device),
         )
-        keep = torch.from_numpy(np.stack(keeps)).to(self.device)[:, :, None, None]
-        return Batch(images, classes, border_weight, keep)
+        dropout_mask = torch.from_numpy(np.stack(dropout_masks)).to(self.device)[:, :, None, None]
+        return Batch(images, classes, border_weight, dropout_mask)
 
     def step(self, batch: Batch, number: int) -> Tensor:
-        """One step of gradient descent, ``number`` from 0; its loss over all processes, which is not waited for."""
+        """Do one training step.
+
+        Parameters
+        ----------
+        batch : Batch
+            This process's part of the batch.
+        number : int
+            Number of the step, counted from 0.
+
+        Returns
+        -------
+        (), float32
+            Loss over all processes, on the device, which may still be computing it.
+        """
         optimisation = self.config.optimisation
         for group in self.optimizer.param_groups:
             group["lr"] = optimisation.rate(number)
         with self._compiling(), autocast(self.device, self.config.precision):
-            logits = self._forward(batch.images, batch.keep if self.config.architecture.dropout else None)
+            logits = self._forward(batch.images, batch.dropout_mask if self.config.architecture.dropout else None)
         total, weight = weighted_cross_entropy(logits, batch.classes, batch.border_weight, self.table)
-        sums = self.world.add(torch.stack([total.detach(), weight]))
-        everything = sums[1].clamp_min(LEAST_WEIGHT)
+        sums = self.group.sum(torch.stack([total.detach(), weight]))
+        weight_sum = sums[1].clamp_min(MIN_WEIGHT_SUM)
         self.optimizer.zero_grad(set_to_none=True)
-        share = total * (self.world.size / everything)  # gradients are averaged over the processes: a sum is wanted
+        loss = total * (self.group.size / weight_sum)  # gradients are averaged over the processes, not summed
         with self._compiling():
-            share.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
         if optimisation.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), optimisation.clip)
         self.optimizer.step()
         if self.averaged is not None:
             self._average(self.averaged, number)
-        return sums[0] / everything
+        return sums[0] / weight_sum
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint."""
+        """Load network, optimiser and moving average from a checkpoint."""
         self.network.load_state_dict(checkpoint.network)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if self.averaged is not None and checkpoint.averaged is not None:
@@ -113,34 +138,33 @@ class Learner:
 
     @torch.no_grad()
     def _average(self, averaged: nn.Module, number: int) -> None:
-        """Move the average a little; over fewer steps in the beginning, when they go far."""
+        """Update the moving average, with a smaller decay in the first steps, in which the weights change fast."""
         decay = min(self.config.optimisation.ema, (1 + number) / (10 + number))
-        mine, theirs = _floating(averaged), _floating(self.network)
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        torch._foreach_lerp_(_averaged_values(averaged), _averaged_values(self.network), 1 - decay)
 
     def _grey(self, image: NDArray[Any]) -> Tensor:
-        """Grey values on the device, bytes as bytes: the rest is made of them there."""
+        """Copy grey values to the device, uint8 as uint8 to copy less, all others as float32."""
         grey = image if image.dtype == np.uint8 else image.astype(np.float32)
         return torch.from_numpy(np.ascontiguousarray(grey)).to(self.device)
 
 
-def _floating(network: nn.Module) -> list[Tensor]:
-    """Weights, and the running statistics of batch normalisation, which a single tile would make jump."""
+def _averaged_values(network: nn.Module) -> list[Tensor]:
+    """Weights and running statistics of batch normalisation, which would jump with each tile if not averaged."""
     return [*network.parameters(), *(values for values in network.buffers() if values.is_floating_point())]
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """Context of a forward pass in that precision; weights and their updates stay float32."""
+    """Context manager for a forward pass in float32 or bfloat16; weights and their updates stay float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def output_side(config: TrainingConfig) -> int:
-    """Side of the network's output for one tile, in pixels."""
+    """Side of the network's output for one training tile, in pixels."""
     return config.tile - 2 * config.architecture.footprint().context[-1]
 
 
 def create_optimizer(optimisation: Optimisation, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, Adam or AdamW, as configured."""
+    """Create the configured optimiser: SGD with momentum (as in the paper), Adam or AdamW with beta2 = 0.999."""
     rate, momentum, decay = optimisation.learning_rate, optimisation.momentum, optimisation.weight_decay
     parameters = list(network.parameters())
     if optimisation.optimizer == "sgd":
@@ -150,32 +174,39 @@ def create_optimizer(optimisation: Optimisation, network: nn.Module) -> torch.op
 
 
 def batches(learner: Learner, sampler: Sampler, numbers: Iterable[int]) -> Iterable[Batch]:
-    """This process's part of the batch of each step."""
+    """Yield this process's part of the batch of each step in ``numbers``."""
     size, architecture = learner.config.optimisation.batch_size, learner.config.architecture
     width = architecture.channels(architecture.depth)
     for number in numbers:
-        mine = learner.world.mine(range(number * size, (number + 1) * size))
-        samples = [sampler.sample(n) for n in mine]
-        yield learner.batch(samples, [sampler.keep(n, width, architecture.dropout) for n in mine])
+        part = learner.group.part(range(number * size, (number + 1) * size))
+        samples = [sampler.sample(n) for n in part]
+        yield learner.batch(samples, [sampler.dropout_mask(n, width, architecture.dropout) for n in part])
 
 
 def weighted_cross_entropy(
     logits: Tensor, classes: Tensor, border_weight: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sum of -w(x) log p(true class), and the sum of w: the softmax and cross-entropy of eq. 1 and 2 of the paper.
+    """Weighted cross-entropy of the pixel-wise softmax: eq. 1 of the U-Net paper (2015), with the weights of eq. 2.
 
-    The paper sums; the mean makes the learning rate independent of the tile's size. Two numbers are returned, so that
-    processes can share one mean.
+    The paper minimises the sum over the pixels. Dividing the sum of losses by the sum of weights, as training does,
+    makes the learning rate independent of the tile's size; both are returned so that processes can share one mean.
 
     Parameters
     ----------
     logits : (batch, classes, y, x), float
     classes : (batch, y, x), int64
-        ``IGNORED`` where there is no truth.
+        ``IGNORED`` (255) without ground truth.
     border_weight : (batch, y, x), float32
-        What is added to the class's weight near borders; 0 where ignored.
+        Second term of eq. 2, which is added to the class weight; 0 on ignored pixels.
     table : (256,), float32
-        w_c of eq. 2 by class, 0 where ignored.
+        w_c of eq. 2 by class; 0 for ``IGNORED``.
+
+    Returns
+    -------
+    loss : (), float32
+        Sum of -w(x) log p(true class).
+    weight : (), float32
+        Sum of w(x).
     """
     losses = functional.cross_entropy(logits.float(), classes, reduction="none", ignore_index=IGNORED)  # (batch, y, x)
     weights = table[classes] + border_weight
@@ -184,22 +215,23 @@ def weighted_cross_entropy(
 
 @contextmanager
 def reporting_compile_errors() -> Iterator[None]:
-    """Turn errors of torch's compilers into a :class:`UnetcliError`."""
+    """Convert errors of torch's compilers to :class:`UnetcliError`."""
     try:
         yield
     except RuntimeError as error:
         if not any(kind.__module__.startswith(COMPILERS) for kind in type(error).__mro__):
             raise
-        raise UnetcliError(f"--compile: {reason(str(error))}; the same command without --compile goes on") from error
+        message = compiler_message(str(error))
+        raise UnetcliError(f"--compile: {message}; the same command without --compile continues") from error
 
 
-def reason(message: str) -> str:
-    """The line that explains an error of a compiler: a C++ compiler's first error, else the first one.
+def compiler_message(text: str) -> str:
+    """Line that explains a compiler's error: the first error of the C++ compiler, otherwise the first line.
 
-    >>> reason("CppCompileError: C++ compile error\\n\\nCommand:\\ng++ a.cpp\\n\\nfatal error: omp.h: not found\\n")
+    >>> compiler_message("CppCompileError: C++ compile error\\n\\ng++ a\\n\\nfatal error: omp.h: not found\\n")
     'fatal error: omp.h: not found'
-    >>> reason("InvalidCxxCompiler: No working C++ compiler found")
+    >>> compiler_message("InvalidCxxCompiler: No working C++ compiler found")
     'InvalidCxxCompiler: No working C++ compiler found'
     """
-    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["torch does not say why"]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["torch gives no reason"]
     return next((line for line in lines[1:] if "error:" in line), lines[0])

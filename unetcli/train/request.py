@@ -1,4 +1,4 @@
-"""What a user asks of train and of weights, before anything is resolved; ``None`` stands for "choose"."""
+"""Requests of ``train`` and ``weights``, as the user gives them; ``None`` is resolved to a default later."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from functools import partial
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import plain
+from unetcli.core.files import strip_scheme
 from unetcli.core.options import (
     Heading,
     Options,
     Sections,
     argument,
     channel_option,
+    cluster_option,
     device_option,
+    file_option,
+    network_option,
     option,
     overwrite_option,
     parse_sections,
+    region_option,
+    run_option,
     sections_option,
     take_over_option,
 )
@@ -25,7 +30,7 @@ from unetcli.executors.options import SlurmOptions
 
 RECIPES = ("fast", "paper")
 MEASURES = ("pixel_disagreement", "pixel_error", "rand_error", "iou", "seg")
-"""What the model to keep can be chosen by, on the held-out sections."""
+"""Measures on the held-out sections by which the best model can be selected."""
 
 _truth = partial(option, heading=Heading.TRUTH)
 _augmentation = partial(option, heading=Heading.AUGMENTATION)
@@ -34,119 +39,123 @@ _optimisation = partial(option, heading=Heading.OPTIMISATION)
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class TruthOptions(Options):
-    """How annotation becomes classes and loss weights."""
+    """Options that set how labels become classes and loss weights."""
 
     truth: str = _truth(
-        "What labels mean: binary, instances or classes; auto takes two values as binary.", default="auto"
+        "Meaning of the labels: binary, instances or classes; auto: binary, if there are at most two values.",
+        default="auto",
     )
-    ignore: int | None = _truth("Label value without meaning: its weight is 0.", metavar="VALUE")
-    partial: int | None = _truth("Not all is annotated: background counts within M px of what is drawn.", metavar="M")
-    keep_empty: bool | None = _truth("Sections with nothing drawn count as background.", negative="--leave-empty")
-    w0: float | None = _truth("Extra weight between close objects: 10; 0 is off.")
-    sigma: float | None = _truth("Reach of the extra weight in pixels: 5.")
+    ignore: int | None = _truth("Label value of pixels to leave out of the loss.", metavar="VALUE")
+    partial: int | None = _truth("For partial annotation: use background only within M pixels of objects.", metavar="M")
+    keep_empty: bool | None = _truth(
+        "Use sections without labels, as background. Default: leave them out.", negative="--leave-empty"
+    )
+    w0: float | None = _truth("Extra loss weight between close objects; 0 turns it off. Default: 10.")
+    sigma: float | None = _truth("Distance over which the extra weight fades, in pixels. Default: 5.")
     weights_everywhere: bool | None = _truth(
-        "Extra weight on objects too, not only around.", negative="--weights-background"
+        "Apply the extra weight to all pixels, or to background only (default).", negative="--weights-background"
     )
-    balance: bool | None = _truth("All classes weigh the same in total; else all pixels do.", negative="--no-balance")
+    balance: bool | None = _truth("Give all classes (default) or all pixels the same weight.", negative="--no-balance")
     sections: Sections = sections_option()
 
     @property
     def everywhere(self) -> bool | None:
-        """``--weights-everywhere``, by the name of the setting it becomes."""
+        """Value of ``--weights-everywhere``, under the name of its setting."""
         return self.weights_everywhere
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest(TruthOptions, SlurmOptions):
-    """One call of train. Fields named as the settings that they become are taken over by name."""
+    """Options of one call of ``train``; fields that share a setting's name are copied to it by name."""
 
     raw: str | None = field(
-        default=None, kw_only=False, metadata=argument("Images: Zarr, OME-Zarr or TIFF stack.", "RAW")
+        default=None, kw_only=False, metadata=argument("Training images: TIFF stack, Zarr or OME-Zarr.", "RAW")
     )
     labels: str | None = field(
-        default=None, kw_only=False, metadata=argument("Annotation of the same voxels.", "LABELS")
+        default=None, kw_only=False, metadata=argument("Labels (annotation) of the same voxels.", "LABELS")
     )
-    pair: tuple[tuple[str, str], ...] = option(
-        "One more pair of both. Repeatable.", Heading.FILES, default=(), metavar="RAW LABELS"
+    pair: tuple[tuple[str, str], ...] = file_option(
+        "A further pair of images and labels. Repeatable.", default=(), metavar="RAW LABELS"
     )
-    output: Path = option(
-        "Folder of model, checkpoint, log and pictures.", Heading.FILES, default=Path("model"), short="-o"
-    )
-    validation: Sections | None = option(
-        "Sections held out for validation, outside --sections.",
-        Heading.REGION,
+    output: Path = file_option("Folder for the model, checkpoint, log and pictures.", default=Path("model"), short="-o")
+    validation: Sections | None = region_option(
+        "Sections held out for validation, not used for training.",
         metavar="A:B",
         parse=lambda text: parse_sections(text) if text else None,
     )
-    validation_fraction: float | None = option(
-        "Instead: fraction of the sections, the last ones of each pair: 0.1.", Heading.REGION
+    validation_fraction: float | None = region_option(
+        "Instead of --validation: hold out this fraction at the end of each pair. Default: 0.1."
     )
     channel: int | None = channel_option()
-    depth: int | None = option("Pooling layers: 4 (the paper) on a GPU, 3 on a CPU.", Heading.NETWORK)
-    base_channels: int | None = option(
-        "Channels at full resolution: 64 (the paper) on a GPU, 16 on a CPU.", Heading.NETWORK
+    depth: int | None = network_option("Number of pooling layers. Default: 4 (as in the paper) on a GPU, 3 on a CPU.")
+    base_channels: int | None = network_option(
+        "Feature channels at full resolution. Default: 64 (as in the paper) on a GPU, 16 on a CPU."
     )
-    dropout: float | None = option("Probability at the end of the contracting path: 0.5 (paper) or 0.", Heading.NETWORK)
-    batch_norm: bool | None = option(
-        "Normalise within the batch (fast); folded into the model.", Heading.NETWORK, negative="--no-batch-norm"
+    dropout: float | None = network_option("Dropout after the contracting path. Default: 0.5 (paper) or 0 (fast).")
+    batch_norm: bool | None = network_option(
+        "Batch normalisation, folded into the saved model. Default: only with fast.", negative="--no-batch-norm"
     )
-    tile: int | None = option(
-        "Input side of a training tile: 572 or, fast, 380 on a GPU; 316 or 204 on a CPU.", Heading.NETWORK
+    tile: int | None = network_option(
+        "Width of a training tile in pixels. Default: 572 (paper) or 380 (fast) on a GPU, 316 or 204 on a CPU."
     )
     device: str | None = device_option()
-    precision: str | None = option("float32 or bfloat16. Default: bfloat16 where the device has it.", Heading.NETWORK)
-    compile: bool = option(
-        "Compile the network first: takes a minute and a C++ compiler.", Heading.NETWORK, default=False
-    )
+    precision: str | None = network_option("Number format: float32 or bfloat16. Default: bfloat16 if supported.")
+    compile: bool = network_option("Compile the network first; takes a minute and needs a C++ compiler.", default=False)
     augment: bool = _augmentation(
-        "Deform, turn and change tiles; the options below say how much.", default=True, negative="--no-augment"
+        "Deform, rotate and vary tiles at random; the options below set how much.",
+        default=True,
+        negative="--no-augment",
     )
-    elastic: float | None = _augmentation("Displacements on a 3 x 3 grid, in px: 10.")
-    rotation: float | None = _augmentation("Largest angle either way, in degrees: 180.")
-    flip: bool | None = _augmentation("Mirror half of the tiles.", negative="--no-flip")
-    scale: float | None = _augmentation("Largest change of size: 0.1 is up to 10 % either way.")
-    gamma: float | None = _augmentation("Spread of the grey values' exponent: 0.3.")
-    contrast: float | None = _augmentation("Spread of the contrast: 0.25.")
-    brightness: float | None = _augmentation("Spread of the brightness, in standard deviations: 0.25.")
-    noise: float | None = _augmentation("Most noise added, in standard deviations: 0.2.")
-    blur: float | None = _augmentation("Most blur added, in px: 1.")
-    recipe: str | None = _optimisation("paper: SGD with momentum 0.99, as published; fast: sooner at a good result.")
-    steps: int | None = _optimisation("Training steps. Default: as many as 20 minutes allow on a CPU, 20000 on a GPU.")
-    minutes: float | None = _optimisation("As many steps as a probe expects to take so long.")
-    batch_size: int | None = _optimisation("Tiles a step, over all processes together: 1 (paper) or 4 for each.")
-    optimizer: str | None = _optimisation("sgd, adam or adamw.")
-    lr: float | None = _optimisation("Learning rate: 3e-4 (paper) or 3e-3.")
-    momentum: float | None = _optimisation("0.99 for sgd, else 0.9.")
-    weight_decay: float | None = _optimisation("Pull of the weights towards 0: 0 (paper) or 1e-4.")
-    schedule: str | None = _optimisation("Course of the learning rate: constant (paper), cosine or poly.")
-    warm_up: int | None = _optimisation("Steps over which the learning rate rises: 0 (paper) or 50.", metavar="STEPS")
-    clip: float | None = _optimisation("Largest norm of the gradient. Default: no limit.")
-    ema: float | None = _optimisation("Decay of the average of the weights that is kept: 0, none (paper), or 0.99.")
+    elastic: float | None = _augmentation(
+        "Standard deviation of displacements on a 3 x 3 grid, in pixels. Default: 10."
+    )
+    rotation: float | None = _augmentation("Largest angle in either direction, in degrees. Default: 180.")
+    flip: bool | None = _augmentation("Mirror tiles at random, along x and along y.", negative="--no-flip")
+    scale: float | None = _augmentation("Largest change of size. Default: 0.1, up to 10 %.")
+    gamma: float | None = _augmentation("Largest change of the gamma curve. Default: 0.3, up to 30 %.")
+    contrast: float | None = _augmentation("Largest change of contrast. Default: 0.25, up to 25 %.")
+    brightness: float | None = _augmentation("Largest change of brightness, in standard deviations. Default: 0.25.")
+    noise: float | None = _augmentation("Strongest noise added, in standard deviations. Default: 0.2.")
+    blur: float | None = _augmentation("Strongest blur added, in pixels. Default: 1.")
+    recipe: str | None = _optimisation(
+        "Training defaults: paper (as published) or fast (trains sooner). Default: fast."
+    )
+    steps: int | None = _optimisation("Number of training steps. Default: 20000 on a GPU, 20 minutes' worth on a CPU.")
+    minutes: float | None = _optimisation("Instead of --steps: train for about this many minutes.")
+    batch_size: int | None = _optimisation("Tiles per step. Default: 1 (paper) or 4 (fast) for each process.")
+    optimizer: str | None = _optimisation("Optimizer: sgd, adam or adamw. Default: sgd (paper) or adamw (fast).")
+    lr: float | None = _optimisation("Learning rate. Default: 3e-4 (paper) or 3e-3 (fast).")
+    momentum: float | None = _optimisation("Momentum, or first beta of adam. Default: 0.99 for sgd, else 0.9.")
+    weight_decay: float | None = _optimisation("Weight decay. Default: 0 (paper) or 1e-4 (fast).")
+    schedule: str | None = _optimisation(
+        "Schedule of the learning rate: constant, cosine or poly. Default: constant (paper) or cosine (fast)."
+    )
+    warm_up: int | None = _optimisation("Steps of linear warm-up. Default: 0 (paper) or 50 (fast).", metavar="STEPS")
+    clip: float | None = _optimisation("Clip the gradient to this norm. Default: no clipping.")
+    ema: float | None = _optimisation("Decay of the moving average of the weights. Default: 0 (paper) or 0.99 (fast).")
     select: str | None = _optimisation(
-        "Keep the model best by pixel_disagreement, pixel_error, rand_error, iou or seg."
+        "Score that selects the model: pixel_disagreement (default), pixel_error, rand_error, iou or seg."
     )
-    patience: int | None = _optimisation("End after so many validations without a better model.", metavar="LOOKS")
-    validate_every: int | None = _optimisation("Steps between two validations: 200.", metavar="STEPS")
-    seed: int = _optimisation("Seed of everything random.", default=0, min=0, max=2**32 - 1)
-    checkpoint_minutes: float = option(
-        "Time between checkpoints, at most.", Heading.RUN, default=10.0, metavar="MINUTES"
-    )
-    tensorboard: bool = option("Also log for TensorBoard, in OUTPUT/tensorboard.", Heading.RUN, default=False)
+    patience: int | None = _optimisation("Stop after N validations without improvement. Default: never.", metavar="N")
+    validate_every: int | None = _optimisation("Steps between validations. Default: 200.", metavar="STEPS")
+    seed: int = _optimisation("Seed of the random numbers.", default=0, metavar="N", min=0, max=2**32 - 1)
+    checkpoint_minutes: float = run_option("Longest time between two checkpoints.", default=10.0, metavar="MINUTES")
+    tensorboard: bool = run_option("Also write a TensorBoard log to OUTPUT/tensorboard.", default=False)
     overwrite: bool = overwrite_option()
     take_over: bool = take_over_option()
-    cluster: str = option("local, or slurm: one job of all processes.", Heading.CLUSTER, default="local", env=True)
-    nodes: int = option("With slurm: nodes that train together.", Heading.CLUSTER, default=1)
-    gpus_per_node: int = option("With slurm: GPUs of each node, a process for each GPU.", Heading.CLUSTER, default=0)
-    tasks_per_node: int | None = option("With slurm, without GPUs: processes on each node, 1.", Heading.CLUSTER)
-    detach: bool = option("With slurm: submit, print the job's id and return.", Heading.CLUSTER, default=False)
+    cluster: str = cluster_option("Where to train: local, or slurm (as one job).", default="local", env=True)
+    nodes: int = cluster_option("With slurm: number of nodes.", default=1)
+    gpus_per_node: int = cluster_option("With slurm: GPUs per node, one process for each.", default=0)
+    tasks_per_node: int | None = cluster_option("With slurm and no GPUs: processes per node. Default: 1.")
+    detach: bool = cluster_option("With slurm: submit, print the job id and return.", default=False)
 
     def __post_init__(self) -> None:
         for name in ("raw", "labels"):
             if (place := getattr(self, name)) is not None:
-                object.__setattr__(self, name, plain(place))
-        object.__setattr__(self, "pair", tuple((plain(raw), plain(labels)) for raw, labels in self.pair))
+                object.__setattr__(self, name, strip_scheme(place))
+        object.__setattr__(self, "pair", tuple((strip_scheme(raw), strip_scheme(labels)) for raw, labels in self.pair))
         if self.raw is not None and self.labels is None:
-            raise UnetcliError(f"{self.raw}: LABELS are missing; unetcli train RAW LABELS")
+            raise UnetcliError(f"{self.raw}: LABELS is missing; expected unetcli train RAW LABELS")
         if not self.pairs:
             raise UnetcliError("no images: give RAW and LABELS, or --pair RAW LABELS")
         if self.recipe is not None and self.recipe not in RECIPES:
@@ -159,31 +168,32 @@ class TrainRequest(TruthOptions, SlurmOptions):
     def _require_positive(self) -> None:
         for name in ("steps", "patience", "validate_every", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UnetcliError(f"--{name.replace('_', '-')} {value}: at least 1")
+                raise UnetcliError(f"--{name.replace('_', '-')} {value}: expected at least 1")
         for name in ("minutes", "checkpoint_minutes"):
             if (value := getattr(self, name)) is not None and not 0 < value < 1e6:
-                raise UnetcliError(f"--{name.replace('_', '-')} {value}: a number above 0 is needed")
+                raise UnetcliError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Images and labels of each annotated volume."""
+        """Paths of images and labels of each annotated volume."""
         first = ((self.raw, self.labels),) if self.raw is not None and self.labels is not None else ()
         return (*first, *self.pair)
 
     @property
     def learning_rate(self) -> float | None:
-        """``--lr``, by the name of the setting it becomes."""
+        """Value of ``--lr``, under the name of its setting."""
         return self.lr
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsRequest(TruthOptions):
-    """One call of weights."""
+    """Options of one call of ``weights``."""
 
     labels: str = field(
-        kw_only=False, metadata=argument("Annotation: Zarr, OME-Zarr or TIFF stack of integers.", "LABELS")
+        kw_only=False, metadata=argument("Labels (annotation): TIFF stack, Zarr or OME-Zarr of integers.", "LABELS")
     )
-    output: str | None = option(
-        "OME-Zarr to write. Default: NAME.weights.zarr here; a .png beside it.", Heading.FILES, short="-o"
+    output: str | None = file_option(
+        "OME-Zarr to write, and a picture beside it. Default: NAME.weights.zarr in the current folder.",
+        short="-o",
     )
     overwrite: bool = overwrite_option()

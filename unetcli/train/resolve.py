@@ -1,4 +1,4 @@
-"""From the options of train to a configuration and its data; what was left open is chosen here."""
+"""Resolution of a request of ``train`` to a configuration and its data; options left open get their defaults here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unetcli.train.dataset import (
     require_usable,
     resolve_truth,
 )
-from unetcli.train.distributed import World, require_divisible
+from unetcli.train.distributed import ProcessGroup, require_divisible
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.request import TrainRequest
@@ -43,31 +43,44 @@ T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}
 SMALL = {"depth": 3, "base_channels": 16}
 TILES = {"paper": (572, 316), "fast": (380, 204)}
-"""For the paper's network and for the small one."""
+"""Default side of a tile, in pixels, on a GPU and on a CPU."""
 MINUTES = 20
-"""Default duration of a training on a CPU."""
+"""Default duration of a training on a CPU, in minutes."""
 GPU_STEPS = 20_000
 DEFAULT_RECIPE = "fast"
 VALIDATE_EVERY = 200
 """Default number of steps between two validations."""
 VALIDATION_FRACTION = 0.1
-RESAMPLE = "one must be resampled to the other's"
+RESAMPLE = "one must be resampled to the other's"  # ends the message about different voxel sizes
 
 
 def resolve_training(
     request: TrainRequest,
     folder: TrainingFolder,
     frozen: TrainingConfig | None,
-    world: World = World(),  # noqa: B008
+    group: ProcessGroup = ProcessGroup(),  # noqa: B008
 ) -> Training:
-    """Configuration and data of a request; what it leaves open is as in the frozen configuration, if there is one.
+    """Resolve a request to a training: open its data, measure them, and choose what the request leaves open.
 
-    A decaying learning rate needs the number of steps: it is 0 in the configuration until :func:`with_steps`.
+    Parameters
+    ----------
+    request : TrainRequest
+    folder : TrainingFolder
+        Folder of the training; nothing is written.
+    frozen : TrainingConfig, optional
+        Configuration of an earlier call, which takes precedence over defaults.
+    group : ProcessGroup
+        Its size sets the default batch size, its local rank the GPU.
+
+    Raises
+    ------
+    UnetcliError
+        The options or the data cannot be used.
     """
     volumes = require_pairs(request)
-    prints = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
-    device = resolve_device(_chosen("device", request, frozen), world.local_rank)
-    sections, validation = split(request, [raw for raw, _ in volumes])
+    fingerprints = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
+    device = resolve_device(_chosen("device", request, frozen), group.local_rank)
+    sections, validation = split_sections(request, [raw for raw, _ in volumes])
     rules = resolve_rules(request, frozen, volumes, sections, validation)
     keep_empty = _chosen("keep_empty", request, frozen, False)
     pairs = [AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
@@ -76,8 +89,8 @@ def resolve_training(
     require_usable(dataset, statistics)
     recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
     architecture = resolve_architecture(request, frozen, recipe, device, dataset, statistics)
-    optimisation = resolve_optimisation(request, frozen, recipe, world)
-    require_divisible(optimisation.batch_size, world)
+    optimisation = resolve_optimisation(request, frozen, recipe, group)
+    require_divisible(optimisation.batch_size, group)
     config = TrainingConfig(
         recipe=recipe,
         architecture=architecture,
@@ -95,7 +108,7 @@ def resolve_training(
         seed=request.seed,
         channel=request.channel,
         device=device.type,
-        data=prints,
+        data=fingerprints,
     )
     return Training(
         config=config,
@@ -103,36 +116,36 @@ def resolve_training(
         statistics=statistics,
         folder=folder,
         device=device,
-        world=world,
+        group=group,
         options=_settings(RunOptions, request, None, {}),
     )
 
 
 def _chosen(name: str, request: TrainRequest, frozen: object, default: Any = None) -> Any:
-    """A setting as asked for, else as frozen, else the default."""
+    """Value of a setting: that of the request, else that of the frozen configuration, else the default."""
     values = (getattr(request, name, None), getattr(frozen, name, None))
     return next((value for value in values if value is not None), default)
 
 
 def _settings(kind: type[T], request: TrainRequest, frozen: T | None, defaults: Mapping[str, Any]) -> T:
-    """Settings whose fields are, each, as asked for, else as frozen, else the default."""
+    """Create settings whose fields are each taken from the request, else from frozen settings, else from defaults."""
     values = {field.name: _chosen(field.name, request, frozen) for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{**defaults, **{name: value for name, value in values.items() if value is not None}})
 
 
 def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
-    """Images and labels, opened; those that do not go together are refused."""
+    """Open images and labels of all pairs; raise UnetcliError if they do not fit together."""
     labelled = [(open_volume(raw), open_volume(labels).channels_as_sections()) for raw, labels in request.pairs]
     volumes = [(raw.fitted_to(labels), labels) for raw, labels in labelled]
     for raw, labels in volumes:
         require_pair(raw, labels, request.channel)
-    require_alike([raw for raw, _ in volumes])
+    require_compatible([raw for raw, _ in volumes])
     return volumes
 
 
 def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
-    """Refuse labels that do not cover the images' voxels, or are no labels."""
-    require_same_voxels(raw, labels, RESAMPLE)  # before the extents, which another size of voxel explains
+    """Raise UnetcliError if labels do not cover the voxels of the images, or cannot be labels."""
+    require_same_voxels(raw, labels, RESAMPLE)  # checked first, because it explains different extents
     if raw.extent != labels.extent:
         raise UnetcliError(
             f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
@@ -143,14 +156,14 @@ def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
         raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
 
 
-def require_alike(pairs: Sequence[Volume]) -> None:
-    """Refuse images of several pairs that one network cannot read alike."""
-    first = pairs[0]
-    for other in pairs[1:]:
+def require_compatible(images: Sequence[Volume]) -> None:
+    """Raise UnetcliError if the images of several pairs differ in channels, data type or voxel size."""
+    first = images[0]
+    for other in images[1:]:
         if (other.channels, other.dtype) != (first.channels, first.dtype):
             raise UnetcliError(
                 f"{first.path} has {first.channels} channels of {first.dtype}, but {other.path} has {other.channels} "
-                f"of {other.dtype}: pairs must be alike"
+                f"of {other.dtype}: all pairs must have the same"
             )
         require_same_voxels(first, other, RESAMPLE)
 
@@ -162,7 +175,7 @@ def resolve_rules(
     sections: Ranges,
     validation: Ranges,
 ) -> TruthRules:
-    """How labels become classes and weights."""
+    """Resolve how labels become classes and weights; only labels of used sections are read."""
     if request.truth == "auto" and frozen is not None:
         truth = frozen.rules.truth
     else:
@@ -171,8 +184,7 @@ def resolve_rules(
         ]
         regions = [(labels, labels.sections(*ends)) for labels, ends in used if ends[0] < ends[1]]
         truth = resolve_truth(request.truth, regions, request.ignore)
-    asked = replace(request, truth=truth)
-    return _settings(TruthRules, asked, frozen.rules if frozen else None, {})
+    return _settings(TruthRules, replace(request, truth=truth), frozen.rules if frozen else None, {})
 
 
 def resolve_architecture(
@@ -183,7 +195,7 @@ def resolve_architecture(
     dataset: Dataset,
     statistics: DatasetStatistics,
 ) -> Architecture:
-    """The network asked for, else the frozen one's, else the paper's on a GPU and a small one on a CPU."""
+    """Resolve the network; by default, that of the paper on a GPU and a small one on a CPU."""
     defaults = {name: RECIPES[recipe][name] for name in ("dropout", "batch_norm")}
     defaults |= SMALL if device.type == "cpu" else PAPER
     kept = frozen.architecture if frozen else None
@@ -195,7 +207,7 @@ def resolve_architecture(
 def resolve_tile(
     request: TrainRequest, frozen: TrainingConfig | None, recipe: str, architecture: Architecture, device: torch.device
 ) -> int:
-    """The tile asked for, else the frozen one, else the recipe's, on a CPU a smaller one."""
+    """Resolve the side of a tile, in pixels; by default, that of the recipe for the device."""
     footprint = architecture.footprint()
     if request.tile is not None:
         footprint.require_usable((request.tile,) * 2)
@@ -204,29 +216,29 @@ def resolve_tile(
 
 
 def resolve_augmentation(request: TrainRequest, frozen: TrainingConfig | None) -> Augmentation:
-    """The changes asked for; ``--no-augment`` switches off all that are not."""
+    """Resolve the augmentation; with ``--no-augment``, only changes that the request names are applied."""
     kept = frozen.augmentation if frozen else Augmentation()
     return _settings(Augmentation, request, kept if request.augment else Augmentation.none(), {})
 
 
 def resolve_optimisation(
-    request: TrainRequest, frozen: TrainingConfig | None, recipe: str, world: World
+    request: TrainRequest, frozen: TrainingConfig | None, recipe: str, group: ProcessGroup
 ) -> Optimisation:
-    """The recipe's choices with what was asked for over them; a batch grows with the processes."""
-    ours, kept = RECIPES[recipe], frozen.optimisation if frozen else None
-    defaults: dict[str, Any] = {field.name: ours.get(field.name) for field in fields(Optimisation)}
-    defaults["batch_size"] *= world.size
-    optimizer = _chosen("optimizer", request, kept, ours["optimizer"])
+    """Resolve the optimisation; defaults are those of the recipe, with its batch size for each process."""
+    values, kept = RECIPES[recipe], frozen.optimisation if frozen else None
+    defaults: dict[str, Any] = {field.name: values.get(field.name) for field in fields(Optimisation)}
+    defaults["batch_size"] *= group.size
+    optimizer = _chosen("optimizer", request, kept, values["optimizer"])
     require_one_of("optimizer", optimizer, tuple(RATES))
-    if optimizer != ours["optimizer"]:
+    if optimizer != values["optimizer"]:
         defaults |= {"momentum": 0.99 if optimizer == "sgd" else 0.9, "learning_rate": RATES[optimizer]}
-    if _chosen("schedule", request, kept, ours["schedule"]) == "constant":
+    if _chosen("schedule", request, kept, values["schedule"]) == "constant":
         request = replace(request, steps=None)
     return _settings(Optimisation, request, kept, defaults)
 
 
 def resolve_precision(request: TrainRequest, frozen: TrainingConfig | None, device: torch.device) -> str:
-    """bfloat16 where the device computes in it, else float32."""
+    """Resolve the precision; by default, bfloat16 if the device supports it, otherwise float32."""
     precision: str = _chosen("precision", request, frozen, "auto")
     require_one_of("precision", precision, ("auto", "float32", "bfloat16"))
     fastest = "bfloat16" if has_bfloat16(device) else "float32"
@@ -234,21 +246,30 @@ def resolve_precision(request: TrainRequest, frozen: TrainingConfig | None, devi
 
 
 def resolve_measure(request: TrainRequest, frozen: TrainingConfig | None, architecture: Architecture) -> str:
-    """The measure that selects the model; one of two classes is refused for more."""
+    """Resolve the measure that selects the model; raise UnetcliError if it is not defined for the classes."""
     measure: str = _chosen("select", request, frozen, "pixel_disagreement")
     if architecture.classes > 2 and measure not in ("pixel_disagreement", "iou"):
         raise UnetcliError(
-            f"--select {measure}: of two classes only; with {architecture.classes}, pixel_disagreement or iou"
+            f"--select {measure}: only for two classes; expected pixel_disagreement or iou with {architecture.classes}"
         )
     return measure
 
 
 def resolve_steps(request: TrainRequest, training: Training, frozen: int | None, seconds: float | None = None) -> int:
-    """The number of steps asked for, else the frozen one, else what takes about ``MINUTES`` here.
+    """Resolve the number of steps; by default, ``GPU_STEPS``, or as many as take ``MINUTES`` on a CPU.
 
-    With a constant learning rate the number is a goal, not part of the configuration: asking for more goes on, through
-    the same weights as asking for them at once. The last step of each goal is validated too, so the model kept is the
-    best of one validation more. ``seconds`` is the duration of a step, measured here where it is not given.
+    With a constant learning rate the number is not part of the configuration: a later call with more steps continues,
+    and gets the same weights as a single call. Each call validates after its last step too, so the saved model is the
+    best of one more validation.
+
+    Parameters
+    ----------
+    request : TrainRequest
+    training : Training
+    frozen : int, optional
+        Number of steps of an earlier call.
+    seconds : float, optional
+        Duration of a step, in seconds; measured if it is needed and not given.
     """
     if request.steps is not None:
         return max(request.steps, frozen or 0) if not training.config.optimisation.decays else request.steps
@@ -260,23 +281,29 @@ def resolve_steps(request: TrainRequest, training: Training, frozen: int | None,
     return max(1, int(float(f"{steps:.1e}")))  # two significant digits
 
 
-def split(request: TrainRequest, images: Sequence[Volume]) -> tuple[Ranges, Ranges]:
-    """Training sections of each pair and those held out: the last of each, never random neighbours, which look alike.
+def split_sections(request: TrainRequest, images: Sequence[Volume]) -> tuple[Ranges, Ranges]:
+    """Split the sections into training sections and held-out sections.
 
-    Sections are counted through all pairs in their order.
+    By default the last sections of each pair are held out; random ones would resemble their neighbours in training.
+    The sections that options name are counted through all pairs in order.
+
+    Returns
+    -------
+    training, held_out : tuple of (first, stop)
+        One range per pair, counted within the pair.
     """
     counts = [1 if raw.section_axis is None else raw.extent[raw.section_axis] for raw in images]
-    named = images[0].path if len(images) == 1 else f"all {len(images)} pairs together"
-    used = resolve_sections(request.sections, sum(counts), named)
+    name = images[0].path if len(images) == 1 else f"all {len(images)} pairs together"
+    used = resolve_sections(request.sections, sum(counts), name)
     if request.validation is not None:
-        held_out = _resolve_validation(request.validation, sum(counts), named)
+        held_out = _resolve_validation(request.validation, sum(counts), name)
         if request.sections == (None, None):
             used = (0, held_out[0]) if held_out[0] > 0 else (held_out[1], sum(counts))
         if held_out[0] < used[1] and used[0] < held_out[1]:
             if held_out[1] != used[1]:
                 raise UnetcliError(
-                    f"--validation {held_out[0]}:{held_out[1]}: inside the training sections {used[0]}:{used[1]}; "
-                    "give --sections that do not overlap it"
+                    f"--validation {held_out[0]}:{held_out[1]}: overlaps the training sections {used[0]}:{used[1]}; "
+                    "give --sections without them"
                 )
             used = (used[0], held_out[0])
         if used[0] >= used[1]:
@@ -286,30 +313,30 @@ def split(request: TrainRequest, images: Sequence[Volume]) -> tuple[Ranges, Rang
     if not 0 <= fraction < 1:
         raise UnetcliError(f"--validation-fraction {fraction}: expected 0 <= fraction < 1")
     ranges = by_pair(used, counts)
-    held = tuple(held_out_of(b - a, fraction) for a, b in ranges)
+    held = tuple(held_out_count(b - a, fraction) for a, b in ranges)
     training = tuple((a, b - n) for (a, b), n in zip(ranges, held, strict=True))
     return training, tuple((b - n, b) for (_, b), n in zip(ranges, held, strict=True))
 
 
-def held_out_of(count: int, fraction: float) -> int:
-    """How many of ``count`` sections are held out: one at least, where there are two and any are wanted.
+def held_out_count(count: int, fraction: float) -> int:
+    """Number of held-out sections: at least one of two or more sections, unless the fraction is 0.
 
-    >>> [held_out_of(n, 0.1) for n in (0, 1, 2, 25)]
+    >>> [held_out_count(n, 0.1) for n in (0, 1, 2, 25)]
     [0, 0, 1, 2]
     """
     return 0 if fraction == 0 else max(0, min(max(1, round(count * fraction)), count - 1))
 
 
-def _resolve_validation(asked: Sections, count: int, named: str) -> tuple[int, int]:
-    """The sections held out; errors name the option."""
+def _resolve_validation(sections: Sections, count: int, name: str) -> tuple[int, int]:
+    """Resolve ``--validation``; errors name this option."""
     try:
-        return resolve_sections(asked, count, named)
+        return resolve_sections(sections, count, name)
     except UnetcliError as error:
         raise UnetcliError(str(error).replace("--sections", "--validation")) from None
 
 
 def by_pair(used: tuple[int, int], counts: Sequence[int]) -> Ranges:
-    """A range of sections counted through all pairs, as one range of each.
+    """Convert a range that is counted through all pairs to one range per pair.
 
     >>> by_pair((2, 7), [4, 5])
     ((2, 4), (0, 3))

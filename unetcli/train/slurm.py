@@ -1,6 +1,6 @@
-"""Training as one SLURM job of many processes: submitted, watched, and found again by the same command.
+"""Training as one SLURM job of several processes: submitted, watched, and found again by the same command.
 
-The processes of the job import this module before they know which of them they are: torch is imported in functions.
+The processes of the job import this module before their environment is complete: torch is imported inside functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unetcli.core.errors import Incomplete, UnetcliError
 from unetcli.core.lock import hold, holding_job
 from unetcli.core.process import Signals, prepare
 from unetcli.core.streams import ProgressCallback
-from unetcli.executors.slurm.executor import LATE_SECONDS, last_words
+from unetcli.executors.slurm.executor import LATE_SECONDS, last_log_line
 from unetcli.executors.slurm.journal import JobJournal, Submission, log_of, submit_jobs
 from unetcli.executors.slurm.request import SlurmRequest, require_slurm
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
@@ -33,20 +33,28 @@ if TYPE_CHECKING:
     from unetcli.train.train import TrainSummary
 
 log = logging.getLogger(__name__)
-SECONDS_PER_QUESTION = 5.0
+POLL_SECONDS = 5.0
+"""Time between two queries to SLURM."""
 PAUSE_SECONDS = 0.5
 WHOLE = ((0, 1),)
-"""A training counts as one block in the journal of jobs."""
+"""Blocks of a training in the journal of jobs, where it counts as one."""
 USER, INCOMPLETE, BUG = 1, 3, 70
-"""Exit codes, those of the command; SLURM keeps the highest of all processes."""
+"""Exit codes, the same as those of the command; SLURM keeps the highest of all processes."""
 PORTS = range(20_000, 60_000)
+"""Ports on which rank 0 may listen."""
 MASTER = "UNETCLI_MASTER"
-"""Environment variable with the address of the first process, where its node's name does not resolve."""
+"""Environment variable with the address of rank 0, for clusters on which the names of nodes do not resolve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processes:
-    """How many processes train together: one per GPU, or as many as asked for on CPUs."""
+    """Number of processes that train together: one per GPU, or ``tasks_per_node`` on CPUs.
+
+    Raises
+    ------
+    UnetcliError
+        A number is out of range, or two do not fit together.
+    """
 
     nodes: int = 1
     gpus_per_node: int = 0
@@ -56,31 +64,31 @@ class Processes:
         for name, least in (("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise UnetcliError(f"--{name.replace('_', '-')} {value}: at least {least}")
+                raise UnetcliError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             raise UnetcliError(
-                f"--tasks-per-node {self.tasks_per_node}: with --gpus-per-node {self.gpus_per_node} there is a process "
-                "for each GPU; leave it out"
+                f"--tasks-per-node {self.tasks_per_node}: --gpus-per-node {self.gpus_per_node} starts one process per "
+                "GPU; omit --tasks-per-node"
             )
 
     @property
-    def on_each(self) -> int:
-        """Processes on each node."""
+    def per_node(self) -> int:
+        """Number of processes on each node."""
         return self.gpus_per_node or self.tasks_per_node or 1
 
     @property
-    def all(self) -> int:
-        return self.nodes * self.on_each
+    def total(self) -> int:
+        return self.nodes * self.per_node
 
-    def asked_of(self, slurm: SlurmRequest) -> SlurmRequest:
-        """The request with the GPUs of each node in place of a profile's one GPU, which is for jobs of one process."""
+    def with_gpus(self, slurm: SlurmRequest) -> SlurmRequest:
+        """Replace the GPU of a profile, which is for jobs of one process, by the GPUs of each node."""
         if not self.gpus_per_node:
             return slurm
-        ours = tuple(pair for pair in slurm.extra if not pair[0].startswith("gpus-per-"))
+        extra = tuple(pair for pair in slurm.extra if not pair[0].startswith("gpus-per-"))
         gres = None if "gpu" in (slurm.gres or "") else slurm.gres
-        kind, _, _ = (slurm.gpus or "").rpartition(":")  # of a100:1
-        wanted = f"{kind}:{self.gpus_per_node}" if kind else self.gpus_per_node
-        return replace(slurm, gpus=None, gres=gres, extra=(*ours, ("gpus-per-node", str(wanted))))
+        kind, _, _ = (slurm.gpus or "").rpartition(":")  # a100 from a100:1
+        gpus = f"{kind}:{self.gpus_per_node}" if kind else self.gpus_per_node
+        return replace(slurm, gpus=None, gres=gres, extra=(*extra, ("gpus-per-node", str(gpus))))
 
 
 def launch(
@@ -92,16 +100,21 @@ def launch(
     *,
     detach: bool,
 ) -> TrainSummary | str | None:
-    """Submit the training, or find its job, and wait for it; the job's id at once where ``detach``.
+    """Submit the training, or attach to its job, and wait for the end of the job.
 
-    Asked to stop, it leaves the job running and returns how far that is: None where nothing is trained yet.
+    Returns
+    -------
+    TrainSummary, str or None
+        With ``detach``, the job's id. If a signal asks to stop, the job is left running and the summary describes its
+        last checkpoint, or is None if there is none yet.
 
     Raises
     ------
     UnetcliError
-        Bad input, reported before anything is submitted; SLURM refuses; or the job met an error of the user's.
+        The input is bad (reported before anything is submitted), SLURM rejects the job, or the job failed with an
+        error that the user can correct.
     Incomplete
-        The job ended otherwise; the same command submits another one, which goes on.
+        The job ended otherwise; the same command submits another one, which continues.
     """
     from unetcli.train.folder import TrainingFolder
     from unetcli.train.train import summarise
@@ -123,54 +136,54 @@ def launch(
 
 
 def _check(request: TrainRequest, slurm: SlurmRequest, processes: Processes) -> None:
-    """Refuse here what the job would refuse; what depends on a GPU that this host may lack is left to the job."""
-    from unetcli.train.distributed import World
+    """Raise the errors that the job would raise, except those that depend on a GPU: this host may have none."""
+    from unetcli.train.distributed import ProcessGroup
     from unetcli.train.folder import TrainingFolder
     from unetcli.train.resolve import require_pairs
     from unetcli.train.train import resolve_locally
 
     if slurm.wants_gpu or processes.gpus_per_node:
-        TrainingFolder(request.output).require_ours()
+        TrainingFolder(request.output).require_own()
         require_pairs(request)
     else:
-        resolve_locally(request, World(size=processes.all))
+        resolve_locally(request, ProcessGroup(size=processes.total))
 
 
 def _running(request: TrainRequest, book: JobJournal) -> Submission | None:
-    """The submission of an earlier call, if its job waits or runs."""
+    """Find the submission of an earlier call whose job is pending or running."""
     found = book.live()
     if not found:
         return None
     job = found[-1].jobs[0]
     if request.overwrite:
-        raise UnetcliError(f"--overwrite: job {job} trains {request.output}; scancel {job} first")
-    log.info("job %s is at work already", job)
+        raise UnetcliError(f"--overwrite: job {job} is training {request.output}; scancel {job} first")
+    log.info("job %s is already running or pending; attaching to it", job)
     return found[-1]
 
 
 def _submit(
     request: TrainRequest, slurm: SlurmRequest, processes: Processes, folder: TrainingFolder, book: JobJournal
 ) -> Submission:
-    """Submit one job of all processes; it is recorded before it is made."""
+    """Submit one job with all processes; the submission is recorded before it is made."""
     if holding_job(folder.path / "lock") in {job for earlier in book.on_record() for job in earlier.jobs}:
-        request = replace(request, take_over=True)  # the lock of a job of ours that SLURM knows to be over
+        request = replace(request, take_over=True)  # the lock is of an earlier job, which has ended according to SLURM
     submission = book.intend([WHOLE])
-    values = (request, os.getcwd())  # noqa: PTH109 - text that travels
+    values = (request, os.getcwd())  # noqa: PTH109 - pickled as text
     try:
         jobs = submit_jobs(
-            processes.asked_of(slurm),
+            processes.with_gpus(slurm),
             book.logs,
             train_here,
             [values],
             name=submission.name,
             nodes=processes.nodes,
-            tasks_per_node=processes.on_each,
+            tasks_per_node=processes.per_node,
         )
     except Exception:
         book.withdraw(submission)
         raise
     book.confirm(submission, jobs)
-    log.info("job %s: %d x %d processes", jobs[0], processes.nodes, processes.on_each)
+    log.info("job %s: %d x %d processes", jobs[0], processes.nodes, processes.per_node)
     return submission
 
 
@@ -182,10 +195,10 @@ def _wait(
     signals: Signals,
     summary: Callable[[], TrainSummary | None],
 ) -> TrainSummary | None:
-    """Report how far the job is until it ends."""
+    """Report the progress of the job until it ends."""
     job = submission.jobs[0]
     file = log_of(book.logs, submission.name, job)
-    watch = JobWatch([job], every=SECONDS_PER_QUESTION, log_of=lambda _: file)
+    watch = JobWatch([job], every=POLL_SECONDS, log_of=lambda _: file)
     ends: list[JobEnd] = []
     while not ends and not signals.stopping():
         ends = watch.poll()
@@ -195,7 +208,7 @@ def _wait(
             report(rows[-1]["step"] * batch, frozen[1] * batch, f"loss {rows[-1]['loss']:.3f}")
         time.sleep(PAUSE_SECONDS)
     if not ends:
-        log.info("job %s stays at work; the same command attaches to it again", job)
+        log.info("job %s keeps running; the same command attaches to it again", job)
         return summary()
     book.end(submission, [job])
     return outcome(ends[0], file, summary)
@@ -204,49 +217,68 @@ def _wait(
 def outcome(
     end: JobEnd, file: Path, found: Callable[[], TrainSummary | None], late: float = LATE_SECONDS
 ) -> TrainSummary:
-    """The summary of an ended job; an error where it has not finished."""
+    """Return the summary of a job that has ended.
+
+    Parameters
+    ----------
+    end : JobEnd
+        How SLURM reports the end.
+    file : Path
+        Log of the job.
+    found : callable
+        Reads the summary from the training's folder.
+    late : seconds
+        Time to wait for files of a completed job.
+
+    Raises
+    ------
+    UnetcliError
+        The job failed with an error that the user can correct.
+    Incomplete
+        The job ended before the training was finished.
+    """
     deadline = time.monotonic() + (late if end.state == "COMPLETED" else 0)  # a network file system may lag behind
     while not ((summary := found()) and summary.finished) and time.monotonic() < deadline:
         time.sleep(PAUSE_SECONDS)
     if summary and summary.finished:
         return summary
-    line = f"job {end.job}: {reason(end, tail(file))}"
+    line = f"job {end.job}: {failure_reason(end, tail(file))}"
     if end.state == "OUT_OF_MEMORY" or end.note == "JobLaunchFailure" or end.exit_code in (USER, BUG):
         raise UnetcliError(f"{line} (log: {file})")
     raise Incomplete(f"{line}; the same command continues (log: {file})")
 
 
-def reason(end: JobEnd, text: str) -> str:
-    """Why a job ended: unetcli's own message, if the end of the job's log has one.
+def failure_reason(end: JobEnd, text: str) -> str:
+    """Reason why a job ended: the message of unetcli if the end of the job's log has one, otherwise SLURM's.
 
-    >>> reason(JobEnd(job="1", state="FAILED", exit_code=1), "step 9\\nunetcli: the loss is nan\\nsrun: error: x\\n")
+    >>> failure_reason(JobEnd(job="1", state="FAILED", exit_code=1), "a\\nunetcli: the loss is nan\\nsrun: error: x\\n")
     'the loss is nan'
-    >>> reason(JobEnd(job="1", state="FAILED", exit_code=70), "ValueError: 3\\nsrun: error: x\\n")
+    >>> failure_reason(JobEnd(job="1", state="FAILED", exit_code=70), "ValueError: 3\\nsrun: error: x\\n")
     'crashed with exit code 70: ValueError: 3'
-    >>> reason(JobEnd(job="1", state="CANCELLED"), "step 9\\n")
+    >>> failure_reason(JobEnd(job="1", state="CANCELLED"), "step 9\\n")
     'cancelled'
     """
-    ours = [line.removeprefix("unetcli: ") for line in text.splitlines() if line.startswith("unetcli: ")]
+    messages = [line.removeprefix("unetcli: ") for line in text.splitlines() if line.startswith("unetcli: ")]
     if end.state != "FAILED" or not end.exit_code:
         return end.reason
-    if ours:
-        return ours[-1].removesuffix("; the same command continues from the last checkpoint")
-    return f"{end.reason}: {last_words(text) or 'it said nothing'}"
+    if messages:
+        return messages[-1].removesuffix("; the same command continues from the last checkpoint")
+    return f"{end.reason}: {last_log_line(text) or 'its log is empty'}"
 
 
 def train_here(request: TrainRequest, place: str) -> None:
-    """Join the others and train; SIGUSR2, before the time limit or for preemption, sends the job back into the queue.
+    """Train in one process of the job; submitit calls this in each task, and again after each requeue.
 
-    Called by submitit in each task of the job, again from the start after each requeue. It ends by SystemExit wherever
-    work is left: submitit would record a return as a success, and report an exception.
+    SIGUSR2, which SLURM sends before the time limit or a preemption, requeues the job. If the training is not finished,
+    SystemExit is raised: submitit would record a return as a success, and report an exception.
     """
-    signals = Signals().listen()  # over submitit's own handlers: training ends at its next step
+    signals = Signals().listen()  # replaces submitit's handlers, so that training ends after its step
     os.chdir(place)
-    os.environ |= joining()
+    os.environ |= torch_environment()
     first = os.environ["RANK"] == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     prepare()  # before torch is imported
-    if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # a job that comes back keeps what its earlier life has done
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # a requeued job keeps the steps that it has done
         request = replace(request, overwrite=False, take_over=False)
     try:
         finished = _trained(request, signals, first)
@@ -254,12 +286,12 @@ def train_here(request: TrainRequest, place: str) -> None:
             requeued = first and signals.stop() == signal.SIGUSR2 and requeue_job()
             raise SystemExit(INCOMPLETE if first and not requeued else 0)
     finally:
-        # srun ends the others as soon as one has failed: that must not replace the exit code of who is about to leave
+        # srun terminates the other processes once one has failed, which must not replace this process's exit code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _trained(request: TrainRequest, signals: Signals, first: bool) -> bool:
-    """Train; whether it is finished. Whatever goes wrong is one line of the log and an exit code."""
+    """Train, and return whether the training is finished; errors become one line of the log and an exit code."""
     from unetcli.train.distributed import OtherRankFailed, PeerLost
     from unetcli.train.train import train_model
 
@@ -268,7 +300,7 @@ def _trained(request: TrainRequest, signals: Signals, first: bool) -> bool:
     except OtherRankFailed:
         raise SystemExit(USER) from None
     except PeerLost as error:
-        if not first:  # SLURM keeps the highest code of all: the lowest leaves the word to whoever ended first
+        if not first:  # SLURM keeps the highest exit code; a low one leaves it to the process that ended first
             raise SystemExit(USER) from None
         log.error("unetcli: %s", error)
         raise SystemExit(INCOMPLETE) from None
@@ -282,16 +314,16 @@ def _trained(request: TrainRequest, signals: Signals, first: bool) -> bool:
     return summary.finished
 
 
-def joining() -> dict[str, str]:
-    """Environment from which torch knows the rank of this process, their number, and the address of the first."""
-    words = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-    found = {ours: os.environ[theirs] for ours, theirs in words.items()}
-    port = PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]  # jobs that share a node do not meet
+def torch_environment() -> dict[str, str]:
+    """Environment variables from which torch reads rank, number of processes and address of rank 0."""
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    found = {name: os.environ[source] for name, source in names.items()}
+    port = PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]  # different for jobs that share a node
     return {**found, "MASTER_ADDR": os.environ.get(MASTER) or first_host(), "MASTER_PORT": str(port)}
 
 
 def first_host() -> str:
-    """The job's first node, where SLURM starts process 0; this host itself where there is no other."""
+    """First node of the job, where SLURM starts rank 0; the loopback address if it is the only node."""
     if os.environ.get("SLURM_JOB_NUM_NODES") == "1":
         return "127.0.0.1"
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]

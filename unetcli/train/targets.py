@@ -1,4 +1,4 @@
-"""Training targets: the class of each pixel and its weight near borders, of label maps and windows of volumes."""
+"""Training targets: the class and border weight of each pixel, for label maps and for windows of volumes."""
 
 from __future__ import annotations
 
@@ -15,92 +15,119 @@ from scipy import ndimage
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, mirror_indices
-from unetcli.train.border import border_weights, cells_of, dividing_line, numbered
+from unetcli.train.border import border_weights, cells_of, dividing_line, renumbered
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume, describe
 
-LARGEST = 4096
-"""Longest axis, in pixels, that is not cut into pieces."""
-PIECE, TILE = 2048, 512
-"""Sides, in pixels, of a piece of a longer axis, and of the unit in which border weights are computed, which divides
-it."""
+MAX_WHOLE = 4096
+"""Longest axis of a section, in pixels, that is not cut into pieces."""
+PIECE, PATCH = 2048, 512
+"""Sides, in pixels, of the pieces of a larger section, and of the patches in which border weights are computed; the
+second divides the first."""
 CELL_MARGIN = 256
-"""Pixels beyond the reach of the rules in which a piece follows its cells; larger ones may be taken for two."""
-Place = tuple[int, ...]
-"""A section: its index along each leading axis."""
+"""Margin around a piece, in pixels, beyond the reach of the rules; cells that extend farther may be counted as two."""
+SectionIndex = tuple[int, ...]
+"""Index of a section along each leading axis."""
 Value = TypeVar("Value")
 
 
 def classes_of(labels: NDArray[Any], rules: TruthRules) -> NDArray[np.uint8]:
-    """Class of each pixel, ``IGNORED`` where there is no truth.
+    """Class of each pixel of a label map.
 
     Parameters
     ----------
     labels : (y, x), integer or bool
+    rules : TruthRules
+        Meaning of the labels, and which pixels are ignored.
 
     Returns
     -------
     (y, x), uint8
+        0 is background; ``IGNORED`` (255) is no ground truth.
 
     Raises
     ------
     UnetcliError
-        A label that is no class, or below 0.
+        A label is below 0 or, with ``truth="classes"``, above 254.
     """
-    unknown = None if rules.ignore is None else labels == rules.ignore
-    drawn = labels if unknown is None else np.where(unknown, np.zeros((), labels.dtype), labels)
-    _require_numbers(drawn, rules)
-    classes = (drawn if rules.truth == "classes" else drawn != 0).astype(np.uint8)
+    ignored = None if rules.ignore is None else labels == rules.ignore
+    kept = labels if ignored is None else np.where(ignored, np.zeros((), labels.dtype), labels)
+    _require_valid_labels(kept, rules)
+    classes = (kept if rules.truth == "classes" else kept != 0).astype(np.uint8)
     if rules.truth == "instances":
-        classes[dividing_line(numbered(drawn))] = 0
+        classes[dividing_line(renumbered(kept))] = 0
     if rules.partial is not None:
-        distance = ndimage.distance_transform_edt(drawn == 0) if drawn.any() else np.full(drawn.shape, np.inf)
+        distance = ndimage.distance_transform_edt(kept == 0) if kept.any() else np.full(kept.shape, np.inf)
         classes[distance > rules.partial] = IGNORED
-    if unknown is not None:
-        classes[unknown] = IGNORED
+    if ignored is not None:
+        classes[ignored] = IGNORED
     return classes
 
 
 def is_empty(labels: NDArray[Any], rules: TruthRules) -> bool:
-    """Whether nothing is drawn: all labels are 0 or ignored. Such sections are left out of training."""
+    """Whether all labels are 0 or ignored. Such sections are left out of training by default."""
     return not ((labels != 0) & (True if rules.ignore is None else labels != rules.ignore)).any()
 
 
 def class_weights(counts: NDArray[np.int64]) -> NDArray[np.float32]:
-    """w_c(k) = n / (K n_k): every class weighs the same in the loss; 0 for a class that does not occur."""
+    """Class weights w_c of eq. 2 of the U-Net paper (2015) that give all classes the same total weight.
+
+    w_c(k) = n / (K n_k) for n pixels, K classes and n_k pixels of class k.
+
+    Parameters
+    ----------
+    counts : (classes,), int64
+        Pixels of each class.
+
+    Returns
+    -------
+    (classes,), float32
+        0 for a class that does not occur.
+    """
     weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 0).astype(np.float32)
 
 
 def weight_table(class_weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(256,) float32: w_c of eq. 2 by class, 0 for pixels without truth."""
+    """Lookup table of class weights.
+
+    Parameters
+    ----------
+    class_weights : (classes,), float32
+        w_c of eq. 2.
+
+    Returns
+    -------
+    (256,), float32
+        w_c by class; 0 for ``IGNORED`` and all other values.
+    """
     table = np.zeros(IGNORED + 1, np.float32)
     table[: len(class_weights)] = class_weights
     return table
 
 
-def _require_numbers(drawn: NDArray[Any], rules: TruthRules) -> None:
-    """Refuse numbers that cannot be what the rules say."""
+def _require_valid_labels(labels: NDArray[Any], rules: TruthRules) -> None:
+    """Raise UnetcliError if a label cannot be an object or class number."""
     if rules.truth == "binary":
         return
-    lowest, highest = int(drawn.min(initial=0)), int(drawn.max(initial=0))
+    lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
     if lowest < 0:
         raise UnetcliError(
-            f"label {lowest}; {rules.truth} are numbered 0, 1, 2, ..; --ignore {lowest} where it means no truth"
+            f"label {lowest}: {rules.truth} must be numbered 0, 1, 2, ..; --ignore {lowest} ignores these pixels"
         )
     if rules.truth == "classes" and highest >= IGNORED:
         raise UnetcliError(
-            f"class {highest}; classes are numbered 0 to {IGNORED - 1}; --ignore {highest} where it means no truth, "
-            "numbers of objects are --truth instances"
+            f"class {highest}: classes must be numbered 0 to {IGNORED - 1}; --ignore {highest} ignores these pixels, "
+            "--truth instances reads labels as numbers of objects"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Number of pixels by class, and of cells."""
+    """Number of pixels per class and number of cells."""
 
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(IGNORED + 1, np.int64))
-    """(256,): pixels of each class, those without truth last."""
+    """(256,): pixels of each class; the last entry counts pixels without ground truth."""
     cells: int = 0
 
     def __add__(self, other: LabelCounts) -> LabelCounts:
@@ -108,18 +135,26 @@ class LabelCounts:
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """Pixels of each class up to the highest that occurs, two classes at least."""
+        """Pixels of each class up to the highest that occurs, for at least two classes."""
         occurring = np.flatnonzero(self.pixels[:IGNORED])
         return self.pixels[: max(int(occurring.max(initial=0)) + 1, 2)]
 
 
 class TargetCache:
-    """Classes and border weights of a label volume, by window; threads may share one.
+    """Classes and border weights of a label volume, computed when a window needs them, and cached; thread-safe.
 
-    Cells are found in whole sections, so that a window shows what its section as a whole would; only sections beyond
-    ``LARGEST`` are taken in pieces of a grid that is fixed to the section. With the cells known, the border weight is
-    local: it is made tile by tile, where windows need it. Both are kept while they fit into ``budget_bytes``; what one
-    section needs is always kept.
+    Cells are found in whole sections, so the result does not depend on the window. Only sections with an axis longer
+    than ``MAX_WHOLE`` are cut into pieces, on a grid that is fixed to the section. Once the cells are known, the border
+    weight is local, and is computed in patches.
+
+    Parameters
+    ----------
+    labels : Volume
+        Integer labels without channels.
+    rules : TruthRules
+        How labels become classes and border weights.
+    budget_bytes : bytes
+        Size of the cache; the piece used last is kept in any case.
     """
 
     def __init__(self, labels: Volume, rules: TruthRules, budget_bytes: int = 2**30) -> None:
@@ -127,89 +162,103 @@ class TargetCache:
         self.labels, self.rules = labels, rules
         height, width = labels.extent[-2:]
         self._section = Box((0, 0), (height, width))
-        self._pieces = _Grid(tuple(n if n <= LARGEST else PIECE for n in (height, width)), self._section)
-        self._tiles = _Grid((TILE, TILE), self._section)
-        self._cell_maps, self._border_tiles = _ByteCache(budget_bytes // 2), _ByteCache(budget_bytes // 2)
+        self._pieces = _Grid(tuple(n if n <= MAX_WHOLE else PIECE for n in (height, width)), self._section)
+        self._patches = _Grid((PATCH, PATCH), self._section)
+        self._cell_maps, self._border_patches = _ByteCache(budget_bytes // 2), _ByteCache(budget_bytes // 2)
         self._lock = threading.Lock()
 
     def window(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Classes and border weights of one section's window, (y, x) each.
+        """Classes and border weights of a window.
 
-        It may reach outside the section, where it is mirrored as images are.
+        Parameters
+        ----------
+        box : Box, voxels
+            Part of one section; may extend beyond it, where it is mirrored like the images.
+
+        Returns
+        -------
+        classes : (y, x), uint8
+        border_weights : (y, x), float32
         """
         return self.classes(box), self._mirrored(box, self._border_weights)
 
     def classes(self, box: Box) -> NDArray[np.uint8]:
-        """The classes of one section's window alone, (y, x): no border weight is computed."""
+        """Classes of a window, (y, x), uint8, without computing border weights."""
         return self._mirrored(box, self._classes)
 
     def count(self, box: Box) -> LabelCounts:
-        """Classes and cells of one section's window, not mirrored; a cell counts where its first pixel lies."""
-        place, inner = _flat(box)
+        """Count the pixels per class and the cells of a window inside a section.
+
+        A cell is counted if its first pixel, in C order, lies in the window.
+        """
+        section, inner = _split_window(box)
         counts = LabelCounts()
         with self._lock:
-            for piece in self._pieces.meeting(inner):
-                cell_map = self._cell_map(place, piece)
+            for piece in self._pieces.intersecting(inner):
+                cell_map = self._cell_map(section, piece)
                 inside = inner.clipped(piece).relative_to(cell_map.box)
                 pixels = np.bincount(cell_map.classes[inside.slices].ravel(), minlength=IGNORED + 1)
                 counts += LabelCounts(pixels, cell_map.cells_from(inside))
         return counts
 
     def is_empty(self, section: Box) -> bool:
-        """Whether nothing is drawn in a section: no truth to learn from."""
+        """Whether a section has no labels other than 0 and the ignored one."""
         parts = self.pieces(section)
         return all(is_empty(self.labels.read(part).reshape(part.shape[-2:]), self.rules) for part in parts)
 
     def pieces(self, box: Box) -> Iterator[Box]:
-        """Windows that cover a section once and need little memory each; all but the last are multiples of ``TILE``."""
-        place, inner = _flat(box)
-        for piece in self._pieces.meeting(inner):
-            yield Box(place + piece.start, tuple(n + 1 for n in place) + piece.stop)
+        """Yield windows that cover a section once; the sides of all but the last are multiples of ``PATCH``.
 
-    def _mirrored(self, box: Box, inside: Callable[[Place, Box], NDArray[Any]]) -> NDArray[Any]:
-        """A window put together from what lies inside the section."""
-        place, window = _flat(box)
+        Each window is small enough to be read at once.
+        """
+        section, inner = _split_window(box)
+        for piece in self._pieces.intersecting(inner):
+            yield Box(section + piece.start, tuple(n + 1 for n in section) + piece.stop)
+
+    def _mirrored(self, box: Box, inside: Callable[[SectionIndex, Box], NDArray[Any]]) -> NDArray[Any]:
+        """Values of a window, mirrored at the edges of the section; ``inside`` computes those within it."""
+        section, window = _split_window(box)
         indices = [mirror_indices(*s) for s in zip(window.start, window.stop, self._section.stop, strict=True)]
         inner = Box(tuple(int(i.min()) for i in indices), tuple(int(i.max()) + 1 for i in indices))
         with self._lock:
-            found = inside(self.labels.inside(place + inner.start)[:-2], inner)
+            found = inside(self.labels.mirrored(section + inner.start)[:-2], inner)
         if inner == window:
             return found
         rows, columns = (i - first for i, first in zip(indices, inner.start, strict=True))
         return found[np.ix_(rows, columns)]
 
-    def _classes(self, place: Place, box: Box) -> NDArray[np.uint8]:
+    def _classes(self, section: SectionIndex, box: Box) -> NDArray[np.uint8]:
         found = np.empty(box.shape, np.uint8)
-        for piece in self._pieces.meeting(box):
-            cell_map, part = self._cell_map(place, piece), box.clipped(piece)
+        for piece in self._pieces.intersecting(box):
+            cell_map, part = self._cell_map(section, piece), box.clipped(piece)
             found[part.relative_to(box).slices] = cell_map.classes[part.relative_to(cell_map.box).slices]
         return found
 
-    def _border_weights(self, place: Place, box: Box) -> NDArray[np.float32]:
+    def _border_weights(self, section: SectionIndex, box: Box) -> NDArray[np.float32]:
         found = np.zeros(box.shape, np.float32)
-        for tile in self._tiles.meeting(box) if self.rules.w0 else ():
-            weights, part = self._border_tile(place, tile), box.clipped(tile)
-            found[part.relative_to(box).slices] = weights[part.relative_to(tile).slices]
+        for patch in self._patches.intersecting(box) if self.rules.w0 else ():
+            weights, part = self._border_patch(section, patch), box.clipped(patch)
+            found[part.relative_to(box).slices] = weights[part.relative_to(patch).slices]
         return found
 
-    def _border_tile(self, place: Place, tile: Box) -> NDArray[np.float32]:
-        """The border weights of a tile."""
+    def _border_patch(self, section: SectionIndex, patch: Box) -> NDArray[np.float32]:
+        """Border weights of a patch."""
 
         def make() -> NDArray[np.float32]:
-            cell_map = self._cell_map(place, next(self._pieces.meeting(tile)))
-            around = tile.grown((int(self.rules.fade),) * 2).clipped(cell_map.box)
+            cell_map = self._cell_map(section, next(self._pieces.intersecting(patch)))
+            around = patch.grown((int(self.rules.max_distance),) * 2).clipped(cell_map.box)
             seen = around.relative_to(cell_map.box).slices
             weights = border_weights(cell_map.cells[seen], cell_map.classes[seen], self.rules)
-            return np.ascontiguousarray(weights[tile.relative_to(around).slices])
+            return np.ascontiguousarray(weights[patch.relative_to(around).slices])
 
-        return self._border_tiles.get((place, tile), make)
+        return self._border_patches.get((section, patch), make)
 
-    def _cell_map(self, place: Place, piece: Box) -> _CellMap:
-        """Classes and cells of a piece."""
+    def _cell_map(self, section: SectionIndex, piece: Box) -> _CellMap:
+        """Classes and cells of a piece and its margin."""
 
         def make() -> _CellMap:
             around = piece.grown((self.rules.reach + CELL_MARGIN,) * 2).clipped(self._section)
-            box = Box(place + around.start, tuple(n + 1 for n in place) + around.stop)
+            box = Box(section + around.start, tuple(n + 1 for n in section) + around.stop)
             labels = self.labels.read(box).reshape(around.shape)
             try:
                 classes = classes_of(labels, self.rules)
@@ -217,23 +266,23 @@ class TargetCache:
                 raise UnetcliError(f"{self.labels.path}: {describe(box, self.labels.axes)}: {error}") from error
             return _CellMap(around, classes, cells_of(labels, classes, self.rules))
 
-        return self._cell_maps.get((place, piece), make)
+        return self._cell_maps.get((section, piece), make)
 
 
 def require_labels(volume: Volume) -> None:
-    """Refuse a volume that holds no labels."""
+    """Raise UnetcliError if a volume cannot hold labels: it has several channels, or its values are no integers."""
     if volume.channels != 1:
         raise UnetcliError(f"{volume.path}: {volume.channels} channels; labels have one")
     if volume.dtype.kind not in "bui":
-        raise UnetcliError(f"{volume.path}: numbers of {volume.dtype}; labels are integers, as uint8 or uint16")
+        raise UnetcliError(f"{volume.path}: data type {volume.dtype}; labels are integers, such as uint8 or uint16")
 
 
 @dataclass(frozen=True, slots=True)
 class _CellMap:
-    """Classes and cells of a piece and its surroundings."""
+    """Classes and cells of a piece and its margin."""
 
     box: Box
-    """(y, x) in the section."""
+    """Position (y, x) in the section."""
     classes: NDArray[np.uint8]
     cells: NDArray[np.int32]
 
@@ -242,10 +291,10 @@ class _CellMap:
         return self.classes.nbytes + self.cells.nbytes
 
     def cells_from(self, inside: Box) -> int:
-        """Number of cells whose first pixel lies there."""
+        """Number of cells whose first pixel, in C order, lies in a box."""
         flat = self.cells.ravel()[::-1]
         first = np.empty(int(flat.max(initial=0)) + 1, np.intp)
-        first[flat] = np.arange(len(flat))[::-1]  # of several values for one cell the last is kept
+        first[flat] = np.arange(len(flat))[::-1]  # of several values for one index, numpy keeps the last
         rows, columns = np.divmod(first[1:], self.cells.shape[1])
         (top, left), (bottom, right) = inside.start, inside.stop
         return int(((top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)).sum())
@@ -253,28 +302,28 @@ class _CellMap:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """A section cut into boxes of equal sides, from its origin."""
+    """Grid of boxes with equal sides that covers a section from its origin."""
 
     sides: tuple[int, ...]
     section: Box
 
-    def meeting(self, box: Box) -> Iterator[Box]:
-        """The boxes that share pixels with one inside the section, in C order."""
+    def intersecting(self, box: Box) -> Iterator[Box]:
+        """Yield the boxes of the grid that intersect a box inside the section, in C order."""
         ranges = [range(a // n, -(-b // n)) for a, b, n in zip(box.start, box.stop, self.sides, strict=True)]
-        for place in itertools.product(*ranges):
-            start = tuple(i * n for i, n in zip(place, self.sides, strict=True))
+        for index in itertools.product(*ranges):
+            start = tuple(i * n for i, n in zip(index, self.sides, strict=True))
             yield Box(start, tuple(a + n for a, n in zip(start, self.sides, strict=True))).clipped(self.section)
 
 
 class _ByteCache:
-    """The values used last, up to a number of bytes; the very last one always."""
+    """Least recently used cache with a limit in bytes; the value used last is always kept."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget, self.nbytes = budget_bytes, 0
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of a key, made where it is not kept; it has ``nbytes``."""
+        """Return the value of a key, made by ``make`` if it is not cached; values have ``nbytes``."""
         if key not in self._values:
             self._values[key] = make()
             self.nbytes += self._values[key].nbytes
@@ -284,8 +333,8 @@ class _ByteCache:
         return cast(Value, self._values[key])
 
 
-def _flat(box: Box) -> tuple[Place, Box]:
-    """A window's section, and its place in there."""
+def _split_window(box: Box) -> tuple[SectionIndex, Box]:
+    """Index of a window's section, and the window's position (y, x) in it."""
     if any(side != 1 for side in box.shape[:-2]):
-        raise ValueError(f"no window of one section: {box}")
+        raise ValueError(f"expected a window of one section, found {box}")
     return box.start[:-2], Box(box.start[-2:], box.stop[-2:])

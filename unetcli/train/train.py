@@ -1,4 +1,4 @@
-"""Training as the command does it: resolve the options, go on where an earlier call stopped, sum up; or a preview."""
+"""The ``train`` command: resolve the options, continue where an earlier call stopped, and summarise; or preview."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from unetcli.core.files import require_apart, telling_unwritable
+from unetcli.core.files import explain_write_errors, require_apart
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Signals, cpu_threads
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.model.network import UNet
-from unetcli.train.distributed import World
+from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.optim import output_side
@@ -27,37 +27,45 @@ from unetcli.train.validation import require_tensorboard
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS = 10.0
+"""Time for which a preview measures the speed."""
 LIBRARY_BYTES = 600e6
-"""Memory of torch, of validations and of all else in the process; with it four real runs took 0.88 to 0.98 of what was
-expected (depth 3 and 4, both precisions, 585 to 906 MB)."""
-RENAMED = {"learning_rate": "lr", "everywhere": "weights_everywhere"}
-"""Settings whose options have other names."""
+"""Memory of torch, validations and everything else in the process; with it, four real runs (depth 3 and 4, both
+precisions, 585 to 906 MB) took 0.88 to 0.98 of the expected memory."""
+OPTION_NAMES = {"learning_rate": "lr", "everywhere": "weights_everywhere"}
+"""Names of the options of settings with another name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSummary:
-    """Result of a call of train."""
+    """Result of a call of ``train``."""
 
     model: str
+    """Path of the saved model."""
     steps: int
+    """Number of completed steps."""
     goal: int
+    """Number of steps after which the training is finished."""
     finished: bool
     found_finished: bool
+    """Whether an earlier call had finished the training."""
     fixed: bool
-    """Whether the learning rate falls over the steps, so that more of them are another training."""
+    """Whether the number of steps is fixed, because the learning rate decays over them."""
     stopped_early: bool
-    """Whether patience ended it before the goal."""
+    """Whether the training ended before the goal, for lack of improvement."""
     best_step: int | None
+    """Step of the saved model."""
     measure: str
-    """The measure that selects the kept model."""
+    """Measure that selects the model."""
     best_value: float | None
-    """That measure of the kept model on the held-out sections."""
+    """Value of the measure for the saved model, on the held-out sections."""
     best_error: float | None
-    """Pixel disagreement of the kept model on the held-out sections, at its best threshold."""
+    """Pixel disagreement of the saved model on the held-out sections, at its best threshold."""
     best_threshold: float | None
+    """Threshold with the lowest pixel disagreement; None for more than two classes."""
     seconds: float
-    """Time spent on steps by all calls together."""
+    """Time that all calls together spent on steps."""
     parameters: int
+    """Number of trained weights."""
     tile: int
 
     @property
@@ -65,76 +73,88 @@ class TrainSummary:
         """The outcome in one line."""
         if not self.finished:
             return f"{Path(self.model).parent}: stopped at step {self.steps} of {self.goal}; the same command continues"
-        begin = "finished already" if self.found_finished else "finished"
-        early = " (no better one for long enough)" if self.stopped_early else ""
-        best = f"; kept: step {self.best_step}"
+        begin = "already finished" if self.found_finished else "finished"
+        early = " (stopped early: no improvement)" if self.stopped_early else ""
+        best = f"; saved model: step {self.best_step}"
         if self.best_value is not None:
             best += f", {self.measure.replace('_', ' ')} {self.best_value:.4f} on the held-out sections"
-        ways = "--overwrite starts anew" if self.fixed else "a larger --steps goes on, --overwrite starts anew"
+        ways = "--overwrite starts over" if self.fixed else "a larger --steps continues, --overwrite starts over"
         return f"{begin}, {self.steps} steps{early}{best}" + (f" ({ways})" if self.found_finished else "")
 
     @property
     def advice(self) -> str:
-        """How to use the model."""
-        threshold = f" (best threshold there: {self.best_threshold:.1f})" if self.best_threshold is not None else ""
+        """The command that uses the model, as advice to the user."""
+        threshold = f" (best threshold: {self.best_threshold:.1f})" if self.best_threshold is not None else ""
         folder = Path(self.model).parent
-        named = "" if folder == Path("model") else f" --model {folder}"
-        return f"to use it{threshold}: unetcli predict VOLUME{named}"
+        option = "" if folder == Path("model") else f" --model {folder}"
+        return f"to use the model{threshold}: unetcli predict VOLUME{option}"
 
 
 def train_model(
     request: TrainRequest, report: ProgressCallback = silent, signals: Signals | None = None
 ) -> TrainSummary:
-    """Train a network on annotated images; goes on where an earlier call stopped.
+    """Train a network on annotated images; continues where an earlier call stopped.
+
+    Parameters
+    ----------
+    request : TrainRequest
+        Options of the command.
+    report : callable, optional
+        Called with the tiles done, their total number and a note.
+    signals : Signals, optional
+        Asks to stop or to write a checkpoint.
 
     Raises
     ------
     UnetcliError
-        Anything about the request that the user can put right; nothing has been written then.
+        The request or its data cannot be used (nothing has been written then), or the loss is not finite.
     """
-    world = World.from_environment()
+    group = ProcessGroup.from_environment()
     torch.set_num_threads(cpu_threads())
-    with world.joined(), ExitStack() as stack, telling_unwritable(request.output):
-        training, goal = resolve(request, world)
-        world.first(lambda: _claim(request, training, goal, stack))
-        return _finish(training, goal, report if world.is_first else silent, signals or Signals())
+    with group.connected(), ExitStack() as stack, explain_write_errors(request.output):
+        training, goal = resolve(request, group)
+        group.on_first(lambda: _claim(request, training, goal, stack))
+        return _finish(training, goal, report if group.is_first else silent, signals or Signals())
 
 
-def resolve_locally(request: TrainRequest, world: World) -> tuple[Training, int | None]:
-    """The training of this process, and the frozen goal where it was begun before; nothing is written."""
+def resolve_locally(request: TrainRequest, group: ProcessGroup) -> tuple[Training, int | None]:
+    """Resolve the training in this process; return it with the frozen number of steps, if there is one.
+
+    Nothing is written, and there is no communication with other processes.
+    """
     if request.tensorboard:
         require_tensorboard()
     folder = TrainingFolder(request.output)
-    folder.require_ours()
+    folder.require_own()
     require_apart(request.output, [Path(path) for pair in request.pairs for path in pair])
     frozen = None if request.overwrite else folder.frozen()
-    training = resolve_training(request, folder, frozen[0] if frozen else None, world)
+    training = resolve_training(request, folder, frozen[0] if frozen else None, group)
     if frozen:
         folder.require_same(_with_steps(training, frozen[1] if request.steps is None else request.steps).config)
     return training, frozen[1] if frozen else None
 
 
-def resolve(request: TrainRequest, world: World) -> tuple[Training, int]:
-    """The training, the same in all processes, and its number of steps; it is logged, and nothing is written."""
-    training, frozen = world.each(lambda: resolve_locally(request, world))
-    world.require_same("the training", training.config.to_dict())
-    goal = world.first(lambda: resolve_steps(request, training, frozen))
-    if world.is_first:
-        _announce(training, goal)
+def resolve(request: TrainRequest, group: ProcessGroup) -> tuple[Training, int]:
+    """Resolve the training, the same in all processes, and its number of steps; log it, and write nothing."""
+    training, frozen = group.on_each(lambda: resolve_locally(request, group))
+    group.require_same("the training", training.config.to_dict())
+    goal = group.on_first(lambda: resolve_steps(request, training, frozen))
+    if group.is_first:
+        _log_training(training, goal)
         a = training.config.architecture
-        chosen = frozen is None and request.depth is None and request.base_channels is None
-        if chosen and (a.depth, a.base_channels) != tuple(PAPER.values()):
-            timed = f" for about {request.minutes or MINUTES:g} minutes" if request.steps is None else ""
+        by_default = frozen is None and request.depth is None and request.base_channels is None
+        if by_default and (a.depth, a.base_channels) != tuple(PAPER.values()):
+            timed = f", trained for about {request.minutes or MINUTES:g} minutes" if request.steps is None else ""
             log.info(
-                "chosen for a CPU: a small network%s; "
-                "the paper's: --recipe paper --depth 4 --base-channels 64 --tile 572",
+                "default on a CPU: a small network%s; "
+                "the paper's network: --recipe paper --depth 4 --base-channels 64 --tile 572",
                 timed,
             )
     return _with_steps(training, goal), goal
 
 
 def _with_steps(training: Training, steps: int) -> Training:
-    """The training, its decaying learning rate ending with the last step."""
+    """Set the length of a decaying learning rate to the number of steps."""
     optimisation = training.config.optimisation
     if not optimisation.decays:
         return training
@@ -142,17 +162,17 @@ def _with_steps(training: Training, steps: int) -> Training:
 
 
 def _claim(request: TrainRequest, training: Training, goal: int, stack: ExitStack) -> None:
-    """Take the folder, until the end of ``stack``, and freeze the configuration in it."""
+    """Lock the folder until ``stack`` is closed, and freeze the configuration in it."""
     folder = training.folder
     stack.enter_context(folder.launcher(take_over=request.take_over))
     if request.overwrite:
-        folder.forget()
+        folder.clear()
     folder.require_same(training.config)  # again: another call may have been faster
     folder.freeze(training.config, goal)
 
 
 def _finish(training: Training, goal: int, report: ProgressCallback, signals: Signals) -> TrainSummary:
-    """Train what is left to train, draw the curves, sum up."""
+    """Do the steps that are left, draw the curves, and summarise."""
     from unetcli.viz.png import draw_curves
 
     is_over, folder = training.options.is_over, training.folder
@@ -161,14 +181,14 @@ def _finish(training: Training, goal: int, report: ProgressCallback, signals: Si
         found = folder.load_checkpoint()
         return found if found and is_over(found, goal) else None
 
-    before = training.world.first(finished_before)
+    before = training.group.on_first(finished_before)
     state = before or training.run(goal, report, signals)
-    if training.world.is_first and (before is None or not folder.curves.exists()):
+    if training.group.is_first and (before is None or not folder.curves.exists()):
         draw_curves(folder.rows(), folder.curves)
-    return _sum_up(folder, training.config, goal, state, before is not None, is_over(state, goal))
+    return _summary(folder, training.config, goal, state, before is not None, is_over(state, goal))
 
 
-def _sum_up(
+def _summary(
     folder: TrainingFolder, config: TrainingConfig, goal: int, state: Checkpoint, found_finished: bool, over: bool
 ) -> TrainSummary:
     best: dict[str, Any] = next((row for row in reversed(folder.rows()) if row["best"]), {})
@@ -192,40 +212,40 @@ def _sum_up(
 
 
 def summarise(folder: TrainingFolder, steps: int | None = None, patience: int | None = None) -> TrainSummary | None:
-    """The summary of a training from its files alone; None where nothing was trained yet.
+    """Summarise a training from its files; None if there is no checkpoint yet.
 
-    ``steps`` and ``patience`` are what is asked for now.
+    ``steps`` and ``patience`` are those of the present request.
     """
     frozen = folder.frozen()
     state = folder.load_checkpoint() if frozen else None
     if frozen is None or state is None:
         return None
     goal = max(frozen[1], steps or 0)
-    return _sum_up(folder, frozen[0], goal, state, True, RunOptions(patience=patience).is_over(state, goal))
+    return _summary(folder, frozen[0], goal, state, True, RunOptions(patience=patience).is_over(state, goal))
 
 
-def _announce(training: Training, goal: int) -> None:
-    """Log what is about to be trained, and on what."""
+def _log_training(training: Training, goal: int) -> None:
+    """Log network, optimisation, sections and classes of a training."""
     config, statistics = training.config, training.statistics
     a, o = config.architecture, config.optimisation
     norm = ", batch norm" if a.batch_norm else ""
     size = f"depth {a.depth}, {a.base_channels} channels{norm} ({parameters(config):,} parameters)"
     log.info("%s, %s: U-Net of %s, tile %d", config.device, config.precision, size, config.tile)
     batch = f", batch of {o.batch_size}" if o.batch_size > 1 else ""
-    course = f"{o.optimizer}, learning rate {o.learning_rate:g} ({o.schedule}){batch}"
-    log.info("recipe %s: %s; %d steps", config.recipe, course, goal)
+    optimisation = f"{o.optimizer}, learning rate {o.learning_rate:g} ({o.schedule}){batch}"
+    log.info("recipe %s: %s; %d steps", config.recipe, optimisation, goal)
     held_out = f"held out {ranges_text(config.validation)}" if training.dataset.held_out else "none held out"
-    log.info("sections %s, %s", ranges_text(config.sections), held_out)
+    log.info("training on sections %s, %s", ranges_text(config.sections), held_out)
     if statistics.left_out:
-        log.info("%d of them left out: nothing is drawn there (--keep-empty keeps them)", statistics.left_out)
+        log.info("%d sections without labels are left out (--keep-empty uses them as background)", statistics.left_out)
     counts = statistics.class_counts
-    shares = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
+    fractions = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
     weights = ", ".join(f"{w:.2f}" for w in statistics.class_weights(balance=config.balance))
-    log.info("classes %s; weights %s", shares, weights)
+    log.info("classes %s; weights %s", fractions, weights)
 
 
 def ranges_text(ranges: Ranges) -> str:
-    """Sections of each pair.
+    """Format the sections of each pair.
 
     >>> ranges_text(((0, 20), (0, 5)))
     '0:20 and 0:5'
@@ -234,24 +254,26 @@ def ranges_text(ranges: Ranges) -> str:
 
 
 def parameters(config: TrainingConfig) -> int:
-    """Number of trained values."""
+    """Number of trained weights."""
     with torch.device("meta"):
         return sum(values.numel() for values in UNet(config.architecture).parameters())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPreview:
-    """What a training would be: sections, classes, memory, speed and time (``train --dry-run``)."""
+    """Preview of a training: sections, classes, memory, speed and time (``train --dry-run``)."""
 
     sections: int
-    """Training sections with truth."""
+    """Number of training sections with labels."""
     left_out: int
+    """Number of training sections without labels, which are not used."""
     held_out: int
+    """Number of held-out sections."""
     classes: dict[str, float]
-    """Share of the pixels by class, from 0 to 1."""
+    """Fraction of the pixels by class, from 0 to 1."""
     class_weights: list[float]
     cells: int
-    """Objects in the training sections, counted with a border between touching ones."""
+    """Number of objects in the training sections; touching ones count separately."""
     device: str
     precision: str
     recipe: str
@@ -262,17 +284,17 @@ class TrainPreview:
     output: int
     batch_size: int
     memory_gb: float
-    """Expected peak of the process on a CPU, of the device on a GPU."""
+    """Expected peak memory, in GB, of the process on a CPU or of the device on a GPU."""
     steps: int
     steps_per_second: float
     minutes: float
-    """For all steps, from a probe of ten seconds; validations come on top."""
+    """Expected time for all steps, without validations, measured in ten seconds."""
 
 
 def preview_training(request: TrainRequest) -> TrainPreview:
-    """Resolve a request and try a few steps of it; nothing is written."""
+    """Resolve a request and measure a few of its steps; nothing is written."""
     torch.set_num_threads(cpu_threads())
-    training, frozen = resolve_locally(request, World())
+    training, frozen = resolve_locally(request, ProcessGroup())
     config, statistics, dataset = training.config, training.statistics, training.dataset
     seconds = seconds_per_step(training, PROBE_SECONDS)
     steps = resolve_steps(request, training, frozen, seconds)
@@ -301,10 +323,10 @@ def preview_training(request: TrainRequest) -> TrainPreview:
 
 
 def _memory_bytes(training: Training) -> float:
-    """Expected peak: activations kept for the backward pass, weights and state of the optimiser, data in memory."""
+    """Expected peak memory: activations kept for the backward pass, weights, optimiser state and data in memory."""
     config = training.config
-    share = config.optimisation.batch_size // training.world.size
-    activations = share * _activation_values(config.architecture, config.tile)
+    tiles = config.optimisation.batch_size // training.group.size
+    activations = tiles * _activation_values(config.architecture, config.tile)
     width = 2 if config.precision == "bfloat16" else 4
     copies = {"sgd": 3, "adam": 4, "adamw": 4}[config.optimisation.optimizer] + bool(config.optimisation.ema)
     device = width * activations + 4 * copies * parameters(config)
@@ -315,9 +337,10 @@ def _memory_bytes(training: Training) -> float:
 
 
 def _activation_values(architecture: Architecture, tile: int) -> float:
-    """Number of values a training step keeps: the results of both convolutions of each level, joins, and gradients.
+    """Number of values that a training step keeps per tile.
 
-    The peak of the backward pass needs about two of the widest results more.
+    They are the results of both convolutions of each level, the concatenations and the gradients. The peak of the
+    backward pass needs about two more of the largest results.
     """
     a, side, total, widest = architecture, float(tile), 0.0, 0.0
     per_convolution = 3 if a.batch_norm else 1
@@ -329,7 +352,7 @@ def _activation_values(architecture: Architecture, tile: int) -> float:
         side = side / 2 if level < a.depth else side
     for level in reversed(range(a.depth)):
         side *= 2
-        total += 3 * a.channels(level) * side**2  # up-convolution, and what it is joined with
+        total += 3 * a.channels(level) * side**2  # up-convolution, and its concatenation
         for _ in range(2):
             side -= 2
             total += per_convolution * a.channels(level) * side**2
@@ -337,11 +360,11 @@ def _activation_values(architecture: Architecture, tile: int) -> float:
 
 
 def options_in_force(request: TrainRequest) -> Mapping[str, Any]:
-    """Every choice resolved, by the names of the command line's options; what ``--print-config`` prints."""
+    """Resolve all options, by their names on the command line, as ``--print-config`` prints them."""
     torch.set_num_threads(cpu_threads())
-    training, goal = resolve(request, World())
+    training, goal = resolve(request, ProcessGroup())
     config = training.config
     values = config.to_dict()
     for part in ("architecture", "rules", "augmentation", "optimisation"):
         values |= values[part]
-    return {RENAMED.get(name, name): value for name, value in values.items()} | {"steps": goal}
+    return {OPTION_NAMES.get(name, name): value for name, value in values.items()} | {"steps": goal}

@@ -1,4 +1,4 @@
-"""How good a network is on sections held out from training, and pictures of what it finds there."""
+"""Validation of a network on held-out sections: metrics, pictures and TensorBoard logs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from unetcli.train.settings import IGNORED, TrainingConfig
 from unetcli.viz.png import draw_samples, stretched
 from unetcli.volumes.volume import Volume
 
-SHOWN = 2
-"""Sections in the picture of a validation; those of the first blocks."""
+PICTURED = 2
+"""Number of sections in the picture of a validation: those of the first blocks."""
 HIGHER_IS_BETTER = ("iou", "seg")
 HALF = 0.5
-"""Probability above which a pixel is foreground where no level is chosen: iou and seg."""
+"""Probability above which a pixel is foreground for iou and seg, which choose no threshold."""
 
 
 class Validator:
-    """Validates networks on the held-out sections of a training."""
+    """Validates a network on the held-out sections of a training."""
 
     def __init__(
         self, config: TrainingConfig, dataset: Dataset, statistics: DatasetStatistics, device: torch.device
@@ -62,20 +62,31 @@ class Validator:
     def __call__(
         self, network: UNet, stopping: Callable[[], bool] = bool
     ) -> tuple[ValidationMetrics | None, list[ValidatedSection]]:
-        """Metrics, and a few sections for a picture; nothing where no section is held out.
+        """Predict the held-out sections and compare them with their labels.
 
-        Ends early, with metrics of a part, once ``stopping()`` is true.
+        Parameters
+        ----------
+        network : UNet
+        stopping : callable, optional
+            Validation ends early, with metrics of a part of the sections, once this returns true.
+
+        Returns
+        -------
+        metrics : ValidationMetrics or None
+            None if there is no held-out pixel with ground truth.
+        pictured : list of ValidatedSection
+            The first sections, for a picture.
         """
         training = network.training
         predictor = Predictor(network, self.settings, self.device)
         sums = MetricSums(self.statistics.class_weights(balance=self.config.balance), self.config.select)
-        shown: list[ValidatedSection] = []
+        pictured: list[ValidatedSection] = []
         for item in self._predicted(predictor, stopping):
             sums.add(item)
-            if len(shown) < SHOWN:
-                shown.append(item)
+            if len(pictured) < PICTURED:
+                pictured.append(item)
         network.train(training)
-        return sums.result(), shown
+        return sums.result(), pictured
 
     def _predicted(self, predictor: Predictor, stopping: Callable[[], bool]) -> Iterator[ValidatedSection]:
         for part in self.dataset.held_out:
@@ -93,7 +104,7 @@ class Validator:
                         )
 
     def _plan(self, raw: Volume, region: Box) -> Plan:
-        """Blocks of held-out sections."""
+        """Plan the blocks of held-out sections."""
         architecture = self.config.architecture
         bytes_per_voxel = raw.dtype.itemsize * architecture.in_channels
         source = Input(axes=raw.axes, extent=raw.extent, chunks=raw.chunks, bytes_per_voxel=bytes_per_voxel)
@@ -102,8 +113,8 @@ class Validator:
         return make_plan(source, region, architecture, tile, self.settings, nothing)
 
 
-def better(measure: str, new: float, old: float) -> bool:
-    """Whether one value of a measure beats another."""
+def is_better(measure: str, new: float, old: float) -> bool:
+    """Whether a value of a measure is better than another one."""
     return new > old if measure in HIGHER_IS_BETTER else new < old
 
 
@@ -112,19 +123,20 @@ class ValidationMetrics:
     """Metrics on the held-out sections."""
 
     loss: float
-    """Cross-entropy with class weights as in training."""
+    """Cross-entropy with the class weights of the training, without border weights."""
     pixel_disagreement: float
-    """Share of wrong pixels; for two classes at the best of 11 thresholds."""
+    """Fraction of wrong pixels; for two classes, at the best of 11 thresholds."""
     threshold: float | None
-    """That threshold; None beyond two classes, where the likeliest class is taken."""
+    """Threshold of ``pixel_disagreement``; None for more than two classes, where the likeliest class counts."""
     iou: float | None
-    """Intersection over union of the foreground at 0.5; beyond two classes the mean over classes."""
+    """Intersection over union: of the foreground at 0.5, or the mean over more than two classes."""
     measure: str
+    """Measure that selects the model."""
     selected: float | None
-    """The measure that the model is chosen by; None where it is undefined on these sections."""
+    """Value of ``measure``; None if it is undefined on these sections."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Columns of the log; the selected measure has its own name."""
+        """Columns of the log; the value of ``measure`` has the name of the measure."""
         return {
             "validation_loss": self.loss,
             "pixel_disagreement": self.pixel_disagreement,
@@ -136,33 +148,34 @@ class ValidationMetrics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValidatedSection:
-    """Prediction and truth of one section."""
+    """Prediction and ground truth of one section."""
 
     pair: AnnotatedVolume
     box: Box
     values: NDArray[np.float32]
-    """(outputs, y, x)"""
+    """(outputs, y, x): predicted probabilities, of the foreground alone for two classes."""
     classes: NDArray[np.uint8]
-    """(y, x)"""
+    """(y, x): ground truth; ``IGNORED`` where there is none."""
 
     @property
-    def counted(self) -> NDArray[np.bool_]:
-        """Where there is truth."""
+    def has_truth(self) -> NDArray[np.bool_]:
+        """(y, x): pixels with ground truth, which are evaluated."""
         return np.asarray(self.classes != IGNORED)
 
     @property
     def per_class(self) -> NDArray[np.float32]:
-        """(classes, y, x): the probability of each."""
+        """(classes, y, x): probability of each class."""
         return np.concatenate([1 - self.values, self.values]) if len(self.values) == 1 else self.values
 
 
 @dataclass(slots=True)
 class MetricSums:
-    """Sums over sections that the metrics are computed from."""
+    """Sums over sections, from which the metrics are computed."""
 
     weights: NDArray[np.float32]
-    """w_c of each class."""
+    """(classes,): w_c of each class."""
     measure: str
+    """Measure that selects the model; seg and rand_error are computed only for it."""
     loss: float = 0.0
     weight: float = 0.0
     confusion: Confusion | None = None
@@ -171,9 +184,9 @@ class MetricSums:
     seg: tuple[float, int] = (0.0, 0)
 
     def add(self, item: ValidatedSection) -> None:
-        """Add one section."""
-        counted = item.counted
-        truth, per_class = item.classes[counted].astype(np.int64), item.per_class[:, counted]
+        """Add a section."""
+        has_truth = item.has_truth
+        truth, per_class = item.classes[has_truth].astype(np.int64), item.per_class[:, has_truth]
         weight = self.weights[truth]
         likelihood = np.take_along_axis(per_class, truth[None], axis=0)[0]
         self.loss += float((-np.log(np.maximum(likelihood, 1e-12)) * weight).sum())
@@ -182,23 +195,23 @@ class MetricSums:
         confusion = Confusion.of(truth, likeliest, len(per_class))
         self.confusion = confusion if self.confusion is None else self.confusion + confusion
         if len(per_class) == 2:
-            self._add_levels(item, counted)
-        if self.measure == "seg":  # components above 0.5 against the instances, or the components of a binary truth
-            found = ndimage.label((item.values[0] > HALF) & counted)[0]
+            self._add_levels(item, has_truth)
+        if self.measure == "seg":  # components above 0.5 against the objects, or the components of a binary truth
+            found = ndimage.label((item.values[0] > HALF) & has_truth)[0]
             total, objects = seg_sums(item.pair.instances(item.box), found)
             self.seg = (self.seg[0] + total, self.seg[1] + objects)
 
-    def _add_levels(self, item: ValidatedSection, counted: NDArray[np.bool_]) -> None:
-        interior = (item.classes > 0) & counted
-        cells = Cells.of(interior, counted) if self.measure == "rand_error" else None
+    def _add_levels(self, item: ValidatedSection, has_truth: NDArray[np.bool_]) -> None:
+        interior = (item.classes > 0) & has_truth
+        cells = Cells.of(interior, has_truth) if self.measure == "rand_error" else None
         for place, level in enumerate(LEVELS):
             proposal = above(item.values[0], level)
-            self.levels[place] += pixel_counts(proposal, interior, counted)
+            self.levels[place] += pixel_counts(proposal, interior, has_truth)
             if cells is not None:
                 self.rand[place] += Overlap.of(cells, components(proposal)).pairs
 
     def result(self) -> ValidationMetrics | None:
-        """The metrics; None where no section had any truth."""
+        """Compute the metrics; None if no pixel had ground truth."""
         if self.confusion is None or not self.confusion.counts.sum():
             return None
         wrong = [counts.fp + counts.fn for counts in self.levels]
@@ -224,18 +237,18 @@ class MetricSums:
 
 
 def describe_row(row: dict[str, Any], metrics: ValidationMetrics | None) -> str:
-    """One line about a validation."""
+    """Describe a validation in one line."""
     text = f"step {row['step']}: loss {row['loss']:.4f}"
     if metrics is None:
-        return f"{text} (kept: nothing is held out to judge by)"
+        return f"{text} (saved; no held-out sections to validate on)"
     text += f"; held out: loss {metrics.loss:.4f}, pixel disagreement {metrics.pixel_disagreement:.4f}"
     if metrics.measure != "pixel_disagreement" and metrics.selected is not None:
         text += f", {metrics.measure.replace('_', ' ')} {metrics.selected:.4f}"
-    return text + (" (best so far, kept)" if row["best"] else "")
+    return text + (" (best so far, saved)" if row["best"] else "")
 
 
 def _lowest(f_scores: list[float | None]) -> float | None:
-    """1 - the best F over the levels."""
+    """Lowest error over the thresholds: 1 - the highest F-score."""
     defined = [1 - score for score in f_scores if score is not None]
     return min(defined, default=None)
 
@@ -245,17 +258,18 @@ def _rounded(value: float | None) -> float | None:
 
 
 SAMPLES = 4
-"""Tiles in the picture of the first samples."""
+"""Number of tiles in the picture of the first samples."""
 SIDE = 512
-"""Largest side of a section in a picture; larger ones are thinned out."""
+"""Largest side of a section in a picture, in pixels; larger sections are subsampled."""
 GAP = 4
+"""White pixels between the images of a picture."""
 WHITE = 255
 QUALITY = 90
 """JPEG quality: a section takes about 100 kB."""
 
 
 def draw_first_samples(folder: TrainingFolder, learner: Learner, sampler: Sampler) -> None:
-    """Draw the first tiles of a training, augmented, with classes and weights; once."""
+    """Draw the first augmented tiles of a training with classes and weights, if they are not drawn yet."""
     if folder.samples.exists():
         return
     samples = [sampler.sample(number) for number in range(SAMPLES)]
@@ -265,15 +279,15 @@ def draw_first_samples(folder: TrainingFolder, learner: Learner, sampler: Sample
     draw_samples(images, classes, weights.cpu().numpy(), folder.samples)
 
 
-def draw_validation(folder: TrainingFolder, step: int, shown: Sequence[ValidatedSection]) -> None:
-    """Draw held-out sections: image, probability of the foreground (or likeliest class), and truth, side by side."""
-    if not shown:
+def draw_validation(folder: TrainingFolder, step: int, pictured: Sequence[ValidatedSection]) -> None:
+    """Draw held-out sections side by side: image, foreground probability (or likeliest class), and ground truth."""
+    if not pictured:
         return
     from imagecodecs import jpeg8_encode
 
     folder.predictions.mkdir(exist_ok=True)
     frame = GAP // 2
-    rows = [np.hstack([np.pad(plane, frame, constant_values=WHITE) for plane in _planes(item)]) for item in shown]
+    rows = [np.hstack([np.pad(plane, frame, constant_values=WHITE) for plane in _planes(item)]) for item in pictured]
     width = max(row.shape[1] for row in rows)
     page = np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1])), constant_values=WHITE) for row in rows])
     with replacing(folder.predictions / f"step-{step:07d}.jpg") as draft:
@@ -281,17 +295,17 @@ def draw_validation(folder: TrainingFolder, step: int, shown: Sequence[Validated
 
 
 def _planes(item: ValidatedSection) -> list[NDArray[np.uint8]]:
-    """Image, prediction and truth of a section as grey values; grey where there is no truth."""
-    thin = -(-max(item.classes.shape) // SIDE)
+    """Image, prediction and ground truth of a section as grey values; pixels without ground truth are mid-grey."""
+    step = -(-max(item.classes.shape) // SIDE)
     image = item.pair.image(item.box)[0].astype(np.float32)
     top = max(1, len(item.values) - 1)
     likeliest = item.values[0] if len(item.values) == 1 else item.values.argmax(0) / top
-    truth = np.where(item.counted, item.classes / top, 0.5)
-    return [(WHITE * plane[::thin, ::thin]).astype(np.uint8) for plane in (stretched(image), likeliest, truth)]
+    truth = np.where(item.has_truth, item.classes / top, 0.5)
+    return [(WHITE * plane[::step, ::step]).astype(np.uint8) for plane in (stretched(image), likeliest, truth)]
 
 
 def remove_pictures_after(folder: TrainingFolder, step: int) -> None:
-    """Remove pictures of validations after a step: they are about to happen again."""
+    """Remove pictures and TensorBoard logs of validations after a step, which are about to be repeated."""
     if folder.predictions.is_dir():
         for file in folder.predictions.glob("step-*.jpg"):
             if int(file.stem.removeprefix("step-")) > step:
@@ -301,13 +315,13 @@ def remove_pictures_after(folder: TrainingFolder, step: int) -> None:
 
 
 def require_tensorboard() -> None:
-    """Refuse to begin without the package that would be missing at the first validation."""
+    """Raise UnetcliError, before training, if the ``tensorboard`` package is not installed."""
     if find_spec("tensorboard") is None:
         raise UnetcliError("--tensorboard: tensorboard is not installed; pip install 'unetcli[tensorboard]'")
 
 
 def write_tensorboard(folder: TrainingFolder, row: dict[str, Any]) -> None:
-    """Write the numbers of a validation, for ``tensorboard --logdir``."""
+    """Write the numbers of a validation to the TensorBoard log."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder.tensorboard)) as writer:

@@ -1,4 +1,4 @@
-"""The loss weights that training gives to the pixels of a label volume, as an image and a picture (`weights`)."""
+"""The ``weights`` command: the loss weights of a label volume, as an OME-Zarr image and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import drafts, is_remote, plain, remove_aside, require_apart, stem, telling_unwritable
+from unetcli.core.files import drafts, explain_write_errors, is_remote, remove_aside, require_apart, stem, strip_scheme
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
 from unetcli.core.options import resolve_sections
@@ -22,8 +22,7 @@ from unetcli.train.dataset import resolve_truth
 from unetcli.train.request import WeightsRequest
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
-from unetcli.volumes import opening as ngff
-from unetcli.volumes.image import MARKER, Level, marker
+from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import LocalStore, Store
 from unetcli.volumes.volume import Volume, describe
@@ -31,71 +30,82 @@ from unetcli.volumes.volume import Volume, describe
 SHOWN = 768
 """Largest side of the window in the picture, in pixels."""
 STEP = 64
-"""Spacing, in pixels, of the windows that are compared for it."""
+"""Spacing, in pixels, of the windows that are compared to choose that window."""
 KIND = "weights"
 CHUNK = 512
 WRITER = "writer.json"
-"""File in a draft that names its writer, so that the draft of a dead one is recognised."""
+"""File in a draft that names the writing process, so that the draft of a dead process is recognised."""
 Write = Callable[[Box, NDArray[np.float32]], None]
-"""Stores a window of one section, in coordinates of the labels."""
+"""Function that stores a window of one section; the box is in coordinates of the labels."""
 
 
 def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
-    """The rules asked for, with the kind of truth found out where it is left open."""
-    asked = {name: getattr(request, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
-    given = {name: value for name, value in asked.items() if value is not None}
-    TruthRules(truth="binary", **given)  # wrong options are refused before data are read
+    """Resolve the rules of a request; ``--truth auto`` reads the labels."""
+    options = {name: getattr(request, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
+    given = {name: value for name, value in options.items() if value is not None}
+    TruthRules(truth="binary", **given)  # reports wrong options before data are read
     return TruthRules(truth=resolve_truth(request.truth, [(labels, region)], request.ignore), **given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassWeight:
-    """One class of the truth."""
+    """Pixel count and weight of one class."""
 
     name: str
     pixels: int
     weight: float
-    """w_c of eq. 2."""
+    """Class weight w_c of eq. 2 of the U-Net paper (2015)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsSummary:
-    """Result of a call of weights."""
+    """Result of a call of ``weights``."""
 
     output: str
     picture: str
     rules: dict[str, Any]
     sections: tuple[int, int]
     left_out: int
-    """Sections in which nothing is drawn; their weights are 0."""
+    """Number of sections without labels; their weights are 0."""
     classes: list[ClassWeight]
     ignored: int
-    """Pixels without truth, in the other sections."""
+    """Number of pixels without ground truth in the other sections."""
     cells: int
+    """Number of cells."""
     highest: float
-    """The largest weight of all."""
+    """Largest weight of a pixel."""
 
     @property
     def sentence(self) -> str:
         """The outcome in one line."""
-        left_out = f", {self.left_out} of them with nothing drawn: weight 0" if self.left_out else ""
+        left_out = f", {self.left_out} of them without labels (weight 0)" if self.left_out else ""
         return f"{self.output}: weights of sections {self.sections[0]}:{self.sections[1]}{left_out}; {self.picture}"
 
 
 def write_weights(request: WeightsRequest, report: ProgressCallback = silent) -> WeightsSummary:
-    """Write the loss weights of all sections asked for, and a picture of the place where the border raises them most.
+    """Write the loss weights of the requested sections, and a picture of the window with the largest border weights.
+
+    The weight of a pixel is w(x) of eq. 2 of the U-Net paper (2015), in float32; it is 0 without ground truth.
+
+    Parameters
+    ----------
+    request : WeightsRequest
+        Options of the command.
+    report : callable, optional
+        Called with the sections done and their total number; each section is read twice.
 
     Raises
     ------
     UnetcliError
-        Anything about the request that the user can put right; nothing has been written then.
+        The request cannot be carried out; nothing has been written.
     """
-    output = _resolve_output(request)
-    rules = rules_of(request, output.labels, output.region)
-    targets = TargetCache(output.labels, rules, budget_bytes=0)  # the piece at hand alone: memory stays what one needs
-    planes = [plane for plane in output.region.planes() if request.keep_empty or not targets.is_empty(plane)]
+    path, labels, sections = _resolve(request)
+    region = labels.sections(*sections)
+    rules = rules_of(request, labels, region)
+    targets = TargetCache(labels, rules, budget_bytes=0)  # only the present piece is kept: memory stays small
+    planes = [plane for plane in region.planes() if request.keep_empty or not targets.is_empty(plane)]
     if not planes:
-        raise UnetcliError(f"{output.labels.path}: nothing is drawn in any section; --keep-empty takes that for truth")
+        raise UnetcliError(f"{labels.path}: no label in any section; --keep-empty uses them as background")
     counts = LabelCounts()
     for done, plane in enumerate(planes, start=1):
         counts += targets.count(plane)
@@ -103,63 +113,64 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
     weights = class_weights(counts.class_counts)
     if request.balance is False:
         weights = np.ones_like(weights)
-    weighing = _Weighing(targets, weight_table(weights))
+    writer = _WeightWriter(targets, weight_table(weights))
 
     def fill(write: Write) -> None:
         for done, plane in enumerate(planes, start=1):
-            weighing.write(plane, write)
+            writer.write(plane, write)
             report(len(planes) + done, 2 * len(planes))
 
     provenance = {"rules": asdict(rules), "class_weights": [round(float(w), 6) for w in weights]}
-    with telling_unwritable(output.path, "writes it anew"):
-        output.publish(provenance, fill)
-        weighing.draw(output.picture)
+    with explain_write_errors(path, "writes it again"):
+        publish(path, labels, region, provenance, fill)
+        writer.draw(picture_of(path))
     first = "class 1" if rules.truth == "classes" else "foreground"
     names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
     return WeightsSummary(
-        output=str(output.path),
-        picture=str(output.picture),
+        output=str(path),
+        picture=str(picture_of(path)),
         rules=asdict(rules),
-        sections=output.sections,
-        left_out=output.sections[1] - output.sections[0] - len(planes),
+        sections=sections,
+        left_out=sections[1] - sections[0] - len(planes),
         classes=[
             ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6))
             for name, n, w in zip(names, counts.class_counts, weights, strict=True)
         ],
         ignored=int(counts.pixels[IGNORED]),
         cells=counts.cells,
-        highest=round(weighing.highest, 6),
+        highest=round(writer.highest, 6),
     )
 
 
-def _resolve_output(request: WeightsRequest) -> WeightMap:
-    """The image to write; refused where its place is taken."""
+def _resolve(request: WeightsRequest) -> tuple[Path, Volume, tuple[int, int]]:
+    """Return the path of the weight map, the labels and the sections; raise UnetcliError if the path is taken."""
     labels = open_volume(request.labels).channels_as_sections()
     require_labels(labels)
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
     sections = resolve_sections(request.sections, count, labels.path)
     place = request.output or f"{stem(request.labels)}.weights.zarr"
-    if is_remote(plain(place)):
-        raise UnetcliError(f"--output {place}: a weight map is written to a folder here")
-    output = WeightMap(Path(plain(place)), labels, sections)
-    require_apart(output.path, [request.labels])
-    output.require_free(overwrite=request.overwrite)
-    return output
+    if is_remote(strip_scheme(place)):
+        raise UnetcliError(f"--output {place}: a weight map needs a local path")
+    path = Path(strip_scheme(place))
+    require_apart(path, [request.labels])
+    require_free(path, overwrite=request.overwrite)
+    return path, labels, sections
 
 
 @dataclass(slots=True)
-class _Weighing:
-    """Computes the weights of one section after another; remembers where the border raises them most."""
+class _WeightWriter:
+    """Writes the weights of one section after another, and records the piece with the largest border weights."""
 
     targets: TargetCache
     table: NDArray[np.float32]
     """(256,): weight of each class."""
     highest: float = 0.0
+    """Largest weight written."""
     _busiest: Box | None = None
     _total: float = -1.0
 
     def write(self, plane: Box, write: Write) -> None:
-        """Store the weights of a section, piece by piece."""
+        """Write the weights of a section, piece by piece."""
         for piece in self.targets.pieces(plane):
             classes, border = self.targets.window(piece)
             weights = self.table[classes] + border
@@ -169,7 +180,7 @@ class _Weighing:
                 self._busiest, self._total = piece, total
 
     def draw(self, file: Path) -> None:
-        """Draw labels, classes and weights of the busiest window."""
+        """Draw labels, classes and weights of the window with the largest sum of border weights."""
         from unetcli.viz.png import draw_weights
 
         assert self._busiest is not None, "nothing was written"
@@ -181,7 +192,14 @@ class _Weighing:
 
 
 def busiest_window(box: Box, border: NDArray[np.float32]) -> Box:
-    """The part of a window, at most ``SHOWN`` pixels a side, with the largest sum of border weights.
+    """Part of a window, at most ``SHOWN`` pixels per side, with the largest sum of border weights.
+
+    Parameters
+    ----------
+    box : Box, voxels
+        Window of one section.
+    border : (y, x), float32
+        Border weights of the window.
 
     >>> busiest_window(Box((3, 0, 100), (4, 9, 1200)), np.eye(9, 1100, 900, dtype=np.float32))
     Box(start=(3, 0, 292), stop=(4, 9, 1060))
@@ -196,94 +214,78 @@ def busiest_window(box: Box, border: NDArray[np.float32]) -> Box:
     return Box(box.start[:-2] + start, box.stop[:-2] + stop)
 
 
-@dataclass(frozen=True, slots=True)
-class WeightMap:
-    """An OME-Zarr image of float32 for sections of a label volume, with its axes and voxel size."""
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Raise unless a weight map can be written to ``path``: its folder exists, and it replaces only a weight map.
 
-    path: Path
-    labels: Volume
-    sections: tuple[int, int]
+    A weight map that is there already is replaced only with ``overwrite``.
+    """
+    if not path.parent.is_dir():
+        raise UnetcliError(f"--output {path}: folder {path.parent} does not exist; create it first")
+    if LocalStore(path).is_free():
+        if (picture := picture_of(path)).exists():  # it has no marker of unetcli
+            raise UnetcliError(f"{picture}: exists without its weight map; use another --output")
+        return
+    if (found := marker(path)) is None or found.get("kind") != KIND:
+        raise UnetcliError(f"{path}: exists and was not written by unetcli weights; use another --output")
+    if not overwrite:
+        raise UnetcliError(f"{path}: exists; --overwrite replaces it, another --output keeps it")
 
-    @property
-    def region(self) -> Box:
-        """The sections that it covers."""
-        return self.labels.sections(*self.sections)
 
-    @property
-    def picture(self) -> Path:
-        """The picture beside it."""
-        return self.path.with_name(f"{self.path.name.removesuffix('.zarr')}.png")
+def picture_of(path: Path) -> Path:
+    """Return the path of the picture beside a weight map."""
+    return path.with_name(f"{path.name.removesuffix('.zarr')}.png")
 
-    def require_free(self, *, overwrite: bool) -> None:
-        """Refuse a place that holds something else, or a weight map that is not to be replaced, or one in no folder."""
-        if not self.path.parent.is_dir():
-            raise UnetcliError(f"--output {self.path}: no folder {self.path.parent}; make it first")
-        if LocalStore(self.path).is_free():
-            if self.picture.exists():  # nothing says whose it is
-                raise UnetcliError(f"{self.picture}: exists without its weight map; --output names another place")
-            return
-        if (found := marker(self.path)) is None or found.get("kind") != KIND:
-            raise UnetcliError(
-                f"{self.path}: exists and was not written by unetcli weights; --output names another place"
-            )
-        if not overwrite:
-            raise UnetcliError(f"{self.path}: exists; --overwrite writes it anew, --output names another place")
 
-    def publish(self, provenance: Mapping[str, Any], fill: Callable[[Write], None]) -> None:
-        """Make the image with all that ``fill`` stores, in place of an earlier weight map.
+def publish(
+    path: Path, labels: Volume, region: Box, provenance: Mapping[str, Any], fill: Callable[[Write], None]
+) -> None:
+    """Write an image of ``region`` with everything that ``fill`` stores, in place of an earlier weight map.
 
-        Killed at any time, nothing is left under the image's name; the next call removes the draft.
-        """
-        for draft in drafts(self.path.parent, glob.escape(self.path.name)):
-            if _is_abandoned(draft / WRITER):
-                remove_aside(draft)
+    A killed process leaves nothing under the image's name; the next call removes its draft.
+    """
+    spec = weight_map_spec(labels, region)
+    start = dict(zip(labels.axes, region.start, strict=True))
+    about = {
+        "complete": True,
+        "kind": KIND,
+        "extent": list(labels.extent),
+        "region": [[a, b] for a, b in zip(region.start, region.stop, strict=True)],
+    }
+    attributes = {**image_attributes(spec, path, labels, start), MARKER: {**about, **provenance}}
+    for draft in drafts(path.parent, glob.escape(path.name)):
+        if _is_abandoned(draft / WRITER):
+            remove_aside(draft)
 
-        def make(store: Store) -> None:
-            store.replace_text(WRITER, json.dumps(asdict(Holder.myself())))
-            level = self._level(store)
-            level.create(store)
-            array = level.open()
-            fill(lambda box, w: level.write(array, box.relative_to(self.region), w.reshape(1, *box.shape)))
-            for name, text in ngff.documents(self._attributes(provenance), level.zarr_format).items():
-                store.replace_text(name, text)
-            Path(store.place, WRITER).unlink()
-            self.require_free(overwrite=True)
-            remove_aside(self.path)
+    def make(store: Store) -> None:
+        store.replace_text(WRITER, json.dumps(asdict(Holder.myself())))
+        image = Image(store.place, spec)
+        image.level.create(store)
+        array = image.level.open()
+        fill(lambda box, w: image.level.write(array, box.relative_to(region), w.reshape(1, *box.shape)))
+        image.replace_attributes(attributes)
+        Path(store.place, WRITER).unlink()
+        require_free(path, overwrite=True)
+        remove_aside(path)
 
-        LocalStore(self.path).publish(make)
+    LocalStore(path).publish(make)
 
-    def _level(self, store: Store) -> Level:
-        shape = self.region.shape
-        chunks = (1,) * (len(shape) - 2) + tuple(min(n, CHUNK) for n in shape[-2:])
-        return Level(
-            store=store,
-            name="0",
-            axes=self.labels.axes,
-            shape=shape,
-            chunks=chunks,
-            write_chunks=chunks,
-            outputs=1,
-            dtype="float32",
-            zarr_format=3,
-        )
 
-    def _attributes(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
-        axes, first = self.labels.axes, dict(zip(self.labels.axes, self.region.start, strict=True))
-        sizes = {axis: self.labels.voxel_size.get(axis, 1.0) for axis in axes}
-        starts = {axis: self.labels.translation.get(axis, 0.0) + first[axis] * sizes[axis] for axis in axes}
-        grid = ngff.Grid(scale=sizes, translation=starts)
-        image = ngff.image(self.path.name.removesuffix(".zarr"), axes, self.labels.units, [grid])
-        ours = {
-            "complete": True,
-            "kind": KIND,
-            "extent": list(self.labels.extent),
-            "region": [[a, b] for a, b in zip(self.region.start, self.region.stop, strict=True)],
-        }
-        return {**ngff.attributes(image, 3), MARKER: {**ours, **provenance}}
+def weight_map_spec(labels: Volume, region: Box) -> ArraySpec:
+    """Describe the array that holds the weights of ``region``: float32, with the axes of ``labels``."""
+    chunks = (1,) * (len(region.shape) - 2) + tuple(min(n, CHUNK) for n in region.shape[-2:])
+    return ArraySpec(
+        axes=labels.axes,
+        shape=region.shape,
+        chunks=chunks,
+        write_chunks=chunks,
+        outputs=1,
+        dtype="float32",
+        zarr_format=3,
+    )
 
 
 def _is_abandoned(writer: Path) -> bool:
-    """Whether the writer of a draft has provably ended."""
+    """Whether the process that wrote a draft has certainly ended."""
     try:
         return Holder(**json.loads(writer.read_text())).is_gone()
     except (OSError, ValueError, TypeError):

@@ -1,1 +1,1 @@
-"""Pictures: sections, colours, plots."""
+"""Pictures of sections and plots, as PNG, WebP or SVG."""

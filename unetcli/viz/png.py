@@ -1,4 +1,4 @@
-"""Pictures as PNG files: contrast, colours, sections, curves."""
+"""Pictures as PNG files and data URLs: contrast, colours, sections, training curves and samples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from unetcli.core.arrays import distinct
 from unetcli.core.files import replacing
 
 PERCENTILES = (0.5, 99.5)
-"""Percentiles of the grey values that become black and white."""
+"""Percentiles of the grey values that are shown as black and white."""
 
 
 def means(values: NDArray[Any], step: int) -> NDArray[np.float32]:
-    """Means of ``step`` x ``step`` pixels of (.., y, x); blocks at the far edges average the fewer pixels they have."""
+    """Downsample (.., y, x) by averaging blocks of ``step`` x ``step`` pixels, smaller ones at the far edges."""
     if step == 1:
         return values.astype(np.float32)
     rows, columns = (np.arange(0, n, step) for n in values.shape[-2:])
@@ -28,37 +28,40 @@ def means(values: NDArray[Any], step: int) -> NDArray[np.float32]:
 
 
 def samples(values: NDArray[Any], step: int) -> NDArray[Any]:
-    """Every ``step``-th pixel of (y, x), the middle one of each block where it exists."""
+    """Downsample (y, x) by taking every ``step``-th pixel, the middle one of each block where it exists."""
     picks = [np.minimum(np.arange(0, n, step) + step // 2, n - 1) for n in values.shape]
     return values[np.ix_(*picks)]
 
 
 def enlarged(values: NDArray[Any], zoom: int) -> NDArray[Any]:
-    """Each pixel of (y, x, ..) as a square of ``zoom`` x ``zoom``."""
+    """Enlarge (y, x, ..) by repeating each pixel ``zoom`` x ``zoom`` times."""
     return values.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def stretched(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Grey values of one channel as 0 (black) to 1 (white) between their percentiles; NaN and infinity are black."""
+    """Stretch the contrast of one channel to 0 (black) .. 1 (white).
+
+    The limits are ``PERCENTILES`` of the finite values; NaN and infinity become black.
+    """
     finite = np.isfinite(values)
     if not finite.any():
         return np.zeros(values.shape, np.float32)
     low, high = np.percentile(values[finite], PERCENTILES)
-    if high <= low:  # nearly all the same: a few bright spots on nothing
+    if high <= low:  # nearly constant, with a few bright spots
         low, high = values[finite].min(), values[finite].max()
     scaled: NDArray[Any] = (np.where(finite, values, low) - low) / (high - low if high > low else 1)
     return scaled.clip(0, 1).astype(np.float32)
 
 
 def rgb(channels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(y, x, 3) of one to three channels (c, y, x): one is grey, of two there is no blue."""
+    """Colours (y, x, 3) of one to three channels (c, y, x): one is shown as grey, two as red and green."""
     if len(channels) == 1:
         channels = channels.repeat(3, axis=0)
     return np.pad(channels, [(0, 3 - len(channels)), (0, 0), (0, 0)]).transpose(1, 2, 0)
 
 
 def label_colours(labels: NDArray[Any]) -> NDArray[np.float32]:
-    """Bright colours (.., 3) in 0..1 by number, so that an object keeps its own in every picture; 0 is black."""
+    """Bright colours (.., 3) in 0..1 of labels; a label has the same colour in every picture, and 0 is black."""
     from matplotlib.colors import hsv_to_rgb
 
     values, places = distinct(labels)
@@ -71,7 +74,7 @@ def label_colours(labels: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def outlines(labels: NDArray[Any], dots: int = 1) -> NDArray[np.bool_]:
-    """Mask of the pixels of objects (y, x) less than ``dots`` away from another number, across or down.
+    """Mask of the object pixels (y, x) at most ``dots`` from a pixel of another label, horizontally or vertically.
 
     >>> outlines(np.array([[0, 7, 7, 7, 4]])).astype(int).tolist()
     [[0, 1, 0, 1, 1]]
@@ -88,22 +91,22 @@ def outlines(labels: NDArray[Any], dots: int = 1) -> NDArray[np.bool_]:
 DOTS_PER_INCH = 100
 SAMPLES_PER_ROW = 4
 IGNORED = 255
-"""Class of pixels without truth."""
+"""Class of pixels without annotation."""
 QUALITY = 85
-"""Quality of the WebP that shows grey values; all that is measured on is stored without loss."""
+"""Quality of the lossy WebP for grey values; labels, masks and probabilities are stored without loss."""
 PANEL_DOTS, LEGEND = 512, 12
 Colour = tuple[float, float, float]
 KINDS: dict[str, Colour] = {
     "background": (0.12, 0.12, 0.14),
     "line": (0.9, 0.25, 0.2),
-    "no truth": (0.5, 0.55, 0.62),
+    "not annotated": (0.5, 0.55, 0.62),
     "foreground": (0.93, 0.93, 0.9),
 }
-"""Colours of a class map, by what they stand for."""
+"""Colours in a class map, by meaning."""
 
 
 def grey_url(image: NDArray[np.float32]) -> str:
-    """Grey values (c, y, x) between their percentiles: three channels as colours, else the first."""
+    """Data URL of grey values (c, y, x), with stretched contrast: three channels as colours, else the first."""
     import imagecodecs
 
     colours = rgb(np.stack([stretched(channel) for channel in image[: 3 if len(image) == 3 else 1]]))
@@ -112,19 +115,19 @@ def grey_url(image: NDArray[np.float32]) -> str:
 
 
 def share_url(values: NDArray[Any]) -> str:
-    """Values (y, x) from 0 to 1, or a mask, in 255 steps."""
+    """Data URL of values (y, x) from 0 to 1, or of a mask, in 255 steps."""
     return png_url(np.rint(values * 255.0).astype(np.uint8))
 
 
 def labels_url(values: NDArray[Any]) -> str:
-    """Labels (y, x) in red, green and blue, red the lowest byte; those beyond 2^24 - 1 begin again at 1."""
+    """Data URL of labels (y, x) as 24-bit colours, red the lowest byte; labels above 2^24 - 1 continue from 1."""
     bounded = values.astype(np.uint64)
     bounded = np.where(bounded, (bounded - 1) % (2**24 - 1) + 1, 0)
     return png_url(np.stack([(bounded >> np.uint64(n) & np.uint64(255)).astype(np.uint8) for n in (0, 8, 16)], axis=-1))
 
 
 def png_url(values: NDArray[np.uint8]) -> str:
-    """Grey values (y, x) or colours (y, x, 3) without loss."""
+    """Data URL of grey values (y, x) or colours (y, x, 3), without loss."""
     import imagecodecs
 
     return _data_url("png", imagecodecs.png_encode(np.ascontiguousarray(values), level=9))
@@ -134,15 +137,17 @@ def _data_url(kind: str, data: bytes | bytearray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def save_dots(colours: NDArray[np.float32], bar: tuple[float, str] | None, file: Path, software: str) -> None:
-    """Write (y, x, 3) in 0..1 with one dot per value, so that nothing is smoothed.
+def save_pixels(colours: NDArray[np.float32], bar: tuple[float, str] | None, file: Path, software: str) -> None:
+    """Write a picture with one pixel per value, without smoothing.
 
     Parameters
     ----------
+    colours : (y, x, 3)
+        Red, green and blue in 0..1.
     bar
-        Length in dots and text of a scale bar, drawn at the lower right.
+        Length in pixels and text of a scale bar at the lower right; None for no scale bar.
     software
-        Written to the file's metadata; by it a picture is recognised as one that may be replaced.
+        Written to the file's metadata, to recognise pictures that may be replaced.
     """
     from matplotlib.image import imsave
 
@@ -156,7 +161,7 @@ def save_dots(colours: NDArray[np.float32], bar: tuple[float, str] | None, file:
 
 
 def _scale_bar(length: float, text: str, *, height: int, width: int) -> NDArray[np.float32]:
-    """A white bar with its length above it, dark around, on nothing: (height, width, 4) in 0..1."""
+    """Scale bar (height, width, 4) in 0..1: white with a dark outline, its length above it, on a transparent ground."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -177,30 +182,30 @@ def _scale_bar(length: float, text: str, *, height: int, width: int) -> NDArray[
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Loss and, where sections are held out, pixel disagreement over the steps, from the rows of the training log."""
+    """Plot the loss over the steps of a training log and, with held-out sections, the pixel disagreement."""
     from matplotlib.figure import Figure
 
-    looked = [row for row in rows if "pixel_disagreement" in row]
-    figure = Figure(figsize=(8 if looked else 4, 3.6), layout="constrained")
-    left, *right = figure.subplots(1, 2 if looked else 1, squeeze=False)[0]
+    validated = [row for row in rows if "pixel_disagreement" in row]
+    figure = Figure(figsize=(8 if validated else 4, 3.6), layout="constrained")
+    left, *right = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     _plot(left, rows, "loss", label="training", color="tab:blue", marker=".")
-    if looked:
-        _plot(left, looked, "validation_loss", label="held out", color="tab:orange", marker=".")
-        _draw_validation(right[0], looked)
+    if validated:
+        _plot(left, validated, "validation_loss", label="held out", color="tab:orange", marker=".")
+        _draw_validation(right[0], validated)
     left.set(xlabel="step", ylabel="weighted cross-entropy", title="loss")
     left.legend(frameon=False)
     _save(figure, file)
 
 
-def _draw_validation(axes: Any, looked: Sequence[dict[str, Any]]) -> None:
-    """Pixel disagreement of each validation; that of the kept model is marked, by whatever measure it was chosen."""
-    _plot(axes, looked, "pixel_disagreement", color="tab:orange", marker=".")
-    for row in [row for row in looked if row["best"]][-1:]:
+def _draw_validation(axes: Any, validated: Sequence[dict[str, Any]]) -> None:
+    """Plot the pixel disagreement of each validation; the kept model is marked, by whichever measure it was chosen."""
+    _plot(axes, validated, "pixel_disagreement", color="tab:orange", marker=".")
+    for row in [row for row in validated if row["best"]][-1:]:
         label = f"kept: step {row['step']}, {row['pixel_disagreement']:.4f}"
         _plot(axes, [row], "pixel_disagreement", label=label, color="tab:red", marker="o", linestyle="none")
         axes.legend(frameon=False)
-    axes.set_ylim(0, 1.15 * max(row["pixel_disagreement"] for row in looked) or 1)
-    axes.set(xlabel="step", ylabel="share of wrong pixels", title="pixel disagreement, held out")
+    axes.set_ylim(0, 1.15 * max(row["pixel_disagreement"] for row in validated) or 1)
+    axes.set(xlabel="step", ylabel="fraction of wrong pixels", title="pixel disagreement, held out")
 
 
 def _plot(axes: Any, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
@@ -210,14 +215,15 @@ def _plot(axes: Any, rows: Sequence[dict[str, Any]], name: str, **style: Any) ->
 def draw_samples(
     images: NDArray[np.floating], classes: NDArray[np.integer], weights: NDArray[np.floating], file: Path
 ) -> None:
-    """Tiles as the network sees them with the outlines of the classes, and below each the weights of the loss.
+    """Plot training tiles with the outlines of their classes, and below each tile its loss weights.
 
     Parameters
     ----------
     images : (sample, c, tile, tile)
-        Normalised; all are shown with the same black and white, so that changes of grey values show.
+        Normalised tiles; all are shown with the same contrast, so that changes of grey values are visible.
     classes, weights : (sample, output, output)
-        Of the centre of each tile, which is framed; the rest is context. Class 255 is ignored.
+        Classes and loss weights of the centre of each tile, which is framed; the rest is context. Class 255 is
+        ignored.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -236,20 +242,20 @@ def draw_samples(
         _draw_tile(axes[2 * row, column], image, truth)
         below, known = axes[2 * row + 1, column], np.where(truth == IGNORED, np.nan, weight)
         shown = below.imshow(known, cmap=colours, vmin=0, vmax=heaviest)
-    figure.colorbar(shown, ax=axes, shrink=0.4, pad=0.01, extend="max", label="weight in the loss (grey: ignored)")
-    figure.suptitle("training samples: tile, its output framed and the classes outlined; below, weights of the output")
+    figure.colorbar(shown, ax=axes, shrink=0.4, pad=0.01, extend="max", label="loss weight (grey: ignored)")
+    figure.suptitle("training samples: tiles with the output framed and the classes outlined; below, loss weights")
     _save(figure, file)
 
 
 def _draw_tile(axes: Any, image: NDArray[Any], truth: NDArray[Any]) -> None:
-    """One tile (c, y, x) of 0..1, up to three channels as colours, with the outlines of each class of its centre."""
+    """Draw one tile (c, y, x) in 0..1, up to three channels as colours, with the outlines of the classes."""
     from matplotlib.patches import Rectangle
 
     axes.imshow(rgb(np.clip(image[:3], 0, 1)))
     edge = (image.shape[-1] - truth.shape[-1]) // 2
     inside = edge + np.arange(truth.shape[-1])
     for number in set(np.unique(truth).tolist()) - {0, IGNORED}:
-        if not (mask := truth == number).all():  # else there is no outline, which matplotlib warns of
+        if not (mask := truth == number).all():  # matplotlib warns if there is no outline
             axes.contour(inside, inside, mask, [0.5], colors=[f"C{number % 10}"], linewidths=1.1)
     corner = (edge - 0.5, edge - 0.5)
     axes.add_patch(Rectangle(corner, len(inside), len(inside), facecolor="none", edgecolor="white", linewidth=1))
@@ -258,7 +264,7 @@ def _draw_tile(axes: Any, image: NDArray[Any], truth: NDArray[Any]) -> None:
 def draw_weights(
     labels: NDArray[np.integer], classes: NDArray[np.uint8], weights: NDArray[np.floating], title: str, file: Path
 ) -> None:
-    """Labels, the classes made of them with the line between cells, and the weights of the loss; (y, x) each."""
+    """Plot labels, the classes with the line between touching cells, and the loss weights; (y, x) each."""
     from matplotlib import colormaps
     from matplotlib.patches import Patch
 
@@ -269,8 +275,8 @@ def draw_weights(
     for _, colour, pixels in kinds:
         coloured[pixels] = colour
     known = np.where(classes == IGNORED, np.nan, weights)
-    heat = colormaps["inferno"].with_extremes(bad=KINDS["no truth"])
-    shown = {"labels": label_colours(labels), "classes": coloured, "weight in the loss": known}
+    heat = colormaps["inferno"].with_extremes(bad=KINDS["not annotated"])
+    shown = {"labels": label_colours(labels), "classes": coloured, "loss weight": known}
     for axes, (name, values) in zip(panels, shown.items(), strict=True):
         drawn = axes.imshow(values, cmap=heat, vmin=0, interpolation="nearest")
         axes.set_title(name, fontsize=10)
@@ -283,7 +289,7 @@ def draw_weights(
 
 
 def _panels(height: int, width: int) -> tuple[Any, list[Any], Any]:
-    """A figure, three panels side by side with every pixel a square of whole dots, and a place for a colour bar."""
+    """Figure, its three panels, where each pixel is a square of whole dots, and the axes of a colour bar."""
     from matplotlib.figure import Figure
 
     zoom = max(1, round(PANEL_DOTS / max(height, width)))
@@ -300,11 +306,11 @@ def _panels(height: int, width: int) -> tuple[Any, list[Any], Any]:
 
 
 def _kinds(labels: NDArray[Any], classes: NDArray[np.uint8]) -> list[tuple[str, Colour, NDArray[np.bool_]]]:
-    """Name, colour and pixels of each thing to be seen in a class map."""
+    """Name, colour and pixels of each category that occurs in a class map."""
     from matplotlib import colormaps
 
     line = (classes == 0) & (labels != 0)
-    parts = {"background": (classes == 0) & ~line, "line": line, "no truth": classes == IGNORED}
+    parts = {"background": (classes == 0) & ~line, "line": line, "not annotated": classes == IGNORED}
     kinds = [(name, KINDS[name], pixels) for name, pixels in parts.items()]
     numbers = [n for n in np.unique(classes).tolist() if n not in (0, IGNORED)]
     if numbers == [1]:

@@ -1,30 +1,29 @@
-"""What a user asks of show."""
+"""Options of show as the user gives them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unetcli.core.options import Heading, Options, argument, channel_option, option
+from unetcli.core.options import Options, argument, channel_option, file_option, region_option
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowRequest(Options):
-    """One call of show: a section of a volume to look at."""
+    """Options of one call of show."""
 
     volume: str = field(
-        kw_only=False, metadata=argument("Zarr, OME-Zarr, store.zarr/path/inside or TIFF stack.", "VOLUME")
+        kw_only=False, metadata=argument("Image: TIFF stack, Zarr or OME-Zarr (also store.zarr/path/inside).", "VOLUME")
     )
-    section: int | None = option(
-        "Section along z, else t, counted as in the predicted volume. Default: the middle one.",
-        Heading.REGION,
+    section: int | None = region_option(
+        "Section along z (or t if there is no z), numbered as in the input of predict. Default: the middle one.",
         metavar="Z",
     )
-    overlay: str | None = option(
-        "Labels, drawn as outlines, or a probability, drawn as a transparent colour.", Heading.FILES, metavar="OTHER"
+    overlay: str | None = file_option(
+        "Draw this on top: labels as outlines, a probability as a transparent colour.", metavar="OTHER"
     )
-    output: Path | None = option(
-        "Picture to write. Default: NAME.zNN.png here.", Heading.FILES, short="-o", metavar="PNG"
+    output: Path | None = file_option(
+        "Picture to write. Default: NAME.zNN.png in the current folder.", short="-o", metavar="PNG"
     )
     channel: int | None = channel_option()
-    """None: up to three channels are shown as red, green and blue."""
+    """Channel to show; None shows up to three channels as red, green and blue."""

@@ -1,6 +1,6 @@
-"""One section of a volume as a picture, with labels or a probability over it: the library call behind ``show``.
+"""Draw one section of a volume, with labels or a probability over it: the library call behind ``show``.
 
-A plane is thinned to the dots of the picture. It is read window by window, from the coarsest level that will do.
+A large section is downsampled. It is read window by window, from the coarsest level that is fine enough.
 """
 
 from __future__ import annotations
@@ -16,66 +16,66 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import SIGNED_BYTES, place_of, require_apart, stem
+from unetcli.core.files import SIGNATURE_BYTES, parse_place, require_apart, stem
 from unetcli.core.geometry import Box, ceil_to
-from unetcli.viz.png import enlarged, label_colours, means, outlines, rgb, save_dots, stretched
+from unetcli.viz.png import enlarged, label_colours, means, outlines, rgb, save_pixels, stretched
 from unetcli.viz.request import ShowRequest
-from unetcli.volumes.image import marker_around, region_around
+from unetcli.volumes.image import find_marker, find_region_marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, shape, stated_sizes
 
 LARGEST, ROOMY = 2048, 1500
-"""Dots along the longer side at most, and what small sections are enlarged to by whole factors, if they fit."""
+"""Longer side of a picture in pixels: the limit, and the size up to which small sections are enlarged."""
 WINDOW_VOXELS = 2**22
-"""Voxels read at once, about."""
+"""Approximate number of voxels read at a time."""
 HEAT, OPACITY = (1.0, 0.45, 0.1), 0.6
 SIGNATURE = "unetcli show"
-"""Stands in the metadata of the pictures that may be replaced."""
+"""Written to the metadata of pictures; only pictures with it are replaced."""
 
 
 def show(request: ShowRequest) -> Path:
-    """Draw a section and its overlay; returns the picture's file.
+    """Draw a section and its overlay, and return the path of the picture.
 
     Raises
     ------
     UnetcliError
-        Something cannot be read, there is no such section or channel, the overlay is of another shape, or the
-        output is a file that ``show`` did not write.
+        An input cannot be read, the section or channel does not exist, the overlay has another shape, or the output
+        is a file that ``show`` did not write.
     """
     base = SectionView.open(request.volume)
     plane = _plane(base, request)
-    over = None if request.overlay is None else _fitting(request.overlay, base, plane)
+    over = None if request.overlay is None else _open_overlay(request.overlay, base, plane)
     output = _output(request, base, plane)
     step = base.step()
     zoom = max(1, ROOMY // max(plane.shape[-2:]))
     colours = enlarged(_base_colours(base, plane, step, request.channel), zoom)
     if over is not None:
-        _lay_over(colours, over, plane, step, zoom)
-    save_dots(colours, _scale_bar(base.volume, step / zoom, colours.shape[1]), output, SIGNATURE)
+        _draw_overlay(colours, over, plane, step, zoom)
+    save_pixels(colours, _scale_bar(base.volume, step / zoom, colours.shape[1]), output, SIGNATURE)
     return output
 
 
 @dataclass(frozen=True, slots=True)
 class SectionView:
-    """A volume whose planes can be read with fewer dots than voxels."""
+    """Volume whose planes can be read at reduced resolution."""
 
     volume: Volume
     kind: str | None
-    """What a store written by unetcli holds: probabilities, instances or weights."""
+    """Content of a store written by unetcli: probabilities, instances or weights; None for other stores."""
     origin: tuple[int, ...]
-    """Where it starts in the volume that it was predicted from; zero if it is not of a part of one."""
+    """Start in the volume that it was predicted from; zero unless it is a region of that volume."""
     extent: tuple[int, ...]
-    """Extent of the volume that it was predicted from, else its own."""
+    """Extent of the volume that it was predicted from, else of the volume itself."""
     levels: dict[int, Volume]
-    """The volume, and its coarser levels, by how many of its pixels make one of theirs along a side."""
+    """The volume and its coarser levels, by downsampling factor in the plane."""
 
     @classmethod
     def open(cls, name: str) -> SectionView:
-        """Open a volume; its levels too, where a side of the plane has more pixels than a picture has dots."""
-        volume, place = open_volume(name), place_of(name)
-        kind = (marker_around(place) or {}).get("kind")
+        """Open a volume, and its coarser levels if its planes are larger than a picture."""
+        volume, place = open_volume(name), parse_place(name)
+        kind = (find_marker(place) or {}).get("kind")
         levels = {1: volume} | (dict(_coarser(name, volume)) if max(volume.extent[-2:]) > LARGEST else {})
-        region = region_around(place)
+        region = find_region_marker(place)
         sides = region.get("region", ())
         is_part = tuple(b - a for a, b in sides) == volume.extent
         origin = tuple(a for a, _ in sides) if is_part else (0,) * len(volume.extent)
@@ -87,7 +87,7 @@ class SectionView:
 
     @property
     def box(self) -> Box:
-        """The region that it covers, in the coordinates of ``extent``."""
+        """Region that the volume covers, in the coordinates of ``extent``."""
         return self.volume.whole().shifted(self.origin)
 
     @property
@@ -96,16 +96,19 @@ class SectionView:
         return range(0) if axis is None else range(self.box.start[axis], self.box.stop[axis])
 
     def step(self) -> int:
-        """Number of pixels along a side that make one dot of a picture.
+        """Downsampling factor from the volume to the picture.
 
-        A multiple of the coarsest level that is still large enough, so that nothing finer has to be read.
+        A multiple of the factor of the coarsest level that is large enough, so that no finer level has to be read.
         """
         longest = max(self.volume.extent[-2:])
         factor = max(factor for factor in self.levels if factor == 1 or math.ceil(longest / factor) >= LARGEST)
         return factor * max(1, math.ceil(math.ceil(longest / factor) / LARGEST))
 
     def read(self, plane: Box, step: int, channel: int | None, *, mean: bool) -> NDArray[Any]:
-        """(c, y, x) of a plane, every ``step``-th pixel or the mean of so many; zeros where nothing is covered."""
+        """Read a plane as (c, y, x), downsampled by ``step``; zeros where the volume does not cover it.
+
+        With ``mean``, blocks of pixels are averaged; otherwise every ``step``-th pixel is taken.
+        """
         factor = self._factor(plane, step)
         rest, averaged = step // factor, mean and step > factor
         channels = self.volume.channels if channel is None else 1
@@ -119,12 +122,12 @@ class SectionView:
         return dots
 
     def _factor(self, plane: Box, step: int) -> int:
-        """The coarsest level whose pixels make up the dots of a plane, and lie where its own do."""
+        """Factor of the coarsest level that divides ``step`` and whose pixels are aligned with the plane."""
         apart = [a - b for a, b in zip(plane.start[-2:], self.origin[-2:], strict=True)]
         return max(n for n in self.levels if step % n == 0 and all(distance % n == 0 for distance in apart))
 
     def _values(self, window: Box, factor: int, channel: int | None) -> NDArray[Any]:
-        """(c, y, x) of a window at a level."""
+        """Values (c, y, x) of a window at a level."""
         channels = self.volume.channels if channel is None else 1
         values = np.zeros((channels, *(math.ceil(n / factor) for n in window.shape[-2:])), self.volume.dtype)
         inside = window.clipped(self.box)
@@ -136,14 +139,14 @@ class SectionView:
 
 
 def _coarser(name: str, volume: Volume) -> Iterator[tuple[int, Volume]]:
-    """Levels of an image that halve its planes again and again and leave other axes as they are, with their factors."""
+    """Coarser levels with their factors, as long as each halves the planes and leaves the other axes unchanged."""
     for number in itertools.count(1):
         try:
             level = open_volume(name, number)
-        except UnetcliError:  # none, or none that can be used
+        except UnetcliError:  # no such level, or not a usable one
             return
         factor, planes = 2**number, zip(level.extent[-2:], volume.extent[-2:], strict=True)
-        halved = all(max(1, m // factor) <= n <= math.ceil(m / factor) for n, m in planes)  # a rest may be cut off
+        halved = all(max(1, m // factor) <= n <= math.ceil(m / factor) for n, m in planes)  # may be rounded down
         own, whole = ((v.axes, v.channels, v.extent[:-2]) for v in (level, volume))
         if own != whole or not halved:
             return
@@ -151,13 +154,13 @@ def _coarser(name: str, volume: Volume) -> Iterator[tuple[int, Volume]]:
 
 
 def _at_level(box: Box, factor: int) -> Box:
-    """A box of full resolution in pixels of a level; only the plane is coarser there."""
+    """Convert a box to pixels of a level, which is coarser only in the plane."""
     start = (*box.start[:-2], *(a // factor for a in box.start[-2:]))
     return Box(start, (*box.stop[:-2], *(math.ceil(b / factor) for b in box.stop[-2:])))
 
 
 def _windows(plane: Box, step: int, chunks: tuple[int, ...]) -> Iterator[Box]:
-    """A plane cut into windows of whole chunks, about; all but the last have a multiple of ``step`` along a side."""
+    """Divide a plane into windows of about whole chunks; their sides are multiples of ``step`` but at the far edges."""
     rows = ceil_to(max(1, min(chunks[0], WINDOW_VOXELS // min(chunks[1], plane.shape[-1]))), step)
     columns = ceil_to(max(1, min(plane.shape[-1], max(chunks[1], WINDOW_VOXELS // rows))), step)
     (top, left), (bottom, right) = plane.start[-2:], plane.stop[-2:]
@@ -167,10 +170,10 @@ def _windows(plane: Box, step: int, chunks: tuple[int, ...]) -> Iterator[Box]:
 
 
 def _plane(base: SectionView, request: ShowRequest) -> Box:
-    """The section asked for, else the middle one; of several times the first."""
+    """Box of the requested section, by default the middle one, at the first time point."""
     name, volume = request.volume, base.volume
     if request.channel is not None and not 0 <= request.channel < volume.channels:
-        raise UnetcliError(f"--channel {request.channel}: {name} has {volume.channels}, counted from 0")
+        raise UnetcliError(f"--channel {request.channel}: {name} has channels 0 to {volume.channels - 1}")
     axis, sections = volume.section_axis, base.sections
     if axis is None:
         if request.section not in (None, 0):
@@ -185,58 +188,58 @@ def _plane(base: SectionView, request: ShowRequest) -> Box:
     return Box((*place, *base.box.start[-2:]), (*(first + 1 for first in place), *base.box.stop[-2:]))
 
 
-def _fitting(name: str, base: SectionView, plane: Box) -> SectionView:
-    """The overlay; refused unless it is of the same volume and has the section."""
+def _open_overlay(name: str, base: SectionView, plane: Box) -> SectionView:
+    """Open the overlay; raises unless it belongs to the same volume and covers the section."""
     over = SectionView.open(name)
     if over.extent != base.extent:
         raise UnetcliError(
-            f"{name} is {shape(over.volume)}, but {base.volume.path} is {shape(base.volume)}: no overlay of it"
+            f"--overlay {name} is {shape(over.volume)}; expected {shape(base.volume)}, like {base.volume.path}"
         )
     if over.volume.channels > 1 and over.volume.dtype.kind in "bui" and over.kind != "probabilities":
-        raise UnetcliError(f"{name}: {over.volume.channels} channels of integers; labels have one")
+        raise UnetcliError(f"--overlay {name} has {over.volume.channels} integer channels; expected labels, with one")
     if not plane.clipped(over.box).size:
         found, axis = over.sections, base.volume.section_axis
-        where = f"sections {found[0]} to {found[-1]}" if found else "another part"
-        asked = "the picture" if axis is None else f"section {plane.start[axis]}"
-        raise UnetcliError(f"{name}: covers {where}, not {asked} of {base.volume.path}")
+        where = f"sections {found[0]} to {found[-1]}" if found else "another region"
+        wanted = "the image" if axis is None else f"section {plane.start[axis]}"
+        raise UnetcliError(f"--overlay {name} covers {where}, not {wanted} of {base.volume.path}")
     return over
 
 
 def _output(request: ShowRequest, base: SectionView, plane: Box) -> Path:
-    """The file to write; refused if it is not a PNG, or holds anything that ``show`` did not write."""
+    """Path of the picture; raises if it is not a PNG, or is a file that ``show`` did not write."""
     axis = base.volume.section_axis
     number = "" if axis is None else f".{base.volume.axes[axis]}{plane.start[axis]:02d}"
     output = request.output or Path(f"{stem(request.volume)}{number}.png")
     if output.suffix.lower() != ".png":
-        raise UnetcliError(f"--output {output}: a PNG file is written; {output.with_suffix('.png')} would do")
+        raise UnetcliError(f"--output {output}: expected a PNG file, such as {output.with_suffix('.png')}")
     if not output.absolute().parent.is_dir():
-        raise UnetcliError(f"--output {output}: no folder {output.absolute().parent}")
-    require_apart(output, [place_of(name) for name in (request.volume, request.overlay) if name is not None])
-    if output.exists() and not (output.is_file() and SIGNATURE.encode() in output.read_bytes()[:SIGNED_BYTES]):
-        raise UnetcliError(f"{output}: exists, and show did not write it; --output names another place")
+        raise UnetcliError(f"--output {output}: the folder {output.absolute().parent} does not exist")
+    require_apart(output, [parse_place(name) for name in (request.volume, request.overlay) if name is not None])
+    if output.exists() and not (output.is_file() and SIGNATURE.encode() in output.read_bytes()[:SIGNATURE_BYTES]):
+        raise UnetcliError(f"{output}: exists and was not written by unetcli show; choose another --output")
     return output
 
 
 def _base_colours(base: SectionView, plane: Box, step: int, channel: int | None) -> NDArray[np.float32]:
-    """(y, x, 3) in 0..1: grey values between their percentiles, probabilities as they are, labels in colours."""
+    """Colours (y, x, 3) in 0..1: grey values with stretched contrast, probabilities unchanged, labels in colours."""
     if base.kind == "instances":
         return label_colours(base.read(plane, step, channel, mean=False)[0])
     values = base.read(plane, step, channel, mean=True)[:3].astype(np.float32)
-    top = _certain(base.volume) if base.kind == "probabilities" else None
+    top = _full_scale(base.volume) if base.kind == "probabilities" else None
     return rgb(np.clip(values / top, 0, 1) if top else np.stack([stretched(channel) for channel in values]))
 
 
-def _certain(volume: Volume) -> float:
-    """The stored value of probability 1."""
+def _full_scale(volume: Volume) -> float:
+    """Stored value of probability 1."""
     return float(np.iinfo(volume.dtype).max) if volume.dtype.kind in "ui" else 1.0
 
 
-def _lay_over(colours: NDArray[np.float32], over: SectionView, plane: Box, step: int, zoom: int) -> None:
-    """Draw labels as outlines, a probability as a transparent colour; of several classes the most probable one."""
+def _draw_overlay(colours: NDArray[np.float32], over: SectionView, plane: Box, step: int, zoom: int) -> None:
+    """Draw labels as outlines, a probability as a transparent colour, several classes as outlines of the likeliest."""
     probable = over.kind == "probabilities" or over.volume.dtype.kind == "f"
     values = over.read(plane, step, None, mean=probable)
     if probable and len(values) == 1:
-        share = np.clip(np.nan_to_num(values[0].astype(np.float32)) / _certain(over.volume), 0, 1)
+        share = np.clip(np.nan_to_num(values[0].astype(np.float32)) / _full_scale(over.volume), 0, 1)
         opacity = OPACITY * enlarged(share, zoom)[..., np.newaxis]
         colours *= 1 - opacity
         colours += opacity * np.array(HEAT, np.float32)
@@ -247,7 +250,7 @@ def _lay_over(colours: NDArray[np.float32], over: SectionView, plane: Box, step:
 
 
 def _scale_bar(volume: Volume, pixels_per_dot: float, width: int) -> tuple[float, str] | None:
-    """Length in dots, about a fifth of the width, and text of a scale bar; None where no voxel size is stated."""
+    """Length in pixels, about a fifth of the width, and text of a scale bar; None if the voxel size is unknown."""
     size, unit = stated_sizes(volume).get("x", (0.0, ""))
     if not size > 0:
         return None
@@ -258,7 +261,7 @@ def _scale_bar(volume: Volume, pixels_per_dot: float, width: int) -> tuple[float
 
 
 def round_length(most: float) -> float:
-    """The largest of 1, 2, 5, 10, 20, .. (and 0.5, 0.2, ..) that is not above ``most``.
+    """Largest of 1, 2, 5, 10, 20, .. (and 0.5, 0.2, ..) that is at most ``most``.
 
     >>> round_length(437.0), round_length(0.7)
     (200.0, 0.5)

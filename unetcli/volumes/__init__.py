@@ -1,1 +1,1 @@
-"""Volumes on disk: found, opened, read, and written as OME-Zarr."""
+"""Volumes on disk: opening, reading, and writing as OME-Zarr."""

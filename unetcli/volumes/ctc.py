@@ -1,12 +1,12 @@
-"""Folders of the cell tracking challenge: results, gold and silver truth, frame by frame.
+"""Folders of the Cell Tracking Challenge: results, gold and silver truth, frame by frame.
 
-    01_RES/maskTTT.tif                 a result, one label image per frame
-    01_GT/SEG/man_segTTT.tif           gold truth of some frames, perhaps of some objects only
-    01_GT/SEG/man_seg_TTT_ZZZ.tif      the same of one section of a 3-D frame
+    01_RES/maskTTT.tif                 result, one label image per frame
+    01_GT/SEG/man_segTTT.tif           gold truth of some frames, possibly with some objects only
+    01_GT/SEG/man_seg_TTT_ZZZ.tif      gold truth of one section of a 3-D frame
     01_GT/TRA/man_trackTTT.tif         a marker in every object of every frame
-    01_ST/SEG/man_segTTT.tif           silver truth: fused from results of many programs
+    01_ST/SEG/man_segTTT.tif           silver truth, fused from the results of many programs
 
-A frame has three digits, or more. A label is one object of its frame, connected or not.
+Frame numbers have three or more digits. A label is one object of its frame, connected or not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class FrameKey:
-    """A frame, or one section of it where ``section`` is not -1."""
+    """Number of a frame, and of one section of it; -1 stands for the whole frame."""
 
     time: int
     section: int = -1
@@ -49,14 +49,14 @@ class FrameKey:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FramePair:
-    """Reference and result of one frame, (y, x) or (z, y, x) labels each."""
+    """Reference and result labels of one frame, each (y, x) or (z, y, x)."""
 
     key: FrameKey
     reference: Labels
     result: Labels
 
     def table(self, ignore: int | None = None) -> Contingency:
-        """Pixels of each pair of labels; pixels whose reference is ``ignore`` count nowhere."""
+        """Number of pixels of each pair of labels, without pixels whose reference label is ``ignore``."""
         return Contingency.of(self.reference, self.result, ignore=ignore)
 
 
@@ -65,7 +65,7 @@ class Frames(Protocol):
 
     @property
     def place(self) -> str:
-        """What to call it to a user."""
+        """Path, for messages to the user."""
 
     def has(self, time: int) -> bool: ...
 
@@ -74,7 +74,7 @@ class Frames(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MaskFolder:
-    """The frames of a result folder."""
+    """Frames of a result folder."""
 
     folder: Path
     files: Mapping[FrameKey, Path]
@@ -92,7 +92,7 @@ class MaskFolder:
 
 @dataclass(frozen=True, slots=True)
 class VolumeFrames:
-    """The frames of a label volume, counted along t, else along z; a single image is frame 0."""
+    """Frames of a label volume, counted along t, or along z if it has no t; a single image is frame 0."""
 
     volume: Volume
 
@@ -111,7 +111,7 @@ class VolumeFrames:
         return require_labels(self.stored(time), self.volume.path)
 
     def stored(self, time: int) -> NDArray[Any]:
-        """The voxels of a frame, whatever they are."""
+        """Voxels of a frame, of any dtype."""
         frame: NDArray[Any]
         if self.axis is None:
             frame = self.volume.read(self.volume.whole())[0]
@@ -123,27 +123,27 @@ class VolumeFrames:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """A result laid over a truth folder; every frame of the truth is there."""
+    """A result with the truth folder it is compared with. The result has every frame of the truth."""
 
     truth: Path
     result: Frames
     segmented: Mapping[FrameKey, Path]
-    """Files for SEG and matching; there may be none."""
+    """Truth files for SEG and for matching objects; may be empty."""
     marked: Mapping[FrameKey, Path]
-    """Files for DET; there may be none."""
+    """Truth files for DET; may be empty."""
 
     def pairs(self) -> Iterator[FramePair]:
-        """Frames whose objects are drawn, in order: what SEG is computed of."""
+        """Frames with segmented objects, in order, from which SEG is computed."""
         return (self.pair(key, path) for key, path in self.segmented.items())
 
     def marker_pairs(self) -> Iterator[FramePair]:
-        """Frames whose objects are marked, in order: what DET is computed of."""
+        """Frames with marked objects, in order, from which DET is computed."""
         return (self.pair(key, path) for key, path in self.marked.items())
 
     def unsegmented(self) -> int | None:
-        """Marked objects that are not drawn in frames that have drawn objects; None where that is not known.
+        """Number of marked objects that are not segmented, in frames that have segmented objects.
 
-        Not known without markers, and where single sections of 3-D frames are drawn.
+        None, meaning unknown, if there are no markers or if only single sections of 3-D frames are segmented.
         """
         if not self.marked or any(key.section >= 0 or key not in self.marked for key in self.segmented):
             return None
@@ -154,20 +154,20 @@ class Challenge:
         return missed
 
     def is_partial(self) -> bool:
-        """Whether the truth leaves objects out, as gold truth may: then a result object more is no error.
+        """Whether the truth omits objects, as gold truth may; additional objects of the result are then no errors.
 
-        Silver truth is taken for complete.
+        Silver truth is assumed to be complete.
         """
         return not self.truth.name.endswith("_ST") and self.unsegmented() != 0
 
     def pair(self, key: FrameKey, path: Path) -> FramePair:
-        """The result of a frame beside a file of the truth."""
+        """Read a truth file and the result of the same frame."""
         reference, result = read_labels(path), self.result.read(key.time)
         if key.section >= 0:
-            result = section_of(result, key, self.result.place)
+            result = select_section(result, key, self.result.place)
         if reference.shape != result.shape:
             raise UnetcliError(
-                f"{path} is {shape(reference)}, but {key} of {self.result.place} is {shape(result)}: not the same place"
+                f"{path} is {shape(reference)}, but {key} of {self.result.place} is {shape(result)}; expected one size"
             )
         return FramePair(key, reference, result)
 
@@ -175,10 +175,7 @@ class Challenge:
 def is_challenge_truth(path: str | Path) -> bool:
     """Whether a folder has the layout of ``01_GT`` or ``01_ST``."""
     folder = Path(path)
-    return any(
-        sub.is_dir() and any(sub.glob(f"{name}*"))
-        for sub, name in ((folder / "SEG", SEGMENTED), (folder / "TRA", MARKED))
-    )
+    return any(any((folder / sub).glob(f"{name}*")) for sub, name in (("SEG", SEGMENTED), ("TRA", MARKED)))
 
 
 def is_challenge_result(path: str | Path) -> bool:
@@ -187,79 +184,82 @@ def is_challenge_result(path: str | Path) -> bool:
 
 
 def open_challenge(result: str | Path | Frames, truth: str | Path) -> Challenge:
-    """A result (a folder of masks, a label volume, or its frames) against a truth folder.
+    """Open a result together with the truth that it is compared with.
 
-    Silver truth has no markers of its own; those of the gold truth beside it are taken.
+    Parameters
+    ----------
+    result
+        Folder of masks, label volume, or frames.
+    truth
+        Folder such as ``01_GT`` or ``01_ST``. Silver truth has no markers; those of the gold truth beside it are used.
 
     Raises
     ------
     UnetcliError
-        No truth there; a frame of the truth is missing in the result (which the challenge counts as an error too).
+        The folder contains no truth, or the result lacks a frame of the truth, which is also an error in the challenge.
     """
     folder = Path(truth)
-    segmented = numbered(folder / "SEG", SEGMENTED)
+    segmented = files_by_frame(folder / "SEG", SEGMENTED)
     gold = folder.with_name(re.sub("_ST$", "_GT", folder.name))
-    marked = numbered(folder / "TRA", MARKED) or numbered(gold / "TRA", MARKED)
+    marked = files_by_frame(folder / "TRA", MARKED) or files_by_frame(gold / "TRA", MARKED)
     if not segmented and not marked:
         raise UnetcliError(f"{folder}: neither SEG/man_segTTT.tif nor TRA/man_trackTTT.tif; expected 01_GT or 01_ST")
     frames = open_frames(result) if isinstance(result, str | Path) else result
-    missing = sorted({key.time for key in (*segmented, *marked) if not frames.has(key.time)})
-    if missing:
+    if missing := sorted({key.time for key in (*segmented, *marked) if not frames.has(key.time)}):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UnetcliError(
-            f"{frames.place}: frame {missing[0]}{more} missing, which the truth in {folder} has; "
-            "a frame without objects needs a mask too"
+            f"{frames.place}: frame {missing[0]}{more} of the truth in {folder} is missing; "
+            "frames without objects need a mask too"
         )
     return Challenge(folder, frames, segmented, marked)
 
 
 def open_frames(path: str | Path) -> Frames:
-    """A folder of masks, else a label volume."""
+    """Open a folder of masks or a label volume."""
     if is_challenge_result(path):
-        return MaskFolder(Path(path), numbered(Path(path), MASK))
+        return MaskFolder(Path(path), files_by_frame(Path(path), MASK))
     return VolumeFrames(open_volume(path))
 
 
-def numbered(folder: Path, kind: str) -> dict[FrameKey, Path]:
-    """Files of one kind by frame, in order; a name that tells no frame is refused."""
+def files_by_frame(folder: Path, kind: str) -> dict[FrameKey, Path]:
+    """Files of one kind by frame, in order; raises :class:`UnetcliError` for a name without frame number."""
     found: dict[FrameKey, Path] = {}
     for path in sorted(folder.glob(f"{kind}*.tif*")):
-        match = NAMES[kind].fullmatch(path.name)
-        if match is None:
-            raise UnetcliError(f"{path}: no frame in the name; expected {kind}TTT.tif, three digits or more")
+        if (match := NAMES[kind].fullmatch(path.name)) is None:
+            raise UnetcliError(f"{path}: no frame number in the name; expected {kind}TTT.tif with 3 or more digits")
         key = FrameKey(*(int(number) for number in match.groups() if number is not None))
         if key in found:
-            raise UnetcliError(f"{path}: {key} is in {found[key].name} too")
+            raise UnetcliError(f"{path}: {key} is also in {found[key].name}; remove one of them")
         found[key] = path
     return dict(sorted(found.items()))
 
 
 def read_labels(path: Path) -> Labels:
-    """Labels of one file, (y, x) or (z, y, x)."""
+    """Read the labels of one file, (y, x) or (z, y, x)."""
     try:
         values = tifffile.imread(path)
     except Exception as error:
-        raise UnetcliError(f"{path}: not a TIFF file that can be read ({error})") from error
+        raise UnetcliError(f"{path}: not a readable TIFF file ({error})") from error
     return require_labels(values, str(path))
 
 
 def require_labels(values: NDArray[Any], place: str) -> Labels:
-    """Refuse what cannot be labels."""
+    """Return the values; raises :class:`UnetcliError` unless they are integers or booleans."""
     if values.dtype.kind not in "bui":
         raise UnetcliError(f"{place}: {values.dtype}; expected integer labels, 0 for background")
     return values
 
 
-def section_of(result: Labels, key: FrameKey, place: str) -> Labels:
-    """The section that a 2-D truth is about."""
+def select_section(result: Labels, key: FrameKey, place: str) -> Labels:
+    """Select the section of a 3-D result that a 2-D truth file describes."""
     if result.ndim != 3 or key.section >= len(result):
-        raise UnetcliError(f"{place}: {key} is in the truth, but that frame is {shape(result)}")
+        raise UnetcliError(f"{place}: the truth has {key}, but the frame of the result is {shape(result)}")
     section: Labels = result[key.section]
     return section
 
 
 def shape(labels: Labels) -> str:
-    """Extent for people.
+    """Format the shape of labels for the user.
 
     >>> shape(np.zeros((5, 13, 22), int))
     '5 x 13 x 22'

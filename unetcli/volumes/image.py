@@ -1,4 +1,4 @@
-"""The OME-Zarr images that unetcli writes: arrays whose chunks appear whole, and a marker that says whose they are."""
+"""OME-Zarr images that unetcli writes, with a marker in their metadata that identifies them as its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
 from unetcli.core.files import Place, is_remote, parent_of
 from unetcli.core.geometry import Box
 from unetcli.volumes import opening as ngff
-from unetcli.volumes.store import Store, Unread, store_at
+from unetcli.volumes.store import Store, WriteOnlyStore, store_at
 from unetcli.volumes.volume import Volume, describe
 
 ZSTD_LEVEL = 3
@@ -27,15 +27,15 @@ ZSTD_LEVEL = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """Description of an array; sizes in voxels, in the order of ``axes``, without channels."""
+    """Description of an array. Sizes are in voxels, in the order of ``axes``, without the channel axis."""
 
     axes: str
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     write_chunks: tuple[int, ...]
-    """Shards, where they are larger than the chunks."""
+    """Shape of the shards; equal to ``chunks`` without sharding."""
     outputs: int
-    """Channels; an axis of their own where there are several."""
+    """Number of channels; several channels have an axis c."""
     dtype: str
     zarr_format: int
     """3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)."""
@@ -43,14 +43,14 @@ class ArraySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Level(ArraySpec):
-    """The array ``name`` in a store. Shapes and boxes are without the channel axis, in the order of ``axes``."""
+    """Array ``name`` of a store. Shapes and boxes have the order of ``axes``, without the channel axis."""
 
     store: Store
     name: str
 
     @property
     def stored_axes(self) -> str:
-        """The volume's axes, and c before the spatial ones where there are several values a voxel."""
+        """Axes of the stored array; several channels have an axis c before the spatial ones."""
         lead = "t" if "t" in self.axes else ""
         channels = "c" if self.outputs > 1 else ""
         return lead + channels + self.axes.removeprefix("t")
@@ -60,16 +60,16 @@ class Level(ArraySpec):
         return f"{self.name}/{'zarr.json' if self.zarr_format == 3 else '.zarray'}"
 
     def like(self, name: str, **sizes: tuple[int, ...]) -> Level:
-        """Another array of the same store and kind."""
+        """Copy of this description with another name and other sizes."""
         return replace(self, name=name, **sizes)  # type: ignore[arg-type]
 
     def exists(self) -> bool:
-        """Whether an array of just this kind is there."""
+        """Whether the store contains an array with this description."""
         if self.store.read_text(self.metadata_key) is None:
             return False
         try:
             found = self.open_to_read()
-        except (ValueError, KeyError, TypeError):  # its metadata are damaged
+        except (ValueError, KeyError, TypeError):  # damaged metadata
             return False
         return (found.shape, found.chunks, found.shards or found.chunks, found.dtype) == (
             self._with_channels(self.shape, self.outputs),
@@ -79,10 +79,10 @@ class Level(ArraySpec):
         )
 
     def create(self, store: Store) -> None:
-        """Make the empty array, in a store that may be the draft of ours."""
-        three = self.zarr_format == 3
-        codec = ZstdCodec if three else numcodecs.Zstd
-        with store.reaching():
+        """Create the empty array in ``store``, which may be a draft of this store."""
+        v3 = self.zarr_format == 3
+        codec = ZstdCodec if v3 else numcodecs.Zstd
+        with store.explain_errors():
             zarr.create_array(
                 store.zarr(),
                 name=self.name,
@@ -91,31 +91,44 @@ class Level(ArraySpec):
                 shards=self._with_channels(self.write_chunks, 1) if self.write_chunks != self.chunks else None,
                 dtype=self.dtype,
                 fill_value=0,
-                compressors=codec(level=ZSTD_LEVEL, checksum=True),  # nothing else tells a flipped bit
-                dimension_names=list(self.stored_axes) if three else None,
-                chunk_key_encoding={"name": "default" if three else "v2", "separator": "/"},
-                zarr_format=3 if three else 2,
+                compressors=codec(level=ZSTD_LEVEL, checksum=True),  # detects flipped bits
+                dimension_names=list(self.stored_axes) if v3 else None,
+                chunk_key_encoding={"name": "default" if v3 else "v2", "separator": "/"},
+                zarr_format=3 if v3 else 2,
                 overwrite=True,
             )
 
     def open(self) -> zarr.Array[Any]:
-        """The array to write whole chunks to, and only that: see :class:`unetcli.volumes.store.Unread`."""
-        with self.store.reaching():
-            return zarr.open_array(Unread(self.store.zarr()), path=self.name, mode="r+")
+        """Open the array for writing whole chunks; see :class:`unetcli.volumes.store.WriteOnlyStore`."""
+        with self.store.explain_errors():
+            return zarr.open_array(WriteOnlyStore(self.store.zarr()), path=self.name, mode="r+")
 
     def write(self, array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> None:
-        """Store ``(outputs, *box.shape)`` at a box that covers whole ``write_chunks``, whatever was there."""
+        """Write the voxels of a box and replace what is stored there.
+
+        Parameters
+        ----------
+        array
+            Array opened with :meth:`open`.
+        box
+            Region in voxels that consists of whole ``write_chunks``.
+        values : (outputs, *box.shape)
+        """
         stored = np.moveaxis(values, 0, self._lead) if self.outputs > 1 else values[0]
-        with self.store.reaching():
+        with self.store.explain_errors():
             array[self._slices(box)] = stored
 
     def read(self, array: zarr.Array[Any], box: Box) -> NDArray[Any]:
-        """``(outputs, *box.shape)`` of an array that was opened with :meth:`open_to_read`.
+        """Read the voxels of a box from an array opened with :meth:`open_to_read`.
+
+        Returns
+        -------
+        (outputs, *box.shape)
 
         Raises
         ------
         UnreadableBlock
-            Where stored data are damaged.
+            Stored data are damaged.
         """
         place = f"{self.store.place}/{self.name}: cannot read {describe(box, self.axes)}"
         for path in self.files(box):
@@ -125,21 +138,21 @@ class Level(ArraySpec):
             stored = np.asarray(array[self._slices(box)])
         except MemoryError:
             raise
-        except Exception as error:  # codecs raise what they like
+        except Exception as error:  # codecs raise exceptions of any class
             raise UnreadableBlock(f"{place}: {one_line(error)}") from error
         return np.moveaxis(stored, self._lead, 0) if self.outputs > 1 else stored[np.newaxis]
 
     def open_to_read(self) -> zarr.Array[Any]:
-        with self.store.reaching():
+        with self.store.explain_errors():
             return zarr.open_array(self.store.zarr(), path=self.name, mode="r")
 
     def files(self, box: Box) -> Iterator[Path]:
-        """The files of a box that have to be synced; those of chunks that are all zero do not exist."""
+        """Files of a box, which are synced after writing; chunks of zeros have no file."""
         for key in self.keys(box):
             yield from self.store.files(key)
 
     def keys(self, box: Box) -> Iterator[str]:
-        """The keys in the store of all chunks (shards) of a box."""
+        """Keys of all chunks, or shards, of a box in the store."""
         ranges = [
             range(a // side, -(-b // side)) for a, b, side in zip(box.start, box.stop, self.write_chunks, strict=True)
         ]
@@ -150,7 +163,7 @@ class Level(ArraySpec):
 
     @property
     def _lead(self) -> int:
-        """How many axes come before the channels."""
+        """Number of axes before the channel axis."""
         return int("t" in self.axes)
 
     def _slices(self, box: Box) -> tuple[slice, ...]:
@@ -158,20 +171,20 @@ class Level(ArraySpec):
         return (*box.slices[: self._lead], *channels, *box.slices[self._lead :])
 
     def _with_channels(self, values: tuple[int, ...], channels: int) -> tuple[int, ...]:
-        """Per-axis values in stored order, with that of the channel axis where there is one."""
-        picks = dict(zip(self.axes, values, strict=True)) | {"c": channels}
-        return tuple(picks[axis] for axis in self.stored_axes)
+        """Per-axis values in stored order, with ``channels`` for the channel axis if there is one."""
+        by_axis = dict(zip(self.axes, values, strict=True)) | {"c": channels}
+        return tuple(by_axis[axis] for axis in self.stored_axes)
 
 
 MARKER = "unetcli"
-"""Attribute of the group that says that unetcli wrote it, what it is, and whether it is complete."""
+"""Group attribute that identifies an output of unetcli, its kind, and whether it is complete."""
 NESTING = 4
-"""Labels lie at most so many groups inside the prediction that says which region it is."""
+"""Maximum number of groups between labels and the prediction whose marker has their region."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """The image group at ``path``, a folder or a URL; level 0 is the array ``0``."""
+    """Image group at ``path``, a folder or URL; level 0 is the array ``0``."""
 
     path: Place
     spec: ArraySpec
@@ -182,15 +195,15 @@ class Image:
 
     @cached_property
     def level(self) -> Level:
-        """Full resolution; boxes in voxels from the start of the array."""
+        """Level of full resolution; its boxes are in voxels from the start of the array."""
         return Level(store=self.store, name="0", **vars(self.spec))
 
     def create(self, attributes: dict[str, Any]) -> None:
-        """Make the empty image; in a folder it appears complete or not at all. One that exists already stays."""
+        """Create the empty image, atomically if it is a folder. An existing image of unetcli is kept."""
 
         def make(store: Store) -> None:
             for name, text in ngff.documents(attributes, self.spec.zarr_format).items():
-                store.replace_text(name, text)  # first says whose it is, so that what is half made can be made again
+                store.replace_text(name, text)  # the marker is first, so that an interrupted creation can be repeated
             self.level.create(store)
 
         try:
@@ -200,15 +213,15 @@ class Image:
                 raise
 
     def mark(self, *, complete: bool) -> None:
-        """Say in the group's metadata whether every voxel is there."""
+        """Record in the group's metadata whether all voxels have been written."""
         found = self.attributes()
         self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete}})
 
     def attributes(self) -> dict[str, Any]:
-        """The attributes of the group, which has to be written by unetcli."""
+        """Attributes of the group; raises :class:`UnetcliError` if unetcli did not write it."""
         found = group_file(self.store)
         if found is None or MARKER not in found[1]:
-            raise UnetcliError(f"{self.path}: no output of unetcli (any more)")
+            raise UnetcliError(f"{self.path}: is not, or no longer, an output of unetcli")
         return found[1]
 
     def replace_attributes(self, attributes: dict[str, Any]) -> None:
@@ -217,7 +230,10 @@ class Image:
 
 
 def image_attributes(spec: ArraySpec, path: Place, source: Volume, start: dict[str, int]) -> dict[str, Any]:
-    """OME-Zarr attributes of an image with the voxel size of ``source``, whose voxel ``start`` is its first one."""
+    """OME-Zarr attributes of an image with the voxel size of ``source``.
+
+    ``start`` is the voxel of ``source``, by axis, at which the image begins.
+    """
     axes = "".join(axis for axis in "tczyx" if axis in spec.axes or (axis == "c" and spec.outputs > 1))
     sizes = {axis: source.voxel_size.get(axis, 1.0) if axis != "c" else 1.0 for axis in axes}
     starts = {axis: source.translation.get(axis, 0.0) + start.get(axis, 0) * sizes[axis] for axis in spec.axes}
@@ -227,23 +243,23 @@ def image_attributes(spec: ArraySpec, path: Place, source: Volume, start: dict[s
 
 
 def marker(place: Place) -> dict[str, Any] | None:
-    """What an output says of itself if unetcli wrote it, else None; None for one that is not wholly made, too."""
+    """Read the marker of an output; None if unetcli did not write it or its creation was interrupted."""
     store = store_at(place)
-    return _if_made(store, _marker(store))
+    return _if_created(store, _marker(store))
 
 
-def _if_made(store: Store, found: dict[str, Any] | None) -> dict[str, Any] | None:
-    made = found is not None and any(store.read_text(f"0/{name}") for name in ("zarr.json", ".zarray"))
-    return found if made else None
+def _if_created(store: Store, found: dict[str, Any] | None) -> dict[str, Any] | None:
+    created = found is not None and any(store.read_text(f"0/{name}") for name in ("zarr.json", ".zarray"))
+    return found if created else None
 
 
-def marker_around(place: Place) -> dict[str, Any] | None:
-    """The marker of a group, or of the group that an array lies in."""
+def find_marker(place: Place) -> dict[str, Any] | None:
+    """Read the marker of a group, or of the group that contains an array."""
     return marker(place) or marker(parent_of(place))
 
 
-def region_around(place: Place) -> Mapping[str, Any]:
-    """What a prediction of unetcli says of its region, by itself or by the group that its labels or levels lie in."""
+def find_region_marker(place: Place) -> Mapping[str, Any]:
+    """Find the marker that has the region of a prediction, its levels or its labels; empty if there is none."""
     for _ in range(NESTING):
         if "region" in (found := marker(place) or {}):
             return found
@@ -251,26 +267,33 @@ def region_around(place: Place) -> Mapping[str, Any]:
     return {}
 
 
-def require_ours(place: Place, command: str, way: str, kind: str | None = None) -> dict[str, Any] | None:
-    """The :func:`marker`; raises unless a place is free or holds what unetcli wrote, of that kind.
+def require_own_output(place: Place, command: str, advice: str, kind: str | None = None) -> dict[str, Any] | None:
+    """Check that a place is free or has an output of unetcli, and return its :func:`marker`.
 
     Parameters
     ----------
     command
-        The command that would have written it.
-    way
-        What the user can do.
+        Command that writes such outputs, for the message.
+    advice
+        What the user can do instead, for the message.
+    kind
+        Kind of output that is accepted. Default: any.
+
+    Raises
+    ------
+    UnetcliError
+        The place has files that unetcli did not write, or an output of another kind.
     """
     store = store_at(place)
     found = _marker(store)
-    ours = found is not None and kind in (None, found.get("kind"))
-    if not ours and not store.is_free():
-        raise UnetcliError(f"{place}: exists and was not written by unetcli {command}; {way}")
-    return _if_made(store, found)
+    own = found is not None and kind in (None, found.get("kind"))
+    if not own and not store.is_free():
+        raise UnetcliError(f"{place}: exists and was not written by unetcli {command}; {advice}")
+    return _if_created(store, found)
 
 
-def require_no_others(place: Place) -> None:
-    """Raise where labels that others made lie in an output that is to be deleted."""
+def require_no_foreign_labels(place: Place) -> None:
+    """Raise :class:`UnetcliError` if an output that is to be deleted contains labels of other programs."""
     labels = f"{place}/labels"
     found = group_file(store_at(labels))
     names = {*ngff.label_names(found[1] if found else {}), *_folders(labels)}
@@ -278,39 +301,34 @@ def require_no_others(place: Place) -> None:
         inside = store_at(f"{labels}/{name}")
         if _marker(inside) is None and not inside.is_free():
             raise UnetcliError(
-                f"{labels}/{name}: in the way of --overwrite, and not written by unetcli; move it elsewhere first"
+                f"{labels}/{name}: not written by unetcli, and --overwrite would delete it; move it elsewhere first"
             )
 
 
 def _folders(place: str) -> list[str]:
-    """Names of what a folder holds; of a remote one only its own list of labels is known."""
+    """Names in a folder without its metadata; empty for a URL, where only the list of labels is used."""
     if is_remote(place) or not Path(place).is_dir():
         return []
     return [path.name for path in Path(place).iterdir() if path.name not in (*ngff.ATTRIBUTES.values(), ".zgroup")]
 
 
 def remove_output(place: Place) -> None:
-    """Delete a prediction of ours; anything else stays."""
+    """Delete an output of unetcli; anything else is left in place."""
     store = store_at(place)
     if (found := group_file(store)) and MARKER in found[1]:
         store.remove(last=found[0])
 
 
 def _marker(store: Store) -> dict[str, Any] | None:
-    found = (_attributes(store) or {}).get(MARKER)
+    _, attributes = group_file(store) or ("", {})
+    found = attributes.get(MARKER)
     return found if isinstance(found, dict) else None
 
 
-def _attributes(store: Store) -> dict[str, Any] | None:
-    found = group_file(store)
-    return found[1] if found else None
-
-
 def group_file(store: Store) -> tuple[str, dict[str, Any]] | None:
-    """The file that holds a group's attributes, and those."""
+    """Name of the file with a group's attributes, and the attributes; None if it is missing or invalid."""
     for name in ngff.ATTRIBUTES.values():
-        text = store.read_text(name)
-        if text is not None:
+        if (text := store.read_text(name)) is not None:
             try:
                 return name, ngff.parse(name, text)
             except ValueError:

@@ -1,4 +1,4 @@
-"""Where a Zarr hierarchy lies: a folder here, or a place that fsspec reaches (``s3://bucket/big.zarr``)."""
+"""Stores of Zarr hierarchies: local folders, and URLs that fsspec supports (``s3://bucket/big.zarr``)."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from zarr.storage import FsspecStore, WrapperStore
 from zarr.storage import LocalStore as ZarrFolder
 
 from unetcli.core.errors import UnetcliError, one_line
-from unetcli.core.files import draft_of, is_remote, plain, remove_aside, replacing, sweep, sync, sync_all
+from unetcli.core.files import draft_of, is_remote, remove_aside, replacing, strip_scheme, sweep, sync, sync_all
 
 
 class Store(Protocol):
-    """A place of one Zarr hierarchy; its files appear whole or not at all."""
+    """Storage of one Zarr hierarchy, whose files are written atomically."""
 
     @property
     def place(self) -> str:
-        """For people, and to open it again."""
+        """Path or URL, for messages and for :func:`store_at`."""
 
     def zarr(self) -> ZarrStore:
-        """As Zarr sees it."""
+        """Store object for zarr-python."""
 
     def is_free(self) -> bool:
-        """Whether nothing is there, or an empty folder."""
+        """Whether the place does not exist or is an empty folder."""
 
     def read_text(self, key: str) -> str | None:
-        """A small file, or None where there is none."""
+        """Read a small file; None if it does not exist."""
 
     def replace_text(self, key: str, text: str) -> None:
-        """Write a small file, in place of an earlier one."""
+        """Write a small file, replacing an existing one."""
 
     def publish(self, make: Callable[[Store], None]) -> None:
-        """Make everything with ``make``, given the store to fill, which writes first what says whose it is."""
+        """Create the content by calling ``make`` with the store to fill; ``make`` writes unetcli's marker first."""
 
     def remove(self, last: str) -> None:
-        """Delete all of it; what ``last`` names, which says whose it is, goes last."""
+        """Delete the store; the key ``last``, which has unetcli's marker, is deleted last."""
 
     def sweep(self) -> int:
-        """Delete drafts that a killed writer left; only for who knows that no writer lives."""
+        """Delete the drafts of killed writers and return their number. No writer may be running."""
 
     def files(self, key: str) -> Iterator[Path]:
-        """The file of a key, where it has to be synced to stay."""
+        """File of a key, if it needs to be synced."""
 
-    def reaching(self) -> AbstractContextManager[None]:
-        """Turns whatever goes wrong on the way there into one line; of a folder errors are the system's own."""
+    def explain_errors(self) -> AbstractContextManager[None]:
+        """Turn errors of a remote store into :class:`UnetcliError`; those of a folder are left as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalStore:
-    """A folder."""
+    """Store in a local folder."""
 
     path: Path
 
@@ -81,13 +81,13 @@ class LocalStore:
             draft.write_text(text)
 
     def publish(self, make: Callable[[Store], None]) -> None:
-        """Under a draft's name first; raises OSError, and leaves no draft, where something is there already."""
+        """Create a draft and rename it; raises OSError, and leaves no draft, if the folder has files already."""
         draft = draft_of(self.path)
         draft.mkdir()
         try:
             make(LocalStore(draft))
             sync_all([path for path in draft.rglob("*") if path.is_file()], draft)
-            os.rename(draft, self.path)  # fails on a folder that holds something
+            os.rename(draft, self.path)  # fails if the target is a folder with files
             sync(self.path.absolute().parent)
         finally:
             remove_aside(draft)
@@ -101,13 +101,13 @@ class LocalStore:
     def files(self, key: str) -> Iterator[Path]:
         yield self.path / key
 
-    def reaching(self) -> AbstractContextManager[None]:
+    def explain_errors(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteStore:
-    """Objects below a URL. Each is stored whole or not at all; there is no rename, and nothing to sync."""
+    """Store of objects below a URL. Each object is written atomically; nothing can be renamed or needs syncing."""
 
     url: str
 
@@ -116,27 +116,27 @@ class RemoteStore:
         return self.url
 
     def zarr(self) -> ZarrStore:
-        with self.reaching():
+        with self.explain_errors():
             return FsspecStore.from_url(self.url)
 
     def is_free(self) -> bool:
-        with self.reaching():
+        with self.explain_errors():
             return not self._files.exists(self._path())
 
     def read_text(self, key: str) -> str | None:
-        with self.reaching(), suppress(FileNotFoundError):
+        with self.explain_errors(), suppress(FileNotFoundError):
             return str(self._files.cat_file(self._path(key)).decode())
         return None
 
     def replace_text(self, key: str, text: str) -> None:
-        with self.reaching():
+        with self.explain_errors():
             self._files.pipe_file(self._path(key), text.encode())
 
     def publish(self, make: Callable[[Store], None]) -> None:
         make(self)
 
     def remove(self, last: str) -> None:
-        with self.reaching():
+        with self.explain_errors():
             kept = self._path(last)
             if others := [path for path in self._files.find(self._path()) if path != kept]:
                 self._files.rm(others)
@@ -149,17 +149,17 @@ class RemoteStore:
         return iter(())
 
     @contextmanager
-    def reaching(self) -> Iterator[None]:
-        """Turns whatever is raised on the way to the remote place into one line."""
+    def explain_errors(self) -> Iterator[None]:
+        """Turn all exceptions of the remote store into :class:`UnetcliError`."""
         try:
             yield
         except UnetcliError:
             raise
         except ImportError as error:
             raise missing_package(self.url, error) from error
-        except FileNotFoundError as error:  # a bucket, or an array that was there before
+        except FileNotFoundError as error:  # a missing bucket, or an array that has been deleted
             raise UnetcliError(f"{self.url}: not found: {one_line(error)}") from error
-        except Exception as error:  # every protocol has classes of its own: botocore's, aiohttp's, OSError..
+        except Exception as error:  # each protocol has its own classes: botocore's, aiohttp's, OSError..
             raise UnetcliError(f"{self.url}: cannot be reached: {one_line(error)}") from error
 
     @property
@@ -173,22 +173,23 @@ class RemoteStore:
 
 
 def store_at(place: str | Path) -> Store:
-    """The store at a path or URL."""
-    name = plain(str(place))
+    """Return the store at a path or URL."""
+    name = strip_scheme(str(place))
     return RemoteStore(name.rstrip("/")) if is_remote(name) else LocalStore(Path(name))
 
 
 def missing_package(place: str, error: ImportError) -> UnetcliError:
-    """For a place whose protocol needs a package that is not installed."""
-    way = 'pip install "unetcli[s3]" brings it' if place.startswith(("s3:", "s3a:")) else one_line(error)
-    return UnetcliError(f"{place}: a package that reaches it is missing; {way}")
+    """Error for a URL whose protocol needs a package that is not installed."""
+    advice = 'pip install "unetcli[s3]"' if place.startswith(("s3:", "s3a:")) else one_line(error)
+    return UnetcliError(f"{place}: a package for this protocol is not installed; {advice}")
 
 
-class Unread(WrapperStore[ZarrStore]):
-    """A store to write whole chunks and shards to: what they held before is never read.
+class WriteOnlyStore(WrapperStore[ZarrStore]):
+    """Store for writing whole chunks and shards, whose previous content is never read.
 
-    Zarr merges new chunks into an old shard, and so fails for ever on a damaged one. Here a shard is made anew and
-    put in the place of the old one, like a chunk, by the rename that the store below ends every write with.
+    Zarr merges new chunks into an existing shard, and therefore always fails if that shard is damaged. With this store
+    a shard is written from scratch and replaces the old one, as a chunk does, through the rename that ends every write
+    of the underlying store.
     """
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
@@ -197,7 +198,7 @@ class Unread(WrapperStore[ZarrStore]):
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The same for Zarr's synchronous pipeline, which is asked for by configuration."""
+        """Version of :meth:`get` for Zarr's synchronous pipeline, which can be enabled by configuration."""
         if not _is_metadata(key):
             return None
         found: Buffer | None = super().get_sync(key, prototype=prototype, byte_range=byte_range)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Volumes: arrays with named axes, read by box and mirrored at their edges, and recognised by what they hold."""
+"""Volumes: arrays with named axes that are read by box, mirrored at their edges and identified by their content."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
 
 AXES = "tczyx"
-UNNAMED = {2: "yx", 3: "zyx"}
-"""What an array without axis names is taken for."""
+DEFAULT_AXES = {2: "yx", 3: "zyx"}
+"""Axes of an array without axis names, by their number."""
 
-METRES = {
+METRES_PER_UNIT = {
     **dict.fromkeys(("picometer", "picometre", "pm"), 1e-12),
     **dict.fromkeys(("angstrom", "Å"), 1e-10),
     **dict.fromkeys(("nanometer", "nanometre", "nm"), 1e-9),
@@ -30,35 +30,35 @@ METRES = {
     **dict.fromkeys(("centimeter", "centimetre", "cm"), 1e-2),
     **dict.fromkeys(("meter", "metre", "m"), 1.0),
 }
-"""Of OME-Zarr, and what people write; µ exists twice, as a sign and as a Greek letter."""
-ALIKE = 0.01
-"""Sizes that differ by a smaller share than this are rounded differently."""
+"""Names of units in OME-Zarr, and common abbreviations; µ has two code points, a sign and a Greek letter."""
+SIZE_TOLERANCE = 0.01
+"""Relative difference up to which two voxel sizes count as equal, as files round them differently."""
 Sizes = dict[str, tuple[float, str]]
-"""Number and unit by axis."""
+"""Voxel size and its unit, by axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """An array with named axes and voxel size.
 
-    Boxes and extents leave the channel axis out and have the order t, z, y, x; data come as (c, t, z, y, x) with the
-    axes that exist.
+    Boxes and extents have the order t, z, y, x and no channel axis. Voxels are returned as (c, t, z, y, x), without the
+    axes that the array does not have.
     """
 
     path: str
     array: Any
-    """Anything with shape, dtype and slicing; a ``zarr.Array`` when opened from disk."""
+    """Any array with shape, dtype and slicing; a ``zarr.Array`` if opened from disk."""
     stored_axes: str
     """Letters of ``AXES``, one per axis of the array, in its order."""
     voxel_size: dict[str, float] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     translation: dict[str, float] = field(default_factory=dict)
     assumed: str = ""
-    """Axes whose letters are a guess: nothing stored says what they are."""
+    """Axes whose letters are guessed, as the file does not name them."""
 
     @property
     def axes(self) -> str:
-        """All axes but the channel's, in the order t, z, y, x."""
+        """All axes except the channel axis, in the order t, z, y, x."""
         return "".join(axis for axis in AXES if axis in self.stored_axes and axis != "c")
 
     @property
@@ -67,12 +67,12 @@ class Volume:
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """Stored chunk shape, like ``extent``."""
+        """Shape of the stored chunks, with the same axes as ``extent``."""
         return self._by_axis(getattr(self.array, "chunks", self.array.shape))
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """In this machine's byte order, whatever the stored one."""
+        """Data type of the voxels that are read, in the native byte order."""
         dtype: np.dtype[Any] = self.array.dtype
         return dtype.newbyteorder("=") if dtype.kind in "uif" else dtype
 
@@ -82,27 +82,33 @@ class Volume:
 
     @property
     def chunk_channels(self) -> int:
-        """Channels stored together in one chunk."""
+        """Number of channels in one chunk."""
         chunks = getattr(self.array, "chunks", self.array.shape)
         return int(chunks[self.stored_axes.index("c")]) if "c" in self.stored_axes else 1
 
     @property
     def section_axis(self) -> int | None:
-        """Place in ``axes`` of the axis that counts sections: z, else t, else None (a single image)."""
+        """Index in ``axes`` of the axis that counts sections: z, else t; None for a single image."""
         return next((self.axes.index(axis) for axis in "zt" if axis in self.axes), None)
 
     def read(self, box: Box, channel: int | None = None) -> NDArray[Any]:
-        """Voxels of a box, which may reach outside, where the volume is mirrored.
+        """Read the voxels of a box. Outside of its extent, the volume is mirrored.
+
+        Parameters
+        ----------
+        box
+            Region in voxels, in the order of ``axes``; may extend beyond the volume.
+        channel
+            Channel to read. Default: all channels.
 
         Returns
         -------
         (c, *box.shape), the volume's dtype
-            One channel, or all where ``channel`` is None.
 
         Raises
         ------
         UnreadableBlock
-            Where stored data are damaged.
+            Stored data are damaged.
         """
         indices = [mirror_indices(*side) for side in zip(box.start, box.stop, self.extent, strict=True)]
         low = tuple(int(i.min()) for i in indices)
@@ -113,25 +119,25 @@ class Volume:
                 voxels = np.take(voxels, index - first, axis=axis)
         return voxels
 
-    def inside(self, place: tuple[int, ...]) -> tuple[int, ...]:
-        """The stored voxel that a place, perhaps outside, is mirrored to."""
+    def mirrored(self, place: tuple[int, ...]) -> tuple[int, ...]:
+        """Stored voxel that mirroring shows at ``place``, which may lie outside of the volume."""
         return tuple(int(mirror_indices(p, p + 1, n)[0]) for p, n in zip(place, self.extent, strict=True))
 
     def whole(self) -> Box:
         return Box.of_shape(self.extent)
 
     def sections(self, first: int, stop: int) -> Box:
-        """The volume's sections ``first..stop``."""
+        """Box of the sections ``first..stop``; the whole volume if it is a single image."""
         return self.whole() if self.section_axis is None else self.part(self.section_axis, first, stop)
 
     def part(self, axis: int, first: int, stop: int) -> Box:
-        """The volume between two places along an axis, which is counted as in ``axes``."""
+        """Box of the volume between two positions along one axis, given by its index in ``axes``."""
         start, end = list(self.whole().start), list(self.extent)
         start[axis], end[axis] = first, stop
         return Box(tuple(start), tuple(end))
 
     def without_single_axes(self, keep: str = "") -> Volume:
-        """The volume without leading axes of extent 1, but those to keep: a stack of one section is an image."""
+        """Drop leading axes of extent 1, except those in ``keep``: a stack of one section becomes an image."""
         leading = [axis for axis in self.axes[:-2] if axis not in keep]
         single = [axis for axis in leading if self.array.shape[self.stored_axes.index(axis)] == 1]
         if not single:
@@ -141,31 +147,30 @@ class Volume:
         return replace(self, array=_Squeezed(self.array, place), stored_axes=kept)
 
     def channels_as_sections(self) -> Volume:
-        """The volume with channels that are a guess taken for sections: z, and a guessed z before them for t."""
-        taken = {"c": "z", "z": "t"}
+        """Interpret a guessed channel axis as sections z, and a guessed z axis before it as t."""
         if "c" not in self.assumed or any(a in self.stored_axes and a not in self.assumed for a in "tz"):
             return self
-        return self._renamed({a: b for a, b in taken.items() if a in self.stored_axes})
+        return self._renamed({a: b for a, b in (("c", "z"), ("z", "t")) if a in self.stored_axes})
 
     def fitted_to(self, other: Volume) -> Volume:
-        """The volume with guessed channels taken for sections, if it has the extent of another one so."""
-        taken = self.channels_as_sections()
-        return taken if taken.extent == other.extent else self
+        """Interpret guessed channels as sections if this gives the volume the extent of the other volume."""
+        fitted = self.channels_as_sections()
+        return fitted if fitted.extent == other.extent else self
 
     def with_axes_of(self, other: Volume) -> Volume:
-        """The volume with the letters of another one's axes, where its own are a guess."""
+        """Replace guessed axis letters by those of the other volume."""
         letters = {a: b for a, b in zip(self.axes, other.axes, strict=False) if a != b}
         if len(self.axes) != len(other.axes) or not set(letters) <= set(self.assumed):
             return self
         return self._renamed(letters)
 
     def in_memory(self) -> Volume:
-        """The same volume, read once."""
+        """Read the array into memory."""
         everything = {axis: slice(None) for axis in self.stored_axes}
         return replace(self, array=self._slice(everything, self.whole()))
 
     def _renamed(self, letters: Mapping[str, str]) -> Volume:
-        """Axes under other letters, in the same order; of guessed ones no size is known."""
+        """Change axis letters, in the same order. Voxel sizes stay, as guessed axes have none."""
         stored, assumed = ("".join(letters.get(a, a) for a in axes) for axes in (self.stored_axes, self.assumed))
         return replace(self, stored_axes=stored, assumed=assumed)
 
@@ -173,32 +178,32 @@ class Volume:
         return tuple(int(per_stored_axis[self.stored_axes.index(axis)]) for axis in self.axes)
 
     def _stored(self, box: Box, channel: int | None) -> NDArray[Any]:
-        picks = dict(zip(self.axes, box.slices, strict=True))
-        picks["c"] = slice(None) if channel is None else slice(channel, channel + 1)
+        slices = dict(zip(self.axes, box.slices, strict=True))
+        slices["c"] = slice(None) if channel is None else slice(channel, channel + 1)
         order = [self.stored_axes.index(axis) for axis in f"c{self.axes}" if axis in self.stored_axes]
-        voxels = self._slice(picks, box).transpose(order)
+        voxels = self._slice(slices, box).transpose(order)
         return voxels if "c" in self.stored_axes else voxels[np.newaxis]
 
-    def _slice(self, picks: dict[str, slice], box: Box) -> NDArray[Any]:
-        """Part of the array, in its own order of axes; damage is told with its place, ``box``."""
+    def _slice(self, slices: dict[str, slice], box: Box) -> NDArray[Any]:
+        """Read part of the array, in the order of its own axes; errors name the region ``box``."""
         try:
-            return np.asarray(self.array[tuple(picks[axis] for axis in self.stored_axes)], self.dtype)
+            return np.asarray(self.array[tuple(slices[axis] for axis in self.stored_axes)], self.dtype)
         except MemoryError:
             raise
-        except Exception as error:  # codecs raise what they like: zlib.error, RuntimeError, ValueError, OSError..
+        except Exception as error:  # codecs raise zlib.error, RuntimeError, ValueError, OSError and others
             raise UnreadableBlock(f"{self.path}: cannot read {describe(box, self.axes)}: {error}") from error
 
 
 class _Squeezed:
-    """An array with some axes fixed at one index; still read lazily."""
+    """Array with some axes fixed at one index, which is read lazily."""
 
     def __init__(self, array: Any, place: tuple[int | slice, ...]) -> None:
         self._array, self._place, self.dtype = array, place, array.dtype
         self.shape = self._left(array.shape)
         self.chunks = self._left(getattr(array, "chunks", array.shape))
 
-    def __getitem__(self, picks: tuple[slice, ...]) -> NDArray[Any]:
-        remaining = iter(picks)
+    def __getitem__(self, selection: tuple[slice, ...]) -> NDArray[Any]:
+        remaining = iter(selection)
         full = tuple(next(remaining) if isinstance(index, slice) else index for index in self._place)
         return np.asarray(self._array[full])
 
@@ -207,7 +212,7 @@ class _Squeezed:
 
 
 def describe(box: Box, axes: str) -> str:
-    """A place for people.
+    """Format a box for the user.
 
     >>> describe(Box((3, 0), (4, 512)), "zy")
     'z 3:4, y 0:512'
@@ -216,24 +221,30 @@ def describe(box: Box, axes: str) -> str:
 
 
 def shape(volume: Volume) -> str:
-    """Axes and extent for people."""
+    """Format the axes and extent of a volume for the user."""
     return ", ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.extent, strict=True))
 
 
 def stored_names(array: Any) -> list[str] | None:
-    """The axis names that a Zarr array carries, in its own metadata (v3) or xarray's attribute (v2)."""
+    """Axis names of a Zarr array, from its metadata (v3) or the attribute of xarray (v2); None without names."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     return [str(name or "") for name in names] if isinstance(names, list | tuple) else None
 
 
 def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
-    """Axis letters from stored names, or from the number of axes where nothing is stored."""
+    """Axis letters for stored names, or the default for the number of axes if there are no names.
+
+    Raises
+    ------
+    UnetcliError
+        The axes are not those of an image, or are too many to be guessed.
+    """
     if not names or not any(names):
-        if dimensions in UNNAMED:
-            return UNNAMED[dimensions]
+        if dimensions in DEFAULT_AXES:
+            return DEFAULT_AXES[dimensions]
         raise UnetcliError(
-            f"{path}: {dimensions} axes without names; (z,) y, x is assumed for 2 or 3, "
-            "more need axis names (OME-Zarr, or dimension_names)"
+            f"{path}: {dimensions} axes without names; expected axis names (OME-Zarr, or dimension_names), "
+            "or 2 or 3 axes, which are taken as (z,) y, x"
         )
     letters = "".join(str(name).lower()[:1] for name in names)
     if len(letters) != dimensions or len(set(letters)) != len(letters) or not set("yx") <= set(letters) <= set(AXES):
@@ -242,41 +253,46 @@ def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
 
 
 def stated_sizes(volume: Volume) -> Sizes:
-    """Voxel size along the axes of space; none where all are 1 without unit, which is what says nothing."""
+    """Voxel size along the spatial axes; empty if all are 1 without unit, as in files that do not state it."""
     sizes = {axis: (volume.voxel_size[axis], volume.units.get(axis, "")) for axis in "zyx" if axis in volume.voxel_size}
     return {} if all(size == (1.0, "") for size in sizes.values()) else sizes
 
 
 def require_same_voxels(one: Volume, other: Volume, otherwise: str) -> None:
-    """Refuse two volumes whose voxels have stated sizes that differ; the error ends in what that means.
+    """Raise :class:`UnetcliError` if the stated voxel sizes of two volumes differ.
 
-    Axes that only one of them states, and units that cannot be compared, are passed over.
+    Axes whose size only one of the volumes states are not compared, nor are units that cannot be converted.
+
+    Parameters
+    ----------
+    otherwise
+        End of the message, which says what the difference implies.
     """
     sizes, others = stated_sizes(one), stated_sizes(other)
-    if any(differ(sizes[axis], others[axis]) for axis in sizes.keys() & others.keys()):
+    if any(sizes_differ(sizes[axis], others[axis]) for axis in sizes.keys() & others.keys()):
         raise UnetcliError(
-            f"{one.path} has voxels of {in_words(sizes)}, but {other.path} of {in_words(others)}: {otherwise}"
+            f"{one.path} has voxels of {format_sizes(sizes)}, but {other.path} of {format_sizes(others)}: {otherwise}"
         )
 
 
-def differ(one: tuple[float, str], other: tuple[float, str]) -> bool:
-    """Whether two sizes differ, where their units can be compared.
+def sizes_differ(one: tuple[float, str], other: tuple[float, str]) -> bool:
+    """Whether two sizes differ; False if their units cannot be converted.
 
-    >>> differ((500, "nanometer"), (0.5, "micrometer")), differ((1, "um"), (500, "nm")), differ((1, "um"), (2, ""))
-    (False, True, False)
+    >>> sizes_differ((500, "nanometer"), (0.5, "micrometer")), sizes_differ((1, "um"), (500, "nm"))
+    (False, True)
     """
     (size, unit), (other_size, other_unit) = one, other
-    scale, other_scale = METRES.get(unit, math.nan), METRES.get(other_unit, math.nan)
+    scale, other_scale = METRES_PER_UNIT.get(unit, math.nan), METRES_PER_UNIT.get(other_unit, math.nan)
     if unit == other_unit:
         scale = other_scale = 1.0
     sizes = size * scale, other_size * other_scale
-    return abs(sizes[0] - sizes[1]) > ALIKE * max(sizes)  # False for units that cannot be compared: NaN
+    return abs(sizes[0] - sizes[1]) > SIZE_TOLERANCE * max(sizes)  # False for NaN, from units that are not known
 
 
-def in_words(sizes: Sizes) -> str:
-    """For people, in the order of the axes; the unit once where it is the same.
+def format_sizes(sizes: Sizes) -> str:
+    """Format voxel sizes for the user, in the order of the axes; a common unit is given once.
 
-    >>> in_words({"y": (4.0, "nm"), "x": (4.0, "nm")}), in_words({"z": (0.05, "um"), "x": (4.0, "nm")})
+    >>> format_sizes({"y": (4.0, "nm"), "x": (4.0, "nm")}), format_sizes({"z": (0.05, "um"), "x": (4.0, "nm")})
     ('4 x 4 nm', '0.05 um x 4 nm')
     """
     units = {unit for _, unit in sizes.values()}
@@ -286,16 +302,16 @@ def in_words(sizes: Sizes) -> str:
 
 
 def resolve_region(sections: Sections, roi: Roi | None, volume: Volume) -> Box:
-    """The part of a volume that is asked for; all of it where nothing is.
+    """Box of the sections or region of interest that the user requests; the whole volume by default.
 
     Raises
     ------
     UnetcliError
-        It lies outside, is empty, or is named twice.
+        The region is empty or exceeds the volume, or both options are given.
     """
     if roi is not None:
         if sections != (None, None):
-            raise UnetcliError("--roi and --sections: one of them; --roi names the sections too")
+            raise UnetcliError("--roi and --sections: expected only one; --roi can select sections too")
         return _resolve_roi(roi, volume)
     if sections == (None, None):
         return volume.whole()
@@ -305,33 +321,34 @@ def resolve_region(sections: Sections, roi: Roi | None, volume: Volume) -> Box:
 
 
 def _resolve_roi(roi: Roi, volume: Volume) -> Box:
-    """The region of interest, along the last axes that it names."""
+    """Box of a region of interest, whose ranges apply to the last axes of the volume."""
     axes = volume.axes
     if len(roi) > len(axes):
-        raise UnetcliError(f"--roi: {len(roi)} ranges, {volume.path} has axes {', '.join(axes)}")
+        raise UnetcliError(f"--roi: {len(roi)} ranges, but {volume.path} has only the axes {', '.join(axes)}")
     start, stop = list(volume.whole().start), list(volume.extent)
     for place, (first, end) in enumerate(roi, start=len(axes) - len(roi)):
         start[place] = 0 if first is None else first
         stop[place] = volume.extent[place] if end is None else end
         if not 0 <= start[place] < stop[place] <= volume.extent[place]:
             raise UnetcliError(
-                f"--roi: {axes[place]} {start[place]}:{stop[place]}, {volume.path} has {axes[place]} "
-                f"0:{volume.extent[place]}"
+                f"--roi: {axes[place]} {start[place]}:{stop[place]} is not a range inside {volume.path}, which has "
+                f"{axes[place]} 0:{volume.extent[place]}"
             )
     return Box(tuple(start), tuple(stop))
 
 
 UNREADABLE = "-"
-"""Stands in a fingerprint for a chunk that could not be read."""
+"""Word in a fingerprint for a chunk that could not be read."""
 SAMPLES = 64
+"""Maximum number of sampled chunks."""
 SAMPLED_BYTES = 256 * 2**20
-"""At most about this much is read, so that huge chunks do not make every start slow."""
+"""Approximate limit of the bytes read, so that huge chunks do not make every start slow."""
 SAMPLED_VOXELS = 2**24
-"""At most this many voxels of a chunk are looked at."""
+"""Maximum number of voxels used of a chunk."""
 
 
 def sampled_boxes(volume: Volume) -> list[Box]:
-    """Up to ``SAMPLES`` chunks, evenly spread over the volume in C order; always the same ones."""
+    """Boxes of up to ``SAMPLES`` chunks, spread evenly over the volume in C order; the choice is deterministic."""
     grid = [-(-n // chunk) for n, chunk in zip(volume.extent, volume.chunks, strict=True)]
     total = int(np.prod(grid, dtype=np.int64))
     chunk_bytes = int(np.prod(volume.chunks, dtype=np.int64)) * volume.dtype.itemsize * volume.channels
@@ -341,7 +358,7 @@ def sampled_boxes(volume: Volume) -> list[Box]:
 
 
 def sampled_voxels(volume: Volume) -> Iterator[NDArray[Any] | None]:
-    """Voxels of the sampled chunks, (c, *box.shape) each; None where one cannot be read."""
+    """Voxels of each sampled chunk, (c, *box.shape); None for a chunk that cannot be read."""
     for box in sampled_boxes(volume):
         try:
             yield volume.read(box)
@@ -350,18 +367,18 @@ def sampled_voxels(volume: Volume) -> Iterator[NDArray[Any] | None]:
 
 
 def fingerprint(volume: Volume) -> str:
-    """Words: a digest of shape, axes and dtype, then one of each sampled chunk's voxels, ``-`` where unreadable.
+    """Fingerprint of a volume's content.
 
-    Compared by :func:`same_data`: a chunk that is mended later makes no other volume of it.
+    Consists of checksums, separated by blanks: one of shape, axes and dtype, and one of each sampled chunk; ``-``
+    stands for an unreadable chunk. :func:`same_data` compares fingerprints, ignoring unreadable chunks.
     """
     words = [short_checksum(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())]
-    for voxels in sampled_voxels(volume):
-        words.append(UNREADABLE if voxels is None else short_checksum(voxels))
-    return " ".join(words)
+    samples = (UNREADABLE if voxels is None else short_checksum(voxels) for voxels in sampled_voxels(volume))
+    return " ".join([*words, *samples])
 
 
 def same_data(one: str, other: str) -> bool:
-    """Whether two fingerprints agree wherever both could be taken.
+    """Whether two fingerprints agree in all chunks that both could read.
 
     >>> same_data("a b -", "a - c"), same_data("a b", "a c")
     (True, False)
@@ -371,7 +388,18 @@ def same_data(one: str, other: str) -> bool:
 
 
 def sampled_statistics(volume: Volume, channel: int | None) -> tuple[PerChannel, PerChannel]:
-    """Mean and standard deviation of each channel over the sampled chunks, leaving out what is not finite."""
+    """Mean and standard deviation of the finite voxels of the sampled chunks.
+
+    Parameters
+    ----------
+    channel
+        Channel to use. Default: all channels.
+
+    Returns
+    -------
+    mean, standard deviation
+        One number each, or one per channel if there are several.
+    """
     found = Moments()
     for voxels in sampled_voxels(volume):
         if voxels is not None:

@@ -1,1 +1,1 @@
-"""Shares as batches of a Dask cluster."""
+"""Execution of blocks in batches on a Dask cluster."""

@@ -1,4 +1,4 @@
-"""Dask clusters to run on: one that others started, or a scheduler here with workers that we launch."""
+"""Dask clusters: an existing scheduler, or one in this process whose workers unetcli launches."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ log = logging.getLogger(__name__)
 LOG = "dask.log"
 CONNECT_SECONDS = 30.0
 PATIENCE = 300.0
-"""Seconds without any worker after which a scheduler of others is given up."""
+"""Seconds without any worker after which an existing scheduler is given up."""
 SECONDS_TO_END = 10.0
-"""Time that worker processes of this host have to end before they are killed."""
-TALKERS = ("distributed", "distributed.client", "distributed.gc", "bokeh", "tornado", "tornado.application", "asyncio")
+"""Time for worker processes of this host to end before they are killed."""
+LOGGERS = ("distributed", "distributed.client", "distributed.gc", "bokeh", "tornado", "tornado.application", "asyncio")
 
 
 class Launch(Protocol):
-    """Starts worker jobs: each calls ``function(*arguments)``, a function of the package and plain values."""
+    """Starts worker jobs that call ``function(*arguments)``, a function of the package with plain values."""
 
     def __call__(self, function: Callable[..., None], arguments: Sequence[Any], count: int) -> list[str]:
-        """Names of the jobs. Raises :class:`UnetcliError` where they are refused."""
+        """Start ``count`` jobs and return their names. Raises :class:`UnetcliError` if they are refused."""
 
 
-Ended = Callable[[], Sequence[JobFailure]]
-"""Worker jobs that ended, each told once, with the reason."""
+EndedJobs = Callable[[], Sequence[JobFailure]]
+"""Returns the worker jobs that have ended since the last call, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalCluster:
-    """A scheduler that others started; its workers come and go as they please."""
+    """A scheduler that the user started, with workers that may join and leave at any time."""
 
     client: Client
     address: str
     expected: int = 1
 
-    def tend(self, *, progress: bool) -> None:
-        """Nothing: its workers are not ours."""
+    def replace_workers(self, *, progress: bool) -> None:
+        """Do nothing, as the user manages the workers."""
 
-    def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
-        """Why no worker will ever come again; None while one may."""
+    def give_up(self, seconds_without_workers: float) -> JobFailure | None:
+        """Return why no worker is expected to join any more; None while one may."""
         if seconds_without_workers < PATIENCE:
             return None
         return JobFailure(
@@ -69,22 +69,22 @@ class ExternalCluster:
 
 @dataclass(slots=True)
 class OwnCluster:
-    """A scheduler in this process; its workers are jobs, replaced when they end while work goes on."""
+    """A scheduler in this process. Its workers are jobs, which are replaced if they end before the work is done."""
 
     client: Client
     address: str
     expected: int
     launch: Callable[[int], list[str]]
-    ended: Ended
+    ended: EndedJobs
     alive: int = 0
     spare: int = 0
-    """Replacements that may still be launched before the next batch is done."""
+    """Number of replacements that may still be launched before the next batch is done."""
     last: JobFailure = field(default_factory=lambda: JobFailure(job="-", host="-", reason="no worker was started"))
 
-    def tend(self, *, progress: bool) -> None:
-        """Replace worker jobs that ended; called every second while work remains.
+    def replace_workers(self, *, progress: bool) -> None:
+        """Replace worker jobs that have ended; called every second while work remains.
 
-        ``progress``: a run has just begun, or a batch was done since the last call.
+        ``progress`` is true if a run has just begun or a batch was done since the last call.
         """
         if progress:
             self.spare = max(3, self.expected)
@@ -98,23 +98,23 @@ class OwnCluster:
         self.spare -= count
         try:
             self.alive += len(self.launch(count))
-        except UnetcliError as error:  # the site refuses more jobs: those that run go on
-            log.warning("no worker job in place of those that ended: %s", error)
+        except UnetcliError as error:  # the site refuses more jobs; the running ones continue
+            log.warning("worker jobs that ended are not replaced: %s", error)
             self.last = JobFailure(job="-", host="-", reason=str(error))
             self.expected = max(self.alive, 1)
 
-    def hopeless(self, seconds_without_workers: float) -> JobFailure | None:
-        """Why no worker will ever come again; None while one may."""
+    def give_up(self, seconds_without_workers: float) -> JobFailure | None:
+        """Return why no worker is expected to join any more; None while one may."""
         return self.last if self.alive <= 0 and self.spare <= 0 else None
 
 
 Cluster = ExternalCluster | OwnCluster
-"""A scheduler with workers, where batches run; ``expected`` workers will come, as far as is known."""
+"""A scheduler with workers that run batches; ``expected`` is the number of workers that should join."""
 
 
 @contextmanager
 def existing_scheduler(address: str, folder: Path, tls: Path | None = None) -> Iterator[ExternalCluster]:
-    """Use the scheduler at ``tcp://..`` or ``tls://..`` (then ``tls`` is the folder of its certificate)."""
+    """Connect to the scheduler at ``tcp://..`` or ``tls://..``; for the latter, ``tls`` has its certificate."""
     from distributed import Client
 
     trusted = security_for(address, tls)
@@ -122,7 +122,7 @@ def existing_scheduler(address: str, folder: Path, tls: Path | None = None) -> I
         try:
             client = Client(address, security=trusted, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise UnetcliError(f"--scheduler {address}: no Dask scheduler let us in ({one_line(error)})") from error
+            raise UnetcliError(f"--scheduler {address}: no Dask scheduler answers ({one_line(error)})") from error
         with closing(client):
             yield ExternalCluster(client, address)
 
@@ -131,28 +131,28 @@ def existing_scheduler(address: str, folder: Path, tls: Path | None = None) -> I
 def own_scheduler(
     folder: Path,
     launch: Launch,
-    ended: Ended,
+    ended: EndedJobs,
     count: int,
     *,
     host: str | None = None,
     memory: int | None = None,
     scratch: str | None = None,
 ) -> Iterator[OwnCluster]:
-    """A scheduler here, encrypted, and ``count`` worker jobs; at the end all of them end, whatever happened.
+    """Run an encrypted scheduler in this process, and ``count`` worker jobs that end with the ``with`` block.
 
     Parameters
     ----------
     host : address
-        Where workers reach this process; see :func:`own_address`.
+        Address at which workers reach this process; see :func:`own_address`.
     memory, scratch
-        As :func:`unetcli.executors.dask.worker.serve` takes them.
+        As in :func:`unetcli.executors.dask.worker.serve`.
     """
     host = own_address(host)
     with quiet(folder), run_certificate(folder / "tls") as tls, _scheduler(tls, host) as client:
         address = str(client.scheduler_info(n_workers=0)["address"])
         arguments = [address, str(tls), memory, scratch]
         cluster = OwnCluster(client, address, count, lambda number: launch(serve, arguments, number), ended)
-        cluster.alive = len(launch(serve, arguments, count))  # a refusal is the user's to hear
+        cluster.alive = len(launch(serve, arguments, count))  # if these are refused, the user gets the error
         yield cluster
 
 
@@ -168,12 +168,12 @@ def _scheduler(tls: Path, host: str) -> Iterator[Client]:
         "protocol": "tls",
         "dashboard": False,
         "dashboard_address": "127.0.0.1:0",
-        "allowed_failures": 1,  # a batch that was at work when two workers died is looked at block by block
+        "allowed_failures": 1,  # a batch that ran when two workers died is retried block by block
         "security": trusted,
     }
     own = {
         "distributed.scheduler.http.routes": [],  # no pages are served
-        "distributed.scheduler.worker-saturation": 1.0,  # no batch is given to a worker that has one
+        "distributed.scheduler.worker-saturation": 1.0,  # a busy worker gets no further batch
     }
     scheduler = {"cls": Scheduler, "options": options}
     with (
@@ -185,18 +185,18 @@ def _scheduler(tls: Path, host: str) -> Iterator[Client]:
         try:
             yield client
         finally:
-            client.shutdown()  # workers end by this alone: retiring them may silently do nothing
+            client.shutdown()  # ends the workers too; retiring them may silently do nothing
 
 
 def own_address(chosen: str | None = None) -> str:
-    """The address at which other nodes reach this host.
+    """Address at which other nodes reach this host.
 
-    That chosen here or by ``$UNETCLI_HOST``; else that of the host's name; else, as some distributions give the name a
-    loopback address, that of the default route.
+    This is the address chosen by the caller or in ``$UNETCLI_HOST``; else that of the host name; else, as some
+    distributions map the host name to a loopback address, that of the default route.
     """
     chosen = chosen or os.environ.get("UNETCLI_HOST")
     if chosen:
-        _require_ours(chosen)
+        _require_own(chosen)
         return chosen
     with suppress(OSError):
         address = socket.gethostbyname(socket.gethostname())
@@ -207,28 +207,28 @@ def own_address(chosen: str | None = None) -> str:
     return str(get_ip())
 
 
-def _require_ours(host: str) -> None:
+def _require_own(host: str) -> None:
     try:
         family, *_, place = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as attempt:
             attempt.bind(place)
     except OSError as error:
         raise UnetcliError(
-            f"{host}: no address of this host ({error.strerror}), so no scheduler can listen there; UNETCLI_HOST names "
-            f"one that the workers' nodes reach"
+            f"{host}: not an address of this host ({error.strerror}), so no scheduler can listen there; set "
+            f"UNETCLI_HOST to one that the workers' nodes can reach"
         ) from error
 
 
 @contextmanager
 def quiet(folder: Path) -> Iterator[None]:
-    """Have what Dask says of itself go to ``logs/dask.log`` of the run folder, not to the user's terminal."""
+    """Redirect Dask's log messages from the terminal to ``logs/dask.log`` in the run folder."""
     import distributed
 
     assert distributed  # its loggers exist from here on
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "logs" / LOG, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in TALKERS]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
@@ -244,7 +244,7 @@ def quiet(folder: Path) -> Iterator[None]:
 def local_workers(
     folder: Path, count: int, *, gpus: Sequence[str] = (), memory: int | None = None
 ) -> Iterator[OwnCluster]:
-    """A scheduler and ``count`` workers on this host, worker k on the k-th GPU of ``gpus`` where there are any."""
+    """Run a scheduler and ``count`` workers on this host; worker k uses the k-th entry of ``gpus``, if any."""
     with (
         tempfile.TemporaryDirectory(prefix="unetcli-", ignore_cleanup_errors=True) as scratch,
         closing(Processes(folder / "logs", gpus)) as started,
@@ -257,12 +257,12 @@ def local_workers(
 
 @dataclass(slots=True)
 class Processes:
-    """Launches worker jobs as processes of this host; :meth:`close` ends them."""
+    """Runs worker jobs as processes of this host; :meth:`close` ends them."""
 
     logs: Path
     gpus: Sequence[str] = ()
     running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    """By place: a worker that replaces another takes its place, and so its GPU."""
+    """Processes by index. A replacement takes over the index, and so the GPU, of the worker that ended."""
 
     def launch(self, function: Callable[..., None], arguments: Sequence[Any], count: int) -> list[str]:
         return [self._start(function, arguments) for _ in range(count)]
@@ -281,7 +281,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for the launcher, which lets workers finish their blocks
+                start_new_session=True,  # so that Ctrl-C reaches only the launcher; workers finish their blocks
             )
         return str(self.running[place].pid)
 
@@ -290,27 +290,27 @@ class Processes:
         for place, process in list(self.running.items()):
             if process.poll() is not None:
                 del self.running[place]
-                reason = f"{_death(process.returncode)}; see {self.logs / f'worker-{place}.log'}"
+                reason = f"{_describe_exit(process.returncode)}; see {self.logs / f'worker-{place}.log'}"
                 failures.append(JobFailure(job=str(process.pid), host=os.uname().nodename, reason=reason))
         return failures
 
     def close(self) -> None:
-        """Ask all to end, as they do within seconds after their current block; kill what does not."""
+        """Terminate all processes, which finish their current block first; kill those that do not end in time."""
         for process in self.running.values():
             process.terminate()
         deadline = time.monotonic() + SECONDS_TO_END
         for process in self.running.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            process.kill()  # does nothing to one that has ended
+            process.kill()  # no effect if it has ended
             process.wait()
         self.running.clear()
 
 
-def _death(code: int) -> str:
-    """How a process ended, in words.
+def _describe_exit(code: int) -> str:
+    """Describe the exit code of a process.
 
-    >>> _death(-9), _death(1)
+    >>> _describe_exit(-9), _describe_exit(1)
     ('killed by signal 9', 'ended with code 1')
     """
     return f"killed by signal {-code}" if code < 0 else f"ended with code {code}"

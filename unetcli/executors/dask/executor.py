@@ -1,4 +1,4 @@
-"""Blocks on a Dask cluster: batches of them, a few per worker at a time, so that nothing grows with their number."""
+"""Executor for Dask clusters. Sends blocks in batches, a few per worker, so that memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ log = logging.getLogger(__name__)
 SECONDS_PER_TICK = 1.0
 SECONDS_PER_RESULT = 10.0
 SECONDS_PER_ANSWER = 3.0
-AHEAD = 2
-"""Batches per worker at the scheduler: one at work, one that waits, so that no worker does."""
+BATCHES_PER_WORKER = 2
+"""Batches per worker at the scheduler: one that runs and one that waits, so that workers are never idle."""
 LARGEST = 256
-"""Blocks per batch at most: 10^6 blocks are 4,000 tasks for the scheduler then."""
-PER_WORKER = 3
-"""A batch is this part of what is left per worker: large first, single blocks last, so that workers end together."""
-ALIKE = 8
-"""Blocks that fail, none having been done, after which the rest is not tried: it would fail alike."""
+"""Maximum blocks per batch: 10^6 blocks are then 4,000 tasks for the scheduler."""
+BATCHES_LEFT = 3
+"""A batch is one of this many equal parts of the blocks left per worker. Batches shrink towards the end, so that all
+workers end together."""
+FAILURES_TO_STOP = 8
+"""Failed blocks, without any success, after which the remaining blocks are not tried: they would fail too."""
 BATCH, SINGLE, ALONE = range(3)
-"""Care taken: blocks of a batch that failed are tried singly; one that was at work when workers died is tried again
-with nothing else at work, for Dask blames all that was assigned to a worker that died."""
+"""Isolation of a batch. Blocks of a failed batch are retried one by one. A block that ran when workers died is retried
+while nothing else runs, as Dask blames every batch that was assigned to a worker that died."""
 
 
 @dataclass(frozen=True, slots=True)
 class DaskExecutor:
-    """Runs batches on any Dask cluster; a block that fails or kills its worker is reported, and the rest goes on."""
+    """Runs batches on any Dask cluster. A block that fails or kills its worker is reported; the others continue."""
 
     cluster: Cluster
 
@@ -63,105 +64,106 @@ class DaskExecutor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Blocks that travel together."""
+    """Blocks that are sent to a worker together."""
 
     blocks: Ranges
-    care: int = BATCH
+    isolation: int = BATCH
     failures: int = 0
     avoid: frozenset[str] = frozenset()
-    """Hosts where these blocks failed."""
+    """Hosts on which these blocks failed."""
 
-    def singly(self, **changes: Any) -> list[Batch]:
-        """A batch for each block."""
+    def split(self, **changes: Any) -> list[Batch]:
+        """Return one batch per block, with changed fields."""
         return [replace(self, blocks=((block, block + 1),), **changes) for block in numbers(self.blocks)]
 
 
 @dataclass(slots=True)
 class BatchQueue:
-    """What is to be sent next, and what has failed for good; knows nothing of Dask."""
+    """Batches to send next, and blocks that failed finally. Does not depend on Dask."""
 
     fresh: Cutter
-    """Blocks that were not sent yet."""
+    """Blocks that have not been sent yet."""
     avoid: frozenset[str]
-    """Hosts on which no block is to be tried first."""
-    again: deque[Batch] = field(default_factory=deque)
-    """Failed batches, cut into single blocks."""
+    """Hosts on which blocks are not tried first."""
+    retries: deque[Batch] = field(default_factory=deque)
+    """Failed batches, split into single blocks."""
     alone: deque[Batch] = field(default_factory=deque)
-    """Blocks that are tried with nothing else at work."""
+    """Blocks to be tried while nothing else runs."""
     failed: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     """Blocks by host and reason."""
     done: int = 0
-    """Batches that ended well."""
+    """Number of batches that succeeded."""
 
     def __bool__(self) -> bool:
-        return bool(self.fresh.left or self.again or self.alone)
+        return bool(self.fresh.left or self.retries or self.alone)
 
-    def next(self, at_work: Collection[Batch], workers: int, expected: int) -> Batch | None:
-        """The next batch, where one may be sent now; ``expected`` workers will come, as far as is known."""
-        if len(at_work) >= workers * AHEAD or any(batch.care == ALONE for batch in at_work):
+    def next(self, running: Collection[Batch], workers: int, expected: int) -> Batch | None:
+        """Return the next batch, or None if none may be sent now; ``expected`` is the number of workers to come."""
+        if len(running) >= workers * BATCHES_PER_WORKER or any(batch.isolation == ALONE for batch in running):
             return None
-        if self.again:
-            singles = sum(batch.care == SINGLE for batch in at_work)
-            return self.again.popleft() if singles < workers else None
+        if self.retries:
+            singles = sum(batch.isolation == SINGLE for batch in running)
+            return self.retries.popleft() if singles < workers else None
         if self.fresh.left:
             size = batch_size(self.fresh.left, max(workers, expected))
             return Batch(self.fresh.cut(size), avoid=self.avoid)
-        return self.alone.popleft() if self.alone and not at_work else None
+        return self.alone.popleft() if self.alone and not running else None
 
     def worker_died(self, batch: Batch, host: str) -> None:
-        """The batch was at work when workers died: its blocks are tried with more care, in the end each alone."""
-        if batch.care < ALONE:
-            waiting = self.alone if batch.care == SINGLE else self.again
-            waiting.extend(batch.singly(care=batch.care + 1))
+        """Retry a batch that ran when workers died, with more isolation; finally, its block has failed."""
+        if batch.isolation < ALONE:
+            waiting = self.alone if batch.isolation == SINGLE else self.retries
+            waiting.extend(batch.split(isolation=batch.isolation + 1))
         else:
-            self._fail(batch, host, "its worker died each time, perhaps out of memory; logs/ of the run folder")
+            self._fail(batch, host, "its worker died each time, perhaps out of memory; see logs/ in the run folder")
 
     def raised(self, batch: Batch, host: str, reason: str) -> None:
-        """Once more, block by block and elsewhere where there is an elsewhere; then it has failed."""
+        """Retry a batch that raised an exception once, block by block and on another host if possible."""
         if batch.failures:
             self._fail(batch, host, reason)
-        else:
-            self.again.extend(batch.singly(failures=1, avoid=batch.avoid | {host}, care=max(batch.care, SINGLE)))
+            return
+        isolation = max(batch.isolation, SINGLE)
+        self.retries.extend(batch.split(failures=1, avoid=batch.avoid | {host}, isolation=isolation))
 
     def _fail(self, batch: Batch, host: str, reason: str) -> None:
         self.failed.setdefault((host, reason), []).extend(numbers(batch.blocks))
 
     def all_fail(self) -> bool:
-        """Whether blocks failed and none was done, so that the rest would fail alike."""
-        return not self.done and sum(map(len, self.failed.values())) >= ALIKE
+        """Whether several blocks failed and none succeeded, so that the others would fail too."""
+        return not self.done and sum(map(len, self.failed.values())) >= FAILURES_TO_STOP
 
     def failures(self) -> list[JobFailure]:
         return [
-            JobFailure(job=names(to_ranges(sorted(blocks))), host=host, reason=reason)
+            JobFailure(job=describe_blocks(to_ranges(sorted(blocks))), host=host, reason=reason)
             for (host, reason), blocks in self.failed.items()
         ]
 
 
 @dataclass(slots=True)
 class Workers:
-    """The workers of a cluster, as they come and go."""
+    """Workers of a cluster, which may join and leave at any time."""
 
     cluster: Cluster
     addresses: list[str] = field(default_factory=list)
     hosts: dict[str, str] = field(default_factory=dict)
-    """Host name by address of a worker, of those that died too."""
+    """Host name by worker address, also of workers that died."""
     seen: float = field(default_factory=time.monotonic)
-    """When there was one last."""
+    """Time at which a worker was last connected."""
 
-    def look(self) -> None:
-        """Note who is there."""
+    def update(self) -> None:
+        """Update the addresses and host names of the workers."""
         self.require_scheduler()
         try:
             self.addresses = list(self.cluster.client.nthreads())
         except (OSError, TimeoutError) as error:
             raise self._gone() from error
         if new := [address for address in self.addresses if address not in self.hosts]:
-            self.hosts |= {address: _place(address) for address in new} | self.ask(socket.gethostname, workers=new)
+            self.hosts |= {address: _place(address) for address in new} | self.call(socket.gethostname, workers=new)
         if self.addresses:
             self.seen = time.monotonic()
 
-    def ask(self, function: Callable[..., Any], *words: Any, workers: list[str] | None = None) -> dict[str, Any]:
-        """What a function returns in each worker process; not waiting for long, as one may hang."""
+    def call(self, function: Callable[..., Any], *words: Any, workers: list[str] | None = None) -> dict[str, Any]:
+        """Call a function in each worker process and return the results; workers that do not answer are left out."""
         client = self.cluster.client
         try:
             found: dict[str, Any] = client.sync(
@@ -172,20 +174,20 @@ class Workers:
         return found
 
     def host(self, address: str) -> str:
-        """Name of the host of a worker, which may have died before it was asked: then that of a neighbour."""
+        """Host name of a worker; that of another worker at the same address if it died before it reported its own."""
         neighbours = [name for other, name in self.hosts.items() if _place(other) == _place(address)]
         return self.hosts.get(address) or (neighbours or [_place(address)])[0]
 
-    def elsewhere(self, avoid: frozenset[str]) -> list[str]:
-        """Addresses of workers on other hosts."""
+    def on_other_hosts(self, avoid: frozenset[str]) -> list[str]:
+        """Addresses of the workers on hosts other than ``avoid``."""
         return [address for address in self.addresses if self.hosts.get(address) not in avoid]
 
-    def none_to_come(self) -> JobFailure | None:
-        """Why there is no worker, and none will ever come; None where there is one, or one may come."""
-        return None if self.addresses else self.cluster.hopeless(time.monotonic() - self.seen)
+    def give_up(self) -> JobFailure | None:
+        """Return why no worker is left and none is expected; None if there is one, or one may join."""
+        return None if self.addresses else self.cluster.give_up(time.monotonic() - self.seen)
 
     def require_scheduler(self, ended: Iterable[Future[Any]] = ()) -> None:
-        """Raise where the scheduler is gone: then all it had been given counts as cancelled."""
+        """Raise :class:`UnetcliError` if the scheduler is gone, which cancels all its batches."""
         if self.cluster.client.status != "running" or any(future.status == "cancelled" for future in ended):
             raise self._gone()
 
@@ -195,7 +197,7 @@ class Workers:
 
 @dataclass(slots=True)
 class _Run:
-    """One call of the executor: sends batches to workers and takes back what became of them."""
+    """One call of the executor: sends batches to workers and collects their results."""
 
     cluster: Cluster
     workers: Workers
@@ -205,35 +207,35 @@ class _Run:
     tick: Callable[[], None]
     stopping: Callable[[], bool]
     name: str = field(default_factory=lambda: secrets.token_hex(4))
-    at_work: dict[Any, tuple[Future[Any], Batch]] = field(default_factory=dict)
-    """By the key of the future."""
+    running: dict[Any, tuple[Future[Any], Batch]] = field(default_factory=dict)
+    """Batches at the scheduler, by the key of their future."""
     finished: queue.SimpleQueue[Future[Any]] = field(default_factory=queue.SimpleQueue)
     later: list[Batch] = field(default_factory=list)
-    """Batches of workers that leave, or that died with the outcome; sent again at the next look."""
+    """Batches of workers that ended, or that died with the result; sent again after the next update."""
     sent: int = 0
     done_before: int = -1
-    """Batches that had been done when the cluster was last tended."""
-    looked: float = 0.0
+    """Number of batches that were done when workers were last replaced."""
+    updated: float = 0.0
     lost: list[JobFailure] = field(default_factory=list)
     """Why no worker is left."""
 
     def work(self) -> list[JobFailure]:
         try:
-            self._look()
-            while not self.lost and (self._send_all() or self.at_work):
+            self._update()
+            while not self.lost and (self._send_all() or self.running):
                 self._collect()
-                if time.monotonic() - self.looked >= SECONDS_PER_TICK:
-                    self._look()
+                if time.monotonic() - self.updated >= SECONDS_PER_TICK:
+                    self._update()
         finally:
-            self._give_up()
+            self._cancel()
         self.tick()
         return self.batches.failures() + self.lost
 
     def _send_all(self) -> bool:
-        """Send what workers have room for; whether anything waits to be sent."""
+        """Send all batches that may be sent now; returns whether more are to be sent later."""
         while not (ending := self.stopping() or self.batches.all_fail()):
-            at_work = [batch for _, batch in self.at_work.values()]
-            batch = self.batches.next(at_work, len(self.workers.addresses), self.cluster.expected)
+            running = [batch for _, batch in self.running.values()]
+            batch = self.batches.next(running, len(self.workers.addresses), self.cluster.expected)
             if batch is None:
                 break
             self._send(batch)
@@ -242,16 +244,16 @@ class _Run:
     def _send(self, batch: Batch) -> None:
         self.sent += 1
         key = (f"blocks-{self.name}", self.sent)
-        elsewhere = self.workers.elsewhere(batch.avoid)
-        place = {"workers": elsewhere, "allow_other_workers": True} if batch.avoid and elsewhere else {}
+        others = self.workers.on_other_hosts(batch.avoid)
+        place = {"workers": others, "allow_other_workers": True} if batch.avoid and others else {}
         future = self.cluster.client.submit(
             run_batch, self.task, str(self.folder), batch.blocks, self.name, key=key, pure=False, **place
         )
-        self.at_work[key] = (future, batch)
+        self.running[key] = (future, batch)
         future.add_done_callback(self.finished.put)
 
     def _collect(self) -> None:
-        """Take what has ended, waiting a little where nothing has."""
+        """Collect the batches that have ended, waiting briefly if none has."""
         try:
             ended = [self.finished.get(timeout=SECONDS_PER_TICK / 4)]
         except queue.Empty:
@@ -260,53 +262,53 @@ class _Run:
             ended.append(self.finished.get())
         self.workers.require_scheduler(ended)
         for future in ended:
-            _, batch = self.at_work.pop(future.key)
+            _, batch = self.running.pop(future.key)
             self._take(batch, future)
 
     def _take(self, batch: Batch, future: Future[Any]) -> None:
         if future.status == "error":
-            self._given_up(batch, future)
+            self._take_error(batch, future)
         elif (result := _fetch(future)) is None or result.left:
             self.later.append(batch)
         elif result.error:
-            self._log(f"{names(batch.blocks)} on {result.host}:\n{result.details}")
+            self._log(f"{describe_blocks(batch.blocks)} on {result.host}:\n{result.details}")
             self.batches.raised(batch, result.host, result.error)
         else:
             self.batches.done += 1
 
-    def _given_up(self, batch: Batch, future: Future[Any]) -> None:
-        """Dask gave the batch up: its workers died, or it cannot be read there."""
+    def _take_error(self, batch: Batch, future: Future[Any]) -> None:
+        """Handle a batch that Dask gave up, because its workers died or could not unpickle it."""
         error = future.exception()
         assert error is not None
-        self._log(f"{names(batch.blocks)}: {error!r}")
+        self._log(f"{describe_blocks(batch.blocks)}: {error!r}")
         last = getattr(error, "last_worker", None)
         if last is None:
             self.batches.raised(batch, "-", one_line(error, kind=True))
         else:
             self.batches.worker_died(batch, self.workers.host(last.address))
 
-    def _look(self) -> None:
-        """Once a second: who is there, what is to be replaced, what is to be said."""
-        self.looked = time.monotonic()
+    def _update(self) -> None:
+        """Update the workers and replace ended ones; called once a second."""
+        self.updated = time.monotonic()
         self.tick()
-        self.workers.look()
-        self.batches.again.extend(self.later)
+        self.workers.update()
+        self.batches.retries.extend(self.later)
         self.later.clear()
         stopping = self.stopping()
         if stopping:
-            self.workers.ask(request_stop, self.name)  # again and again: workers come and go
-        elif self.batches or len(self.at_work) > len(self.workers.addresses):  # one more would have something to do
-            self.cluster.tend(progress=self.batches.done > self.done_before)
+            self.workers.call(request_stop, self.name)  # repeated, as workers may join
+        elif self.batches or len(self.running) > len(self.workers.addresses):  # another worker would have work
+            self.cluster.replace_workers(progress=self.batches.done > self.done_before)
             self.done_before = self.batches.done
         if stopping and not self.workers.addresses:
             self.lost.append(JobFailure(job="-", host="-", reason="stopped; no worker was left"))
-        elif failure := self.workers.none_to_come():
+        elif failure := self.workers.give_up():
             self.lost.append(failure)
 
-    def _give_up(self) -> None:
-        """Forget what is still at work, which only happens in an emergency; its workers notice and stop."""
-        futures = [future for future, _ in self.at_work.values()]
-        self.at_work.clear()
+    def _cancel(self) -> None:
+        """Cancel batches that are still running, as after an error; their workers notice and stop."""
+        futures = [future for future, _ in self.running.values()]
+        self.running.clear()
         if futures and self.cluster.client.status == "running":
             self.cluster.client.cancel(futures)
 
@@ -316,16 +318,16 @@ class _Run:
 
 
 def batch_size(left: int, workers: int) -> int:
-    """Blocks in the next batch.
+    """Number of blocks in the next batch.
 
     >>> batch_size(10**6, 2), batch_size(100, 4), batch_size(7, 4)
     (256, 9, 1)
     """
-    return min(LARGEST, -(-left // (PER_WORKER * max(workers, 1))))
+    return min(LARGEST, -(-left // (BATCHES_LEFT * max(workers, 1))))
 
 
 def _fetch(future: Future[Any]) -> BatchResult | None:
-    """What became of a finished batch; None where the worker that knew has died since."""
+    """Result of a finished batch; None if the worker that holds it has died since."""
     try:
         return None if future.status == "lost" else BatchResult(*future.result(timeout=SECONDS_PER_RESULT))
     except (TimeoutError, CancelledError):
@@ -333,7 +335,7 @@ def _fetch(future: Future[Any]) -> BatchResult | None:
 
 
 def _place(address: str) -> str:
-    """The host in an address.
+    """Host part of an address.
 
     >>> _place("tls://10.1.2.3:4567")
     '10.1.2.3'
@@ -341,10 +343,10 @@ def _place(address: str) -> str:
     return address.split("://")[-1].rpartition(":")[0]
 
 
-def names(blocks: Ranges) -> str:
-    """Block numbers for people.
+def describe_blocks(blocks: Ranges) -> str:
+    """Format block numbers for the user.
 
-    >>> names(((3, 4),)), names(((0, 3), (7, 8)))
+    >>> describe_blocks(((3, 4),)), describe_blocks(((0, 3), (7, 8)))
     ('block 3', 'blocks 0-2, 7')
     """
     words = [str(a) if b - a == 1 else f"{a}-{b - 1}" for a, b in blocks]

@@ -1,8 +1,8 @@
-"""A Dask worker: one process that works off batches, and one that watches over it and replaces it when it dies.
+"""A Dask worker, which consists of a process that runs batches and one that restarts it if it dies.
 
-Also the certificate of the run: who holds its files may talk to the run's scheduler and workers, nobody else. Dask's
-own ``Security.temporary()`` would do but for one thing: its certificates are good from the second they are made, so
-that a node whose clock is slow refuses them.
+Also the certificate of a run: only processes that can read its files may connect to the scheduler and workers of the
+run. The certificates of Dask's ``Security.temporary()`` become valid at the second of their creation, so that a node
+whose clock is slow rejects them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from distributed.security import Security
 
 DEATH_TIMEOUT = 60.0
-"""Seconds in which the scheduler has to answer."""
+"""Seconds within which the scheduler must answer."""
 GRACE = 20.0
-"""Seconds that a worker asked to leave has for its current block; SLURM kills 30 s after SIGTERM by default."""
+"""Seconds for a terminated worker to finish its current block; by default SLURM kills a job 30 s after SIGTERM."""
 SECONDS_TO_CLOSE = 5.0
 SCRATCH = "UNETCLI_WORKER_SCRATCH"
-"""Variable that names the worker's own folder."""
+"""Environment variable with the path of the worker's temporary folder."""
 LEAVE, BUSY = "leave", "busy"
-"""Files there: one asks the worker to leave, the other says which process is at work."""
+"""Files in that folder: one asks the worker to end, the other has the id of the process that runs a block."""
 CERTIFICATE, KEY = "certificate.pem", "key.pem"
 DAYS = 90
-"""How long a certificate is good for: longer than any job may run."""
+"""Validity of a certificate, longer than any job may run."""
 
 
 def serve(
@@ -54,18 +54,31 @@ def serve(
     name: str | None = None,
     death_timeout: float = DEATH_TIMEOUT,
 ) -> None:
-    """Work for a scheduler until it ends, or until SIGTERM; takes plain values, so that any launcher can call it.
+    """Work for a scheduler until it ends, or until SIGTERM.
+
+    All arguments are plain values, so that any launcher can start it.
 
     Parameters
     ----------
+    scheduler : address
+        ``tls://HOST:PORT`` or ``tcp://HOST:PORT``.
     tls : folder
-        With the certificate of the run.
+        Folder with the certificate of the run.
     memory : bytes
-        A worker that holds 95 % of it is restarted; by default only the job limits it.
+        The worker is restarted when it uses 95 % of this. Default: no limit other than that of the job.
     scratch : folder
-        Where its own folder is made, and removed at the end; by default the system's place for temporary files.
+        Parent of the worker's temporary folder. Default: the system's folder for temporary files.
+    name
+        Name of the worker at the scheduler.
+    death_timeout : seconds
+        Time without an answer of the scheduler after which the worker ends.
+
+    Raises
+    ------
+    UnetcliError
+        No scheduler answers at the address, or it rejects the certificate.
     """
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read when dask is first imported, as in children
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read at the first import of dask, also in children
     spin_briefly()
     own = tempfile.mkdtemp(prefix="unetcli-worker-", dir=scratch)
     try:
@@ -80,7 +93,7 @@ async def _serve(
     import dask.config
     from distributed import Nanny
 
-    if os.environ["DASK_LOGGING__DISTRIBUTED"] == "warning":  # dask may have been imported before
+    if os.environ["DASK_LOGGING__DISTRIBUTED"] == "warning":  # dask may already be imported
         logging.getLogger("distributed").setLevel(logging.WARNING)
     asked = _signals()
     with dask.config.set(settings()):
@@ -104,18 +117,18 @@ async def _serve(
 
 
 def _address_towards(scheduler: str) -> str:
-    """The address of this host on the network of the scheduler; by itself a worker would listen on all networks."""
+    """Address of this host on the scheduler's network; by default a worker would listen on all networks."""
     from distributed.comm.addressing import get_address_host, unparse_host_port
     from distributed.utils import get_ip
 
     try:
         return str(unparse_host_port(get_ip(get_address_host(scheduler))))
     except (OSError, ValueError) as error:
-        raise UnetcliError(f"--scheduler {scheduler}: no such host or address ({error}); tls://HOST:PORT") from error
+        raise UnetcliError(f"--scheduler {scheduler}: no such address ({error}); expected tls://HOST:PORT") from error
 
 
 def _signals() -> asyncio.Event:
-    """Set once someone asks this process to end. SIGUSR2 is how submitit tells that the time limit is near."""
+    """Event that is set by a signal to end; SIGUSR2 is submitit's warning of the time limit."""
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
@@ -123,7 +136,7 @@ def _signals() -> asyncio.Event:
 
 
 async def _started(nanny: Nanny, scheduler: str, asked: asyncio.Event, death_timeout: float) -> None:
-    """Wait until the worker runs; whoever asks it to end meanwhile is heard too."""
+    """Wait until the worker runs, or until a signal asks this process to end."""
     starting = asyncio.ensure_future(nanny)
     try:
         await asyncio.wait_for(_either(starting, asked.wait()), death_timeout)
@@ -132,13 +145,13 @@ async def _started(nanny: Nanny, scheduler: str, asked: asyncio.Event, death_tim
     except (OSError, TimeoutError, RuntimeError) as error:  # a refused certificate is an OSError
         await nanny.close(timeout=2)
         raise UnetcliError(
-            f"no Dask scheduler let this worker in at {scheduler} within {death_timeout:g} s "
-            f"({one_line(error)}); is it running, and is --tls its certificate?"
+            f"no Dask scheduler at {scheduler} accepted this worker within {death_timeout:g} s "
+            f"({one_line(error)}); check that it is running and that --tls has its certificate"
         ) from error
 
 
 async def _either(*waits: Any) -> None:
-    """Return when the first has ended; the others are given up."""
+    """Return when the first awaitable has ended, and cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -149,7 +162,7 @@ async def _either(*waits: Any) -> None:
 
 
 async def _without_worker(nanny: Nanny, seconds: float) -> None:
-    """Return when there was no worker process for that long: Dask does not try a second time to restart one."""
+    """Return after the given time without a worker process, as Dask tries only once to restart it."""
     clock = asyncio.get_running_loop().time
     seen = clock()
     while clock() - seen < seconds:
@@ -158,18 +171,18 @@ async def _without_worker(nanny: Nanny, seconds: float) -> None:
 
 
 async def _finish_block(nanny: Nanny, own: Path) -> None:
-    """Have the worker end after its current block, so that nobody has to do it again."""
+    """Let the worker finish its current block, so that it need not be computed again."""
     clock = asyncio.get_running_loop().time
-    nanny.close_gracefully()  # no new process in place of this one
+    nanny.close_gracefully()  # do not restart the worker process
     (own / LEAVE).touch()
     deadline = clock() + GRACE
     while nanny.pid in _pids(own / BUSY) and clock() < deadline:
         await asyncio.sleep(0.1)
-    await asyncio.sleep(0.2)  # the outcome is on its way to the scheduler
+    await asyncio.sleep(0.2)  # for the result to reach the scheduler
 
 
 def _pids(busy: Path) -> set[int | None]:
-    """The process that said it is at work; it may have died since."""
+    """Id of the process that runs a block, as a set; empty if none does. The process may have died since."""
     try:
         return {int(busy.read_text())}
     except (FileNotFoundError, ValueError):
@@ -177,16 +190,16 @@ def _pids(busy: Path) -> set[int | None]:
 
 
 async def _close(nanny: Nanny, own: str) -> None:
-    """End worker and nanny; at once where an orderly end fails, as it does while the worker is just starting."""
+    """End worker and nanny, by force if closing fails, as it does while the worker is starting."""
     try:
         await asyncio.wait_for(nanny.close(timeout=2), SECONDS_TO_CLOSE)
     except (TimeoutError, OSError):
         shutil.rmtree(own, ignore_errors=True)
-        os._exit(0)  # the worker process sees it, and ends too
+        os._exit(0)  # the worker process notices and ends too
 
 
 def settings() -> dict[str, Any]:
-    """Dask's settings for a worker: nothing kept or spilled, no pages served, memory allocated as the network needs."""
+    """Dask settings of a worker: no spilling to disk, no web server, and malloc configured for the network."""
     return {
         "distributed.nanny.pre-spawn-environ": malloc_variables(),
         "distributed.worker.http.routes": [],
@@ -198,30 +211,31 @@ def settings() -> dict[str, Any]:
 
 
 class BatchResult(NamedTuple):
-    """What became of a batch; small, as it travels back."""
+    """Result of a batch; small, as it is sent to the client."""
 
     done: int
+    """Number of blocks finished."""
     host: str
     left: bool = False
-    """The worker was asked to leave, so blocks may be left."""
+    """Whether the worker was asked to end, so that blocks may be unfinished."""
     error: str = ""
-    """What the task raised, as one line."""
+    """Exception of the task, on one line; empty if there was none."""
     details: str = ""
-    """Its traceback, for the log."""
+    """Traceback of the exception, for the log."""
 
 
-_one_at_a_time = threading.Lock()  # a worker of others may have several threads; the task takes the whole process
+_one_at_a_time = threading.Lock()  # the user's workers may have several threads, but a task needs the whole process
 _stopped: set[str] = set()
-"""Runs that were stopped, as this worker process was told."""
+"""Runs whose batches have to stop in this worker process."""
 
 
 def request_stop(run: str) -> None:
-    """Have batches of that run stop after their current block, in this worker process."""
+    """Stop the batches of a run in this worker process after their current block."""
     _stopped.add(run)
 
 
 def run_batch(task: Task, folder: str, blocks: Ranges, run: str) -> BatchResult:
-    """Work off a batch on a Dask worker; an exception comes back as text, which any client can read."""
+    """Process a batch on a Dask worker. Exceptions are returned as text, which needs no import at the client."""
     from distributed import get_worker
 
     worker, host = get_worker(), socket.gethostname()
@@ -242,20 +256,20 @@ def run_batch(task: Task, folder: str, blocks: Ranges, run: str) -> BatchResult:
 
 
 def _is_wanted(worker: Worker, key: object) -> bool:
-    """False where the batch was given up: its client is gone, or the worker is closing."""
+    """Whether a batch is still needed: its client is connected and the worker is not closing."""
     state = worker.state.tasks.get(key)  # type: ignore[call-overload]
     return state is not None and state.state == "executing" and worker.status.name == "running"
 
 
 def leaving() -> bool:
-    """Whether this worker was asked to leave, as by SIGTERM."""
+    """Whether this worker was asked to end, for example by SIGTERM."""
     scratch = os.environ.get(SCRATCH)
     return scratch is not None and (Path(scratch) / LEAVE).exists()
 
 
 @contextmanager
 def _busy() -> Iterator[None]:
-    """Say in the worker's own folder that it works, for who asks it to leave."""
+    """Record the process id in the worker's folder while a block is processed; see :func:`_finish_block`."""
     scratch = os.environ.get(SCRATCH)
     mark = Path(scratch) / BUSY if scratch else None
     if mark:
@@ -269,7 +283,7 @@ def _busy() -> Iterator[None]:
 
 @contextmanager
 def run_certificate(folder: Path) -> Iterator[Path]:
-    """A folder with a fresh certificate, removed when the block ends; one of a killed run is replaced."""
+    """Create a folder with a new certificate for the duration of the block; that of a killed run is replaced."""
     remove_aside(folder)
     write_certificate(folder)
     try:
@@ -279,7 +293,7 @@ def run_certificate(folder: Path) -> Iterator[Path]:
 
 
 def write_certificate(folder: Path) -> None:
-    """Make the folder (mode 0700) with a new key and the certificate that it signed for itself (0600), in PEM."""
+    """Create a folder (mode 0700) with a new key and its self-signed certificate (mode 0600), in PEM format."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -302,25 +316,25 @@ def write_certificate(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True)
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     for file, content in ((CERTIFICATE, certificate.public_bytes(Encoding.PEM)), (KEY, secret)):
-        (folder / file).touch(mode=0o600, exist_ok=False)  # before there is anything to read in it
+        (folder / file).touch(mode=0o600, exist_ok=False)  # restrict access before writing the content
         (folder / file).write_bytes(content)
 
 
 def security_for(scheduler: str, tls: Path | None) -> Security | None:
-    """What a client or worker needs to be let in; raises where a certificate is needed and none is named."""
+    """Security settings to connect to a scheduler; raises :class:`UnetcliError` if it needs a certificate."""
     if scheduler.startswith("tls://") and tls is None:
-        raise UnetcliError(f"--scheduler {scheduler}: needs the certificate of its run; --tls FOLDER names it")
+        raise UnetcliError(f"--scheduler {scheduler}: needs the certificate of its run; add --tls FOLDER")
     return security(tls) if tls else None
 
 
 def security(folder: Path) -> Security:
-    """What Dask's scheduler, workers and clients need to trust that certificate, and nothing else."""
+    """Security settings for Dask's scheduler, workers and clients, which trust only the certificate in a folder."""
     from distributed.security import Security
 
     certificate, key = (str(folder / name) for name in (CERTIFICATE, KEY))
     for path in (certificate, key):
         if not os.access(path, os.R_OK):
-            raise UnetcliError(f"{path}: not readable; --tls names a folder with {CERTIFICATE} and {KEY}")
+            raise UnetcliError(f"{path}: cannot be read; --tls expects a folder with {CERTIFICATE} and {KEY}")
     pair = (("cert", certificate), ("key", key))
     roles = {f"tls_{role}_{what}": path for role in ("scheduler", "worker", "client") for what, path in pair}
     return Security(require_encryption=True, tls_ca_file=certificate, **roles)

@@ -1,1 +1,1 @@
-"""Shares as elements of a SLURM job array."""
+"""Execution of shares as elements of a SLURM job array."""

@@ -1,4 +1,4 @@
-"""Runs blocks as SLURM job arrays: one share per job, each worked off as in a process here."""
+"""Executor that runs blocks as SLURM job arrays, one share per job."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.5
 LATE_SECONDS = 30.0
-"""A network file system may show a job's outcome that much later than SLURM says that it has ended."""
+"""Time after the end of a job until its outcome file must be visible on a network file system."""
 
 
 @dataclass(slots=True, kw_only=True)
 class SlurmExecutor:
-    """Submits what no live job owns yet, and waits for all; a launcher that goes away leaves the jobs at work."""
+    """Submits the blocks that no live job owns, and waits for all jobs. Jobs continue if the launcher ends."""
 
     request: SlurmRequest
     blocks_per_job: int
     detach: bool = False
     """Return once everything is submitted."""
     every: float = 10.0
-    """Seconds between questions to SLURM."""
+    """Seconds between queries to SLURM."""
     jobs: list[str] = field(init=False, default_factory=list)
-    """Jobs of the last run: those of earlier launchers that it attached to, and those it submitted."""
+    """Jobs of the last run: those it submitted, and those of earlier launchers to which it attached."""
 
     def run(
         self,
@@ -45,14 +45,14 @@ class SlurmExecutor:
         stopping: Callable[[], bool],
         avoid: Sequence[str] = (),
     ) -> list[JobFailure]:
-        """Have the blocks worked off, by jobs that are at it already and by new ones.
+        """Process the blocks, in jobs that are already running and in new ones.
 
         Raises
         ------
         UnetcliError
-            No SLURM here, or it refuses; then no job and no file of this call is left.
+            SLURM is not available or refuses the jobs; no job and no file of this call is left behind.
         KeyboardInterrupt
-            Jobs run on; the next call attaches to them.
+            The user interrupted the launcher; jobs continue, and the next call attaches to them.
         """
         require_slurm()
         journal = JobJournal(folder)
@@ -60,19 +60,19 @@ class SlurmExecutor:
         shares = split(subtract(blocks, blocks_of(submissions)), self.blocks_per_job)
         submissions += self._submit(journal, task, shares, self._request(avoid))
         self.jobs = [job for submission in submissions for job in submission.open_jobs]
-        return [] if self.detach else self._wait(JobsAtWork(journal, submissions, self.every), tick, stopping)
+        return [] if self.detach else self._wait(OpenJobs(journal, submissions, self.every), tick, stopping)
 
     def _request(self, avoid: Sequence[str]) -> SlurmRequest:
-        """Not on hosts where these blocks failed, as long as there are others."""
+        """The request, without hosts where these blocks failed as long as there are others."""
         short = {host.partition(".")[0] for host in avoid}
-        here = nodes(self.request.partition) if short else set()
-        shunned = sorted(node for node in here if node.partition(".")[0] in short)
-        return self.request.without(",".join(shunned)) if shunned and len(shunned) < len(here) else self.request
+        known = nodes(self.request.partition) if short else set()
+        avoided = sorted(node for node in known if node.partition(".")[0] in short)
+        return self.request.without(",".join(avoided)) if avoided and len(avoided) < len(known) else self.request
 
     def _submit(
         self, journal: JobJournal, task: Task, shares: Sequence[Ranges], request: SlurmRequest
     ) -> list[Submission]:
-        """A submission for every array of jobs."""
+        """Submit the shares, as one submission per job array."""
         limit, made = array_limit(), []
         for start in range(0, len(shares), limit):
             submission = journal.intend(shares[start : start + limit])
@@ -82,25 +82,25 @@ class SlurmExecutor:
             made.append(submission)
         return made
 
-    def _wait(self, at_work: JobsAtWork, tick: Callable[[], None], stopping: Callable[[], bool]) -> list[JobFailure]:
-        """Wait until every job has ended, or the launcher has to stop; jobs at work are then left to themselves."""
-        while at_work:
-            at_work.look()
+    def _wait(self, jobs: OpenJobs, tick: Callable[[], None], stopping: Callable[[], bool]) -> list[JobFailure]:
+        """Wait until all jobs have ended or the launcher must stop, in which case the jobs continue."""
+        while jobs:
+            jobs.update()
             tick()
             if stopping():
                 break
             time.sleep(PAUSE_SECONDS)
-        return at_work.failures
+        return jobs.failures
 
 
-class JobsAtWork:
-    """Jobs that are waited for: brings together what they write in files and what SLURM says about them."""
+class OpenJobs:
+    """Jobs that have not ended; combines the outcome files that they write with the states that SLURM reports."""
 
     def __init__(self, journal: JobJournal, submissions: Sequence[Submission], every: float) -> None:
         self.journal, self.submissions = journal, submissions
         self.failures: list[JobFailure] = []
         self.late: dict[str, tuple[JobEnd, float]] = {}
-        """Jobs that ended well according to SLURM and whose outcome is not to be seen yet, with the time they ended."""
+        """Jobs that SLURM reports as completed while their outcome file is not visible, with the time of the report."""
         self.submission_of = {job: submission.name for submission in submissions for job in submission.open_jobs}
         self.watch = JobWatch(self.submission_of, every=every, log_of=self.log_of)
 
@@ -110,9 +110,9 @@ class JobsAtWork:
     def log_of(self, job: str) -> Path:
         return log_of(self.journal.logs, self.submission_of[job], job)
 
-    def look(self) -> None:
-        """Note what has ended since the last look."""
-        ended = self.watch.poll()  # asked first: an outcome is written before its job ends
+    def update(self) -> None:
+        """Record the jobs that have ended since the last call."""
+        ended = self.watch.poll()  # before reading outcomes: a job writes its outcome before it ends
         outcomes = self._new_outcomes()
         self.watch.forget(outcomes)
         now = time.monotonic()
@@ -129,7 +129,7 @@ class JobsAtWork:
         self._end({*outcomes, *(end.job for end in lost)})
 
     def _new_outcomes(self) -> dict[str, ShareOutcome]:
-        """Outcomes of jobs that count as open so far."""
+        """Read the outcomes of jobs that are still recorded as open."""
         found: dict[str, ShareOutcome] = {}
         for submission in self.submissions:
             files = outcomes(self.journal.logs / submission.name) if submission.open_jobs else {}
@@ -140,8 +140,8 @@ class JobsAtWork:
 
     def _failure(self, end: JobEnd) -> JobFailure:
         file = self.log_of(end.job)
-        reason = f"ended without telling how; {file} may say" if end.state == "COMPLETED" else end.reason
-        if end.state == "FAILED" and end.exit_code and (last := last_words(tail(file))):
+        reason = f"ended without reporting its outcome; see {file}" if end.state == "COMPLETED" else end.reason
+        if end.state == "FAILED" and end.exit_code and (last := last_log_line(tail(file))):
             reason = f"{reason}: {last}"
         return JobFailure(job=end.job, host=end.host, reason=reason, final=end.state == "CANCELLED")
 
@@ -151,13 +151,13 @@ class JobsAtWork:
                 self.journal.end(submission, ended)
 
 
-def last_words(text: str) -> str:
-    """The last line of a log that is not SLURM's or submitit's."""
+def last_log_line(text: str) -> str:
+    """Last line of a log that neither SLURM nor submitit wrote."""
     lines = [line.strip() for line in text.splitlines()]
     own = [line for line in lines if line and not line.startswith(("srun:", "slurmstepd", "submitit "))]
     return own[-1] if own else ""
 
 
 def blocks_of(submissions: Iterable[Submission]) -> Ranges:
-    """Blocks of all their open jobs."""
+    """Blocks of all open jobs of the submissions."""
     return union(share for submission in submissions for share in submission.open_jobs.values())

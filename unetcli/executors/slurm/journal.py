@@ -1,4 +1,4 @@
-"""Submissions, and which SLURM jobs own which blocks: on record before and after, so that any launcher can tell."""
+"""Journal of SLURM submissions, from which any launcher can find which job owns which blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unetcli.executors.slurm.request import (
     SlurmRequest,
     array_limit,
     cancel,
-    named,
+    jobs_named,
     outside_of_jobs,
     reason_in,
     require_slurm,
@@ -30,32 +30,32 @@ from unetcli.executors.slurm.request import (
 from unetcli.executors.slurm.watch import ENDED, squeue
 from unetcli.executors.slurm.worker import outcomes
 
-CARRIERS = ("*_submitted.pkl", "*_result.pkl", "*.save_tmp")
-"""Files by which submitit sends a job its function and gets back what it returned; not needed once the job ended."""
+SUBMITIT_FILES = ("*_submitted.pkl", "*_result.pkl", "*.save_tmp")
+"""Files in which submitit passes the function to a job and its result back; not needed once the job has ended."""
 
 
 @dataclass(slots=True)
 class Submission:
-    """One or more arrays of jobs, or one single job."""
+    """One or more job arrays, or a single job, submitted together."""
 
     name: str
-    """Of its jobs, and of the folder of their logs and outcomes."""
+    """Name of the jobs, and of the folder with their logs and outcomes."""
     shares: tuple[Ranges, ...]
     jobs: tuple[str, ...] = ()
-    """In the order of the shares; empty until SLURM's answer is on record."""
+    """Job ids, in the order of the shares; empty until SLURM's answer is recorded."""
     ended: set[str] = field(default_factory=set)
     withdrawn: bool = False
 
     @property
     def open_jobs(self) -> dict[str, Ranges]:
-        """Blocks by the jobs that are not known to have ended."""
+        """Jobs that are not known to have ended, with their blocks."""
         pairs = zip(self.jobs, self.shares, strict=True) if self.jobs else ()
         return {job: share for job, share in pairs if job not in self.ended}
 
 
 @dataclass(frozen=True, slots=True)
 class JobJournal:
-    """``jobs.jsonl`` of a run folder; only the holder of the launcher's lock writes to it."""
+    """The file ``jobs.jsonl`` of a run folder. Only the holder of the launcher's lock writes to it."""
 
     folder: Path
 
@@ -65,22 +65,22 @@ class JobJournal:
 
     @property
     def logs(self) -> Path:
-        """A folder for each submission."""
+        """Folder that contains one folder per submission."""
         return self.folder / "logs" / "slurm"
 
     def intend(self, shares: Sequence[Ranges]) -> Submission:
-        """A submission that is about to be made, under a name that nothing else has."""
+        """Record a submission, under a unique name, before it is made."""
         submission = Submission(f"unetcli-{secrets.token_hex(6)}", tuple(shares))
         self._append({"submit": submission.name, "shares": submission.shares})
         return submission
 
     def confirm(self, submission: Submission, jobs: Iterable[str]) -> None:
-        """Record that SLURM has taken it."""
+        """Record that SLURM has accepted the submission."""
         submission.jobs = tuple(jobs)
         self._append({"confirm": submission.name, "jobs": submission.jobs})
 
     def withdraw(self, submission: Submission) -> None:
-        """Record that it was not made."""
+        """Record that the submission was not made."""
         submission.withdrawn = True
         self._append({"withdraw": submission.name})
 
@@ -91,7 +91,7 @@ class JobJournal:
         function: Callable[..., Any],
         arguments: Sequence[tuple[Any, ...]],
     ) -> None:
-        """Submit one job per share, with these arguments, and record what became of it; raises as submit_jobs does."""
+        """Submit one job per share with its arguments, and record the outcome. Raises as :func:`submit_jobs`."""
         try:
             jobs = submit_jobs(request, self.logs, function, arguments, name=submission.name)
         except Exception:
@@ -100,17 +100,17 @@ class JobJournal:
         self.confirm(submission, jobs)
 
     def end(self, submission: Submission, jobs: Iterable[str]) -> None:
-        """Record that these jobs own nothing any more."""
+        """Record that these jobs have ended and no longer own their blocks."""
         if new := sorted(set(jobs) - submission.ended):
             submission.ended |= set(new)
             self._append({"end": submission.name, "jobs": new})
             if not submission.open_jobs:
-                for pattern in CARRIERS:
+                for pattern in SUBMITIT_FILES:
                     for path in (self.logs / submission.name).glob(pattern):
                         path.unlink(missing_ok=True)
 
     def on_record(self) -> list[Submission]:
-        """All submissions as the file has them; nothing is looked up or changed."""
+        """Read all submissions from the file, without asking SLURM."""
         found: dict[str, Submission] = {}
         for line in self._lines():
             if name := line.get("submit"):
@@ -125,12 +125,12 @@ class JobJournal:
         return list(found.values())
 
     def live(self) -> list[Submission]:
-        """Submissions with jobs that wait or run; other jobs are noted as ended.
+        """Submissions with waiting or running jobs; all other jobs are recorded as ended.
 
         Raises
         ------
         SlurmError
-            SLURM does not answer: nobody can say what runs.
+            SLURM does not answer, so it is unknown which jobs run.
         """
         found = self.on_record()
         for submission in found:
@@ -145,14 +145,14 @@ class JobJournal:
         return [submission for submission in found if submission.open_jobs]
 
     def _resolve(self, submission: Submission) -> None:
-        """The launcher died between asking SLURM and noting its answer: SLURM knows the jobs by name."""
-        jobs = sorted(named(submission.name), key=lambda job: [int(number) for number in job.split("_")])
+        """Find a submission's jobs by name, after its launcher died before it recorded SLURM's answer."""
+        jobs = sorted(jobs_named(submission.name), key=lambda job: [int(number) for number in job.split("_")])
         folder = self.logs / submission.name
         if len(jobs) == len(submission.shares) and all((folder / f"{job}_submitted.pkl").exists() for job in jobs):
             self.confirm(submission, jobs)
             return
-        cancel(jobs)  # submitit did not get so far as to give every job its function: they would wait in vain
-        shutil.rmtree(folder, ignore_errors=True)  # a job that sbatch still makes ends at once
+        cancel(jobs)  # submitit had not written the function of every job yet: they would wait in vain
+        shutil.rmtree(folder, ignore_errors=True)  # a job that sbatch creates later ends at once
         self.withdraw(submission)
 
     def _lines(self) -> Iterable[dict[str, Any]]:
@@ -163,11 +163,11 @@ class JobJournal:
         for line in text.splitlines():
             try:
                 yield json.loads(line)
-            except ValueError:  # torn: its writer was killed, and did not go on to what it announces
+            except ValueError:  # incomplete: its writer was killed before doing what the line announces
                 continue
 
     def _append(self, line: dict[str, Any]) -> None:
-        """On disk when this returns. A newline first: an earlier line may be torn."""
+        """Append a line and flush it to disk. It begins with a newline, as an earlier line may be incomplete."""
         handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(handle, f"\n{json.dumps(line)}\n".encode())
@@ -186,23 +186,25 @@ def submit_jobs(
     nodes: int = 1,
     tasks_per_node: int = 1,
 ) -> list[str]:
-    """Ids of jobs, ``123_0`` in an array, that call the function with one tuple of arguments each.
+    """Submit jobs that each call the function with one tuple of arguments; returns their ids (``123_0`` in an array).
 
     Parameters
     ----------
     logs
-        Folder that the nodes see. What belongs to the submission lies in ``logs/name``: nothing else should.
+        Folder that the nodes can access. The files of the submission are written to ``logs/name``.
     function
-        Of an importable module: it travels by name.
+        Function of an importable module, as it is pickled by name.
+    arguments
+        Arguments of each job.
     name
-        Of the jobs, too; unique, so that they can be found again.
+        Unique name of the jobs, by which they can be found again.
     nodes, tasks_per_node
-        Of one job: each task calls the function, with the same arguments.
+        Size of one job; each of its tasks calls the function with the same arguments.
 
     Raises
     ------
     UnetcliError
-        No SLURM here, or it refuses; then nothing is left behind, no job and no file.
+        SLURM is not available or refuses the jobs; no job and no file is left behind.
     """
     if not arguments:
         return []
@@ -210,23 +212,24 @@ def submit_jobs(
     folder, limit = logs / name, array_limit()
     jobs: list[str] = []
     parameters = request.submitit_parameters() | {"job_name": name, "nodes": nodes, "ntasks_per_node": tasks_per_node}
-    if nodes * tasks_per_node > 1:  # tasks that wait for one that failed would wait for long
+    if nodes * tasks_per_node > 1:  # otherwise the other tasks would wait for one that failed
         parameters["srun_args"] = [*(parameters["srun_args"] or []), "--kill-on-bad-exit=1"]
-    with _undone_where_refused(logs, folder, jobs), outside_of_jobs(request.options()):
+    with _undone_on_error(logs, folder, jobs), outside_of_jobs(request.options()):
         for start in range(0, len(arguments), limit):
             jobs += _submit_array(folder, function, arguments[start : start + limit], parameters)
     return jobs
 
 
 @contextmanager
-def _undone_where_refused(logs: Path, folder: Path, jobs: list[str]) -> Iterator[None]:
+def _undone_on_error(logs: Path, folder: Path, jobs: list[str]) -> Iterator[None]:
+    """Create the folder of a submission; on an error, cancel its jobs and delete the folder."""
     made_logs = not logs.exists()
     folder.mkdir(parents=True)
     try:
         yield
     except BaseException:
         with suppress(SlurmError):
-            cancel([*jobs, *named(folder.name)])  # by name too: an interrupt may come after sbatch has said yes
+            cancel([*jobs, *jobs_named(folder.name)])  # by name: an interrupt may come before sbatch returns the id
         shutil.rmtree(folder, ignore_errors=True)
         if made_logs:
             with suppress(OSError):
@@ -242,18 +245,18 @@ def _submit_array(
 
     executor = SlurmExecutor(folder)
     executor.update_parameters(**{"array_parallelism": len(arguments), **parameters})
-    logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its handlers would write to our stdout
+    logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its handlers would write to stdout
     try:
         with redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             submitted = executor.map_array(function, *zip(*arguments, strict=True))
     except (FailedJobError, FailedSubmissionError) as error:
         raise UnetcliError(f"SLURM refuses the jobs: {reason_in(str(error))}") from None
-    for link in folder.glob(".submission_file_*.sh"):  # to the script, which has the job's id in its name
+    for link in folder.glob(".submission_file_*.sh"):  # links to the script, whose name has the job's id
         link.unlink()
     return [str(job.job_id) for job in submitted]
 
 
 def log_of(logs: Path, name: str, job: str) -> Path:
-    """What the job printed, and what SLURM said about it."""
+    """Log file of a job: its output and SLURM's messages."""
     return logs / name / f"{job}_0_log.out"

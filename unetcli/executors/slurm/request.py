@@ -1,4 +1,4 @@
-"""What is asked of SLURM, and its commands."""
+"""Resource requests to SLURM, and calls of its commands."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.records import read_toml
 
 SECONDS = 60
-"""A controller under load answers late; squeue itself gives up after a multiple of its MessageTimeout of 10 s."""
-NEEDED = ("sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel")
-FINDS_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
+"""Time limit of a SLURM command. A busy controller answers late; squeue gives up after several 10 s timeouts."""
+REQUIRED_PROGRAMS = ("sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel")
+CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 JOB_VARIABLES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
 DEFAULTS = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
-"""What a user may have in the shell's start-up file; unlike for sbatch, options go before it."""
+"""Variables that a user may set at login. For sbatch they override options in scripts; here, options override them."""
 
 
 class SlurmError(UnetcliError):
-    """A SLURM command failed; the message is its own reason, in one line."""
+    """A SLURM command failed. The message is the one of the command, on one line."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
         self.code = code
-        """Exit code of the command, negative where a signal ended it; None where it was not run to its end."""
+        """Exit code of the command, negative if a signal ended it; None if it did not start or did not end."""
 
 
 def call(*words: str) -> str:
-    """What a SLURM command prints.
+    """Run a SLURM command and return its stdout.
 
     Raises
     ------
     SlurmError
-        It failed, or did not answer.
+        The command failed or did not answer in time.
     """
     return run(*words).stdout
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """A SLURM command that ended well, with what it wrote to stdout and stderr; raises as :func:`call` does."""
+    """Run a SLURM command and return the completed process; raises as :func:`call`."""
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -62,7 +62,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def reason_in(stderr: str) -> str:
-    """What a SLURM command wrote to stderr as one line, without its own name and repetitions.
+    """Error message of a SLURM command on one line, without the command's name and repetitions.
 
     >>> reason_in("sbatch: error: invalid partition specified: x\\nsbatch: error: Batch job submission failed: No x\\n")
     'invalid partition specified: x; Batch job submission failed: No x'
@@ -72,8 +72,8 @@ def reason_in(stderr: str) -> str:
 
 
 def require_slurm() -> None:
-    """Raise where there is no SLURM to submit to."""
-    if missing := [program for program in NEEDED if shutil.which(program) is None]:
+    """Raise :class:`UnetcliError` unless jobs can be submitted to SLURM from this host."""
+    if missing := [program for program in REQUIRED_PROGRAMS if shutil.which(program) is None]:
         raise UnetcliError(f"--cluster slurm: {', '.join(missing)} not on PATH; run it on a host of the cluster")
     try:
         call("sinfo", "-h", "-o", "%P")
@@ -82,30 +82,30 @@ def require_slurm() -> None:
 
 
 def array_limit() -> int:
-    """Elements that one array may have here."""
+    """Maximum number of elements of a job array on this cluster."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
     return max(1, int(found[1])) if found else 1001
 
 
 def nodes(partition: str | None = None) -> set[str]:
-    """Names of the nodes that take jobs."""
-    where = ["-p", partition] if partition else []
-    states = (line.split() for line in call("sinfo", "-h", "-N", "-o", "%N %T", *where).splitlines())
+    """Names of the nodes that accept jobs, optionally of one partition."""
+    selection = ["-p", partition] if partition else []
+    states = (line.split() for line in call("sinfo", "-h", "-N", "-o", "%N %T", *selection).splitlines())
     return {name for name, state in states if not state.startswith(("down", "drain", "fail", "inval", "maint"))}
 
 
-def named(name: str) -> list[str]:
-    """Jobs of that name that SLURM still knows, ended ones too."""
+def jobs_named(name: str) -> list[str]:
+    """Ids of the user's jobs with the given name that SLURM still knows, including ended ones."""
     return call("squeue", "-h", "-r", "-t", "all", "-o", "%i", f"--name={name}", "--me").split()
 
 
 def would_start(options: Mapping[str, str]) -> str:
-    """When and where SLURM would start a job with these options of sbatch.
+    """Ask SLURM when and where it would start a job with these sbatch options.
 
     Raises
     ------
     UnetcliError
-        No SLURM here, or it would refuse.
+        SLURM is not available or would refuse the job.
     """
     require_slurm()
     flags = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
@@ -117,10 +117,10 @@ def would_start(options: Mapping[str, str]) -> str:
 
 
 def requeue(job: str) -> None:
-    """Put the job this process runs in back into the queue.
+    """Requeue the job that this process runs in.
 
-    SLURM then ends all processes of the job, and ``scontrol`` may be among them before it has its answer. That is a
-    success, whatever ``scontrol`` printed until then.
+    SLURM then ends all processes of the job, perhaps including ``scontrol`` before it has received its answer. That
+    counts as success.
     """
     try:
         call("scontrol", "requeue", job)
@@ -130,20 +130,20 @@ def requeue(job: str) -> None:
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """End jobs, whole arrays at once."""
+    """Cancel jobs, together with all other jobs of their arrays."""
     if arrays := sorted({job.partition("_")[0] for job in jobs}):
         call("scancel", *arrays)
 
 
 @contextmanager
 def outside_of_jobs(options: Mapping[str, str]) -> Iterator[None]:
-    """Within, the variables of the job this may run in are gone: jobs submitted with them would ask for what it has.
+    """Remove the environment variables of the surrounding job, as submitted jobs would inherit its resources.
 
-    How the cluster is found stays, and so do the user's defaults where the options say nothing.
+    Variables that locate the cluster stay, and so do the user's defaults that no option overrides.
     """
-    kept = {*FINDS_THE_CLUSTER, *(name for name, option in DEFAULTS.items() if option not in options)}
-    ours = [name for name in os.environ if name.startswith(JOB_VARIABLES) and name not in kept]
-    hidden = {name: os.environ.pop(name) for name in ours}
+    kept = {*CLUSTER_VARIABLES, *(name for name, option in DEFAULTS.items() if option not in options)}
+    removed = [name for name in os.environ if name.startswith(JOB_VARIABLES) and name not in kept]
+    hidden = {name: os.environ.pop(name) for name in removed}
     try:
         yield
     finally:
@@ -153,23 +153,23 @@ def outside_of_jobs(options: Mapping[str, str]) -> Iterator[None]:
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
 MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 SIGNAL_SECONDS = 90
-"""Before the time limit, SLURM (it may be a minute early) tells the job by SIGUSR2."""
+"""SLURM sends SIGUSR2 this many seconds before the time limit; it may be a minute early."""
 RESERVED = {
-    "array": "the blocks decide how many elements there are; --blocks-per-job, --max-running",
+    "array": "its size follows from the number of blocks; use --blocks-per-job or --max-running",
     "output": "logs are in the run folder",
     "error": "logs are in the run folder",
-    "nodes": "every job is one process on one node; those of train have --nodes",
-    "ntasks": "every job is one process on one node; those of train have --tasks-per-node",
-    "ntasks-per-node": "every job is one process on one node; those of train have --tasks-per-node",
-    "job-name": "jobs are found again by it",
+    "nodes": "every job is one process on one node; for train, use --nodes",
+    "ntasks": "every job is one process on one node; for train, use --tasks-per-node",
+    "ntasks-per-node": "every job is one process on one node; for train, use --tasks-per-node",
+    "job-name": "unetcli finds its jobs by this name",
     "wrap": "the job runs unetcli",
 }
-"""sbatch options that unetcli sets itself, and why."""
+"""sbatch options that the user cannot set, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmRequest:
-    """What one job asks for; None leaves the choice to the site. Values are written as for ``sbatch``."""
+    """Resources that one job requests, in the notation of ``sbatch``; None leaves the choice to the site."""
 
     partition: str | None = None
     account: str | None = None
@@ -179,42 +179,42 @@ class SlurmRequest:
     gpus: str | None = None
     """``1`` or ``a100:1``."""
     gres: str | None = None
-    """``gpu:1``, for sites that want it so."""
+    """``gpu:1``, for sites that require it."""
     mem: str | None = None
-    """``16G``; a bare number is megabytes."""
+    """``16G``; a number without unit is in megabytes."""
     cpus_per_task: int | None = None
     constraint: str | None = None
     exclude: str | None = None
     setup: tuple[str, ...] = ()
-    """Lines of shell before unetcli starts, as in ``module load cuda``."""
+    """Shell commands that run before unetcli starts, such as ``module load cuda``."""
     max_running: int | None = None
-    """Of one array's jobs at a time."""
+    """Maximum number of jobs of one array running at a time."""
     blocks_per_job: int | None = None
     extra: tuple[tuple[str, str], ...] = ()
-    """Any other option of ``sbatch``, without its dashes; the value ``true`` is a bare flag."""
+    """Other ``sbatch`` options, names without dashes; the value ``true`` stands for a flag."""
 
     def __post_init__(self) -> None:
         if self.time is not None:
             minutes(self.time)
         if self.mem is not None and not MEMORY.fullmatch(self.mem):
-            raise UnetcliError(f"mem: {self.mem!r} is no amount of memory; SLURM writes 16G or 500M")
+            raise UnetcliError(f"mem: {self.mem!r} is not an amount of memory; expected, for example, 16G or 500M")
         for name in NUMBERS:
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UnetcliError(f"{name}: {value} is too few; 1 or more")
+                raise UnetcliError(f"{name}: {value}; expected at least 1")
         for name, _ in self.extra:
             if reason := RESERVED.get(name):
-                raise UnetcliError(f"slurm option {name}: set by unetcli ({reason})")
+                raise UnetcliError(f"slurm option {name}: cannot be set ({reason})")
             if name.replace("-", "_") in FIELDS:
-                raise UnetcliError(f"slurm option {name}: has an option of its own, --{name}")
+                raise UnetcliError(f"slurm option {name}: use the option --{name} instead")
 
     @classmethod
     def load(cls, profile: Path | None = None, **options: Any) -> SlurmRequest:
-        """The profile's request with options put over it; options that are None or empty leave it as it is.
+        """Read a profile and override its values with those options that are neither None nor empty.
 
         Raises
         ------
         UnetcliError
-            The profile cannot be read, or a key or value is none of ours; the message names those that are.
+            The profile cannot be read, or has an unknown key or an invalid value; the message names valid ones.
         """
         read = read_toml(profile, "no such profile; slurm/gpu.toml is an example") if profile else {}
         values = {name.replace("-", "_"): value for name, value in read.items()}
@@ -224,7 +224,7 @@ class SlurmRequest:
         values |= given
         if unknown := sorted(set(values) - set(FIELDS)):
             known = ", ".join(name.replace("_", "-") for name in FIELDS)
-            raise UnetcliError(f"{place}: unknown key {unknown[0]!r}; known are {known}; others go under [extra]")
+            raise UnetcliError(f"{place}: unknown key {unknown[0]!r}; expected {known}, or others in a table [extra]")
         typed = {name: _typed(name, value, place) for name, value in values.items()}
         return cls(**typed, extra=tuple(extra.items()))
 
@@ -234,15 +234,15 @@ class SlurmRequest:
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether the job asks for a GPU, in whichever of the sites' ways."""
+        """Whether the job requests a GPU, by any of sbatch's options."""
         return bool(self.gpus) or "gpu" in (self.gres or "") or any(n.startswith("gpus-per-") for n, _ in self.extra)
 
     def without(self, hosts: str) -> SlurmRequest:
-        """The same, and not on these hosts."""
+        """Return the request with further hosts excluded."""
         return replace(self, exclude=",".join(filter(None, [self.exclude, hosts])))
 
     def options(self) -> dict[str, str]:
-        """sbatch's long options, without dashes before them.
+        """Long options of sbatch, without leading dashes.
 
         >>> SlurmRequest(gpus="a100:1", mem="16G", extra=(("reservation", "course"),)).options()
         {'gpus': 'a100:1', 'mem': '16G', 'reservation': 'course'}
@@ -252,7 +252,7 @@ class SlurmRequest:
         return set_here | dict(self.extra)
 
     def submitit_parameters(self) -> dict[str, Any]:
-        """For submitit's SLURM executor; it writes what it does not know by name as given."""
+        """Parameters for submitit's SLURM executor, which passes options it does not know to sbatch unchanged."""
         options: dict[str, Any] = {name: True if value == "true" else value for name, value in self.options().items()}
         limit = self.limit_minutes
         throttle = {"array_parallelism": self.max_running} if self.max_running else {}
@@ -261,8 +261,8 @@ class SlurmRequest:
             "time": limit,
             "signal_delay_s": min(SIGNAL_SECONDS, limit * 60 // 4) if limit else SIGNAL_SECONDS,
             "setup": list(self.setup) or None,
-            "wckey": None,  # submitit's own is refused by sites that keep a list
-            # since 22.05 a step does not inherit the CPUs of its job
+            "wckey": None,  # sites that keep a list of keys refuse submitit's default
+            # since SLURM 22.05 a step does not inherit the CPUs of its job
             "srun_args": [f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else None,
             "stderr_to_stdout": True,
             "additional_parameters": {"requeue": True, **options},
@@ -275,19 +275,19 @@ NUMBERS = ("cpus_per_task", "max_running", "blocks_per_job")
 
 
 def minutes(time: str) -> int:
-    """A time limit as SLURM writes it, in minutes rounded up.
+    """Parse a SLURM time limit, in minutes rounded up.
 
     >>> minutes("30"), minutes("04:00:00"), minutes("1-00:00:00"), minutes("2-12"), minutes("90:30")
     (30, 240, 1440, 3600, 91)
     """
     found = seconds(time)
     if not found:
-        raise UnetcliError(f"time: {time!r} is no time limit; SLURM writes 30 (minutes), 04:00:00 or 1-00:00:00")
+        raise UnetcliError(f"time: {time!r} is not a time limit; expected 30 (minutes), 04:00:00 or 1-00:00:00")
     return -(-found // 60)
 
 
 def seconds(time: str) -> int | None:
-    """A time as SLURM reads and writes it, in seconds; None where it is none.
+    """Parse a time in SLURM's notation, in seconds; None if the text is not a time.
 
     >>> seconds("9:58"), seconds("1-02:00:00"), seconds("UNLIMITED")
     (598, 93600, None)
@@ -303,7 +303,7 @@ def seconds(time: str) -> int | None:
 
 
 def parse_extra(words: list[str]) -> dict[str, str]:
-    """``--slurm key=value`` options; a key alone is a flag.
+    """Parse values of ``--slurm key=value``; a key without value is a flag.
 
     >>> parse_extra(["reservation=course", "exclusive", "--nice=10"])
     {'reservation': 'course', 'exclusive': 'true', 'nice': '10'}
@@ -313,24 +313,24 @@ def parse_extra(words: list[str]) -> dict[str, str]:
 
 
 def _typed(name: str, value: Any, place: str) -> Any:
-    """The value of a field: numbers stay numbers, setup is lines, all else is text as sbatch takes it."""
+    """Check and convert the value of a field: integers, the lines of ``setup``, and text for all others."""
     if name == "setup":
         lines = value.splitlines() if isinstance(value, str) else value
         if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
-            raise UnetcliError(f"{place}: setup is {value!r}; lines of shell would do, as in ['module load cuda']")
+            raise UnetcliError(f"{place}: setup is {value!r}; expected shell commands, such as ['module load cuda']")
         return tuple(lines)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UnetcliError(f"{place}: {name} is {value!r}; text or a whole number would do")
+        raise UnetcliError(f"{place}: {name} is {value!r}; expected text or an integer")
     if name not in NUMBERS:
         return str(value)
     try:
         return int(value)
     except ValueError:
-        raise UnetcliError(f"{place}: {name} is {value!r}; a whole number would do") from None
+        raise UnetcliError(f"{place}: {name} is {value!r}; expected an integer") from None
 
 
 def _extra(values: Any, place: str) -> dict[str, str]:
     if not isinstance(values, Mapping):
-        raise UnetcliError(f"{place}: extra is {values!r}; a table [extra] would do")
+        raise UnetcliError(f"{place}: extra is {values!r}; expected a table [extra]")
     texts = {str(key).replace("_", "-"): value for key, value in values.items()}
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in texts.items()}

@@ -1,6 +1,6 @@
-"""What SLURM says of jobs: how they end, for who waits for them, and how they are, for who only looks on.
+"""States of SLURM jobs: how they end, for a launcher that waits for them, and what they do, for ``status``.
 
-Ends are found out with ``sacct`` and without it, from one query for all jobs.
+Works with and without ``sacct``, with one query for all jobs.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from unetcli.executors.slurm.request import SlurmError, call
 log = logging.getLogger(__name__)
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
-"""States that a job does not leave."""
+"""Final states of a job."""
 PREEMPTED_SECONDS = 15.0
-"""After which a preempted job counts as ended: it would be back in the queue by then."""
+"""Time after which a preempted job counts as ended, as SLURM would have requeued it by then."""
 GONE = "GONE"
-"""State of a job that SLURM has forgotten and keeps no accounts of; a word of unetcli, not of SLURM."""
-VANISHED_FROM = {"PENDING": "CANCELLED", "PREEMPTED": "PREEMPTED"}
-"""What became of a job that SLURM forgot at once: of an array element cancelled while it waits, nothing is kept."""
-FORGOTTEN = "Invalid job id"
-LOOKS_UNTIL_GONE = 2
+"""State, defined by unetcli, of a job that neither squeue nor sacct knows any more."""
+STATE_OF_VANISHED = {"PENDING": "CANCELLED", "PREEMPTED": "PREEMPTED"}
+"""Final state of a job that vanished from squeue, by its last state. SLURM forgets a cancelled waiting job at once."""
+UNKNOWN_JOB = "Invalid job id"
+QUERIES_UNTIL_GONE = 2
 IDS_PER_CALL = 500
 COLUMNS = {"JobArrayID": 32, "State": 20, "exit_code": 12, "NodeList": 200, "Reason": 64}
 MEMORY_WORDS = re.compile(r"exceeded (?:job |step )?memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
@@ -38,41 +38,41 @@ TAIL_BYTES = 8192
 
 WAITING, RUNNING, OVER = "waiting", "running", "over"
 STATES = {"PENDING": WAITING, "REQUEUED": WAITING, "RUNNING": RUNNING, "COMPLETING": RUNNING}
-"""By SLURM's names; all but those in ``ENDED``."""
+"""States shown by ``status``, by SLURM's names, for jobs that have not ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEnd:
-    """How a job ended; also how it is, for a row of squeue about one that has not."""
+    """State of a job as reported by squeue or sacct, in most cases of a job that has ended."""
 
     job: str
     state: str
-    """SLURM's, or ``GONE``."""
+    """State in SLURM's terms, or ``GONE``."""
     host: str = ""
     exit_code: int = 0
     signal: int = 0
-    """Number of the signal that ended the job, or the process whose code the job passed on."""
+    """Number of the signal that ended the job, or the process whose exit code the job returned."""
     note: str = ""
-    """SLURM's reason, where it says more than the state."""
+    """SLURM's reason for the state."""
 
     @classmethod
     def of(cls, job: str, state: str, status: str, host: str, note: str) -> JobEnd:
-        """From a row of squeue or sacct, whose states may say more, as in ``CANCELLED by 1000``."""
-        code, number = exit_of(status)
+        """Parse a row of squeue or sacct. Only the first word of a state such as ``CANCELLED by 1000`` counts."""
+        code, number = parse_exit_status(status)
         return cls(job=job, state=state.partition(" ")[0], host=host, exit_code=code, signal=number, note=note)
 
     @property
     def reason(self) -> str:
-        """One line for people; ``completed`` where all is well."""
+        """Explanation for the user, on one line; ``completed`` if the job succeeded."""
         if self.state == "FAILED":
             return self._failure()
         return REASONS.get(self.state, f"ended as {self.state}")
 
     def _failure(self) -> str:
         if self.note == "JobLaunchFailure":
-            return "SLURM could not start it (JobLaunchFailure): does the node see the run folder?"
+            return "SLURM could not start it (JobLaunchFailure): can the node access the run folder?"
         if self.signal == signal.SIGKILL:
-            return "killed (SIGKILL) by the system or by hand; if for its memory, raise --mem"
+            return "killed (SIGKILL) by the system or a user; if it ran out of memory, raise --mem"
         if self.signal:
             return f"crashed by signal {self.signal} ({signal_name(self.signal)})"
         return f"crashed with exit code {self.exit_code}"
@@ -86,13 +86,14 @@ REASONS = {
     "OUT_OF_MEMORY": "out of memory: raise --mem",
     "BOOT_FAIL": "its node did not boot",
     "DEADLINE": "stopped at its deadline",
-    "PREEMPTED": "preempted by another job, and not put back into the queue",
-    GONE: "lost: SLURM does not know it any more and keeps no accounts (no sacct) that would say how it ended",
+    "PREEMPTED": "preempted by another job and not requeued",
+    GONE: "lost: SLURM no longer knows it, and without accounting (sacct) its end is unknown",
 }
 
 
 def signal_name(number: int) -> str:
-    """
+    """Name of a signal.
+
     >>> signal_name(11), signal_name(99)
     ('SIGSEGV', 'unknown')
     """
@@ -104,23 +105,24 @@ def signal_name(number: int) -> str:
 
 @dataclass(slots=True)
 class JobWatch:
-    """Watches jobs that are waiting or running.
+    """Watches waiting and running jobs.
 
-    ``poll`` may be called as often as one likes; SLURM is asked at most every ``every`` seconds.
+    :meth:`poll` may be called at any rate; SLURM is queried at most every ``every`` seconds.
     """
 
     jobs: Iterable[str]
     every: float = 10.0
     log_of: Callable[[str], Path] | None = None
-    """Where a job's log lies: some causes are told only there."""
+    """Returns the path of a job's log, as some causes of failure appear only there."""
     clock: Callable[[], float] = time.monotonic
     states: dict[str, str] = field(init=False, default_factory=dict)
-    """Of jobs that have not ended, as SLURM last told them."""
+    """Last known state of the jobs that have not ended, in SLURM's terms."""
     problem: str = field(init=False, default="")
-    """Why SLURM did not answer the last time it was asked; empty where it did."""
+    """Why SLURM did not answer the last query; empty if it did."""
     _missed: dict[str, int] = field(init=False, default_factory=dict)
+    """Number of successive queries in which SLURM did not know a job."""
     _preempted: dict[str, float] = field(init=False, default_factory=dict)
-    """Since when."""
+    """Time at which a job was first seen preempted."""
     _asked: float = field(init=False, default=-float("inf"))
     _accounts: bool | None = field(init=False, default=None)
 
@@ -131,13 +133,13 @@ class JobWatch:
         self.states |= {job: "UNKNOWN" for job in jobs if job not in self.states}
 
     def forget(self, jobs: Iterable[str]) -> None:
-        """Ask no more about jobs whose end is known from elsewhere."""
+        """Stop watching jobs whose end is already known."""
         for job in jobs:
             self.states.pop(job, None)
             self._missed.pop(job, None)
 
     def poll(self) -> list[JobEnd]:
-        """Jobs that have ended since the last call, each told once."""
+        """Jobs that have ended since the last call; each is returned once."""
         if not self.states or self.clock() - self._asked < self.every:
             return []
         self._asked = self.clock()
@@ -145,9 +147,9 @@ class JobWatch:
             known = squeue(self.states)
         except SlurmError as error:
             if not self.problem:
-                log.warning("SLURM does not answer (%s); it is asked again", error)
+                log.warning("SLURM does not answer (%s); the query will be repeated", error)
             self.problem = str(error)
-            return []  # no answer says nothing about the jobs
+            return []  # without an answer nothing is known about the jobs
         self.problem = ""
         ends = [self._explained(end) for end in known.values() if self._has_ended(end)]
         ends += self._vanished(set(self.states) - set(known))
@@ -162,12 +164,12 @@ class JobWatch:
         return self._asked - self._preempted.setdefault(end.job, self._asked) >= PREEMPTED_SECONDS
 
     def _vanished(self, missing: set[str]) -> list[JobEnd]:
-        """Those that SLURM twice in a row knew nothing of."""
+        """Ends of the jobs that SLURM did not know in two successive queries."""
         self._missed = {job: self._missed.get(job, 0) + 1 for job in missing}
-        gone = {job for job, times in self._missed.items() if times >= LOOKS_UNTIL_GONE}
+        gone = {job for job, times in self._missed.items() if times >= QUERIES_UNTIL_GONE}
         accounts = self._from_accounts(gone)
         return [
-            self._explained(accounts.get(job) or JobEnd(job=job, state=VANISHED_FROM.get(self.states[job], GONE)))
+            self._explained(accounts.get(job) or JobEnd(job=job, state=STATE_OF_VANISHED.get(self.states[job], GONE)))
             for job in sorted(gone)
         ]
 
@@ -183,7 +185,7 @@ class JobWatch:
         return {job: end for job, end in ends.items() if end.state in {*ENDED, "PREEMPTED"}}
 
     def _explained(self, end: JobEnd) -> JobEnd:
-        """Where the step was killed for its memory, the job is told as FAILED, and only its log says why."""
+        """Recognise lack of memory: if only a step was killed for it, the state is FAILED and the log has the cause."""
         killed = end.state == "FAILED" and end.signal == signal.SIGKILL
         if killed and self.log_of and MEMORY_WORDS.search(tail(self.log_of(end.job))):
             return replace(end, state="OUT_OF_MEMORY")
@@ -191,12 +193,12 @@ class JobWatch:
 
 
 def squeue(jobs: Iterable[str]) -> dict[str, JobEnd]:
-    """State, host and exit code of those jobs that squeue lists.
+    """State, host and exit code of the given jobs, without those that squeue does not know.
 
     Raises
     ------
     SlurmError
-        SLURM does not answer; an unknown job is no error.
+        SLURM does not answer.
     """
     wanted = set(jobs)
     found: dict[str, JobEnd] = {}
@@ -208,7 +210,7 @@ def squeue(jobs: Iterable[str]) -> dict[str, JobEnd]:
         try:
             text = call("squeue", "-h", "-r", "-t", "all", "-O", columns, "-j", ids)
         except SlurmError as error:
-            if FORGOTTEN not in str(error):
+            if UNKNOWN_JOB not in str(error):
                 raise
             continue
         rows = (JobEnd.of(*(row[cell].strip() for cell in cells)) for row in text.splitlines() if row.strip())
@@ -216,12 +218,12 @@ def squeue(jobs: Iterable[str]) -> dict[str, JobEnd]:
     return found
 
 
-def exit_of(text: str) -> tuple[int, int]:
-    """Exit code and signal as squeue (a wait status) and sacct (``code:signal``) tell them.
+def parse_exit_status(text: str) -> tuple[int, int]:
+    """Exit code and signal, from a wait status (squeue) or ``code:signal`` (sacct).
 
-    Where srun or a shell passed on a signal as 128 + its number, it is the signal.
+    An exit code of 128 + n, by which srun or a shell reports signal n, counts as that signal.
 
-    >>> exit_of("768"), exit_of("9"), exit_of("137:0"), exit_of("")
+    >>> parse_exit_status("768"), parse_exit_status("9"), parse_exit_status("137:0"), parse_exit_status("")
     ((3, 0), (0, 9), (0, 9), (0, 0))
     """
     if ":" in text:
@@ -233,12 +235,12 @@ def exit_of(text: str) -> tuple[int, int]:
 
 
 def sacct(jobs: Iterable[str]) -> dict[str, JobEnd]:
-    """Ends of jobs that only the accounts know any more.
+    """Ends of jobs from SLURM's accounting.
 
     Raises
     ------
     SlurmError
-        This cluster keeps none.
+        The cluster has no accounting, or it does not answer.
     """
     wanted = set(jobs)
     arrays = ",".join(sorted({job.partition("_")[0] for job in wanted}))
@@ -248,7 +250,7 @@ def sacct(jobs: Iterable[str]) -> dict[str, JobEnd]:
 
 
 def tail(path: Path) -> str:
-    """The end of a log; empty where there is none."""
+    """Last part of a log file; empty if it does not exist."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
@@ -259,14 +261,14 @@ def tail(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """How a job is, and why: what it waits for, or what ended it."""
+    """State of a job as ``status`` shows it, with the reason why it waits or ended."""
 
     state: str
     reason: str = ""
 
     @classmethod
     def of(cls, end: JobEnd) -> JobState | None:
-        """State by a row of squeue; None where it says nothing about the job's worker.
+        """Convert a row of squeue; None if the state says nothing about the job's worker.
 
         >>> JobState.of(JobEnd(job="1", state="PENDING", note="Priority"))
         JobState(state='waiting', reason='Priority')
@@ -281,9 +283,9 @@ class JobState:
 
 @dataclass
 class JobStates:
-    """States of jobs for who only looks on: never late, and none where no SLURM answers.
+    """States of jobs for ``status``, which must not block; empty if SLURM does not answer.
 
-    ``squeue`` is asked at most every ``every`` seconds, and its answer waited for no longer than ``patience``.
+    ``squeue`` is called at most every ``every`` seconds, and each call waits at most ``patience`` seconds for it.
     """
 
     every: float = 10.0
@@ -292,10 +294,10 @@ class JobStates:
     asked: float = -float("inf")
 
     def __call__(self, jobs: Collection[str]) -> Mapping[str, JobState]:
-        """States of the jobs that SLURM knows."""
+        """States of those jobs that SLURM knows."""
         if jobs and shutil.which("squeue") and time.monotonic() - self.asked >= self.every:
             self.asked = time.monotonic()
-            # A thread of its own: a controller under load may answer after a minute.
+            # In a thread, as a busy controller may take a minute to answer.
             thread = threading.Thread(target=self._ask, args=(set(jobs),), daemon=True)
             thread.start()
             thread.join(self.patience)

@@ -1,6 +1,6 @@
-"""What a SLURM job does: works off its share, stops in time, and goes back into the queue where that helps.
+"""Code that runs in a SLURM job: it processes the share, stops before the time limit and requeues the job if useful.
 
-So does a command that runs as a SLURM job of its own: see :func:`requeue_job`.
+:func:`requeue_job` also requeues the user's own SLURM job in which a command runs.
 """
 
 from __future__ import annotations
@@ -29,34 +29,36 @@ from unetcli.executors.slurm.request import SIGNAL_SECONDS, SlurmError, call, re
 log = logging.getLogger(__name__)
 
 BLOCKS_IN_FLIGHT = 3
-"""Read, computed and written at a time: those are finished after the decision to stop."""
+"""Blocks being read, computed and written at a time; these are finished after the decision to stop."""
 ENDING_SECONDS = 10.0
-"""For writing receipts, leaving the process and asking for the requeue."""
+"""Time for writing receipts, ending the process and requesting the requeue."""
 EARLY_SECONDS = 60.0
-"""SLURM's warning of the time limit may come that much too early."""
-TOO_LONG = "not one block was finished within the time limit: raise --time"
+"""SLURM may send the warning signal up to this much before the requested time."""
+TOO_LONG = "no block was finished within the time limit: raise --time"
 
 SCRIPT_REQUEUES = "UNETCLI_SCRIPT_REQUEUES"
-"""Set by a batch script that requeues its job itself, to that job's id: jobs submitted from it inherit the variable."""
+"""Variable that a batch script which requeues itself sets to its job id; jobs submitted from it inherit the variable
+but have other ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareOutcome:
-    """How the share of a job ended; a file of its own says so, as SLURM forgets exit codes."""
+    """Result of a job's share; each job writes it to its own file, as SLURM forgets exit codes."""
 
     job: str
     host: str
     finished: int
+    """Number of blocks that this job finished."""
     reason: str = ""
-    """Why the share was not finished; empty where it was."""
+    """Why the share was not finished; empty if it was."""
 
     @classmethod
-    def here(cls, finished: int, reason: str = "") -> ShareOutcome:
-        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # as SLURM calls it, for ``--exclude``
+    def of_this_job(cls, finished: int, reason: str = "") -> ShareOutcome:
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # SLURM's name, for ``--exclude``
         return cls(job=job_id(), host=host, finished=finished, reason=reason)
 
     def write(self, path: Path) -> None:
-        """Write the file, unless the run is over and its folder gone, which must not come back."""
+        """Write the file, unless the run is over and its folder deleted: it must not be created again."""
         with suppress(FileNotFoundError):
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as draft:
@@ -68,7 +70,7 @@ class ShareOutcome:
 
 
 def outcomes(submission: Path) -> dict[int, Path]:
-    """Files in which jobs of a submission say how they ended, by the place of the job among its jobs."""
+    """Outcome files of a submission's jobs, by the index of the job."""
     try:
         return {int(path.stem): path for path in (submission / "outcomes").iterdir() if path.suffix == ".json"}
     except FileNotFoundError:
@@ -76,7 +78,7 @@ def outcomes(submission: Path) -> dict[int, Path]:
 
 
 def run_share(task: Task, folder: str, submission: str, index: int, blocks: Ranges) -> None:
-    """Work off the share of one job; called by submitit in the job, again from the start after each requeue."""
+    """Process the share of one job; submitit calls this in the job, and again after each requeue."""
     place = Path(submission) / "outcomes" / f"{index}.json"
     condition = StopCondition(seconds_left=seconds_left())
     condition.listen()
@@ -84,36 +86,36 @@ def run_share(task: Task, folder: str, submission: str, index: int, blocks: Rang
         finished = task(folder, blocks, condition.stopping)
     except Exception as error:
         memory = isinstance(error, MemoryError)
-        ShareOutcome.here(0, "out of memory: raise --mem" if memory else one_line(error, kind=True)).write(place)
+        ShareOutcome.of_this_job(0, "out of memory: raise --mem" if memory else one_line(error, kind=True)).write(place)
         raise
-    if reason := condition.stopped and _back_into_the_queue(finished):
-        ShareOutcome.here(finished, reason).write(place)
+    if reason := condition.stopped and _requeue(finished):
+        ShareOutcome.of_this_job(finished, reason).write(place)
     elif not condition.stopped:
-        ShareOutcome.here(finished).write(place)
+        ShareOutcome.of_this_job(finished).write(place)
 
 
-def _back_into_the_queue(finished: int) -> str:
-    """Leave the share to this job's next life; returns the reason where there will be none."""
+def _requeue(finished: int) -> str:
+    """Requeue this job, so that it continues its share when it starts again; returns why, if it cannot be requeued."""
     try:
         if call("squeue", "-h", "-j", job_id(), "-o", "%T").strip() != "RUNNING":
-            raise SystemExit(0)  # cancelled, or put back by SLURM itself: not for us to change
+            raise SystemExit(0)  # cancelled, or already requeued by SLURM
         if not finished:
             return TOO_LONG
         requeue(job_id())
     except SlurmError as error:
-        return f"stopped in time, but SLURM does not put it back into the queue ({error})"
-    raise SystemExit(0)  # unlike a return, tells submitit nothing
+        return f"stopped before its time limit, but SLURM did not requeue it ({error})"
+    raise SystemExit(0)  # unlike a return, leaves no result for submitit
 
 
 @dataclass(slots=True)
 class StopCondition:
-    """Says when to stop: by a signal, or because the next block would not fit into the job's time."""
+    """Decides when a job stops: after a signal, or if the next block would exceed the job's time limit."""
 
     seconds_left: float | None
-    """Time that the job has left; None where no limit is known."""
+    """Time left to the job at its start, in seconds; None if no limit is known."""
     clock: Callable[[], float] = time.monotonic
     stopped: bool = field(init=False, default=False)
-    """Whether :meth:`stopping` has said so."""
+    """Whether :meth:`stopping` has returned True."""
     _deadline: float = field(init=False)
     _last_asked: float | None = field(init=False, default=None)
     _longest_block: float = field(init=False, default=0.0)
@@ -123,18 +125,18 @@ class StopCondition:
         self._deadline = self.clock() + (math.inf if self.seconds_left is None else self.seconds_left)
 
     def listen(self) -> None:
-        """Take over from submitit, which ignores SIGTERM and ends a function at SIGUSR2."""
+        """Replace submitit's signal handlers, which ignore SIGTERM and end the function at SIGUSR2."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGUSR2, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """SIGUSR2 warns of preemption or of the limit; near the limit, measured times know better."""
+        """Handle a signal. SIGUSR2 near the time limit is ignored, as measured block times are more precise."""
         near_the_limit = self._deadline - self.clock() < SIGNAL_SECONDS + EARLY_SECONDS
         if number != signal.SIGUSR2 or not near_the_limit:
             self._signalled = True
 
     def stopping(self) -> bool:
-        """Whether to stop; the task asks before each block."""
+        """Whether to stop; the task calls this before each block."""
         now = self.clock()
         if self._last_asked is not None:
             self._longest_block = max(self._longest_block, now - self._last_asked)
@@ -145,40 +147,39 @@ class StopCondition:
 
 
 def seconds_left() -> float | None:
-    """Time that this job has left; None where it is not limited, or SLURM does not say."""
+    """Time left to this job, in seconds; None if it has no limit or SLURM does not report it."""
     if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():  # not before SLURM 23.02
         return int(end) - time.time()
     try:
         return seconds(call("squeue", "-h", "-j", job_id(), "-o", "%L"))
     except SlurmError as error:
-        log.warning("how much time this job has left is not known: %s", error)
+        log.warning("the time left to this job is unknown: %s", error)
         return None
 
 
 def requeue_job() -> bool:
-    """Put the job this process runs in back into the queue, once; whether this call did.
+    """Requeue the SLURM job that this process runs in; returns whether it did.
 
-    Done by the first task of a batch job that runs: a cancelled one is over, and stays so. Where SLURM does not want
-    to, a warning says why. SLURM ends the job at once, so everything has to be on disk, and the log says what is asked
-    for before it is asked.
+    Only the first task of a running batch job does this; a cancelled job stays cancelled. If SLURM refuses, a warning
+    gives the reason. SLURM ends the job at once, so all data must be on disk, and the log line comes first.
     """
     own, first = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_PROCID", "0") == "0"
-    if own is None or not first or os.environ.get(SCRIPT_REQUEUES) == own:  # another process asks, or none
+    if own is None or not first or os.environ.get(SCRIPT_REQUEUES) == own:  # no job, or another process requeues it
         return False
     job = job_id()
     try:
         if not _runs_as_batch(call("scontrol", "show", "job", "-o", job)):
             return False
-        log.info("job %s asks to go back into the queue, to continue there", job)
+        log.info("job %s asks SLURM to requeue it and will continue when it starts again", job)
         requeue(job)
     except SlurmError as error:
-        log.warning("job %s does not go back into the queue (%s); the same command continues", job, error)
+        log.warning("job %s is not requeued (%s); the same command continues", job, error)
         return False
     return True
 
 
 def _runs_as_batch(shown: str) -> bool:
-    """Whether a job, as scontrol shows it, runs and has a script that can be run again.
+    """Whether a job, given the output of scontrol, is running and has a batch script that can be run again.
 
     >>> _runs_as_batch("JobId=7 JobName=a JobState=RUNNING Reason=None Requeue=1 BatchFlag=1")
     True

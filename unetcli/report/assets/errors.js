@@ -1,4 +1,4 @@
-// The list of errors: what is in it, and going to one.
+// The list of errors, and moving to one of them.
 function listErrors() {
   const items = shownMarks().map((mark) => {
     const item = document.createElement("li");
@@ -22,13 +22,13 @@ function goTo(error) {
   place(closeUp(error.radius), error.x + 0.5, error.y + 0.5);
 }
 
-// A scale at which something of that radius fills half of the picture, within reason.
+// Scale at which an object of this radius fills about half of the picture, within limits.
 function closeUp(radius) {
   const wanted = Math.min(...panes[0].size()) / (4 * (radius + 4));
   return Math.max(smallest(), Math.min(wanted, Math.max(6, 1.5 * smallest())));
 }
 
-// The error in the picture and in the list, without moving the picture.
+// Marks an error in the picture and in the list, without moving the picture.
 function mark(error) {
   state.marked = error;
   byId("show-marks").checked = true;
@@ -36,7 +36,7 @@ function mark(error) {
   list.querySelectorAll("button").forEach((button) => {
     if (button.mark !== error) { button.removeAttribute("aria-current"); return; }
     button.setAttribute("aria-current", "true");
-    list.scrollTop = Math.max(0, button.offsetTop - list.offsetTop - list.clientHeight / 2); // the list, not the page
+    list.scrollTop = Math.max(0, button.offsetTop - list.offsetTop - list.clientHeight / 2); // scrolls the list, not the page
   });
   draw();
 }

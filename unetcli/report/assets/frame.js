@@ -1,4 +1,4 @@
-// What is around the pictures: legend, threshold, links from the tables; and the start of it all.
+// Everything around the pictures: legend, threshold, links from the tables; and the start of the viewer.
 function legend() {
   const entries = colourEntries(picture(), state.view);
   if (byId("show-truth").checked) entries.push(["outlines of the truth", COLOURS.truth]);
@@ -14,15 +14,17 @@ const legendItems = (entries) => entries.map(([name, colour]) => {
   return item;
 });
 
-// What the colours of a view mean.
+// Name and colour of each entry in the legend of a view.
 function colourEntries({ truth_kind: kind, membrane, labels, outputs }, view) {
   if (kind === "classes" && view !== "image") {
-    const wrong = view === "difference" || view === FOUR ? [["wrong: in the colour of the predicted class; class 0:", COLOURS.background]] : [];
-    return [...wrong, ...Array.from({ length: outputs }, (_, number) => [`class ${number}`, classColour(number)])];
+    const wrong = "wrongly predicted as class", name = view === "difference" ? wrong : "class";
+    const classes = Array.from({ length: outputs }, (_, number) => [`${name} ${number}`, classColour(number)]);
+    const first = [`${wrong} 0`, COLOURS.background];
+    return view === "difference" ? [first, ...classes.slice(1)] : view === FOUR ? [first, ...classes] : classes;
   }
   if (view !== "difference" && view !== FOUR) return [];
-  if (membrane && kind === "mask") return [["interior taken for membrane", COLOURS.missed], ["membrane taken for interior", COLOURS.extra]];
-  const cells = labels && kind === "labels" ? [["not the same cell: split or joined", COLOURS.confused]] : [];
+  if (membrane && kind === "mask") return [["interior predicted as membrane", COLOURS.missed], ["membrane predicted as interior", COLOURS.extra]];
+  const cells = labels && kind === "labels" ? [["another cell: split or merged", COLOURS.confused]] : [];
   return [["missed: only in the truth", COLOURS.missed], ["extra: only in the prediction", COLOURS.extra], ...cells];
 }
 
@@ -36,17 +38,16 @@ function viewButton(view, name) {
 }
 
 function startThreshold() {
-  const slider = byId("threshold"), told = byId("threshold-value");
-  const cut = picture().probability && !picture().labels;
-  byId("cut").hidden = !cut;
+  const slider = byId("threshold"), output = byId("threshold-value");
+  byId("threshold-group").hidden = !picture().probability || picture().labels !== null;
   state.threshold = picture().threshold;
   slider.value = state.threshold;
-  const tellIt = () => { told.textContent = `${state.threshold.toFixed(2)}${Math.abs(state.threshold - picture().threshold) < 0.005 ? " (errors are marked at this one)" : ""}`; };
-  slider.addEventListener("input", () => { state.threshold = Number(slider.value); tellIt(); repaint(); });
-  tellIt();
+  const update = () => { output.textContent = `${state.threshold.toFixed(2)}${Math.abs(state.threshold - picture().threshold) < 0.005 ? " (the threshold of the marked errors)" : ""}`; };
+  slider.addEventListener("input", () => { state.threshold = Number(slider.value); update(); repaint(); });
+  update();
 }
 
-// From a table: the section, and the cell in it.
+// Shows the section of a button in a table, and the cell if the button has one.
 function follow(button) {
   const at = PICTURES.findIndex((shown) => shown.section === Number(button.dataset.section));
   show(at);
@@ -56,7 +57,7 @@ function follow(button) {
   const { factor } = picture();
   const [y, x, radius] = [button.dataset.y, button.dataset.x, button.dataset.radius].map((value) => Number(value) / factor);
   const mark = picture().marks.find((each) => Math.hypot(each.x - x, each.y - y) < 1);
-  goTo(mark || { kind: "here", y, x, radius });
+  goTo(mark || { kind: "selected", y, x, radius });
 }
 
 function start() {

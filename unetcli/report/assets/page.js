@@ -1,9 +1,9 @@
-// The theme: what the system asks for, until the button says otherwise.
+// The colour theme: that of the system, until the user chooses another with the button.
 const byId = (id) => document.getElementById(id);
 
 function isDark() {
-  const asked = document.documentElement.dataset.theme;
-  return asked ? asked === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 function nameTheme() {
@@ -13,7 +13,7 @@ function nameTheme() {
 }
 
 function remember(theme) {
-  try { localStorage.setItem("unetcli-theme", theme); } catch { /* a file may have no storage */ }
+  try { localStorage.setItem("unetcli-theme", theme); } catch { /* local files may have no storage */ }
 }
 
 function remembered() {

@@ -1,4 +1,4 @@
-// From the stored layers of one section to what a view shows of it, pixel by pixel.
+// Paints the views of one section, pixel by pixel, from its stored layers.
 const decodeImage = async (url) => {
   const image = new Image();
   image.src = url;
@@ -16,7 +16,7 @@ async function pixelsOf(url, width, height) {
 const grey = (data) => Uint8Array.from({ length: data.length / 4 }, (_, i) => data[4 * i]);
 const labelled = (data) => Uint32Array.from({ length: data.length / 4 }, (_, i) => data[4 * i] | (data[4 * i + 1] << 8) | (data[4 * i + 2] << 16));
 
-// All layers of a picture as arrays of its pixels; layers that it does not have are null.
+// Decodes the layers of a picture to arrays of pixels; missing layers are null.
 async function decodePicture(picture) {
   const { width, height } = picture;
   const read = async (name, as) => (picture[name] ? as(await pixelsOf(picture[name], width, height)) : null);
@@ -27,11 +27,11 @@ async function decodePicture(picture) {
     probability: await read("probability", grey),
     labels: await read("labels", labelled),
     classes: await read("classes", labelled),
-    judged: await read("judged", grey),
+    valid: await read("valid", grey),
   };
 }
 
-// What the prediction says of each pixel: a label, a class, or 1 above the threshold.
+// Predicted value of each pixel: a label, a class, or 1 above the threshold.
 function predicted(layers, threshold) {
   if (layers.labels) return layers.labels;
   if (layers.classes) return layers.classes;
@@ -39,7 +39,7 @@ function predicted(layers, threshold) {
   return Uint8Array.from(layers.probability, (value) => (value > cut ? 1 : 0));
 }
 
-// Whether two segments of truth or prediction meet between a pixel and its right or lower neighbour.
+// Mask of the pixels whose right or lower neighbour has another value.
 function outlines(values, width, height) {
   const found = new Uint8Array(values.length);
   for (let y = 0, i = 0; y < height; y++) {
@@ -52,7 +52,7 @@ function outlines(values, width, height) {
 
 const paintGrey = (values, scale = 1) => (i) => [values[i] * scale, values[i] * scale, values[i] * scale];
 
-// One colour for each pixel of a view.
+// Function that returns the colour of a pixel in a view.
 function painter(view, layers, picture, threshold) {
   const colour = picture.truth_kind === "classes" ? classColour : labelColour;
   if (view === "image") return (i) => [layers.image[4 * i], layers.image[4 * i + 1], layers.image[4 * i + 2]];
@@ -65,14 +65,14 @@ function painter(view, layers, picture, threshold) {
   return differencePainter(layers, picture, threshold);
 }
 
-// The image, dimmed, with what is missed, what is extra, and what is not the same cell; of classes, whatever is wrong.
+// Dimmed image with missed and extra foreground and confused cells in colour; for several classes, the wrong ones.
 function differencePainter(layers, picture, threshold) {
   const values = predicted(layers, threshold);
   const base = (i) => (layers.image ? 0.2126 * layers.image[4 * i] + 0.7152 * layers.image[4 * i + 1] + 0.0722 * layers.image[4 * i + 2] : layers.truth[i] ? 190 : 60);
   const over = { labels: wrongCell(layers, values), classes: wrongClass(layers, values), mask: wrongSide(layers, values) }[picture.truth_kind];
   return (i) => {
     const grey = 30 + 0.7 * base(i);
-    const colour = layers.judged && !layers.judged[i] ? null : over(i);
+    const colour = layers.valid && !layers.valid[i] ? null : over(i);
     return colour ? colour.map((value) => 0.75 * value + 0.25 * grey) : [grey, grey, grey];
   };
 }
@@ -86,7 +86,7 @@ function wrongCell(layers, values) {
   return (i) => side(i) || (mates && values[i] && mates.get(layers.truth[i]) !== values[i] ? COLOURS.confused : null);
 }
 
-// The found cell of each true cell: the one that covers more than half of it, unless that covers several.
+// Found cell of each true cell: the one that covers more than half of it, unless it covers several true cells.
 function cellMates(truth, found) {
   const sizes = new Map(), shared = new Map(), covers = new Map(), mates = new Map();
   const add = (map, key) => map.set(key, (map.get(key) || 0) + 1);
@@ -113,7 +113,7 @@ function paint(view, layers, picture, options) {
   }
   if (options.truth) overlay(data, outlines(layers.truth, width, height), COLOURS.truth);
   if (options.prediction) overlay(data, outlines(predicted(layers, options.threshold), width, height), COLOURS.prediction);
-  if (layers.judged) hatch(data, layers.judged, width);
+  if (layers.valid) hatch(data, layers.valid, width);
   const canvas = new OffscreenCanvas(width, height);
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
@@ -125,11 +125,11 @@ function overlay(data, pixels, colour) {
   }
 }
 
-// Stripes where nothing was judged.
-function hatch(data, judged, width) {
-  for (let i = 0; i < judged.length; i++) {
-    if (!judged[i] && (i % width + Math.floor(i / width)) % 8 < 3) {
-      for (let c = 0; c < 3; c++) data[4 * i + c] = 0.5 * data[4 * i + c] + 0.5 * COLOURS.unjudged[c];
+// Draws stripes on pixels that were not evaluated.
+function hatch(data, valid, width) {
+  for (let i = 0; i < valid.length; i++) {
+    if (!valid[i] && (i % width + Math.floor(i / width)) % 8 < 3) {
+      for (let c = 0; c < 3; c++) data[4 * i + c] = 0.5 * data[4 * i + c] + 0.5 * COLOURS.ignored[c];
     }
   }
 }

@@ -1,4 +1,4 @@
-// A canvas that shows a painted picture at the viewer's zoom and place, with marks on top.
+// A canvas that shows a painted picture at the zoom and position of the viewer, with marks on top.
 class Pane {
   constructor(view, name, camera) {
     this.view = view;
@@ -16,14 +16,14 @@ class Pane {
 
   size() { return [this.canvas.clientWidth, this.canvas.clientHeight]; }
 
-  // From a pixel of the picture to one of the canvas, in CSS pixels.
+  // Position on the canvas, in CSS pixels, of a position in the picture.
   place(x, y) {
     const [width, height] = this.size();
     const { scale, x: left, y: top } = this.camera;
     return [width / 2 + (x - left) * scale, height / 2 + (y - top) * scale];
   }
 
-  // And back.
+  // Position in the picture under a pointer event.
   under(event) {
     const box = this.canvas.getBoundingClientRect();
     const { scale, x, y } = this.camera;
@@ -49,7 +49,7 @@ class Pane {
     if (chosen) this.drawMark(context, chosen, true);
   }
 
-  // In a crowd, small and without its letter, until somebody zooms in.
+  // Draws a mark; crowded ones are small and without a letter until the user zooms in.
   drawMark(context, mark, chosen, crowded = false) {
     const { letter, colour, shape } = MARKS[mark.kind];
     const [x, y] = this.place(mark.x + 0.5, mark.y + 0.5);
@@ -72,5 +72,5 @@ class Pane {
   }
 }
 
-// Small until it is chosen, so that large cells do not hide one another behind their frames.
+// Radius of a mark on the canvas. It is small unless chosen, so that the frames of large cells do not overlap.
 const markRadius = (mark, scale, chosen) => Math.max(7, Math.min((mark.radius + 3) * scale, chosen ? Infinity : 14));

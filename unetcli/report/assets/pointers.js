@@ -1,4 +1,4 @@
-// Keys, fingers and mouse on a picture.
+// Keyboard, touch and mouse input on a picture.
 const KEYS = {
   ArrowLeft: () => show(state.at - 1), ArrowRight: () => show(state.at + 1),
   "+": () => zoom(STEP), "=": () => zoom(STEP), "-": () => zoom(1 / STEP), "−": () => zoom(1 / STEP), 0: fit,
@@ -28,7 +28,7 @@ function listen(pane) {
   const fingers = new Map();
   canvas.addEventListener("keydown", onKey);
   canvas.addEventListener("wheel", (event) => {
-    if (document.activeElement !== canvas && !event.ctrlKey) return; // the page scrolls on
+    if (document.activeElement !== canvas && !event.ctrlKey) return; // the page scrolls
     event.preventDefault();
     zoom(Math.exp(-event.deltaY / 400), ...pane.under(event));
   }, { passive: false });
@@ -58,7 +58,7 @@ function pickMark(pane, event) {
   if (near.length) mark(near[0]);
 }
 
-// What lies under the pointer, in words.
+// Shows position, truth and prediction of the pixel under the pointer.
 async function point(pane, event) {
   const layers = await decode(state.at);
   const [x, y] = pane.under(event).map(Math.floor);

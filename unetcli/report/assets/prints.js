@@ -1,4 +1,4 @@
-// On paper: image with errors, and difference, of the first sections.
+// Pictures for printing: image and difference, with the errors, of the first sections.
 async function preparePrints() {
   const shown = PICTURES.slice(0, 4);
   const figures = [];

@@ -1,8 +1,8 @@
-// Tables sort by the button in a column's head: first the way that puts large numbers on top, then the other way.
+// Sorting of tables by the buttons in their headings: large numbers first, then, on a second click, in reverse.
 function sortKey(row, column) {
   const cell = row.cells[column];
   const stored = cell.dataset.sort;
-  if (stored === "") return null; // not defined: last in either order
+  if (stored === "") return null; // undefined values come last in either order
   if (stored === undefined) return cell.textContent.trim();
   return Number(stored);
 }

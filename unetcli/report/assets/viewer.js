@@ -1,7 +1,7 @@
-// The viewer: which section, which view, where and how large; everything else follows from that state.
+// The viewer. Its state is the section, the view and the camera; everything else follows from them.
 const PICTURES = JSON.parse(byId("data").textContent);
 const VIEW_NAMES = { image: "Image", probability: "Probability", prediction: "Prediction", truth: "Truth", difference: "Difference" };
-const COUNTED = { split: "splits", merge: "merges" };
+const PLURALS = { split: "splits", merge: "merges" };
 const FOUR = "four";
 const STEP = 1.4, LARGEST = 40;
 
@@ -20,7 +20,7 @@ function viewsOf(shown) {
   return Object.keys(VIEW_NAMES).filter((view) => has[view]);
 }
 
-// Side by side: of probability and prediction the one that says more.
+// Views side by side: of probability and prediction, only the one with more information.
 const fourOf = (shown) => viewsOf(shown).filter((view) => view !== (shown.labels ? "probability" : shown.probability ? "prediction" : ""));
 
 // ---- what is shown
@@ -36,14 +36,14 @@ function makePanes() {
 async function repaint() {
   const at = state.at;
   const layers = await decode(at);
-  if (at !== state.at) return; // stepped on meanwhile
+  if (at !== state.at) return; // another section was chosen meanwhile
   const options = { threshold: state.threshold, truth: byId("show-truth").checked, prediction: byId("show-prediction").checked };
   for (const pane of panes) pane.painted = paint(pane.view, layers, picture(), options);
   if (state.fitted) fit(); else draw();
   byId("viewer").dataset.painted = `${picture().name} ${state.view}`;
 }
 
-// The errors of the kinds that are asked for.
+// Errors of the kinds that are checked.
 function shownMarks() {
   const wanted = new Set([...byId("kinds").querySelectorAll("input:checked")].map((box) => box.dataset.kind));
   return picture().marks.filter((mark) => wanted.has(mark.kind));
@@ -65,15 +65,15 @@ function show(at) {
   byId("previous").disabled = state.at === 0;
   byId("next").disabled = state.at === PICTURES.length - 1;
   listErrors();
-  tell();
+  updateStatus();
   repaint();
 }
 
-function tell() {
-  const found = Object.entries(picture().found).map(([kind, number]) => `${number} ${COUNTED[kind] && number !== 1 ? COUNTED[kind] : kind}`).join(", ");
+function updateStatus() {
+  const found = Object.entries(picture().found).map(([kind, number]) => `${number} ${PLURALS[kind] && number !== 1 ? PLURALS[kind] : kind}`).join(", ");
   const marked = picture().marks.length, all = Object.values(picture().found).reduce((a, b) => a + b, 0);
   const largest = marked < all ? ` (the largest ${marked} are marked)` : "";
-  byId("told").textContent = `${picture().name}, ${state.at + 1} of ${PICTURES.length}. Errors: ${found || "none found"}${largest}`;
+  byId("status").textContent = `${picture().name} (${state.at + 1} of ${PICTURES.length}). Errors: ${found || "none"}${largest}`;
 }
 
 function choose(view) {
@@ -83,7 +83,7 @@ function choose(view) {
   repaint();
 }
 
-// ---- zoom and place
+// ---- zoom and position
 
 function smallest() {
   const [width, height] = panes[0].size();
@@ -103,7 +103,7 @@ function place(scale, x, y, fitted = false) {
   draw();
 }
 
-// What lies at (x, y) stays where it is on the screen.
+// Zooms by a factor; the point (x, y) stays in place on the screen.
 function zoom(by, x = state.camera.x, y = state.camera.y) {
   const { scale, x: left, y: top } = state.camera;
   const larger = Math.max(smallest() / 2, Math.min(LARGEST, scale * by));
