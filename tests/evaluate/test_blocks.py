@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
 
+from unetcli.cli.views import score_lines
 from unetcli.evaluate.counting import SUMS_METRICS, TABLE_SUMS, Counts
 from unetcli.evaluate.plan import BLOCK_VOXELS
 from unetcli.evaluate.request import METRICS, EvaluateRequest
@@ -88,6 +89,7 @@ def test_a_metric_added_to_the_tables_is_scored_like_the_others(
     assert found.scores["added"] == found.scores["voi"]
     assert all(section.scores["added"] == section.scores["voi"] for section in found.sections)
     assert found.to_json()["sums"]["added"]["added"] == found.to_json()["sums"]["voi"]["voi"]
+    assert any(line.startswith("added") for line in score_lines(found))
 
 
 def test_scores_of_probabilities_do_not_depend_on_blocks_or_threads(

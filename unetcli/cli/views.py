@@ -106,7 +106,7 @@ def undefined(names: Sequence[str], scores: Mapping[str, Any]) -> dict[str, list
 
 def worst(metric: str, sections: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Line that names the worst sections by the leading score."""
-    leading, higher = LEADING[metric]
+    leading, higher = LEADING.get(metric, ("", True))
     scored = [(scores[leading], name) for name, scores in sections if scores.get(leading) is not None]
     if len(scored) <= WORST or min(scored)[0] == max(scored)[0]:
         return []

@@ -82,7 +82,7 @@ class EvaluateRequest(ClusterOptions):
     )
     metrics: tuple[str, ...] | None = _scores(
         "Scores to compute. Default: pixels,em for probabilities, cells,voi for labels.",
-        metavar="pixels,em,cells,voi",
+        metavar=",".join(METRICS),
         parse=parse_metrics,
     )
     kind: str | None = _scores(
