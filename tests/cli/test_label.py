@@ -27,7 +27,7 @@ def test_labels_are_written_and_summarised(unetcli: Unetcli, tmp_path: Path) -> 
     assert len((tmp_path / summary["table"]).read_text().splitlines()) == 1 + summary["objects"]
     again = unetcli("label", "big.pred.zarr", "--threshold", 0.45, "--min-size", 5)
     assert (again.returncode, again.stdout) == (0, "big.pred.zarr/labels/instances\n")
-    assert "complete already" in again.stderr
+    assert "already complete" in again.stderr
 
 
 def test_errors_are_one_line_and_unfinished_work_is_3(unetcli: Unetcli, tmp_path: Path) -> None:

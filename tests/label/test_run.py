@@ -203,7 +203,7 @@ def test_the_same_command_again_changes_nothing(labels: None) -> None:
     before = {path: path.stat().st_mtime_ns for path in LABELS.rglob("*")}
     summary = label(block_voxels=None)
     assert (summary.complete, summary.made) == (True, 0)
-    assert "complete already" in summary.sentence
+    assert "already complete" in summary.sentence
     assert {path: path.stat().st_mtime_ns for path in LABELS.rglob("*")} == before
 
 

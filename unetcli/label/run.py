@@ -331,8 +331,8 @@ class LabelSummary:
             jobs = f"{len(self.failed_jobs)} jobs failed; " if self.failed_jobs else ""
             return f"{self.output}: INCOMPLETE; {aside}{jobs}the same command continues"
         small = f", {self.removed} smaller ones removed" if self.removed else ""
-        already = " already" if not self.made else ""
-        return f"{self.output}: {self.objects} objects above {self.threshold:g}{small}; complete{already}; {self.table}"
+        already = "already " if not self.made else ""
+        return f"{self.output}: {self.objects} objects above {self.threshold:g}{small}; {already}complete; {self.table}"
 
 
 def label_volume(
