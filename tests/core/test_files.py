@@ -176,7 +176,8 @@ def as_nobody(program: str, place: Path) -> str:
         for folder in place.parents:  # pytest makes them readable for its own user only
             if folder.stat().st_uid == 0 and "pytest" in folder.name:
                 folder.chmod(0o755)
-        # Last, so that Python itself may lie where only the superuser reads.
+        # After the imports, so that Python itself may lie where only the superuser reads.
+        assert "\ntry:" in program
         program = program.replace("try:", "os.setgroups([]); os.setgid(65534); os.setuid(65534)\ntry:", 1)
     command = [sys.executable, "-c", program]
     environment = {"PYTHONPATH": str(Path(unetcli.__file__).parents[1])}
