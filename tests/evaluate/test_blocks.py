@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,14 @@ def test_a_metric_added_to_the_tables_is_scored_like_the_others(
     assert found.scores["added"] == found.scores["voi"]
     assert all(section.scores["added"] == section.scores["voi"] for section in found.sections)
     assert found.to_json()["sums"]["added"]["added"] == found.to_json()["sums"]["voi"]["voi"]
-    assert any(line.startswith("added") for line in score_lines(found))
+    assert any(line.startswith("added ") for line in score_lines(found))
+
+
+def test_a_metric_of_the_foreground_has_its_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = stored(tmp_path, VALUES), stored(tmp_path, TRUTH, "t.zarr")
+    assert evaluated(*paths, "em", threshold=0.7).thresholds == {}
+    monkeypatch.setitem(METRICS, "em", replace(METRICS["em"], foreground=True))
+    assert evaluated(*paths, "em", threshold=0.7).thresholds == {"foreground": 0.7}
 
 
 def test_scores_of_probabilities_do_not_depend_on_blocks_or_threads(

@@ -20,7 +20,9 @@ from report.evaluations import (
     membranes,
 )
 
+from unetcli.evaluate.request import METRICS
 from unetcli.evaluate.result import Evaluation
+from unetcli.report import measure_texts as texts
 from unetcli.report.page import embedded, write_report
 
 
@@ -94,6 +96,12 @@ def test_a_page_is_written_of(tmp_path: Path, case: str) -> None:
     assert "NaN" not in text.replace("isNaN", "")
     assert "summary" in parts(text)
     json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)[0])
+
+
+def test_every_metric_has_its_texts() -> None:
+    assert set(METRICS) == set(texts.METRIC_NAMES) == set(texts.HEADLINES)
+    for name, metric in METRICS.items():
+        assert texts.MEASURES[f"{name}.{metric.leading}"].lower == metric.lower_is_better
 
 
 def test_undefined_scores_come_with_their_reason(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetcli.cli import console
 from unetcli.cli.console import counted
+from unetcli.evaluate.request import METRICS
 
 if TYPE_CHECKING:
     from unetcli.evaluate.result import Evaluation
@@ -21,8 +22,6 @@ NAME, SCORE, INTERVAL = 32, 10, 22
 BESIDE = ("_threshold", "_reason", "_note", "_interval", "_interval_reason")
 WORST = 3
 MEANING = "better and worse mean more than noise"
-LEADING = {"pixels": ("iou", True), "em": ("rand_error", False), "cells": ("seg", True), "voi": ("split", False)}
-"""Score by which sections are ranked, for each metric, and whether higher is better."""
 COUNTED = {"tp", "fp", "fn", "tn", "reference_objects", "result_objects", "matched"}
 
 
@@ -106,11 +105,11 @@ def undefined(names: Sequence[str], scores: Mapping[str, Any]) -> dict[str, list
 
 def worst(metric: str, sections: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Line that names the worst sections by the leading score."""
-    leading, higher = LEADING.get(metric, ("", True))
+    leading, sign = METRICS[metric].leading, -1 if METRICS[metric].lower_is_better else 1
     scored = [(scores[leading], name) for name, scores in sections if scores.get(leading) is not None]
     if len(scored) <= WORST or min(scored)[0] == max(scored)[0]:
         return []
-    ranked = sorted(scored, key=lambda pair: pair[0] if higher else -pair[0])
+    ranked = sorted(scored, key=lambda pair: sign * pair[0])
     return wrapped("  ", f"worst {leading}: " + ", ".join(f"{name} ({value:.4f})" for value, name in ranked[:WORST]))
 
 

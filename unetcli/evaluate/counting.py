@@ -255,8 +255,13 @@ def confusion_of(values: NDArray[Any], data: PairData, threshold: float) -> Conf
     chosen, reference = valid_values(values, data.valid), valid_values(data.reference, data.valid)
     if len(values) > 1:
         return Confusion.of(reference, chosen.argmax(axis=0), len(values))
-    found = above(chosen[0], threshold) if values.dtype.kind == "f" else chosen[0] != 0
-    return Confusion.of((reference != 0).astype(np.int8), found.astype(np.int8), 2)
+    return Confusion.of((reference != 0).astype(np.int8), foreground_of(chosen, threshold).astype(np.int8), 2)
+
+
+def foreground_of(values: NDArray[Any], threshold: float) -> NDArray[np.bool_]:
+    """Predicted foreground, (...), from values (1, ...): probabilities above the threshold, or any label."""
+    found: NDArray[np.bool_] = above(values[0], threshold) if values.dtype.kind == "f" else values[0] != 0
+    return found
 
 
 def count_objects(plan: EvaluationPlan, pair: Pair, section: int, labels: NDArray[Any], data: PairData) -> Counts:

@@ -41,6 +41,12 @@ class Metric:
     """Kinds of predictions that it can score."""
     default_for: tuple[str, ...]
     """Kinds of predictions that it scores if ``--metrics`` is not given."""
+    leading: str
+    """Score by which the worst sections are chosen."""
+    lower_is_better: bool = False
+    """Whether lower is better for the leading score."""
+    foreground: bool = False
+    """Whether it scores the foreground above ``--threshold``."""
     objects: bool = False
     """Whether it scores objects. Such a metric also scores folders of the cell tracking challenge."""
     whole_sections: bool = False
@@ -48,10 +54,10 @@ class Metric:
 
 
 METRICS = {
-    "pixels": Metric(KINDS, default_for=(PROBABILITY, CLASSES)),
-    "em": Metric((PROBABILITY,), default_for=(PROBABILITY,), whole_sections=True),
-    "cells": Metric((PROBABILITY, LABELS), default_for=(LABELS,), objects=True),
-    "voi": Metric((PROBABILITY, LABELS), default_for=(LABELS,), objects=True),
+    "pixels": Metric(KINDS, (PROBABILITY, CLASSES), "iou", foreground=True),
+    "em": Metric((PROBABILITY,), (PROBABILITY,), "rand_error", lower_is_better=True, whole_sections=True),
+    "cells": Metric((PROBABILITY, LABELS), (LABELS,), "seg", objects=True),
+    "voi": Metric((PROBABILITY, LABELS), (LABELS,), "split", lower_is_better=True, objects=True),
 }
 """Metrics by name, in the order of the output. The scores of each one are in a module of :mod:`unetcli.metrics`."""
 

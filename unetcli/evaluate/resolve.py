@@ -274,11 +274,12 @@ class ResolvedRequest:
         )
 
     def thresholds(self) -> dict[str, float]:
-        """Thresholds of ``foreground`` (pixels) and ``objects`` (components), if they apply."""
+        """Thresholds of ``foreground`` (pixel by pixel) and ``objects`` (components), if they apply."""
         settings = self.plan.settings
         if settings.kind != PROBABILITY:
             return {}
-        asked = {"foreground": "pixels" in settings.metrics, "objects": settings.has_objects}
+        foreground = any(METRICS[name].foreground for name in settings.metrics)
+        asked = {"foreground": foreground, "objects": settings.has_objects}
         return {name: settings.threshold for name, applies in asked.items() if applies}
 
     def scope(self) -> dict[str, Any]:

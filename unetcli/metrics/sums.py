@@ -136,7 +136,7 @@ class SumsMetric(Generic[S]):
     scores: Mapping[str, Score[S]]
     """Scores by name."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Entries to report with the scores, such as their unit."""
+    """Texts to report with the scores, such as their unit; a number would be printed as a score."""
 
     def entries(self, units: Sequence[S]) -> dict[str, Any]:
         """Scores of all units together, by name.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.core.arrays import distinct
+from unetcli.evaluate.request import METRICS
 from unetcli.evaluate.result import Evaluation, Scores, Section, SectionImages
 from unetcli.metrics.contingency import ReferenceObjects, ResultObjects
 from unetcli.metrics.em_counts import errors_at
@@ -130,7 +131,7 @@ METRIC_NAMES = {
 }
 """Metrics in the order of the page: objects before pixels."""
 RANKING = ("em.rand_error", "cells.seg", "cells.f1", "voi.adapted_rand_error", "pixels.iou", "pixels.accuracy")
-"""Sections are ranked by the first of these scores that they have."""
+"""Sections are ranked by the first of these scores that they have, else by the leading score of a metric."""
 UNET = "Ronneberger, Fischer and Brox, “U-Net: Convolutional Networks for Biomedical Image Segmentation”, MICCAI 2015"
 
 
@@ -209,7 +210,8 @@ def headlines(evaluation: Evaluation, metric: str) -> list[Measure]:
 
 def ranked_by(evaluation: Evaluation) -> Measure | None:
     """Measure that sections are ranked by; None if no section has a score to rank by."""
-    measures = (MEASURES[path] for path in RANKING)
+    paths = (*RANKING, *(f"{name}.{metric.leading}" for name, metric in METRICS.items()))
+    measures = (MEASURES[path] for path in paths)
     return next((m for m in measures if any(m.value(s.scores) is not None for s in evaluation.sections)), None)
 
 
