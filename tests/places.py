@@ -24,6 +24,7 @@ from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.executors.dask.cluster import existing_scheduler, local_workers
 from unetcli.executors.dask.executor import DaskExecutor
 from unetcli.executors.dask.worker import write_certificate
+from unetcli.executors.options import ClusterOptions
 from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.executors.slurm.request import SlurmRequest
 
@@ -110,6 +111,24 @@ def site(folder: Path, workers: int) -> Iterator[Site]:
 HERE: dict[str, Place] = {"in-process": in_process, "local": local, "existing": existing}
 """Executors whose workers end with the launcher."""
 PLACES = [*HERE, "slurm"]
+
+
+@contextmanager
+def two_processes(folder: Path) -> Iterator[ClusterOptions]:
+    yield ClusterOptions(workers=2)
+
+
+@contextmanager
+def scheduler_of_others(folder: Path) -> Iterator[ClusterOptions]:
+    with site(folder, workers=2) as there:
+        yield ClusterOptions(cluster="dask", scheduler=there.address, tls=there.tls)
+
+
+OPTIONS: dict[str, Callable[[Path], AbstractContextManager[ClusterOptions]]] = {
+    "two processes": two_processes,
+    "a scheduler of others": scheduler_of_others,
+}
+"""Options with which a step runs in processes that end with the launcher."""
 
 
 def place_of(name: str, request: pytest.FixtureRequest) -> Place:

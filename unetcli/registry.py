@@ -18,7 +18,7 @@ from unetcli.label.step import LabelStep
 from unetcli.predict.step import PredictStep
 
 STEPS: dict[str, type[Step]] = {PREDICT: PredictStep, LABEL: LabelStep, EVALUATE: EvaluateStep}
-"""Step classes by the name in the marker of their run folders."""
+"""Step classes by the name in the marker of their run folders, in the order in which they run."""
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +45,7 @@ def steps_of(output: str, named: Path | None = None, only: str | None = None) ->
     tried = [step_in(folder, store) for folder in folders(root)]
     found = [each for each in tried if isinstance(each, Step)]
     unreadable = [each for each in tried if isinstance(each, UnetcliError)]
-    found.sort(key=lambda step: (_ORDER.get(step.command, len(_ORDER)), step.name))
+    found.sort(key=lambda step: (list(STEPS).index(step.command), step.name))
     if unreadable and not found:
         raise unreadable[0]
     for error in unreadable:
@@ -61,9 +61,6 @@ def steps_of(output: str, named: Path | None = None, only: str | None = None) ->
     if not wanted:
         raise UnetcliError(f"{output}: no step {only}; {root} has {', '.join(step.name for step in found)}")
     return wanted
-
-
-_ORDER = {PREDICT: 0, LABEL: 1, EVALUATE: 2}
 
 
 def store_and_step(output: str) -> tuple[Place, str | None]:

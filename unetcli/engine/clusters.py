@@ -187,7 +187,7 @@ def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> int:
 
 def require_accepted(where: ClusterOptions, *, needed: bool) -> None:
     """Raise, before anything is written, if SLURM would reject the jobs that are needed."""
-    if needed and where.cluster != "local" and not where.scheduler:
+    if needed and where.needs_slurm:
         would_start(slurm_request(where).options())
 
 

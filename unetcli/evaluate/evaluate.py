@@ -77,7 +77,7 @@ def count_in_folder(
 def paths_of(resolved: ResolvedRequest, where: ClusterOptions) -> EvaluationPaths:
     """Paths of the data, and threads of a local worker."""
     request = resolved.request
-    threads = max(1, cpu_threads() // (where.workers or 1)) if where.cluster == "local" else None
+    threads = max(1, cpu_threads() // (where.workers or 1)) if where.on_this_machine else None
     return EvaluationPaths(prediction=request.prediction, truth=request.truth, mask=request.mask, threads=threads)
 
 

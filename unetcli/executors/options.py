@@ -81,6 +81,16 @@ class ClusterOptions(ArrayOptions):
     )
     tls: Path | None = tls_option()
 
+    @property
+    def needs_slurm(self) -> bool:
+        """Whether the workers are SLURM jobs."""
+        return self.cluster == "slurm" or (self.cluster == "dask" and self.scheduler is None)
+
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether the workers are processes of this machine, which share its cores."""
+        return self.cluster == "local"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, only in (("detach", "slurm"), ("scheduler", "dask"), ("tls", "dask")):

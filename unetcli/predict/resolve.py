@@ -205,9 +205,9 @@ def folder_of(request: PredictRequest) -> RunFolder:
 
 def with_machine(request: PredictRequest, cluster: ClusterOptions) -> PredictRequest:
     """The request with the device and threads of the machines that will compute, which may not be this one."""
-    if cluster.cluster == "local":
+    if cluster.on_this_machine:
         return replace(request, threads=max(1, cpu_threads() // cluster.workers)) if cluster.workers else request
-    if cluster.scheduler:
+    if not cluster.needs_slurm:
         return replace(request, remote=True, threads=request.threads or 1)
     asked = slurm_request(cluster)
     device = request.device or ("cuda" if asked.wants_gpu else "cpu")
