@@ -15,7 +15,9 @@ SECONDS_PER_TICK = 1.0
 
 
 class Task(Protocol):
-    """A module-level function of the package (pickled by name) with plain values as arguments.
+    """A module-level function of the package with plain values as arguments.
+
+    It is pickled by name, so a process that runs it needs the ``sys.path`` of the launcher.
 
     It reports through files of the run folder: receipts, failures and heartbeats. Another process may call it again
     with the same blocks at any time; finished blocks are skipped.
