@@ -119,7 +119,7 @@ def predict(request: PredictRequest) -> PredictSummary:
     Raises
     ------
     UnetcliError
-        Volume, model or options do not fit; nothing has been written then.
+        Volume, model or options do not fit together; nothing has been written.
     """
     return run_predict(request)
 

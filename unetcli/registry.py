@@ -55,7 +55,7 @@ def steps_of(output: str, named: Path | None = None, only: str | None = None) ->
         made = any(read_mark(folder.path) for folder in folders(root))
         what = f"no plan of a run in {sought}" if made else f"{sought} is no run folder (no {MARKER})"
         raise UnetcliError(
-            f"{output}: {what}; predict, label and evaluate create one, --run-folder names another folder"
+            f"{output}: {what}; predict, label and evaluate create one; use --run-folder if it is elsewhere"
         )
     wanted = [step for step in found if only in (None, step.name)]
     if not wanted:

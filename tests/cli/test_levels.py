@@ -101,7 +101,7 @@ def test_levels_stay_incomplete_until_damaged_voxels_are_repaired(
     assert (summary["finished"], summary["complete"], summary["levels_missing"]) == (False, False, 1)
     (failure,) = summary["set_aside"]
     assert f"{STORE}/0: cannot read z 0:1" in failure["reason"]
-    assert "INCOMPLETE; 1 blocks of coarser levels missing; 1 set aside" in done.stderr
+    assert "INCOMPLETE; 1 block of coarser levels missing; 1 set aside" in done.stderr
     assert f"`unetcli verify --repair {STORE}`" in done.stderr
     assert (shown(), says_complete()) == (["0"], complete)
     assert all(found.sound for found in verify_output(VerifyRequest(output=STORE, repair=True)))
@@ -119,7 +119,7 @@ def test_sigterm_during_the_coarser_level_ends_with_3_and_status_reports_it(unet
     summary = json.loads(done.stdout)
     assert (summary["finished"], summary["complete"], summary["levels_missing"]) == (False, False, 1)
     assert summary["set_aside"] == []
-    assert "INCOMPLETE; 1 blocks of coarser levels missing; the same command continues" in done.stderr
+    assert "INCOMPLETE; 1 block of coarser levels missing; the same command continues" in done.stderr
     assert shown() == ["0"]
     status = json.loads(unetcli("status", STORE, "--json").stdout)
     assert [(stage["name"], stage["done"], stage["missing"]) for stage in status["stages"]] == [

@@ -37,7 +37,7 @@ def test_a_record_survives_json(record: Outer) -> None:
 
 
 def test_another_version_is_refused_by_name() -> None:
-    with pytest.raises(UnetcliError, match="plan of version 2, this unetcli reads version 1"):
+    with pytest.raises(UnetcliError, match="plan of version 2; this unetcli reads version 1"):
         from_json(Inner, to_json(Inner((1,), 0.0), 2), 1, "plan")
 
 

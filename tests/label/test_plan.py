@@ -81,7 +81,7 @@ def test_stages_follow_each_other_and_share_no_block() -> None:
 def test_a_plan_comes_back_from_its_file() -> None:
     plan = plan_of((3, 50, 40), (1, 16, 16), method="watershed", threshold=0.3, voxel_size=(2.5, 1.0, 1.0))
     assert from_json(LabelPlan, to_json(plan, FORMAT), FORMAT, "plan") == plan
-    with pytest.raises(UnetcliError, match=f"plan of version 0, this unetcli reads version {FORMAT}"):
+    with pytest.raises(UnetcliError, match=f"plan of version 0; this unetcli reads version {FORMAT}"):
         from_json(LabelPlan, to_json(plan, 0), FORMAT, "plan")
 
 

@@ -32,7 +32,7 @@ def test_the_threshold_is_the_one_whose_objects_fit_best(values: NDArray[np.uint
     write_truth(np.ones(SHAPE, np.uint8))
     assert label(auto_threshold_from="truth.tif").threshold == 0.65  # frozen
     write_truth(np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UnetcliError, match=r"truth\.tif: holds no object"):
+    with pytest.raises(UnetcliError, match=r"truth\.tif: contains no objects"):
         label(auto_threshold_from="truth.tif", overwrite=True)
 
 

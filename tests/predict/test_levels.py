@@ -186,7 +186,7 @@ def test_failed_jobs_of_the_levels_are_named(request_: PredictRequest, monkeypat
     assert (summary.finished, summary.complete) == (False, False)
     assert summary.levels_missing == step().levels.blocks
     assert summary.failed_jobs == ["job 7 on n1: killed"]
-    assert "1 jobs failed; the same command continues" in summary.sentence
+    assert "1 job failed; the same command continues" in summary.sentence
 
 
 def test_the_plan_does_not_change_while_a_worker_uses_it(
@@ -196,7 +196,7 @@ def test_the_plan_does_not_change_while_a_worker_uses_it(
     predict_volume(request_)
     monkeypatch.setattr(clusters, "SECONDS_TO_FINISH", 0.1)
     before = FOLDER.plan_file.read_text()
-    with Heartbeat(FOLDER.workers, 1), pytest.raises(UnetcliError, match="1 workers of an earlier launch are still"):
+    with Heartbeat(FOLDER.workers, 1), pytest.raises(UnetcliError, match="in use by 1 worker of an earlier launch"):
         predict_volume(replace(request_, levels=3))
     assert FOLDER.plan_file.read_text() == before
     assert predict_volume(replace(request_, levels=3)).complete

@@ -178,7 +178,7 @@ def test_each_gpu_has_a_process_although_the_profile_requests_gpus_otherwise(pla
     ("words", "line"),
     [
         ("--select dice", "--select dice"),
-        ("--tasks-per-node 2", "--batch-size 2: not divisible by the 4 processes; 4 is"),
+        ("--tasks-per-node 2", "--batch-size 2: not divisible by the 4 processes; 4 would work"),
         ("--nodes 0", "--nodes 0: expected at least 1"),
         ("--gpus-per-node 2 --tasks-per-node 3", "--tasks-per-node 3: --gpus-per-node 2 starts one process per GPU"),
         ("--gpus-per-node 2 --channel 5", "channel"),

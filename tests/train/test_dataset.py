@@ -32,11 +32,11 @@ def image(size: dict[str, float], unit: str = "nanometer", path: str = "raw.zarr
             r"raw\.zarr is 3x13x22, but labels\.zarr is 3x13x21: labels must",
         ),
         (grey(13, 22), "yx", "must cover the same voxels"),
-        (grey(2, *SHAPE), "czyx", r"labels\.zarr: 2 channels; labels have one"),
+        (grey(2, *SHAPE), "czyx", r"labels\.zarr: 2 channels; expected labels in one channel"),
         (
             np.zeros(SHAPE, np.float32),
             "zyx",
-            r"labels\.zarr: data type float32; labels are integers",
+            r"labels\.zarr: data type float32; expected integers",
         ),
     ],
     ids=["shape", "axes", "channels", "floats"],
@@ -228,7 +228,7 @@ def test_ignored_values_are_neither_counted_nor_drawn() -> None:
 
 def test_nothing_drawn_at_all_is_refused_naming_the_way_out() -> None:
     data = annotated(grey(*SHAPE), np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UnetcliError, match=r"labels\.zarr: no label in any training section; --sections"):
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: no label in any training section; choose other --sections"):
         dataset_statistics(dataset(data))
 
 

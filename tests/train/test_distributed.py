@@ -157,7 +157,7 @@ def test_another_number_of_processes_goes_on(ranks: Ranks, first: int, then: int
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--steps 9 --batch-size 3", "unetcli: --batch-size 3: not divisible by the 2 processes; 4 is\n"),
+        ("--steps 9 --batch-size 3", "unetcli: --batch-size 3: not divisible by the 2 processes; 4 would work\n"),
         ("--steps 9 --select dice", "unetcli: --select dice: expected one of"),
         ("--steps 300 --recipe paper --lr 1e30", "unetcli: the loss is nan"),
         pytest.param(

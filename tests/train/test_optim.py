@@ -182,7 +182,7 @@ def test_processes_share_a_step_s_samples_without_overlap() -> None:
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused_naming_one_that_can() -> None:
     require_divisible(8, ProcessGroup(size=4))
-    with pytest.raises(UnetcliError, match=r"--batch-size 6: not divisible by the 4 processes; 8 is"):
+    with pytest.raises(UnetcliError, match=r"--batch-size 6: not divisible by the 4 processes; 8 would work"):
         require_divisible(6, ProcessGroup(size=4))
 
 

@@ -95,8 +95,8 @@ def test_which_sections_are_trained_on_and_held_out(
         ([8], asked(validation=(5, 20)), r"--validation 5:20.*0:8"),
         ([8], asked((0, 8), (3, 5)), r"--validation 3:5: overlaps the training sections 0:8"),
         ([8], asked((0, 5), (0, 2)), r"--validation 0:2: overlaps the training sections 0:5"),
-        ([8], asked(validation=(0, 8)), r"--validation 0:8: leaves no section to train on"),
-        ([8], asked((5, 8), (3, 8)), r"--validation 3:8: leaves no section to train on"),
+        ([8], asked(validation=(0, 8)), r"--validation 0:8: leaves no section to train on; hold out fewer"),
+        ([8], asked((5, 8), (3, 8)), r"--validation 3:8: leaves no section to train on; hold out fewer"),
         ([4, 4], asked((9, 10)), r"all 2 pairs together"),
         ([8], asked(fraction=1.0), r"--validation-fraction 1.0: expected 0 <= fraction < 1"),
         ([8], asked(fraction=-0.1), r"--validation-fraction -0.1"),
@@ -206,7 +206,7 @@ def test_measures_of_two_classes_are_refused_for_more(here: Path, measure: str) 
     write_zarr(here / "classes.zarr", labels)
     three = replace(TINY, pair=(("raw.zarr", "classes.zarr"),), truth="classes")
     with pytest.raises(
-        UnetcliError, match=rf"--select {measure}: only for two classes; expected pixel_disagreement or iou"
+        UnetcliError, match=rf"--select {measure}: only for two classes; for 3, use pixel_disagreement or iou"
     ):
         resolved(replace(three, select=measure))
     assert resolved(replace(three, select="iou")).config.select == "iou"

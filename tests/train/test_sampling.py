@@ -153,7 +153,7 @@ def test_no_truth_anywhere_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -
     labels = np.full(SHAPE, 9, np.uint8)
     labels[0, 0, 0] = 1  # a label, so the section is used; the dataset below excludes it
     data = region(annotated(grey(*SHAPE), labels, ignore=9), Box((2, 0, 0), SHAPE))
-    with pytest.raises(UnetcliError, match=r"labels\.zarr: no ground truth at 300 positions") as caught:
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: no ground truth at 300 random positions") as caught:
         sampler(data, 5, 1).sample(0)
     assert "\n" not in str(caught.value)
 
@@ -287,5 +287,5 @@ def test_a_class_that_the_network_does_not_have_is_an_error() -> None:
     labels = np.full(SHAPE, 2, np.uint8)
     both = dataset(annotated(grey(*SHAPE), labels))
     assert Sampler(both, TILE, OUTPUT, TURNS, 0, classes=3).sample(0).classes.max() == 2
-    with pytest.raises(UnetcliError, match=r"labels\.zarr: class 2, but the part that was measured has 2 classes"):
+    with pytest.raises(UnetcliError, match=r"labels\.zarr: class 2, but the sampled part of the labels has 2 classes"):
         Sampler(both, TILE, OUTPUT, TURNS, 0, classes=2).sample(0)

@@ -202,7 +202,7 @@ def refused(tmp_path: Path, name: str) -> Path:
     [
         ("missing", "no such file"),
         ("text.tif", "not a readable TIFF file"),
-        ("two.tif", "2 images of different kind"),
+        ("two.tif", "2 images of different shapes"),
         ("group", "group without arrays"),
         ("folder", "no Zarr array or group"),
         ("broken", "no Zarr array or group"),

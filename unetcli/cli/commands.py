@@ -109,7 +109,7 @@ def label(request: LabelRequest, json: JsonOption = False) -> None:
     """Find the objects in PREDICTION and number them.
 
     The labels are stored in PREDICTION/labels/NAME, with a table of the objects beside the store. If the run is
-    interrupted, the same command continues it. The result is identical, byte for byte, for any size of block.
+    interrupted, the same command continues it. The result is identical, byte for byte, for any block size.
     """
     from unetcli.api import run_label
 

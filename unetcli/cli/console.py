@@ -179,15 +179,6 @@ def amount(value: float) -> str:
     return f"{value:.0f}"
 
 
-def counted(number: int, unit: str) -> str:
-    """Format a number of things.
-
-    >>> counted(1, "section"), counted(25, "section")
-    ('1 section', '25 sections')
-    """
-    return f"{number} {unit}{'s' * (number != 1)}"
-
-
 def speed(rate: float, unit: str) -> str:
     """Format a rate.
 

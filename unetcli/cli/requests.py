@@ -88,7 +88,7 @@ def _named(context: typer.Context, file: Path, skipped: Collection[str]) -> Iter
     for key, value in read_toml(file).items():
         if name := known.get(_plain(key)):
             if name in seen:
-                raise UnetcliError(f"{file}: {key} is given twice, spelled in two ways; expected it once")
+                raise UnetcliError(f"{file}: {key} is given twice, in two spellings; remove one of them")
             seen.add(name)
             yield key, name, value
         elif _plain(key) not in skipped:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unetcli.cli import console
-from unetcli.cli.console import counted
 from unetcli.cli.requests import JsonOption
+from unetcli.core.errors import counted
 from unetcli.core.options import Heading
 from unetcli.executors.options import RunRequest, VerifyRequest
 
@@ -399,7 +399,7 @@ def listed(damaged: list[Damage]) -> list[str]:
 def seam_lines(seams: SeamReport) -> list[str]:
     """Result of computing windows again with other tiles."""
     head = (
-        f"{seams.windows} windows across block borders computed again with other tiles: "
+        f"{counted(seams.windows, 'window')} across block borders recomputed with other tiles: "
         f"largest difference {seams.largest_difference:g}, {seams.allowed:g} allowed"
     )
     return [head, *(f"  {seam.place}: {seam.reason}" for seam in seams.exceeded)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unetcli.cli import console
-from unetcli.cli.console import counted
+from unetcli.core.errors import counted
 from unetcli.evaluate.request import METRICS
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, as opposed to bugs, and the formatting of errors on one line."""
+"""Errors that a user can fix, as opposed to bugs, and the formatting of messages."""
 
 
 class UnetcliError(Exception):
@@ -28,3 +28,12 @@ def one_line(error: BaseException, *, kind: bool = False) -> str:
     """
     name, text = type(error).__name__, " ".join(str(error).split())
     return f"{name}: {text}" if text and kind and not isinstance(error, UnetcliError) else text or name
+
+
+def counted(number: int, unit: str) -> str:
+    """Format a number of things.
+
+    >>> counted(1, "section"), counted(25, "section")
+    ('1 section', '25 sections')
+    """
+    return f"{number} {unit}{'s' * (number != 1)}"

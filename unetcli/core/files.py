@@ -27,7 +27,7 @@ Place = Path | str
 
 
 SIGNATURE_BYTES = 4096
-"""The signature of the program that wrote a file is searched in this many bytes at its start."""
+"""The signature of the program that wrote a file is searched for in this many bytes at its start."""
 REFUSED = {errno.EACCES, errno.EPERM}
 """Missing permission, to read or to write."""
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, *REFUSED}

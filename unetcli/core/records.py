@@ -100,7 +100,7 @@ def from_json(kind: type[T], text: str, version: int, what: str) -> T:
     """
     values: dict[str, Any] = json.loads(text)
     if (found := values.pop(VERSION_KEY, None)) != version:
-        raise UnetcliError(f"{what} of version {found}, this unetcli reads version {version}")
+        raise UnetcliError(f"{what} of version {found}; this unetcli reads version {version}")
     return typing.cast(T, decoded(kind, values))
 
 

@@ -1,1 +1,1 @@
-"""Block-wise work, whatever it is: launched, recorded, tried again, reported, read back and repaired."""
+"""Block-wise work of any kind: launch, records, retries, status, verification and repair."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import Place, remove_aside
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.step import Step
@@ -108,7 +108,7 @@ def dask_on_slurm(where: ClusterOptions, step: Step) -> Iterator[Executor]:
     request, _ = job_request(where, step)
     count = min(where.workers or request.max_running or DASK_WORKERS, max(len(stage.blocks) for stage in step.stages))
     jobs = WorkerJobs(request, step.folder)
-    log.info("a Dask scheduler in this process, %d worker jobs on SLURM", count)
+    log.info("a Dask scheduler in this process, %s on SLURM", counted(count, "worker job"))
     try:
         with own_scheduler(step.folder.path, jobs.launch, jobs.ended, count) as cluster:
             yield DaskExecutor(cluster)
@@ -181,7 +181,9 @@ def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> int:
     WorkerJobs(SlurmRequest(), folder).sweep()
     remove_aside(folder.tls)
     if left := await_workers(folder, attached, SECONDS_TO_FINISH):
-        log.warning("%d workers of an earlier launch do not end; their current blocks may be computed twice", left)
+        log.warning(
+            "still running after an earlier launch: %s; some blocks may be computed twice", counted(left, "worker")
+        )
     return left
 
 
@@ -196,5 +198,6 @@ def require_no_live_jobs(output: Place, *folders: RunFolder) -> None:
     if jobs := [job for folder in folders for job in live_jobs(folder)]:
         arrays = " ".join(sorted({job.partition("_")[0] for job in jobs}))
         raise UnetcliError(
-            f"{output}: {len(jobs)} SLURM jobs compute it; --cluster slurm waits for them, `scancel {arrays}` ends them"
+            f"{output}: in use by {counted(len(jobs), 'SLURM job')}; "
+            f"wait with --cluster slurm, or cancel with `scancel {arrays}`"
         )

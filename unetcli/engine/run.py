@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import explain_write_errors
 from unetcli.core.options import Options
 from unetcli.core.ranges import to_ranges
@@ -93,7 +93,7 @@ class RetryLoop:
             again, hosts = self._failed(wanted)
             if self.stopping() or not len(again) or any(failure.final for failure in self.failures):
                 break
-            log.info("retrying %d failed blocks%s", len(again), f", avoiding {', '.join(hosts)}" if hosts else "")
+            log.info("retrying failed blocks: %d%s", len(again), f"; avoiding {', '.join(hosts)}" if hosts else "")
             self.failures.clear()
             self._run_once(again, hosts)
         return self.failures
@@ -249,7 +249,7 @@ def require_no_workers(step: Step) -> None:
     step.folder.require_no_shares()
     require_no_live_jobs(step.output, step.folder)
     if left := end_earlier_launch(step.folder, []):
-        raise UnetcliError(f"{step.output}: {left} workers of an earlier launch are still running; try again later")
+        raise UnetcliError(f"{step.output}: in use by {counted(left, 'worker')} of an earlier launch; try again later")
 
 
 def run_to_completion(
@@ -331,8 +331,8 @@ def name_running_jobs(step: Step, executor: Executor) -> None:
     """Log the SLURM jobs that keep running after Ctrl-C."""
     if isinstance(executor, SlurmExecutor) and executor.jobs:
         arrays = " ".join(arrays_of(executor.jobs))
-        ways = f"`unetcli status {step.output}` shows them, the same command attaches, `scancel {arrays}` ends them"
-        log.info("%d SLURM jobs keep running; %s", len(executor.jobs), ways)
+        ways = f"`unetcli status {step.output}` shows them, the same command attaches, `scancel {arrays}` cancels them"
+        log.info("SLURM jobs still running: %d; %s", len(executor.jobs), ways)
 
 
 def arrays_of(jobs: Iterable[str]) -> list[str]:

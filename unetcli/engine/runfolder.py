@@ -71,7 +71,9 @@ def read_mark(folder: Path) -> Mark | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, RecursionError, IsADirectoryError) as error:
-        raise UnetcliError(f"{file}: not a marker of unetcli, or damaged; --run-folder names another folder") from error
+        raise UnetcliError(
+            f"{file}: damaged, or not written by unetcli; choose another folder with --run-folder"
+        ) from error
 
 
 def require_format(folder: Path, mark: Mark, then: str) -> None:
@@ -93,11 +95,11 @@ def require_claimable(folder: Path, step: str, *, overwrite: bool = False) -> No
         return
     if found.step != step:
         raise UnetcliError(
-            f"{folder}: a run folder of {found.step}; {step} needs a separate one; --run-folder names another folder"
+            f"{folder}: a run folder of {found.step}; choose another folder for {step} with --run-folder"
         )
     if not overwrite:
         way = "--overwrite replaces it" if step != EVALUATE else "delete it"
-        require_format(folder, found, f"{way}, or --run-folder names another folder")
+        require_format(folder, found, f"{way}, or choose another folder with --run-folder")
 
 
 def _mark_or_empty(folder: Path) -> Mark | None:
@@ -129,7 +131,7 @@ def _names_in(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError) as error:
         if isinstance(error, FileNotFoundError) and not folder.is_symlink():
             return []
-        raise UnetcliError(f"{folder}: not a folder; --run-folder names an empty or new one") from error
+        raise UnetcliError(f"{folder}: not a folder; choose an empty or new one with --run-folder") from error
 
 
 def claim(folder: Path, step: str, *, overwrite: bool = False) -> None:

@@ -134,7 +134,7 @@ def resolve_share(folder: RunFolder, share: tuple[int, int] | None) -> tuple[int
     if frozen.count != share[1]:
         raise UnetcliError(
             f"--share {share[0]}/{share[1]}: this run was divided into {frozen.count} shares; "
-            f"--share I/{frozen.count} fits, --overwrite starts over"
+            f"use --share I/{frozen.count}, or --overwrite to start over"
         )
     return share
 
@@ -157,9 +157,7 @@ def array_index() -> int:
     """Return the index of this SLURM array element."""
     index = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     if not index.isdecimal():
-        raise UnetcliError(
-            "--share auto: $SLURM_ARRAY_TASK_ID is not set; --share I/N names the share outside of a SLURM array"
-        )
+        raise UnetcliError("--share auto: $SLURM_ARRAY_TASK_ID is not set; outside of a SLURM array, use --share I/N")
     return int(index)
 
 
@@ -170,7 +168,7 @@ def layout_of_array() -> ShareLayout:
         first, last, step, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
     except (KeyError, ValueError):
         raise UnetcliError(
-            "--share auto: the size of the array is not in the environment; --share I/N sets it"
+            "--share auto: the environment does not state the size of the array; use --share I/N"
         ) from None
     if (last - first) // step + 1 != count:
         raise UnetcliError(

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from unetcli.core.errors import one_line
+from unetcli.core.errors import counted, one_line
 from unetcli.core.files import draft_of
 from unetcli.core.lock import Holder
 from unetcli.engine.receipts import worker_name
@@ -31,7 +31,7 @@ HEARTBEAT_SECONDS = 5.0
 MEMORY_POLL_SECONDS = 0.25
 """Time between two memory checks; a heartbeat is written early if memory comes near its limit."""
 NEAR_LIMIT = 0.9
-"""Fraction of the memory limit above which a worker that disappeared was probably killed for it."""
+"""Fraction of the memory limit above which a worker that disappeared was probably killed for using too much."""
 WORKING, ENDED, FAILED = "working", "ended", "failed"
 
 
@@ -330,7 +330,7 @@ class Workers:
     def wait_for_heartbeats(self) -> None:
         """Update until the state of every worker is known, for at most ``patience`` seconds."""
         if count := self.unknown:
-            log.info("%d workers on other hosts: waiting up to %.0f s for a heartbeat", count, self.patience)
+            log.info("%s on other hosts: waiting up to %.0f s for a heartbeat", counted(count, "worker"), self.patience)
         deadline = time.monotonic() + self.patience
         while self.unknown and time.monotonic() < deadline:
             time.sleep(min(POLL_SECONDS, self.patience))

@@ -59,7 +59,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UnetcliError(f"--baseline {path}: no such file") from error
     except ValueError as error:
-        raise UnetcliError(f"--baseline {path}: not JSON ({error})") from error
+        raise UnetcliError(f"--baseline {path}: not JSON ({error}); expected evaluate --json output") from error
     if not isinstance(found, dict) or found.get("unetcli_evaluate") != VERSION:
         raise UnetcliError(f"--baseline {path}: expected output of unetcli evaluate --json, version {VERSION}")
     return found

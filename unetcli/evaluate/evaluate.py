@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unetcli.core.arrays import Checksum, file_sha256
-from unetcli.core.errors import Incomplete, UnetcliError
+from unetcli.core.errors import Incomplete, UnetcliError, counted
 from unetcli.core.geometry import Box
 from unetcli.core.options import resolve_sections
 from unetcli.core.process import cpu_threads
@@ -85,7 +85,7 @@ def require_counted(step: EvaluateStep, outcome: RunOutcome) -> None:
     """Raise :class:`Unfinished` if blocks are missing."""
     if outcome.left_running:
         jobs = list(outcome.left_running)
-        raise Unfinished(f"{len(jobs)} SLURM jobs are counting; the same command prints the scores when they end", jobs)
+        raise Unfinished(f"{counted(len(jobs), 'SLURM job')} counting; the same command prints the scores later", jobs)
     if not outcome.complete:
         missing = int((~outcome.done).sum())
         raise Unfinished(f"INCOMPLETE: {missing} of {step.blocks} blocks not counted; the same command continues", [])
@@ -116,7 +116,9 @@ class ComponentFrames:
     def read(self, time: int) -> Labels:
         values = self.frames.stored(time)
         if values.ndim != 2:
-            raise UnetcliError(f"{self.place}: frames of {values.ndim} axes; make objects with `unetcli label` first")
+            raise UnetcliError(
+                f"{self.place}: frames have {values.ndim} axes, expected y, x; run `unetcli label` first"
+            )
         return labels_of(probabilities(values[None], self.place), self.threshold)
 
 
@@ -162,7 +164,9 @@ def require_possible(request: EvaluateRequest, where: ClusterOptions) -> tuple[s
         if getattr(request, name) != without:
             raise UnetcliError(f"--{name.replace('_', '-')}: cannot be used with the folder of frames {request.truth}")
     if where.cluster != "local" or where.workers is not None:
-        raise UnetcliError(f"{request.truth}: expected no --cluster and no --workers for a folder of frames")
+        raise UnetcliError(
+            f"{request.truth}: a folder of frames is scored in this process; omit --cluster and --workers"
+        )
     if impossible := [name for name in request.metrics or () if name not in CHALLENGE_METRICS]:
         expected = ", ".join(CHALLENGE_METRICS)
         raise UnetcliError(f"--metrics {impossible[0]}: {request.truth} contains objects; expected {expected}")
@@ -194,7 +198,9 @@ def chosen_frames(challenge: Challenge, request: EvaluateRequest) -> Challenge:
         for files in (challenge.segmented, challenge.marked)
     )
     if not segmented and not marked:
-        raise UnetcliError(f"--sections {wanted.start}:{wanted.stop}: {request.truth} has no such frame")
+        raise UnetcliError(
+            f"--sections {wanted.start}:{wanted.stop}: {request.truth} has frames {min(times)} to {max(times)}"
+        )
     return replace(challenge, segmented=segmented, marked=marked)
 
 
@@ -245,7 +251,7 @@ def scope_of(challenge: Challenge, request: EvaluateRequest) -> dict[str, Any]:
 
 
 MAX_WORK_IN_PROCESS = 2**33
-"""Largest work, in voxels, that is counted in this process within minutes; more uses a run folder."""
+"""Maximum work, in voxels, to count in this process, which takes minutes; larger evaluations use a run folder."""
 EM_WORK = 50
 """Work per voxel with em, relative to other metrics."""
 INVERTED = (

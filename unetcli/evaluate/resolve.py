@@ -165,7 +165,9 @@ def objects_span_sections(pair: Pair, region: Box) -> tuple[bool, str]:
 
 
 def label_continuity(labels: Volume, region: Box, axis: int) -> float:
-    """Continuity of labels: share of pixels with the same label in the next section, relative to the next pixel.
+    """Continuity of labels from section to section.
+
+    The share of pixels that keep their label in the next section, divided by the share that keep it one pixel further.
 
     Pixels that are background in either are not counted; 1 without any labelled pixels.
     """

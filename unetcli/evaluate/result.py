@@ -127,7 +127,7 @@ class Evaluation:
     scope: Mapping[str, Any]
     """Truth, region and settings, which must be the same for two predictions that are compared."""
     sums: Mapping[str, Any]
-    """Sums of each section or object, compressed; a later ``--baseline`` is compared by them."""
+    """Sums of each section or object, compressed; a later evaluation with ``--baseline`` compares them."""
     comparison: Mapping[str, Any] | None
     """Comparison with the baseline by metric and score: difference, interval, more_than_noise, words."""
     read_section: Callable[[Section], SectionImages] = field(repr=False)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import Place, parse_place
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ordered_map
@@ -153,7 +153,7 @@ class EvaluateStep(Step):
 
     def announce(self, found: int) -> None:
         before = f" ({found} already done)" if found else ""
-        log.info("%d blocks to count%s; counts are stored in %s", self.plan.blocks, before, self.folder.path)
+        log.info("%s to count%s; counts are stored in %s", counted(self.plan.blocks, "block"), before, self.folder.path)
 
     def finish(self) -> Counts:
         """Sum the counts of all blocks, and delete the run folder. The caller holds its lock."""

@@ -41,8 +41,8 @@ class SlurmOptions(Options):
     qos: str | None = _slurm("Quality of service, as for sbatch.")
     time: str | None = _slurm("Time limit, as for sbatch: 30 (minutes), 04:00:00 or 1-00:00:00.")
     gres: str | None = _slurm("Generic resources, as for sbatch: gpu:1 (for sites without --gpus).")
-    mem: str | None = _slurm("Memory of a job, as for sbatch: 16G. Default: the estimate of plan.")
-    cpus_per_task: int | None = _slurm("CPU cores of a job, as for sbatch; the network uses them all.")
+    mem: str | None = _slurm("Memory of a job, as for sbatch: 16G. Default: the estimated need.")
+    cpus_per_task: int | None = _slurm("CPU cores of a job, as for sbatch; all are used.")
     constraint: str | None = _slurm("Node features required, as for sbatch.")
     exclude: str | None = _slurm("Nodes not to use, as for sbatch.")
     setup: tuple[str, ...] = _slurm(
@@ -59,8 +59,8 @@ class ArrayOptions(SlurmOptions):
         "Where to run: local, slurm (as a job array) or dask (with Dask workers).", default="local", env=True
     )
     gpus: str | None = _slurm("GPUs of a job, as for sbatch: 1 or a100:1.")
-    max_running: int | None = _slurm("Most jobs of the array to run at a time.")
-    blocks_per_job: int | None = _slurm("Blocks per job. Default: enough that starting takes under 2 % of the time.")
+    max_running: int | None = _slurm("Maximum number of jobs of the array that run at a time.")
+    blocks_per_job: int | None = _slurm("Blocks per job. Default: enough for start-up to take under 2 % of the time.")
 
     def __post_init__(self) -> None:
         if self.cluster not in CLUSTERS:
@@ -119,7 +119,7 @@ class WorkerRequest(Options):
     )
     name: str | None = run_option("Name of this worker at the scheduler.")
     death_timeout: float = run_option(
-        "Time to wait for an answer of the scheduler before giving up.", default=60, metavar="SECONDS", min=1
+        "Time to wait for the scheduler to answer before giving up.", default=60, metavar="SECONDS", min=1
     )
 
 

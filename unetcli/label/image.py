@@ -1,4 +1,4 @@
-"""Volumes of label: the prediction, the volumes compared with it, and the labels stored in its image."""
+"""Volumes that label uses: the prediction, the volumes compared with it, and the labels stored in its image."""
 
 from __future__ import annotations
 

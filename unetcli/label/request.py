@@ -59,14 +59,16 @@ class LabelRequest(ClusterOptions):
         min=0,
     )
     reach: int | None = _objects(
-        "Largest distance to compute, in voxels. Default: 64, or 32 with --three-d.", metavar="N", min=1
+        "Compute distances to the background up to N voxels. Default: 64, or 32 with --three-d.", metavar="N", min=1
     )
     smoothing: float = _objects(
         "Smooth the probability before the watershed; sigma in voxels.", default=2.0, metavar="S", min=0
     )
     channel: int | None = channel_option()
     name: str = file_option("Name of the labels, stored as PREDICTION/labels/NAME.", default="instances")
-    intensity: str | None = file_option("Measure objects in this image, not in the probability.", metavar="VOLUME")
+    intensity: str | None = file_option(
+        "Measure the mean of each object in this image, not in the probability.", metavar="VOLUME"
+    )
     ctc: Path | None = file_option("Also write maskTTT.tif files as in the Cell Tracking Challenge.", metavar="FOLDER")
     run_folder: Path | None = file_option(
         "Folder for the records of the run. Default: PREDICTION.run/NAME. Required for s3://."

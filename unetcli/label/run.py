@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import draft_of, remove_aside, sync_all
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
@@ -83,7 +83,7 @@ def choose_threshold(
             overlap[number] += found
         objects += count
     if not objects:
-        raise UnetcliError(f"--auto-threshold-from {truth.path}: holds no object, all values are 0")
+        raise UnetcliError(f"--auto-threshold-from {truth.path}: contains no objects, all values are 0")
     best = max(range(len(CANDIDATES)), key=lambda number: (overlap[number], -abs(CANDIDATES[number] - 0.5)))
     seg = float(overlap[best]) / objects
     log.info("threshold %.2f: SEG %.3f on %s (%d objects)", CANDIDATES[best], seg, truth.path, objects)
@@ -239,7 +239,7 @@ def renumbered(labels: NDArray[Any], place: str) -> NDArray[np.uint16]:
     objects = int(np.count_nonzero(found))
     if objects > MAX_LABEL:
         raise UnetcliError(
-            f"--ctc: {place} has {objects} objects, a file holds at most {MAX_LABEL}; --min-size N removes small ones"
+            f"--ctc: {place} has {objects} objects; a file can store {MAX_LABEL}; --min-size N removes small ones"
         )
     return (places + (0 if objects < len(found) else 1)).astype(np.uint16)
 
@@ -324,11 +324,11 @@ class LabelSummary:
     def sentence(self) -> str:
         """The outcome in one line."""
         if self.jobs:
-            shown = f"`unetcli status {self.output}` shows them"
-            return f"{self.output}: {len(self.jobs)} SLURM jobs; {shown}; once they end, the same command continues"
+            shown = f"`unetcli status {self.output}` shows the progress"
+            return f"{self.output}: {counted(len(self.jobs), 'SLURM job')}; {shown}; then the same command continues"
         if not self.complete:
-            aside = f"{len(self.set_aside)} blocks set aside (see above); " if self.set_aside else ""
-            jobs = f"{len(self.failed_jobs)} jobs failed; " if self.failed_jobs else ""
+            aside = f"{counted(len(self.set_aside), 'block')} set aside (see above); " if self.set_aside else ""
+            jobs = f"{counted(len(self.failed_jobs), 'job')} failed; " if self.failed_jobs else ""
             return f"{self.output}: INCOMPLETE; {aside}{jobs}the same command continues"
         small = f", {self.removed} smaller ones removed" if self.removed else ""
         already = "already " if not self.made else ""

@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import Place, absolute, is_remote, parent_of, parse_place, remove_drafts_of, replacing
 from unetcli.core.lock import hold
 from unetcli.engine.levels import ImageStep, Pyramid, nearest, place
@@ -58,7 +58,7 @@ LIST_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class LabelPaths(StepPaths):
-    """Current paths of the data of a labelling."""
+    """Current paths of the input and output of a labelling."""
 
     prediction: str
     output: str
@@ -261,7 +261,7 @@ class LabelStep(ImageStep):
 
     def require_readable(self) -> None:
         if self.is_gone(self.ledger.refresh().done):
-            raise UnetcliError(f"{self.output}: holds no labels; the same label command writes them again")
+            raise UnetcliError(f"{self.output}: contains no labels; the same label command writes them again")
 
     def extra_checks(self, request: Any) -> dict[str, Any]:
         return {"table": self.table_damage()} if request.blocks and self.is_complete() else {}
@@ -319,7 +319,9 @@ class LabelStep(ImageStep):
     def announce(self, found: int) -> None:
         plan = self.plan
         log.info("%s -> %s", self.paths.prediction, self.paths.output)
-        log.info("%d blocks of %s, %s", plan.pieces, "x".join(map(str, plan.block_shape)), plan.settings.method)
+        log.info(
+            "%s of %s, %s", counted(plan.pieces, "block"), "x".join(map(str, plan.block_shape)), plan.settings.method
+        )
 
     def finish(self) -> None:
         """Mark the labels complete at all levels, list them, and publish the table."""

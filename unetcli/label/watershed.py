@@ -69,7 +69,7 @@ class Landscape:
         return np.rint((1 - smooth) * STEPS["probability"]).astype(np.uint16)
 
     def _squares(self, foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """Squared distances to the background in steps, cut off at ``reach``; outside the volume is no background."""
+        """Squared distances to the background in steps, at most ``reach``; no background outside the volume."""
         from unetcli.label.kernels import distance_pass
 
         square = np.where(foreground, np.int32((self.settings.reach * STEPS["distance"]) ** 2), np.int32(0))

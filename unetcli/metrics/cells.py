@@ -249,9 +249,9 @@ def mean_ap(frames: Sequence[CellSums]) -> float:
 
 
 def det_entries(frames: Sequence[CellSums]) -> dict[str, Any]:
-    """DET, or None if a frame has no object in reference or result, which the program of the challenge refuses.
+    """DET; None if a frame has no object in reference or result, as the official program refuses such frames.
 
-    The reason then states the value that the definition would give.
+    The reason for None includes the value that follows from the definition.
     """
     total = CellSums.pooled(frames)
     empty = {

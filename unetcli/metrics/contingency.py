@@ -117,7 +117,7 @@ class Overlap:
 
     @property
     def different_pairs(self) -> PairCounts:
-        """Unordered pairs of two different pixels (challenge before 2015)."""
+        """Unordered pairs of different pixels: the normalisation of the challenge before 2015."""
         every = self.pairs
         return PairCounts((every.tp - int(self.cells.sum())) // 2, every.fp // 2, every.fn // 2)
 

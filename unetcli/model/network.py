@@ -156,7 +156,7 @@ def on_device(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 class DoubleConv(nn.Sequential):
-    """Two valid 3x3 convolutions, each followed by a ReLU, with batch normalisation before each ReLU if asked for."""
+    """Two valid 3x3 convolutions, each followed by a ReLU, with batch normalisation before each ReLU if requested."""
 
     def __init__(self, channels_in: int, channels: int, *, batch_norm: bool = False) -> None:
         steps: list[nn.Module] = []

@@ -21,7 +21,7 @@ STARTUP_SECONDS = 20.0
 STARTUP_FRACTION = 0.02
 """Largest fraction of a share's time that may be spent on start-up."""
 MOST_SHARES = 1000
-"""Limit where the number of workers is not given. SLURM's default limit for one array is 1,001 (MaxArraySize)."""
+"""Maximum number of shares if no number of workers is given. SLURM's default for one array is 1,001 (MaxArraySize)."""
 SHARES_PER_WORKER = 20
 """More shares would not balance better: the last share to end already takes only 1/20 of a worker's time."""
 

@@ -116,7 +116,7 @@ def output_shards(
     shape, chunks : voxels
         Shape and chunk shape of the output.
     footprint : Footprint
-        Lifted to the axes of the output; adds to the input window of a block.
+        Expanded to the axes of the output; its context enlarges the input window of a block.
     voxel_bytes : bytes
         Larger of input and output bytes per voxel; windows are limited to ``WINDOW_BYTES``.
     limit : files

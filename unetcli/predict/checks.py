@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import publish
 from unetcli.core.geometry import AxisFootprint, Box
 from unetcli.engine.receipts import Ledger
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANDIDATES = 4
-"""Number of blocks of other hosts that are tried until one can be compared."""
+"""Maximum number of blocks from other hosts to try, until one can be compared."""
 TOLERANCE = {"uint8": 1.0, "float16": 1e-3, "float32": 2e-5}
-"""Largest difference between stored values that other hardware explains, by data type."""
+"""Largest difference between stored and recomputed values that a change of hardware can explain, by data type."""
 BFLOAT16_TOLERANCE = 0.05
 """Largest difference between probabilities for a network run in bfloat16, where every layer rounds to 8 bits."""
 
@@ -77,7 +77,7 @@ def require_same_results(step: StoredPrediction) -> None:
     if not difference <= tolerance(step.plan.settings):  # so that NaN is refused too
         raise UnetcliError(
             f"host {host}: its result of block {block} differs from that of {other} by {difference:g} (at most "
-            f"{tolerance(step.plan.settings):g} is allowed); this host computes nothing, check its libraries and device"
+            f"{tolerance(step.plan.settings):g} is allowed); it will compute nothing: check its libraries and device"
         )
     publish(record, json.dumps({"block": block, "host": other, "difference": difference}))
     log.debug("%s: result of block %d agrees with that of %s (difference %g)", host, block, other, difference)
@@ -158,7 +158,7 @@ def check_seams(step: StoredPrediction, count: int) -> SeamReport:
     """
     boxes = list(itertools.islice(windows(step.plan, step.ledger.refresh().done[: step.plan.blocks]), count))
     allowed, largest, exceeded = tolerance(step.plan.settings), 0.0, []
-    log.info("computing %d windows across borders again", len(boxes))
+    log.info("recomputing %s across block borders", counted(len(boxes), "window"))
     for box in boxes:
         found = difference(step, box)
         if found.difference is None or found.difference > allowed:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import Place, is_remote, require_apart
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, run
@@ -78,10 +78,10 @@ class PredictSummary:
     def sentence(self) -> str:
         """The outcome in one line."""
         if self.jobs:
-            arrays = " ".join(arrays_of(self.jobs))
-            return f"{self.output}: {len(self.jobs)} SLURM jobs ({arrays}); `unetcli status {self.output}` shows them"
+            jobs = f"{counted(len(self.jobs), 'SLURM job')} ({' '.join(arrays_of(self.jobs))})"
+            return f"{self.output}: {jobs}; `unetcli status {self.output}` shows the progress"
         if self.found_done == self.blocks and self.finished:
-            return f"{self.output}: already {self._state} ({self.blocks} blocks)"
+            return f"{self.output}: already {self._state} ({counted(self.blocks, 'block')})"
         mega = self.voxels / 1e6
         done = f"{self.computed} of {self.blocks} blocks computed, {self.found_done} already done"
         pace = f"{mega:.1f} Mvoxels in {self.seconds:.1f} s ({self.voxels_per_second / 1e6:.2f} Mvoxels/s)"
@@ -93,9 +93,9 @@ class PredictSummary:
             return "complete"
         if self.finished:
             return "complete as a share, other shares are missing"
-        levels = f"{self.levels_missing} blocks of coarser levels missing; " if self.levels_missing else ""
+        levels = f"{counted(self.levels_missing, 'block')} of coarser levels missing; " if self.levels_missing else ""
         aside = f"{len(self.set_aside)} set aside (see above); " if self.set_aside else ""
-        jobs = f"{len(self.failed_jobs)} jobs failed; " if self.failed_jobs else ""
+        jobs = f"{counted(len(self.failed_jobs), 'job')} failed; " if self.failed_jobs else ""
         return f"INCOMPLETE; {levels}{aside}{jobs}the same command continues"
 
 
@@ -121,7 +121,7 @@ def predict_volume(
     Raises
     ------
     UnetcliError
-        Volume, model or options do not fit; nothing has been written then.
+        Volume, model or options do not fit together; nothing has been written.
     """
     started = time.perf_counter()
     step = resolve_step(with_machine(request, cluster or request))

@@ -19,7 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import Place, parse_place
 from unetcli.engine.levels import ImageStep, Pyramid, place
 from unetcli.engine.run import require_no_workers
@@ -246,7 +246,7 @@ class PredictStep(ImageStep):
     def prepare_stage(self, stage: Stage) -> None:
         if stage.blocks.start < self.plan.blocks:
             return
-        log.info("%s: %d blocks", stage.name, len(stage.blocks))
+        log.info("%s: %s", stage.name, counted(len(stage.blocks), "block"))
         self.pyramid.hide()
         if not self.pyramid.is_made:
             self.pyramid.create()
@@ -308,9 +308,9 @@ def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None
     part = f"share {share[0]} of {share[1]} (0-{share[1] - 1}) of " if share else ""
     log.info("%s (%s) -> %s", step.paths.volume, describe(plan.region, plan.axes), step.paths.output)
     log.info(
-        "%s%d blocks of %s%s; tile %d -> %d, %.0f%% extra for context; %s %s%s",
+        "%s%s of %s%s; tile %d -> %d, %.0f%% extra for context; %s %s%s",
         part,
-        plan.blocks,
+        counted(plan.blocks, "block"),
         "x".join(map(str, plan.block_shape)),
         f" ({found} already done)" if found else "",
         tile,

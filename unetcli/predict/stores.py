@@ -19,7 +19,7 @@ from unetcli.volumes.volume import UNREADABLE, Volume, describe, fingerprint, sa
 
 @dataclass(frozen=True, kw_only=True)
 class Paths(StepPaths):
-    """Current paths of the data of a prediction."""
+    """Current paths of the input and output of a prediction."""
 
     volume: str
     model: str

@@ -141,7 +141,7 @@ class LoadedSection:
 
     @property
     def threshold(self) -> float:
-        """Threshold of the foreground; for em, the one with the least warping error, which errors are marked at."""
+        """Threshold of the foreground; for em, the one with the lowest warping error, at which errors are marked."""
         if "em" in self.evaluation.metrics:
             return self.evaluation.scores["em"].get("warping_error_threshold") or 0.5
         return self.evaluation.thresholds.get("objects", self.evaluation.thresholds.get("foreground", 0.5))
@@ -277,7 +277,7 @@ def sections_of(evaluation: Evaluation, volume: Volume) -> SourceImage:
     for box in map(box_of, evaluation.sections):
         if box.clipped(fitting.whole()) != box:
             raise UnetcliError(
-                f"--image {fitting.path}: is {describe(fitting.whole(), fitting.axes)}; "
+                f"--image {fitting.path}: covers {describe(fitting.whole(), fitting.axes)}; "
                 f"expected an image that covers {describe(box, fitting.axes)}, like the truth"
             )
 

@@ -207,7 +207,7 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
     every = sum(1 for part in dataset.train for _ in part.region.planes())
     if not planes:
         raise UnetcliError(
-            f"{dataset.pairs[0].labels.path}: no label in any training section; --sections A:B selects others, "
+            f"{dataset.pairs[0].labels.path}: no label in any training section; choose other --sections, or "
             "--keep-empty uses sections without labels as background"
         )
     fraction = min(1.0, STATISTICS_PIXELS / sum(box.size for _, box in planes))
@@ -259,7 +259,7 @@ def require_usable(dataset: Dataset, statistics: DatasetStatistics) -> None:
         if highest >= len(statistics.class_counts):
             raise UnetcliError(
                 f"{pair.labels.path}: class {highest} occurs only in held-out sections; "
-                "--validation A:B or --sections A:B selects others"
+                "choose other sections with --validation or --sections"
             )
 
 
@@ -355,11 +355,13 @@ class Sampler:
                 highest = int(classes[classes != IGNORED].max())
                 if highest >= self.classes:
                     raise UnetcliError(
-                        f"{pair.labels.path}: class {highest}, but the part that was measured has {self.classes} "
+                        f"{pair.labels.path}: class {highest}, but the sampled part of the labels has {self.classes} "
                         "classes; give --sections with all classes, or --ignore this label"
                     )
                 return Sample(image, classes, border_weight, drawn)
-        raise UnetcliError(f"{pair.labels.path}: no ground truth at {MAX_TRIES} positions; --sections selects others")
+        raise UnetcliError(
+            f"{pair.labels.path}: no ground truth at {MAX_TRIES} random positions; choose other --sections"
+        )
 
     def dropout_mask(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
         """Factors by which dropout multiplies the channels of a sample.

@@ -214,5 +214,5 @@ def require_divisible(batch_size: int, group: ProcessGroup) -> None:
     if batch_size % group.size:
         raise UnetcliError(
             f"--batch-size {batch_size}: not divisible by the {group.size} processes; "
-            f"{-(-batch_size // group.size) * group.size} is"
+            f"{-(-batch_size // group.size) * group.size} would work"
         )

@@ -90,7 +90,9 @@ class TrainingFolder:
         try:
             values = json.loads(self.config.read_text())
             if values["version"] != CONFIG_VERSION:
-                raise UnetcliError(f"{self.config}: version {values['version']}; --overwrite starts over")
+                raise UnetcliError(
+                    f"{self.config}: version {values['version']}, expected {CONFIG_VERSION}; --overwrite starts over"
+                )
             return TrainingConfig.from_dict(values["config"]), values["steps"]
         except FileNotFoundError:
             return None

@@ -118,7 +118,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
     noise: float | None = _augmentation("Strongest noise added, in standard deviations. Default: 0.2.")
     blur: float | None = _augmentation("Strongest blur added, in pixels. Default: 1.")
     recipe: str | None = _optimisation(
-        "Training defaults: paper (as published) or fast (trains sooner). Default: fast."
+        "Training defaults: paper (as published) or fast (needs fewer steps). Default: fast."
     )
     steps: int | None = _optimisation("Number of training steps. Default: 20000 on a GPU, 20 minutes' worth on a CPU.")
     minutes: float | None = _optimisation("Instead of --steps: train for about this many minutes.")

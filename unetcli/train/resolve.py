@@ -250,7 +250,7 @@ def resolve_measure(request: TrainRequest, frozen: TrainingConfig | None, archit
     measure: str = _chosen("select", request, frozen, "pixel_disagreement")
     if architecture.classes > 2 and measure not in ("pixel_disagreement", "iou"):
         raise UnetcliError(
-            f"--select {measure}: only for two classes; expected pixel_disagreement or iou with {architecture.classes}"
+            f"--select {measure}: only for two classes; for {architecture.classes}, use pixel_disagreement or iou"
         )
     return measure
 
@@ -307,7 +307,9 @@ def split_sections(request: TrainRequest, images: Sequence[Volume]) -> tuple[Ran
                 )
             used = (used[0], held_out[0])
         if used[0] >= used[1]:
-            raise UnetcliError(f"--validation {held_out[0]}:{held_out[1]}: leaves no section to train on")
+            raise UnetcliError(
+                f"--validation {held_out[0]}:{held_out[1]}: leaves no section to train on; hold out fewer"
+            )
         return by_pair(used, counts), by_pair(held_out, counts)
     fraction = VALIDATION_FRACTION if request.validation_fraction is None else request.validation_fraction
     if not 0 <= fraction < 1:

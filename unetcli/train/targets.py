@@ -118,7 +118,7 @@ def _require_valid_labels(labels: NDArray[Any], rules: TruthRules) -> None:
     if rules.truth == "classes" and highest >= IGNORED:
         raise UnetcliError(
             f"class {highest}: classes must be numbered 0 to {IGNORED - 1}; --ignore {highest} ignores these pixels, "
-            "--truth instances reads labels as numbers of objects"
+            "--truth instances reads labels as object numbers"
         )
 
 
@@ -272,9 +272,9 @@ class TargetCache:
 def require_labels(volume: Volume) -> None:
     """Raise UnetcliError if a volume cannot hold labels: it has several channels, or its values are no integers."""
     if volume.channels != 1:
-        raise UnetcliError(f"{volume.path}: {volume.channels} channels; labels have one")
+        raise UnetcliError(f"{volume.path}: {volume.channels} channels; expected labels in one channel")
     if volume.dtype.kind not in "bui":
-        raise UnetcliError(f"{volume.path}: data type {volume.dtype}; labels are integers, such as uint8 or uint16")
+        raise UnetcliError(f"{volume.path}: data type {volume.dtype}; expected integers, such as uint8 or uint16")
 
 
 @dataclass(frozen=True, slots=True)

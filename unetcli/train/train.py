@@ -237,7 +237,7 @@ def _log_training(training: Training, goal: int) -> None:
     held_out = f"held out {ranges_text(config.validation)}" if training.dataset.held_out else "none held out"
     log.info("training on sections %s, %s", ranges_text(config.sections), held_out)
     if statistics.left_out:
-        log.info("%d sections without labels are left out (--keep-empty uses them as background)", statistics.left_out)
+        log.info("left out: %d sections without labels (--keep-empty uses them)", statistics.left_out)
     counts = statistics.class_counts
     fractions = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
     weights = ", ".join(f"{w:.2f}" for w in statistics.class_weights(balance=config.balance))

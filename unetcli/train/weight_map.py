@@ -223,12 +223,12 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         raise UnetcliError(f"--output {path}: folder {path.parent} does not exist; create it first")
     if LocalStore(path).is_free():
         if (picture := picture_of(path)).exists():  # it has no marker of unetcli
-            raise UnetcliError(f"{picture}: exists without its weight map; use another --output")
+            raise UnetcliError(f"{picture}: exists without its weight map; choose another --output")
         return
     if (found := marker(path)) is None or found.get("kind") != KIND:
-        raise UnetcliError(f"{path}: exists and was not written by unetcli weights; use another --output")
+        raise UnetcliError(f"{path}: exists and was not written by unetcli weights; choose another --output")
     if not overwrite:
-        raise UnetcliError(f"{path}: exists; --overwrite replaces it, another --output keeps it")
+        raise UnetcliError(f"{path}: exists; --overwrite replaces it, or choose another --output")
 
 
 def picture_of(path: Path) -> Path:

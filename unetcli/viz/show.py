@@ -177,7 +177,9 @@ def _plane(base: SectionView, request: ShowRequest) -> Box:
     axis, sections = volume.section_axis, base.sections
     if axis is None:
         if request.section not in (None, 0):
-            raise UnetcliError(f"--section {request.section}: {name} is a single image ({shape(volume)})")
+            raise UnetcliError(
+                f"--section {request.section}: {name} is a single image ({shape(volume)}); omit --section"
+            )
         return base.box
     section = sections[len(sections) // 2] if request.section is None else request.section
     if section not in sections:
@@ -196,7 +198,9 @@ def _open_overlay(name: str, base: SectionView, plane: Box) -> SectionView:
             f"--overlay {name} is {shape(over.volume)}; expected {shape(base.volume)}, like {base.volume.path}"
         )
     if over.volume.channels > 1 and over.volume.dtype.kind in "bui" and over.kind != "probabilities":
-        raise UnetcliError(f"--overlay {name} has {over.volume.channels} integer channels; expected labels, with one")
+        raise UnetcliError(
+            f"--overlay {name} has {over.volume.channels} integer channels; expected labels in one channel"
+        )
     if not plane.clipped(over.box).size:
         found, axis = over.sections, base.volume.section_axis
         where = f"sections {found[0]} to {found[-1]}" if found else "another region"

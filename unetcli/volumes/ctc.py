@@ -167,7 +167,7 @@ class Challenge:
             result = select_section(result, key, self.result.place)
         if reference.shape != result.shape:
             raise UnetcliError(
-                f"{path} is {shape(reference)}, but {key} of {self.result.place} is {shape(result)}; expected one size"
+                f"{path} is {shape(reference)}, but {key} of {self.result.place} is {shape(result)}: different shapes"
             )
         return FramePair(key, reference, result)
 
@@ -253,7 +253,7 @@ def require_labels(values: NDArray[Any], place: str) -> Labels:
 def select_section(result: Labels, key: FrameKey, place: str) -> Labels:
     """Select the section of a 3-D result that a 2-D truth file describes."""
     if result.ndim != 3 or key.section >= len(result):
-        raise UnetcliError(f"{place}: the truth has {key}, but the frame of the result is {shape(result)}")
+        raise UnetcliError(f"{place}: the truth has {key}, but this frame of the result is {shape(result)}")
     section: Labels = result[key.section]
     return section
 

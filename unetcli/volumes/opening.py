@@ -262,7 +262,7 @@ def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
     groups = [name for name, node in members if isinstance(node, zarr.Group) and images(node.attrs)]
     candidates = groups or [name for name, node in members if isinstance(node, zarr.Array)]
     if not candidates:
-        raise UnetcliError(f"{path}: a Zarr group without arrays")
+        raise UnetcliError(f"{path}: a Zarr group without arrays; expected an image or array")
     if len(candidates) > 1:
         named = ", ".join(f"{path}/{name}" for name in candidates)
         raise UnetcliError(f"{path}: a Zarr group with several arrays; choose one: {named}")
@@ -290,7 +290,7 @@ def open_tiff(path: str) -> Volume:
 def _require_one_series(path: str, tif: tifffile.TiffFile) -> None:
     if len(tif.series) != 1:
         shapes = ", ".join("x".join(map(str, series.shape)) for series in tif.series[:4])
-        raise UnetcliError(f"{path}: {len(tif.series)} images of different kind ({shapes}, ..); expected one stack")
+        raise UnetcliError(f"{path}: {len(tif.series)} images of different shapes ({shapes}, ..); expected one stack")
 
 
 def _guessed_axes(axes: str, names: list[str]) -> str:

@@ -316,7 +316,7 @@ def resolve_region(sections: Sections, roi: Roi | None, volume: Volume) -> Box:
     if sections == (None, None):
         return volume.whole()
     if volume.section_axis is None:
-        raise UnetcliError(f"--sections: {volume.path} is a single image ({', '.join(volume.axes)})")
+        raise UnetcliError(f"--sections: {volume.path} is a single image ({', '.join(volume.axes)}); omit --sections")
     return volume.sections(*resolve_sections(sections, volume.extent[volume.section_axis], volume.path))
 
 

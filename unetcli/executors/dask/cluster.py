@@ -99,7 +99,7 @@ class OwnCluster:
         try:
             self.alive += len(self.launch(count))
         except UnetcliError as error:  # the site refuses more jobs; the running ones continue
-            log.warning("worker jobs that ended are not replaced: %s", error)
+            log.warning("worker jobs that ended cannot be replaced: %s", error)
             self.last = JobFailure(job="-", host="-", reason=str(error))
             self.expected = max(self.alive, 1)
 

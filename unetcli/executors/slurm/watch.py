@@ -185,7 +185,7 @@ class JobWatch:
         return {job: end for job, end in ends.items() if end.state in {*ENDED, "PREEMPTED"}}
 
     def _explained(self, end: JobEnd) -> JobEnd:
-        """Recognise lack of memory: if only a step was killed for it, the state is FAILED and the log has the cause."""
+        """Recognise jobs out of memory: if only a step was killed, the state is FAILED and the log has the cause."""
         killed = end.state == "FAILED" and end.signal == signal.SIGKILL
         if killed and self.log_of and MEMORY_WORDS.search(tail(self.log_of(end.job))):
             return replace(end, state="OUT_OF_MEMORY")
