@@ -138,7 +138,7 @@ def test_elements_may_start_anywhere_and_leave_steps(request_: PredictRequest, m
 @pytest.mark.parametrize(
     ("element", "message"),
     [
-        (None, r"\$SLURM_ARRAY_TASK_ID is not set; --share I/N"),
+        (None, r"\$SLURM_ARRAY_TASK_ID is not set; outside of a SLURM array"),
         ((3, 3, 7, 2), "is incomplete"),
         ((2, 0, 7, 5), "is incomplete"),
     ],
@@ -161,7 +161,7 @@ def test_an_array_that_does_not_say_how_many_shares_there_are_is_refused(
 
 def test_the_number_of_shares_is_the_first_one_s(request_: PredictRequest) -> None:
     predict_share(request_, (1, 3))
-    with pytest.raises(UnetcliError, match="--share 0/4: this run was divided into 3 shares; --share I/3 fits"):
+    with pytest.raises(UnetcliError, match="--share 0/4: this run was divided into 3 shares; use --share I/3"):
         predict_share(request_, (0, 4))
     assert predict_share(replace(request_, overwrite=True), (0, 4)).blocks == 2
 
