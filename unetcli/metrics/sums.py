@@ -227,12 +227,7 @@ class Difference:
 
 
 def intervals(
-    units: S,
-    scores: Mapping[str, Function[S]],
-    *,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = SEED,
+    units: S, scores: Mapping[str, Function[S]], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED
 ) -> dict[str, Interval]:
     """Percentile bootstrap intervals of scores, all from the same resamples.
 

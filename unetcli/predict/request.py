@@ -106,7 +106,7 @@ class VolumeOptions(Options):
         "Skip squares of 64 x 64 pixels where this mask is 0; they become background.", metavar="ZARR"
     )
     skip_below: float | None = region_option(
-        "Skip squares of 64 x 64 pixels in which all values are below V.", metavar="V"
+        "Skip squares of 64 x 64 pixels whose values are all below V.", metavar="V"
     )
     channel: int | None = channel_option()
     tile: int | None = network_option(
@@ -160,9 +160,7 @@ class PredictRequest(VolumeOptions, ClusterOptions):
 class PlanRequest(VolumeOptions, ArrayOptions):
     """Options of ``plan``."""
 
-    probe: bool = _planning(
-        "Measure the speed of this device, for this and later plans; takes a minute.", default=False
-    )
+    probe: bool = _planning("Measure the speed of this device (a minute), for this and later plans.", default=False)
     tile_seconds: float | None = _planning("Seconds that one tile takes, if known.", metavar="S", min=1e-06)
     workers: int | None = _planning(
         "Number of workers (GPUs) at a time; adds the total time, the bandwidth and the bottleneck.", metavar="N", min=1

@@ -193,7 +193,6 @@ class WeightsRequest(TruthOptions):
         kw_only=False, metadata=argument("Labels (annotation): TIFF stack, Zarr or OME-Zarr of integers.", "LABELS")
     )
     output: str | None = file_option(
-        "OME-Zarr to write, and a picture beside it. Default: NAME.weights.zarr in the current folder.",
-        short="-o",
+        "OME-Zarr to write, and a picture beside it. Default: NAME.weights.zarr in the current folder.", short="-o"
     )
     overwrite: bool = overwrite_option()
