@@ -181,9 +181,7 @@ def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> int:
     WorkerJobs(SlurmRequest(), folder).sweep()
     remove_aside(folder.tls)
     if left := await_workers(folder, attached, SECONDS_TO_FINISH):
-        log.warning(
-            "still running after an earlier launch: %s; some blocks may be computed twice", counted(left, "worker")
-        )
+        log.warning("an earlier launch left %s running; blocks may be computed twice", counted(left, "worker"))
     return left
 
 
