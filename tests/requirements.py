@@ -26,6 +26,7 @@ def lowest() -> Iterator[str]:
     """Requirements pinned to their lower bounds; torch and the test tools are pinned as in the constraints files."""
     for requirement in USED:
         yield pinned(requirement) if name(requirement) == "torch" else re.sub(">=([^,]+).*", r"==\1", requirement)
+    yield "aiobotocore[boto3]"  # s3fs needs it; with its boto3, or pip tries a hundred versions
     yield from (pinned(tool) for tool in TOOLS if name(tool) != "import-linter")  # needs a newer rich
 
 
