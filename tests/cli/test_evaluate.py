@@ -166,7 +166,7 @@ def test_an_image_of_another_region_prevents_only_the_report(unetcli: Run, tmp_p
     stored(tmp_path, VALUES[:1], "part.zarr")
     done = unetcli("-q", "evaluate", "p.zarr", "t.zarr", "--json", "--report", "r.html", "--image", "part.zarr")
     assert done.returncode == 1
-    assert "--image part.zarr: is z 0:1" in done.stderr
+    assert "--image part.zarr: covers z 0:1" in done.stderr
     assert json.loads(done.stdout)["em"]
     assert not (tmp_path / "r.html").exists()
 

@@ -191,7 +191,7 @@ def test_the_run_folder_of_another_step_is_refused_and_stays(here: Path, command
     claim(RUN, made)
     (RUN / "plan.json").write_text("{}")
     before = files()
-    with pytest.raises(UnetcliError, match=f"^run: a run folder of {made}; {step} needs a separate one; --run-folder"):
+    with pytest.raises(UnetcliError, match=f"^run: a run folder of {made}; .* {step} with --run-folder"):
         WRITING[command]()
     assert files() == before
 
@@ -251,7 +251,7 @@ def test_an_invalid_marker_is_refused_and_stays(here: Path, text: str, overwrite
     (RUN / MARKER).write_text(text)
     before = files()
     for command in (lambda: predict(overwrite=overwrite), lambda: label(overwrite=overwrite), evaluate):
-        with pytest.raises(UnetcliError, match=r"^run/unetcli-run\.json: not a marker of unetcli, or damaged"):
+        with pytest.raises(UnetcliError, match=r"^run/unetcli-run\.json: damaged, or not written by unetcli"):
             command()
     assert files() == before
 
@@ -453,7 +453,7 @@ def test_a_folder_that_another_launcher_claims_between_two_looks_is_accepted(
     monkeypatch.setattr(runfolder, "_names_in", claimed_meanwhile)
     require_claimable(RUN, EVALUATE)
     RUN.rename("other")
-    with pytest.raises(UnetcliError, match=r"^run: a run folder of evaluate; label needs a separate one"):
+    with pytest.raises(UnetcliError, match=r"^run: a run folder of evaluate; .* label with --run-folder"):
         require_claimable(RUN, LABEL)
 
 

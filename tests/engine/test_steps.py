@@ -239,7 +239,7 @@ def test_after_ctrl_c_the_jobs_that_go_on_are_named_and_attached_to(
             scene.run(held, interrupt)
         message = caplog.messages[-1]
         arrays = {job.partition("_")[0] for job in slurm.jobs()}
-        assert message.startswith(f"{len(slurm.jobs())} SLURM jobs ")
+        assert message.startswith(f"SLURM jobs still running: {len(slurm.jobs())}; ")
         assert f"`scancel {' '.join(arrays)}`" in message
     journal = Path(scene.folder.path, "jobs.jsonl").read_text()
     assert journal.count('"submit"') == len(arrays) == 1

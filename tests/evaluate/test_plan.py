@@ -92,5 +92,5 @@ def test_blocks_are_as_large_as_the_limit_allows_and_never_smaller_than_a_chunk(
 def test_a_plan_can_be_restored_from_its_json() -> None:
     plan = plan_of(Box((3, 0, 0), (8, 20, 30)), (2, 8, 30), mask="m")
     assert from_json(EvaluationPlan, to_json(plan, FORMAT), FORMAT, "plan") == plan
-    with pytest.raises(UnetcliError, match=f"version 7, this unetcli reads version {FORMAT}"):
+    with pytest.raises(UnetcliError, match=f"version 7; this unetcli reads version {FORMAT}"):
         from_json(EvaluationPlan, to_json(plan, 7), FORMAT, "plan")

@@ -47,7 +47,7 @@ def test_more_objects_than_a_frame_holds_are_refused_and_the_labels_stay() -> No
     made = np.zeros((600, 600), np.uint8)
     made[::2, ::2] = 255
     write_prediction(STORE, made, (512, 512))
-    with pytest.raises(UnetcliError, match=r"frame 0 of .* has 90000 objects, .* 65535; --min-size N"):
+    with pytest.raises(UnetcliError, match=r"frame 0 of .* has 90000 objects; .* 65535; --min-size N"):
         label(block_voxels=10**6, ctc=Path("RES"))
     assert not Path("RES").exists()
     assert stored().max() == 90000

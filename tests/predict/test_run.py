@@ -405,6 +405,6 @@ def test_impossible_levels_and_shares_are_refused_before_anything_is_written(
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     with pytest.raises(UnetcliError, match="expected 1 to 8"):
         predict_volume(replace(request_, levels=99))
-    with pytest.raises(UnetcliError, match="--share I/N names the share"):
+    with pytest.raises(UnetcliError, match="use --share I/N"):
         predict_share(request_, None)
     assert not list(Path().glob("big.pred*"))
