@@ -97,6 +97,7 @@ def words(output: str) -> list[str]:
     return [word.rstrip("s") for word in re.findall(r"[a-z_]{5,}", re.sub(r"\b[kmg](?=voxels)", "", " ".join(lines)))]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_output_that_the_pages_show_is_that_of_the_commands(quickstart: tuple[Path, str], tmp_path: Path) -> None:
     """If it fails after a change of messages: ``python tests/pages.py quickstart``."""

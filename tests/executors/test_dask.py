@@ -89,6 +89,7 @@ def test_a_block_that_raises_is_tried_once_more_on_another_host() -> None:
 # -- failures
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_if_all_blocks_fail(folder: Path) -> None:
     for block in range(500):
         (folder / f"raise-{block}").touch()
@@ -139,6 +140,7 @@ def test_a_scheduler_without_workers_is_given_up_with_the_command_that_starts_on
 # -- workers that join and leave
 
 
+@pytest.mark.slow
 def test_late_workers_join(folder: Path) -> None:
     (folder / "slow").write_text("0.1")
 
@@ -188,6 +190,7 @@ def test_a_worker_job_that_ends_is_replaced(folder: Path, kills: tuple[int, ...]
     assert done(folder) == dict.fromkeys(range(30), 1)
 
 
+@pytest.mark.slow
 def test_each_run_may_replace_jobs_although_an_earlier_run_used_all_replacements(folder: Path) -> None:
     (folder / "slow").write_text("0.05")
     with local_workers(folder, 1) as cluster:
@@ -325,6 +328,7 @@ with local_workers(folder, 1) as cluster:
 """
 
 
+@pytest.mark.slow
 def test_dask_prints_nothing_to_the_terminal(folder: Path) -> None:
     (folder / "kill-7").touch()
     command = [sys.executable, "-c", PROGRAM, str(folder)]

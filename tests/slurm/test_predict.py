@@ -58,7 +58,8 @@ def jobs_are_gone(slurm: SlurmCluster) -> bool:
     return not slurm.jobs()
 
 
-@pytest.mark.parametrize("how", [pytest.param(SLURM, marks=pytest.mark.slow), DASK], ids=["slurm", "dask"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [SLURM, DASK], ids=["slurm", "dask"])
 def test_a_cluster_gives_the_same_bytes_as_one_process(place: Path, slurm: SlurmCluster, how: list[str]) -> None:
     assert predict("--tile", "204", "--levels", "2", "-o", "whole.zarr").returncode == 0
     done = predict(*how, "--levels", "2", "--json")

@@ -164,6 +164,7 @@ def test_an_error_of_the_job_is_reported_with_its_message(place: Path, slurm: Sl
     assert logs().count("the loss is nan") == 1
 
 
+@pytest.mark.slow
 def test_each_gpu_has_a_process_although_the_profile_requests_gpus_otherwise(place: Path, slurm: SlurmCluster) -> None:
     gpus = f"--gpus-per-node 2 --profile {ROOT / 'slurm' / 'gpu.toml'} --mem 2G --cpus-per-task 1"
     done = train(f"--steps 3 --batch-size 2 --cluster slurm --nodes 1 {gpus}")

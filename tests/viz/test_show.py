@@ -238,6 +238,7 @@ def test_levels_that_are_not_halves_of_the_plane_are_not_used(tmp_path: Path, ki
     assert not black.any()
 
 
+@pytest.mark.slow
 def test_a_plane_without_levels_is_read_in_windows_and_never_held(tmp_path: Path) -> None:
     side = 40_000  # 1.6 GB
     array = zarr.create_array(tmp_path / "huge.zarr", shape=(1, side, side), chunks=(1, 4000, 4000), dtype="u1")
