@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.geometry import Architecture, Box
 from unetcli.engine.levels import Pyramid
+from unetcli.engine.receipts import Receipt
 from unetcli.model.file import Intensity, ModelHeader, save_model
 from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.pyramid_plan import pyramid_of
@@ -165,3 +166,11 @@ def write_prediction(
     pyramid.publish()
     output.mark_complete()
     return path
+
+
+def read_receipts(folder: Path) -> Iterator[Receipt]:
+    """Every receipt of a run, in no particular order. Lines that a crash left incomplete are skipped."""
+    for path in sorted(folder.glob("*.txt")):
+        with path.open(errors="replace") as lines:
+            whole = (line for line in lines if line.endswith("\n"))
+            yield from filter(None, map(Receipt.from_line, whole))

@@ -53,7 +53,7 @@ def loaded() -> dict[str, list[str]]:
     """What each light module loads when it is imported first in a fresh interpreter."""
     program = (
         "import importlib, json, os, sys\n"
-        "told = {}\n"
+        "found = {}\n"
         "for name in sys.argv[1:]:\n"
         "    read, write = os.pipe()\n"
         "    if not os.fork():\n"
@@ -61,9 +61,9 @@ def loaded() -> dict[str, list[str]]:
         "        os.write(write, json.dumps(sorted({m.split('.')[0] for m in sys.modules})).encode())\n"
         "        os._exit(0)\n"
         "    os.close(write)\n"
-        "    told[name] = json.loads(open(read).read())\n"
+        "    found[name] = json.loads(open(read).read())\n"
         "    os.wait()\n"
-        "print(json.dumps(told))\n"
+        "print(json.dumps(found))\n"
     )
     command = [sys.executable, "-c", program, *WITHOUT_TORCH_AND_ZARR]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # type: ignore[no-any-return]

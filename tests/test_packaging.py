@@ -1,4 +1,4 @@
-"""What the built wheel holds, and what pyproject.toml promises of it."""
+"""The content of the built wheel, and the declarations of pyproject.toml about it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from unetcli.train.targets import classes_of
 
 Labels = NDArray[np.integer]
 STACK_BYTES = 2**32
-"""A larger stack is not made: its memory is told, not measured."""
+"""A larger stack is not made: its memory is calculated, not measured."""
 
 
 def round_cells(side: int, count: int) -> Labels:

@@ -262,5 +262,5 @@ def test_environment_variables_are_named_as_their_options_and_the_page_has_them_
     group: Any = typer.main.get_command(app)
     found = {p.envvar: p.name for command in group.commands.values() for p in command.params if p.envvar}
     assert found.keys() == {f"UNETCLI_{name.upper()}" for name in found.values()}
-    (told,) = re.findall(r"The command line takes precedence over(.+?) the file\.", PAGE, re.DOTALL)
-    assert set(re.findall("`(UNETCLI_[A-Z]+)`", told)) == set(found)
+    (named,) = re.findall(r"The command line takes precedence over(.+?) the file\.", PAGE, re.DOTALL)
+    assert set(re.findall("`(UNETCLI_[A-Z]+)`", named)) == set(found)

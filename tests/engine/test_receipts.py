@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import read_receipts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.core.arrays import checksum
 from unetcli.engine import receipts
-from unetcli.engine.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook, read_receipts
+from unetcli.engine.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook
 
 RECEIPT = Receipt(
     block=3,

@@ -16,12 +16,12 @@ import numpy as np
 import plus_one
 import pytest
 import zarr
-from helpers import grey, write_model, write_prediction, write_zarr
+from helpers import grey, read_receipts, write_model, write_prediction, write_zarr
 from label.maps import blobs
 from typer.testing import CliRunner
 
 from unetcli.cli import app
-from unetcli.engine.receipts import FAILED, read_failures, read_receipts
+from unetcli.engine.receipts import FAILED, read_failures
 from unetcli.engine.runfolder import RunFolder
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest

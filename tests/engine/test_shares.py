@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import zarr
 from commands import Command
-from helpers import grey, wait_for, write_model, write_zarr
+from helpers import grey, read_receipts, wait_for, write_model, write_zarr
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.lock import InUse, hold
 from unetcli.engine import shares
-from unetcli.engine.receipts import read_receipts
 from unetcli.engine.run import RunOptions, RunOutcome, launching, prepare
 from unetcli.engine.runfolder import RunFolder
 from unetcli.predict.request import PredictRequest

@@ -16,7 +16,7 @@ import numpy as np
 import plus_one
 import pytest
 from damage import flip_a_bit
-from helpers import grey, write_model, write_prediction, write_zarr
+from helpers import grey, read_receipts, write_model, write_prediction, write_zarr
 from label.maps import blobs
 from places import ENVIRONMENT, OPTIONS
 from slurm.cluster import SlurmCluster
@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from unetcli.cli import app
 from unetcli.core.errors import UnetcliError
 from unetcli.engine import worker
-from unetcli.engine.receipts import FAILED, read_failures, read_receipts
+from unetcli.engine.receipts import FAILED, read_failures
 from unetcli.engine.run import RunOptions
 from unetcli.engine.runfolder import RunFolder
 from unetcli.evaluate.evaluate import Unfinished, evaluate_volume

@@ -17,13 +17,13 @@ import pytest
 import zarr
 from commands import Command
 from damage import flip_a_bit, truncate
-from helpers import Output, grey, write_model, write_zarr
+from helpers import Output, grey, read_receipts, write_model, write_zarr
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.engine.receipts import ReceiptBook, read_receipts
+from unetcli.engine.receipts import ReceiptBook
 from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.verify import MISSING, OTHER, READ_BYTES, Verification, find_damage, reader_count
 from unetcli.executors.options import VerifyRequest
@@ -372,7 +372,7 @@ def test_input_that_changed_is_named(unetcli: CLI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda: write_zarr(Path("big.zarr"), grey(3, 90, 201), chunks=(1, 128, 128)), "other shape, axes or dtype"),
         (
@@ -384,12 +384,12 @@ def test_input_that_changed_is_named(unetcli: CLI) -> None:
     ],
     ids=["shape", "dtype", "chunks", "gone"],
 )
-def test_another_volume_is_reported(change: Callable[[], None], told: str) -> None:
+def test_another_volume_is_reported(change: Callable[[], None], message: str) -> None:
     predicted(3, 90, 200)
     shutil.rmtree("big.zarr")
     change()
     (found,) = verified(input=True, blocks=False).input_changes or []
-    assert told in found.what
+    assert message in found.what
 
 
 def test_an_input_chunk_that_became_unreadable_is_reported() -> None:

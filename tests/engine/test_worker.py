@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import zarr
 from commands import Command
-from helpers import grey, wait_for, write_model, write_zarr
+from helpers import grey, read_receipts, wait_for, write_model, write_zarr
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine import worker
-from unetcli.engine.receipts import FAILED, UNUSABLE, read_failures, read_receipts
+from unetcli.engine.receipts import FAILED, UNUSABLE, read_failures
 from unetcli.engine.worker import StepTask
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume

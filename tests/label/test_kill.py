@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 from commands import Command, finished
-from helpers import wait_for, write_prediction
+from helpers import read_receipts, wait_for, write_prediction
 from label.maps import blobs
-
-from unetcli.engine.receipts import read_receipts
 
 SHAPE = (10, 300, 310)
 STORE, FOLDER = "big.pred.zarr", "big.pred.zarr.run/instances"

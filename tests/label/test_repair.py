@@ -13,12 +13,11 @@ import pytest
 import zarr
 from commands import Command
 from damage import flip_a_bit, truncate
-from helpers import write_prediction
+from helpers import read_receipts, write_prediction
 from label.maps import blobs
 from label.store import FOLDER, LABELS, STORE, TABLE, files, label, stop_after, tables
 
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.receipts import read_receipts
 from unetcli.engine.verify import MISSING, OTHER, Verification
 from unetcli.executors.options import VerifyRequest
 from unetcli.registry import verify_output

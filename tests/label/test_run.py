@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaozarrs
 import zarr
-from helpers import grey, write_prediction, write_zarr
+from helpers import grey, read_receipts, write_prediction, write_zarr
 from label.maps import blobs
 from label.store import (
     FOLDER,
@@ -33,7 +33,6 @@ from scipy import ndimage
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import numbers
-from unetcli.engine.receipts import read_receipts
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.executors.options import ClusterOptions

@@ -212,7 +212,7 @@ def test_sections_without_interior_are_excluded_from_the_means_with_a_note() -> 
 
 
 def test_an_empty_prediction_splits_a_ring_that_is_larger_than_the_window() -> None:
-    """As in the official program, the window does not show that the cut ends are connected, so splits are counted."""
+    """The window does not show that the cut ends are connected, so splits are counted, as in the official program."""
     y, x = np.mgrid[:70, :75]
     distance = np.hypot(y - 35, x - 37)
     ring = ((distance > 24) & (distance < 33))[np.newaxis]

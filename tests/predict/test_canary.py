@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_zarr
+from helpers import grey, read_receipts, write_zarr
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.records import from_json, to_json
-from unetcli.engine.receipts import read_receipts
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.planning.plan import FORMAT, Plan

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_model, write_zarr
+from helpers import grey, read_receipts, write_model, write_zarr
 
 import unetcli.engine.run as running
 import unetcli.planning.pyramid_plan as sizes
@@ -19,7 +19,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.ranges import to_ranges
 from unetcli.engine import clusters, worker
 from unetcli.engine.levels import halved
-from unetcli.engine.receipts import UNUSABLE, read_failures, read_receipts
+from unetcli.engine.receipts import UNUSABLE, read_failures
 from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask

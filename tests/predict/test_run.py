@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_model, write_zarr
+from helpers import grey, read_receipts, write_model, write_zarr
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError
-from unetcli.engine.receipts import read_failures, read_receipts
+from unetcli.engine.receipts import read_failures
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.label.request import LabelRequest

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import Output, grey, write_model, write_zarr
+from helpers import Output, grey, read_receipts, write_model, write_zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.engine.receipts import read_receipts
 from unetcli.engine.runfolder import RunFolder
 from unetcli.planning import planner
 from unetcli.predict.predictor import predict_blocks

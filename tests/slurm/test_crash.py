@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 from commands import Command
-from helpers import grey, write_model, write_zarr
+from helpers import grey, read_receipts, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
 from unetcli.core.lock import Holder
-from unetcli.engine.receipts import DONE, VOID, read_receipts
+from unetcli.engine.receipts import DONE, VOID
 
 SECTIONS_PER_ROUND, SIDE = 20, 300
 TILE = ["--tile", "204"]

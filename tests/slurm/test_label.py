@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import finished
-from helpers import write_prediction, write_zarr
+from helpers import read_receipts, write_prediction, write_zarr
 from label.maps import blobs
 from slurm.cluster import SlurmCluster, until
 
-from unetcli.engine.receipts import read_receipts
 from unetcli.engine.status import Status, Watcher
 from unetcli.executors.slurm.watch import JobStates
 from unetcli.registry import steps_of

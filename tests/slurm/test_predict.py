@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from commands import Command, finished
-from helpers import grey, write_model, write_zarr
+from helpers import grey, read_receipts, write_model, write_zarr
 from slurm.cluster import SlurmCluster, until
 
-from unetcli.engine.receipts import read_receipts
 from unetcli.registry import steps_of
 
 SECTIONS = 24

@@ -200,7 +200,7 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_volumes_on_disk_are_sampled_uniformly_over_their_voxels(on_disk: Any) -> None:
-    """With chunks of 4 x 5 x 6 in 6 x 13 x 14, those at the ends are smaller; no voxel is likelier for it."""
+    """Chunks of 4 x 5 x 6 in 6 x 13 x 14 are smaller at the ends; their voxels are not more likely for that."""
     shape = (6, 13, 14)
     data, _ = on_disk(numbered(shape), np.zeros(shape, np.int32), (4, 5, 6), train=((1, 6),), keep_empty=True)
     one_per_round = sampler(data, 5, 1, augmentation=Augmentation.none())

@@ -71,7 +71,7 @@ def test_metrics_of_the_held_out_section_are_those_that_predict_and_evaluate_giv
 
 
 def test_a_faint_channel_beside_a_bright_one_is_learned_from_and_predicted_from(request_: TrainRequest) -> None:
-    """With one mean and standard deviation for both, the noise of one channel would hide the discs in the other."""
+    """One mean and standard deviation for both channels would hide the discs of one behind the noise of the other."""
     raw, labels = discs()
     both = np.stack([raw.astype(np.uint16), grey(*raw.shape, seed=5).astype(np.uint16) * 230])
     write_zarr(Path("both.zarr"), both, dimension_names=list("czyx"))

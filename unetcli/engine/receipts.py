@@ -72,14 +72,6 @@ class Receipt:
 _TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(Receipt)}
 
 
-def read_receipts(folder: Path) -> Iterator[Receipt]:
-    """Read every receipt of a run, in no particular order; :class:`Ledger` is faster and resolves the valid ones."""
-    for path in sorted(folder.glob("*.txt")):
-        with path.open(errors="replace") as lines:
-            whole = (line for line in lines if line.endswith("\n"))
-            yield from filter(None, map(Receipt.from_line, whole))
-
-
 class Ledger:
     """State of each block according to the receipts, as arrays; a refresh reads only lines appended since the last.
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.errors import counted
 from unetcli.metrics.contingency import Contingency
 
 Values = NDArray[np.float64]
@@ -250,7 +251,7 @@ def intervals(
     """
     n = unit_count(units)
     if n < 2:
-        return dict.fromkeys(scores, Interval(None, None, n, f"{n} unit{'s' * (n != 1)} to resample, two are needed"))
+        return dict.fromkeys(scores, Interval(None, None, n, f"{counted(n, 'unit')} to resample, two are needed"))
     drawn = resampled_sums(units, resamples, seed)
     return {name: percentile_interval(score(drawn), n, level) for name, score in scores.items()}
 
