@@ -16,10 +16,14 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import remove_aside, replacing
 from unetcli.core.geometry import Box
 from unetcli.core.process import cpu_threads
+from unetcli.metrics.cells import SCORES as CELL_SCORES
 from unetcli.metrics.cells import seg_sums
 from unetcli.metrics.contingency import Cells, Overlap, PairCounts, components
 from unetcli.metrics.em_counts import LEVELS, PixelCounts, above, pixel_counts
+from unetcli.metrics.em_counts import SCORES as EM_SCORES
+from unetcli.metrics.pixels import SCORES as PIXEL_SCORES
 from unetcli.metrics.pixels import Confusion
+from unetcli.metrics.sums import Score
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan
@@ -33,7 +37,7 @@ from unetcli.volumes.volume import Volume
 
 PICTURED = 2
 """Number of sections in the picture of a validation: those of the first blocks."""
-HIGHER_IS_BETTER = ("iou", "seg")
+SCORES: dict[str, Score[Any]] = {**EM_SCORES, **PIXEL_SCORES, **CELL_SCORES}
 HALF = 0.5
 """Probability above which a pixel is foreground for iou and seg, which choose no threshold."""
 
@@ -115,7 +119,7 @@ class Validator:
 
 def is_better(measure: str, new: float, old: float) -> bool:
     """Whether a value of a measure is better than another one."""
-    return new > old if measure in HIGHER_IS_BETTER else new < old
+    return new > old if SCORES[measure].higher_is_better else new < old
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
