@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from label.maps import blobs, labelled, plan_of, scenes
+from label.maps import blobs, labelled, life_like, plan_of, scenes
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.morphology import h_minima
@@ -150,19 +150,6 @@ def test_nothing_and_everything_foreground(values: NDArray[np.uint8]) -> None:
     assert np.array_equal(separate_section(values), (values > 0).astype(np.int32))
     labels, _ = labelled(plan_of(values.shape, (16, 9), method="watershed"), values)
     assert np.array_equal(labels, (values > 0).astype(np.int32))
-
-
-def life_like(labels: NDArray[np.integer], softness: float, seed: int = 0) -> NDArray[np.uint8]:
-    """A map like those of networks: low at the borders of objects, with smooth noise."""
-    inside = np.zeros(labels.shape)
-    for number, place in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
-        if place is not None:
-            mine = np.pad(labels[place] == number, 1)
-            depth = ndimage.distance_transform_edt(mine)[1:-1, 1:-1]
-            inside[place] = np.where(mine[1:-1, 1:-1], depth, inside[place])
-    outside = ndimage.distance_transform_edt(labels == 0)
-    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(labels.shape), 4)
-    return np.rint(255 / (1 + np.exp((outside - inside + 1.5) / softness - noise / noise.std()))).astype(np.uint8)
 
 
 @pytest.mark.parametrize(("name", "softness"), [("dic_hela", 2.5), ("phc_psc", 1.2)])
