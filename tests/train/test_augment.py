@@ -265,6 +265,7 @@ def test_angles_are_spread_over_the_whole_turn_or_within_the_limit() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_gpu_is_never_waited_for_and_gives_the_same_up_to_rounding() -> None:
     draws = [drawn(replace(ALL, noise=0), number) for number in range(4)]
     expected = augmented(draws, [0, 1, 2, 3])

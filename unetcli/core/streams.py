@@ -20,6 +20,7 @@ def silent(done: int, total: int, note: str = "") -> None:
     """Progress callback that reports nothing."""
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 POLL_SECONDS = 0.1
 
@@ -76,16 +77,16 @@ def _put(ready: queue.Queue[T | _Failure | None], item: T | _Failure | None, clo
     return False
 
 
-def ordered_map(make: Callable[[int], T], numbers: Iterable[int], threads: int) -> Iterator[tuple[int, Future[T]]]:
-    """Apply ``make`` to numbers in threads; yields each number with its finished future, in order.
+def ordered_map(make: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[tuple[S, Future[T]]]:
+    """Apply ``make`` to items in threads; yields each item with its finished future, in order.
 
     At most ``threads + 1`` results are computed or kept at a time.
     """
-    waiting: deque[tuple[int, Future[T]]] = deque()
+    waiting: deque[tuple[S, Future[T]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for number in numbers:
-                waiting.append((number, pool.submit(make, number)))
+            for item in items:
+                waiting.append((item, pool.submit(make, item)))
                 if len(waiting) > threads:
                     yield _ended(waiting)
             while waiting:
@@ -94,7 +95,7 @@ def ordered_map(make: Callable[[int], T], numbers: Iterable[int], threads: int) 
             pool.shutdown(cancel_futures=True)
 
 
-def _ended(waiting: deque[tuple[int, Future[T]]]) -> tuple[int, Future[T]]:
-    number, future = waiting.popleft()
+def _ended(waiting: deque[tuple[S, Future[T]]]) -> tuple[S, Future[T]]:
+    item, future = waiting.popleft()
     future.exception()  # waits
-    return number, future
+    return item, future

@@ -119,15 +119,17 @@ def load_network(file: Path) -> UNet:
     UnetcliError
         The file is not a model of unetcli, or it is damaged.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from unetcli.model.network import UNet
 
     header = read_header(file)
-    network = UNet(header.architecture)
+    with torch.device("meta"):  # random weights of the full network would take half a second
+        network = UNet(header.architecture)
     try:
-        network.load_state_dict(load_file(file))
+        network.load_state_dict(load_file(file), assign=True)
     except (SafetensorError, RuntimeError) as error:
         raise UnetcliError(f"{file}: damaged model ({str(error).splitlines()[0]})") from error
     return network.eval()

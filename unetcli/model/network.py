@@ -139,6 +139,7 @@ def free_bytes(device: torch.device) -> int:
 def exact_float32() -> None:
     """Disable TF32 and nondeterministic kernels, so that results on a GPU do not depend on the tiles."""
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -221,9 +221,10 @@ RECEIPT_BYTES = 110
 CPU_SLACK, CPU_EXTRA = {"float32": 1.5, "bfloat16": 1.7}, 48 * MIB
 """Memory that the allocator keeps beside the tensors, as a factor and a constant. Chosen above the highest of many
 measured peaks, which vary by 20 %."""
-CUDA_SLACK, CUDA_CONTEXT = 1.25, 600 * MIB
-"""Factor for cuDNN workspaces, and memory of the CUDA context. Not measured yet; ``plan --probe`` on a GPU measures
-them."""
+CUDA_SLACK, CUDA_CONTEXT = 1.25, 820 * MIB
+"""Factor for workspaces and fragmentation, and memory of the CUDA context, measured on an H100 (docs/benchmarks.md)."""
+MOST_RECORDED_SIDE, CUDA_RECORDED = 1212, 224 * MIB
+"""Largest side of a tile whose kernels a GPU records (:class:`unetcli.predict.gpu.Graphs`), and memory of that."""
 HOST_BASE = {"cpu": 330 * MIB, "cuda": 2048 * MIB}
 """Memory of Python, torch and zarr, and of the CUDA libraries on a GPU node."""
 WINDOWS_HELD, RESULTS_HELD, PIECES_HELD = 4, 2, 6
@@ -476,6 +477,8 @@ def device_bytes(architecture: Architecture, tile: int, device: str, precision: 
     activations = forward_bytes(architecture, tile, item) - item * 32 * architecture.channels(architecture.depth) ** 2
     copies = 4 if precision == "float32" else 4 + item  # autocast keeps a second copy in bfloat16
     slack, extra = (CPU_SLACK[precision], CPU_EXTRA) if device == "cpu" else (CUDA_SLACK, CUDA_CONTEXT)
+    if device == "cuda" and tile <= MOST_RECORDED_SIDE:
+        extra += CUDA_RECORDED
     return int(slack * activations) + copies * parameters(architecture) + extra
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from torch import Tensor
 from unetcli.core.arrays import broadcast_channels
 from unetcli.core.errors import UnreadableBlock, one_line
 from unetcli.core.geometry import Box, hull
-from unetcli.core.process import give_back_freed_memory
-from unetcli.core.streams import prefetch
-from unetcli.model.network import UNet, channelwise, on_device
+from unetcli.core.process import give_back_freed_memory, usable_cores
+from unetcli.core.streams import ordered_map, prefetch
+from unetcli.model.inference import InferenceUNet
+from unetcli.model.network import UNet, channelwise, folded, on_device
 from unetcli.planning.plan import Block, Plan, Settings, Tile
+from unetcli.predict.gpu import Graphs, Transfers
 from unetcli.predict.skipping import ActiveCells, Mask, all_active, background, bright_cells, cell_sides, voxels_of
 from unetcli.volumes.volume import Volume, describe
 
@@ -29,6 +32,10 @@ log = logging.getLogger(__name__)
 
 WINDOWS_AHEAD, TILES_AHEAD = 1, 4
 """Windows and computed tiles that may wait for the next stage."""
+TILES_IN_FLIGHT = 2
+"""Tiles that are begun on a GPU before the result of the first is waited for, so that it always has work."""
+MOST_IO_THREADS, CORES_PER_IO_THREAD = 4, 4
+"""Threads that read windows, and as many that write blocks, for a GPU: one for every four cores, up to four."""
 OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
 """Parts of the messages with which torch and oneDNN report that memory is exhausted."""
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
@@ -90,9 +97,16 @@ class Predictor:
 
     def __init__(self, network: UNet, settings: Settings, device: torch.device) -> None:
         self.settings, self.device = settings, device
-        self.network = on_device(network, device).eval()
+        self.network = inference_network(network, settings, device)
         self._mean, self._std = channelwise(settings.mean, device), channelwise(settings.std, device)
         self._tile: tuple[int, ...] | None = None
+        self._transfers = Transfers(device) if device.type == "cuda" else None
+        self._graphs = Graphs()
+
+    @property
+    def tiles_in_flight(self) -> int:
+        """Tiles that may be begun before the result of the first is waited for."""
+        return 0 if self._transfers is None else TILES_IN_FLIGHT
 
     def with_fitting_tile(self, plan: Plan) -> Plan:
         """The plan, with a smaller tile if :meth:`shrink` has chosen one."""
@@ -106,9 +120,11 @@ class Predictor:
         if smaller >= tile[-1]:
             return False
         self._tile = tuple(smaller if side > 1 else 1 for side in tile)
+        if self.device.type == "cuda":
+            self._graphs = Graphs()  # recordings of the larger tile keep memory
+            torch.cuda.empty_cache()
         return True
 
-    @torch.inference_mode()
     def __call__(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """Stored values of one tile.
 
@@ -121,12 +137,31 @@ class Predictor:
         -------
         (outputs, y - 2*context, x - 2*context), the output's dtype
         """
-        x = torch.from_numpy(np.ascontiguousarray(voxels, np.float32)).to(self.device)[np.newaxis]
-        x = ((x - self._mean) / self._std).to(memory_format=torch.channels_last)
-        bfloat16 = self.settings.precision == "bfloat16"
+        return self.begin(voxels)()[0]
+
+    def begin(self, voxels: NDArray[Any]) -> Callable[[], tuple[NDArray[Any], float]]:
+        """Begin a tile, as :meth:`__call__`; the function returned waits for its values and seconds.
+
+        A CPU computes at once. A GPU is only given the work.
+        """
+        if self._transfers is None:
+            started = time.perf_counter()
+            values = self._stored(torch.from_numpy(np.ascontiguousarray(voxels, np.float32))).numpy()
+            seconds = time.perf_counter() - started
+            return lambda: (values, seconds)
+        started_on_device = self._transfers.start()
+        stored = self._graphs(self._stored, self._transfers.upload(voxels))
+        return self._transfers.download(stored, started_on_device).wait
+
+    @torch.inference_mode()
+    def _stored(self, voxels: Tensor) -> Tensor:
+        """Stored values of a tile (c, y, x) that is on the device."""
+        x = (voxels.to(self.device, torch.float32)[np.newaxis] - self._mean) / self._std
+        x = x.to(memory_format=torch.channels_last)
+        bfloat16 = self.settings.precision == "bfloat16" and self._transfers is None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             logits = self.network(x)[0].float()  # (classes, y, x)
-        return self.quantise(torch.softmax(logits, dim=0)).cpu().numpy()
+        return self.quantise(torch.softmax(logits, dim=0))
 
     def quantise(self, probabilities: Tensor) -> Tensor:
         """Stored values of probabilities (classes, y, x): foreground alone if there are two classes.
@@ -168,20 +203,43 @@ def predict_blocks(
     """
     if (mask is None) != (plan.settings.mask is None):
         raise ValueError("predict_blocks needs a mask exactly if the plan has one")
-    windows = prefetch(read_windows(plan, source, mask, blocks), ahead=WINDOWS_AHEAD)
+    windows = prefetch(read_windows(plan, source, mask, blocks, io_threads(predictor.device.type)), ahead=WINDOWS_AHEAD)
     with closing(prefetch(compute_tiles(plan, predictor, windows, stopping), ahead=TILES_AHEAD)) as results:
         yield from assemble(plan, results)
 
 
-def read_windows(plan: Plan, source: Volume, mask: Mask | None, blocks: Iterable[int]) -> Iterator[Window]:
-    """Read the input of each block; an error is passed on with the block."""
-    for block in map(plan.block, blocks):
-        started = time.perf_counter()
+def inference_network(network: UNet, settings: Settings, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The network on its device, prepared for inference in the precision of a plan."""
+    if device.type == "cuda":
+        dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+        return InferenceUNet(folded(network), dtype, device)
+    return on_device(network, device).eval()
+
+
+def io_threads(device: str) -> int:
+    """Threads that read windows, and as many that write blocks.
+
+    One for a CPU, whose cores belong to the network; several for a GPU, which is faster than one thread reads.
+    """
+    return 1 if device != "cuda" else max(1, min(MOST_IO_THREADS, usable_cores() // CORES_PER_IO_THREAD))
+
+
+def read_windows(
+    plan: Plan, source: Volume, mask: Mask | None, blocks: Iterable[int], threads: int = 1
+) -> Iterator[Window]:
+    """Read the input of each block, in order; an error is passed on with the block."""
+
+    def read(number: int) -> Window:
+        started, block = time.perf_counter(), plan.block(number)
         try:
             window = read_window(plan, source, mask, block)
         except Exception as reason:  # concerns this block only
             window = Window(block, block.box, None, None, reason, 0.0)
-        yield replace(window, seconds=time.perf_counter() - started)
+        return replace(window, seconds=time.perf_counter() - started)
+
+    if threads == 1:
+        return map(read, blocks)
+    return (future.result() for _, future in ordered_map(read, blocks, threads))
 
 
 def read_window(plan: Plan, source: Volume, mask: Mask | None, block: Block) -> Window:
@@ -245,11 +303,46 @@ def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class BegunTile:
+    """A tile that a device computes, or the error of its block; without both, the whole block is skipped."""
+
+    window: Window
+    tile: Tile | None = None
+    values: Callable[[], tuple[NDArray[Any], float]] | None = None
+    """Waits for the values (outputs, *tile.write.shape) and the seconds of the device."""
+    error: Exception | None = None
+    side: int = 0
+
+    def result(self) -> TileResult:
+        """Wait for the tile."""
+        if self.values is None:
+            return TileResult(self.window, None, None, 0.0, self.error)
+        try:
+            values, seconds = self.values()
+        except Exception as reason:
+            return TileResult(self.window, None, None, 0.0, reason)
+        return TileResult(self.window, self.tile, values, seconds, side=self.side)
+
+
 def compute_tiles(
     plan: Plan, predictor: Predictor, windows: Iterable[Window], stopping: Callable[[], bool]
 ) -> Iterator[TileResult]:
-    """Compute the tiles of each window; an error is passed on with its block."""
+    """Compute the tiles of each window, in order; an error is passed on with its block."""
     torch.set_num_threads(plan.settings.threads)  # a setting per thread, so it is set in the one that computes
+    begun: deque[BegunTile] = deque()
+    for tile in begin_tiles(plan, predictor, windows, stopping):
+        begun.append(tile)
+        if len(begun) > predictor.tiles_in_flight:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def begin_tiles(
+    plan: Plan, predictor: Predictor, windows: Iterable[Window], stopping: Callable[[], bool]
+) -> Iterator[BegunTile]:
+    """Begin the tiles of each window until ``stopping`` returns True."""
     for window in windows:
         if stopping():
             return
@@ -257,18 +350,18 @@ def compute_tiles(
             if window.error is not None:
                 raise window.error
             if window.voxels is None:  # the whole block is skipped
-                yield TileResult(window, None, None, 0.0)
+                yield BegunTile(window)
             else:
-                yield from compute_window(plan, predictor, window)
+                yield from begin_window(plan, predictor, window)
         except Exception as reason:
-            yield TileResult(window, None, None, 0.0, reason)
+            yield BegunTile(window, error=reason)
 
 
-def compute_window(plan: Plan, predictor: Predictor, window: Window) -> Iterator[TileResult]:
-    """Compute the tiles of a window; if memory runs out, start again with smaller tiles, and keep to these."""
+def begin_window(plan: Plan, predictor: Predictor, window: Window) -> Iterator[BegunTile]:
+    """Begin the tiles of a window; if memory runs out, start again with smaller tiles, and keep to these."""
     while True:
         try:
-            yield from tile_results(predictor.with_fitting_tile(plan), predictor, window)
+            yield from tiles_of_window(predictor.with_fitting_tile(plan), predictor, window)
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not predictor.shrink(plan):
@@ -278,15 +371,13 @@ def compute_window(plan: Plan, predictor: Predictor, window: Window) -> Iterator
             log.warning("out of memory (%s): continuing with tile %d", one_line(error), side)
 
 
-def tile_results(plan: Plan, predictor: Predictor, window: Window) -> Iterator[TileResult]:
-    """Results of the active tiles of a block."""
+def tiles_of_window(plan: Plan, predictor: Predictor, window: Window) -> Iterator[BegunTile]:
+    """Begin the active tiles of a block."""
     tiles = active_tiles(plan, window.block, window.active)
     box = hull([tile.read for tile in tiles])
     voxels = padded_to(window, box)
     for tile in tiles:
-        started = time.perf_counter()
-        values = forward(plan, predictor, tile, voxels, box)
-        yield TileResult(window, tile, values, time.perf_counter() - started, side=plan.tile[-1])
+        yield BegunTile(window, tile, begin_tile(plan, predictor, tile, voxels, box), side=plan.tile[-1])
 
 
 def padded_to(window: Window, box: Box) -> NDArray[Any]:
@@ -310,8 +401,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or reported
 
 
-def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], box: Box) -> NDArray[Any]:
-    """Compute one tile.
+def begin_tile(
+    plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], box: Box
+) -> Callable[[], tuple[NDArray[Any], float]]:
+    """Begin one tile.
 
     Parameters
     ----------
@@ -324,13 +417,19 @@ def forward(plan: Plan, predictor: Predictor, tile: Tile, voxels: NDArray[Any], 
 
     Returns
     -------
-    (outputs, *tile.write.shape), the output's dtype
+    callable
+        Waits for the values (outputs, *tile.write.shape), in the output's dtype, and their seconds.
     """
     read = voxels[(slice(None), *tile.read.relative_to(box).slices)]
-    plane = predictor(read.reshape(read.shape[0], *read.shape[-2:]))  # leading axes of a tile are 1
+    plane = predictor.begin(read.reshape(read.shape[0], *read.shape[-2:]))  # leading axes of a tile are 1
     lead = (1,) * (len(plan.axes) - 2)
-    values = plane.reshape(plane.shape[0], *lead, *plane.shape[-2:])
-    return values[(slice(None), *tile.crop(plan.footprint.context))]
+
+    def values() -> tuple[NDArray[Any], float]:
+        computed, seconds = plane()
+        computed = computed.reshape(computed.shape[0], *lead, *computed.shape[-2:])
+        return computed[(slice(None), *tile.crop(plan.footprint.context))], seconds
+
+    return values
 
 
 def assemble(plan: Plan, results: Iterable[TileResult]) -> Iterator[FinishedBlock]:

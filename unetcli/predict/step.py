@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import Place, parse_place
+from unetcli.core.streams import ordered_map, prefetch
 from unetcli.engine.levels import ImageStep, Pyramid, place
 from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import PREDICT, RunFolder
@@ -150,11 +151,24 @@ class PredictStep(ImageStep):
 
         require_same_results(self)
         with closing(self.predict(blocks, stopping)) as finished:
-            for block in finished:
-                if block.error is None:
-                    yield try_block(block.block.number, functools.partial(self._store, block))
-                else:
-                    yield BlockResult(number=block.block.number, error=block.error)
+            yield from self._stored_in_order(finished)
+
+    def _stored_in_order(self, finished: Iterable[FinishedBlock]) -> Iterator[BlockResult]:
+        """Store blocks, in several threads if the network runs on a GPU."""
+        from unetcli.predict.predictor import io_threads  # torch
+
+        threads = io_threads(self.plan.settings.device)
+        if threads == 1:
+            yield from map(self._try_to_store, finished)
+        else:
+            stored = (future.result() for _, future in ordered_map(self._try_to_store, finished, threads))
+            with closing(prefetch(stored, ahead=threads)) as ready:  # while the caller flushes files and adds receipts
+                yield from ready
+
+    def _try_to_store(self, block: FinishedBlock) -> BlockResult:
+        if block.error is not None:
+            return BlockResult(number=block.block.number, error=block.error)
+        return try_block(block.block.number, functools.partial(self._store, block))
 
     def _store(self, block: FinishedBlock) -> BlockResult:
         assert block.values is not None

@@ -19,6 +19,7 @@ from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
 from unetcli.core.files import Place, is_remote, parent_of
 from unetcli.core.geometry import Box
 from unetcli.volumes import opening as ngff
+from unetcli.volumes.pipelines import opening_to_write
 from unetcli.volumes.store import Store, WriteOnlyStore, store_at
 from unetcli.volumes.volume import Volume, describe
 
@@ -100,7 +101,7 @@ class Level(ArraySpec):
 
     def open(self) -> zarr.Array[Any]:
         """Open the array for writing whole chunks; see :class:`unetcli.volumes.store.WriteOnlyStore`."""
-        with self.store.explain_errors():
+        with self.store.explain_errors(), opening_to_write():
             return zarr.open_array(WriteOnlyStore(self.store.zarr()), path=self.name, mode="r+")
 
     def write(self, array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> None:

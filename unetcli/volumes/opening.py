@@ -21,6 +21,7 @@ from zarr.errors import ZarrUserWarning
 
 from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import is_remote, strip_scheme
+from unetcli.volumes.pipelines import opening_to_read
 from unetcli.volumes.store import missing_package, store_at
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
@@ -193,7 +194,7 @@ def _checked(volume: Volume) -> Volume:
 
 def open_zarr(path: str, level: int = 0) -> Volume:
     """Open the array at ``path``, or a level of the image whose group is at ``path``."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), opening_to_read(local=not is_remote(path)):
         warnings.simplefilter("ignore", ZarrUserWarning)  # about other files in the store, which do no harm
         node = _open(path)
         if isinstance(node, zarr.Group):
