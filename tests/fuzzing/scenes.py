@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,71 +64,120 @@ RUN_ITEMS = (
     "part.zarr.run",
 )
 RUN_COMMANDS = (
-    ("status", "pred.zarr", "--json"), ("status", "part.zarr"), ("verify", "pred.zarr"), ("verify", "part.zarr"),
-    ("verify", "pred.zarr", "--repair"), ("verify", "part.zarr", "--repair"), ("verify", "pred.zarr", "--input", "--seams", "1"),
-    (*PREDICT, "-o", "part.zarr"), (*PREDICT, "-o", "pred.zarr", "--levels", "2"), (*PREDICT, "-o", "part.zarr", "--share", "1/2"),
-    (*PREDICT, "-o", "part.zarr", "--close"), ("plan", "raw.zarr", "--model", "model", "-o", "part.zarr", *TILE),
-    LABEL, (*LABEL, "--overwrite"), EVALUATE, (*EVALUATE, "--json", "--report", "out.html", "--csv", "out.csv"),
+    ("status", "pred.zarr", "--json"),
+    ("status", "part.zarr"),
+    ("verify", "pred.zarr"),
+    ("verify", "part.zarr"),
+    ("verify", "pred.zarr", "--repair"),
+    ("verify", "part.zarr", "--repair"),
+    ("verify", "pred.zarr", "--input", "--seams", "1"),
+    (*PREDICT, "-o", "part.zarr"),
+    (*PREDICT, "-o", "pred.zarr", "--levels", "2"),
+    (*PREDICT, "-o", "part.zarr", "--share", "1/2"),
+    (*PREDICT, "-o", "part.zarr", "--close"),
+    ("plan", "raw.zarr", "--model", "model", "-o", "part.zarr", *TILE),
+    LABEL,
+    (*LABEL, "--overwrite"),
+    EVALUATE,
+    (*EVALUATE, "--json", "--report", "out.html", "--csv", "out.csv"),
     ("show", "raw.zarr", "--overlay", "pred.zarr", "-o", "out.png"),
     ("show", "raw.zarr", "--overlay", "pred.zarr/labels/inst", "-o", "out.png"),
     ("evaluate", "pred.zarr/labels/inst", "labels.zarr", "--metrics", "cells"),
-)  # fmt: skip
+)
 SCENES: dict[str, Scene] = {
-    **{f"volume {name}": volume_scene(name) for name in ("raw.zarr", "rawv2.zarr", "raws.zarr", "labels.zarr", "truth.zarr")},
     **{
-        f"volume {name}": Scene((name, *volume_scene(name).items[1:]), name, volume_scene(name).commands, ("labels.zarr", "model"))
+        f"volume {name}": volume_scene(name)
+        for name in ("raw.zarr", "rawv2.zarr", "raws.zarr", "labels.zarr", "truth.zarr")
+    },
+    **{
+        f"volume {name}": Scene(
+            (name, *volume_scene(name).items[1:]), name, volume_scene(name).commands, ("labels.zarr", "model")
+        )
         for name in ("raw.tif", "raw.ome.tif")
     },
     "model": Scene(
         ("raw.zarr", "model", "pred.zarr", "pred.zarr.run"),
         "model/*",
-        (PREDICT, ("plan", "raw.zarr", "--model", "model", *TILE), ("verify", "pred.zarr", "--seams", "1"), ("verify", "pred.zarr", "--input")),
+        (
+            PREDICT,
+            ("plan", "raw.zarr", "--model", "model", *TILE),
+            ("verify", "pred.zarr", "--seams", "1"),
+            ("verify", "pred.zarr", "--input"),
+        ),
         ("raw.zarr",),
     ),
     "training": Scene(
         ("raw.zarr", "labels.zarr", "mc"),
         "mc/*.*",
-        ((*TRAIN, "-o", "mc", "--steps", "6"), (*TRAIN, "-o", "mc", "--steps", "4"), ("train", "raw.zarr", "labels.zarr", "-o", "mc", "--steps", "5")),
+        (
+            (*TRAIN, "-o", "mc", "--steps", "6"),
+            (*TRAIN, "-o", "mc", "--steps", "4"),
+            ("train", "raw.zarr", "labels.zarr", "-o", "mc", "--steps", "5"),
+        ),
         ("raw.zarr", "labels.zarr"),
     ),
-    "run folder": Scene((*RUN_ITEMS, "labels.zarr"), "*.run/**", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")),
-    "output": Scene((*RUN_ITEMS, "labels.zarr"), "p*.zarr/**", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")),
-    "table": Scene((*RUN_ITEMS, "labels.zarr"), "*.csv", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")),
+    "run folder": Scene(
+        (*RUN_ITEMS, "labels.zarr"), "*.run/**", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")
+    ),
+    "output": Scene(
+        (*RUN_ITEMS, "labels.zarr"), "p*.zarr/**", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")
+    ),
+    "table": Scene(
+        (*RUN_ITEMS, "labels.zarr"), "*.csv", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")
+    ),
     "evaluation": Scene(
-        ("pred.zarr", "truth.zarr", "ev"), "ev/**",
-        ((*EVALUATE, "--run-folder", "ev", "--block-voxels", "1500"), ("status", "pred.zarr", "--run-folder", "ev"), ("verify", "pred.zarr", "--run-folder", "ev")),
+        ("pred.zarr", "truth.zarr", "ev"),
+        "ev/**",
+        (
+            (*EVALUATE, "--run-folder", "ev", "--block-voxels", "1500"),
+            ("status", "pred.zarr", "--run-folder", "ev"),
+            ("verify", "pred.zarr", "--run-folder", "ev"),
+        ),
         ("pred.zarr", "truth.zarr"),
     ),
     "baseline": Scene(
-        ("pred.zarr", "truth.zarr", "base.json"), "base.json",
-        ((*EVALUATE, "--baseline", "base.json"), (*EVALUATE, "--baseline", "base.json", "--json", "--report", "out.html")),
+        ("pred.zarr", "truth.zarr", "base.json"),
+        "base.json",
+        (
+            (*EVALUATE, "--baseline", "base.json"),
+            (*EVALUATE, "--baseline", "base.json", "--json", "--report", "out.html"),
+        ),
         ("pred.zarr", "truth.zarr", "base.json"),
     ),
     "challenge": Scene(
-        ("ctc",), "ctc/**",
-        (("evaluate", "ctc/01_RES", "ctc/01_GT"), ("evaluate", "ctc/01_RES", "ctc/01_GT", "--metrics", "cells", "--json")), ("ctc",),
+        ("ctc",),
+        "ctc/**",
+        (
+            ("evaluate", "ctc/01_RES", "ctc/01_GT"),
+            ("evaluate", "ctc/01_RES", "ctc/01_GT", "--metrics", "cells", "--json"),
+        ),
+        ("ctc",),
     ),
     "configuration": Scene(
-        ("raw.zarr", "labels.zarr", "truth.zarr", "pred.zarr", "model", "conf"), "conf/*.toml",
+        ("raw.zarr", "labels.zarr", "truth.zarr", "pred.zarr", "model", "conf"),
+        "conf/*.toml",
         (
-            ("predict", "raw.zarr", "-o", "out.zarr", "--config", "conf/predict.toml"), ("plan", "raw.zarr", "--config", "conf/predict.toml"),
-            ("label", "pred.zarr", "--config", "conf/label.toml"), ("weights", "labels.zarr", "-o", "out.zarr", "--config", "conf/weights.toml"),
-            ("evaluate", "pred.zarr", "truth.zarr", "--config", "conf/evaluate.toml"), ("show", "raw.zarr", "-o", "out.png", "--config", "conf/show.toml"),
+            ("predict", "raw.zarr", "-o", "out.zarr", "--config", "conf/predict.toml"),
+            ("plan", "raw.zarr", "--config", "conf/predict.toml"),
+            ("label", "pred.zarr", "--config", "conf/label.toml"),
+            ("weights", "labels.zarr", "-o", "out.zarr", "--config", "conf/weights.toml"),
+            ("evaluate", "pred.zarr", "truth.zarr", "--config", "conf/evaluate.toml"),
+            ("show", "raw.zarr", "-o", "out.png", "--config", "conf/show.toml"),
             ("plan", "raw.zarr", "--model", "model", "--cluster", "slurm", "--profile", "conf/profile.toml"),
             ("train", "raw.zarr", "labels.zarr", "-o", "out", "--config", "conf/train.toml"),
         ),
         ("raw.zarr", "labels.zarr", "truth.zarr", "model", "conf"),
     ),
-}  # fmt: skip
+}
 CONFIGURATIONS = {
-    "predict": 'model = "model"\ntile = 36\nsections = "0:2"\ndevice = "cpu"\ndtype = "uint8"\nlevels = "1"\nblock-voxels = 3000\nretries = 1\n',
+    "predict": 'model = "model"\ntile = 36\nsections = "0:2"\ndevice = "cpu"\nlevels = "1"\nretries = 1\n',
     "label": 'threshold = 0.4\nname = "inst"\nmin-size = 3\nmethod = "components"\nconnectivity = 4\n',
     "weights": "w0 = 5\nsigma = 3.0\n",
     "evaluate": 'metrics = "pixels,cells"\nthreshold = 0.5\nsections = "0:2"\n',
     "show": 'section = 1\nroi = "0:40,0:40"\n',
-    "profile": 'partition = "gpu"\ntime = "02:00:00"\nmem = "16G"\ncpus = 4\nsetup = ["module load cuda"]\n[extra]\nqos = "long"\n',
-    "train": 'steps = 1\ntile = 36\ndepth = 1\nbase-channels = 2\nseed = 1\ntruth = "instances"\ndevice = "cpu"\nsections = "0:3"\n',
-}  # fmt: skip
+    "profile": 'partition = "gpu"\ntime = "02:00:00"\nmem = "16G"\nsetup = ["module load cuda"]\n[extra]\nqos = "long"\n',
+    "train": 'steps = 1\ntile = 36\ndepth = 1\nbase-channels = 2\nseed = 1\ntruth = "instances"\nsections = "0:3"\n',
+}
 
 
 def build(folder: Path, run: Any) -> None:
