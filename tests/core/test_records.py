@@ -84,7 +84,7 @@ def test_a_changed_record_is_refused_by_its_checksum() -> None:
         (b'{"sides": [1], "value": 0}\xff', "line 1 is not UTF-8; delete it"),
         (b"{", "not JSON: Expecting property name"),
         (b"{}", "no sides; delete it"),
-        (b"[" * 200, "larger than 0.0001 MB"),
+        (b"[" * 200, "larger than 0.0001"),
     ],
     ids=["not UTF-8", "torn", "empty", "too large"],
 )

@@ -182,7 +182,7 @@ class Bench:
         folder, random = self.work / f"case{number}", Random(f"unetcli {number}")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        kind = random.choice(KINDS)
+        kind = random.choice(KINDS)  # the first number drawn, as in kind_of
         try:
             return self._case(number, kind, folder, random)
         finally:
@@ -210,6 +210,11 @@ class Bench:
         lines = errors.rstrip().splitlines()
         end = " | ".join(lines[-6:]) if code in (BUG, HANG) else lines[-1] if lines else ""
         return Outcome(number, kind, what, words, code, faults, end[:1500])
+
+
+def kind_of(number: int) -> str:
+    """Kind of files of a case."""
+    return Random(f"unetcli {number}").choice(KINDS)
 
 
 OPTIONS_SCENE = Scene(

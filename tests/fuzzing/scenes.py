@@ -175,7 +175,7 @@ CONFIGURATIONS = {
     "weights": "w0 = 5\nsigma = 3.0\n",
     "evaluate": 'metrics = "pixels,cells"\nthreshold = 0.5\nsections = "0:2"\n',
     "show": 'section = 1\nroi = "0:40,0:40"\n',
-    "profile": 'partition = "gpu"\ntime = "02:00:00"\nmem = "16G"\nsetup = ["module load cuda"]\n[extra]\nqos = "long"\n',
+    "profile": 'partition = "gpu"\ntime = "02:00:00"\nmem = "16G"\nsetup = ["module load x"]\n[extra]\nqos = "long"\n',
     "train": 'steps = 1\ntile = 36\ndepth = 1\nbase-channels = 2\nseed = 1\ntruth = "instances"\nsections = "0:3"\n',
 }
 

@@ -103,7 +103,12 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path: Path)
         ({"version": 99}, "version 99"),
         ({"architecture": {"depth": -1}}, "depth = -1"),
         ({"architecture": {"levels": 4}}, "not a model"),
-        ({"intensity": None}, "not a model"),
+        ({"intensity": None}, "intensity is null; expected an object"),
+        (
+            {"intensity": {"dtype": [1.0, 2.0], "mean": 1, "std": 1}},
+            r"intensity\.dtype is \[1\.0, 2\.0\]; expected text",
+        ),
+        ({"class_names": "ab"}, "class_names is"),
     ],
     ids=lambda value: str(value)[:30],
 )
