@@ -28,12 +28,7 @@ MAX_LINES, MAX_LETTERS = 12, 1200
 """Limits of a message: lines on stderr, and letters in one of them."""
 HANG, BUG = -1, 70
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-KINDS = [
-    *[name for name in SCENES for _ in range(2 if name in ("run folder", "output") else 1)],
-    "options",
-    "options",
-    "environment",
-]
+KINDS = [*SCENES, "options", "options", "environment"]
 VARIABLES = {
     "SLURM_RESTART_COUNT": ["x", "-1", "9" * 30],
     "SLURM_MEM_PER_CPU": ["x", "0", "9" * 30],

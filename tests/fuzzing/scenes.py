@@ -53,31 +53,33 @@ def volume_scene(name: str) -> Scene:
     )
 
 
-RUN_ITEMS = (
-    "raw.zarr",
-    "model",
-    "truth.zarr",
-    "pred.zarr",
-    "pred.zarr.run",
-    "pred.zarr.inst.csv",
-    "part.zarr",
-    "part.zarr.run",
-)
-RUN_COMMANDS = (
+RUN_ITEMS = ("raw.zarr", "model", "truth.zarr", "labels.zarr", "pred.zarr", "pred.zarr.run", "pred.zarr.inst.csv")
+RUN_INPUTS = ("raw.zarr", "model", "truth.zarr", "labels.zarr")
+OF_PREDICTION = (
     ("status", "pred.zarr", "--json"),
-    ("status", "part.zarr"),
     ("verify", "pred.zarr"),
-    ("verify", "part.zarr"),
     ("verify", "pred.zarr", "--repair"),
-    ("verify", "part.zarr", "--repair"),
     ("verify", "pred.zarr", "--input", "--seams", "1"),
-    (*PREDICT, "-o", "part.zarr"),
     (*PREDICT, "-o", "pred.zarr", "--levels", "2"),
+    ("plan", "raw.zarr", "--model", "model", "-o", "pred.zarr", *TILE),
+)
+OF_LABELS = (
+    LABEL,
+    (*LABEL, "--overwrite"),
+    ("status", "pred.zarr/labels/inst"),
+    ("verify", "pred.zarr", "--step", "inst"),
+    ("verify", "pred.zarr/labels/inst", "--repair"),
+)
+OF_A_SHARE = (
+    ("status", "part.zarr"),
+    ("verify", "part.zarr"),
+    ("verify", "part.zarr", "--repair"),
+    (*PREDICT, "-o", "part.zarr"),
     (*PREDICT, "-o", "part.zarr", "--share", "1/2"),
     (*PREDICT, "-o", "part.zarr", "--close"),
     ("plan", "raw.zarr", "--model", "model", "-o", "part.zarr", *TILE),
-    LABEL,
-    (*LABEL, "--overwrite"),
+)
+OF_AN_OUTPUT = (
     EVALUATE,
     (*EVALUATE, "--json", "--report", "out.html", "--csv", "out.csv"),
     ("show", "raw.zarr", "--overlay", "pred.zarr", "-o", "out.png"),
@@ -112,19 +114,15 @@ SCENES: dict[str, Scene] = {
         (
             (*TRAIN, "-o", "mc", "--steps", "6"),
             (*TRAIN, "-o", "mc", "--steps", "4"),
-            ("train", "raw.zarr", "labels.zarr", "-o", "mc", "--steps", "5"),
+            ("train", "raw.zarr", "labels.zarr", "-o", "mc", "--steps", "5", "--seed", "1"),
         ),
         ("raw.zarr", "labels.zarr"),
     ),
-    "run folder": Scene(
-        (*RUN_ITEMS, "labels.zarr"), "*.run/**", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")
-    ),
-    "output": Scene(
-        (*RUN_ITEMS, "labels.zarr"), "p*.zarr/**", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")
-    ),
-    "table": Scene(
-        (*RUN_ITEMS, "labels.zarr"), "*.csv", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")
-    ),
+    "run of predict": Scene(RUN_ITEMS, "pred.zarr.run/predict/**", OF_PREDICTION, RUN_INPUTS),
+    "run of label": Scene(RUN_ITEMS, "pred.zarr.run/inst/**", OF_LABELS, RUN_INPUTS),
+    "run of a share": Scene((*RUN_INPUTS, "part.zarr", "part.zarr.run"), "part.zarr.run/**", OF_A_SHARE, RUN_INPUTS),
+    "output": Scene(RUN_ITEMS, "pred.zarr/**", (*OF_AN_OUTPUT, *OF_PREDICTION, *OF_LABELS), RUN_INPUTS),
+    "table": Scene(RUN_ITEMS, "pred.zarr.inst.csv", OF_LABELS, RUN_INPUTS),
     "evaluation": Scene(
         ("pred.zarr", "truth.zarr", "ev"),
         "ev/**",
@@ -238,8 +236,9 @@ def copy(base: Path, items: tuple[str, ...], work: Path) -> None:
 
 
 def files(work: Path, pattern: str) -> list[Path]:
-    """Files that a pattern selects, in order."""
-    return sorted(path for path in work.glob(f"{pattern}/*" if pattern.endswith("**") else pattern) if path.is_file())
+    """Files that a pattern selects, in order, without those that no command reads."""
+    found = work.glob(f"{pattern}/*" if pattern.endswith("**") else pattern)
+    return sorted(path for path in found if path.is_file() and path.suffix not in (".guard", ".png", ".log"))
 
 
 def _cells(rng: np.random.Generator) -> NDArray[np.uint16]:
