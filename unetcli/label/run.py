@@ -364,13 +364,13 @@ def label_volume(
 
 def summarise(step: LabelStep, outcome: RunOutcome, frames: int | None, seconds: float) -> LabelSummary:
     """Summary of a call."""
-    merged = step.files.merged() if step.files.summary_file.exists() else {}
+    merged = step.files.merged() if step.files.summary_file.exists() else None
     found, done = int(outcome.found.sum()), int(outcome.done.sum())
     return LabelSummary(
         output=step.paths.output,
         table=str(step.table),
         complete=outcome.complete,
-        **{name: merged.get(name) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
+        **{name: getattr(merged, name, None) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
         method=step.plan.settings.method,
         threshold=step.plan.settings.threshold,
         blocks=step.plan.blocks,
