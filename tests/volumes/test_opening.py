@@ -142,7 +142,7 @@ def test_a_tiff_is_read_through_both_kinds_of_view_that_tifffile_gives(
     named: dict[str, Any] = {"attributes": {"_ARRAY_DIMENSIONS": [*names]}} if zarr_format == 2 else {}
     named |= {"dimension_names": [*names]} if zarr_format == 3 else {}
     zarr.create_array(view, data=values, zarr_format=zarr_format, **named)
-    monkeypatch.setattr(tifffile, "imread", lambda path, **options: view)
+    monkeypatch.setattr(tifffile.TiffPageSeries, "aszarr", lambda series, **options: view)
     volume = open_volume(tmp_path / "a.tif")
     assert (volume.stored_axes, volume.assumed) == (axes, assumed)
     assert np.array_equal(volume.array[...], values)

@@ -131,9 +131,6 @@ class Level(ArraySpec):
             Stored data are damaged.
         """
         place = f"{self.store.place}/{self.name}: cannot read {describe(box, self.axes)}"
-        for path in self.files(box):
-            if path.exists() and not path.stat().st_size:  # an empty shard reads as zeros
-                raise UnreadableBlock(f"{place}: {path} is empty")
         try:
             stored = np.asarray(array[self._slices(box)])
         except MemoryError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import warnings
-import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import is_remote, strip_scheme
-from unetcli.volumes.store import missing_package, store_at
+from unetcli.volumes import codecs
+from unetcli.volumes.store import store_at
+from unetcli.volumes.tiff import open_tiff
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
 SPATIAL = "zyx"
@@ -148,13 +149,14 @@ def _axis(name: str, unit: str | None) -> dict[str, str]:
     return {"name": name, "type": kind} | ({"unit": unit} if unit else {})
 
 
-SAMPLES, UNKNOWN = "s", "qi"
-"""Axis letters of tifffile for the interleaved samples of a pixel, and for pages without stated meaning."""
+codecs.register()
+MAX_VOXELS = 2**60
+"""Largest size of a volume, 10^18 voxels, so that sizes and indices in bytes fit into 64 bits."""
 BUDGET_BYTES = 2**30
 """Default size of a chunk cache, 1 GiB."""
 
 
-def open_volume(path: str | Path, level: int = 0) -> Volume:
+def open_volume(path: str | Path, level: int = 0, *, parts: bool = False) -> Volume:
     """Open a volume for reading.
 
     Parameters
@@ -164,12 +166,14 @@ def open_volume(path: str | Path, level: int = 0) -> Volume:
         TIFF stack.
     level
         Level of an OME-Zarr image; 0 is the full resolution.
+    parts
+        Open a TIFF stack although images are missing; reading them is an error, as reading a damaged chunk is.
 
     Raises
     ------
     UnetcliError
-        The path or level does not exist, or its content is not an image: no array, an empty one, or an unsuitable
-        dtype or number of axes.
+        The path or level does not exist, or its content is not an image: no array, an empty one, an unsuitable dtype
+        or number of axes, or a TIFF stack that is not whole.
     """
     name = strip_scheme(str(path))
     if is_remote(name):
@@ -179,7 +183,7 @@ def open_volume(path: str | Path, level: int = 0) -> Volume:
     if Path(name).is_file():
         if level:
             raise UnetcliError(f"{name}: no level {level}; a TIFF file has only level 0")
-        return _checked(open_tiff(name))
+        return _checked(open_tiff(name, parts=parts))
     return _checked(open_zarr(name, level))
 
 
@@ -188,6 +192,8 @@ def _checked(volume: Volume) -> Volume:
         raise UnetcliError(f"{volume.path}: dtype {volume.dtype}; expected integers, floats or booleans")
     if 0 in volume.array.shape:
         raise UnetcliError(f"{volume.path}: empty array, shape {tuple(volume.array.shape)}")
+    if (voxels := math.prod(volume.array.shape)) > MAX_VOXELS:
+        raise UnetcliError(f"{volume.path}: {voxels:.3g} voxels; expected at most {MAX_VOXELS:.3g}")
     return volume
 
 
@@ -205,11 +211,11 @@ def open_zarr(path: str, level: int = 0) -> Volume:
 
 def _open(path: str) -> zarr.Array[Any] | zarr.Group:
     try:
-        return zarr.open(path, mode="r")
+        return zarr.open(store_at(path).zarr(), mode="r")
+    except UnetcliError:
+        raise
     except FileNotFoundError as error:
         raise UnetcliError(f"{path}: contains no Zarr array or group") from error
-    except ImportError as error:
-        raise missing_package(path, error) from error
     except Exception as error:  # many classes: not found, bad JSON, unknown codec or data type
         raise UnetcliError(f"{path}: contains no Zarr array or group that can be opened ({one_line(error)})") from error
 
@@ -267,51 +273,6 @@ def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
         named = ", ".join(f"{path}/{name}" for name in candidates)
         raise UnetcliError(f"{path}: a Zarr group with several arrays; choose one: {named}")
     return open_zarr(f"{path}/{candidates[0]}", level)
-
-
-def open_tiff(path: str) -> Volume:
-    """Open the only image series of a TIFF file, (c,) (t,) (z,) y, x, whose pages are read on demand."""
-    try:
-        with tifffile.TiffFile(path) as tif:
-            _require_one_series(path, tif)
-        store = tifffile.imread(path, aszarr=True, level=0)
-        array = zarr.open_array(store, mode="r")
-        weakref.finalize(array, store.close)  # the file stays open as long as the array lives
-    except UnetcliError:
-        raise
-    except Exception as error:
-        raise UnetcliError(f"{path}: not a readable TIFF file ({error})") from error
-    names = stored_names(array)  # tifffile presents the file as Zarr v2, since 2026.5 as v3
-    assert names is not None, f"tifffile {tifffile.__version__} names no axes"
-    axes = axes_from_names(path, _axis_letters(names), array.ndim)
-    return Volume(path=path, array=array, stored_axes=axes, assumed=_guessed_axes(axes, names))
-
-
-def _require_one_series(path: str, tif: tifffile.TiffFile) -> None:
-    if len(tif.series) != 1:
-        shapes = ", ".join("x".join(map(str, series.shape)) for series in tif.series[:4])
-        raise UnetcliError(f"{path}: {len(tif.series)} images of different shapes ({shapes}, ..); expected one stack")
-
-
-def _guessed_axes(axes: str, names: list[str]) -> str:
-    """Axes whose meaning the file does not state: pages without a name, and samples stored as pages.
-
-    Without the option ``photometric``, tifffile writes a stack of three or four sections as one colour image.
-    """
-    found = "".join(name.lower()[:1] for name in names)
-    guessed = UNKNOWN + (SAMPLES if SAMPLES in found.partition("y")[0] else "")
-    return "".join(axis for axis, letter in zip(axes, found, strict=True) if letter in guessed)
-
-
-def _axis_letters(names: list[str]) -> list[str]:
-    """Convert tifffile's axis letters: samples are channels, unnamed pages are sections, a second such axis is time."""
-    found = [name.lower()[:1] for name in names]
-    for place, letter in reversed(list(enumerate(found))):
-        if letter == SAMPLES:
-            found[place] = "c"
-        elif letter in UNKNOWN:
-            found[place] = "z" if "z" not in found else "t"
-    return found
 
 
 def cached(volume: Volume, budget_bytes: int = BUDGET_BYTES) -> Volume:

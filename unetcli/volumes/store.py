@@ -1,15 +1,21 @@
-"""Stores of Zarr hierarchies: local folders, and URLs that fsspec supports (``s3://bucket/big.zarr``)."""
+"""Stores of Zarr hierarchies: local folders, and URLs that fsspec supports (``s3://bucket/big.zarr``).
+
+Zarr takes whatever is not a readable file for a chunk of fill values. :class:`CheckedFolder` and
+:class:`CheckedObjects` distinguish an absent chunk from a damaged one, without further requests for a chunk that is
+there.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
@@ -65,7 +71,7 @@ class LocalStore:
         return str(self.path)
 
     def zarr(self) -> ZarrStore:
-        return ZarrFolder(self.path)
+        return CheckedFolder(self.path)
 
     def is_free(self) -> bool:
         return not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
@@ -117,7 +123,7 @@ class RemoteStore:
 
     def zarr(self) -> ZarrStore:
         with self.explain_errors():
-            return FsspecStore.from_url(self.url)
+            return CheckedObjects.from_url(self.url)
 
     def is_free(self) -> bool:
         with self.explain_errors():
@@ -182,6 +188,70 @@ def missing_package(place: str, error: ImportError) -> UnetcliError:
     """Error for a URL whose protocol needs a package that is not installed."""
     advice = 'pip install "unetcli[s3]"' if place.startswith(("s3:", "s3a:")) else one_line(error)
     return UnetcliError(f"{place}: a package for this protocol is not installed; {advice}")
+
+
+class CheckedFolder(ZarrFolder):
+    """Folder that raises ValueError for a damaged chunk or shard, which Zarr would read as fill values.
+
+    Damaged is whatever is empty, shorter than the range that is read, or stands in the place of a file without being
+    one: a folder, or a link to a file that does not exist.
+    """
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        return self._checked(key, await super().get(key, prototype, byte_range), byte_range)
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Version of :meth:`get` for Zarr's synchronous pipeline, which can be enabled by configuration."""
+        found: Buffer | None = super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return self._checked(key, found, byte_range)
+
+    def _checked(self, key: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
+        if _is_metadata(key):
+            return found
+        if found is None:
+            _require_absent(self.root / key)
+        return _whole(str(self.root / key), found, byte_range)
+
+
+class CheckedObjects(FsspecStore):
+    """Remote store that raises ValueError for a damaged chunk or shard, as :class:`CheckedFolder` does."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        found = await super().get(key, prototype, byte_range)
+        return found if _is_metadata(key) else _whole(f"{self.path}/{key}", found, byte_range)
+
+
+def _require_absent(path: Path) -> None:
+    """Raise ValueError if there is something at a path that cannot be opened as a file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise ValueError(f"{path}: a file in the place of one of its folders") from None
+    what = "link to a file that does not exist" if stat.S_ISLNK(mode) else "folder in the place of a file"
+    raise ValueError(f"{path} is a {what}")
+
+
+def _whole(place: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
+    """Return what was read of a file; raises ValueError if it is less than was requested."""
+    if found is None:
+        return None
+    size = len(found)
+    match byte_range:
+        case RangeByteRequest(start=start, end=end) if size < end - start:
+            raise ValueError(f"{place} is cut short: it ends before byte {end}, to which its index refers")
+        case SuffixByteRequest(suffix=suffix) if size < suffix:
+            raise ValueError(
+                f"{place} is {'cut short' if size else 'empty'}: {size} bytes, its index alone has {suffix}"
+            )
+        case None if not size:
+            raise ValueError(f"{place} is empty")
+    return found
 
 
 class WriteOnlyStore(WrapperStore[ZarrStore]):
