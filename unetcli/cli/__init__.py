@@ -61,6 +61,7 @@ def _common(
 
 def main() -> None:
     """Run the command line and exit with the code that fits the outcome."""
+    console.open_closed_streams()
     try:
         app()
     except Incomplete as error:

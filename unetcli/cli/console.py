@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -28,6 +29,21 @@ def set_up(*, verbose: bool, quiet: bool) -> None:
     _logger.handlers[:] = [_Handler()]
     _logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     _logger.propagate = False
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null in the place of each standard stream that the caller closed (``2>&-``).
+
+    Python has no stream there. Moreover, the next files to be opened would take the numbers of these streams, and
+    whatever a library prints would go into them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            taken = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            if taken != number:
+                os.dup2(taken, number)
+                os.close(taken)
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: PTH123, SIM115 - open until the process ends
 
 
 def say(text: str) -> None:

@@ -17,6 +17,7 @@ from unetcli.core.files import drafts, explain_write_errors, is_remote, remove_a
 from unetcli.core.geometry import Box
 from unetcli.core.lock import Holder
 from unetcli.core.options import resolve_sections
+from unetcli.core.records import OddFile, read_record
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.train.dataset import resolve_truth
 from unetcli.train.request import WeightsRequest
@@ -287,6 +288,6 @@ def weight_map_spec(labels: Volume, region: Box) -> ArraySpec:
 def _is_abandoned(writer: Path) -> bool:
     """Whether the process that wrote a draft has certainly ended."""
     try:
-        return Holder(**json.loads(writer.read_text())).is_gone()
-    except (OSError, ValueError, TypeError):
+        return read_record(writer, Holder, "").is_gone()
+    except (OSError, OddFile):
         return False
