@@ -14,7 +14,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.evaluate.plan import Pair
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.volumes import opening as ngff
+from unetcli.volumes import ngff
 
 
 def image(path: Path, *levels: np.ndarray, scale: float = 1.0, unit: str | None = None, axes: str = "zyx") -> str:

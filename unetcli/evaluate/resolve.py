@@ -18,6 +18,7 @@ from unetcli.evaluate.counting import Counts, count_block, labels_of, probabilit
 from unetcli.evaluate.plan import EvaluationPlan, Pair, Settings, choose_block
 from unetcli.evaluate.request import LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.evaluate.result import Section, SectionImages
+from unetcli.volumes import ngff
 from unetcli.volumes.image import find_marker, group_file
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe, fingerprint, sampled_voxels
@@ -84,8 +85,8 @@ def has_label_metadata(path: str) -> bool:
     """Whether an image has the metadata of OME-Zarr labels."""
     place = parse_place(path)
     found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
-    attributes = found[1] if found else {}
-    return "image-label" in attributes or "image-label" in attributes.get("ome", {})
+    with ngff.explain(place):
+        return found is not None and ngff.is_labels(found[1])
 
 
 def guess_kind(prediction: Volume, *, objects_asked: bool) -> ValueKind:

@@ -182,7 +182,7 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     UnetcliError
         Volume, model or options do not fit, or the output cannot be written or continued.
     """
-    model, source = find_model(request.model), open_volume(request.volume)
+    model, source = find_model(request.model), open_volume(request.volume, parts=True)
     inputs = [request.volume, *([request.mask] if request.mask else [])]
     # Read before the plan, because another share may publish both at this moment.
     made = require_writable(request.output_path, [*inputs, model])

@@ -72,7 +72,7 @@ def model_changes(plan: Plan, file: Path) -> list[str]:
 def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:
     """Changes of the cells that the mask selects, one phrase each."""
     try:
-        opened = open_mask(mask, open_volume(volume), plan.footprint)
+        opened = open_mask(mask, open_volume(volume, parts=True), plan.footprint)
         now = opened and opened.fingerprint(plan.region)
     except UnetcliError as error:
         return [f"cannot be opened: {error}"]

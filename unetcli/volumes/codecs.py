@@ -37,7 +37,9 @@ class CheckedBloscCodec(BloscCodec):
 
     @cached_property
     def _blosc_codec(self) -> CheckedBlosc:
-        return CheckedBlosc.from_config(super()._blosc_codec.get_config())
+        options = super()._blosc_codec.get_config()
+        del options["id"]
+        return CheckedBlosc(**options)
 
 
 def register() -> None:

@@ -39,7 +39,7 @@ class Store(Protocol):
         """Whether the place does not exist or is an empty folder."""
 
     def read_text(self, key: str) -> str | None:
-        """Read a small file; None if it does not exist."""
+        """Read a small file; None if it does not exist. Raises UnetcliError if it is not UTF-8."""
 
     def replace_text(self, key: str, text: str) -> None:
         """Write a small file, replacing an existing one."""
@@ -78,8 +78,8 @@ class LocalStore:
 
     def read_text(self, key: str) -> str | None:
         try:
-            return (self.path / key).read_text()
-        except (FileNotFoundError, NotADirectoryError):
+            return _decoded((self.path / key).read_bytes(), f"{self.path}/{key}")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def replace_text(self, key: str, text: str) -> None:
@@ -131,7 +131,7 @@ class RemoteStore:
 
     def read_text(self, key: str) -> str | None:
         with self.explain_errors(), suppress(FileNotFoundError):
-            return str(self._files.cat_file(self._path(key)).decode())
+            return _decoded(self._files.cat_file(self._path(key)), f"{self.url}/{key}")
         return None
 
     def replace_text(self, key: str, text: str) -> None:
@@ -184,6 +184,13 @@ def store_at(place: str | Path) -> Store:
     return RemoteStore(name.rstrip("/")) if is_remote(name) else LocalStore(Path(name))
 
 
+def _decoded(content: bytes, place: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UnetcliError(f"{place}: not UTF-8 at byte {error.start}") from None
+
+
 def missing_package(place: str, error: ImportError) -> UnetcliError:
     """Error for a URL whose protocol needs a package that is not installed."""
     advice = 'pip install "unetcli[s3]"' if place.startswith(("s3:", "s3a:")) else one_line(error)
@@ -232,7 +239,7 @@ def _require_absent(path: Path) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        raise ValueError(f"{path}: a file in the place of one of its folders") from None
+        raise ValueError(f"{path}: there is a file in the place of a folder") from None
     what = "link to a file that does not exist" if stat.S_ISLNK(mode) else "folder in the place of a file"
     raise ValueError(f"{path} is a {what}")
 

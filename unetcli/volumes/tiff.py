@@ -14,7 +14,7 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,8 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted, one_line
+from unetcli.core.errors import UnetcliError, counted, one_line, warn
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
-
-log = logging.getLogger(__name__)
 
 SAMPLES, UNKNOWN = "s", "qi"
 """Axis letters of tifffile for the interleaved samples of a pixel, and for pages without stated meaning."""
@@ -43,7 +41,9 @@ XML_HEAD = 2000
 """Characters of a description within which OME-XML begins, even if it is cut off and hence no XML."""
 MAX_IMAGES = 10**7
 TAG_MESSAGE = re.compile(r"<tifffile\.TiffTag (\d+) @\d+> (.*?)(?:['\"]\))?$")
-HARMLESS = ("GDAL_NODATA", "invalid self.subfiletype", "estimating ByteCounts", "uic1tag", "OME series expected")
+HARMLESS = re.compile(
+    r"GDAL_NODATA|invalid self\.subfiletype|estimating ByteCounts|uic1tag|OME series expected|<tifffile\.read_(?!tags)"
+)
 """Parts of tifffile's messages about values that are not used here, and about pages beyond those described."""
 
 
@@ -65,7 +65,7 @@ def open_tiff(path: str, *, parts: bool = False) -> Volume:
         tif.close()
         raise UnetcliError(f"{path}: {missing}")
     if missing:
-        log.warning("%s: %s", path, missing)
+        warn(f"{path}: {missing}")
     with _reading(path):
         store = series.aszarr(level=0)
         array = zarr.open_array(store, mode="r")
@@ -95,17 +95,15 @@ def read_tiff(path: str) -> NDArray[Any]:
 
 def _opened(path: str) -> tuple[Any, Any, Missing | None]:
     """Open file, its only series, and the images of the series that are missing."""
-    with _reading(path) as logged:
-        tif = tifffile.TiffFile(path)
-        try:
+    with ExitStack() as opened:
+        with _reading(path) as logged:
+            tif = opened.enter_context(tifffile.TiffFile(path))
             series = _only_series(path, tif)
             _require_followed(path, tif, series)
             if missing := _missing(tif, series):
                 logged[:] = [text for text in logged if not any(part in text for part in COUNTED)]
-            return tif, series, missing
-        except BaseException:
-            tif.close()
-            raise
+        opened.pop_all()  # the file stays open
+        return tif, series, missing
 
 
 def _close(store: Any, tif: Any) -> None:
@@ -166,7 +164,7 @@ def _reading(path: str) -> Iterator[list[str]]:
     if failure is not None:
         raise UnetcliError(f"{path}: not a readable TIFF file ({one_line(failure)})") from failure
     for text in harmless:
-        log.warning("%s: %s", path, text)
+        warn(f"{path}: {text}")
 
 
 def _short(text: str) -> str:
@@ -189,7 +187,7 @@ def _is_harmless(text: str) -> bool:
     (True, False)
     """
     tag = re.match(r"tag (\d+):", text)
-    return (tag is not None and int(tag[1]) >= STANDARD_TAGS) or any(part in text for part in HARMLESS)
+    return bool((tag and int(tag[1]) >= STANDARD_TAGS) or HARMLESS.search(text))
 
 
 def _require_followed(path: str, tif: Any, series: Any) -> None:
@@ -203,7 +201,7 @@ def _require_followed(path: str, tif: Any, series: Any) -> None:
             "expected an undamaged copy"
         )
     if tif.is_imagej and len(tif.pages) > count * series.keyframe.samplesperpixel:
-        log.warning("%s: its ImageJ description is of %s; the other pages are not read", path, counted(count, "image"))
+        warn(f"{path}: its ImageJ description is of {counted(count, 'image')}; the other pages are not read")
     described = {
         "OME-XML": tif.is_ome or "<OME " in tif.pages.first.description[:XML_HEAD],
         "ImageJ": tif.is_imagej,
