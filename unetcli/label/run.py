@@ -40,6 +40,7 @@ from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import max_levels
 from unetcli.volumes.image import require_own_output
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.store import require_no_links
 from unetcli.volumes.volume import Volume, fingerprint
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     parent = Parent.open(request.prediction)
     folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
+    require_no_links(parent.place, f"labels/{request.name}/0")
     require_own_output(parent.labels(request.name), LABEL, OTHER_NAME, KIND)
     require_own_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
     frozen = None if request.overwrite else folder.read_plan(LabelPlan, FORMAT)

@@ -44,6 +44,7 @@ from unetcli.label.plan import FORMAT, LabelPlan, differences
 from unetcli.planning.plan import Stage
 from unetcli.volumes.image import Image, find_marker
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.store import require_no_links
 from unetcli.volumes.volume import Volume, describe, fingerprint, same_data
 
 log = logging.getLogger(__name__)
@@ -305,6 +306,8 @@ class LabelStep(ImageStep):
             parent = Parent.open(self.paths.prediction)
             make_labels_group(self.store, self.plan.zarr_format)
             self.image.create(attributes_of(self.image, parent.volume, self._own_attributes()))
+            if not self.image.level.exists():  # its metadata are damaged; no block of it has a receipt any more
+                self.image.level.create(self.image.store)
             self.clear_cache()
             self.pyramid.create()
 
@@ -361,6 +364,7 @@ class LabelStep(ImageStep):
         return replace(self, paths=replace(self.paths, output=str(output), prediction=prediction))
 
     def require_ready(self) -> None:
+        require_no_links(self.store, f"labels/{self.name}/0")
         require_complete(self.paths.prediction)
 
     def input_changes(self) -> list[Change]:

@@ -2,7 +2,7 @@
 
 Zarr takes whatever is not a readable file for a chunk of fill values. :class:`CheckedFolder` and
 :class:`CheckedObjects` distinguish an absent chunk from a damaged one, without further requests for a chunk that is
-there.
+there. Nothing is written through a symbolic link inside a store.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
@@ -22,7 +22,7 @@ from zarr.storage import FsspecStore, WrapperStore
 from zarr.storage import LocalStore as ZarrFolder
 
 from unetcli.core.errors import UnetcliError, one_line
-from unetcli.core.files import draft_of, is_remote, remove_aside, replacing, strip_scheme, sweep, sync, sync_all
+from unetcli.core.files import Place, draft_of, is_remote, remove_aside, replacing, strip_scheme, sweep, sync, sync_all
 
 
 class Store(Protocol):
@@ -83,6 +83,7 @@ class LocalStore:
             return None
 
     def replace_text(self, key: str, text: str) -> None:
+        require_no_links(self.path, key)
         with replacing(self.path / key) as draft:
             draft.write_text(text)
 
@@ -216,12 +217,47 @@ class CheckedFolder(ZarrFolder):
         found: Buffer | None = super().get_sync(key, prototype=prototype, byte_range=byte_range)
         return self._checked(key, found, byte_range)
 
+    async def set(self, key: str, value: Buffer) -> None:
+        require_no_links(self.root, key)
+        await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        require_no_links(self.root, key)
+        await super().set_if_not_exists(key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        require_no_links(self.root, key)
+        super().set_sync(key, value)
+
+    async def delete(self, key: str) -> None:
+        require_no_links(self.root, key)
+        await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        require_no_links(self.root, prefix)
+        await super().delete_dir(prefix)
+
     def _checked(self, key: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
         if _is_metadata(key):
             return found
         if found is None:
             _require_absent(self.root / key)
         return _whole(str(self.root / key), found, byte_range)
+
+
+def require_no_links(store: Place, key: str) -> None:
+    """Raise :class:`UnetcliError` if a folder between a local store and one of its keys is a symbolic link.
+
+    The key itself may be a link, which is replaced, as files are written by renaming.
+    """
+    if is_remote(store):
+        return
+    for folder in [*PurePosixPath(key).parents][:-1]:
+        if (path := Path(store, folder)).is_symlink():
+            raise UnetcliError(
+                f"{path}: a symbolic link to {path.readlink()}; unetcli writes only into {store} itself, so move the "
+                "folder there, or choose another output"
+            )
 
 
 class CheckedObjects(FsspecStore):

@@ -26,6 +26,7 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, counted, one_line, warn
+from unetcli.core.files import absolute
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
 SAMPLES, UNKNOWN = "s", "qi"
@@ -65,7 +66,7 @@ def open_tiff(path: str, *, parts: bool = False) -> Volume:
         tif.close()
         raise UnetcliError(f"{path}: {missing}")
     if missing:
-        warn(f"{path}: {missing}")
+        warn(f"{absolute(path)}: {missing}")
     with _reading(path):
         store = series.aszarr(level=0)
         array = zarr.open_array(store, mode="r")
@@ -164,7 +165,7 @@ def _reading(path: str) -> Iterator[list[str]]:
     if failure is not None:
         raise UnetcliError(f"{path}: not a readable TIFF file ({one_line(failure)})") from failure
     for text in harmless:
-        warn(f"{path}: {text}")
+        warn(f"{absolute(path)}: {text}")
 
 
 def _short(text: str) -> str:
@@ -201,7 +202,7 @@ def _require_followed(path: str, tif: Any, series: Any) -> None:
             "expected an undamaged copy"
         )
     if tif.is_imagej and len(tif.pages) > count * series.keyframe.samplesperpixel:
-        warn(f"{path}: its ImageJ description is of {counted(count, 'image')}; the other pages are not read")
+        warn(f"{absolute(path)}: its ImageJ description is of {counted(count, 'image')}; the other pages are not read")
     described = {
         "OME-XML": tif.is_ome or "<OME " in tif.pages.first.description[:XML_HEAD],
         "ImageJ": tif.is_imagej,
