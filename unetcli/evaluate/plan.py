@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
-from unetcli.evaluate.request import METRICS, PROBABILITY, EvaluateRequest, scores_objects
+from unetcli.evaluate.request import METRICS, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import find_marker, find_region_marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe, require_same_voxels, resolve_region, shape, stated_sizes
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON of a plan."""
 BLOCK_VOXELS = 2**23
 """Largest block: about 0.5 GB of memory if every voxel has its own label, usually a tenth of that."""
@@ -48,6 +48,8 @@ class Settings:
     """Whether objects extend over sections along z."""
     pieces: bool
     """Whether the truth is a mask, whose objects are its 4-connected components in each section."""
+    result_pieces: bool
+    """Whether the prediction is one: above ``threshold`` for probabilities, where it is not 0 for labels."""
     ignore: int | None
     """Value of the truth whose voxels are not scored."""
     level: int
@@ -60,9 +62,13 @@ class Settings:
 
     @property
     def needs_sections(self) -> bool:
-        """Whether blocks must contain whole sections, for example to find connected components in them."""
-        finds_components = self.has_objects and (self.pieces or self.kind == PROBABILITY)
-        return finds_components or any(METRICS[name].whole_sections for name in self.metrics)
+        """Whether blocks must contain whole sections."""
+        return any(METRICS[name].whole_sections for name in self.metrics)
+
+    @property
+    def finds_components(self) -> bool:
+        """Whether objects of the truth or of the prediction are connected components of a section."""
+        return self.has_objects and (self.pieces or self.result_pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,12 @@ class EvaluationPlan:
         """Number of sections (planes of the last two axes)."""
         return math.prod(self.region.shape[:-2])
 
+    def part_number(self, place: Sequence[int]) -> int:
+        """Key of the part of a section that starts at some coordinates; see :func:`.pieces.join_sections`."""
+        row, column = (axis.index(a) for axis, a in zip(self.grid.axes[-2:], place[-2:], strict=True))
+        rows, columns = self.grid.shape[-2:]
+        return (self.section_number(place) * rows + row) * columns + column
+
     def section_number(self, place: Sequence[int]) -> int:
         """Number of a section, from 0, given its coordinates in the truth."""
         shape = self.region.shape[:-2]
@@ -149,7 +161,14 @@ def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit
     """Block shape: as many whole chunks as the limit of voxels allows, first in the plane; whole sections if needed.
 
     >>> seen = Settings(
-    ...     metrics=("voi",), kind="labels", threshold=0.5, three_d=True, pieces=False, ignore=None, level=0
+    ...     metrics=("voi",),
+    ...     kind="labels",
+    ...     threshold=0.5,
+    ...     three_d=True,
+    ...     pieces=False,
+    ...     result_pieces=False,
+    ...     ignore=None,
+    ...     level=0,
     ... )
     >>> choose_block(Box((0, 0, 0), (90, 9000, 2000)), (1, 512, 512), seen)
     (1, 4096, 2000)

@@ -234,6 +234,7 @@ class ResolvedRequest:
             threshold=request.threshold,
             three_d=three_d,
             pieces=pieces,
+            result_pieces=scores_objects(metrics) and kind.name == PROBABILITY,
             ignore=request.ignore,
             level=request.level,
         )
@@ -269,7 +270,7 @@ class ResolvedRequest:
         found = probabilities(data.prediction, self.pair.prediction.path) if settings.kind == PROBABILITY else None
         values = data.prediction if found is None else found
         integers = settings.has_objects or settings.kind != PROBABILITY
-        labels = labels_of(values, settings.threshold) if integers else None
+        labels = labels_of(values, settings.threshold, pieces=settings.result_pieces) if integers else None
         true = reference_of(data.reference, pieces=settings.pieces) if settings.has_objects else None
         return SectionImages(
             reference=data.reference, true_objects=true, probability=found, labels=labels, valid=data.valid
