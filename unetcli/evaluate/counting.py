@@ -338,11 +338,11 @@ def unit_counts(table: Contingency, unit: int, metrics: Collection[str], *, by_o
 
 
 def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = ORIGIN) -> NDArray[np.float32]:
-    """Convert stored values to probabilities: uint8 / 255, booleans to 0 and 1, floats unchanged.
+    """Convert stored values to probabilities: uint8 / 255, uint16 / 65535, booleans to 0 and 1, floats unchanged.
 
     Parameters
     ----------
-    stored : (..., y, x), uint8, bool or float
+    stored : (..., y, x), uint8, uint16, bool or float
     path
         Path of the volume, for messages.
     start
@@ -357,10 +357,9 @@ def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = OR
     UnetcliError
         The data type does not fit, or a value is NaN (the message gives its position) or outside 0 to 1.
     """
-    if stored.dtype == np.uint8:
-        return stored.astype(np.float32) / np.float32(255)
-    if stored.dtype.kind not in "bf":
-        raise UnetcliError(f"{path}: {stored.dtype}; expected probabilities as uint8 (value / 255), float or boolean")
+    require_probability_dtype(stored.dtype, path)
+    if stored.dtype.kind == "u":
+        return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
     values = stored.astype(np.float32)
     if (missing := np.argwhere(np.isnan(values))).size:
         inside = dict(zip("yx", missing[0, -2:].tolist(), strict=True))
@@ -369,6 +368,14 @@ def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = OR
     if not ((values >= 0) & (values <= 1)).all():
         raise UnetcliError(f"{path}: values from {values.min()} to {values.max()}; expected probabilities 0 to 1")
     return values
+
+
+def require_probability_dtype(dtype: np.dtype[Any], path: str) -> None:
+    """Raise :class:`UnetcliError` if a data type cannot hold probabilities."""
+    if dtype not in (np.uint8, np.uint16) and dtype.kind not in "bf":
+        raise UnetcliError(
+            f"{path}: {dtype}; expected probabilities as uint8 (value / 255), uint16 (value / 65535), float or boolean"
+        )
 
 
 def labels_of(values: NDArray[Any], threshold: float, *, pieces: bool) -> NDArray[Any]:

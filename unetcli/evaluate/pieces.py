@@ -81,7 +81,7 @@ class SectionPart:
         return cls(restored(Contingency, "table"), *(restored(PartialObjects, side) for side in SIDES))
 
 
-def join_sections(parts: Mapping[int, SectionPart], grid: tuple[int, int]) -> Iterator[tuple[int, Contingency]]:
+def join_sections(parts: Mapping[int, SectionPart], grid: Sequence[int]) -> Iterator[tuple[int, Contingency]]:
     """Table of each section, with its number.
 
     Parameters

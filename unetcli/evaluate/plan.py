@@ -17,9 +17,17 @@ from unetcli.core.geometry import Box
 from unetcli.evaluate.request import METRICS, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid
 from unetcli.predict.skipping import Mask, factor
-from unetcli.volumes.image import find_marker, find_region_marker
+from unetcli.volumes.image import find_marker, find_region_marker, require_marked_shape
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, describe, require_same_voxels, resolve_region, shape, stated_sizes
+from unetcli.volumes.volume import (
+    Volume,
+    describe,
+    require_same_place,
+    require_same_voxels,
+    resolve_region,
+    shape,
+    stated_sizes,
+)
 
 FORMAT = 3
 """Version of the JSON of a plan."""
@@ -31,6 +39,8 @@ READ_VOXELS = 2**25
 """Largest region to read at once if the chunks are larger than a block."""
 EM_BLOCK_VOXELS = 2**20
 """Largest block with em, which takes a hundred times as long per voxel; a whole section may exceed it."""
+OTHER_REGION = "not the same region"
+OTHER_PLACE = f"{OTHER_REGION}; if it is, --same-place says so"
 MIN_UNITS = 10
 """Smallest number of sections (or volumes) to resample; with fewer, objects are resampled for scores of cells."""
 
@@ -187,6 +197,18 @@ def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit
     return tuple(block)
 
 
+def grown_block(shape: tuple[int, ...], chunks: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """Block of whole chunks with at most ``limit`` voxels, or one chunk.
+
+    >>> grown_block((90, 3000, 2000), (1, 512, 512), 2**23)
+    (1, 3000, 2000)
+    """
+    block = [min(side, n) for side, n in zip(chunks, shape, strict=True)]
+    _grow(block, (len(block) - 1, len(block) - 2), shape, limit)
+    _grow(block, tuple(reversed(range(len(block) - 2))), shape, limit)
+    return tuple(block)
+
+
 def _grow(block: list[int], places: Sequence[int], shape: tuple[int, ...], limit: int) -> None:
     """Repeatedly double the shortest of the given sides while the block stays within the limit."""
     while growing := [p for p in places if block[p] < shape[p] and _grown(block, p, shape) <= limit]:
@@ -234,6 +256,8 @@ class Pair:
     """Mask over the truth; voxels where it is 0 are not scored."""
     ignore: int | None = None
     """Value of the truth whose voxels are not scored."""
+    note: str = ""
+    """Note for the user on how the two were paired."""
 
     @classmethod
     def open(cls, request: EvaluateRequest) -> Pair:
@@ -246,12 +270,18 @@ class Pair:
         """
         require_complete(request.prediction, allowed=request.allow_incomplete)
         truth = open_volume(request.truth, request.level)
-        pair = pair_up(open_volume(request.prediction, request.level), truth, parse_place(request.prediction))
+        prediction, store = open_volume(request.prediction, request.level), parse_place(request.prediction)
+        require_marked_shape(prediction, store, request.level)
+        pair = pair_up(prediction, truth, store)
+        if not request.same_place:
+            require_same_place(pair.truth, pair.prediction, OTHER_PLACE, offset=pair.offset)
         mask = None
         if request.mask is not None:
             found = open_volume(request.mask).channels_as_sections()
             fitted = found if pair.full_truth is None else found.without_single_axes()
             mask = Mask.over(fitted, pair.truth.with_axes_of(fitted), (1,) * len(pair.axes))
+            if not request.same_place:
+                require_same_place(pair.truth, mask.volume, OTHER_PLACE, factors=mask.factors)
         return replace(pair, mask=mask, ignore=request.ignore)
 
     @property
@@ -355,9 +385,22 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
         raise UnetcliError(
             f"{prediction.path} is {shape(prediction)}, but {truth.path} is {shape(truth)}: not the same region"
         )
+    prediction, note = named_alike(prediction, truth)
     require_same_axes(prediction, truth)
-    require_same_voxels(prediction, truth, "not the same region")
-    return Pair(prediction, truth, offset, full_truth=full_truth)
+    require_same_voxels(prediction, truth, OTHER_REGION)
+    return Pair(prediction, truth, offset, full_truth=full_truth, note=note)
+
+
+def named_alike(prediction: Volume, truth: Volume) -> tuple[Volume, str]:
+    """The prediction with the truth's name of the sections' axis, t or z, and a note for the user if it differed."""
+    renamed = prediction.with_sections_of(truth)
+    if prediction.assumed or truth.assumed or renamed.axes == prediction.axes:
+        return prediction, ""
+    runs = {"z": "can extend over sections", "t": "do not extend over sections"}[truth.axes[0]]
+    return renamed, (
+        f"sections of {prediction.path} along {prediction.axes[0]} were paired with those of {truth.path} along "
+        f"{truth.axes[0]}; as in the truth, objects {runs}"
+    )
 
 
 def restrict(kept: str, box: Box, axes: str) -> Box:

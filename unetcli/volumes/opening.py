@@ -25,6 +25,8 @@ from unetcli.volumes.store import missing_package, store_at
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
 SPATIAL = "zyx"
+MARKER = "unetcli"
+"""Group attribute that identifies an output of unetcli, its kind, and whether it is complete."""
 ATTRIBUTES = {3: "zarr.json", 2: ".zattrs"}
 """File with the attributes of a group, by Zarr format."""
 
@@ -240,7 +242,8 @@ def _from_image(path: str, group: zarr.Group, image: dict[str, Any], level: int)
     entries = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", [])]
     axes = axes_from_names(path, [entry["name"] for entry in entries] or None, array.ndim)
     scale, translation = [1.0] * array.ndim, [0.0] * array.ndim
-    for transform in [*dataset.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]:
+    transforms = [*dataset.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
+    for transform in transforms:
         if transform["type"] == "scale":
             scale = [a * b for a, b in zip(scale, transform["scale"], strict=True)]
             translation = [a * b for a, b in zip(translation, transform["scale"], strict=True)]
@@ -253,7 +256,15 @@ def _from_image(path: str, group: zarr.Group, image: dict[str, Any], level: int)
         voxel_size=dict(zip(axes, scale, strict=True)),
         units={axis: entry["unit"] for axis, entry in zip(axes, entries, strict=False) if "unit" in entry},
         translation=dict(zip(axes, translation, strict=True)),
+        places=_states_place(transforms, group.attrs),
     )
+
+
+def _states_place(transforms: Sequence[Mapping[str, Any]], attributes: Mapping[str, Any]) -> bool:
+    """Whether an image states its place; outputs of unetcli do so only if their input did."""
+    stated = any(transform["type"] == "translation" for transform in transforms)
+    marker = attributes.get(MARKER)
+    return stated and (not isinstance(marker, Mapping) or marker.get("placed") is True)
 
 
 def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
