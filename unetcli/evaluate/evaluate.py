@@ -116,7 +116,7 @@ class ComponentFrames:
             raise UnetcliError(
                 f"{self.place}: frames have {values.ndim} axes, expected y, x; run `unetcli label` first"
             )
-        return labels_of(probabilities(values[None], self.place), self.threshold)
+        return labels_of(probabilities(values[None], self.place), self.threshold, pieces=True)
 
 
 def evaluate_challenge(request: EvaluateRequest, report: ProgressCallback, where: ClusterOptions) -> Evaluation:

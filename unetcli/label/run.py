@@ -38,7 +38,7 @@ from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import max_levels
-from unetcli.volumes.image import require_own_output
+from unetcli.volumes.image import require_marked_shape, require_own_output
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import require_no_links
 from unetcli.volumes.volume import Volume, fingerprint
@@ -143,6 +143,7 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     if not request.allow_incomplete:
         require_complete(request.prediction)
     parent = Parent.open(request.prediction)
+    require_marked_shape(parent.volume, parent.place)
     folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
     require_no_links(parent.place, f"labels/{request.name}/0")

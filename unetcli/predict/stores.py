@@ -109,5 +109,6 @@ def attributes_of(plan: Plan, path: Place, source: Volume) -> dict[str, Any]:
         "extent": list(plan.extent),
         "region": [[a, b] for a, b in zip(plan.region.start, plan.region.stop, strict=True)],
         "model": plan.sources.model_fingerprint,
+        "placed": source.places,
     }
     return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}

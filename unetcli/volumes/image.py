@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -183,14 +183,14 @@ class Level(ArraySpec):
         return tuple(by_axis[axis] for axis in self.stored_axes)
 
 
-MARKER = "unetcli"
-"""Group attribute that identifies an output of unetcli, its kind, and whether it is complete."""
+MARKER = ngff.MARKER
 VALUES = {
     "complete": bool,
     "extent": tuple[int, ...],
     "kind": str,
     "of_incomplete": bool,
     "outputs": int,
+    "placed": bool,
     "region": tuple[tuple[int, int], ...],
 }
 """Type of the values of a marker that are read."""
@@ -281,6 +281,42 @@ def find_region_marker(place: Place) -> Mapping[str, Any]:
             return found
         place = parent_of(place)
     return {}
+
+
+def require_marked_shape(volume: Volume, place: Place, level: int = 0) -> None:
+    """Check that an array has the shape that the marker of its image states.
+
+    Parameters
+    ----------
+    volume
+        The array, as opened from ``place``.
+    place
+        An output of unetcli, labels in it or an array of either. Other places are not checked.
+    level
+        Resolution level of the array; 0 is full resolution.
+
+    Raises
+    ------
+    UnetcliError
+        The shapes contradict each other, so that the array or the metadata are damaged.
+    """
+    region = (find_marker(place) or {}).get("region")
+    if region is None:
+        return
+    inside = str(place).rpartition("/")[2]
+    by = 2 ** (level or (int(inside) if inside.isdecimal() else 0))
+    sides = [b - a for a, b in region]
+    expected = tuple(-(-n // by) if axis in "yx" else n for axis, n in zip(volume.axes, sides, strict=False))
+    if len(sides) != len(volume.axes) or volume.extent != expected:
+        raise UnetcliError(
+            f"{volume.path}: the array is {_shown(volume.extent)}, but its metadata state {_shown(sides)}"
+            f"{f' at full resolution, {_shown(expected)} at this level' if by > 1 else ''}: one of them is damaged; "
+            "the command that wrote it, with --overwrite, writes it again"
+        )
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def require_own_output(place: Place, command: str, advice: str, kind: str | None = None) -> dict[str, Any] | None:

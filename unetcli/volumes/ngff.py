@@ -18,6 +18,8 @@ from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.records import decoded, parse_json, shown
 
 SPATIAL = "zyx"
+MARKER = "unetcli"
+"""Group attribute that identifies an output of unetcli, its kind, and whether it is complete."""
 ATTRIBUTES = {3: "zarr.json", 2: ".zattrs"}
 """File with the attributes of a group, by Zarr format."""
 

@@ -7,6 +7,7 @@ import math
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,15 @@ def _from_image(path: str, group: zarr.Group, image: ngff.Image, level: ngff.Lev
         voxel_size=dict(zip(axes, scale, strict=True)),
         units={axis: entry.unit for axis, entry in zip(axes, image.axes, strict=False) if entry.unit},
         translation=dict(zip(axes, translation, strict=True)),
+        places=_states_place(level, group.attrs),
     )
+
+
+def _states_place(level: ngff.Level, attributes: Mapping[str, Any]) -> bool:
+    """Whether an image states its place; outputs of unetcli do so only if their input did."""
+    stated = any(transform.kind == "translation" for transform in level.transforms)
+    marker = attributes.get(ngff.MARKER)
+    return stated and (not isinstance(marker, Mapping) or marker.get("placed") is True)
 
 
 def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
