@@ -116,7 +116,7 @@ def as_volume(x: Any, axes: str | None) -> Volume:
         ``x`` is neither a path nor an array, or the axes do not fit it.
     """
     if isinstance(x, str | Path):
-        return open_volume(x)
+        return open_volume(x, parts=True)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         raise UnetcliError(f"predict: {type(x).__name__}; expected a path, or a Zarr, NumPy or Dask array")
     names = list(axes) if axes else list(getattr(getattr(x, "metadata", None), "dimension_names", None) or []) or None

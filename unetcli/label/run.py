@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, counted, require_no_warnings
 from unetcli.core.files import draft_of, remove_aside, sync_all
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
@@ -38,8 +38,9 @@ from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import max_levels
-from unetcli.volumes.image import require_own_output
+from unetcli.volumes.image import require_marked_shape, require_own_output
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.store import require_no_links
 from unetcli.volumes.volume import Volume, fingerprint
 
 log = logging.getLogger(__name__)
@@ -142,8 +143,10 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     if not request.allow_incomplete:
         require_complete(request.prediction)
     parent = Parent.open(request.prediction)
+    require_marked_shape(parent.volume, parent.place)
     folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
+    require_no_links(parent.place, f"labels/{request.name}/0")
     require_own_output(parent.labels(request.name), LABEL, OTHER_NAME, KIND)
     require_own_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
     frozen = None if request.overwrite else folder.read_plan(LabelPlan, FORMAT)
@@ -153,6 +156,7 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     step = LabelStep(folder=folder, plan=make_plan(request, parent, frozen), paths=paths)
     if not request.overwrite:
         require_continued(step, frozen, f"start over with --overwrite, or {OTHER_NAME}")
+    require_no_warnings()
     return step
 
 
@@ -319,6 +323,8 @@ class LabelSummary:
     """SLURM jobs left running by ``--detach``."""
     ctc_frames: int | None
     seconds: float
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     @property
     def sentence(self) -> str:

@@ -28,7 +28,7 @@ from unetcli.planning.planner import (
 from unetcli.planning.pyramid_plan import auto_levels, max_levels
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
-from unetcli.volumes.volume import Volume, fingerprint, resolve_region, sampled_statistics
+from unetcli.volumes.volume import Volume, fingerprint, require_same_place, resolve_region, sampled_statistics
 
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
@@ -149,6 +149,9 @@ def resolve_levels(request: PredictRequest, plan: Plan, frozen: Plan | None) -> 
     return frozen.levels if frozen and request.levels == 1 else request.levels
 
 
+SHIFTED_MASK = "--mask covers another region; if it does not, --same-place says so"
+
+
 def resolve_settings(
     request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None, machine: Machine | None = None
 ) -> Settings:
@@ -161,6 +164,8 @@ def resolve_settings(
     device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
     classes = header.architecture.classes
     mask = open_mask(request.mask, source, header.architecture.footprint().expanded_to(len(source.axes)))
+    if mask and not request.same_place:
+        require_same_place(source, mask.volume, SHIFTED_MASK, factors=mask.factors)
     return Settings(
         dtype=request.dtype,
         outputs=1 if classes == 2 else classes,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, counted, require_no_warnings
 from unetcli.core.files import Place, is_remote, require_apart
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, run
@@ -73,6 +73,8 @@ class PredictSummary:
     """Precision of the network: float32 or bfloat16."""
     levels_missing: int
     """Blocks of coarser levels that are missing although full resolution is complete."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     @property
     def sentence(self) -> str:
@@ -180,7 +182,7 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     UnetcliError
         Volume, model or options do not fit, or the output cannot be written or continued.
     """
-    model, source = find_model(request.model), open_volume(request.volume)
+    model, source = find_model(request.model), open_volume(request.volume, parts=True)
     inputs = [request.volume, *([request.mask] if request.mask else [])]
     # Read before the plan, because another share may publish both at this moment.
     made = require_writable(request.output_path, [*inputs, model])
@@ -194,6 +196,7 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     step.cache_marker(made)
     if not request.overwrite and (frozen or made):
         require_continued(step, frozen, f"start over with --overwrite, or {OTHER_OUTPUT}")
+    require_no_warnings()
     return step
 
 

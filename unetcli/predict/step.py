@@ -90,7 +90,7 @@ class PredictStep(ImageStep):
 
     @functools.cached_property
     def source(self) -> Volume:
-        return open_volume(self.paths.volume)
+        return open_volume(self.paths.volume, parts=True)
 
     @functools.cached_property
     def mask(self) -> Mask | None:

@@ -72,7 +72,7 @@ def model_changes(plan: Plan, file: Path) -> list[str]:
 def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:
     """Changes of the cells that the mask selects, one phrase each."""
     try:
-        opened = open_mask(mask, open_volume(volume), plan.footprint)
+        opened = open_mask(mask, open_volume(volume, parts=True), plan.footprint)
         now = opened and opened.fingerprint(plan.region)
     except UnetcliError as error:
         return [f"cannot be opened: {error}"]
@@ -109,5 +109,6 @@ def attributes_of(plan: Plan, path: Place, source: Volume) -> dict[str, Any]:
         "extent": list(plan.extent),
         "region": [[a, b] for a, b in zip(plan.region.start, plan.region.stop, strict=True)],
         "model": plan.sources.model_fingerprint,
+        "placed": source.places,
     }
     return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}

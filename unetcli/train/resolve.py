@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -37,7 +38,9 @@ from unetcli.train.settings import (
 )
 from unetcli.train.targets import require_labels
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, fingerprint, require_same_voxels
+from unetcli.volumes.volume import Volume, fingerprint, require_same_place, require_same_voxels
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}
@@ -51,6 +54,7 @@ DEFAULT_RECIPE = "fast"
 VALIDATE_EVERY = 200
 """Default number of steps between two validations."""
 VALIDATION_FRACTION = 0.1
+SHIFTED = "not the same region; crop them to one region, or --same-place pairs their voxels as they are"
 RESAMPLE = "one must be resampled to the other's"  # ends the message about different voxel sizes
 
 
@@ -139,6 +143,11 @@ def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
     volumes = [(raw.fitted_to(labels), labels) for raw, labels in labelled]
     for raw, labels in volumes:
         require_pair(raw, labels, request.channel)
+        if not request.same_place:
+            require_same_place(raw, labels, SHIFTED)
+        if raw.with_sections_of(labels).axes != raw.axes:
+            both = f"{raw.path} along {raw.axes[0]} were paired with those of {labels.path} along {labels.axes[0]}"
+            log.info("sections of %s; each is trained on its own, so objects do not extend over sections", both)
     require_compatible([raw for raw, _ in volumes])
     return volumes
 

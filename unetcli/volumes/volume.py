@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,9 @@ METRES_PER_UNIT = {
 """Names of units in OME-Zarr, and common abbreviations; µ has two code points, a sign and a Greek letter."""
 SIZE_TOLERANCE = 0.01
 """Relative difference up to which two voxel sizes count as equal, as files round them differently."""
+TOLERATED_SHIFT = 0.5
+"""Difference between two origins, in voxels, up to which they count as equal. Programs place the origin of an image at
+the corner or at the centre of its first voxel."""
 Sizes = dict[str, tuple[float, str]]
 """Voxel size and its unit, by axis."""
 
@@ -53,6 +56,8 @@ class Volume:
     voxel_size: dict[str, float] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     translation: dict[str, float] = field(default_factory=dict)
+    places: bool = False
+    """Whether the file states where the volume lies; if not, ``translation`` says nothing about it."""
     assumed: str = ""
     """Axes whose letters are guessed, as the file does not name them."""
 
@@ -164,6 +169,12 @@ class Volume:
             return self
         return self._renamed(letters)
 
+    def with_sections_of(self, other: Volume) -> Volume:
+        """Give the axis of a stack's sections, t or z, the name that it has in the other stack, of equal length."""
+        names = {self.axes[:1], other.axes[:1]}
+        both = len(self.axes) == len(other.axes) == 3 and names == {"t", "z"}
+        return self._renamed({self.axes[0]: other.axes[0]}) if both and self.extent[0] == other.extent[0] else self
+
     def in_memory(self) -> Volume:
         """Read the array into memory."""
         everything = {axis: slice(None) for axis in self.stored_axes}
@@ -273,6 +284,61 @@ def require_same_voxels(one: Volume, other: Volume, otherwise: str) -> None:
         raise UnetcliError(
             f"{one.path} has voxels of {format_sizes(sizes)}, but {other.path} of {format_sizes(others)}: {otherwise}"
         )
+
+
+def require_same_place(
+    one: Volume,
+    other: Volume,
+    otherwise: str,
+    *,
+    offset: Sequence[int] | None = None,
+    factors: Sequence[int] | None = None,
+) -> None:
+    """Raise :class:`UnetcliError` if two volumes state origins that differ by more than half a voxel.
+
+    Axes whose place only one of the volumes states are not compared, nor are units that cannot be converted.
+
+    Parameters
+    ----------
+    offset : voxels
+        Where ``other`` begins in ``one``, along its axes. Default: at its origin.
+    factors
+        Voxels of ``one`` per voxel of ``other``, which may then differ by half of that. Default: 1.
+    otherwise
+        End of the message, which says what the difference implies.
+    """
+    if not (one.places and other.places):
+        return
+    moved, by = offset or (0,) * len(one.axes), factors or (1,) * len(one.axes)
+    for axis, first, factor in zip(one.axes, moved, by, strict=True):
+        if axis in other.axes and axis in "zyx" and abs(_shift(one, other, axis, first)) > TOLERATED_SHIFT * factor:
+            raise UnetcliError(
+                f"{one.path} begins at {_origin(one)}, but {other.path} at {_origin(other)}"
+                f"{f', expected {_origin(one, moved)}' if any(moved) else ''}: {otherwise}"
+            )
+
+
+def _shift(one: Volume, other: Volume, axis: str, first: int) -> float:
+    """Distance along an axis of the other origin from voxel ``first`` of one volume, in its voxels; NaN if unknown."""
+    units = [volume.units.get(axis, "") for volume in (one, other)]
+    scale = [METRES_PER_UNIT.get(unit, math.nan) for unit in units] if units[0] != units[1] else [1.0, 1.0]
+    size = one.voxel_size.get(axis, 1.0) * scale[0]
+    begins = [volume.translation.get(axis, 0.0) * by for volume, by in zip((one, other), scale, strict=True)]
+    return (begins[1] - begins[0]) / size - first if size else math.nan
+
+
+def _origin(volume: Volume, offset: Sequence[int] = ()) -> str:
+    """Place of a voxel for the user, in the unit of each axis."""
+    moved = dict(zip(volume.axes, offset, strict=False))
+    places = {
+        axis: (
+            volume.translation.get(axis, 0.0) + moved.get(axis, 0) * volume.voxel_size.get(axis, 1.0),
+            volume.units.get(axis, ""),
+        )
+        for axis in volume.axes
+        if axis in "zyx"
+    }
+    return ", ".join(f"{axis} {place:g} {unit}".rstrip() for axis, (place, unit) in places.items())
 
 
 def sizes_differ(one: tuple[float, str], other: tuple[float, str]) -> bool:
