@@ -100,6 +100,22 @@ def test_an_inverted_prediction_causes_a_warning_and_is_scored_as_it_is(unetcli:
 
 
 @pytest.mark.usefixtures("volumes")
+def test_a_warning_is_in_the_json_and_strict_makes_the_exit_code_1(
+    unetcli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = unetcli("evaluate", "slip.zarr", "t.zarr", "--json", "--strict")
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert warning.startswith("slip.zarr: the prediction looks inverted")
+    assert [line for line in done.stderr.splitlines() if line.startswith("warning: ")] == [f"warning: {warning}"]
+    assert done.stderr.splitlines()[-1] == f"unetcli: --strict: 1 warning: {warning}"
+    assert done.returncode == 1
+    monkeypatch.setenv("UNETCLI_STRICT", "1")
+    assert unetcli("evaluate", "slip.zarr", "t.zarr").returncode == 1
+    right = unetcli("evaluate", "p.zarr", "t.zarr", "--json")
+    assert (right.returncode, json.loads(right.stdout)["warnings"]) == (0, [])
+
+
+@pytest.mark.usefixtures("volumes")
 def test_csv_has_a_row_for_each_section(tmp_path: Path) -> None:
     found = scores("p.zarr", "t.zarr", "--csv", "s.csv", "--sections", "2:5")
     with (tmp_path / "s.csv").open() as file:

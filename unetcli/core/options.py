@@ -189,5 +189,8 @@ retries_option = partial(run_option, "Number of times a failed block is tried ag
 block_voxels_option = partial(
     run_option, "Approximate voxels per block; limits memory and does not change the result.", metavar="N"
 )
+strict_option = partial(
+    run_option, "Exit with code 1 if there is a warning, if possible before computing.", default=False, env=True
+)
 overwrite_option = partial(run_option, "Start from scratch and replace the earlier output.", default=False)
 take_over_option = partial(run_option, "Ignore the lock of an earlier run that is no longer alive.", default=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections import deque
@@ -38,7 +39,8 @@ def prefetch(items: Iterable[T], ahead: int) -> Generator[T]:
     """
     ready: queue.Queue[T | _Failure | None] = queue.Queue(ahead)
     closed = threading.Event()
-    thread = threading.Thread(target=_fill, args=(items, ready, closed), daemon=True)
+    context = contextvars.copy_context()  # a warning in the thread belongs to the command that started it
+    thread = threading.Thread(target=context.run, args=(_fill, items, ready, closed), daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:
@@ -85,7 +87,7 @@ def ordered_map(make: Callable[[int], T], numbers: Iterable[int], threads: int) 
     with ThreadPoolExecutor(threads) as pool:
         try:
             for number in numbers:
-                waiting.append((number, pool.submit(make, number)))
+                waiting.append((number, pool.submit(contextvars.copy_context().run, make, number)))
                 if len(waiting) > threads:
                     yield _ended(waiting)
             while waiting:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from unetcli.core.arrays import Checksum, file_sha256
-from unetcli.core.errors import Incomplete, UnetcliError, counted
+from unetcli.core.errors import Incomplete, UnetcliError, counted, require_no_warnings, warn
 from unetcli.core.geometry import Box
 from unetcli.core.options import resolve_sections
 from unetcli.core.process import cpu_threads
@@ -39,8 +38,6 @@ from unetcli.volumes.ctc import (
     read_labels,
 )
 from unetcli.volumes.opening import open_volume
-
-log = logging.getLogger(__name__)
 
 
 class Unfinished(Incomplete):
@@ -301,13 +298,14 @@ def evaluate_volume(
         )
     resolved = ResolvedRequest.of(request)
     require_baseline(request, resolved.scope())
+    require_no_warnings()
     counts = count(resolved, report, stopping, where)
     resolved.require_probabilities(counts)
     plan, settings = resolved.plan, resolved.plan.settings
     scored = score_all(counts, settings.metrics, resolved.places(), by_object=plan.by_object, three_d=settings.three_d)
     inverted = looks_inverted(counts)
     if inverted:
-        log.warning("%s: %s", request.prediction, INVERTED)
+        warn(f"{request.prediction}: {INVERTED}")
     return Evaluation(
         request=request,
         metrics=settings.metrics,

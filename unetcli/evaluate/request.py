@@ -22,6 +22,7 @@ from unetcli.core.options import (
     retries_option,
     run_option,
     sections_option,
+    strict_option,
     take_over_option,
 )
 from unetcli.executors.options import ClusterOptions
@@ -112,6 +113,7 @@ class EvaluateRequest(ClusterOptions):
     block_voxels: int | None = block_voxels_option()
     retries: int = retries_option()
     take_over: bool = take_over_option()
+    strict: bool = strict_option()
 
     def __post_init__(self) -> None:
         for name in ("prediction", "truth", "mask"):

@@ -137,6 +137,8 @@ class Evaluation:
     """Comparison with the baseline by metric and score: difference, interval, more_than_noise, words."""
     read_section: Callable[[Section], SectionImages] = field(repr=False)
     """Function that reads the images of one section; needs memory for that section only."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     def images(self, section: Section) -> SectionImages:
         """Read the images of one section."""
@@ -153,6 +155,7 @@ class Evaluation:
             "thresholds": dict(self.thresholds),
             "judged": dict(self.scope),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             **self.scores,
             "comparison": self.comparison and dict(self.comparison),
             "sections": [section.to_json() for section in self.sections],

@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, counted, require_no_warnings
 from unetcli.core.files import replacing_folder
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
@@ -153,6 +153,7 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     step = LabelStep(folder=folder, plan=make_plan(request, parent, frozen), paths=paths)
     if not request.overwrite:
         require_continued(step, frozen, f"start over with --overwrite, or {OTHER_NAME}")
+    require_no_warnings()
     return step
 
 
@@ -314,6 +315,8 @@ class LabelSummary:
     """SLURM jobs left running by ``--detach``."""
     ctc_frames: int | None
     seconds: float
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     @property
     def sentence(self) -> str:

@@ -26,6 +26,7 @@ from unetcli.core.options import (
     retries_option,
     run_option,
     sections_option,
+    strict_option,
     take_over_option,
 )
 from unetcli.executors.options import ArrayOptions, ClusterOptions
@@ -121,6 +122,7 @@ class VolumeOptions(Options):
         "Normalise grey values by the statistics of the training images (model) or of VOLUME (volume).", default="model"
     )
     overwrite: bool = overwrite_option()
+    strict: bool = strict_option()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume", strip_scheme(self.volume))

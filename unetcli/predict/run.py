@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, counted, require_no_warnings
 from unetcli.core.files import Place, is_remote, require_apart
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, run
@@ -73,6 +73,8 @@ class PredictSummary:
     """Precision of the network: float32 or bfloat16."""
     levels_missing: int
     """Blocks of coarser levels that are missing although full resolution is complete."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     @property
     def sentence(self) -> str:
@@ -194,6 +196,7 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     step.cache_marker(made)
     if not request.overwrite and (frozen or made):
         require_continued(step, frozen, f"start over with --overwrite, or {OTHER_OUTPUT}")
+    require_no_warnings()
     return step
 
 

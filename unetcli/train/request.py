@@ -24,6 +24,7 @@ from unetcli.core.options import (
     region_option,
     run_option,
     sections_option,
+    strict_option,
     take_over_option,
 )
 from unetcli.executors.options import SlurmOptions
@@ -143,6 +144,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
     tensorboard: bool = run_option("Also write a TensorBoard log to OUTPUT/tensorboard.", default=False)
     overwrite: bool = overwrite_option()
     take_over: bool = take_over_option()
+    strict: bool = strict_option()
     cluster: str = cluster_option("Where to train: local, or slurm (as one job).", default="local", env=True)
     nodes: int = cluster_option("With slurm: number of nodes.", default=1)
     gpus_per_node: int = cluster_option("With slurm: GPUs per node, one process for each.", default=0)

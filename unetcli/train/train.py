@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from unetcli.core.errors import require_no_warnings
 from unetcli.core.files import explain_write_errors, require_apart
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Signals, cpu_threads
@@ -67,6 +68,8 @@ class TrainSummary:
     parameters: int
     """Number of trained weights."""
     tile: int
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     @property
     def sentence(self) -> str:
@@ -138,6 +141,7 @@ def resolve(request: TrainRequest, group: ProcessGroup) -> tuple[Training, int]:
     """Resolve the training, the same in all processes, and its number of steps; log it, and write nothing."""
     training, frozen = group.on_each(lambda: resolve_locally(request, group))
     group.require_same("the training", training.config.to_dict())
+    group.on_each(require_no_warnings)
     goal = group.on_first(lambda: resolve_steps(request, training, frozen))
     if group.is_first:
         _log_training(training, goal)
@@ -289,12 +293,15 @@ class TrainPreview:
     steps_per_second: float
     minutes: float
     """Expected time for all steps, without validations, measured in ten seconds."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
 
 def preview_training(request: TrainRequest) -> TrainPreview:
     """Resolve a request and measure a few of its steps; nothing is written."""
     torch.set_num_threads(cpu_threads())
     training, frozen = resolve_locally(request, ProcessGroup())
+    require_no_warnings()
     config, statistics, dataset = training.config, training.statistics, training.dataset
     seconds = seconds_per_step(training, PROBE_SECONDS)
     steps = resolve_steps(request, training, frozen, seconds)
