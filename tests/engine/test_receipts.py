@@ -43,7 +43,7 @@ def counted(folder: Path) -> set[int]:
         block=st.integers(0, 2**60),
         attempt=st.integers(1, 10**6),
         state=st.sampled_from([DONE, VOID]),
-        checksum=WORDS,
+        checksum=st.text("0123456789abcdef", min_size=32, max_size=32),
         tile=st.integers(0, 4096),
         read_seconds=SECONDS,
         forward_seconds=SECONDS,

@@ -91,7 +91,7 @@ def test_a_baseline_of_something_else_is_refused(tmp_path: Path) -> None:
     for text in ("[1", '{"unetcli_evaluate": 7}', "[]"):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(
-            UnetcliError, match=r"--baseline \S+bad\.json: (not JSON|expected output of unetcli evaluate)"
+            UnetcliError, match=r"--baseline \S+bad\.json: (not JSON|not output of version 1).*; expected output of unetcli evaluate --json"
         ):
             evaluated(*paths, baseline=tmp_path / "bad.json")
 

@@ -36,13 +36,15 @@ def test_another_configuration_is_refused_naming_all_that_differs(folder: Traini
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 2}', '{"version": 2, "config": {}, "steps": 3}'])
 def test_a_damaged_configuration_is_one_line(folder: TrainingFolder, content: str) -> None:
     folder.config.write_text(content)
-    with pytest.raises(UnetcliError, match=r"training\.json: damaged; --overwrite starts over"):
+    with pytest.raises(UnetcliError, match=r"training\.json: .+; --overwrite starts over"):
         folder.frozen()
 
 
 def test_one_of_another_version_is_refused(folder: TrainingFolder) -> None:
     folder.config.write_text(json.dumps({"version": 1, "config": {}, "steps": 3}))
-    with pytest.raises(UnetcliError, match="version 1, expected 2; --overwrite starts over"):
+    with pytest.raises(
+        UnetcliError, match="version 1; this unetcli reads version 2; --overwrite starts over"
+    ):
         folder.frozen()
 
 

@@ -313,7 +313,3 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        return cls(**values)

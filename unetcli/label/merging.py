@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum, distinct
 from unetcli.core.files import replacing
+from unetcli.core.records import read_record
 from unetcli.engine.levels import Arrays, Tables
 from unetcli.label.finding import landscape_of, step_key
 from unetcli.label.objects import NAMES, Measures, sizes, smallest_dtype, write_table
@@ -220,8 +221,7 @@ class LabelFiles:
 
     def merged(self) -> Mapping[str, Any]:
         """Counts and sizes from the merge."""
-        found: dict[str, Any] = json.loads(self.summary_file.read_text())
-        return found
+        return read_record(self.summary_file, dict[str, Any], "verify --repair merges again")
 
     def numbers_of(self, piece: int) -> NDArray[Any]:
         """Final labels of the objects of a block, after a 0 for the background."""

@@ -12,6 +12,7 @@ from unetcli.core.arrays import PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
+from unetcli.core.records import from_json
 
 if TYPE_CHECKING:
     from unetcli.model.network import UNet
@@ -51,15 +52,8 @@ class ModelHeader:
 
     @classmethod
     def from_json(cls, text: str) -> ModelHeader:
-        values = json.loads(text)
-        if values["version"] != VERSION:
-            raise UnetcliError(f"model file has format version {values['version']}; this unetcli reads {VERSION}")
-        return cls(
-            architecture=Architecture.from_dict(values["architecture"]),
-            class_names=tuple(values["class_names"]),
-            intensity=Intensity(**values["intensity"]),
-            provenance=values["provenance"],
-        )
+        """Read a header; raises as :func:`unetcli.core.records.from_json`."""
+        return from_json(cls, text, VERSION, "a model", key="version")
 
 
 def find_model(named: Path | None = None) -> Path:
@@ -93,12 +87,12 @@ def read_header(file: Path) -> ModelHeader:
 
     try:
         with safe_open(file, "np") as stored:  # checks the lengths
-            return ModelHeader.from_json((stored.metadata() or {})[HEADER_KEY])
+            return ModelHeader.from_json((stored.metadata() or {}).get(HEADER_KEY, ""))
     except SafetensorError as error:
         reason = str(error).splitlines()[0]
         raise UnetcliError(f"{file}: not a model written by unetcli, or a damaged model ({reason})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnetcliError(f"{file}: not a model written by unetcli") from error
+    except (ValueError, UnetcliError) as error:
+        raise UnetcliError(f"{file}: not a model written by unetcli ({error})") from error
 
 
 def save_model(file: Path, network: UNet, header: ModelHeader) -> None:

@@ -123,7 +123,8 @@ class TrainingLoop:
     def begin(self) -> Checkpoint:
         """Load the last checkpoint, or write a first one."""
         group = self.training.group
-        found = group.on_first(self.training.folder.load_checkpoint)  # another node may still see an older one
+        load = self.training.folder.load_checkpoint
+        found = group.on_first(lambda: load(self.learner.restore))  # another node may still see an older one
         step = 0
         if found is not None:
             self.learner.restore(found)

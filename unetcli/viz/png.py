@@ -218,7 +218,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Plot the loss over the steps of a training log and, with held-out sections, the pixel disagreement."""
     from matplotlib.figure import Figure
 
-    validated = [row for row in rows if "pixel_disagreement" in row]
+    validated = [row for row in rows if _is_number(row.get("pixel_disagreement"))]
     figure = Figure(figsize=(8 if validated else 4, 3.6), layout="constrained")
     left, *right = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     _plot(left, rows, "loss", label="training", color="tab:blue", marker=".")
@@ -242,7 +242,12 @@ def _draw_validation(axes: Any, validated: Sequence[dict[str, Any]]) -> None:
 
 
 def _plot(axes: Any, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
-    axes.plot([row["step"] for row in rows], [row[name] for row in rows], **style)
+    known = [row for row in rows if _is_number(row.get(name))]  # a damaged log may lack values
+    axes.plot([row["step"] for row in known], [row[name] for row in known], **style)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def draw_samples(

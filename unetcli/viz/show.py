@@ -215,7 +215,8 @@ def _output(request: ShowRequest, base: SectionView, plane: Box) -> Path:
     number = "" if axis is None else f".{base.volume.axes[axis]}{plane.start[axis]:02d}"
     output = request.output or Path(f"{stem(request.volume)}{number}.png")
     if output.suffix.lower() != ".png":
-        raise UnetcliError(f"--output {output}: expected a PNG file, such as {output.with_suffix('.png')}")
+        example = output.with_suffix(".png") if output.name else output / f"{stem(request.volume)}.png"
+        raise UnetcliError(f"--output {output}: expected a PNG file, such as {example}")
     if not output.absolute().parent.is_dir():
         raise UnetcliError(f"--output {output}: the folder {output.absolute().parent} does not exist")
     require_apart(output, [parse_place(name) for name in (request.volume, request.overlay) if name is not None])

@@ -149,8 +149,12 @@ class Challenge:
             return None
         missed = 0
         for key, path in self.segmented.items():
-            table = Contingency.of(read_labels(self.marked[key]), read_labels(path))
-            missed += int(CellSums.of(table).missed)
+            markers, reference = read_labels(self.marked[key]), read_labels(path)
+            if markers.shape != reference.shape:
+                raise UnetcliError(
+                    f"{path} is {shape(reference)}, but {self.marked[key]} is {shape(markers)}: different shapes"
+                )
+            missed += int(CellSums.of(Contingency.of(markers, reference)).missed)
         return missed
 
     def is_partial(self) -> bool:

@@ -23,6 +23,7 @@ from unetcli.core.errors import one_line
 from unetcli.core.files import replacing
 from unetcli.core.lock import job_id
 from unetcli.core.ranges import Ranges
+from unetcli.core.records import read_record
 from unetcli.executors.contract import Task
 from unetcli.executors.slurm.request import SIGNAL_SECONDS, SlurmError, call, requeue, seconds
 
@@ -66,7 +67,7 @@ class ShareOutcome:
 
     @classmethod
     def read(cls, path: Path) -> ShareOutcome:
-        return cls(**json.loads(path.read_text()))
+        return read_record(path, cls, "delete it; the job's blocks are then computed again")
 
 
 def outcomes(submission: Path) -> dict[int, Path]:
