@@ -122,6 +122,29 @@ def test_other_settings_are_refused_by_name_and_overwrite_starts_over(
     assert predict_volume(replace(other, overwrite=True)).found_done == 0
 
 
+def test_overwriting_names_the_labels_that_go_and_the_tables_that_stay(
+    request_: PredictRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict_volume(request_)
+    label_volume(LabelRequest(prediction="big.pred.zarr", name="cells"))
+    predict_volume(replace(request_, overwrite=True))
+    said = "big.pred.zarr: --overwrite deletes the labels in it: cells; their tables stay: big.pred.zarr.cells.csv"
+    assert said in caplog.messages
+    assert not Path("big.pred.zarr/labels").exists()
+    assert Path("big.pred.zarr.cells.csv").exists()
+
+
+def test_a_scheduler_that_does_not_answer_leaves_no_output(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetcli.executors.dask.cluster.CONNECT_SECONDS", 1.0)
+    before = sorted(Path().iterdir())
+    for address in ("BAD", "tcp://127.0.0.1:9"):
+        with pytest.raises(UnetcliError, match=f"--scheduler {address}: no Dask scheduler answers"):
+            predict_volume(replace(request_, cluster="dask", scheduler=address))
+    assert sorted(Path().iterdir()) == before
+
+
 def test_another_model_or_other_data_are_refused(request_: PredictRequest, tmp_path: Path) -> None:
     predict_volume(request_)
     other = write_model(tmp_path / "other", base_channels=5)
