@@ -111,7 +111,7 @@ def test_a_file_system_that_cannot_publish_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "link", without_links)
     monkeypatch.setattr("unetcli.core.files._errno_of", lambda _: errno.EINVAL)
     (tmp_path / "full").mkdir()
-    with pytest.raises(UnetcliError, match=r"lock: its file system has neither hard links nor exclusive renaming"):
+    with pytest.raises(UnetcliError, match=r"full: its file system has neither hard links nor exclusive renaming"):
         publish(tmp_path / "full" / "lock", "first")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -132,6 +134,19 @@ def test_overwriting_names_the_labels_that_go_and_the_tables_that_stay(
     assert said in caplog.messages
     assert not Path("big.pred.zarr/labels").exists()
     assert Path("big.pred.zarr.cells.csv").exists()
+
+
+def test_a_file_system_without_hard_links_gets_the_same_bytes(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    predict_volume(replace(request_, levels=2))
+    monkeypatch.setattr(os, "link", link)
+    predict_volume(replace(request_, levels=2, output="other.zarr"))
+    assert array_bytes("other.zarr") == array_bytes("big.pred.zarr")
+    assert label_volume(LabelRequest(prediction="other.zarr")).complete
 
 
 def test_a_scheduler_that_does_not_answer_leaves_no_output(

@@ -270,8 +270,8 @@ def _renamed_exclusively(draft: Path, path: Path) -> bool:
         return not code
     if code in (errno.EINVAL, *UNLINKABLE):
         raise UnetcliError(
-            f"{path}: its file system has neither hard links nor exclusive renaming, which locks need; choose a folder "
-            "on another file system, for example with --run-folder"
+            f"{path.parent}: its file system has neither hard links nor exclusive renaming, which locks need; choose a "
+            "folder on another file system, for example with --run-folder"
         )
     raise OSError(code, os.strerror(code), str(path))
 

@@ -54,6 +54,17 @@ class Store(Protocol):
         """Turn errors of a remote store into :class:`UnetcliError`; those of a folder are left as they are."""
 
 
+class UnlinkedFolder(ZarrFolder):
+    """Folder for zarr-python, which otherwise creates metadata by a hard link: some file systems have none.
+
+    Nothing is lost: unetcli creates arrays in drafts or under a lock, where no other process creates the same file.
+    """
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        if not await self.exists(key):
+            await self.set(key, value)
+
+
 @dataclass(frozen=True, slots=True)
 class LocalStore:
     """Store in a local folder."""
@@ -65,7 +76,7 @@ class LocalStore:
         return str(self.path)
 
     def zarr(self) -> ZarrStore:
-        return ZarrFolder(self.path)
+        return UnlinkedFolder(self.path)
 
     def is_free(self) -> bool:
         return not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
