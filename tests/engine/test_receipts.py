@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from unetcli.core.arrays import checksum
 from unetcli.engine import receipts
 from unetcli.engine.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook
+from unetcli.engine.status import recent_receipts
 
 RECEIPT = Receipt(
     block=3,
@@ -58,6 +59,17 @@ def test_a_receipt_survives_its_line(receipt: Receipt) -> None:
     assert line.endswith("\n")
     assert line.count("\n") == 1
     assert Receipt.from_line(line) == receipt
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_no_receipt_and_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(RECEIPT.to_line())
+    for name in ("b.txt", "b.jsonl"):
+        os.mkfifo(tmp_path / name)  # reading it would wait for a writer
+        (tmp_path / f"folder-{name}").mkdir()
+    assert counted(tmp_path) == {3}
+    assert list(recent_receipts(tmp_path)) == [RECEIPT]
+    assert list(receipts.read_failures(tmp_path)) == []
 
 
 def test_an_incomplete_line_is_no_receipt(tmp_path: Path) -> None:

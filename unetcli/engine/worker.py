@@ -193,7 +193,4 @@ def void(step: Step, ledger: Ledger, blocks: Iterable[int]) -> None:
 
 def read_stop_reason(folder: RunFolder) -> str | None:
     """Return the contents of the stop file, a reason and a traceback; None if there is no such file."""
-    try:
-        return folder.stop.read_text()
-    except FileNotFoundError:
-        return None
+    return folder.stop.read_text(errors="replace") if folder.stop.is_file() else None

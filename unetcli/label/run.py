@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
 from unetcli.core.errors import UnetcliError, counted, require_no_warnings
-from unetcli.core.files import draft_of, remove_aside, sync_all
+from unetcli.core.files import replacing_folder
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, run
@@ -259,10 +259,9 @@ def require_exportable(folder: Path) -> None:
 def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
     """Write all frames and return their number; the folder appears whole or not at all."""
     require_exportable(folder)
-    boxes, draft = list(frames(labels, three_d=three_d)), draft_of(folder.absolute())
+    boxes = list(frames(labels, three_d=three_d))
     digits = max(3, len(str(len(boxes) - 1)))
-    draft.mkdir()
-    try:
+    with replacing_folder(folder) as draft:
         for number, box in enumerate(boxes):
             values = renumbered(labels.read(box)[0], f"frame {number} of {labels.path}")
             image = values.reshape(
@@ -272,11 +271,7 @@ def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
             tifffile.imwrite(
                 draft / name, image, photometric="minisblack", compression="zlib", software=SOFTWARE, metadata=None
             )
-        sync_all(list(draft.iterdir()), draft)
-        remove_aside(folder)
-        draft.rename(folder)
-    finally:
-        remove_aside(draft)
+        require_exportable(folder)  # files may have been added meanwhile
     return len(boxes)
 
 

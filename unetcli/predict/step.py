@@ -32,7 +32,7 @@ from unetcli.planning.planner import ITEM_BYTES, wasted_work
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
 from unetcli.predict.skipping import Mask, open_mask
 from unetcli.predict.stores import Paths, attributes_of, input_changes, spec_of
-from unetcli.volumes.image import Image
+from unetcli.volumes.image import Image, label_names
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
 
@@ -231,6 +231,16 @@ class PredictStep(ImageStep):
         void(before, before.ledger.refresh(), range(before.plan.blocks, before.blocks))
         self.folder.replace_plan(self.plan, self.FORMAT)
         self.ledger.refresh()
+
+    def discard(self) -> None:
+        """Delete the output, and say which labels are deleted with it."""
+        from unetcli.label.objects import table_place
+
+        if names := label_names(self.output):
+            tables = [table for name in names if (table := table_place(self.output, name, self.folder.path)).exists()]
+            kept = f"; their tables stay: {', '.join(map(str, tables))}" if tables else ""
+            log.warning("%s: --overwrite deletes the labels in it: %s%s", self.output, ", ".join(names), kept)
+        super().discard()
 
     def create(self) -> None:
         """Create the output if there is none; void blocks of levels that are missing or depend on missing blocks."""

@@ -154,6 +154,8 @@ TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
 MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 SIGNAL_SECONDS = 90
 """SLURM sends SIGUSR2 this many seconds before the time limit; it may be a minute early."""
+OPTION = re.compile(r"[a-z][a-z0-9-]*")
+"""Long option of sbatch, without dashes."""
 RESERVED = {
     "array": "its size follows from the number of blocks; use --blocks-per-job or --max-running",
     "output": "logs are in the run folder",
@@ -201,7 +203,13 @@ class SlurmRequest:
         for name in NUMBERS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UnetcliError(f"{name}: {value}; expected at least 1")
-        for name, _ in self.extra:
+        for name, value in self.extra:
+            if not OPTION.fullmatch(name) or not value.isprintable():
+                text = name if value == "true" else f"{name}={value}"
+                raise UnetcliError(
+                    f"slurm option {text!r}: expected the name of an sbatch option, with or without a value, such as "
+                    "reservation=course or exclusive"
+                )
             if reason := RESERVED.get(name):
                 raise UnetcliError(f"slurm option {name}: cannot be set ({reason})")
             if name.replace("-", "_") in FIELDS:
