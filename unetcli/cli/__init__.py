@@ -19,6 +19,7 @@ from unetcli.cli.commands import evaluate, label, plan, predict, read_request, r
 from unetcli.cli.requests import CommandGroup, GroupedCommand, configurable, takes_request
 from unetcli.cli.status import status, verify
 from unetcli.core.errors import Incomplete, UnetcliError
+from unetcli.core.memory import exit_on_bad_alloc, out_of_memory
 from unetcli.core.options import options_of
 from unetcli.predict.request import PredictRequest
 
@@ -61,6 +62,7 @@ def _common(
 
 def main() -> None:
     """Run the command line and exit with the code that fits the outcome."""
+    exit_on_bad_alloc(console.USER)
     try:
         app()
     except Incomplete as error:
@@ -68,8 +70,12 @@ def main() -> None:
     except UnetcliError as error:
         _fail(str(error))
     except OSError as error:  # disk full, read-only, no permission: the user can fix it
+        if memory := out_of_memory(error):
+            _fail(str(memory))
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
-    except Exception:
+    except Exception as error:
+        if memory := out_of_memory(error):
+            _fail(str(memory))
         traceback.print_exc()
         typer.echo("unetcli: this is a bug in unetcli; please report the lines above and the command", err=True)
         sys.exit(console.BUG)
