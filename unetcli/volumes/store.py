@@ -204,8 +204,8 @@ class CheckedFolder(ZarrFolder):
     Damaged is whatever is empty, shorter than the range that is read, or stands in the place of a file without being
     one: a folder, or a link to a file that does not exist.
 
-    Metadata is created without a hard link, because some file systems have none. Nothing is lost: unetcli creates arrays
-    in drafts or under a lock, where no other process creates the same file.
+    Metadata is created without a hard link, because some file systems have none. Nothing is lost: unetcli creates
+    arrays in drafts or under a lock, where no other process creates the same file.
     """
 
     async def get(
