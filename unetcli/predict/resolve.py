@@ -13,7 +13,7 @@ from unetcli.core.files import absolute
 from unetcli.core.process import Machine, cpu_threads
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
-from unetcli.model.file import ModelHeader, read_header
+from unetcli.model.file import ModelHeader, read_model
 from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.planner import (
     CPU_TILE,
@@ -61,7 +61,7 @@ def resolve_plan(
         An option has a bad value, or volume, model and options do not fit each other.
     """
     require_known(request)
-    header = read_header(model)
+    header, _ = read_model(model)
     require_match(request, source, header)
     settings = resolve_settings(request, source, header, frozen, machine)
     channels = source.channels if request.channel is None else 1

@@ -109,10 +109,19 @@ class TrainingFolder:
             )
 
     def freeze(self, config: TrainingConfig, steps: int) -> None:
-        """Record the configuration, the number of steps and the versions of the software."""
-        values = {"version": CONFIG_VERSION, "steps": steps, "made_with": versions(), "config": config.to_dict()}
+        """Record the configuration and the number of steps, and at the first call the versions of the software."""
+        made_with = self.made_with()
+        values = {"version": CONFIG_VERSION, "steps": steps, "made_with": made_with, "config": config.to_dict()}
         with replacing(self.config) as draft:
             draft.write_text(json.dumps(values, indent=1))
+
+    def made_with(self) -> dict[str, str | None]:
+        """Versions of the software at the first call of the training; the present ones if there was no call yet."""
+        try:
+            found = json.loads(self.config.read_text())["made_with"]
+        except (OSError, ValueError, KeyError, TypeError):
+            found = None
+        return found if isinstance(found, dict) else versions()
 
     def clear(self) -> None:
         """Delete the files of a training, checkpoints first: without them, an interrupted call cannot continue."""
