@@ -15,6 +15,7 @@ from unetcli.core.arrays import Checksum, PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
+from unetcli.model.training_data import TrainingData
 
 if TYPE_CHECKING:
     from unetcli.model.network import UNet
@@ -51,6 +52,8 @@ class ModelHeader:
     intensity: Intensity
     provenance: dict[str, Any]
     """Command, data and scores of the training, as plain values."""
+    training_data: TrainingData | None = None
+    """What the training images are like; None in files of older versions."""
     digest: str | None = field(default=None, compare=False)
     """Checksum of the weights (XXH3, 128 bits), which :func:`save_model` computes; None in files of older versions."""
 
@@ -67,6 +70,7 @@ class ModelHeader:
             class_names=tuple(values["class_names"]),
             intensity=Intensity(**values["intensity"]),
             provenance=values["provenance"],
+            training_data=None if (data := values.get("training_data")) is None else TrainingData.from_dict(data),
             digest=values.get("digest"),
         )
 

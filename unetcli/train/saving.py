@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
 from unetcli.model.network import UNet, folded
+from unetcli.model.training_data import TrainingData
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
+from unetcli.volumes.volume import stated_sizes
 
 if TYPE_CHECKING:
     from unetcli.train.loop import Training
@@ -38,6 +40,7 @@ def model_header(training: Training, step: int, validation: dict[str, Any] | Non
         architecture=replace(config.architecture, batch_norm=False),
         class_names=names,
         intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
+        training_data=training_data(training),
         provenance={
             **{name: versions.get(name) for name in ("unetcli", "torch", "revision")},
             "step": step,
@@ -46,6 +49,18 @@ def model_header(training: Training, step: int, validation: dict[str, Any] | Non
             "config": config.to_dict(),
             "pairs": [[pair.raw.path, pair.labels.path] for pair in training.dataset.pairs],
         },
+    )
+
+
+def training_data(training: Training) -> TrainingData:
+    """What the images of a training are like, as far as they state it."""
+    raw, channel = training.dataset.pairs[0].raw, training.config.channel
+    stated = next((pair.raw for pair in training.dataset.pairs if stated_sizes(pair.raw)), raw)
+    return TrainingData(
+        voxel_size={axis: size for axis, (size, _) in stated_sizes(stated).items()},
+        units={axis: unit for axis, (_, unit) in stated_sizes(stated).items() if unit},
+        channels=raw.channel_names if channel is None else raw.channel_names[channel : channel + 1],
+        grey=training.statistics.grey,
     )
 
 

@@ -253,7 +253,17 @@ def _from_image(path: str, group: zarr.Group, image: dict[str, Any], level: int)
         voxel_size=dict(zip(axes, scale, strict=True)),
         units={axis: entry["unit"] for axis, entry in zip(axes, entries, strict=False) if "unit" in entry},
         translation=dict(zip(axes, translation, strict=True)),
+        channel_names=_channel_names(group.attrs, array.shape[axes.index("c")] if "c" in axes else 1),
     )
+
+
+def _channel_names(attributes: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Labels of the channels in the rendering settings of an image (``omero``); empty unless there are ``count``."""
+    found = _metadata(attributes).get("omero")
+    channels = found.get("channels") if isinstance(found, dict) else None
+    entries = channels if isinstance(channels, list) else []
+    names = tuple(str(entry.get("label") or "") for entry in entries if isinstance(entry, dict))
+    return names if len(names) == count and any(names) else ()
 
 
 def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
