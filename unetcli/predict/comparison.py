@@ -249,7 +249,7 @@ def _difference(measures: NDArray[np.float64], trained: GreyValues, far: float) 
 
 def _range(percentiles: Sequence[float] | NDArray[np.float64]) -> str:
     """Format the 1st and 99th percentile."""
-    return f"from {percentiles[0]:.4g} to {percentiles[4]:.4g} (1 and 99 %)"
+    return f"from {percentiles[0]:.6g} to {percentiles[4]:.6g} (1 and 99 %)"
 
 
 def _factor(values: NDArray[np.float64], trained: GreyValues) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unetcli.core.errors import warn
 from unetcli.train.dataset import Dataset, DatasetStatistics
@@ -27,7 +29,7 @@ def warn_about_pairs(volumes: Sequence[tuple[Volume, Volume]]) -> None:
 
 
 def flatness(volume: Volume) -> float:
-    """Fraction of horizontally neighbouring pixels with equal values, from 0 to 1, in a few chunks; 0 without pixels."""
+    """Fraction of horizontally neighbouring pixels with equal values, 0 to 1, in a few chunks; 0 without pixels."""
     equal = [float(np.mean(plane[..., 1:] == plane[..., :-1])) for plane in _planes(volume) if plane.shape[-1] > 1]
     return float(np.mean(equal)) if equal else 0.0
 
@@ -37,7 +39,7 @@ def _same_values(raw: Volume, labels: Volume) -> bool:
     return bool(pairs) and all(one.shape == other.shape and np.array_equal(one, other) for one, other in pairs)
 
 
-def _planes(volume: Volume) -> Iterator[np.ndarray]:  # type: ignore[type-arg]
+def _planes(volume: Volume) -> Iterator[NDArray[Any]]:
     return itertools.islice(sampled_planes(volume, volume.whole(), None), PLANES)
 
 
