@@ -273,6 +273,8 @@ class Settings:
     """Fingerprint of the cells that a mask selects, or None: there is no mask."""
     skip_below: float | None = None
     """Cells whose grey values are all below this are not computed. None: no cell is skipped."""
+    invert: bool = False
+    """Whether grey values x are replaced by s - x: ``mean`` is s minus the mean, and ``std`` is negative."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
