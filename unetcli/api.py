@@ -15,7 +15,8 @@ type in the signature. Values are Python objects instead of text: ``tile=572`` (
 
 Functions log to the logger ``unetcli``. An error that the user can correct raises :class:`UnetcliError`; its message
 says what is wrong, where, and what would work. If work is left to do, its subclass :class:`Incomplete` is raised, or
-the summary says so.
+the summary says so. Reasons to doubt a result are in ``warnings`` of what a function returns; with ``strict=True`` they
+raise :class:`UnetcliError`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
-from unetcli.core.errors import Incomplete, UnetcliError
+from unetcli.core.errors import Incomplete, UnetcliError, collected_warnings, refuse_warnings
 from unetcli.core.options import DeclaredOption, Options, options_of
 from unetcli.core.process import Signals, prepare
 from unetcli.core.streams import ProgressCallback, silent
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from unetcli.label.run import LabelSummary
     from unetcli.predict.preview import PlanReport
     from unetcli.predict.run import PredictSummary
-    from unetcli.train.train import TrainSummary
+    from unetcli.train.train import TrainPreview, TrainSummary
 
 __all__ = ["Incomplete", "UnetcliError", "evaluate", "label", "plan", "predict", "train"]
 
@@ -68,6 +70,26 @@ def _by_keyword(request: Callable[P, Request]) -> Callable[[Callable[[Request], 
         return called
 
     return decorate
+
+
+def _warned(run: Callable[P, Result]) -> Callable[P, Result]:
+    """Decorate a function of a request so that its summary has the warnings that were given meanwhile."""
+
+    @functools.wraps(run)
+    def called(*args: P.args, **options: P.kwargs) -> Result:
+        request: Any = args[0]
+        with collected_warnings(strict=request.strict) as warnings:
+            found: Any = run(*args, **options)
+        summary: Result = replace(found, warnings=tuple(warnings)) if hasattr(found, "warnings") else found
+        return summary  # the id of a job has no warnings
+
+    return called
+
+
+def _accepted(found: Result, request: Any) -> Result:
+    """A summary; with ``strict``, an error if it has warnings."""
+    refuse_warnings(getattr(found, "warnings", ()), strict=request.strict)
+    return found
 
 
 def _as_declared(value: Any, declared: DeclaredOption | None) -> Any:
@@ -100,7 +122,7 @@ def train(request: TrainRequest) -> TrainSummary | str:
     found = run_train(request)
     if found is None:
         raise Incomplete(f"{request.output}: the job ended before any step was trained; the same call continues")
-    return found
+    return _accepted(found, request)
 
 
 @_by_keyword(PredictRequest)
@@ -121,7 +143,7 @@ def predict(request: PredictRequest) -> PredictSummary:
     UnetcliError
         Volume, model or options do not fit together; nothing has been written.
     """
-    return run_predict(request)
+    return _accepted(run_predict(request), request)
 
 
 @_by_keyword(LabelRequest)
@@ -141,7 +163,7 @@ def label(request: LabelRequest) -> LabelSummary:
     UnetcliError
         Prediction or options do not fit; nothing has been written then.
     """
-    return run_label(request)
+    return _accepted(run_label(request), request)
 
 
 @_by_keyword(EvaluateRequest)
@@ -164,7 +186,7 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     require_writable(request)
     found = run_evaluate(request)
     write_files(request, found)
-    return found
+    return _accepted(found, request)
 
 
 @_by_keyword(PlanRequest)
@@ -182,12 +204,13 @@ def plan(request: PlanRequest) -> PlanReport:
     UnetcliError
         Volume, model or options do not fit.
     """
-    return run_plan(request)
+    return _accepted(run_plan(request), request)
 
 
 # The same functions for the commands: they take a request, report progress, and stop in an orderly way.
 
 
+@_warned
 def run_train(
     request: TrainRequest, progress: ProgressCallback = silent, signals: Signals | None = None
 ) -> TrainSummary | str | None:
@@ -213,6 +236,7 @@ def run_train(
     return launch(request, slurm_request(request), processes, progress, signals or Signals(), detach=request.detach)
 
 
+@_warned
 def run_predict(
     request: PredictRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
 ) -> PredictSummary:
@@ -227,6 +251,7 @@ def run_predict(
     return predict_volume(request, progress, stopping, request)
 
 
+@_warned
 def run_label(
     request: LabelRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
 ) -> LabelSummary:
@@ -236,6 +261,7 @@ def run_label(
     return label_volume(request, progress, stopping, request)
 
 
+@_warned
 def run_evaluate(
     request: EvaluateRequest, progress: ProgressCallback = silent, stopping: Callable[[], bool] = bool
 ) -> Evaluation:
@@ -244,6 +270,15 @@ def run_evaluate(
     from unetcli.evaluate.evaluate import evaluate_volume
 
     return evaluate_volume(request, progress, stopping, request)
+
+
+@_warned
+def run_preview(request: TrainRequest) -> TrainPreview:
+    """Measure what a training would take; nothing is written."""
+    prepare()  # before torch is imported
+    from unetcli.train.train import preview_training
+
+    return preview_training(request)
 
 
 def require_writable(request: EvaluateRequest) -> None:
@@ -255,12 +290,14 @@ def require_writable(request: EvaluateRequest) -> None:
         A file to be replaced was not written by unetcli, or the image cannot be opened.
     """
     from unetcli.core.files import require_replaceable
+    from unetcli.evaluate.result import is_score_table
+    from unetcli.report.page import is_report
     from unetcli.volumes.opening import open_volume
 
     if request.report is not None:
-        require_replaceable(request.report, "--report", "report.html", signature=b"unetcli evaluate")
+        require_replaceable(request.report, "--report", "report.html", is_report)
     if request.csv is not None:
-        require_replaceable(request.csv, "--csv", "scores.csv", signature=b"section,")
+        require_replaceable(request.csv, "--csv", "scores.csv", is_score_table)
     if request.image is not None:
         open_volume(request.image, request.level)
 
@@ -268,15 +305,9 @@ def require_writable(request: EvaluateRequest) -> None:
 def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressCallback = silent) -> None:
     """Write the requested CSV table and HTML report; progress is in sections."""
     if request.csv:
-        import csv
+        from unetcli.evaluate.result import write_score_table
 
-        from unetcli.core.files import replacing
-
-        rows = found.rows()
-        with replacing(request.csv) as draft, draft.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-            table.writeheader()
-            table.writerows(rows)
+        write_score_table(found, request.csv)
     if request.report:
         from unetcli.report.page import write_report
         from unetcli.report.viewer import source_image
@@ -284,6 +315,7 @@ def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressC
         write_report(found, request.report, source_image(found, request.image), progress)
 
 
+@_warned
 def run_plan(request: PlanRequest) -> PlanReport:
     """Plan a prediction; with SLURM, a probe runs in a job, and SLURM checks the options of the jobs."""
     prepare()  # before torch is imported, if it is

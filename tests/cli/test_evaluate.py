@@ -100,6 +100,22 @@ def test_an_inverted_prediction_causes_a_warning_and_is_scored_as_it_is(unetcli:
 
 
 @pytest.mark.usefixtures("volumes")
+def test_a_warning_is_in_the_json_and_strict_makes_the_exit_code_1(
+    unetcli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = unetcli("evaluate", "slip.zarr", "t.zarr", "--json", "--strict")
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert warning.startswith("slip.zarr: the prediction looks inverted")
+    assert [line for line in done.stderr.splitlines() if line.startswith("warning: ")] == [f"warning: {warning}"]
+    assert done.stderr.splitlines()[-1] == f"unetcli: --strict: 1 warning: {warning}"
+    assert done.returncode == 1
+    monkeypatch.setenv("UNETCLI_STRICT", "1")
+    assert unetcli("evaluate", "slip.zarr", "t.zarr").returncode == 1
+    right = unetcli("evaluate", "p.zarr", "t.zarr", "--json")
+    assert (right.returncode, json.loads(right.stdout)["warnings"]) == (0, [])
+
+
+@pytest.mark.usefixtures("volumes")
 def test_csv_has_a_row_for_each_section(tmp_path: Path) -> None:
     found = scores("p.zarr", "t.zarr", "--csv", "s.csv", "--sections", "2:5")
     with (tmp_path / "s.csv").open() as file:
@@ -180,6 +196,27 @@ def test_files_of_an_earlier_call_are_replaced(tmp_path: Path, volumes: None) ->
         files.append([(tmp_path / name).read_text() for name in ("r.html", "s.csv")])
     assert files[0][0] != files[1][0]
     assert files[0][1] != files[1][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--csv", "wood.csv"], "sample,cross-section,area\n1,2,3\n"),
+        (["--csv", "wood.csv"], "section,\n1,2\n"),
+        (["--csv", "wood.csv"], "section,pixels.iou,area\n1,2,3\n"),
+        (["--csv", "wood.csv"], "section,pixels.count\n1,2\n"),
+        (["--report", "pipeline.sh"], "#!/bin/sh\nunetcli evaluate a b\n"),
+        (["--report", "notes.html"], '<!DOCTYPE html>\n<p><meta name="generator" content="unetcli evaluate">'),
+    ],
+)
+def test_files_of_others_are_kept_whatever_words_they_contain(
+    unetcli: Run, tmp_path: Path, volumes: None, words: list[str], text: str
+) -> None:
+    file = tmp_path / words[1]
+    file.write_text(text)
+    done = unetcli("evaluate", "p.zarr", "t.zarr", "--metrics", "pixels", *words)
+    assert (done.returncode, file.read_text()) == (1, text)
+    assert f"{words[0]} {words[1]}: exists and was not written by evaluate" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from unetcli.core.geometry import Architecture
+from unetcli.core.records import decoded
 from unetcli.train.settings import Augmentation, Optimisation, TrainingConfig, TruthRules
 
 CONFIG = TrainingConfig(
@@ -66,7 +67,7 @@ def changed(part: str, name: str) -> TrainingConfig:
 
 
 def test_it_comes_back_from_json_as_it_was() -> None:
-    again = TrainingConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict())))
+    again = decoded(TrainingConfig, json.loads(json.dumps(CONFIG.to_dict())))
     assert again == CONFIG
     assert not CONFIG.differences(again)
 
@@ -75,7 +76,7 @@ def test_it_comes_back_from_json_as_it_was() -> None:
 def test_each_difference_is_named_once(part: str, name: str) -> None:
     other = changed(part, name)
     assert other != CONFIG
-    differences = CONFIG.differences(TrainingConfig.from_dict(json.loads(json.dumps(other.to_dict()))))
+    differences = CONFIG.differences(decoded(TrainingConfig, json.loads(json.dumps(other.to_dict()))))
     assert len(differences) == 1
     assert differences[0].startswith("images or labels have changed" if name == "data" else f"{name} ")
     assert "\n" not in differences[0]

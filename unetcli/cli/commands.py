@@ -11,7 +11,7 @@ import typer
 
 from unetcli.cli import console
 from unetcli.cli.requests import DryRunOption, JsonOption
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, refuse_warnings
 from unetcli.core.options import Options
 from unetcli.core.streams import silent
 from unetcli.evaluate.request import EvaluateRequest
@@ -51,7 +51,7 @@ def show(request: ShowRequest) -> None:
     """Draw one section of VOLUME, with labels or a probability on top."""
     from unetcli.viz.show import show
 
-    typer.echo(show(request))
+    console.print_path(show(request))
 
 
 def worker(request: WorkerRequest) -> None:
@@ -87,6 +87,7 @@ def predict(request: PredictRequest, dry_run: DryRunOption = False, json: JsonOp
     console.print_summary(summary, as_json=json)
     if not summary.finished and not summary.jobs:
         raise typer.Exit(console.INCOMPLETE)
+    refuse_warnings(summary.warnings, strict=request.strict)
 
 
 def plan(request: PlanRequest, json: JsonOption = False) -> None:
@@ -103,6 +104,7 @@ def plan(request: PlanRequest, json: JsonOption = False) -> None:
 
     report = run_plan(request)
     console.print_json(report.to_dict()) if json else typer.echo("\n".join(plan_lines(report)))
+    refuse_warnings(report.warnings, strict=request.strict)
 
 
 def label(request: LabelRequest, json: JsonOption = False) -> None:
@@ -119,6 +121,7 @@ def label(request: LabelRequest, json: JsonOption = False) -> None:
     console.print_summary(summary, as_json=json)
     if not summary.complete and not summary.jobs:
         raise typer.Exit(console.INCOMPLETE)
+    refuse_warnings(summary.warnings, strict=request.strict)
 
 
 def evaluate(request: EvaluateRequest, json: JsonOption = False) -> None:
@@ -145,6 +148,7 @@ def evaluate(request: EvaluateRequest, json: JsonOption = False) -> None:
     console.print_json(found.to_json()) if json else typer.echo("\n".join(score_lines(found)))
     with console.progress("sections") as report:
         write_files(request, found, report)
+    refuse_warnings(found.warnings, strict=request.strict)
 
 
 def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption = False) -> None:
@@ -180,6 +184,7 @@ def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption
         print_training(summary, json, advise=local)
     if summary is None or not summary.finished:
         console.leave(signals, requeue=local and first)
+    refuse_warnings(summary.warnings, strict=request.strict)
 
 
 def print_training(summary: TrainSummary, json: bool, *, advise: bool) -> None:
@@ -190,18 +195,16 @@ def print_training(summary: TrainSummary, json: bool, *, advise: bool) -> None:
     if json:
         console.print_json(asdict(summary))
     elif summary.best_step is not None:
-        typer.echo(summary.model)
+        console.print_path(summary.model)
 
 
 def preview(request: TrainRequest, json: bool) -> None:
     """Print what would be trained."""
-    from unetcli.core.process import prepare
+    from unetcli.api import run_preview
 
-    prepare()  # before torch is imported
-    from unetcli.train.train import preview_training
-
-    found = asdict(preview_training(request))
+    found = asdict(run_preview(request))
     console.print_json(found) if json else typer.echo("\n".join(preview_lines(found)))
+    refuse_warnings(found["warnings"], strict=request.strict)
 
 
 def preview_lines(found: dict[str, Any]) -> list[str]:

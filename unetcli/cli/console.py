@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from unetcli.cli.terminal import PrintableStream, printable, shortened, unguarded
 from unetcli.core.process import Signals
 from unetcli.core.streams import ProgressCallback, silent
 
@@ -28,6 +30,21 @@ def set_up(*, verbose: bool, quiet: bool) -> None:
     _logger.handlers[:] = [_Handler()]
     _logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     _logger.propagate = False
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null in the place of each standard stream that the caller closed (``2>&-``).
+
+    Python has no stream there. Moreover, the next files to be opened would take the numbers of these streams, and
+    whatever a library prints would go into them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            taken = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            if taken != number:
+                os.dup2(taken, number)
+                os.close(taken)
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: PTH123, SIM115 - open until the process ends
 
 
 def say(text: str) -> None:
@@ -57,7 +74,16 @@ def print_summary(summary: Any, *, as_json: bool) -> None:
     elif summary.jobs:
         print_jobs(summary.jobs)
     else:
-        typer.echo(summary.output)
+        print_path(summary.output)
+
+
+def print_path(path: object) -> None:
+    """Print a path on stdout: on a terminal with visible control characters, for scripts exactly as it is."""
+    if isinstance(sys.stdout, PrintableStream) and not sys.stdout.isatty():
+        sys.stdout.write_exactly(f"{path}\n")
+        sys.stdout.flush()
+    else:
+        typer.echo(path)
 
 
 def stop_on_sigterm() -> Callable[[], bool]:
@@ -137,7 +163,7 @@ def _bar(unit: str) -> Iterator[ProgressCallback]:
         left,
         Note(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False, expand=True) as bar:
+    with Progress(*columns, console=Console(file=unguarded(sys.stderr)), transient=False, expand=True) as bar:
         task = bar.add_task(unit, total=None)
 
         def report(done: int, total: int, note: str = "") -> None:
@@ -159,7 +185,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        text = f"{prefix}{record.getMessage()}"
+        text = printable(shortened(f"{prefix}{record.getMessage()}"))
         if self.console is not None:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -1,4 +1,14 @@
-"""Errors that a user can fix, as opposed to bugs, and the formatting of messages."""
+"""Errors that a user can fix, as opposed to bugs, warnings about the result, and the formatting of messages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
 
 
 class UnetcliError(Exception):
@@ -37,3 +47,61 @@ def counted(number: int, unit: str) -> str:
     ('1 section', '25 sections')
     """
     return f"{number} {unit}{'s' * (number != 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Warnings:
+    """Warnings of one call of a command."""
+
+    strict: bool
+    texts: list[str] = field(default_factory=list)
+
+
+_collected: ContextVar[_Warnings | None] = ContextVar("warnings", default=None)
+
+
+@contextmanager
+def collected_warnings(*, strict: bool = False) -> Iterator[list[str]]:
+    """Collect the texts of all warnings within the context, for ``warnings`` of ``--json``.
+
+    Parameters
+    ----------
+    strict
+        Value of ``--strict``, which :func:`require_no_warnings` obeys.
+    """
+    collected = _Warnings(strict)
+    token = _collected.set(collected)
+    try:
+        yield collected.texts
+    finally:
+        _collected.reset(token)
+
+
+def warn(text: str) -> None:
+    """Warn that a result may be wrong: a line on stderr, and an entry in ``warnings`` of ``--json``.
+
+    The text states what is wrong, where, the value found and a value that would work. A text that was given before in
+    the same call is not repeated. Events that a run deals with itself, such as a failed job, are only logged.
+    """
+    collected = _collected.get()
+    if collected is None or text not in collected.texts:
+        log.warning("%s", text)
+    if collected is not None and text not in collected.texts:
+        collected.texts.append(text)
+
+
+def require_no_warnings() -> None:
+    """With ``--strict``, raise :class:`UnetcliError` if there was a warning; called before a command computes."""
+    if (collected := _collected.get()) is not None:
+        refuse_warnings(collected.texts, strict=collected.strict)
+
+
+def refuse_warnings(texts: Sequence[str], *, strict: bool) -> None:
+    """Raise :class:`UnetcliError` if there are warnings and ``--strict`` is given.
+
+    >>> refuse_warnings(["a.tif: all values are 0"], strict=True)
+    Traceback (most recent call last):
+    unetcli.core.errors.UnetcliError: --strict: 1 warning: a.tif: all values are 0
+    """
+    if strict and texts:
+        raise UnetcliError(f"--strict: {counted(len(texts), 'warning')}: {'; '.join(texts)}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import publish
+from unetcli.core.records import MAX_DIGITS, OddFile, read_record
 
 WAIT_SECONDS = 0.1
 """Interval at which a waiting process checks the lock, in seconds."""
@@ -87,8 +88,8 @@ def _break(path: Path, take_over: bool) -> None:
 
 def _holder(path: Path) -> Holder | None:
     try:
-        return Holder(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return read_record(path, Holder, "")
+    except (FileNotFoundError, OddFile):
         return None
 
 
@@ -143,7 +144,8 @@ def job_id() -> str:
 
 
 def _restarts() -> int:
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() and len(count) < MAX_DIGITS else 0
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections import deque
@@ -39,7 +40,8 @@ def prefetch(items: Iterable[T], ahead: int) -> Generator[T]:
     """
     ready: queue.Queue[T | _Failure | None] = queue.Queue(ahead)
     closed = threading.Event()
-    thread = threading.Thread(target=_fill, args=(items, ready, closed), daemon=True)
+    context = contextvars.copy_context()  # a warning in the thread belongs to the command that started it
+    thread = threading.Thread(target=context.run, args=(_fill, items, ready, closed), daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:
@@ -86,7 +88,7 @@ def ordered_map(make: Callable[[S], T], items: Iterable[S], threads: int) -> Ite
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
-                waiting.append((item, pool.submit(make, item)))
+                waiting.append((item, pool.submit(contextvars.copy_context().run, make, item)))
                 if len(waiting) > threads:
                     yield _ended(waiting)
             while waiting:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import secrets
 import socket
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.files import Place, sync, sync_all
+from unetcli.core.records import MAX_DIGITS, decoded, parse_json
 
 GROUP_SECONDS, GROUP_BLOCKS = 1.0, 64
 """Limits of a group of receipts that are synced to disk together."""
@@ -61,15 +64,20 @@ class Receipt:
 
     @classmethod
     def from_line(cls, line: str) -> Receipt | None:
-        """Parse a receipt; return None for a line that a crash left incomplete."""
-        body, _, crc = line.rstrip("\n").rpartition(" ")
-        words = body.split(" ")
-        if len(words) != len(_TYPES) or crc != f"{zlib.crc32(body.encode()):08x}":
+        """Parse a receipt; return None for a line that a crash left incomplete, or that no worker writes."""
+        if _words(line.encode()) is None:
             return None
-        return cls(**{name: kind(word) for (name, kind), word in zip(_TYPES.items(), words, strict=True)})
+        words = line.rstrip("\n").split(" ")[:-1]
+        try:
+            return cls(**{name: kind(word) for (name, kind), word in zip(_TYPES.items(), words, strict=True)})
+        except ValueError:
+            return None
 
 
 _TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(Receipt)}
+MAX_ATTEMPT = 2**30
+"""Attempts are counted in int32."""
+CHECKSUM = re.compile(rb"[0-9a-f]{32}")
 
 
 class Ledger:
@@ -108,7 +116,8 @@ class Ledger:
     def refresh(self) -> Self:
         """Read the receipts appended since the last refresh."""
         with os.scandir(self.folder) as entries:
-            sizes = {entry.path: entry.stat().st_size for entry in entries if entry.name.endswith(".txt")}
+            files = (entry for entry in entries if entry.name.endswith(".txt") and entry.is_file())
+            sizes = {entry.path: entry.stat().st_size for entry in files}
         if not self._offsets.keys() <= sizes.keys():
             self._clear()  # the run was started over
         for path in sorted(path for path, size in sizes.items() if size > self._offsets.get(path, 0)):
@@ -154,16 +163,28 @@ class Ledger:
 
 
 def _words(line: bytes) -> tuple[int, int, bytes, bytes, bytes] | None:
-    """Parse block, attempt, state, checksum and host of a line; return None if the line is incomplete."""
+    """Parse block, attempt, state, checksum and host of a line; return None if no worker writes such a line.
+
+    Lines are incomplete after a crash. A line whose values cannot be those of a receipt is ignored although its CRC is
+    right: its block counts as missing and is computed again.
+    """
     body, _, crc = line.rstrip(b"\n").rpartition(b" ")
     words = body.split(b" ")
     if len(words) != len(_TYPES) or crc != b"%08x" % zlib.crc32(body):
         return None
-    return int(words[0]), int(words[1]), words[2], words[3], words[9]
+    block, attempt, state, checksum = words[:4]
+    if not (block.isdigit() and attempt.isdigit() and len(block) < MAX_DIGITS and len(attempt) < MAX_DIGITS):
+        return None
+    if int(attempt) > MAX_ATTEMPT or state not in _STATES or (state == b"done" and not CHECKSUM.fullmatch(checksum)):
+        return None
+    return int(block), int(attempt), state, checksum, words[9]
+
+
+_STATES = {DONE.encode(), VOID.encode()}
 
 
 def _bytes(checksum: bytes) -> bytes:
-    return bytes.fromhex(checksum.decode()) if len(checksum) == 32 else bytes(16)
+    return bytes.fromhex(checksum.decode()) if CHECKSUM.fullmatch(checksum) else bytes(16)
 
 
 def worker_name() -> str:
@@ -257,15 +278,14 @@ class FailureBook:
 
 def read_failures(folder: Path) -> Iterator[BlockFailure]:
     """Read every recorded failure, files in order of their last change; incomplete lines are skipped."""
-    for path in sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+    files = (path for path in folder.glob("*.jsonl") if path.is_file())
+    for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name)):
         for line in path.read_text(errors="replace").splitlines():
-            try:
-                yield BlockFailure(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
+            with suppress(ValueError):
+                yield decoded(BlockFailure, parse_json(line))
 
 
 def current_failures(folder: Path, ledger: Ledger) -> list[BlockFailure]:
     """Return the last failure of each block that has no receipt."""
-    last = {failure.block: failure for failure in read_failures(folder)}
-    return [failure for block, failure in sorted(last.items()) if block < len(ledger.done) and not ledger.done[block]]
+    last, missing = {failure.block: failure for failure in read_failures(folder)}, set(ledger.missing.tolist())
+    return [failure for block, failure in sorted(last.items()) if block in missing]

@@ -28,7 +28,7 @@ from unetcli.core.files import (
     sync,
 )
 from unetcli.core.lock import hold, require_free
-from unetcli.core.records import from_json, to_json
+from unetcli.core.records import OddFile, from_json, read_record, read_text, to_json
 from unetcli.engine.receipts import Ledger
 from unetcli.executors.slurm.journal import JobJournal
 
@@ -66,14 +66,9 @@ def read_mark(folder: Path) -> Mark | None:
     """
     file = folder / MARKER
     try:
-        values = json.loads(file.read_text())
-        return Mark(unetcli=str(values["unetcli"]), format=int(values["format"]), step=str(values["step"]))
+        return read_record(file, Mark, "damaged, or not written by unetcli; choose another folder with --run-folder")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, KeyError, RecursionError, IsADirectoryError) as error:
-        raise UnetcliError(
-            f"{file}: damaged, or not written by unetcli; choose another folder with --run-folder"
-        ) from error
 
 
 def require_format(folder: Path, mark: Mark, then: str) -> None:
@@ -150,9 +145,11 @@ def _make(folder: Path, step: str) -> None:
         publish(draft / MARKER, _text(step))
         os.rename(draft, folder)
         sync(folder.absolute().parent)
-    except OSError as error:
+    except (OSError, UnetcliError) as error:
         remove(draft)
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # otherwise another launcher was faster
+        if getattr(error, "errno", None) not in (errno.ENOTEMPTY, errno.EEXIST):  # otherwise another was faster
+            with suppress(OSError):  # the folder above, unless it has other files
+                draft.parent.rmdir()
             raise
 
 
@@ -254,6 +251,10 @@ class ShareLayout:
     step: int = 1
     """Difference between the array indices of consecutive shares."""
 
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.step < 1:
+            raise UnetcliError(f"{self.count} shares at a difference of {self.step}; expected 1 or more of both")
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -344,12 +345,13 @@ class RunFolder:
     def read_plan(self, kind: type[T], version: int) -> T | None:
         """Read the frozen plan; return None if there is none."""
         try:
-            return from_json(kind, self.plan_file.read_text(), version, "plan")
+            return from_json(kind, read_text(self.plan_file), version, "plan")
         except FileNotFoundError:
             return None
-        except (UnetcliError, ValueError, KeyError, TypeError, AttributeError) as error:
-            why = error if isinstance(error, UnetcliError) else f"not a readable plan ({error!r})"
-            raise UnetcliError(f"{self.plan_file}: {why}; --overwrite starts over") from error
+        except OddFile as error:
+            raise OddFile(f"{error}; --overwrite starts over") from error
+        except (UnetcliError, ValueError) as error:
+            raise OddFile(f"{self.plan_file}: not a readable plan: {error}; --overwrite starts over") from error
 
     def publish_plan(self, plan: T, version: int) -> T:
         """Freeze the plan; return the frozen one, which is another launcher's if that was faster."""
@@ -365,7 +367,7 @@ class RunFolder:
 
     def read_paths(self, kind: type[T]) -> T:
         """Read the current paths of the run's data."""
-        return kind(**json.loads(self.paths_file.read_text()))
+        return read_record(self.paths_file, kind, "the command that made the run writes it again, or use --overwrite")
 
     def write_paths(self, paths: Any) -> None:
         """Store the paths of the data for workers; unlike the plan, they may change between two launches."""
@@ -454,7 +456,7 @@ class RunFolder:
     def share_layout(self) -> ShareLayout | None:
         """Read the layout of the shares; return None if the run has none."""
         try:
-            return ShareLayout(**json.loads(self.shares_file.read_text()))
+            return read_record(self.shares_file, ShareLayout, "--overwrite starts over")
         except FileNotFoundError:
             return None
 

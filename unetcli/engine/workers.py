@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
+import resource
 import secrets
 import threading
 import time
@@ -14,11 +16,12 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from unetcli.core.errors import counted, one_line
 from unetcli.core.files import draft_of
 from unetcli.core.lock import Holder
+from unetcli.core.records import MAX_DIGITS, OddFile, read_record
 from unetcli.engine.receipts import worker_name
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.slurm.journal import JobJournal
@@ -167,9 +170,8 @@ def read_beats(folder: Path) -> dict[str, Beat]:
     """Read the last heartbeat of every worker of a run, by file name."""
     beats = {}
     for path in sorted(folder.glob("*.json")):
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            values: dict[str, Any] = json.loads(path.read_text())
-            beats[path.stem] = Beat(**{**values, "holder": Holder(**values["holder"])})
+        with suppress(OSError, OddFile):
+            beats[path.stem] = read_record(path, Beat, "")
     return beats
 
 
@@ -184,11 +186,17 @@ def memory_bytes() -> int:
 def memory_limit() -> int | None:
     """Return the memory limit of this process, in bytes: SLURM's, else the control group's; None if unknown."""
     per_node, per_cpu = os.environ.get("SLURM_MEM_PER_NODE"), os.environ.get("SLURM_MEM_PER_CPU")
-    if per_node and per_node.isdigit():
+    cpus = os.environ.get("SLURM_CPUS_ON_NODE", "1")
+    if _is_number(per_node):
         return int(per_node) * 2**20
-    if per_cpu and per_cpu.isdigit():
-        return int(per_cpu) * int(os.environ.get("SLURM_CPUS_ON_NODE", "1")) * 2**20
+    if _is_number(per_cpu) and _is_number(cpus):
+        return int(per_cpu) * int(cpus) * 2**20
     return _control_group_limit()
+
+
+def _is_number(text: str | None) -> TypeGuard[str]:
+    """Return whether a variable that SLURM sets is a number; users can set it to anything."""
+    return text is not None and text.isdecimal() and len(text) < MAX_DIGITS
 
 
 def _control_group_limit() -> int | None:
@@ -201,6 +209,23 @@ def _control_group_limit() -> int | None:
             if (limit := int(Path(place).read_text())) < 2**60:  # a very large number stands for none
                 return limit
     return None
+
+
+def available_memory() -> tuple[float, str]:
+    """Memory that this process can still use, in bytes, and what limits it: the host, the job or ``ulimit -v``."""
+    found = [(math.inf, "available")]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        found.append((int(free) * 1024, "free on this machine"))
+    if (limit := memory_limit()) is not None:
+        found.append((limit - memory_bytes(), "left within the memory limit of this job or container"))
+    ceiling = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if ceiling != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError):
+            mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            found.append((ceiling - mapped, "left within `ulimit -v`"))
+    return min(found)
 
 
 PATIENCE_SECONDS = 35.0

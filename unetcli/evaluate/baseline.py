@@ -6,7 +6,6 @@ object. Both are resampled with the same draws (paired bootstrap): see :mod:`une
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,13 +14,23 @@ from typing import Any
 import numpy as np
 
 from unetcli.core.errors import UnetcliError
-from unetcli.evaluate.request import EvaluateRequest
+from unetcli.core.records import OddFile, decoded, parse_json, read_text
+from unetcli.evaluate.request import METRICS, EvaluateRequest
 from unetcli.evaluate.result import VERSION, Scores
 from unetcli.evaluate.scoring import OBJECT, REFERENCE_ONLY, ScoreGroup, unpack
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.sums import Difference, Interval, Score, differences
 from unetcli.volumes.volume import same_data
 
+BASELINE_BYTES = 2**30
+"""Largest baseline; it has sums of each section or object."""
+BASELINE_TYPES: dict[str, Any] = {
+    "prediction": str,
+    "judged": dict[str, Any],
+    "sums": dict[str, dict[str, dict[str, Any]]],
+    **dict.fromkeys(METRICS, dict[str, Any]),
+}
+"""Types of the values that a baseline is read for."""
 UNPAIRED = "result objects differ between predictions, so only sections can be paired, and there are too few of them"
 
 
@@ -55,14 +64,17 @@ def read_baseline(path: Path) -> dict[str, Any]:
         The file is missing, or is not such an output.
     """
     try:
-        found = json.loads(path.read_text())
+        found: Any = parse_json(read_text(path, BASELINE_BYTES))
+        if not isinstance(found, dict) or found.get("unetcli_evaluate") != VERSION:
+            raise ValueError(f"not output of version {VERSION}")
+        for name, kind in BASELINE_TYPES.items():
+            decoded(kind | None, found.get(name), name)
     except FileNotFoundError as error:
         raise UnetcliError(f"--baseline {path}: no such file") from error
-    except ValueError as error:
-        raise UnetcliError(f"--baseline {path}: not JSON ({error}); expected evaluate --json output") from error
-    if not isinstance(found, dict) or found.get("unetcli_evaluate") != VERSION:
-        raise UnetcliError(f"--baseline {path}: expected output of unetcli evaluate --json, version {VERSION}")
-    return found
+    except (ValueError, OddFile) as error:
+        what = str(error).removeprefix(f"{path}: ")
+        raise UnetcliError(f"--baseline {path}: {what}; expected output of unetcli evaluate --json") from error
+    return dict(found)
 
 
 def require_comparable(path: Path, baseline: Mapping[str, Any], scope: Mapping[str, Any]) -> None:
@@ -97,7 +109,7 @@ def compare(path: Path, baseline: Mapping[str, Any], scores: Scores, groups: Seq
             earlier = type(group.sums)(*(unpack(packed["sums"][one.name]) for one in fields(group.sums)))
             values = {name: float(before[name]) for name in names}
             gaps = paired(group, earlier, names)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise UnetcliError(f"--baseline {path}: cannot read the sums of {group.metric} ({error})") from error
         found.setdefault(group.metric, {}).update(
             {name: difference_entry(group.scores[name], current[name], values[name], gap) for name, gap in gaps.items()}

@@ -97,10 +97,14 @@ def pack(values: NDArray[Any]) -> dict[str, Any]:
     return {"dtype": small.dtype.str, "shape": list(small.shape), "zlib": data}
 
 
+MOST_BYTES = 2**30
+"""Largest array that is unpacked."""
+
+
 def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
     """Decode the result of :func:`pack`; raises ValueError, KeyError or TypeError for anything else."""
     try:
-        data = zlib.decompress(base64.b64decode(packed["zlib"], validate=True))
+        data = zlib.decompressobj().decompress(base64.b64decode(packed["zlib"], validate=True), MOST_BYTES)
     except zlib.error as error:
         raise ValueError(str(error)) from error
     return np.frombuffer(data, np.dtype(packed["dtype"])).reshape(packed["shape"]).astype(np.float64)

@@ -19,6 +19,7 @@ from unetcli.core.options import (
     overwrite_option,
     retries_option,
     run_option,
+    strict_option,
     take_over_option,
 )
 from unetcli.executors.options import ClusterOptions
@@ -78,6 +79,7 @@ class LabelRequest(ClusterOptions):
     retries: int = retries_option()
     overwrite: bool = overwrite_option()
     take_over: bool = take_over_option()
+    strict: bool = strict_option()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prediction", strip_scheme(self.prediction).rstrip("/"))

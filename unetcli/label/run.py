@@ -14,8 +14,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
-from unetcli.core.errors import UnetcliError, counted
-from unetcli.core.files import draft_of, remove_aside, sync_all
+from unetcli.core.errors import UnetcliError, counted, require_no_warnings
+from unetcli.core.files import replacing_folder
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, run
@@ -38,8 +38,9 @@ from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import max_levels
-from unetcli.volumes.image import require_own_output
+from unetcli.volumes.image import require_marked_shape, require_own_output
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.store import require_no_links
 from unetcli.volumes.volume import Volume, fingerprint
 
 log = logging.getLogger(__name__)
@@ -142,8 +143,10 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     if not request.allow_incomplete:
         require_complete(request.prediction)
     parent = Parent.open(request.prediction)
+    require_marked_shape(parent.volume, parent.place)
     folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
+    require_no_links(parent.place, f"labels/{request.name}/0")
     require_own_output(parent.labels(request.name), LABEL, OTHER_NAME, KIND)
     require_own_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
     frozen = None if request.overwrite else folder.read_plan(LabelPlan, FORMAT)
@@ -153,6 +156,7 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     step = LabelStep(folder=folder, plan=make_plan(request, parent, frozen), paths=paths)
     if not request.overwrite:
         require_continued(step, frozen, f"start over with --overwrite, or {OTHER_NAME}")
+    require_no_warnings()
     return step
 
 
@@ -255,10 +259,9 @@ def require_exportable(folder: Path) -> None:
 def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
     """Write all frames and return their number; the folder appears whole or not at all."""
     require_exportable(folder)
-    boxes, draft = list(frames(labels, three_d=three_d)), draft_of(folder.absolute())
+    boxes = list(frames(labels, three_d=three_d))
     digits = max(3, len(str(len(boxes) - 1)))
-    draft.mkdir()
-    try:
+    with replacing_folder(folder) as draft:
         for number, box in enumerate(boxes):
             values = renumbered(labels.read(box)[0], f"frame {number} of {labels.path}")
             image = values.reshape(
@@ -268,11 +271,7 @@ def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
             tifffile.imwrite(
                 draft / name, image, photometric="minisblack", compression="zlib", software=SOFTWARE, metadata=None
             )
-        sync_all(list(draft.iterdir()), draft)
-        remove_aside(folder)
-        draft.rename(folder)
-    finally:
-        remove_aside(draft)
+        require_exportable(folder)  # files may have been added meanwhile
     return len(boxes)
 
 
@@ -319,6 +318,8 @@ class LabelSummary:
     """SLURM jobs left running by ``--detach``."""
     ctc_frames: int | None
     seconds: float
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     @property
     def sentence(self) -> str:
@@ -364,13 +365,13 @@ def label_volume(
 
 def summarise(step: LabelStep, outcome: RunOutcome, frames: int | None, seconds: float) -> LabelSummary:
     """Summary of a call."""
-    merged = step.files.merged() if step.files.summary_file.exists() else {}
+    merged = step.files.merged() if step.files.summary_file.exists() else None
     found, done = int(outcome.found.sum()), int(outcome.done.sum())
     return LabelSummary(
         output=step.paths.output,
         table=str(step.table),
         complete=outcome.complete,
-        **{name: merged.get(name) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
+        **{name: getattr(merged, name, None) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
         method=step.plan.settings.method,
         threshold=step.plan.settings.threshold,
         blocks=step.plan.blocks,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unetcli.core.errors import require_no_warnings
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Machine, cpu_name, cpu_threads, may_have_gpu
 from unetcli.core.records import to_json
@@ -83,6 +84,8 @@ class PlanReport:
     """Answer of SLURM to these options."""
     assumed: tuple[str, ...]
     """Assumptions, as phrases."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     @property
     def blocks_per_share(self) -> int:
@@ -126,6 +129,7 @@ class PlanReport:
             "begun": self.begun,
             "conflicts": list(self.conflicts),
             "assumed": list(self.assumed),
+            "warnings": list(self.warnings),
         }
 
 
@@ -157,11 +161,12 @@ def plan_volume(
     """
     cluster, options = cluster or request, options or PlanOptions()
     request, asked = with_machine(request, cluster), slurm_request(cluster)
-    model, source = find_model(request.model), open_volume(request.volume)
+    model, source = find_model(request.model), open_volume(request.volume, parts=True)
     architecture = read_header(model).architecture
     frozen = None if request.overwrite else folder_of(request).read_plan(Plan, FORMAT)
     machine, assumed = find_machine(request, frozen)
     plan = resolve_plan(request, source, model, frozen, machine)
+    require_no_warnings()
     numbers = estimate(plan, architecture, stored_input(plan, source))
     numbers = replace(numbers, output_files=numbers.output_files + pyramid_of(plan).files)
     probe = None if options.tile_seconds else find_probe(plan, architecture, options, machine, submit)

@@ -22,7 +22,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture, Box
 from unetcli.core.process import cpu_name
-from unetcli.core.records import from_json, to_json
+from unetcli.core.records import OddFile, decoded, from_json, read_record, to_json
 from unetcli.engine.clusters import cancel_jobs
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.journal import submit_jobs
@@ -117,7 +117,9 @@ class Probe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Probe:
-        return cls(**{**values, "key": ProbeKey(**values["key"])})
+        """Restore a probe from plain values; raises ValueError if they are not those of a probe."""
+        found: Probe = decoded(cls, values)
+        return found
 
 
 def cache_file() -> Path:
@@ -129,8 +131,8 @@ def cache_file() -> Path:
 def cached_probes() -> list[Probe]:
     """All probes in the cache; none if the file is missing or has another format."""
     try:
-        return [Probe.from_dict(values) for values in json.loads(cache_file().read_text())]
-    except (OSError, ValueError, TypeError, KeyError):
+        return read_record(cache_file(), list[Probe], "")
+    except (OSError, OddFile):
         return []
 
 
@@ -173,7 +175,7 @@ def measure_plan(text: str) -> dict[str, Any]:
 
     prepare()  # before torch is imported
     plan = from_json(Plan, text, FORMAT, "plan")
-    return asdict(measure(plan, Path(plan.sources.model), open_volume(plan.sources.volume)))
+    return asdict(measure(plan, Path(plan.sources.model), open_volume(plan.sources.volume, parts=True)))
 
 
 def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -> Probe:
@@ -342,7 +344,7 @@ def probe_in_job(cluster: ClusterOptions) -> Callable[[Callable[[str], dict[str,
                 cancel_jobs(jobs)
             if not result.exists():
                 raise UnetcliError(f"probe: job {end.job} on {end.host} failed: {end.reason}")
-            return dict(json.loads(result.read_text()))
+            return read_record(result, dict[str, Any], "plan once more")
 
     return submit
 

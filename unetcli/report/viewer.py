@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
+from unetcli.core.records import parse_json, read_text
 from unetcli.engine.runfolder import RunFolder
 from unetcli.evaluate.request import CLASSES
 from unetcli.evaluate.result import Evaluation, Section, SectionImages
@@ -293,6 +293,6 @@ def predicted_volume(prediction: str) -> str | None:
     if is_remote(parse_place(prediction)):
         return None
     try:
-        return str(json.loads(RunFolder.of(parse_place(prediction)).plan_file.read_text())["sources"]["volume"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(parse_json(read_text(RunFolder.of(parse_place(prediction)).plan_file))["sources"]["volume"])
+    except (OSError, UnetcliError, ValueError, KeyError, TypeError):
         return None

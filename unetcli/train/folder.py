@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,17 @@ import numpy as np
 import torch
 
 from unetcli import __version__
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import PARTIAL, draft_of, remove_aside, replacing, sweep, sync
 from unetcli.core.lock import hold
+from unetcli.core.records import OddFile, decoded, from_json, parse_json, read_text, to_json
 from unetcli.model.file import FILE_NAME
 from unetcli.train.settings import TrainingConfig
 
 CONFIG_VERSION = CHECKPOINT_VERSION = 2
 STORED_NAMES = {"validations_since_best": "looks_since_best"}
 """Fields of a checkpoint that have another name in the file."""
+_FIELDS = {stored: name for name, stored in STORED_NAMES.items()}
 log = logging.getLogger(__name__)
 
 
@@ -88,16 +90,14 @@ class TrainingFolder:
             The file is damaged or of another version.
         """
         try:
-            values = json.loads(self.config.read_text())
-            if values["version"] != CONFIG_VERSION:
-                raise UnetcliError(
-                    f"{self.config}: version {values['version']}, expected {CONFIG_VERSION}; --overwrite starts over"
-                )
-            return TrainingConfig.from_dict(values["config"]), values["steps"]
+            found = self._stored()
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UnetcliError(f"{self.config}: damaged; --overwrite starts over") from error
+        except OddFile as error:
+            raise OddFile(f"{error}; --overwrite starts over") from error
+        except (ValueError, UnetcliError) as error:
+            raise OddFile(f"{self.config}: {error}; --overwrite starts over") from error
+        return found.config, found.steps
 
     def require_same(self, config: TrainingConfig) -> None:
         """Raise UnetcliError if the configuration differs from the one frozen in this folder."""
@@ -109,10 +109,20 @@ class TrainingFolder:
             )
 
     def freeze(self, config: TrainingConfig, steps: int) -> None:
-        """Record the configuration, the number of steps and the versions of the software."""
-        values = {"version": CONFIG_VERSION, "steps": steps, "made_with": versions(), "config": config.to_dict()}
+        """Record the configuration and the number of steps, and at the first call the versions of the software."""
+        frozen = FrozenTraining(steps=steps, made_with=self.made_with(), config=config)
         with replacing(self.config) as draft:
-            draft.write_text(json.dumps(values, indent=1))
+            draft.write_text(to_json(frozen, CONFIG_VERSION, key="version"))
+
+    def made_with(self) -> dict[str, str | None]:
+        """Versions of the software at the first call of the training; the present ones if there was no call yet."""
+        try:
+            return self._stored().made_with
+        except (OSError, ValueError, UnetcliError):
+            return versions()
+
+    def _stored(self) -> FrozenTraining:
+        return from_json(FrozenTraining, read_text(self.config), CONFIG_VERSION, "a training", key="version")
 
     def clear(self) -> None:
         """Delete the files of a training, checkpoints first: without them, an interrupted call cannot continue."""
@@ -123,10 +133,11 @@ class TrainingFolder:
             remove_aside(folder)
         self.config.unlink(missing_ok=True)
 
-    def load_checkpoint(self) -> Checkpoint | None:
+    def load_checkpoint(self, restore: Callable[[Checkpoint], None] = lambda _: None) -> Checkpoint | None:
         """Return the last checkpoint, or None.
 
         The one before is returned if the last is damaged, or is missing because a save was killed between two renames.
+        ``restore`` is called with the checkpoint, and raises if it does not fit the network.
 
         Raises
         ------
@@ -135,25 +146,25 @@ class TrainingFolder:
         """
         last, before = self.checkpoint, self.previous
         try:
-            return Checkpoint.load(last)
+            return _restored(last, restore)
         except FileNotFoundError:
-            return Checkpoint.load(before) if before.exists() else None
+            return _restored(before, restore) if before.exists() else None
         except UnetcliError as error:
             if not before.exists():
                 raise
-            found = Checkpoint.load(before)
+            found = _restored(before, restore)
             log.warning("%s; continuing from %s", error, before.name)
         with suppress(FileNotFoundError):  # another process of the same training was faster
             os.replace(last, self.damaged)  # otherwise the next save would keep it as the previous checkpoint
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the log; a last line that a crash left incomplete is omitted."""
+        """Return the rows of the log; lines that a crash left incomplete, or full of zero bytes, are omitted."""
         try:
-            lines = self.log.read_text().splitlines()
+            lines = self.log.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [row for line in lines if (row := _row(line)) is not None]
 
     def append_log(self, row: dict[str, Any]) -> None:
         with self.log.open("a") as file:
@@ -165,6 +176,30 @@ class TrainingFolder:
         kept = [row for row in self.rows() if row["step"] <= step]
         with replacing(self.log) as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenTraining:
+    """Content of ``training.json``."""
+
+    steps: int
+    made_with: dict[str, str | None]
+    """Versions of the software."""
+    config: TrainingConfig
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UnetcliError(f"steps is {self.steps}; expected 0 or more")
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """Parse a line of the log; return None if it is damaged."""
+    try:
+        row: dict[str, Any] = decoded(dict[str, bool | int | float | str | None], parse_json(line.strip("\0")))
+        decoded(tuple[int, bool], [row.get("step"), row.get("best")])
+    except ValueError:
+        return None
+    return row
 
 
 def versions() -> dict[str, str | None]:
@@ -186,6 +221,19 @@ def revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _restored(file: Path, restore: Callable[[Checkpoint], None]) -> Checkpoint:
+    """Load a checkpoint and call ``restore`` with it; an error means that it is not of this network."""
+    found = Checkpoint.load(file)
+    try:
+        restore(found)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:  # torch checks no types
+        reason = one_line(error).split(": ", 1)[-1]
+        raise UnetcliError(
+            f"{file}: checkpoint of another network ({reason[:200]}); --overwrite starts over"
+        ) from error
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +293,10 @@ class Checkpoint:
             raise
         except Exception as error:  # torch raises pickle, zip and runtime errors here
             raise UnetcliError(f"{file}: damaged checkpoint; --overwrite starts over") from error
-        if values.pop("version", None) != CHECKPOINT_VERSION:
+        if not isinstance(values, dict) or values.pop("version", None) != CHECKPOINT_VERSION:
             raise UnetcliError(f"{file}: checkpoint of another version; --overwrite starts over")
-        return cls(**{name: values[STORED_NAMES.get(name, name)] for name in cls.__slots__})
+        try:
+            found: Checkpoint = decoded(cls, {_FIELDS.get(name, name): value for name, value in values.items()})
+        except ValueError as error:
+            raise UnetcliError(f"{file}: damaged checkpoint ({error}); --overwrite starts over") from error
+        return found

@@ -164,9 +164,19 @@ class Learner:
         return sums[0] / weight_sum
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Load network, optimiser and moving average from a checkpoint."""
+        """Load network, optimiser and moving average from a checkpoint.
+
+        Raises
+        ------
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError
+            The checkpoint is of another network or optimiser.
+        """
         self.network.load_state_dict(checkpoint.network)
+        settings = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(checkpoint.optimizer)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)  # they follow from the configuration
+        _require_state(self.optimizer)
         if self.averaged is not None and checkpoint.averaged is not None:
             self.averaged.load_state_dict(checkpoint.averaged)
 
@@ -213,6 +223,19 @@ def recorded(network: nn.Module, arguments: tuple[Tensor, ...], precision: str) 
         return network
     finally:
         network.load_state_dict(state)  # passes before the recording change the statistics of batch normalisation
+
+
+def _require_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless the optimiser's values fit the weights, which torch does not check."""
+    names = {frozenset(state) for state in optimizer.state.values()}
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    if len(names) > 1 or len(optimizer.state) not in (0, count):
+        raise ValueError("values of the optimiser are missing for some weights")
+    for weights, state in optimizer.state.items():
+        for name, values in state.items():
+            fits = isinstance(values, Tensor) and (not values.ndim or values.shape == weights.shape)
+            if not fits and values is not None:
+                raise ValueError(f"{name} of the optimiser does not fit the weights of shape {tuple(weights.shape)}")
 
 
 def _averaged_values(network: nn.Module) -> list[Tensor]:

@@ -23,7 +23,9 @@ from unetcli.core.options import (
     parse_sections,
     region_option,
     run_option,
+    same_place_option,
     sections_option,
+    strict_option,
     take_over_option,
 )
 from unetcli.executors.options import SlurmOptions
@@ -86,6 +88,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
     validation_fraction: float | None = region_option(
         "Instead of --validation: hold out this fraction at the end of each pair. Default: 0.1."
     )
+    same_place: bool = same_place_option()
     channel: int | None = channel_option()
     depth: int | None = network_option("Number of pooling layers. Default: 4 (as in the paper) on a GPU, 3 on a CPU.")
     base_channels: int | None = network_option(
@@ -143,6 +146,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
     tensorboard: bool = run_option("Also write a TensorBoard log to OUTPUT/tensorboard.", default=False)
     overwrite: bool = overwrite_option()
     take_over: bool = take_over_option()
+    strict: bool = strict_option()
     cluster: str = cluster_option("Where to train: local, or slurm (as one job).", default="local", env=True)
     nodes: int = cluster_option("With slurm: number of nodes.", default=1)
     gpus_per_node: int = cluster_option("With slurm: GPUs per node, one process for each.", default=0)

@@ -324,18 +324,11 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        parts = {
-            "architecture": Architecture.from_dict(values["architecture"]),
-            "rules": TruthRules(**values["rules"]),
-            "augmentation": Augmentation(**values["augmentation"]),
-            "optimisation": Optimisation(**values["optimisation"]),
-            "sections": tuple(map(tuple, values["sections"])),
-            "validation": tuple(map(tuple, values["validation"])),
-            "data": tuple(values["data"]),
-        }
-        return cls(**{**values, **parts})
+    def __post_init__(self) -> None:
+        require_one_of("recipe", self.recipe, tuple(RECIPES))
+        for name in ("tile", "validate_every"):
+            if (value := getattr(self, name)) < 1:
+                raise UnetcliError(f"{name} is {value}; expected 1 or more")
 
     def differences(self, new: TrainingConfig) -> list[str]:
         """Describe each setting in which another configuration differs, one phrase per setting."""

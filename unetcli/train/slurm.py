@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetcli.core.errors import Incomplete, UnetcliError
+from unetcli.core.errors import Incomplete, UnetcliError, collected_warnings, require_no_warnings
 from unetcli.core.lock import hold, holding_job
 from unetcli.core.process import Signals, prepare
 from unetcli.core.streams import ProgressCallback
@@ -125,6 +125,7 @@ def launch(
     if done is not None and done.finished:
         return done
     _check(request, slurm, processes)
+    require_no_warnings()
     require_slurm()
     folder.jobs.mkdir(parents=True, exist_ok=True)
     with hold(folder.path / "launcher", take_over=request.take_over):
@@ -296,7 +297,8 @@ def _trained(request: TrainRequest, signals: Signals, first: bool) -> bool:
     from unetcli.train.train import train_model
 
     try:
-        summary = train_model(request, signals=signals)
+        with collected_warnings(strict=request.strict):
+            summary = train_model(request, signals=signals)
     except OtherRankFailed:
         raise SystemExit(USER) from None
     except PeerLost as error:

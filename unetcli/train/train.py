@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from unetcli.core.errors import require_no_warnings
 from unetcli.core.files import explain_write_errors, require_apart
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Signals, cpu_threads
@@ -22,6 +23,7 @@ from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.optim import output_side
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
+from unetcli.train.saving import kept_row, model_problem, require_model
 from unetcli.train.settings import Ranges, TrainingConfig
 from unetcli.train.validation import require_tensorboard
 
@@ -67,6 +69,8 @@ class TrainSummary:
     parameters: int
     """Number of trained weights."""
     tile: int
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
     @property
     def sentence(self) -> str:
@@ -138,6 +142,7 @@ def resolve(request: TrainRequest, group: ProcessGroup) -> tuple[Training, int]:
     """Resolve the training, the same in all processes, and its number of steps; log it, and write nothing."""
     training, frozen = group.on_each(lambda: resolve_locally(request, group))
     group.require_same("the training", training.config.to_dict())
+    group.on_each(require_no_warnings)
     goal = group.on_first(lambda: resolve_steps(request, training, frozen))
     if group.is_first:
         _log_training(training, goal)
@@ -179,7 +184,10 @@ def _finish(training: Training, goal: int, report: ProgressCallback, signals: Si
 
     def finished_before() -> Checkpoint | None:
         found = folder.load_checkpoint()
-        return found if found and is_over(found, goal) else None
+        if found is None or not is_over(found, goal):
+            return None
+        require_model(training)
+        return found
 
     before = training.group.on_first(finished_before)
     state = before or training.run(goal, report, signals)
@@ -191,7 +199,7 @@ def _finish(training: Training, goal: int, report: ProgressCallback, signals: Si
 def _summary(
     folder: TrainingFolder, config: TrainingConfig, goal: int, state: Checkpoint, found_finished: bool, over: bool
 ) -> TrainSummary:
-    best: dict[str, Any] = next((row for row in reversed(folder.rows()) if row["best"]), {})
+    best = kept_row(folder) or {}
     return TrainSummary(
         model=str(folder.model),
         steps=state.step,
@@ -214,6 +222,7 @@ def _summary(
 def summarise(folder: TrainingFolder, steps: int | None = None, patience: int | None = None) -> TrainSummary | None:
     """Summarise a training from its files; None if there is no checkpoint yet.
 
+    A training without a model that can be used is not finished: the next call makes the model again, or says why not.
     ``steps`` and ``patience`` are those of the present request.
     """
     frozen = folder.frozen()
@@ -221,7 +230,8 @@ def summarise(folder: TrainingFolder, steps: int | None = None, patience: int | 
     if frozen is None or state is None:
         return None
     goal = max(frozen[1], steps or 0)
-    return _summary(folder, frozen[0], goal, state, True, RunOptions(patience=patience).is_over(state, goal))
+    over = RunOptions(patience=patience).is_over(state, goal) and model_problem(folder.model) is None
+    return _summary(folder, frozen[0], goal, state, True, over)
 
 
 def _log_training(training: Training, goal: int) -> None:
@@ -289,12 +299,15 @@ class TrainPreview:
     steps_per_second: float
     minutes: float
     """Expected time for all steps, without validations, measured in ten seconds."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that this call gave: reasons to doubt the result."""
 
 
 def preview_training(request: TrainRequest) -> TrainPreview:
     """Resolve a request and measure a few of its steps; nothing is written."""
     torch.set_num_threads(cpu_threads())
     training, frozen = resolve_locally(request, ProcessGroup())
+    require_no_warnings()
     config, statistics, dataset = training.config, training.statistics, training.dataset
     seconds = seconds_per_step(training, PROBE_SECONDS)
     steps = resolve_steps(request, training, frozen, seconds)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import zarr
 
 FUSED = "zarr.core.codec_pipeline.FusedCodecPipeline"
-ZARRS = "zarrs.ZarrsCodecPipeline"
+ZARRS = "unetcli.volumes.zarrs_pipeline.CheckedZarrs"
 _opening = threading.RLock()
 """zarr-python's configuration holds for all threads, so only one of them opens an array at a time."""
 
@@ -33,7 +33,9 @@ def opening_to_read(*, local: bool) -> Iterator[None]:
     """
     path = ZARRS if local and importlib.util.find_spec("zarrs") else _fused()
     with _using(path), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*ZarrsCodecPipeline")  # of a codec that zarrs leaves to zarr-python
+        warnings.filterwarnings(
+            "ignore", message=".*(ZarrsCodecPipeline|CheckedZarrs)"
+        )  # of a codec that zarrs leaves to zarr-python
         yield
 
 
@@ -54,6 +56,6 @@ def _fused() -> str:
 def _using(path: str) -> Iterator[None]:
     with _opening:
         if path == ZARRS:
-            importlib.import_module("zarrs")  # registers its pipeline
+            importlib.import_module("unetcli.volumes.zarrs_pipeline")  # registers its pipeline
         with zarr.config.set({"codec_pipeline.path": path}):
             yield
