@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store as ZarrStore
 from zarr.errors import ZarrUserWarning
 
 from unetcli.core.errors import UnetcliError, one_line
@@ -75,9 +76,9 @@ def _checked(volume: Volume) -> Volume:
 
 def open_zarr(path: str, level: int = 0) -> Volume:
     """Open the array at ``path``, or a level of the image whose group is at ``path``."""
-    with warnings.catch_warnings(), opening_to_read(local=not is_remote(path)):
+    with warnings.catch_warnings(), opening_to_read(store_at(path)) as store:
         warnings.simplefilter("ignore", ZarrUserWarning)  # about other files in the store, which do no harm
-        node = _open(path)
+        node = _open(path, store)
         if isinstance(node, zarr.Group):
             return _from_group(path, node, level)
         if level:
@@ -85,9 +86,9 @@ def open_zarr(path: str, level: int = 0) -> Volume:
         return _from_array(path, node)
 
 
-def _open(path: str) -> zarr.Array[Any] | zarr.Group:
+def _open(path: str, store: ZarrStore) -> zarr.Array[Any] | zarr.Group:
     try:
-        return zarr.open(store_at(path).zarr(), mode="r")
+        return zarr.open(store, mode="r")
     except UnetcliError:
         raise
     except FileNotFoundError as error:

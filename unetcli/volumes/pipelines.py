@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import zarr
+from zarr.abc.store import Store as ZarrStore
+from zarr.storage import LocalStore as ZarrFolder
+
+from unetcli.volumes.store import LocalStore, Store
 
 FUSED = "zarr.core.codec_pipeline.FusedCodecPipeline"
 ZARRS = "unetcli.volumes.zarrs_pipeline.CheckedZarrs"
@@ -23,20 +27,16 @@ _opening = threading.RLock()
 
 
 @contextmanager
-def opening_to_read(*, local: bool) -> Iterator[None]:
-    """Arrays opened in this context are read by the fastest pipeline that is installed.
-
-    Parameters
-    ----------
-    local : bool
-        Whether the store is a folder; zarrs reads no other store of zarr-python.
-    """
-    path = ZARRS if local and importlib.util.find_spec("zarrs") else _fused()
-    with _using(path), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*(ZarrsCodecPipeline|CheckedZarrs)"
-        )  # of a codec that zarrs leaves to zarr-python
-        yield
+def opening_to_read(store: Store) -> Iterator[ZarrStore]:
+    """Arrays opened in this context, in the store it yields, are read by the fastest pipeline that is installed."""
+    if isinstance(store, LocalStore) and importlib.util.find_spec("zarrs"):
+        importlib.import_module("unetcli.volumes.zarrs_pipeline")  # registers its pipeline
+        with _using(ZARRS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Zarrs")  # about codecs that zarrs leaves to zarr-python
+            yield ZarrFolder(store.path)  # zarrs reads no other kind; CheckedZarrs makes the checks of ours
+    else:
+        with _using(_fused()):
+            yield store.zarr()
 
 
 @contextmanager
@@ -54,8 +54,5 @@ def _fused() -> str:
 
 @contextmanager
 def _using(path: str) -> Iterator[None]:
-    with _opening:
-        if path == ZARRS:
-            importlib.import_module("unetcli.volumes.zarrs_pipeline")  # registers its pipeline
-        with zarr.config.set({"codec_pipeline.path": path}):
-            yield
+    with _opening, zarr.config.set({"codec_pipeline.path": path}):
+        yield
