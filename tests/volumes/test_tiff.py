@@ -240,6 +240,19 @@ def test_messages_of_tifffile_about_other_files_stay_as_they_are(
     assert [record.getMessage() for record in caplog.records] == ["of another program"]
 
 
+@pytest.mark.parametrize("back_to", [0, 2])
+def test_a_list_of_pages_that_leads_back_is_refused(tmp_path: Path, back_to: int) -> None:
+    write_pages(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        first, last = tif.pages[back_to].offset, tif.pages[3]
+        end = last.offset + 2 + 12 * len(last.tags)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[end : end + 4] = first.to_bytes(4, "little")
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UnetcliError, match=rf"leads back to byte {first} after 4 pages"):
+        open_volume(tmp_path / "a.tif")
+
+
 def test_a_frame_of_a_challenge_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mask000.tif"
     write_stack(path, VALUES.astype("u2"))
