@@ -97,6 +97,16 @@ def read_tiff(path: str) -> NDArray[Any]:
             return np.asarray(series.asarray())
 
 
+def software_of(path: str) -> str | None:
+    """Program that wrote a TIFF file, as the file states it; None if it states none or cannot be read."""
+    try:
+        with _reading(path), tifffile.TiffFile(path) as tif:
+            found = tif.pages.first.tags.valueof("Software")
+            return None if found is None else str(found)
+    except UnetcliError:
+        return None
+
+
 def _opened(path: str) -> tuple[Any, Any, Missing | None]:
     """Open file, its only series, and the images of the series that are missing."""
     with ExitStack() as opened:
