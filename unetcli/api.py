@@ -290,12 +290,14 @@ def require_writable(request: EvaluateRequest) -> None:
         A file to be replaced was not written by unetcli, or the image cannot be opened.
     """
     from unetcli.core.files import require_replaceable
+    from unetcli.evaluate.result import is_score_table
+    from unetcli.report.page import is_report
     from unetcli.volumes.opening import open_volume
 
     if request.report is not None:
-        require_replaceable(request.report, "--report", "report.html", signature=b"unetcli evaluate")
+        require_replaceable(request.report, "--report", "report.html", is_report)
     if request.csv is not None:
-        require_replaceable(request.csv, "--csv", "scores.csv", signature=b"section,")
+        require_replaceable(request.csv, "--csv", "scores.csv", is_score_table)
     if request.image is not None:
         open_volume(request.image, request.level)
 
@@ -303,15 +305,9 @@ def require_writable(request: EvaluateRequest) -> None:
 def write_files(request: EvaluateRequest, found: Evaluation, progress: ProgressCallback = silent) -> None:
     """Write the requested CSV table and HTML report; progress is in sections."""
     if request.csv:
-        import csv
+        from unetcli.evaluate.result import write_score_table
 
-        from unetcli.core.files import replacing
-
-        rows = found.rows()
-        with replacing(request.csv) as draft, draft.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-            table.writeheader()
-            table.writerows(rows)
+        write_score_table(found, request.csv)
     if request.report:
         from unetcli.report.page import write_report
         from unetcli.report.viewer import source_image

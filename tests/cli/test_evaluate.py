@@ -199,6 +199,27 @@ def test_files_of_an_earlier_call_are_replaced(tmp_path: Path, volumes: None) ->
 
 
 @pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--csv", "wood.csv"], "sample,cross-section,area\n1,2,3\n"),
+        (["--csv", "wood.csv"], "section,\n1,2\n"),
+        (["--csv", "wood.csv"], "section,pixels.iou,area\n1,2,3\n"),
+        (["--csv", "wood.csv"], "section,pixels.count\n1,2\n"),
+        (["--report", "pipeline.sh"], "#!/bin/sh\nunetcli evaluate a b\n"),
+        (["--report", "notes.html"], '<!DOCTYPE html>\n<p><meta name="generator" content="unetcli evaluate">'),
+    ],
+)
+def test_files_of_others_are_kept_whatever_words_they_contain(
+    unetcli: Run, tmp_path: Path, volumes: None, words: list[str], text: str
+) -> None:
+    file = tmp_path / words[1]
+    file.write_text(text)
+    done = unetcli("evaluate", "p.zarr", "t.zarr", "--metrics", "pixels", *words)
+    assert (done.returncode, file.read_text()) == (1, text)
+    assert f"{words[0]} {words[1]}: exists and was not written by evaluate" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--report", "none/r.html"], "--report none/r.html: expected a file in a folder that exists"),

@@ -20,9 +20,11 @@ from unetcli.core.files import (
     explain_write_errors,
     overlaps,
     publish,
+    remove_abandoned_drafts,
     remove_aside,
     remove_drafts_of,
     replacing,
+    replacing_folder,
     sweep,
     sync_all,
 )
@@ -76,6 +78,83 @@ def test_exactly_one_of_many_simultaneous_publishers_wins(tmp_path: Path) -> Non
         thread.join()
     assert len(won) == 1
     assert (tmp_path / "plan.json").read_text() == won[0] * 1000
+
+
+def test_a_lost_reply_of_the_file_server_is_not_taken_for_another_publisher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def unanswered(draft: Path, path: Path) -> None:
+        link(draft, path)
+        raise FileExistsError(errno.EEXIST, "File exists", str(draft), None, str(path))
+
+    monkeypatch.setattr(os, "link", unanswered)
+    assert publish(tmp_path / "lock", "mine") is True
+    monkeypatch.setattr(os, "link", link)
+    assert publish(tmp_path / "lock", "another's") is False
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def without_links(draft: Path, path: Path) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted", str(draft), None, str(path))
+
+
+def test_without_hard_links_exactly_one_publisher_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", without_links)
+    assert publish(tmp_path / "lock", "first") is True
+    assert publish(tmp_path / "lock", "second") is False
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_a_file_system_that_cannot_publish_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", without_links)
+    monkeypatch.setattr("unetcli.core.files._errno_of", lambda _: errno.EINVAL)
+    (tmp_path / "full").mkdir()
+    with pytest.raises(UnetcliError, match=r"full: its file system has neither hard links nor exclusive renaming"):
+        publish(tmp_path / "full" / "lock", "first")
+
+
+@pytest.mark.parametrize("named", [None, "draft"])
+def test_an_error_of_writing_names_the_file(tmp_path: Path, named: str | None) -> None:
+    path = tmp_path / "scores.csv"
+    with pytest.raises(OSError, match="No space left") as raised, replacing(path) as draft:
+        raise OSError(errno.ENOSPC, "No space left on device", str(draft) if named else None)
+    assert raised.value.filename == str(path)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_drafts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: Path, folder: bool) -> None:
+    path, kind = tmp_path / "a", "replacing_folder" if folder else "replacing"
+    writes = "(draft / 'x').write_text('x')" if folder else "draft.write_text('x')"
+    program = (
+        f"import os, signal, sys\nfrom pathlib import Path\nfrom unetcli.core.files import {kind}\n"
+        f"with {kind}(Path('a')) as draft:\n  {writes}\n  os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False)
+    dead = list(tmp_path.iterdir())
+    assert len(dead) == 1
+    (tmp_path / f"b.{'0' * 16}.partial").touch()  # of another file
+    with (replacing_folder if folder else replacing)(path) as living:
+        remove_abandoned_drafts(path)
+        assert not dead[0].exists()
+        assert living.exists()
+        if folder:
+            (living / "y").touch()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", f"b.{'0' * 16}.partial"]
+
+
+def test_a_folder_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    path = tmp_path / "frames"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(ZeroDivisionError), replacing_folder(path) as draft:
+        write_half(draft / "half")
+    assert [file.name for file in path.iterdir()] == ["old"]
+    with replacing_folder(path) as draft:
+        (draft / "new").touch()
+    assert [file.name for file in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_data_are_synced_before_the_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

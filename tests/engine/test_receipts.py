@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from unetcli.core.arrays import checksum
 from unetcli.engine import receipts
 from unetcli.engine.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook
+from unetcli.engine.status import recent_receipts
 
 RECEIPT = Receipt(
     block=3,
@@ -60,6 +61,17 @@ def test_a_receipt_survives_its_line(receipt: Receipt) -> None:
     assert Receipt.from_line(line) == receipt
 
 
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_no_receipt_and_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(RECEIPT.to_line())
+    for name in ("b.txt", "b.jsonl"):
+        os.mkfifo(tmp_path / name)  # reading it would wait for a writer
+        (tmp_path / f"folder-{name}").mkdir()
+    assert counted(tmp_path) == {3}
+    assert list(recent_receipts(tmp_path)) == [RECEIPT]
+    assert list(receipts.read_failures(tmp_path)) == []
+
+
 def test_an_incomplete_line_is_no_receipt(tmp_path: Path) -> None:
     whole, line = RECEIPT.to_line(), replace(RECEIPT, block=4).to_line()
     for cut in range(len(line)):
@@ -88,6 +100,30 @@ def test_a_ledger_knows_attempt_checksum_and_host(tmp_path: Path) -> None:
     assert [ledger.hosts[k] if k >= 0 else "" for k in ledger.host] == ["", "", "", "node1", "", "node2"]
     assert ledger.missing.tolist() == [0, 1, 2, 4]
     assert not ledger.complete
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"block": -1},
+        {"block": "x"},
+        {"attempt": 2**31},
+        {"attempt": -1},
+        {"state": "maybe"},
+        {"checksum": "z" * 32},
+        {"checksum": "-"},
+        {"block": "1_0"},
+        {"block": 10**30},
+    ],
+    ids=str,
+)
+def test_a_line_that_no_worker_writes_is_no_receipt_although_its_crc_is_right(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Block -1 would be the last block."""
+    (tmp_path / "a.txt").write_text(RECEIPT.to_line() + replace(RECEIPT, **{"block": 19, **changes}).to_line())
+    ledger = Ledger(tmp_path, 20).refresh()
+    assert (np.flatnonzero(ledger.done).tolist(), int(ledger.attempts.max())) == ([3], 1)
 
 
 def test_receipts_of_blocks_that_the_plan_does_not_have_are_skipped(tmp_path: Path) -> None:

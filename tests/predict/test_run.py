@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -120,6 +122,42 @@ def test_other_settings_are_refused_by_name_and_overwrite_starts_over(
         predict_volume(other)
     assert array_bytes("big.pred.zarr") == before
     assert predict_volume(replace(other, overwrite=True)).found_done == 0
+
+
+def test_overwriting_names_the_labels_that_go_and_the_tables_that_stay(
+    request_: PredictRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict_volume(request_)
+    label_volume(LabelRequest(prediction="big.pred.zarr", name="cells"))
+    predict_volume(replace(request_, overwrite=True))
+    said = "big.pred.zarr: --overwrite deletes the labels in it: cells; their tables stay: big.pred.zarr.cells.csv"
+    assert said in caplog.messages
+    assert not Path("big.pred.zarr/labels").exists()
+    assert Path("big.pred.zarr.cells.csv").exists()
+
+
+def test_a_file_system_without_hard_links_gets_the_same_bytes(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    predict_volume(replace(request_, levels=2))
+    monkeypatch.setattr(os, "link", link)
+    predict_volume(replace(request_, levels=2, output="other.zarr"))
+    assert array_bytes("other.zarr") == array_bytes("big.pred.zarr")
+    assert label_volume(LabelRequest(prediction="other.zarr")).complete
+
+
+def test_a_scheduler_that_does_not_answer_leaves_no_output(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetcli.executors.dask.cluster.CONNECT_SECONDS", 1.0)
+    before = sorted(Path().iterdir())
+    for address in ("BAD", "tcp://127.0.0.1:9"):
+        with pytest.raises(UnetcliError, match=f"--scheduler {address}: no Dask scheduler answers"):
+            predict_volume(replace(request_, cluster="dask", scheduler=address))
+    assert sorted(Path().iterdir()) == before
 
 
 def test_another_model_or_other_data_are_refused(request_: PredictRequest, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -59,9 +60,25 @@ def job_of(folder: Path, block: int) -> str:
     return owners[-1]
 
 
-def test_every_block_is_done_once_and_submitit_s_files_are_deleted(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_every_block_is_done_once_and_submitit_s_files_are_deleted(
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a job run code of the folder in which it is submitted, and only its owner can change it."""
+    (place := tmp_path.with_name(f"{tmp_path.name}-working")).mkdir()
+    for module in ("typing_extensions", "queue", "cloudpickle", "numpy", "submitit", "sitecustomize"):
+        (place / f"{module}.py").write_text(f"open({str(place / 'run')!r}, 'a').write('{module} ')")
+    monkeypatch.chdir(place)
+    before = os.umask(0o002)
     launcher = executor(blocks_per_job=3, gpus="1", setup=("export GREETING=hello",))
-    assert run(launcher, tmp_path, ((0, 7), (9, 12))) == []
+    try:
+        assert run(launcher, tmp_path, ((0, 7), (9, 12))) == []
+    finally:
+        os.umask(before)
+    assert not (place / "run").exists()
+    private = list(tmp_path.glob("logs/slurm/*/jobs"))
+    assert [folder.stat().st_mode & 0o777 for folder in private] == [0o700]
+    assert all(private[0] in pickle.parents for pickle in tmp_path.rglob("*.pkl"))
+    assert len(list(private[0].parent.glob("*_0_log.out"))) == 4  # beside it, where colleagues can read them
     assert sorted(done(tmp_path)) == [*range(7), *range(9, 12)]
     assert len(launcher.jobs) == 4
     assert JobJournal(tmp_path).live() == []

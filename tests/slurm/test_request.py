@@ -8,7 +8,7 @@ import pytest
 
 import unetcli
 from unetcli.core.errors import UnetcliError
-from unetcli.executors.slurm.request import SlurmRequest
+from unetcli.executors.slurm.request import SlurmRequest, parse_extra
 
 PROFILES = Path(unetcli.__file__).parents[1] / "slurm"
 
@@ -68,6 +68,12 @@ def test_a_mistake_in_a_profile_is_named_in_one_line(tmp_path: Path, text: str, 
     with pytest.raises(UnetcliError, match=message) as caught:
         SlurmRequest.load(written(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["", "=3", "--", "a b", "nice=1\n2", "Nice=3"])
+def test_a_word_that_is_no_option_of_sbatch_is_named(word: str) -> None:
+    with pytest.raises(UnetcliError, match=r"^slurm option .*: expected the name of an sbatch option, .*reservation="):
+        SlurmRequest.load(extra=parse_extra([word]))
 
 
 def test_a_missing_profile_is_named(tmp_path: Path) -> None:

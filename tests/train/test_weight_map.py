@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import subprocess
 import tracemalloc
 from collections.abc import Callable
@@ -20,11 +21,13 @@ from train.scenes import border_of
 from yaozarrs import validate_zarr_store
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.files import replacing_folder
 from unetcli.train import targets as module
 from unetcli.train.request import WeightsRequest
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.train.targets import class_weights, classes_of, weight_table
 from unetcli.train.weight_map import WeightsSummary, write_weights
+from unetcli.viz.png import PNG_SIGNATURE
 from unetcli.volumes.opening import open_volume
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -46,8 +49,10 @@ def crowd(*shape: int) -> NDArray[np.uint16]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures, which take longer and more memory than the weights, are empty files."""
-    monkeypatch.setattr("unetcli.viz.png.draw_weights", lambda *values: values[-1].touch())
+    """Pictures, which take longer and more memory than the weights, have no pixels, only the mark of their author."""
+    mark = b"Software\0unetcli weights"
+    empty = PNG_SIGNATURE + struct.pack(">I4s", len(mark), b"tEXt") + mark + bytes(4) + struct.pack(">I4s", 0, b"IEND")
+    monkeypatch.setattr("unetcli.viz.png.draw_weights", lambda *values: values[-2].write_bytes(empty))
 
 
 @pytest.fixture
@@ -188,7 +193,7 @@ def test_the_picture_shows_the_section_with_the_largest_border_weights(
     shown: list[Any] = []
     monkeypatch.setattr("unetcli.viz.png.draw_weights", lambda *what: shown.extend(what))
     write(labels)
-    drawn, classes, weights, title, _ = shown
+    drawn, classes, weights, title, *_ = shown
     border_weights = [
         border_of(v, classes_of(v, TruthRules(truth="instances")), TruthRules(truth="instances")).sum()
         for v in crowd(*SHAPE)
@@ -201,8 +206,12 @@ def test_the_picture_shows_the_section_with_the_largest_border_weights(
 
 def test_a_weight_map_is_replaced_only_where_that_is_asked_for(labels: Path) -> None:
     before = write(labels)
-    with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite replaces it"):
-        write(labels)
+    written = labels.with_name("weights.zarr").stat()
+    assert write(labels) == before  # the same request: complete already
+    assert labels.with_name("weights.zarr").stat() == written
+    for options in ({"w0": 0.0}, {"balance": False}, {"sections": (1, 3)}):
+        with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite replaces it"):
+            write(labels, **options)
     after = write(labels, w0=0.0, overwrite=True)
     assert after.highest < before.highest
     assert not list(labels.parent.glob("*.partial"))
@@ -258,7 +267,7 @@ def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_one_cleans_up(t
     labels = write_zarr(tmp_path / "labels.zarr", np.tile(crowd(4, 200, 200), (10, 1, 1)), (1, 200, 200), **NAMES)
     words = ["labels.zarr", "--truth", "instances", "--sigma", "40", "-o", "weights.zarr"]  # a large sigma takes longer
     process = Command("weights", *words, cwd=tmp_path)
-    wait_for(lambda: any(tmp_path.glob("weights.zarr.*.partial/0/c/*/*/*")) or process.poll() is not None)
+    wait_for(lambda: any(tmp_path.glob("weights.zarr.*.partial/new/0/c/*/*/*")) or process.poll() is not None)
     process.kill()
     assert process.wait() == -signal.SIGKILL, "the command ended before the kill"
     assert not (tmp_path / "weights.zarr").exists()
@@ -268,15 +277,11 @@ def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_one_cleans_up(t
 
 
 def test_the_draft_of_a_living_run_stays(labels: Path) -> None:
-    from dataclasses import asdict
-
-    from unetcli.core.lock import Holder
-
-    draft = labels.with_name("weights.zarr.0123456789abcdef.partial")
-    draft.mkdir()
-    (draft / "writer.json").write_text(json.dumps(asdict(Holder.myself())))
-    write(labels)
-    assert (draft / "writer.json").exists()
+    with replacing_folder(labels.with_name("weights.zarr")) as draft:
+        (draft / "mine").touch()
+        write(labels)
+        assert (draft / "mine").exists()
+        (draft.parents[1] / "weights.zarr").rename(labels.with_name("moved.zarr"))
 
 
 def test_the_command_prints_classes_weights_and_cells(labels: Path, unetcli: Run) -> None:

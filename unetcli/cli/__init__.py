@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from importlib.util import find_spec
@@ -18,7 +19,9 @@ from unetcli.cli import console
 from unetcli.cli.commands import evaluate, label, plan, predict, read_request, resolved, show, train, weights, worker
 from unetcli.cli.requests import CommandGroup, GroupedCommand, configurable, takes_request
 from unetcli.cli.status import status, verify
+from unetcli.cli.terminal import STDOUT, drop_stdout, guard_streams, shortened
 from unetcli.core.errors import Incomplete, UnetcliError
+from unetcli.core.memory import exit_on_bad_alloc, out_of_memory
 from unetcli.core.options import options_of
 from unetcli.predict.request import PredictRequest
 
@@ -62,6 +65,8 @@ def _common(
 def main() -> None:
     """Run the command line and exit with the code that fits the outcome."""
     console.open_closed_streams()
+    guard_streams()
+    exit_on_bad_alloc(console.USER)
     try:
         app()
     except Incomplete as error:
@@ -69,15 +74,30 @@ def main() -> None:
     except UnetcliError as error:
         _fail(str(error))
     except OSError as error:  # disk full, read-only, no permission: the user can fix it
-        _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
-    except Exception:
+        if error.filename == STDOUT:
+            drop_stdout()
+        if memory := out_of_memory(error):
+            _fail(str(memory))
+        _fail(f"{error.filename or _unnamed()}: {error.strerror or error}")
+    except Exception as error:
+        if memory := out_of_memory(error):
+            _fail(str(memory))
         traceback.print_exc()
         typer.echo("unetcli: this is a bug in unetcli; please report the lines above and the command", err=True)
         sys.exit(console.BUG)
 
 
+def _unnamed() -> str:
+    """Place of an error of the operating system that names no file."""
+    try:
+        os.getcwd()  # noqa: PTH109 - only whether it exists
+    except OSError:
+        return "current folder"
+    return "file system"
+
+
 def _fail(message: str, code: int = console.USER) -> NoReturn:
     if logging.getLogger("unetcli").level == logging.DEBUG:  # -v
         traceback.print_exc()
-    typer.echo(f"unetcli: {' '.join(message.split())}", err=True)
+    typer.echo(shortened(f"unetcli: {' '.join(message.split())}"), err=True)
     sys.exit(code)

@@ -51,7 +51,7 @@ def show(request: ShowRequest) -> None:
     """Draw one section of VOLUME, with labels or a probability on top."""
     from unetcli.viz.show import show
 
-    typer.echo(show(request))
+    console.print_path(show(request))
 
 
 def worker(request: WorkerRequest) -> None:
@@ -195,7 +195,7 @@ def print_training(summary: TrainSummary, json: bool, *, advise: bool) -> None:
     if json:
         console.print_json(asdict(summary))
     elif summary.best_step is not None:
-        typer.echo(summary.model)
+        console.print_path(summary.model)
 
 
 def preview(request: TrainRequest, json: bool) -> None:

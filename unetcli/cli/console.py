@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from unetcli.cli.terminal import PrintableStream, printable, shortened, unguarded
 from unetcli.core.process import Signals
 from unetcli.core.streams import ProgressCallback, silent
 
@@ -73,7 +74,16 @@ def print_summary(summary: Any, *, as_json: bool) -> None:
     elif summary.jobs:
         print_jobs(summary.jobs)
     else:
-        typer.echo(summary.output)
+        print_path(summary.output)
+
+
+def print_path(path: object) -> None:
+    """Print a path on stdout: on a terminal with visible control characters, for scripts exactly as it is."""
+    if isinstance(sys.stdout, PrintableStream) and not sys.stdout.isatty():
+        sys.stdout.write_exactly(f"{path}\n")
+        sys.stdout.flush()
+    else:
+        typer.echo(path)
 
 
 def stop_on_sigterm() -> Callable[[], bool]:
@@ -153,7 +163,7 @@ def _bar(unit: str) -> Iterator[ProgressCallback]:
         left,
         Note(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False, expand=True) as bar:
+    with Progress(*columns, console=Console(file=unguarded(sys.stderr)), transient=False, expand=True) as bar:
         task = bar.add_task(unit, total=None)
 
         def report(done: int, total: int, note: str = "") -> None:
@@ -175,7 +185,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        text = f"{prefix}{record.getMessage()}"
+        text = printable(shortened(f"{prefix}{record.getMessage()}"))
         if self.console is not None:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -12,6 +12,7 @@ import typer
 
 from unetcli.cli import console
 from unetcli.cli.requests import JsonOption
+from unetcli.cli.terminal import Printable, shortened, unguarded
 from unetcli.core.errors import counted
 from unetcli.core.options import Heading
 from unetcli.executors.options import RunRequest, VerifyRequest
@@ -47,7 +48,7 @@ def terminal() -> Console:
     """Console for the status; outside a terminal it is wide, so that no line is cut."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(highlight=False, file=unguarded(sys.stdout), width=None if sys.stdout.isatty() else 200)
 
 
 def line(found: Status) -> str:
@@ -230,10 +231,12 @@ def _failures(failures: list[Failure]) -> Table:
     table = _grid()
     for failure in failures[:SHOWN]:
         if failure.block is not None:
-            table.add_row(f"  block {failure.block}", Text.assemble((f"{failure.place}\n", "dim"), failure.reason))
+            table.add_row(
+                f"  block {failure.block}", Text.assemble((f"{failure.place}\n", "dim"), shortened(failure.reason))
+            )
         else:
             who = "worker" if failure.job == "-" else f"job {failure.job}"
-            table.add_row(f"  {who}", Text.assemble((f"{failure.host}  ", "dim"), failure.reason))
+            table.add_row(f"  {who}", Text.assemble((f"{failure.host}  ", "dim"), shortened(failure.reason)))
     if len(failures) > SHOWN:
         table.add_row("", f"and {len(failures) - SHOWN} more; --json lists all")
     return table
@@ -255,7 +258,7 @@ def advice(found: Status) -> str | None:
     if found.gone:
         return f"the output is gone; the same {found.command} command computes it again"
     if found.stopped:
-        return f"stopped: {found.stopped}"
+        return f"stopped: {shortened(found.stopped)}"
     if found.levels_missing and not found.workers:
         return f"full resolution is done, coarser levels are missing; the same {found.command} command continues"
     if found.done == found.blocks:
@@ -294,7 +297,7 @@ def status(request: RunRequest, watch: WatchOption = False, json: JsonOption = F
     watchers = [Watcher(found) for found in steps_of(str(request.output), request.run_folder, request.step)]
     if not watch:
         found = [watcher.status() for watcher in watchers]
-        console.print_json(as_dict(found)) if json else terminal().print(picture_of_all(found))
+        console.print_json(as_dict(found)) if json else terminal().print(Printable(picture_of_all(found)))
     elif sys.stdout.isatty() and not json:
         refresh(watchers)
     else:
@@ -332,7 +335,7 @@ def refresh(watchers: list[Watcher]) -> None:
     with Live(console=terminal(), auto_refresh=False) as live:
         while True:
             found = [watcher.status(wait=False) for watcher in watchers]
-            live.update(picture_of_all(found), refresh=True)
+            live.update(Printable(picture_of_all(found)), refresh=True)
             if all(each.complete for each in found):
                 return
             time.sleep(REFRESH_SECONDS)
@@ -392,7 +395,7 @@ def _with_damage(head: str, found: Verification) -> list[str]:
 
 def listed(damaged: list[Damage]) -> list[str]:
     """Lines for the first damaged blocks."""
-    first = [f"  block {damage.block} ({damage.place}): {damage.what}" for damage in damaged[:SHOWN_DAMAGE]]
+    first = [f"  block {damage.block} ({damage.place}): {shortened(damage.what)}" for damage in damaged[:SHOWN_DAMAGE]]
     return first + ([f"  and {more} more; --json lists all"] if (more := len(damaged) - SHOWN_DAMAGE) > 0 else [])
 
 

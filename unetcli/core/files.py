@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import glob
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -26,12 +28,16 @@ Place = Path | str
 """A path, or a URL as a string."""
 
 
-SIGNATURE_BYTES = 4096
-"""The signature of the program that wrote a file is searched for in this many bytes at its start."""
 REFUSED = {errno.EACCES, errno.EPERM}
 """Missing permission, to read or to write."""
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, *REFUSED}
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, *REFUSED}
 """Write errors that would affect the next file too."""
+UNLINKABLE = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""Errors of file systems that have no hard links (exFAT, many SMB and FUSE mounts)."""
+CURRENT_FOLDER, RENAME_NOREPLACE, RENAME_EXCL = -100, 1, 4
+"""``AT_FDCWD`` and the flags of exclusive renaming in Linux (fcntl.h, linux/fs.h) and in macOS (stdio.h)."""
+WRITER = "writer"
+"""File in a folder's draft that the writing process locks."""
 CONTINUES = "continues where it stopped"
 
 
@@ -135,27 +141,143 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a draft to write to; it replaces ``path`` if the block succeeds and is deleted otherwise."""
     draft = draft_of(path)
     try:
-        yield draft
-        sync(draft)
-        os.replace(draft, path)
-        sync(path.parent)
+        with naming(path, draft), _in_use(draft):
+            yield draft
+            sync(draft)
+            os.replace(draft, path)
+            sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _in_use(draft: Path) -> Iterator[None]:
+    """Create a draft and lock it, so that :func:`remove_abandoned_drafts` leaves it alone while its writer lives."""
+    with draft.open("ab") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def remove_abandoned_drafts(path: Path) -> None:
+    """Delete drafts of :func:`replacing` and :func:`replacing_folder` whose writers were killed.
+
+    Other processes may be writing the same file or folder: a draft that its writer has locked is left alone.
+    """
+    for draft in drafts(path.parent, glob.escape(path.name)):
+        if draft.is_symlink():  # not a draft of unetcli
+            continue
+        with suppress(OSError), (draft / WRITER if draft.is_dir() else draft).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(draft)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it replaces ``path`` if the block succeeds and is deleted otherwise.
+
+    The draft lies beside ``path`` and also takes the replaced folder, so that a kill leaves nothing but a draft, which
+    the next call deletes.
+    """
+    remove_abandoned_drafts(path)
+    draft = draft_of(path.absolute())
+    new, old = draft / "new", draft / "old"
+    draft.mkdir()
+    try:
+        with naming(path), _in_use(draft / WRITER):
+            new.mkdir()
+            yield new
+            sync_all([file for file in new.rglob("*") if file.is_file()], new)
+            _exchange(new, path, old)
+            sync(path.absolute().parent)
+    finally:
+        remove(draft)
+
+
+def _exchange(new: Path, path: Path, old: Path) -> None:
+    """Rename ``path``, if it exists, to ``old``, and ``new`` to ``path``; undone if the latter fails."""
+    with suppress(FileNotFoundError):
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        if old.exists():
+            os.rename(old, path)
+        raise
+
+
+@contextmanager
+def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Add the path to operating system errors that name no file, or only its draft, such as a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, draft, str(draft)):
+            error.filename = str(path)
+        raise
 
 
 def publish(path: Path, text: str) -> bool:
     """Create ``path`` atomically with the given text; returns False, without changes, if it exists."""
     draft = draft_of(path)
     try:
-        draft.write_text(text)
-        sync(draft)
-        os.link(draft, path)
-    except (FileExistsError, FileNotFoundError):  # not found: the holder of this lock removed the draft
+        with naming(path, draft):
+            draft.write_text(text)
+            sync(draft)
+            if not _linked(draft, path):
+                return False
+    except FileNotFoundError:  # the holder of this lock removed the draft
         return False
     finally:
         draft.unlink(missing_ok=True)
     sync(path.parent)
     return True
+
+
+def _linked(draft: Path, path: Path) -> bool:
+    """Give the draft its final name too; returns False if that name is taken by another file.
+
+    If the reply of an NFS server is lost, the client asks again and is told that the name exists: only the number of
+    the draft's names shows that the first request was carried out.
+    """
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return draft.stat().st_nlink > 1
+    except OSError as error:
+        if error.errno not in UNLINKABLE:
+            raise
+        return _renamed_exclusively(draft, path)
+    return True
+
+
+def _renamed_exclusively(draft: Path, path: Path) -> bool:
+    """Rename the draft unless ``path`` exists, for file systems without hard links; returns whether it was renamed.
+
+    Raises
+    ------
+    UnetcliError
+        The file system offers neither, so that two processes could not be kept apart.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(draft), os.fsencode(path)
+    code = errno.ENOSYS
+    if hasattr(libc, "renameat2"):
+        code = _errno_of(libc.renameat2(CURRENT_FOLDER, names[0], CURRENT_FOLDER, names[1], RENAME_NOREPLACE))
+    elif hasattr(libc, "renamex_np"):
+        code = _errno_of(libc.renamex_np(*names, RENAME_EXCL))
+    if code in (0, errno.EEXIST):
+        return not code
+    if code in (errno.EINVAL, *UNLINKABLE):
+        raise UnetcliError(
+            f"{path.parent}: its file system has neither hard links nor exclusive renaming, which locks need; choose a "
+            "folder on another file system, for example with --run-folder"
+        )
+    raise OSError(code, os.strerror(code), str(path))
+
+
+def _errno_of(result: int) -> int:
+    return ctypes.get_errno() if result else 0
 
 
 def sync(path: Path) -> None:
@@ -237,8 +359,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def require_replaceable(path: Path, option: str, example: str, signature: bytes) -> None:
-    """Raise unless ``path`` is free or holds a file with ``signature`` near its start, which may be replaced.
+def require_replaceable(path: Path, option: str, example: str, is_own: Callable[[Path], bool]) -> None:
+    """Raise unless ``path`` is free or holds a file that ``is_own`` recognises as unetcli's, which may be replaced.
 
     Parameters
     ----------
@@ -252,11 +374,17 @@ def require_replaceable(path: Path, option: str, example: str, signature: bytes)
     """
     if path.is_dir() or not path.parent.is_dir():
         raise UnetcliError(f"{option} {path}: expected a file in a folder that exists, as in {example}")
-    if path.exists():
+    if path.exists() and not (path.is_file() and is_own(path)):
+        raise UnetcliError(f"{option} {path}: exists and was not written by evaluate; choose another file")
+
+
+def starts_with(path: Path, head: bytes) -> bool:
+    """Whether a file begins with the given bytes; a file that cannot be read does not."""
+    try:
         with path.open("rb") as file:
-            head = file.read(SIGNATURE_BYTES)
-        if signature not in head:
-            raise UnetcliError(f"{option} {path}: exists and was not written by evaluate; choose another file")
+            return file.read(len(head)) == head
+    except OSError:
+        return False
 
 
 def require_apart(output: Place, inputs: Iterable[Place]) -> None:

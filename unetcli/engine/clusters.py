@@ -186,9 +186,13 @@ def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> int:
 
 
 def require_accepted(where: ClusterOptions, *, needed: bool) -> None:
-    """Raise, before anything is written, if SLURM would reject the jobs that are needed."""
+    """Raise, before anything is written, if SLURM would reject the jobs, or no scheduler answers, that are needed."""
     if needed and where.needs_slurm:
         would_start(slurm_request(where).options())
+    elif needed and where.cluster == "dask" and where.scheduler:
+        from unetcli.executors.dask.cluster import require_scheduler
+
+        require_scheduler(where.scheduler, where.tls)
 
 
 def require_no_live_jobs(output: Place, *folders: RunFolder) -> None:

@@ -116,7 +116,8 @@ class Ledger:
     def refresh(self) -> Self:
         """Read the receipts appended since the last refresh."""
         with os.scandir(self.folder) as entries:
-            sizes = {entry.path: entry.stat().st_size for entry in entries if entry.name.endswith(".txt")}
+            files = (entry for entry in entries if entry.name.endswith(".txt") and entry.is_file())
+            sizes = {entry.path: entry.stat().st_size for entry in files}
         if not self._offsets.keys() <= sizes.keys():
             self._clear()  # the run was started over
         for path in sorted(path for path, size in sizes.items() if size > self._offsets.get(path, 0)):
@@ -277,7 +278,8 @@ class FailureBook:
 
 def read_failures(folder: Path) -> Iterator[BlockFailure]:
     """Read every recorded failure, files in order of their last change; incomplete lines are skipped."""
-    for path in sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+    files = (path for path in folder.glob("*.jsonl") if path.is_file())
+    for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name)):
         for line in path.read_text(errors="replace").splitlines():
             with suppress(ValueError):
                 yield decoded(BlockFailure, parse_json(line))

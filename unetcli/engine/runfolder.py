@@ -145,9 +145,11 @@ def _make(folder: Path, step: str) -> None:
         publish(draft / MARKER, _text(step))
         os.rename(draft, folder)
         sync(folder.absolute().parent)
-    except OSError as error:
+    except (OSError, UnetcliError) as error:
         remove(draft)
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # otherwise another launcher was faster
+        if getattr(error, "errno", None) not in (errno.ENOTEMPTY, errno.EEXIST):  # otherwise another was faster
+            with suppress(OSError):  # the folder above, unless it has other files
+                draft.parent.rmdir()
             raise
 
 

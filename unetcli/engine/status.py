@@ -212,10 +212,7 @@ def _counts(
 
 
 def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text().partition("\n")[0]
-    except FileNotFoundError:
-        return None
+    return path.read_text(errors="replace").partition("\n")[0] if path.is_file() else None
 
 
 def host_timings(receipts: Path, blocks: Mapping[str, int]) -> list[HostTiming]:
@@ -232,7 +229,7 @@ def recent_receipts(folder: Path) -> Iterator[Receipt]:
     """Yield the most recent receipts of each host."""
     newest: dict[str, list[tuple[float, str]]] = {}
     with os.scandir(folder) as entries:
-        for entry in (entry for entry in entries if entry.name.endswith(".txt")):
+        for entry in (entry for entry in entries if entry.name.endswith(".txt") and entry.is_file()):
             host = entry.name.rsplit("-", 2)[0]
             files = newest.setdefault(host, [])
             files.append((entry.stat().st_mtime, entry.path))

@@ -15,7 +15,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
 from unetcli.evaluate.request import METRICS, EvaluateRequest, scores_objects
-from unetcli.planning.plan import BlockGrid
+from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import find_marker, find_region_marker, require_marked_shape
 from unetcli.volumes.opening import open_volume
@@ -100,6 +100,14 @@ class EvaluationPlan:
     """Fingerprint of the truth."""
     mask: str | None
     """Fingerprint of the mask."""
+
+    def __post_init__(self) -> None:
+        require_sides(self.axes, stop=self.stop, block_shape=self.block_shape)
+        if any(not 0 <= a < b for a, b in zip(self.start, self.stop, strict=True)) or len(self.offset) != len(
+            self.axes
+        ):
+            raise UnetcliError(f"region {self.start} to {self.stop}, offset {self.offset}: expected 0 <= start < stop")
+        require_few(self.blocks)
 
     @property
     def region(self) -> Box:

@@ -14,15 +14,20 @@ None with ``x_interval_reason``), ``x_reason`` (why it is None) and ``x_note`` (
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.files import remove_abandoned_drafts, replacing
 from unetcli.core.geometry import Box
-from unetcli.evaluate.request import EvaluateRequest
+from unetcli.evaluate.request import METRICS, EvaluateRequest
 from unetcli.metrics.contingency import Contingency, ReferenceObjects, ResultObjects, matched_objects
 
 VERSION = 1
@@ -160,3 +165,46 @@ class Evaluation:
     def rows(self) -> list[dict[str, Any]]:
         """One row for each section: its name, and its scores as ``metric.name``."""
         return [section.row() for section in self.sections]
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""Text cells that begin with one of these are taken for formulas by spreadsheets."""
+COLUMN = re.compile(r"(\w+)\.\w+")
+"""Name of a column of scores: ``metric.name``."""
+
+
+def write_score_table(evaluation: Evaluation, file: Path) -> None:
+    """Write the scores of each section as CSV, atomically; the first column is the name of the section."""
+    rows = [{name: harmless(value) for name, value in row.items()} for row in evaluation.rows()]
+    remove_abandoned_drafts(file)
+    with replacing(file) as draft, draft.open("w", newline="", encoding="utf-8") as table:
+        writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def harmless(value: Any) -> Any:
+    """Prefix text that a spreadsheet would take for a formula with an apostrophe; numbers stay as they are.
+
+    >>> harmless("=1+1"), harmless(-0.5), harmless("-0.5"), harmless("z 3")
+    ("'=1+1", -0.5, '-0.5', 'z 3')
+    """
+    if not isinstance(value, str) or not value.startswith(FORMULA_STARTS):
+        return value
+    with suppress(ValueError):
+        float(value)
+        return value
+    return f"'{value}"
+
+
+def is_score_table(file: Path) -> bool:
+    """Whether the whole header of a CSV file is one that :func:`write_score_table` writes."""
+    try:
+        with file.open(newline="", encoding="utf-8") as table:
+            first, *columns = next(csv.reader(table), [""])
+    except (OSError, ValueError, csv.Error):
+        return False
+    matches = [COLUMN.fullmatch(column) for column in columns]
+    metrics = {match[1] for match in matches if match}
+    leading = all(name in METRICS and f"{name}.{METRICS[name].leading}" in columns for name in metrics)
+    return first == "section" and bool(metrics) and all(matches) and leading

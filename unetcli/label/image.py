@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock
-from unetcli.core.files import Place, is_remote, parse_place
+from unetcli.core.files import Place, is_remote, parse_place, remove_abandoned_drafts
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.label.plan import LabelPlan
 from unetcli.volumes import ngff
@@ -191,6 +191,8 @@ def make_labels_group(parent: Place, zarr_format: int) -> None:
 
 def list_labels(parent: Place, name: str, zarr_format: int, *, listed: bool) -> None:
     """Add labels to the list that viewers read, or remove them. Only one process at a time may call this."""
+    for key in () if is_remote(parent) else ngff.documents({}, zarr_format):
+        remove_abandoned_drafts(Path(parent) / "labels" / key)
     found = group_file(store_at(f"{parent}/labels"))
     attributes = found[1] if found else {}
     with ngff.explain(f"{parent}/labels"):

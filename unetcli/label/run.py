@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
 from unetcli.core.errors import UnetcliError, counted, require_no_warnings
-from unetcli.core.files import draft_of, remove_aside, sync_all
+from unetcli.core.files import replacing_folder
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, run
@@ -260,10 +260,9 @@ def require_exportable(folder: Path) -> None:
 def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
     """Write all frames and return their number; the folder appears whole or not at all."""
     require_exportable(folder)
-    boxes, draft = list(frames(labels, three_d=three_d)), draft_of(folder.absolute())
+    boxes = list(frames(labels, three_d=three_d))
     digits = max(3, len(str(len(boxes) - 1)))
-    draft.mkdir()
-    try:
+    with replacing_folder(folder) as draft:
         for number, box in enumerate(boxes):
             values = renumbered(labels.read(box)[0], f"frame {number} of {labels.path}")
             image = values.reshape(
@@ -273,11 +272,7 @@ def export(labels: Volume, folder: Path, *, three_d: bool) -> int:
             tifffile.imwrite(
                 draft / name, image, photometric="minisblack", compression="zlib", software=SOFTWARE, metadata=None
             )
-        sync_all(list(draft.iterdir()), draft)
-        remove_aside(folder)
-        draft.rename(folder)
-    finally:
-        remove_aside(draft)
+        require_exportable(folder)  # files may have been added meanwhile
     return len(boxes)
 
 
@@ -367,13 +362,13 @@ def label_volume(
 
 def summarise(step: LabelStep, outcome: RunOutcome, frames: int | None, seconds: float) -> LabelSummary:
     """Summary of a call."""
-    merged = step.files.merged() if step.files.summary_file.exists() else {}
+    merged = step.files.merged() if step.files.summary_file.exists() else None
     found, done = int(outcome.found.sum()), int(outcome.done.sum())
     return LabelSummary(
         output=step.paths.output,
         table=str(step.table),
         complete=outcome.complete,
-        **{name: merged.get(name) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
+        **{name: getattr(merged, name, None) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
         method=step.plan.settings.method,
         threshold=step.plan.settings.threshold,
         blocks=step.plan.blocks,

@@ -144,7 +144,7 @@ class LabelStep(ImageStep):
     @property
     def pyramid(self) -> Pyramid:
         """Coarser levels of the labels; available once the objects are merged."""
-        dtype = self.files.merged()["dtype"]
+        dtype = self.files.merged().dtype
         if dtype not in self._pyramids:
             self._pyramids[dtype] = Pyramid(Image(self.output, spec_of(self.plan, dtype)), self.plan.pyramid, nearest)
         return self._pyramids[dtype]
@@ -362,7 +362,7 @@ class LabelStep(ImageStep):
     def _own_attributes(self) -> dict[str, Any]:
         """Content of the marker, except whether the labels are complete."""
         settings, parent = self.plan.settings, find_marker(self.paths.prediction) or {}
-        own = {"method": settings.method, "threshold": settings.threshold, "objects": self.files.merged()["objects"]}
+        own = {"method": settings.method, "threshold": settings.threshold, "objects": self.files.merged().objects}
         own |= {"of_incomplete": True} if self.plan.of_incomplete else {}
         return own | {name: parent[name] for name in ("extent", "region", "placed") if name in parent}
 

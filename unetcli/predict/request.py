@@ -123,6 +123,7 @@ class VolumeOptions(Options):
     normalise: str = network_option(
         "Normalise grey values by the statistics of the training images (model) or of VOLUME (volume).", default="model"
     )
+    invert: bool = network_option("Invert the grey values: what is bright becomes dark.", default=False)
     overwrite: bool = overwrite_option()
     strict: bool = strict_option()
 

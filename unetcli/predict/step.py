@@ -26,13 +26,13 @@ from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, require_continued, try_block
 from unetcli.engine.worker import void
-from unetcli.model.file import load_network
+from unetcli.model.file import load_network, read_model
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
 from unetcli.planning.planner import ITEM_BYTES, wasted_work
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
 from unetcli.predict.skipping import Mask, open_mask
-from unetcli.predict.stores import Paths, attributes_of, input_changes, spec_of
-from unetcli.volumes.image import Image
+from unetcli.predict.stores import Paths, attributes_of, input_changes, is_model_of, spec_of
+from unetcli.volumes.image import Image, label_names
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
 
@@ -211,6 +211,8 @@ class PredictStep(ImageStep):
     def extra_checks(self, request: Any) -> dict[str, Any]:
         from unetcli.predict.checks import check_seams
 
+        if is_model_of(self.plan, Path(self.paths.model)):
+            read_model(Path(self.paths.model))  # a result of damaged weights is wrong, although its blocks are not
         return {"seams": check_seams(self, request.seams)} if request.seams else {}
 
     # ---- in a launcher
@@ -231,6 +233,16 @@ class PredictStep(ImageStep):
         void(before, before.ledger.refresh(), range(before.plan.blocks, before.blocks))
         self.folder.replace_plan(self.plan, self.FORMAT)
         self.ledger.refresh()
+
+    def discard(self) -> None:
+        """Delete the output, and say which labels are deleted with it."""
+        from unetcli.label.objects import table_place
+
+        if names := label_names(self.output):
+            tables = [table for name in names if (table := table_place(self.output, name, self.folder.path)).exists()]
+            kept = f"; their tables stay: {', '.join(map(str, tables))}" if tables else ""
+            log.warning("%s: --overwrite deletes the labels in it: %s%s", self.output, ", ".join(names), kept)
+        super().discard()
 
     def create(self) -> None:
         """Create the output if there is none; void blocks of levels that are missing or depend on missing blocks."""

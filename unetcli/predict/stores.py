@@ -66,7 +66,12 @@ def model_changes(plan: Plan, file: Path) -> list[str]:
     """Changes of the model file since planning, one phrase each."""
     if not file.is_file():
         return ["no longer exists"]
-    return [] if file_sha256(file) == plan.sources.model_fingerprint else ["has changed"]
+    return [] if is_model_of(plan, file) else ["has changed"]
+
+
+def is_model_of(plan: Plan, file: Path) -> bool:
+    """Whether a file is the model that was planned with."""
+    return file.is_file() and file_sha256(file) == plan.sources.model_fingerprint
 
 
 def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:

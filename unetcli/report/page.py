@@ -11,7 +11,7 @@ from string import Template
 from typing import Any
 
 from unetcli import __version__
-from unetcli.core.files import replacing
+from unetcli.core.files import remove_abandoned_drafts, replacing, starts_with
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.evaluate.result import Evaluation
 from unetcli.report import measure_texts as texts
@@ -131,6 +131,8 @@ def interval_note(evaluation: Evaluation) -> str | None:
 
 PROGRAMS = ["page", "tables", "colours", "paint", "pane", "viewer", "errors", "pointers", "prints", "frame"]
 """Scripts of the page, in the order in which they depend on each other."""
+GENERATOR = '<meta name="generator" content="unetcli evaluate">'
+"""Tag near the start of the page that marks it as written by unetcli."""
 
 
 def write_report(
@@ -146,8 +148,15 @@ def write_report(
         Called with the number of sections read so far, and of all that will be read.
     """
     text = page(evaluation, gallery(evaluation, image, report))
+    remove_abandoned_drafts(file)
     with replacing(file) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def is_report(file: Path) -> bool:
+    """Whether a file begins as every report does: with the tag that names unetcli evaluate as its generator."""
+    head, tag_name, _ = asset("page.html").partition(GENERATOR)
+    return starts_with(file, f"{head}{tag_name}".encode())
 
 
 def page(evaluation: Evaluation, shown: Gallery) -> str:

@@ -14,6 +14,7 @@ from unetcli.core.geometry import Architecture
 from unetcli.core.options import Sections, resolve_sections
 from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
+from unetcli.train.data_checks import warn_about_images, warn_about_pairs
 from unetcli.train.dataset import (
     AnnotatedVolume,
     Dataset,
@@ -82,6 +83,8 @@ def resolve_training(
         The options or the data cannot be used.
     """
     volumes = require_pairs(request)
+    if group.is_first:
+        warn_about_pairs(volumes)
     fingerprints = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
     device = resolve_device(_chosen("device", request, frozen), group.local_rank)
     sections, validation = split_sections(request, [raw for raw, _ in volumes])
@@ -91,6 +94,8 @@ def resolve_training(
     dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
     statistics = dataset_statistics(dataset)
     require_usable(dataset, statistics)
+    if group.is_first:
+        warn_about_images(dataset, statistics)
     recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
     architecture = resolve_architecture(request, frozen, recipe, device, dataset, statistics)
     optimisation = resolve_optimisation(request, frozen, recipe, group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,20 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import drafts, explain_write_errors, is_remote, remove_aside, require_apart, stem, strip_scheme
+from unetcli.core.files import (
+    explain_write_errors,
+    is_remote,
+    remove_abandoned_drafts,
+    replacing_folder,
+    require_apart,
+    stem,
+    strip_scheme,
+)
 from unetcli.core.geometry import Box
-from unetcli.core.lock import Holder
 from unetcli.core.options import resolve_sections
-from unetcli.core.records import OddFile, read_record
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.train.dataset import resolve_truth
 from unetcli.train.request import WeightsRequest
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
+from unetcli.viz.png import require_own_picture, software_of
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.store import LocalStore, Store
-from unetcli.volumes.volume import Volume, describe
+from unetcli.volumes.store import LocalStore
+from unetcli.volumes.volume import Volume, describe, fingerprint
 
 SHOWN = 768
 """Largest side of the window in the picture, in pixels."""
@@ -34,8 +40,8 @@ STEP = 64
 """Spacing, in pixels, of the windows that are compared to choose that window."""
 KIND = "weights"
 CHUNK = 512
-WRITER = "writer.json"
-"""File in a draft that names the writing process, so that the draft of a dead process is recognised."""
+SOFTWARE = "unetcli weights"
+"""Written to the metadata of pictures; only pictures with it are replaced."""
 Write = Callable[[Box, NDArray[np.float32]], None]
 """Function that stores a window of one section; the box is in coordinates of the labels."""
 
@@ -103,6 +109,10 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
     path, labels, sections = _resolve(request)
     region = labels.sections(*sections)
     rules = rules_of(request, labels, region)
+    question = _question(request, labels, sections, rules)
+    if not request.overwrite and (made := _made_before(path, question)):
+        return made
+    require_free(path, overwrite=request.overwrite)
     targets = TargetCache(labels, rules, budget_bytes=0)  # only the present piece is kept: memory stays small
     planes = [plane for plane in region.planes() if request.keep_empty or not targets.is_empty(plane)]
     if not planes:
@@ -121,30 +131,56 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
             writer.write(plane, write)
             report(len(planes) + done, 2 * len(planes))
 
-    provenance = {"rules": asdict(rules), "class_weights": [round(float(w), 6) for w in weights]}
+    def summary() -> WeightsSummary:
+        first = "class 1" if rules.truth == "classes" else "foreground"
+        names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
+        return WeightsSummary(
+            output=str(path),
+            picture=str(picture_of(path)),
+            rules=asdict(rules),
+            sections=sections,
+            left_out=sections[1] - sections[0] - len(planes),
+            classes=[
+                ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6))
+                for name, n, w in zip(names, counts.class_counts, weights, strict=True)
+            ],
+            ignored=int(counts.pixels[IGNORED]),
+            cells=counts.cells,
+            highest=round(writer.highest, 6),
+        )
+
+    def provenance() -> dict[str, Any]:
+        found = {name: value for name, value in asdict(summary()).items() if name not in ("output", "picture")}
+        class_weights = [row["weight"] for row in found["classes"]]
+        return {"rules": asdict(rules), "class_weights": class_weights, "request": question, "summary": found}
+
     with explain_write_errors(path, "writes it again"):
-        publish(path, labels, region, provenance, fill)
-        writer.draw(picture_of(path))
-    first = "class 1" if rules.truth == "classes" else "foreground"
-    names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
+        publish(path, labels, region, provenance, fill, writer.draw)
+    return summary()
+
+
+def _question(request: WeightsRequest, labels: Volume, sections: tuple[int, int], rules: TruthRules) -> dict[str, Any]:
+    """Everything that the weights depend on, as plain JSON."""
+    asked = {"keep_empty": request.keep_empty, "balance": request.balance, "sections": sections, "rules": asdict(rules)}
+    plain: dict[str, Any] = json.loads(json.dumps({"labels": fingerprint(labels), **asked}))
+    return plain
+
+
+def _made_before(path: Path, question: dict[str, Any]) -> WeightsSummary | None:
+    """Summary of a complete weight map that an earlier call wrote for the same request; None if there is none."""
+    found = marker(path) or {}
+    if found.get("kind") != KIND or found.get("request") != question or software_of(picture_of(path)) != SOFTWARE:
+        return None
+    values = dict(found["summary"])
+    classes = [ClassWeight(**row) for row in values.pop("classes")]
+    first, last = values.pop("sections")
     return WeightsSummary(
-        output=str(path),
-        picture=str(picture_of(path)),
-        rules=asdict(rules),
-        sections=sections,
-        left_out=sections[1] - sections[0] - len(planes),
-        classes=[
-            ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6))
-            for name, n, w in zip(names, counts.class_counts, weights, strict=True)
-        ],
-        ignored=int(counts.pixels[IGNORED]),
-        cells=counts.cells,
-        highest=round(writer.highest, 6),
+        output=str(path), picture=str(picture_of(path)), classes=classes, sections=(first, last), **values
     )
 
 
 def _resolve(request: WeightsRequest) -> tuple[Path, Volume, tuple[int, int]]:
-    """Return the path of the weight map, the labels and the sections; raise UnetcliError if the path is taken."""
+    """Return the path of the weight map, the labels and the sections; drafts of killed calls are deleted."""
     labels = open_volume(request.labels).channels_as_sections()
     require_labels(labels)
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
@@ -154,7 +190,9 @@ def _resolve(request: WeightsRequest) -> tuple[Path, Volume, tuple[int, int]]:
         raise UnetcliError(f"--output {place}: a weight map needs a local path")
     path = Path(strip_scheme(place))
     require_apart(path, [request.labels])
-    require_free(path, overwrite=request.overwrite)
+    require_free(path, overwrite=True)  # the rest depends on the labels, which takes time to read
+    for file in (path, picture_of(path)):
+        remove_abandoned_drafts(file)
     return path, labels, sections
 
 
@@ -189,7 +227,7 @@ class _WeightWriter:
         classes, border = self.targets.window(box)
         labels = self.targets.labels.read(box).reshape(classes.shape)
         title = f"{Path(self.targets.labels.path).name}: {describe(box, self.targets.labels.axes)}"
-        draw_weights(labels, classes, self.table[classes] + border, title, file)
+        draw_weights(labels, classes, self.table[classes] + border, title, file, SOFTWARE)
 
 
 def busiest_window(box: Box, border: NDArray[np.float32]) -> Box:
@@ -222,9 +260,8 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     """
     if not path.parent.is_dir():
         raise UnetcliError(f"--output {path}: folder {path.parent} does not exist; create it first")
+    require_own_picture(picture_of(path), SOFTWARE)
     if LocalStore(path).is_free():
-        if (picture := picture_of(path)).exists():  # it has no marker of unetcli
-            raise UnetcliError(f"{picture}: exists without its weight map; choose another --output")
         return
     if (found := marker(path)) is None or found.get("kind") != KIND:
         raise UnetcliError(f"{path}: exists and was not written by unetcli weights; choose another --output")
@@ -238,11 +275,24 @@ def picture_of(path: Path) -> Path:
 
 
 def publish(
-    path: Path, labels: Volume, region: Box, provenance: Mapping[str, Any], fill: Callable[[Write], None]
+    path: Path,
+    labels: Volume,
+    region: Box,
+    provenance: Callable[[], Mapping[str, Any]],
+    fill: Callable[[Write], None],
+    draw: Callable[[Path], None],
 ) -> None:
     """Write an image of ``region`` with everything that ``fill`` stores, in place of an earlier weight map.
 
-    A killed process leaves nothing under the image's name; the next call removes its draft.
+    The picture comes first, so that an image that exists has its picture. A killed process leaves nothing under the
+    image's name.
+
+    Parameters
+    ----------
+    provenance
+        Returns the content of the marker that is known once the weights are written.
+    draw
+        Writes the picture to the given file, once the weights are written.
     """
     spec = weight_map_spec(labels, region)
     start = dict(zip(labels.axes, region.start, strict=True))
@@ -252,23 +302,15 @@ def publish(
         "extent": list(labels.extent),
         "region": [[a, b] for a, b in zip(region.start, region.stop, strict=True)],
     }
-    attributes = {**image_attributes(spec, path, labels, start), MARKER: {**about, **provenance}}
-    for draft in drafts(path.parent, glob.escape(path.name)):
-        if _is_abandoned(draft / WRITER):
-            remove_aside(draft)
-
-    def make(store: Store) -> None:
-        store.replace_text(WRITER, json.dumps(asdict(Holder.myself())))
-        image = Image(store.place, spec)
-        image.level.create(store)
+    with replacing_folder(path) as draft:
+        image = Image(draft, spec)
+        image.level.create(image.store)
         array = image.level.open()
         fill(lambda box, w: image.level.write(array, box.relative_to(region), w.reshape(1, *box.shape)))
-        image.replace_attributes(attributes)
-        Path(store.place, WRITER).unlink()
+        attributes = image_attributes(spec, path, labels, start)
+        image.replace_attributes({**attributes, MARKER: {**about, **provenance()}})
         require_free(path, overwrite=True)
-        remove_aside(path)
-
-    LocalStore(path).publish(make)
+        draw(picture_of(path))
 
 
 def weight_map_spec(labels: Volume, region: Box) -> ArraySpec:
@@ -283,11 +325,3 @@ def weight_map_spec(labels: Volume, region: Box) -> ArraySpec:
         dtype="float32",
         zarr_format=3,
     )
-
-
-def _is_abandoned(writer: Path) -> bool:
-    """Whether the process that wrote a draft has certainly ended."""
-    try:
-        return read_record(writer, Holder, "").is_gone()
-    except (OSError, OddFile):
-        return False

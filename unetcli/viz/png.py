@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
-from unetcli.core.files import replacing
+from unetcli.core.errors import UnetcliError
+from unetcli.core.files import remove_abandoned_drafts, replacing
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of the grey values that are shown as black and white."""
@@ -156,8 +158,39 @@ def save_pixels(colours: NDArray[np.float32], bar: tuple[float, str] | None, fil
         opacity = drawn[..., 3:]
         colours = colours * (1 - opacity) + drawn[..., :3] * opacity
     dots = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
+    remove_abandoned_drafts(file)
     with replacing(file) as draft:
         imsave(draft, dots, format="png", metadata={"Software": software})
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def software_of(file: Path) -> str | None:
+    """Program that a PNG file names as its author; None if it names none, or is no readable PNG file."""
+    try:
+        with file.open("rb") as stream:
+            known = stream.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+            return next((text for text in _texts(stream) if text), None) if known else None
+    except (OSError, ValueError, struct.error):
+        return None
+
+
+def _texts(stream: BinaryIO) -> Iterator[str | None]:
+    """Value of each ``Software`` text before the pixels of a PNG file, None for its other chunks."""
+    while True:
+        length, kind = struct.unpack(">I4s", stream.read(8))
+        if kind in (b"IDAT", b"IEND"):
+            return
+        name, _, value = stream.read(length).partition(b"\0")
+        stream.read(4)  # checksum
+        yield value.decode("latin-1") if (kind, name) == (b"tEXt", b"Software") else None
+
+
+def require_own_picture(file: Path, software: str) -> None:
+    """Raise unless ``file`` is free or a picture that ``software``, a command of unetcli, wrote."""
+    if (file.exists() or file.is_symlink()) and not (file.is_file() and software_of(file) == software):
+        raise UnetcliError(f"{file}: exists and was not written by {software}; choose another --output")
 
 
 def _scale_bar(length: float, text: str, *, height: int, width: int) -> NDArray[np.float32]:
@@ -267,9 +300,17 @@ def _draw_tile(axes: Any, image: NDArray[Any], truth: NDArray[Any]) -> None:
 
 
 def draw_weights(
-    labels: NDArray[np.integer], classes: NDArray[np.uint8], weights: NDArray[np.floating], title: str, file: Path
+    labels: NDArray[np.integer],
+    classes: NDArray[np.uint8],
+    weights: NDArray[np.floating],
+    title: str,
+    file: Path,
+    software: str,
 ) -> None:
-    """Plot labels, the classes with the line between touching cells, and the loss weights; (y, x) each."""
+    """Plot labels, the classes with the line between touching cells, and the loss weights; (y, x) each.
+
+    ``software`` is written to the file's metadata, as in :func:`save_pixels`.
+    """
     from matplotlib import colormaps
     from matplotlib.patches import Patch
 
@@ -290,7 +331,8 @@ def draw_weights(
     patches = [Patch(facecolor=colour, edgecolor="0.3", label=name) for name, colour, _ in kinds[:LEGEND]]
     style = {"frameon": False, "fontsize": 8, "borderaxespad": 0.4}
     panels[1].legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, **style)
-    _save(figure, file)
+    remove_abandoned_drafts(file)
+    _save(figure, file, {"Software": software})
 
 
 def _panels(height: int, width: int) -> tuple[Any, list[Any], Any]:
@@ -326,6 +368,6 @@ def _kinds(labels: NDArray[Any], classes: NDArray[np.uint8]) -> list[tuple[str, 
     return [kind for kind in kinds if kind[2].any()]
 
 
-def _save(figure: Any, file: Path) -> None:
+def _save(figure: Any, file: Path, metadata: dict[str, str] | None = None) -> None:
     with replacing(file) as draft:
-        figure.savefig(draft, dpi=DOTS_PER_INCH, format="png")
+        figure.savefig(draft, dpi=DOTS_PER_INCH, format="png", metadata=metadata)

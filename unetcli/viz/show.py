@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import SIGNATURE_BYTES, parse_place, require_apart, stem
+from unetcli.core.files import parse_place, require_apart, stem
 from unetcli.core.geometry import Box, ceil_to
-from unetcli.viz.png import enlarged, label_colours, means, outlines, rgb, save_pixels, stretched
+from unetcli.viz.png import enlarged, label_colours, means, outlines, require_own_picture, rgb, save_pixels, stretched
 from unetcli.viz.request import ShowRequest
 from unetcli.volumes.image import find_marker, find_region_marker
 from unetcli.volumes.opening import open_volume
@@ -220,8 +220,7 @@ def _output(request: ShowRequest, base: SectionView, plane: Box) -> Path:
     if not output.absolute().parent.is_dir():
         raise UnetcliError(f"--output {output}: the folder {output.absolute().parent} does not exist")
     require_apart(output, [parse_place(name) for name in (request.volume, request.overlay) if name is not None])
-    if output.exists() and not (output.is_file() and SIGNATURE.encode() in output.read_bytes()[:SIGNATURE_BYTES]):
-        raise UnetcliError(f"{output}: exists and was not written by unetcli show; choose another --output")
+    require_own_picture(output, SIGNATURE)
     return output
 
 

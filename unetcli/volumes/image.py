@@ -344,13 +344,18 @@ def require_own_output(place: Place, command: str, advice: str, kind: str | None
     return _if_created(store, found)
 
 
-def require_no_foreign_labels(place: Place) -> None:
-    """Raise :class:`UnetcliError` if an output that is to be deleted contains labels of other programs."""
+def label_names(place: Place) -> list[str]:
+    """Names of the labels of an image, whoever wrote them."""
     labels = f"{place}/labels"
     found = group_file(store_at(labels))
     with ngff.explain(labels):
-        names = {*ngff.label_names(found[1] if found else {}), *_folders(labels)}
-    for name in sorted(names):
+        return sorted({*ngff.label_names(found[1] if found else {}), *_folders(labels)})
+
+
+def require_no_foreign_labels(place: Place) -> None:
+    """Raise :class:`UnetcliError` if an output that is to be deleted contains labels of other programs."""
+    labels = f"{place}/labels"
+    for name in label_names(place):
         inside = store_at(f"{labels}/{name}")
         if _marker(inside) is None and not inside.is_free():
             raise UnetcliError(

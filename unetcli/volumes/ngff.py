@@ -109,6 +109,15 @@ def with_label_names(attributes: dict[str, Any], names: Sequence[str], zarr_form
     return with_metadata({**new, **attributes}, labels=list(names))
 
 
+def channel_names(attributes: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Labels of the channels in the rendering settings of an image (``omero``); empty unless there are ``count``."""
+    found = _metadata(attributes).get("omero")
+    channels = found.get("channels") if isinstance(found, dict) else None
+    entries = channels if isinstance(channels, list) else []
+    names = tuple(str(entry.get("label") or "") for entry in entries if isinstance(entry, dict))
+    return names if len(names) == count and any(names) else ()
+
+
 def _metadata(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     """OME-Zarr metadata among a group's attributes; only 0.5 stores it under the key ``ome``."""
     return decoded(dict[str, Any], attributes["ome"], "ome") if "ome" in attributes else attributes

@@ -128,6 +128,7 @@ def _from_image(path: str, group: zarr.Group, image: ngff.Image, level: ngff.Lev
         units={axis: entry.unit for axis, entry in zip(axes, image.axes, strict=False) if entry.unit},
         translation=dict(zip(axes, translation, strict=True)),
         places=_states_place(level, group.attrs),
+        channel_names=ngff.channel_names(group.attrs, array.shape[axes.index("c")] if "c" in axes else 1),
     )
 
 

@@ -203,6 +203,9 @@ class CheckedFolder(ZarrFolder):
 
     Damaged is whatever is empty, shorter than the range that is read, or stands in the place of a file without being
     one: a folder, or a link to a file that does not exist.
+
+    Metadata is created without a hard link, because some file systems have none. Nothing is lost: unetcli creates
+    arrays in drafts or under a lock, where no other process creates the same file.
     """
 
     async def get(
@@ -222,8 +225,8 @@ class CheckedFolder(ZarrFolder):
         await super().set(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        require_no_links(self.root, key)
-        await super().set_if_not_exists(key, value)
+        if not await self.exists(key):
+            await self.set(key, value)
 
     def set_sync(self, key: str, value: Buffer) -> None:
         require_no_links(self.root, key)

@@ -60,6 +60,8 @@ class Volume:
     translation: dict[str, float] = field(default_factory=dict)
     places: bool = False
     """Whether the file states where the volume lies; if not, ``translation`` says nothing about it."""
+    channel_names: tuple[str, ...] = ()
+    """Names of the channels; empty if the file does not state them."""
     assumed: str = ""
     """Axes whose letters are guessed, as the file does not name them."""
 
@@ -413,6 +415,8 @@ SAMPLES = 64
 """Maximum number of sampled chunks."""
 SAMPLED_BYTES = 256 * 2**20
 """Approximate limit of the bytes read, so that huge chunks do not make every start slow."""
+PLANE_SIDE = 1024
+"""Largest side of the middle of a chunk whose grey values are measured."""
 SAMPLED_VOXELS = 2**24
 """Maximum number of voxels used of a chunk."""
 
@@ -425,6 +429,31 @@ def sampled_boxes(volume: Volume) -> list[Box]:
     count = min(SAMPLES, total, max(1, SAMPLED_BYTES // chunk_bytes))
     places = np.unique(np.linspace(0, total - 1, count, dtype=np.int64))
     return [_chunk(volume, np.unravel_index(place, grid)) for place in places]
+
+
+def sampled_planes(volume: Volume, region: Box, channel: int | None) -> Iterator[NDArray[Any]]:
+    """Yield the middle of up to ``SAMPLES`` chunks of a region that can be read, the first ones far apart.
+
+    Yields
+    ------
+    (c, y, x), the volume's dtype
+        At most ``PLANE_SIDE`` voxels along y and x.
+    """
+    chunks = volume.chunks
+    first = [a // c for a, c in zip(region.start, chunks, strict=True)]
+    grid = [-(-b // c) - n for b, c, n in zip(region.stop, chunks, first, strict=True)]
+    total = math.prod(grid)
+    places = np.unique(np.linspace(0, total - 1, min(SAMPLES, total), dtype=np.int64))
+    for place in (*places[::4], *places[2::4], *places[1::4], *places[3::4]):
+        corner = [(n + int(k)) * c for n, k, c in zip(first, np.unravel_index(place, grid), chunks, strict=True)]
+        chunk = Box(tuple(corner), tuple(a + c for a, c in zip(corner, chunks, strict=True))).clipped(region)
+        sides = [1] * (len(chunks) - 2) + [min(PLANE_SIDE, n) for n in chunk.shape[-2:]]
+        start = [a + (n - side) // 2 for a, n, side in zip(chunk.start, chunk.shape, sides, strict=True)]
+        try:
+            voxels = volume.read(Box(tuple(start), tuple(a + s for a, s in zip(start, sides, strict=True))), channel)
+        except UnreadableBlock:
+            continue
+        yield voxels.reshape(len(voxels), *sides[-2:])
 
 
 def sampled_voxels(volume: Volume) -> Iterator[NDArray[Any] | None]:

@@ -127,6 +127,15 @@ def existing_scheduler(address: str, folder: Path, tls: Path | None = None) -> I
             yield ExternalCluster(client, address)
 
 
+def require_scheduler(address: str, tls: Path | None = None) -> None:
+    """Raise :class:`UnetcliError` unless a scheduler answers, without writing to any run folder."""
+    with (
+        tempfile.TemporaryDirectory(prefix="unetcli-", ignore_cleanup_errors=True) as scratch,
+        existing_scheduler(address, Path(scratch), tls),
+    ):
+        pass
+
+
 @contextmanager
 def own_scheduler(
     folder: Path,

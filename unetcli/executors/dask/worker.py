@@ -79,6 +79,7 @@ def serve(
         No scheduler answers at the address, or it rejects the certificate.
     """
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read at the first import of dask, also in children
+    os.environ["PYTHONSAFEPATH"] = "1"  # child processes import nothing from the current folder
     spin_briefly()
     own = tempfile.mkdtemp(prefix="unetcli-worker-", dir=scratch)
     try:

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, warn
 from unetcli.core.ranges import Ranges
+from unetcli.core.records import decoded, parse_json
+from unetcli.executors.slurm.job import command
 from unetcli.executors.slurm.request import (
     SlurmError,
     SlurmRequest,
@@ -51,6 +53,18 @@ class Submission:
         """Jobs that are not known to have ended, with their blocks."""
         pairs = zip(self.jobs, self.shares, strict=True) if self.jobs else ()
         return {job: share for job, share in pairs if job not in self.ended}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalLine:
+    """One line of the file; the name of a submission is the value of what happened to it."""
+
+    submit: str = ""
+    confirm: str = ""
+    withdraw: str = ""
+    end: str = ""
+    shares: tuple[Ranges, ...] = ()
+    jobs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +120,21 @@ class JobJournal:
             self._append({"end": submission.name, "jobs": new})
             if not submission.open_jobs:
                 for pattern in SUBMITIT_FILES:
-                    for path in (self.logs / submission.name).glob(pattern):
+                    for path in private_folder(self.logs / submission.name).glob(pattern):
                         path.unlink(missing_ok=True)
 
     def on_record(self) -> list[Submission]:
         """Read all submissions from the file, without asking SLURM."""
         found: dict[str, Submission] = {}
         for line in self._lines():
-            if name := line.get("submit"):
-                shares = tuple(tuple((start, stop) for start, stop in share) for share in line["shares"])
-                found[name] = Submission(name, shares)
-            elif submission := found.get(line.get("confirm", "")):
-                submission.jobs = tuple(line["jobs"])
-            elif submission := found.get(line.get("withdraw", "")):
+            if line.submit:
+                found[line.submit] = Submission(line.submit, line.shares)
+            elif submission := found.get(line.confirm):
+                submission.jobs = line.jobs if len(line.jobs) == len(submission.shares) else submission.jobs
+            elif submission := found.get(line.withdraw):
                 submission.withdrawn = True
-            elif submission := found.get(line.get("end", "")):
-                submission.ended |= set(line["jobs"])
+            elif submission := found.get(line.end):
+                submission.ended |= set(line.jobs)
         return list(found.values())
 
     def live(self) -> list[Submission]:
@@ -148,23 +161,22 @@ class JobJournal:
         """Find a submission's jobs by name, after its launcher died before it recorded SLURM's answer."""
         jobs = sorted(jobs_named(submission.name), key=lambda job: [int(number) for number in job.split("_")])
         folder = self.logs / submission.name
-        if len(jobs) == len(submission.shares) and all((folder / f"{job}_submitted.pkl").exists() for job in jobs):
+        written = (private_folder(folder) / f"{job}_submitted.pkl" for job in jobs)
+        if len(jobs) == len(submission.shares) and all(file.exists() for file in written):
             self.confirm(submission, jobs)
             return
         cancel(jobs)  # submitit had not written the function of every job yet: they would wait in vain
         shutil.rmtree(folder, ignore_errors=True)  # a job that sbatch creates later ends at once
         self.withdraw(submission)
 
-    def _lines(self) -> Iterable[dict[str, Any]]:
+    def _lines(self) -> Iterable[JournalLine]:
         try:
-            text = self.file.read_text()
+            text = self.file.read_text(errors="replace")
         except FileNotFoundError:
             return
         for line in text.splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # incomplete: its writer was killed before doing what the line announces
-                continue
+            with suppress(ValueError):  # incomplete: its writer was killed before doing what the line announces
+                yield decoded(JournalLine, parse_json(line))
 
     def _append(self, line: dict[str, Any]) -> None:
         """Append a line and flush it to disk. It begins with a newline, as an earlier line may be incomplete."""
@@ -220,12 +232,28 @@ def submit_jobs(
     return jobs
 
 
+def private_folder(submission: Path) -> Path:
+    """Folder of a submission's pickled functions and script, which other users must not change; logs are beside it."""
+    return submission / "jobs"
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder that only its owner can use; warn if its file system ignores modes."""
+    folder.mkdir(mode=0o700)
+    if folder.stat().st_mode & 0o077:
+        warn(
+            f"{folder}: its file system ignores modes, so other users may change the jobs before they start; choose a "
+            "folder on another file system, for predict, label and evaluate with --run-folder"
+        )
+
+
 @contextmanager
 def _undone_on_error(logs: Path, folder: Path, jobs: list[str]) -> Iterator[None]:
     """Create the folder of a submission; on an error, cancel its jobs and delete the folder."""
     made_logs = not logs.exists()
     folder.mkdir(parents=True)
     try:
+        make_private(private_folder(folder))
         yield
     except BaseException:
         with suppress(SlurmError):
@@ -243,8 +271,14 @@ def _submit_array(
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    executor = SlurmExecutor(folder)
-    executor.update_parameters(**{"array_parallelism": len(arguments), **parameters})
+    class Executor(SlurmExecutor):
+        @property
+        def _submitit_command_str(self) -> str:
+            return command(self.folder)
+
+    own = private_folder(folder)
+    executor = Executor(own)
+    executor.update_parameters(**{"array_parallelism": len(arguments)} | _logged(parameters, folder, len(arguments)))
     logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its handlers would write to stdout
     try:
         with redirect_stderr(io.StringIO()), warnings.catch_warnings():
@@ -252,9 +286,17 @@ def _submit_array(
             submitted = executor.map_array(function, *zip(*arguments, strict=True))
     except (FailedJobError, FailedSubmissionError) as error:
         raise UnetcliError(f"SLURM refuses the jobs: {reason_in(str(error))}") from None
-    for link in folder.glob(".submission_file_*.sh"):  # links to the script, whose name has the job's id
+    for link in own.glob(".submission_file_*.sh"):  # links to the script, whose name has the job's id
         link.unlink()
     return [str(job.job_id) for job in submitted]
+
+
+def _logged(parameters: dict[str, Any], folder: Path, jobs: int) -> dict[str, Any]:
+    """Parameters with the log files of :func:`log_of`; submitit would write them to its own folder."""
+    job = "%A_%a" if jobs > 1 else "%j"
+    tasks = [*(parameters["srun_args"] or []), f"--output={folder / f'{job}_%t_log.out'}"]
+    options = {**parameters["additional_parameters"], "output": str(folder / f"{job}_0_log.out")}
+    return {**parameters, "srun_args": tasks, "additional_parameters": options}
 
 
 def log_of(logs: Path, name: str, job: str) -> Path:

@@ -151,9 +151,12 @@ def outside_of_jobs(options: Mapping[str, str]) -> Iterator[None]:
 
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
+UNITS = "KMGT"
 MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 SIGNAL_SECONDS = 90
 """SLURM sends SIGUSR2 this many seconds before the time limit; it may be a minute early."""
+OPTION = re.compile(r"[a-z][a-z0-9-]*")
+"""Long option of sbatch, without dashes."""
 RESERVED = {
     "array": "its size follows from the number of blocks; use --blocks-per-job or --max-running",
     "output": "logs are in the run folder",
@@ -201,7 +204,13 @@ class SlurmRequest:
         for name in NUMBERS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UnetcliError(f"{name}: {value}; expected at least 1")
-        for name, _ in self.extra:
+        for name, value in self.extra:
+            if not OPTION.fullmatch(name) or not value.isprintable():
+                text = name if value == "true" else f"{name}={value}"
+                raise UnetcliError(
+                    f"slurm option {text!r}: expected the name of an sbatch option, with or without a value, such as "
+                    "reservation=course or exclusive"
+                )
             if reason := RESERVED.get(name):
                 raise UnetcliError(f"slurm option {name}: cannot be set ({reason})")
             if name.replace("-", "_") in FIELDS:
@@ -270,6 +279,19 @@ class SlurmRequest:
 
 
 FIELDS = tuple(field.name for field in fields(SlurmRequest))
+
+
+def memory_in_bytes(amount: str) -> int:
+    """Amount of memory as sbatch understands it: without a unit, it is in MB; 0 is the whole node.
+
+    >>> memory_in_bytes("16G"), memory_in_bytes("500"), memory_in_bytes("2048kb")
+    (17179869184, 524288000, 2097152)
+    """
+    number, unit = re.fullmatch(r"(\d+)([KMGT]?)B?", amount, re.IGNORECASE).groups()  # type: ignore[union-attr]
+    size: int = int(number) * 1024 ** (1 + UNITS.index(unit.upper() or "M"))
+    return size
+
+
 SBATCH_FIELDS = ("partition", "account", "qos", "time", "gpus", "gres", "mem", "cpus_per_task", "constraint", "exclude")
 NUMBERS = ("cpus_per_task", "max_running", "blocks_per_job")
 

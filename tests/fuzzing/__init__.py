@@ -1,0 +1,1 @@
+"""Fuzzing of the command line: damaged files and odd options, generated from a seed."""
