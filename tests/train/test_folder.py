@@ -42,9 +42,7 @@ def test_a_damaged_configuration_is_one_line(folder: TrainingFolder, content: st
 
 def test_one_of_another_version_is_refused(folder: TrainingFolder) -> None:
     folder.config.write_text(json.dumps({"version": 1, "config": {}, "steps": 3}))
-    with pytest.raises(
-        UnetcliError, match="version 1; this unetcli reads version 2; --overwrite starts over"
-    ):
+    with pytest.raises(UnetcliError, match="version 1; this unetcli reads version 2; --overwrite starts over"):
         folder.frozen()
 
 
