@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fuzzing.cases import BUG, HANG, HANG_SECONDS, Bench, Outcome
+from fuzzing.cases import BUG, HANG, HANG_SECONDS, Bench, Outcome, kind_of
 
 RESULTS, BEGUN = "results.jsonl", "begun"
 CODES = (0, 1, 2, 3, BUG, HANG)
@@ -31,16 +31,20 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=300, help="run cases 0 to CASES - 1")
     parser.add_argument("--case", type=int, help="repeat one case, and keep its files")
     parser.add_argument("--state", type=Path, required=True, help="folder of files and results")
+    parser.add_argument(
+        "--only", metavar="KIND", help="run only the cases of one kind of files, such as volume or model"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    numbers = [number for number in range(given.cases) if given.only is None or kind_of(number).startswith(given.only)]
     bench = Bench(given.state)
     bench.prepare()
     if given.case is not None:
         repeat(bench, given.case)
     elif given.worker:
-        work(bench, given.state, given.cases)
+        work(bench, given.state, numbers)
     else:
-        supervise(given.state, given.cases)
+        supervise(given.state, numbers)
         report(read(given.state), given.state)
 
 
@@ -51,20 +55,20 @@ def repeat(bench: Bench, number: int) -> None:
     print(f"cd {bench.work / f'case{number}'} && unetcli {shlex.join(found.words)}")
 
 
-def work(bench: Bench, state: Path, cases: int) -> None:
+def work(bench: Bench, state: Path, numbers: list[int]) -> None:
     """Run the cases that have no result, one after the other; a crash ends the process."""
     done = {found["number"] for found in read(state)}
     with (state / RESULTS).open("a") as file:
-        for number in (number for number in range(cases) if number not in done):
+        for number in (number for number in numbers if number not in done):
             (state / BEGUN).write_text(str(number))
             file.write(json.dumps(bench.case(number).to_dict()) + "\n")
             file.flush()
 
 
-def supervise(state: Path, cases: int) -> None:
+def supervise(state: Path, numbers: list[int]) -> None:
     """Run a worker until all cases have results; a case in which it crashes or hangs for good gets one here."""
-    while len(read(state)) < cases:
-        words = [sys.executable, __file__, "--worker", "--cases", str(cases), "--state", str(state)]
+    while not {found["number"] for found in read(state)}.issuperset(numbers):
+        words = [sys.executable, __file__, "--worker", *sys.argv[1:]]
         with (state / "worker.log").open("a") as log, subprocess.Popen(words, stderr=log, stdout=log) as worker:
             code = watch(worker, state)
         if code:

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, collected_warnings, require_no_warnings
 from unetcli.model.file import find_model, load_network
 from unetcli.planning.plan import Plan
 from unetcli.predict.request import PredictRequest
@@ -43,7 +43,8 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
     axes : letters of t, c, z, y, x, optional
         Axes of an array, in array order. Default: its dimension names, else y, x or z, y, x.
     **options
-        Options of ``unetcli predict``: tile, dtype, device, precision, channel, normalise, nonfinite, sections, roi.
+        Options of ``unetcli predict``: tile, dtype, device, precision, channel, normalise, invert, nonfinite, sections,
+        roi, strict.
 
     Returns
     -------
@@ -57,7 +58,10 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
         Volume, model or options do not fit, as in ``unetcli predict``.
     """
     source, file = as_volume(x, axes), find_model(None if model is None else Path(model))
-    plan = resolve_plan(PredictRequest(volume=source.path, **options), source, file, None)
+    request = PredictRequest(volume=source.path, **options)
+    with collected_warnings(strict=request.strict):
+        plan = resolve_plan(request, source, file, None)
+        require_no_warnings()
     lead = 1 if "t" in plan.axes else 0
     several = plan.settings.outputs > 1
     groups = group_shape(plan)
@@ -116,7 +120,7 @@ def as_volume(x: Any, axes: str | None) -> Volume:
         ``x`` is neither a path nor an array, or the axes do not fit it.
     """
     if isinstance(x, str | Path):
-        return open_volume(x)
+        return open_volume(x, parts=True)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         raise UnetcliError(f"predict: {type(x).__name__}; expected a path, or a Zarr, NumPy or Dask array")
     names = list(axes) if axes else list(getattr(getattr(x, "metadata", None), "dimension_names", None) or []) or None

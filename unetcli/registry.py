@@ -109,6 +109,8 @@ def output_at(step: Step, store: Place) -> Place:
     """Return the current path or URL of a step's output in its store."""
     if step.command != LABEL:
         return store
+    if step.name in ("", ".", ".."):
+        raise UnetcliError(f"{step.folder.paths_file}: output is {step.output}; expected a path ending in labels/NAME")
     return f"{store}/labels/{step.name}" if is_remote(store) else Path(store) / "labels" / step.name
 
 

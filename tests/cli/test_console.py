@@ -10,8 +10,11 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers import write_zarr
 
 PROGRAM = """
 from unetcli.cli import console
@@ -54,3 +57,15 @@ def test_a_progress_bar_is_one_line_that_fits_the_terminal(columns: int) -> None
     if columns >= 80:
         assert bars[-1].endswith("0:00:00 loss 0.268, held out 0.151, best 0.149")
         assert "\u2501" * 4 in bars[-1]
+
+
+@pytest.mark.parametrize("closed", [(2,), (1,), (0, 1, 2)], ids=["stderr", "stdout", "all"])
+def test_closed_streams_are_no_error_and_no_file_takes_their_numbers(tmp_path: Path, closed: tuple[int, ...]) -> None:
+    """As with ``unetcli show a.tif 2>&-``."""
+    write_zarr(tmp_path / "a.zarr", np.arange(144, dtype=np.uint8).reshape(1, 12, 12))
+    redirections = " ".join(f"{number}>&-" for number in closed)
+    words = f"{sys.executable} -m unetcli show a.zarr -o a.png {redirections}"
+    done = subprocess.run(["sh", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("" if 1 in closed else "a.png\n")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -172,3 +172,31 @@ def test_without_a_scheduler_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(name, raising=False)
     limit = memory_limit()
     assert limit is None or limit > memory_bytes()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "x"},
+        {"SLURM_MEM_PER_NODE": "9" * 30},
+        {"SLURM_MEM_PER_CPU": "²"},
+    ],
+    ids=str,
+)
+def test_odd_variables_of_the_scheduler_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    without = memory_limit()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert memory_limit() == without
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"holder": 3}', "\0" * 50, "[" * 100_000])
+def test_a_damaged_heartbeat_is_none(tmp_path: Path, content: str) -> None:
+    with Heartbeat(tmp_path, 1):
+        pass
+    (tmp_path / "other.json").write_text(content)
+    assert only(tmp_path).state == ENDED

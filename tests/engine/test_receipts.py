@@ -102,6 +102,30 @@ def test_a_ledger_knows_attempt_checksum_and_host(tmp_path: Path) -> None:
     assert not ledger.complete
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"block": -1},
+        {"block": "x"},
+        {"attempt": 2**31},
+        {"attempt": -1},
+        {"state": "maybe"},
+        {"checksum": "z" * 32},
+        {"checksum": "-"},
+        {"block": "1_0"},
+        {"block": 10**30},
+    ],
+    ids=str,
+)
+def test_a_line_that_no_worker_writes_is_no_receipt_although_its_crc_is_right(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Block -1 would be the last block."""
+    (tmp_path / "a.txt").write_text(RECEIPT.to_line() + replace(RECEIPT, **{"block": 19, **changes}).to_line())
+    ledger = Ledger(tmp_path, 20).refresh()
+    assert (np.flatnonzero(ledger.done).tolist(), int(ledger.attempts.max())) == ([3], 1)
+
+
 def test_receipts_of_blocks_that_the_plan_does_not_have_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(replace(RECEIPT, block=6).to_line())
     assert not Ledger(tmp_path, 6).refresh().done.any()

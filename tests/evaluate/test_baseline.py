@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pairs import TRUTH, VALUES, blobs, each_section, evaluated, stored
 
 from unetcli.core.errors import UnetcliError
+from unetcli.evaluate.baseline import read_baseline
 from unetcli.evaluate.result import Evaluation
 from unetcli.evaluate.scoring import pack, unpack
 
@@ -88,10 +90,11 @@ def test_a_baseline_of_something_else_is_refused(tmp_path: Path) -> None:
         evaluated(*paths, baseline=baseline, ignore=7)
     with pytest.raises(UnetcliError, match=r"--baseline \S+missing: no such file"):
         evaluated(*paths, baseline=tmp_path / "missing")
-    for text in ("[1", '{"unetcli_evaluate": 7}', "[]"):
+    for text in ("[1", '{"unetcli_evaluate": 7}', "[]", "[" * 100_000):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(
-            UnetcliError, match=r"--baseline \S+bad\.json: (not JSON|not output of version 1).*; expected output of unetcli evaluate --json"
+            UnetcliError,
+            match=r"--baseline \S+bad\.json: (not JSON|not output of version 1).*; expected output of",
         ):
             evaluated(*paths, baseline=tmp_path / "bad.json")
 
@@ -116,3 +119,22 @@ def test_output_is_valid_json_and_grows_little_with_sections(tmp_path: Path) -> 
     many = evaluated(stored(tmp_path, several[0]), stored(tmp_path, several[1], "t.zarr"), "pixels", "em")
     sums = len(json.dumps(many.to_json()["sums"], allow_nan=False))
     assert sums / 30 < 4000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("judged", [1], "judged is [1]; expected an object"),
+        ("sums", {"em": 3}, "sums.em is 3; expected an object"),
+        ("pixels", "x", 'pixels is "x"; expected an object'),
+        ("prediction", {}, "prediction is {}; expected text"),
+    ],
+    ids=["judged", "sums", "pixels", "prediction"],
+)
+def test_a_baseline_with_values_of_other_types_is_refused(
+    tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    file = kept(tmp_path, evaluated(stored(tmp_path, VALUES), stored(tmp_path, TRUTH, "t.zarr")))
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(UnetcliError, match=re.escape(f"--baseline {file}: {message}")):
+        read_baseline(file)

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from helpers import grey
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
+from scipy import ndimage
 
 from unetcli.cli.views import score_lines
 from unetcli.evaluate.counting import SUMS_METRICS, TABLE_SUMS, Counts
@@ -148,9 +150,55 @@ def test_counts_add_up_in_any_order(order: list[int]) -> None:
 
 
 def test_blocks_of_whole_sections_store_no_tables(tmp_path: Path) -> None:
-    counts = counts_of(tmp_path, VALUES, TRUTH, metrics=("cells", "voi"))
+    counts = counts_of(tmp_path, VALUES, TRUTH, metrics=("em", "cells", "voi"))
     assert [list(part.sums["cells"]) for part in counts] == [[section] for section in range(SHAPE[0])]
-    assert not any(part.tables for part in counts)
+    assert not any(part.tables or part.parts for part in counts)
+
+
+WINDING = np.kron(np.indices((60, 70)).sum(axis=0) % 17 > 3, np.ones((2, 2), np.bool_))
+"""Diagonal stripes, which pass through many blocks; a spiral would be one object everywhere."""
+SPIRAL = np.zeros((61, 61), np.bool_)
+for _n in range(0, 30, 2):
+    SPIRAL[_n : 61 - _n, _n : 61 - _n] = True
+    SPIRAL[_n + 1 : 60 - _n, _n + 1 : 60 - _n] = False
+    SPIRAL[_n + 1, _n] = False
+
+
+@pytest.mark.parametrize(
+    ("block", "kind", "ignore"), [(1, "probability", None), (500, "mask", 3), (1500, "probability", 3)]
+)
+def test_components_over_blocks_are_those_of_whole_sections(
+    tmp_path: Path, block: int, kind: str, ignore: int | None
+) -> None:
+    """Every number, interval and random group of objects is the same: the objects are numbered alike."""
+    noise = np.stack([np.where(grey(61, 61, seed=n) > 118, 230, 20) for n in (1, 2)]).astype(np.uint8)
+    values = np.stack([SPIRAL * 200, WINDING[:61, :61] * 255, *noise]).astype(np.uint8)
+    truth = np.stack([WINDING[:61, :61], SPIRAL, noise[1] > 100, noise[0] > 100]).astype(np.uint8)
+    left_out = grey(4, 61, 61, seed=9) < 20
+    if ignore is not None:
+        truth[left_out] = ignore
+    true = stored(tmp_path, truth, "t.zarr", chunks=(1, 61, 61))
+    found = stored(tmp_path, values if kind == "probability" else (values > 127).astype(np.uint8), chunks=(1, 7, 9))
+    options = {"kind": "probability" if kind == "probability" else None, "ignore": ignore}
+    whole = evaluated(found, true, "cells", "voi", block_voxels=4 * 61 * 61, **options)
+    parts = evaluated(found, true, "cells", "voi", block_voxels=block, **options)
+    assert plain(parts) == plain(whole)
+    tables = [
+        Contingency.of(
+            *(ndimage.label(array)[0][~left_out[n] | (ignore is None)] for array in (truth[n], values[n] > 127))
+        )
+        for n in range(4)
+    ]
+    assert whole.scores["cells"]["reference_objects"] == sum(int(CellSums.of(table).references) for table in tables)
+    assert whole.scores["voi"]["split"] == voi.METRIC.entries([VoiSums.of(table) for table in tables])["split"]
+
+
+def test_components_of_a_huge_section_are_counted_in_blocks(tmp_path: Path) -> None:
+    for name in ("p.zarr", "t.zarr"):
+        zarr.create_array(tmp_path / name, shape=(40_000, 40_000), chunks=(512, 512), dtype="u1")
+    places = {"prediction": str(tmp_path / "p.zarr"), "truth": str(tmp_path / "t.zarr")}
+    plan = ResolvedRequest.of(EvaluateRequest(**places, kind="probability", metrics=("cells", "voi"))).plan
+    assert math.prod(plan.block_shape) <= BLOCK_VOXELS
 
 
 def test_a_huge_section_is_scored_in_blocks_even_if_the_truth_is_2d(tmp_path: Path) -> None:

@@ -183,12 +183,13 @@ def test_a_class_the_prediction_does_not_have_is_refused(tmp_path: Path, value: 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (VALUES.astype("uint16"), "uint16; expected probabilities"),
+        (VALUES.astype("int32"), "int32; expected probabilities"),
+        (VALUES.astype("uint16"), "uint16 with values up to 227; probabilities are value / 65535"),
         (VALUES.astype("float32"), "expected probabilities 0 to 1"),
         (np.full(SHAPE, np.nan), "NaN at z 0, y 0, x 0; expected probabilities 0 to 1"),
         (np.full(SHAPE, -0.1), "expected probabilities 0 to 1"),
     ],
-    ids=["labels", "grey values", "NaN", "negative"],
+    ids=["labels", "uint8 values as uint16", "grey values", "NaN", "negative"],
 )
 def test_values_that_are_not_probabilities_are_refused(
     tmp_path: Path, truth: str, values: NDArray[Any], said: str

@@ -135,3 +135,71 @@ def test_objects_of_a_mask_are_its_components(tmp_path: Path) -> None:
     images = found.images(found.sections[2])
     assert images.true_objects is not None
     assert images.true_objects.max() == ndimage.label(mask[2])[1]
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (0, 7), (0, 60_000)], ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "bool"])
+def test_pieces_of_a_mask_are_objects_whatever_its_two_values(
+    tmp_path: Path, values: tuple[int, int], dtype: str
+) -> None:
+    if values[1] > 255 and dtype in ("uint8", "bool"):
+        pytest.skip("does not fit")
+    mask = np.where(LABELS > 0, values[1], values[0]).astype(dtype)
+    truth, found = stored(tmp_path, mask, "t.zarr"), each_section(LABELS)
+    scored = evaluated(stored(tmp_path, found), truth, "cells", "voi")
+    assert (scored.three_d, scored.scores["cells"]["seg"], scored.scores["voi"]["split"]) == (False, 1, 0)
+    assert scored.scores["cells"]["reference_objects"] == sum(int(section.max()) for section in found)
+    shown = 1 if dtype == "bool" else values[1]
+    assert any(f"the truth is a mask (0 and {shown}); its objects are the 4-conn" in note for note in scored.notes)
+    through = evaluated(scored.request.prediction, truth, "cells", three_d=True)
+    assert through.scores["cells"]["reference_objects"] == 1
+
+
+def test_a_mask_is_recognised_from_every_voxel_that_is_scored(tmp_path: Path) -> None:
+    """A sample of the chunks of sparse labels shows one object, or none; ignored voxels are no second object."""
+    labels = np.zeros((200, 16, 16), np.uint8)
+    labels[101, 2:5, 2:5], labels[101, 8:12, 8:12], labels[150, 3:9] = 1, 2, 3
+    truth = stored(tmp_path, labels, "t.zarr", chunks=(1, 16, 16))
+    found = evaluated(stored(tmp_path, labels.astype(np.uint16)), truth, "cells")
+    assert not any("the truth is a mask" in note for note in found.notes)
+    assert found.scores["cells"]["reference_objects"] == 3
+    only = evaluated(found.request.prediction, truth, "cells", roi=((140, 200), (0, 16), (0, 16)), ignore=2)
+    assert "the truth is a mask (0 and 3)" in only.notes[0]
+    two = evaluated(found.request.prediction, truth, "cells", sections=(90, 120), ignore=2)
+    assert "the truth is a mask (0 and 1)" in two.notes[0]
+
+
+def test_a_guessed_mask_as_prediction_has_its_pieces_as_objects(tmp_path: Path) -> None:
+    mask, truth = (LABELS > 0).astype(np.uint8), stored(tmp_path, each_section(LABELS), "t.zarr")
+    for dtype in ("uint8", "uint16", "int64"):
+        found = evaluated(stored(tmp_path, mask.astype(dtype), f"{dtype}.zarr"), truth, "cells")
+        assert (found.kind, found.scores["cells"]["seg"]) == ("labels", 1)
+        assert any("the prediction is a mask" in note for note in found.notes)
+    stated = evaluated(str(tmp_path / "uint8.zarr"), truth, "cells", kind="labels", three_d=False)
+    assert stated.scores["cells"]["result_objects"] == 6
+    assert stated.scores["cells"]["seg"] < 0.5
+
+
+def test_16_bit_probabilities_are_recognised_or_noted(tmp_path: Path) -> None:
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(6, 60, 70)), (0, 2, 2))
+    values = (smooth - smooth.min()) / np.ptp(smooth)
+    truth = stored(tmp_path, (values > 0.5).astype(np.uint8), "t.zarr")
+    wide = (values * 65535 + 0.5).astype(np.uint16)
+    stored(tmp_path, wide, "w.zarr")
+    stored(tmp_path, (wide / np.float32(65535)).astype(np.float32), "f.zarr")
+    for metrics in (("cells",), ("em",), ()):
+        found = evaluated(str(tmp_path / "w.zarr"), truth, *metrics)
+        expected = evaluated(str(tmp_path / "f.zarr"), truth, *metrics)
+        assert (found.kind, found.scores) == ("probability", expected.scores)
+        assert "em" in metrics or "uint16, value / 65535; otherwise use --kind labels" in found.notes[0]
+    two = np.where(values > 0.5, 62_258, 3_276).astype(np.uint16)
+    found = evaluated(stored(tmp_path, two, "two.zarr"), truth, "pixels")
+    assert found.kind == "labels"
+    assert "uint16, highest value 62258; otherwise use --kind probability" in found.notes[0]
+    assert evaluated(str(tmp_path / "two.zarr"), truth, "pixels", kind="probability").scores["pixels"]["iou"] == 1
+
+
+def test_a_truth_without_background_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    truth = stored(tmp_path, (LABELS > 0).astype(np.uint8) + 1, "t.zarr")
+    evaluated(stored(tmp_path, LABELS), truth, "pixels")
+    assert "t.zarr: has the values 1 and 2 and no 0, which is background (membrane)" in caplog.text

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.evaluate.plan import Pair
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.volumes import opening as ngff
+from unetcli.volumes import ngff
 
 
 def image(path: Path, *levels: np.ndarray, scale: float = 1.0, unit: str | None = None, axes: str = "zyx") -> str:
@@ -33,10 +34,108 @@ def image(path: Path, *levels: np.ndarray, scale: float = 1.0, unit: str | None 
 
 
 def test_axes_that_differ_are_refused_naming_both(tmp_path: Path) -> None:
-    prediction = stored(tmp_path, VALUES, dimension_names=list("tyx"))
-    truth = stored(tmp_path, TRUTH, "t.zarr", dimension_names=list("zyx"))
-    with pytest.raises(UnetcliError, match=r"p\.zarr has axes t, y, x, but \S+t\.zarr has z, y, x: "):
-        evaluated(prediction, truth)
+    four = np.stack([TRUTH, TRUTH])
+    prediction = stored(tmp_path, np.stack([VALUES, VALUES]), dimension_names=list("tzyx"))
+    with pytest.raises(UnetcliError, match=r"p\.zarr is t 2, z 6, \S+ \S+ x 22, but \S+t\.zarr is z 6, "):
+        evaluated(prediction, stored(tmp_path, TRUTH, "t.zarr", dimension_names=list("zyx")))
+    with pytest.raises(UnetcliError, match=r"p\.zarr is t 2, z 6, \S+ \S+ x 22, but \S+f\.zarr is t 2, z 6, y 22, "):
+        evaluated(prediction, stored(tmp_path, four.swapaxes(2, 3), "f.zarr", dimension_names=list("tzyx")))
+
+
+@pytest.mark.parametrize(("found", "true"), [("t", "z"), ("z", "t")])
+def test_sections_pair_whether_their_axis_is_called_t_or_z(tmp_path: Path, found: str, true: str) -> None:
+    labels = blobs(6, 40, 50, seed=1)
+    prediction = stored(tmp_path, np.roll(labels, 1, axis=1), dimension_names=[found, "y", "x"])
+    truth = stored(tmp_path, labels, "t.zarr", dimension_names=[true, "y", "x"])
+    named = stored(tmp_path, np.roll(labels, 1, axis=1), "n.zarr", dimension_names=[true, "y", "x"])
+    mask = stored(tmp_path, labels < 900, "m.zarr", dimension_names=[found, "y", "x"])
+    paired, expected = evaluated(prediction, truth, mask=mask), evaluated(named, truth, mask=mask)
+    assert (paired.axes, paired.three_d, paired.scores) == (f"{true}yx", true == "z", expected.scores)
+    (note,) = [note for note in paired.notes if "were paired" in note]
+    assert f"p.zarr along {found} were paired with those of {tmp_path}/t.zarr along {true}" in note
+    assert note.endswith("objects can extend over sections" if true == "z" else "objects do not extend over sections")
+    with pytest.raises(UnetcliError, match=f"p2.zarr is {found} 5, "):
+        evaluated(stored(tmp_path, labels[:5], "p2.zarr", dimension_names=[found, "y", "x"]), truth)
+
+
+def placed(path: Path, values: np.ndarray, origin: tuple[float, ...] | None, unit: str = "nanometer") -> str:
+    """OME-Zarr image of voxels of 50 x 4 x 4 nm (in ``unit``) whose first voxel lies at ``origin``, if it is stated."""
+    by = {"nanometer": 1, "micrometer": 1000}[unit]
+    transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [50 / by, 4 / by, 4 / by]}]
+    if origin is not None:
+        transforms.append({"type": "translation", "translation": [place / by for place in origin]})
+    axes = [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"]
+    entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
+    group = zarr.create_group(path, attributes={"ome": {"version": "0.5", "multiscales": [entry]}}, overwrite=True)
+    group.create_array("0", data=values, chunks=values.shape)
+    return str(path)
+
+
+@pytest.mark.parametrize("place", ["truth", "mask"])
+@pytest.mark.parametrize(
+    ("origin", "unit", "refused"),
+    [
+        ((100.0, 40.0, 41.9), "nanometer", False),
+        ((100.0, 40.0, 42.1), "nanometer", True),
+        ((126.0, 40.0, 40.0), "nanometer", True),
+        ((100.0, 40.0, 40.0), "micrometer", False),
+        ((100.0, 60.0, 40.0), "micrometer", True),
+        ((0.0, 0.0, 0.0), "nanometer", True),
+        (None, "nanometer", False),
+    ],
+)
+def test_volumes_of_other_places_are_refused(
+    tmp_path: Path, place: str, origin: tuple[float, ...] | None, unit: str, refused: bool
+) -> None:
+    prediction = placed(tmp_path / "p.zarr", VALUES, (100.0, 40.0, 40.0))
+    other = placed(tmp_path / "o.zarr", TRUTH, origin, unit)
+    truth = other if place == "truth" else placed(tmp_path / "t.zarr", TRUTH, (100.0, 40.0, 40.0))
+    options = {"mask": other} if place == "mask" else {}
+    expected = evaluated(prediction, truth, "pixels", same_place=True, **options).scores
+    if refused:
+        with pytest.raises(UnetcliError, match=r"zarr begins at z .*, y .*, x .*meter, but .*--same-place says so"):
+            evaluated(prediction, truth, "pixels", **options)
+    else:
+        assert evaluated(prediction, truth, "pixels", **options).scores == expected
+
+
+def test_a_prediction_of_a_region_lies_at_its_region(tmp_path: Path) -> None:
+    """Its origin is that of the region; where the input's place is unknown, so is that of the prediction."""
+    part = Box((1, 2, 4), (5, 12, 20))
+    truth = placed(tmp_path / "t.zarr", TRUTH, (100.0, 40.0, 40.0))
+    for origin, known, fits in (
+        ((150.0, 48.0, 56.0), True, True),
+        ((100.0, 40.0, 40.0), True, False),
+        ((50.0, 8.0, 16.0), False, True),
+    ):
+        prediction = placed(tmp_path / "p.zarr", VALUES[part.slices], origin)
+        marker = {"complete": True, "kind": "probabilities", "extent": list(SHAPE), "placed": known}
+        marker["region"] = [list(side) for side in zip(part.start, part.stop, strict=True)]
+        zarr.open_group(prediction).attrs["unetcli"] = marker
+        if fits:
+            assert evaluated(prediction, truth, "pixels").region == part
+        else:
+            with pytest.raises(UnetcliError, match="expected z 150 nanometer, y 48 nanometer, x 56 nanometer"):
+                evaluated(prediction, truth, "pixels")
+
+
+@pytest.mark.parametrize("changed", ["shape", "region"])
+def test_a_marker_that_contradicts_its_array_is_named(tmp_path: Path, changed: str) -> None:
+    place = str(write_prediction(tmp_path / "p.zarr", VALUES, (1, 8, 8), levels=2))
+    truth = stored(tmp_path, TRUTH, "t.zarr")
+    evaluated(place, truth, "pixels")
+    evaluated(f"{place}/1", stored(tmp_path, TRUTH[:, ::2, ::2], "half.zarr"), "pixels")
+    metadata = tmp_path / ("p.zarr/0/zarr.json" if changed == "shape" else "p.zarr/zarr.json")
+    stored_metadata = json.loads(metadata.read_text())
+    if changed == "shape":
+        stored_metadata["shape"][0] = 1
+    else:
+        stored_metadata["attributes"]["unetcli"]["region"][0] = [0, 1]
+    metadata.write_text(json.dumps(stored_metadata))
+    sides = ("1 x 13 x 22", "6 x 13 x 22")
+    found, stated = sides if changed == "shape" else sides[::-1]
+    with pytest.raises(UnetcliError, match=f"p.zarr: the array is {found}, but its metadata state {stated}: one of"):
+        evaluated(place, truth, "pixels")
 
 
 def test_unnamed_axes_are_those_of_the_other_volume(tmp_path: Path) -> None:
@@ -80,9 +179,9 @@ def test_a_mask_with_unnamed_axes_fits_any_axes(tmp_path: Path, named: str) -> N
     found = evaluated(prediction, truth, "pixels", mask=mask).scores["pixels"]
     assert found["tp"] + found["fn"] == np.count_nonzero(kept)
     assert found["fp"] == found["tn"] == 0
-    other = stored(tmp_path, TRUTH, "z.zarr", dimension_names=list("zyx"))
-    with pytest.raises(UnetcliError, match=r"--mask \S+m2\.zarr: axes t, y, x; expected z, y, x"):
-        evaluated(prediction, other, mask=stored(tmp_path, kept, "m2.zarr", **names))
+    other = stored(tmp_path, TRUTH[0], "z.zarr")
+    with pytest.raises(UnetcliError, match=r"--mask \S+m2\.zarr: axes t, y, x; expected y, x"):
+        evaluated(stored(tmp_path, VALUES[0], "p2.zarr"), other, mask=stored(tmp_path, kept, "m2.zarr", **names))
 
 
 @pytest.mark.parametrize(

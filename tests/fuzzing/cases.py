@@ -28,32 +28,98 @@ MAX_LINES, MAX_LETTERS = 12, 1200
 """Limits of a message: lines on stderr, and letters in one of them."""
 HANG, BUG = -1, 70
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-KINDS = [
-    *[name for name in SCENES for _ in range(2 if name in ("run folder", "output") else 1)],
-    "options",
-    "options",
-    "environment",
-]
+KINDS = [*SCENES, "options", "options", "environment"]
 VARIABLES = {
-    "SLURM_RESTART_COUNT": ["x", "-1", "9" * 30], "SLURM_MEM_PER_CPU": ["x", "0", "9" * 30], "SLURM_MEM_PER_NODE": ["x", "0"],
-    "SLURM_CPUS_ON_NODE": ["x", "", "0"], "SLURM_ARRAY_TASK_ID": ["x", "-1", "5"], "SLURM_ARRAY_JOB_ID": ["x", "7"],
-    "SLURM_ARRAY_TASK_MIN": ["x", "0"], "SLURM_ARRAY_TASK_MAX": ["x", "0"], "SLURM_ARRAY_TASK_STEP": ["x", "0"],
-    "SLURM_ARRAY_TASK_COUNT": ["x", "0"], "SLURM_JOB_ID": ["x", "../..", "7"], "SLURM_PROCID": ["x"], "OMP_NUM_THREADS": ["x", "0"],
-    "COLUMNS": ["0", "x", "1"], "RANK": ["x", "7"], "WORLD_SIZE": ["x", "0"], "LOCAL_RANK": ["x"], "UNETCLI_MODEL": ["nowhere", "raw.zarr", ""],
-    "UNETCLI_PROFILE": ["nowhere", "raw.zarr"], "UNETCLI_DEVICE": ["x", "99"], "CUDA_VISIBLE_DEVICES": ["99", "x"], "XDG_CACHE_HOME": ["raw.zarr/zarr.json"],
-    "TERM": ["dumb", ""], "NO_COLOR": ["1"], "LC_ALL": ["C", "x"], "TZ": ["x"], "TMPDIR": ["nowhere"], "HOME": ["nowhere"],
-}  # fmt: skip
+    "SLURM_RESTART_COUNT": ["x", "-1", "9" * 30],
+    "SLURM_MEM_PER_CPU": ["x", "0", "9" * 30],
+    "SLURM_MEM_PER_NODE": ["x", "0"],
+    "SLURM_CPUS_ON_NODE": ["x", "", "0"],
+    "SLURM_ARRAY_TASK_ID": ["x", "-1", "5"],
+    "SLURM_ARRAY_JOB_ID": ["x", "7"],
+    "SLURM_ARRAY_TASK_MIN": ["x", "0"],
+    "SLURM_ARRAY_TASK_MAX": ["x", "0"],
+    "SLURM_ARRAY_TASK_STEP": ["x", "0"],
+    "SLURM_ARRAY_TASK_COUNT": ["x", "0"],
+    "SLURM_JOB_ID": ["x", "../..", "7"],
+    "SLURM_PROCID": ["x"],
+    "OMP_NUM_THREADS": ["x", "0"],
+    "COLUMNS": ["0", "x", "1"],
+    "RANK": ["x", "7"],
+    "WORLD_SIZE": ["x", "0"],
+    "LOCAL_RANK": ["x"],
+    "UNETCLI_MODEL": ["nowhere", "raw.zarr", ""],
+    "UNETCLI_PROFILE": ["nowhere", "raw.zarr"],
+    "UNETCLI_DEVICE": ["x", "99"],
+    "CUDA_VISIBLE_DEVICES": ["99", "x"],
+    "XDG_CACHE_HOME": ["raw.zarr/zarr.json"],
+    "TERM": ["dumb", ""],
+    "NO_COLOR": ["1"],
+    "LC_ALL": ["C", "x"],
+    "TZ": ["x"],
+    "TMPDIR": ["nowhere"],
+    "HOME": ["nowhere"],
+}
 ODD_WORDS = (
-    "", "x", "-1", "0", "1", "3", "2:1", "::", "1:2:3", "0:1,0:1", "0:1,x", "nan", "inf", "1e400", "9" * 25, "-0.5", "0.5", "2", "é", "a\nb",
-    "\x1b[31m", ".", "..", "../..", "raw.zarr", "raw.zarr/zarr.json", "nowhere/x.png", "x.png", "x" * 300, "auto", "all", ",", "a,b", "slurm", "[]",
-    "s3:", "file://", "http://", "memory://x", "%s", "{}", "\udcff", "true", "1/2", "2/1", "0/0", "a=b", "=",
-)  # fmt: skip
+    "",
+    "x",
+    "-1",
+    "0",
+    "1",
+    "3",
+    "2:1",
+    "::",
+    "1:2:3",
+    "0:1,0:1",
+    "0:1,x",
+    "nan",
+    "inf",
+    "1e400",
+    "9" * 25,
+    "-0.5",
+    "0.5",
+    "2",
+    "é",
+    "a\nb",
+    "\x1b[31m",
+    ".",
+    "..",
+    "../..",
+    "raw.zarr",
+    "raw.zarr/zarr.json",
+    "nowhere/x.png",
+    "x.png",
+    "x" * 300,
+    "auto",
+    "all",
+    ",",
+    "a,b",
+    "slurm",
+    "[]",
+    "s3:",
+    "file://",
+    "http://",
+    "memory://x",
+    "%s",
+    "{}",
+    "\udcff",
+    "true",
+    "1/2",
+    "2/1",
+    "0/0",
+    "a=b",
+    "=",
+)
 OPTION_COMMANDS: dict[str, tuple[str, ...]] = {
-    "predict": (*PREDICT, "-o", "out.zarr"), "plan": ("plan", "raw.zarr", "--model", "model", "--tile", "36"), "label": LABEL,
-    "evaluate": ("evaluate", "pred.zarr", "truth.zarr", "--metrics", "pixels,cells"), "show": ("show", "raw.zarr", "-o", "out.png"),
-    "weights": ("weights", "labels.zarr", "-o", "out.zarr"), "status": ("status", "pred.zarr"), "verify": ("verify", "pred.zarr"),
+    "predict": (*PREDICT, "-o", "out.zarr"),
+    "plan": ("plan", "raw.zarr", "--model", "model", "--tile", "36"),
+    "label": LABEL,
+    "evaluate": ("evaluate", "pred.zarr", "truth.zarr", "--metrics", "pixels,cells"),
+    "show": ("show", "raw.zarr", "-o", "out.png"),
+    "weights": ("weights", "labels.zarr", "-o", "out.zarr"),
+    "status": ("status", "pred.zarr"),
+    "verify": ("verify", "pred.zarr"),
     "train": ("train", "raw.zarr", "labels.zarr", "-o", "out", "--steps", "1", *SMALL),
-}  # fmt: skip
+}
 SLOW_OPTIONS = {
     "--steps",
     "--minutes",
@@ -111,7 +177,7 @@ class Bench:
         folder, random = self.work / f"case{number}", Random(f"unetcli {number}")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        kind = random.choice(KINDS)
+        kind = random.choice(KINDS)  # the first number drawn, as in kind_of
         try:
             return self._case(number, kind, folder, random)
         finally:
@@ -141,10 +207,17 @@ class Bench:
         return Outcome(number, kind, what, words, code, faults, end[:1500])
 
 
+def kind_of(number: int) -> str:
+    """Kind of files of a case."""
+    return Random(f"unetcli {number}").choice(KINDS)
+
+
 OPTIONS_SCENE = Scene(
     ("raw.zarr", "labels.zarr", "truth.zarr", "model", "pred.zarr", "pred.zarr.run", "pred.zarr.inst.csv", "base.json"),
-    "", (), ("raw.zarr", "labels.zarr", "truth.zarr", "model", "base.json"),
-)  # fmt: skip
+    "",
+    (),
+    ("raw.zarr", "labels.zarr", "truth.zarr", "model", "base.json"),
+)
 
 
 def damage(scene: Scene, folder: Path, random: Random) -> str:
@@ -161,9 +234,9 @@ def damage(scene: Scene, folder: Path, random: Random) -> str:
 
 def odd_options(random: Random) -> tuple[list[str], str]:
     """Return a command with one or two odd options."""
-    from unetcli.cli import app
-
     import typer
+
+    from unetcli.cli import app
 
     name = random.choice(list(OPTION_COMMANDS))
     words, odd = list(OPTION_COMMANDS[name]), []
@@ -265,7 +338,7 @@ def judge(code: int, output: str, errors: str) -> Iterator[str]:
         lines = errors.splitlines()
         if len(lines) > MAX_LINES:
             yield f"{len(lines)} lines"
-        if longest := max(map(len, lines), default=0) > MAX_LETTERS:
+        if (longest := max(map(len, lines), default=0)) > MAX_LETTERS:
             yield f"a line of {longest} letters"
     if CONTROL.search(errors):
         yield "control characters"

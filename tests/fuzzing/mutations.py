@@ -16,10 +16,42 @@ from typing import Any
 from unetcli.core.records import CHECKSUM_KEY, _checksum
 
 ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**30, 0.5, -0.5, 1e308, float("nan"), float("inf"), "", "x", "0",
-    "\x1b]0;title\x07", "\u202e", "a\nb", "../..", "/", "é" * 3, "x" * 5000, [], [None], [1], [1, 2, 3], [[1]], {},
-    {"a": 1}, {"": None}, [0.5] * 4, list(range(300)),
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    3,
+    2**31,
+    2**63,
+    10**30,
+    0.5,
+    -0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "0",
+    "\x1b]0;title\x07",
+    "\u202e",
+    "a\nb",
+    "../..",
+    "/",
+    "é" * 3,
+    "x" * 5000,
+    [],
+    [None],
+    [1],
+    [1, 2, 3],
+    [[1]],
+    {},
+    {"a": 1},
+    {"": None},
+    [0.5] * 4,
+    list(range(300)),
+)
 WORDS = ("-1", "0", "x", "", "9" * 12, "9" * 25, "1e5", "nan", "done", "void", "-", "z" * 32, "a1" * 16, "\xff", "0x1")
 
 
@@ -270,10 +302,19 @@ def text_value(path: Path, content: bytes, random: Random) -> str:
 
 Mutation = Callable[[Path, bytes, Random], str]
 TYPED: tuple[tuple[str, Mutation], ...] = (
-    (".json", json_value), (".zarray", json_value), (".zattrs", json_value), (".zgroup", json_value),
-    (".jsonl", json_line), ("lock", json_value), (".txt", receipt), (".safetensors", model_header), (".pt", checkpoint),
-    (".toml", toml_line), (".csv", text_value), (".tif", text_value),
-)  # fmt: skip
+    (".json", json_value),
+    (".zarray", json_value),
+    (".zattrs", json_value),
+    (".zgroup", json_value),
+    (".jsonl", json_line),
+    ("lock", json_value),
+    (".txt", receipt),
+    (".safetensors", model_header),
+    (".pt", checkpoint),
+    (".toml", toml_line),
+    (".csv", text_value),
+    (".tif", text_value),
+)
 
 
 def remove(path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,82 +53,129 @@ def volume_scene(name: str) -> Scene:
     )
 
 
-RUN_ITEMS = (
-    "raw.zarr",
-    "model",
-    "truth.zarr",
-    "pred.zarr",
-    "pred.zarr.run",
-    "pred.zarr.inst.csv",
-    "part.zarr",
-    "part.zarr.run",
+RUN_ITEMS = ("raw.zarr", "model", "truth.zarr", "labels.zarr", "pred.zarr", "pred.zarr.run", "pred.zarr.inst.csv")
+RUN_INPUTS = ("raw.zarr", "model", "truth.zarr", "labels.zarr")
+OF_PREDICTION = (
+    ("status", "pred.zarr", "--json"),
+    ("verify", "pred.zarr"),
+    ("verify", "pred.zarr", "--repair"),
+    ("verify", "pred.zarr", "--input", "--seams", "1"),
+    (*PREDICT, "-o", "pred.zarr", "--levels", "2"),
+    ("plan", "raw.zarr", "--model", "model", "-o", "pred.zarr", *TILE),
 )
-RUN_COMMANDS = (
-    ("status", "pred.zarr", "--json"), ("status", "part.zarr"), ("verify", "pred.zarr"), ("verify", "part.zarr"),
-    ("verify", "pred.zarr", "--repair"), ("verify", "part.zarr", "--repair"), ("verify", "pred.zarr", "--input", "--seams", "1"),
-    (*PREDICT, "-o", "part.zarr"), (*PREDICT, "-o", "pred.zarr", "--levels", "2"), (*PREDICT, "-o", "part.zarr", "--share", "1/2"),
-    (*PREDICT, "-o", "part.zarr", "--close"), ("plan", "raw.zarr", "--model", "model", "-o", "part.zarr", *TILE),
-    LABEL, (*LABEL, "--overwrite"), EVALUATE, (*EVALUATE, "--json", "--report", "out.html", "--csv", "out.csv"),
+OF_LABELS = (
+    LABEL,
+    (*LABEL, "--overwrite"),
+    ("status", "pred.zarr/labels/inst"),
+    ("verify", "pred.zarr", "--step", "inst"),
+    ("verify", "pred.zarr/labels/inst", "--repair"),
+)
+OF_A_SHARE = (
+    ("status", "part.zarr"),
+    ("verify", "part.zarr"),
+    ("verify", "part.zarr", "--repair"),
+    (*PREDICT, "-o", "part.zarr"),
+    (*PREDICT, "-o", "part.zarr", "--share", "1/2"),
+    (*PREDICT, "-o", "part.zarr", "--close"),
+    ("plan", "raw.zarr", "--model", "model", "-o", "part.zarr", *TILE),
+)
+OF_AN_OUTPUT = (
+    EVALUATE,
+    (*EVALUATE, "--json", "--report", "out.html", "--csv", "out.csv"),
     ("show", "raw.zarr", "--overlay", "pred.zarr", "-o", "out.png"),
     ("show", "raw.zarr", "--overlay", "pred.zarr/labels/inst", "-o", "out.png"),
     ("evaluate", "pred.zarr/labels/inst", "labels.zarr", "--metrics", "cells"),
-)  # fmt: skip
+)
 SCENES: dict[str, Scene] = {
-    **{f"volume {name}": volume_scene(name) for name in ("raw.zarr", "rawv2.zarr", "raws.zarr", "labels.zarr", "truth.zarr")},
     **{
-        f"volume {name}": Scene((name, *volume_scene(name).items[1:]), name, volume_scene(name).commands, ("labels.zarr", "model"))
+        f"volume {name}": volume_scene(name)
+        for name in ("raw.zarr", "rawv2.zarr", "raws.zarr", "labels.zarr", "truth.zarr")
+    },
+    **{
+        f"volume {name}": Scene(
+            (name, *volume_scene(name).items[1:]), name, volume_scene(name).commands, ("labels.zarr", "model")
+        )
         for name in ("raw.tif", "raw.ome.tif")
     },
     "model": Scene(
         ("raw.zarr", "model", "pred.zarr", "pred.zarr.run"),
         "model/*",
-        (PREDICT, ("plan", "raw.zarr", "--model", "model", *TILE), ("verify", "pred.zarr", "--seams", "1"), ("verify", "pred.zarr", "--input")),
+        (
+            PREDICT,
+            ("plan", "raw.zarr", "--model", "model", *TILE),
+            ("verify", "pred.zarr", "--seams", "1"),
+            ("verify", "pred.zarr", "--input"),
+        ),
         ("raw.zarr",),
     ),
     "training": Scene(
         ("raw.zarr", "labels.zarr", "mc"),
         "mc/*.*",
-        ((*TRAIN, "-o", "mc", "--steps", "6"), (*TRAIN, "-o", "mc", "--steps", "4"), ("train", "raw.zarr", "labels.zarr", "-o", "mc", "--steps", "5")),
+        (
+            (*TRAIN, "-o", "mc", "--steps", "6"),
+            (*TRAIN, "-o", "mc", "--steps", "4"),
+            ("train", "raw.zarr", "labels.zarr", "-o", "mc", "--steps", "5", "--seed", "1"),
+        ),
         ("raw.zarr", "labels.zarr"),
     ),
-    "run folder": Scene((*RUN_ITEMS, "labels.zarr"), "*.run/**", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")),
-    "output": Scene((*RUN_ITEMS, "labels.zarr"), "p*.zarr/**", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")),
-    "table": Scene((*RUN_ITEMS, "labels.zarr"), "*.csv", RUN_COMMANDS, ("raw.zarr", "model", "truth.zarr", "labels.zarr")),
+    "run of predict": Scene(RUN_ITEMS, "pred.zarr.run/predict/**", OF_PREDICTION, RUN_INPUTS),
+    "run of label": Scene(RUN_ITEMS, "pred.zarr.run/inst/**", OF_LABELS, RUN_INPUTS),
+    "run of a share": Scene((*RUN_INPUTS, "part.zarr", "part.zarr.run"), "part.zarr.run/**", OF_A_SHARE, RUN_INPUTS),
+    "output": Scene(RUN_ITEMS, "pred.zarr/**", (*OF_AN_OUTPUT, *OF_PREDICTION, *OF_LABELS), RUN_INPUTS),
+    "table": Scene(RUN_ITEMS, "pred.zarr.inst.csv", OF_LABELS, RUN_INPUTS),
     "evaluation": Scene(
-        ("pred.zarr", "truth.zarr", "ev"), "ev/**",
-        ((*EVALUATE, "--run-folder", "ev", "--block-voxels", "1500"), ("status", "pred.zarr", "--run-folder", "ev"), ("verify", "pred.zarr", "--run-folder", "ev")),
+        ("pred.zarr", "truth.zarr", "ev"),
+        "ev/**",
+        (
+            (*EVALUATE, "--run-folder", "ev", "--block-voxels", "1500"),
+            ("status", "pred.zarr", "--run-folder", "ev"),
+            ("verify", "pred.zarr", "--run-folder", "ev"),
+        ),
         ("pred.zarr", "truth.zarr"),
     ),
     "baseline": Scene(
-        ("pred.zarr", "truth.zarr", "base.json"), "base.json",
-        ((*EVALUATE, "--baseline", "base.json"), (*EVALUATE, "--baseline", "base.json", "--json", "--report", "out.html")),
+        ("pred.zarr", "truth.zarr", "base.json"),
+        "base.json",
+        (
+            (*EVALUATE, "--baseline", "base.json"),
+            (*EVALUATE, "--baseline", "base.json", "--json", "--report", "out.html"),
+        ),
         ("pred.zarr", "truth.zarr", "base.json"),
     ),
     "challenge": Scene(
-        ("ctc",), "ctc/**",
-        (("evaluate", "ctc/01_RES", "ctc/01_GT"), ("evaluate", "ctc/01_RES", "ctc/01_GT", "--metrics", "cells", "--json")), ("ctc",),
+        ("ctc",),
+        "ctc/**",
+        (
+            ("evaluate", "ctc/01_RES", "ctc/01_GT"),
+            ("evaluate", "ctc/01_RES", "ctc/01_GT", "--metrics", "cells", "--json"),
+        ),
+        ("ctc",),
     ),
     "configuration": Scene(
-        ("raw.zarr", "labels.zarr", "truth.zarr", "pred.zarr", "model", "conf"), "conf/*.toml",
+        ("raw.zarr", "labels.zarr", "truth.zarr", "pred.zarr", "model", "conf"),
+        "conf/*.toml",
         (
-            ("predict", "raw.zarr", "-o", "out.zarr", "--config", "conf/predict.toml"), ("plan", "raw.zarr", "--config", "conf/predict.toml"),
-            ("label", "pred.zarr", "--config", "conf/label.toml"), ("weights", "labels.zarr", "-o", "out.zarr", "--config", "conf/weights.toml"),
-            ("evaluate", "pred.zarr", "truth.zarr", "--config", "conf/evaluate.toml"), ("show", "raw.zarr", "-o", "out.png", "--config", "conf/show.toml"),
+            ("predict", "raw.zarr", "-o", "out.zarr", "--config", "conf/predict.toml"),
+            ("plan", "raw.zarr", "--config", "conf/predict.toml"),
+            ("label", "pred.zarr", "--config", "conf/label.toml"),
+            ("weights", "labels.zarr", "-o", "out.zarr", "--config", "conf/weights.toml"),
+            ("evaluate", "pred.zarr", "truth.zarr", "--config", "conf/evaluate.toml"),
+            ("show", "raw.zarr", "-o", "out.png", "--config", "conf/show.toml"),
             ("plan", "raw.zarr", "--model", "model", "--cluster", "slurm", "--profile", "conf/profile.toml"),
             ("train", "raw.zarr", "labels.zarr", "-o", "out", "--config", "conf/train.toml"),
         ),
         ("raw.zarr", "labels.zarr", "truth.zarr", "model", "conf"),
     ),
-}  # fmt: skip
+}
 CONFIGURATIONS = {
-    "predict": 'model = "model"\ntile = 36\nsections = "0:2"\ndevice = "cpu"\ndtype = "uint8"\nlevels = "1"\nblock-voxels = 3000\nretries = 1\n',
+    "predict": 'model = "model"\ntile = 36\nsections = "0:2"\ndevice = "cpu"\nlevels = "1"\nretries = 1\n',
     "label": 'threshold = 0.4\nname = "inst"\nmin-size = 3\nmethod = "components"\nconnectivity = 4\n',
     "weights": "w0 = 5\nsigma = 3.0\n",
     "evaluate": 'metrics = "pixels,cells"\nthreshold = 0.5\nsections = "0:2"\n',
     "show": 'section = 1\nroi = "0:40,0:40"\n',
-    "profile": 'partition = "gpu"\ntime = "02:00:00"\nmem = "16G"\ncpus = 4\nsetup = ["module load cuda"]\n[extra]\nqos = "long"\n',
-    "train": 'steps = 1\ntile = 36\ndepth = 1\nbase-channels = 2\nseed = 1\ntruth = "instances"\ndevice = "cpu"\nsections = "0:3"\n',
-}  # fmt: skip
+    "profile": 'partition = "gpu"\ntime = "02:00:00"\nmem = "16G"\nsetup = ["module load x"]\n[extra]\nqos = "long"\n',
+    "train": 'steps = 1\ntile = 36\ndepth = 1\nbase-channels = 2\nseed = 1\ntruth = "instances"\nsections = "0:3"\n',
+}
 
 
 def build(folder: Path, run: Any) -> None:
@@ -191,8 +236,9 @@ def copy(base: Path, items: tuple[str, ...], work: Path) -> None:
 
 
 def files(work: Path, pattern: str) -> list[Path]:
-    """Files that a pattern selects, in order."""
-    return sorted(path for path in work.glob(f"{pattern}/*" if pattern.endswith("**") else pattern) if path.is_file())
+    """Files that a pattern selects, in order, without those that no command reads."""
+    found = work.glob(f"{pattern}/*" if pattern.endswith("**") else pattern)
+    return sorted(path for path in found if path.is_file() and path.suffix not in (".guard", ".png", ".log"))
 
 
 def _cells(rng: np.random.Generator) -> NDArray[np.uint16]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,18 @@ from safetensors.numpy import save_file
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
-from unetcli.model.file import HEADER_KEY, Intensity, ModelHeader, find_model, load_network, read_header, save_model
+from unetcli.model.file import (
+    HEADER_KEY,
+    Intensity,
+    ModelHeader,
+    damage,
+    find_model,
+    load_network,
+    read_header,
+    read_model,
+    save_model,
+    weight_shapes,
+)
 from unetcli.model.network import UNet
 
 HEADER = ModelHeader(
@@ -98,12 +110,76 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture(depth=1, base_channels=3, in_channels=2, classes=3),
+        Architecture(depth=3, base_channels=4, batch_norm=True),
+    ],
+    ids=["plain", "batch norm"],
+)
+def test_the_shapes_of_the_weights_are_those_of_the_network(architecture: Architecture) -> None:
+    state = UNet(architecture).state_dict()
+    assert weight_shapes(architecture) == {name: tuple(values.shape) for name, values in state.items()}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("digest", [True, False], ids=["digest", "without digest"])
+def test_one_weight_that_is_not_finite_is_refused(model: Path, value: float, digest: bool) -> None:
+    def poison(weights: dict[str, np.ndarray]) -> None:
+        weights["up.1.bias"][2] = value
+
+    change_weights(model, poison, digest=digest)
+    for read in (read_model, load_network):
+        with pytest.raises(UnetcliError, match=r"damaged model \(up.1.bias has 1 values that are NaN or infinite\);"):
+            read(model)
+
+
+def test_a_weight_that_was_changed_is_noticed_by_the_digest(model: Path) -> None:
+    def flip(weights: dict[str, np.ndarray]) -> None:
+        weights["head.weight"][0] *= 1.001
+
+    change_weights(model, flip)
+    with pytest.raises(UnetcliError, match=r"damaged model \(.*another checksum\); copy it again, or train it again"):
+        read_model(model)
+
+
+def test_a_model_without_a_digest_is_accepted(model: Path) -> None:
+    before = load_network(model).state_dict()
+    change_weights(model, lambda _: None, digest=False)
+    assert read_header(model).digest is None
+    assert all(torch.equal(before[name], values) for name, values in load_network(model).state_dict().items())
+
+
+def test_missing_and_further_weights_are_named(model: Path) -> None:
+    header, weights = read_model(model)
+    assert damage(header, weights) is None
+    less = {name: values for name, values in weights.items() if name != "head.bias"}
+    assert damage(header, less) == "head.bias is missing"
+    assert damage(header, weights | {"tail": np.zeros(1)}) == "tail is no weight of its architecture"
+    turned = weights | {"head.weight": weights["head.weight"].reshape(4, 2, 1, 1)}
+    assert damage(header, turned) == "head.weight is 4 x 2 x 1 x 1, its architecture needs 2 x 4 x 1 x 1"
+
+
+def change_weights(file: Path, change: Callable[[dict[str, np.ndarray]], None], *, digest: bool = True) -> None:
+    """Change the weights of a model file, but not the digest in its header, which can be left out."""
+    header, weights = read_model(file)
+    change(weights)
+    kept = header if digest else replace(header, digest=None)
+    save_file(weights, file, metadata={HEADER_KEY: kept.to_json()})
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"version": 99}, "version 99"),
         ({"architecture": {"depth": -1}}, "depth = -1"),
         ({"architecture": {"levels": 4}}, "not a model"),
-        ({"intensity": None}, "not a model"),
+        ({"intensity": None}, "intensity is null; expected an object"),
+        (
+            {"intensity": {"dtype": [1.0, 2.0], "mean": 1, "std": 1}},
+            r"intensity\.dtype is \[1\.0, 2\.0\]; expected text",
+        ),
+        ({"class_names": "ab"}, "class_names is"),
     ],
     ids=lambda value: str(value)[:30],
 )

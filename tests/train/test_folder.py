@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,3 +195,67 @@ def test_no_code_is_run_when_one_is_read(filled: TrainingFolder) -> None:
     torch.save({"version": 2, "network": Path("x")}, filled.checkpoint)
     with pytest.raises(UnetcliError, match="damaged checkpoint"):
         Checkpoint.load(filled.checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("best"), "no best"),
+        (lambda values: values.update(step="20"), 'step is "20"; expected a whole number'),
+        (lambda values: values.update(pending=[None]), "pending[0] is null; expected a number"),
+        (lambda values: values.update(network=[]), "network is []; expected an object"),
+        (lambda values: values.update(more=1), "unknown key more"),
+    ],
+    ids=["a key less", "text", "null", "a list", "a key more"],
+)
+def test_a_checkpoint_with_other_keys_or_types_falls_back_to_the_one_before(
+    filled: TrainingFolder, change: Callable[[dict[str, Any]], Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = torch.load(filled.checkpoint, weights_only=True)
+    change(values)
+    torch.save(values, filled.checkpoint)
+    found = filled.load_checkpoint()
+    assert found is not None
+    assert found.step == 10
+    assert f"checkpoint.pt: damaged checkpoint ({message})" in caplog.text
+
+
+def test_a_checkpoint_that_does_not_fit_the_network_falls_back_to_the_one_before(
+    filled: TrainingFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def restore(checkpoint: Checkpoint) -> None:
+        if checkpoint.step == 20:
+            raise RuntimeError("size mismatch\nfor weight")
+
+    found = filled.load_checkpoint(restore)
+    assert found is not None
+    assert found.step == 10
+    assert (
+        "checkpoint.pt: checkpoint of another network (size mismatch for weight); --overwrite starts over"
+        in caplog.text
+    )
+
+
+def test_zero_bytes_and_other_text_in_the_log_are_left_out(folder: TrainingFolder) -> None:
+    """A power cut leaves zero bytes where the last line was to be."""
+    folder.append_log({"step": 10, "best": True})
+    with folder.log.open("ab") as file:
+        file.write(
+            b'\0\0\0{"step": 20, "best": false}\n{"step": 25, "best": 1}\n\xff{\n[1]\n{"best": true}\n{}\n' + bytes(9)
+        )
+    assert [row["step"] for row in folder.rows()] == [10, 20]
+
+
+def test_an_unknown_recipe_is_named(folder: TrainingFolder) -> None:
+    values = json.loads(folder.config.read_text())
+    values["config"]["recipe"] = "x"
+    del values["checksum"]
+    folder.config.write_text(json.dumps(values))
+    with pytest.raises(UnetcliError, match=r"training\.json: --recipe x: expected .*; --overwrite starts over"):
+        folder.frozen()
+
+
+def test_a_changed_configuration_is_found_by_its_checksum(folder: TrainingFolder) -> None:
+    folder.config.write_text(folder.config.read_text().replace('"steps": 100', '"steps": 99'))
+    with pytest.raises(UnetcliError, match=r"training\.json: damaged: its checksum is .*; --overwrite starts over"):
+        folder.frozen()

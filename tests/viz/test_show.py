@@ -170,6 +170,7 @@ def test_what_cannot_be_shown_is_refused_in_one_line(tmp_path: Path, unetcli: Ru
         ],
         ("a.zarr", "--channel", 1): ["--channel 1", "a.zarr", "0 to 0"],
         ("a.zarr", "-o", "x.jpg"): ["--output x.jpg", "PNG", "x.png"],
+        ("a.zarr", "-o", "."): ["--output .", "PNG", "a.png"],
         ("gone.zarr",): ["gone.zarr"],
     }
     for words, parts in refused.items():

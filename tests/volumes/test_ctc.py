@@ -107,6 +107,14 @@ def test_marked_objects_that_are_not_segmented_make_a_truth_partial(sequence: Pa
     assert (found["seg"], found["precision"]) == (pytest.approx(4 / 5), None)
 
 
+def test_markers_of_another_shape_than_the_segmented_objects_are_refused(sequence: Path) -> None:
+    file = sequence / "01_GT" / "SEG" / "man_seg000.tif"
+    tifffile.imwrite(file, np.zeros((2, 9, 9), np.uint16), photometric="minisblack")
+    challenge = open_challenge(sequence / "01_RES", sequence / "01_GT")
+    with pytest.raises(UnetcliError, match=r"man_seg000\.tif is 2 x 9 x 9, but \S+man_track000\.tif is 6 x 16"):
+        challenge.is_partial()
+
+
 def test_gold_truth_without_markers_counts_as_partial(sequence: Path) -> None:
     for path in (sequence / "01_GT" / "TRA").iterdir():
         path.unlink()

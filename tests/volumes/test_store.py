@@ -18,7 +18,7 @@ import zarr
 from helpers import SETTINGS, Output, grey, plan_of, write_zarr
 from s3 import serving
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
@@ -252,3 +252,22 @@ def test_without_s3fs_the_extra_is_named() -> None:
     assert first == second
     assert first.startswith("s3://bucket/a.zarr: ")
     assert first.endswith('pip install "unetcli[s3]"')
+
+
+@pytest.mark.parametrize("kind", ["zarr 3", "shards", "zarr 2"])
+def test_an_empty_object_is_an_error_and_an_absent_one_is_zero(bucket: str, kind: str) -> None:
+    place, files = f"{bucket}/o.zarr", s3fs.S3FileSystem()
+    output = outputs(place, kind)
+    values = grey(2, *REGION.shape) // 2 + 1
+    fill(output, values)
+    key = next(
+        key for key in sorted(files.find("bucket/o.zarr/0")) if not key.endswith((".json", ".zarray", ".zattrs"))
+    )
+    files.pipe_file(key, b"")
+    volume = open_volume(place)
+    with pytest.raises(UnreadableBlock, match="is empty"):
+        volume.read(volume.whole())
+    files.rm(key)
+    found = open_volume(place).read(volume.whole())
+    assert (found == 0).any()
+    assert ((found == 0) | (found == values)).all()

@@ -21,6 +21,7 @@ from unetcli.cli.requests import CommandGroup, GroupedCommand, configurable, tak
 from unetcli.cli.status import status, verify
 from unetcli.cli.terminal import STDOUT, drop_stdout, guard_streams, shortened
 from unetcli.core.errors import Incomplete, UnetcliError
+from unetcli.core.memory import exit_on_bad_alloc, out_of_memory
 from unetcli.core.options import options_of
 from unetcli.predict.request import PredictRequest
 
@@ -65,6 +66,7 @@ def main() -> None:
     """Run the command line and exit with the code that fits the outcome."""
     console.open_closed_streams()
     guard_streams()
+    exit_on_bad_alloc(console.USER)
     try:
         app()
     except Incomplete as error:
@@ -74,8 +76,12 @@ def main() -> None:
     except OSError as error:  # disk full, read-only, no permission: the user can fix it
         if error.filename == STDOUT:
             drop_stdout()
+        if memory := out_of_memory(error):
+            _fail(str(memory))
         _fail(f"{error.filename or _unnamed()}: {error.strerror or error}")
-    except Exception:
+    except Exception as error:
+        if memory := out_of_memory(error):
+            _fail(str(memory))
         traceback.print_exc()
         typer.echo("unetcli: this is a bug in unetcli; please report the lines above and the command", err=True)
         sys.exit(console.BUG)

@@ -161,6 +161,10 @@ class AxisFootprint:
     smallest: int = 1
     """Smallest valid input side, in voxels; further valid sides follow in steps of ``alignment``."""
 
+    def __post_init__(self) -> None:
+        if self.context < 0 or self.alignment < 1 or self.smallest < 1:
+            raise ValueError(f"expected context >= 0, alignment and smallest >= 1, got {self}")
+
     @classmethod
     def from_layers(cls, steps: Sequence[tuple[Kind, int]]) -> AxisFootprint:
         """Footprint of layers ``(kind, size)`` along one axis, in the order of the forward pass.

@@ -189,6 +189,11 @@ retries_option = partial(run_option, "Number of times a failed block is tried ag
 block_voxels_option = partial(
     run_option, "Approximate voxels per block; limits memory and does not change the result.", metavar="N"
 )
+same_place_option = partial(
+    region_option,
+    "Pair volumes voxel by voxel although the files state that they begin at different places.",
+    default=False,
+)
 strict_option = partial(
     run_option, "Exit with code 1 if there is a warning, if possible before computing.", default=False, env=True
 )

@@ -20,7 +20,7 @@ from unetcli.core.files import draft_of, drafts, remove, remove_aside, sync_all
 from unetcli.core.geometry import Box
 from unetcli.engine.step import BlockResult, DamagedResult, Step
 from unetcli.planning.pyramid_plan import PyramidPlan
-from unetcli.volumes import opening as ngff
+from unetcli.volumes import ngff
 from unetcli.volumes.image import Image, Level, marker, remove_output
 from unetcli.volumes.volume import describe
 
@@ -291,8 +291,9 @@ class Pyramid:
 
     def _show(self, levels: int) -> None:
         attributes = self.image.attributes()
-        image = ngff.images(attributes)[0]
-        finest = ngff.Grid.of(image)
+        with ngff.explain(self.image.path):
+            image = ngff.images(attributes)[0]
+            finest = ngff.Grid.of(image)
         grids = [finest.downsampled(self.plan.factors(level)) for level in range(levels)]
         shown = {**image, "datasets": ngff.datasets(grids)}
         if shown != image:

@@ -17,6 +17,7 @@ from pathlib import Path
 from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import explain_write_errors, publish
 from unetcli.core.lock import job_id
+from unetcli.core.memory import out_of_memory
 from unetcli.core.process import prepare
 from unetcli.core.ranges import Ranges, numbers
 from unetcli.engine.receipts import (
@@ -129,6 +130,8 @@ class Worker:
 
     def _record(self, result: BlockResult, error: Exception, book: ReceiptBook) -> None:
         """Record the failure of a block; raise if continuing is pointless."""
+        if memory := out_of_memory(error):
+            raise memory from error  # a block of the same size would fail alike, here
         if isinstance(error, DamagedResult) and self._attempt(error.block) <= MAX_ATTEMPTS:
             book.add(void_receipt(error.block, self._attempt(error.block)))
         failure = BlockFailure(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
+import resource
 import secrets
 import threading
 import time
@@ -207,6 +209,23 @@ def _control_group_limit() -> int | None:
             if (limit := int(Path(place).read_text())) < 2**60:  # a very large number stands for none
                 return limit
     return None
+
+
+def available_memory() -> tuple[float, str]:
+    """Memory that this process can still use, in bytes, and what limits it: the host, the job or ``ulimit -v``."""
+    found = [(math.inf, "available")]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        found.append((int(free) * 1024, "free on this machine"))
+    if (limit := memory_limit()) is not None:
+        found.append((limit - memory_bytes(), "left within the memory limit of this job or container"))
+    ceiling = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if ceiling != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError):
+            mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            found.append((ceiling - mapped, "left within `ulimit -v`"))
+    return min(found)
 
 
 PATIENCE_SECONDS = 35.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
+from unetcli.evaluate.pieces import PartialObjects, SectionPart, join_sections
 from unetcli.evaluate.plan import EvaluationPlan, Pair, PairData
 from unetcli.evaluate.request import CLASSES, PROBABILITY
 from unetcli.metrics import voi
@@ -65,6 +67,8 @@ class Counts:
     """Counts of the EM measures by section."""
     tables: dict[int, Contingency] = field(default_factory=dict)
     """Contingency tables by unit, of units that are not complete."""
+    parts: dict[int, SectionPart] = field(default_factory=dict)
+    """Parts of sections whose objects are components, by ``EvaluationPlan.part_number``."""
     objects: dict[int, CellSums] = field(default_factory=dict)
     """Sums of each object, or of groups of objects, by unit; fields (object, ...)."""
     highest: float = 0.0
@@ -86,6 +90,8 @@ class Counts:
         for number, table in self.tables.items():
             columns = {"reference": table.reference, "result": table.result, "counts": table.counts}
             arrays |= {f"tables/{number}/{name}": values for name, values in columns.items()}
+        for number, part in self.parts.items():
+            arrays |= {f"parts/{number}/{name}": values for name, values in part.to_arrays().items()}
         text = json.dumps({number: counts.to_dict() for number, counts in self.em.items()})
         return {**arrays, "em": np.frombuffer(text.encode(), np.uint8)}
 
@@ -102,6 +108,10 @@ class Counts:
             tables={
                 number: Contingency(*(arrays[f"tables/{number}/{name}"] for name in ("reference", "result", "counts")))
                 for number in tables
+            },
+            parts={
+                number: SectionPart.from_arrays(_below(arrays, f"parts/{number}/"))
+                for number in _numbers(arrays, "parts")
             },
             objects={number: _one(arrays, f"objects/{number}", CellSums) for number in objects},
             highest=float(arrays["highest"]),
@@ -124,6 +134,7 @@ class CountsAccumulator:
     em: dict[int, SectionCounts] = field(default_factory=dict)
     objects: dict[int, CellSums] = field(default_factory=dict)
     tables: dict[int, list[Contingency]] = field(default_factory=dict)
+    parts: dict[int, SectionPart] = field(default_factory=dict)
     probabilities: ProbabilitySums | None = None
     highest: float = 0.0
 
@@ -135,6 +146,7 @@ class CountsAccumulator:
                 sums[number] = sums[number] + found if number in sums else found
         self.em |= part.em
         self.objects |= part.objects
+        self.parts |= part.parts
         for number, table in part.tables.items():
             self._add_table(number, table)
         if part.probabilities is not None:
@@ -148,6 +160,11 @@ class CountsAccumulator:
         self.tables.clear()
         return tables
 
+    def take_parts(self) -> dict[int, SectionPart]:
+        """Return the parts of sections and remove them."""
+        parts, self.parts = self.parts, {}
+        return parts
+
     def result(self) -> Counts:
         """The sum so far."""
         return Counts(
@@ -155,6 +172,7 @@ class CountsAccumulator:
             probabilities=self.probabilities,
             em=dict(sorted(self.em.items())),
             tables=self.take_tables(),
+            parts=self.parts,
             objects=self.objects,
             highest=self.highest,
         )
@@ -188,6 +206,11 @@ def _stacked(name: str, sums: Sums) -> Arrays:
 
 def _one(arrays: Mapping[str, NDArray[Any]], name: str, kind: type[S]) -> S:
     return kind(*(arrays[f"{name}/{one.name}"] for one in fields(kind)))
+
+
+def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
+    """Arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
 def _numbers(arrays: Mapping[str, NDArray[Any]], name: str) -> list[int]:
@@ -224,7 +247,7 @@ def count_section(plan: EvaluationPlan, pair: Pair, plane: Box, data: PairData) 
         counts = section_counts(values[0], data.reference != 0, data.valid)
         parts.append(Counts(em={section: counts}))
     if settings.has_objects:
-        parts.append(count_objects(plan, pair, section, labels_of(values, settings.threshold), data))
+        parts.append(count_objects(plan, pair, plane, values, data))
         if settings.kind == PROBABILITY and "pixels" not in settings.metrics:
             confusion = confusion_of(values, data, settings.threshold)
             parts.append(Counts(sums={"confusions": {section: confusion}}))
@@ -264,17 +287,31 @@ def foreground_of(values: NDArray[Any], threshold: float) -> NDArray[np.bool_]:
     return found
 
 
-def count_objects(plan: EvaluationPlan, pair: Pair, section: int, labels: NDArray[Any], data: PairData) -> Counts:
-    """Table of one section, or the sums computed from it if the section is a complete unit."""
-    reference = reference_of(data.reference, pieces=plan.settings.pieces)
+def count_objects(plan: EvaluationPlan, pair: Pair, plane: Box, values: NDArray[Any], data: PairData) -> Counts:
+    """Table of one section or of its part, or the sums computed from it if the section is a complete unit."""
+    settings, section = plan.settings, plan.section_number(plane.start)
+    reference = reference_of(data.reference, pieces=settings.pieces)
+    labels = labels_of(values, settings.threshold, pieces=settings.result_pieces)
     table = table_of(pair, valid_values(reference, data.valid), valid_values(labels, data.valid))
-    if plan.sees_sections and not plan.settings.three_d:
-        return unit_counts(table, section, plan.settings.metrics, by_object=plan.by_object)
+    if plan.sees_sections and not settings.three_d:
+        return unit_counts(table, section, settings.metrics, by_object=plan.by_object)
+    if settings.finds_components:
+        return Counts(parts={plan.part_number(plane.start): section_part(plan, plane, table, reference, labels)})
     counts = Counts(tables={plan.unit_of(section): table})
     if not plan.sees_sections:
         return counts
     alone = {f"cut_{name}": {section: kind.of(table)} for name, kind in TABLE_SUMS.items()}
     return Counts.total([counts, Counts(sums=alone)])
+
+
+def section_part(
+    plan: EvaluationPlan, plane: Box, table: Contingency, reference: NDArray[Any], labels: NDArray[Any]
+) -> SectionPart:
+    """Part of a section in one block, with what joining the components of several blocks needs."""
+    y, x = (a - first for a, first in zip(plane.start[-2:], plan.start[-2:], strict=True))
+    sides = ((reference, plan.settings.pieces), (labels, plan.settings.result_pieces))
+    width = plan.region.shape[-1]
+    return SectionPart(table, *(PartialObjects.of(found, (y, x), width) if cut else None for found, cut in sides))
 
 
 def table_of(pair: Pair, reference: NDArray[Any], labels: NDArray[Any]) -> Contingency:
@@ -301,11 +338,11 @@ def unit_counts(table: Contingency, unit: int, metrics: Collection[str], *, by_o
 
 
 def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = ORIGIN) -> NDArray[np.float32]:
-    """Convert stored values to probabilities: uint8 / 255, booleans to 0 and 1, floats unchanged.
+    """Convert stored values to probabilities: uint8 / 255, uint16 / 65535, booleans to 0 and 1, floats unchanged.
 
     Parameters
     ----------
-    stored : (..., y, x), uint8, bool or float
+    stored : (..., y, x), uint8, uint16, bool or float
     path
         Path of the volume, for messages.
     start
@@ -320,10 +357,9 @@ def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = OR
     UnetcliError
         The data type does not fit, or a value is NaN (the message gives its position) or outside 0 to 1.
     """
-    if stored.dtype == np.uint8:
-        return stored.astype(np.float32) / np.float32(255)
-    if stored.dtype.kind not in "bf":
-        raise UnetcliError(f"{path}: {stored.dtype}; expected probabilities as uint8 (value / 255), float or boolean")
+    require_probability_dtype(stored.dtype, path)
+    if stored.dtype.kind == "u":
+        return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
     values = stored.astype(np.float32)
     if (missing := np.argwhere(np.isnan(values))).size:
         inside = dict(zip("yx", missing[0, -2:].tolist(), strict=True))
@@ -334,9 +370,17 @@ def probabilities(stored: NDArray[Any], path: str, start: Mapping[str, int] = OR
     return values
 
 
-def labels_of(values: NDArray[Any], threshold: float) -> NDArray[Any]:
-    """Predicted objects of a section, (y, x): the labels, or the 4-connected components above the threshold."""
-    return components(above(values[0], threshold)) if values.dtype.kind == "f" else values[0]
+def require_probability_dtype(dtype: np.dtype[Any], path: str) -> None:
+    """Raise :class:`UnetcliError` if a data type cannot hold probabilities."""
+    if dtype not in (np.uint8, np.uint16) and dtype.kind not in "bf":
+        raise UnetcliError(
+            f"{path}: {dtype}; expected probabilities as uint8 (value / 255), uint16 (value / 65535), float or boolean"
+        )
+
+
+def labels_of(values: NDArray[Any], threshold: float, *, pieces: bool) -> NDArray[Any]:
+    """Predicted objects of a section, (y, x): the labels, or the 4-connected components of the foreground (pieces)."""
+    return components(foreground_of(values, threshold)) if pieces else values[0]
 
 
 def reference_of(reference: NDArray[Any], *, pieces: bool) -> NDArray[Any]:
@@ -365,7 +409,8 @@ def total_counts(plan: EvaluationPlan, counts: Iterator[Counts]) -> Counts:
 
 def count_tables(plan: EvaluationPlan, accumulator: CountsAccumulator) -> None:
     """Replace the tables of complete units by the sums computed from them."""
-    for unit, table in accumulator.take_tables().items():
+    parts = join_sections(accumulator.take_parts(), plan.grid.shape[-2:])
+    for unit, table in itertools.chain(accumulator.take_tables().items(), parts):
         accumulator.add(unit_counts(table, unit, plan.settings.metrics, by_object=plan.by_object))
 
 

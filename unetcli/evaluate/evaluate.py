@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from unetcli.core.arrays import Checksum, file_sha256
-from unetcli.core.errors import Incomplete, UnetcliError, counted, require_no_warnings, warn
+from unetcli.core.errors import Incomplete, UnetcliError, UnreadableBlock, counted, require_no_warnings, warn
 from unetcli.core.geometry import Box
 from unetcli.core.options import resolve_sections
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ProgressCallback, ordered_map, silent
 from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.engine.runfolder import EVALUATE, require_claimable
+from unetcli.engine.step import is_unusable
+from unetcli.engine.workers import available_memory
 from unetcli.evaluate.baseline import comparison_of, packed, require_baseline
 from unetcli.evaluate.counting import Counts, CountsAccumulator, labels_of, probabilities, total_counts, unit_counts
 from unetcli.evaluate.plan import MIN_UNITS, require_complete
@@ -23,7 +28,8 @@ from unetcli.evaluate.resolve import COMPONENTS, ResolvedRequest, kind_notes, re
 from unetcli.evaluate.result import Evaluation, SectionImages
 from unetcli.evaluate.scoring import looks_inverted, score_all
 from unetcli.evaluate.step import EvaluateStep, EvaluationPaths, folder_of
-from unetcli.executors.options import ClusterOptions
+from unetcli.executors.options import ClusterOptions, slurm_request
+from unetcli.executors.slurm.request import memory_in_bytes
 from unetcli.metrics.cells import CellSums
 from unetcli.volumes.ctc import (
     Challenge,
@@ -38,6 +44,8 @@ from unetcli.volumes.ctc import (
     read_labels,
 )
 from unetcli.volumes.opening import open_volume
+
+log = logging.getLogger(__name__)
 
 
 class Unfinished(Incomplete):
@@ -74,7 +82,7 @@ def count_in_folder(
 def paths_of(resolved: ResolvedRequest, where: ClusterOptions) -> EvaluationPaths:
     """Paths of the data, and threads of a local worker."""
     request = resolved.request
-    threads = max(1, cpu_threads() // (where.workers or 1)) if where.on_this_machine else None
+    threads = max(1, threads_that_fit(resolved) // (where.workers or 1)) if where.on_this_machine else None
     return EvaluationPaths(prediction=request.prediction, truth=request.truth, mask=request.mask, threads=threads)
 
 
@@ -116,7 +124,7 @@ class ComponentFrames:
             raise UnetcliError(
                 f"{self.place}: frames have {values.ndim} axes, expected y, x; run `unetcli label` first"
             )
-        return labels_of(probabilities(values[None], self.place), self.threshold)
+        return labels_of(probabilities(values[None], self.place), self.threshold, pieces=True)
 
 
 def evaluate_challenge(request: EvaluateRequest, report: ProgressCallback, where: ClusterOptions) -> Evaluation:
@@ -247,6 +255,11 @@ def scope_of(challenge: Challenge, request: EvaluateRequest) -> dict[str, Any]:
     }
 
 
+EM_PIXEL_BYTES = 72
+"""Memory to count em per pixel of a section; up to 70 were measured, 62 of them for its own arrays."""
+REPORT_PIXEL_BYTES = 48
+"""Memory for pictures of a section, per pixel."""
+GB = 1e9
 MAX_WORK_IN_PROCESS = 2**33
 """Maximum work, in voxels, to count in this process, which takes minutes; larger evaluations use a run folder."""
 EM_WORK = 50
@@ -299,6 +312,7 @@ def evaluate_volume(
     resolved = ResolvedRequest.of(request)
     require_baseline(request, resolved.scope())
     require_no_warnings()
+    require_memory(resolved, where)
     counts = count(resolved, report, stopping, where)
     resolved.require_probabilities(counts)
     plan, settings = resolved.plan, resolved.plan.settings
@@ -336,6 +350,49 @@ def count(
     return count_in_folder(resolved, where, report, stopping)
 
 
+def require_memory(resolved: ResolvedRequest, where: ClusterOptions) -> None:
+    """Raise ``UnetcliError`` if whole sections are needed, for em or for pictures, and one does not fit the memory.
+
+    With a cluster, the memory that the request names is compared; without one, jobs request what they need.
+    """
+    settings, sides = resolved.plan.settings, resolved.plan.region.shape[-2:]
+    if settings.needs_sections and (there := memory_of_worker(where)):
+        names = ",".join(name for name in settings.metrics if METRICS[name].whole_sections)
+        require_section(f"--metrics {names}", sides, EM_PIXEL_BYTES, there, "other metrics are counted in blocks")
+    if resolved.request.report is not None:
+        words = "without it, scores are the same"
+        require_section("--report", sides, REPORT_PIXEL_BYTES, available_memory(), words)
+
+
+def require_section(
+    name: str, sides: tuple[int, ...], pixel_bytes: int, there: tuple[float, str], otherwise: str
+) -> None:
+    """Raise ``UnetcliError`` if a section does not fit: ``there`` is the memory in bytes, and what limits it."""
+    needed, available = pixel_bytes * math.prod(sides), there[0]
+    if needed > available:
+        raise UnetcliError(
+            f"{name}: a section of {sides[0]} x {sides[1]} pixels needs {needed / GB:.1f} GB of memory, "
+            f"{max(available, 0) / GB:.1f} GB are {there[1]}; --roi selects a smaller region, and {otherwise}"
+        )
+
+
+def memory_of_worker(where: ClusterOptions) -> tuple[float, str] | None:
+    """Memory for counting, in bytes, and what limits it; None if jobs request what they need, or it is not known."""
+    if where.cluster == "local":
+        return available_memory()
+    asked = slurm_request(where).mem if where.needs_slurm else None
+    return (memory_in_bytes(asked), "requested with --mem") if asked and asked.strip("0") else None
+
+
+def threads_that_fit(resolved: ResolvedRequest) -> int:
+    """Threads of this process to count with; fewer than its cores if sections for all of them do not fit the memory."""
+    threads = cpu_threads()
+    if not resolved.plan.settings.needs_sections:
+        return threads
+    section = EM_PIXEL_BYTES * math.prod(resolved.plan.region.shape[-2:])
+    return int(max(1, min(threads, available_memory()[0] // section)))
+
+
 def runs_in_process(resolved: ResolvedRequest, where: ClusterOptions) -> bool:
     """Whether counting takes minutes in this process, and no option asks for workers or a run folder."""
     work = resolved.plan.region.size * (EM_WORK if "em" in resolved.plan.settings.metrics else 1)
@@ -348,10 +405,21 @@ def count_in_process(
 ) -> Iterator[Counts]:
     """Counts of the blocks, in order, computed by threads of this process."""
     plan, done = resolved.plan, 0
-    for number, counts in ordered_map(resolved.count, range(plan.blocks), cpu_threads()):
+    for number, counts in ordered_map(resolved.count, range(plan.blocks), threads_that_fit(resolved)):
         if stopping():
             raise Unfinished("stopped; counts of a small evaluation are not stored, the same command starts again", [])
-        found = counts.result()
+        found = finished(counts, lambda again=number: resolved.count(again))  # type: ignore[misc]
         done += plan.box(number).size
         report(done, plan.region.size)
         yield found
+
+
+def finished(counts: Future[Counts], again: Callable[[], Counts]) -> Counts:
+    """Counts of a block; an I/O error that may pass is tried again once, as the engine does."""
+    try:
+        return counts.result()
+    except UnreadableBlock as error:
+        if is_unusable(error):
+            raise
+        log.warning("%s; trying again", error)
+        return again()

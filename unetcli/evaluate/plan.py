@@ -14,14 +14,22 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
-from unetcli.evaluate.request import METRICS, PROBABILITY, EvaluateRequest, scores_objects
-from unetcli.planning.plan import BlockGrid
+from unetcli.evaluate.request import METRICS, EvaluateRequest, scores_objects
+from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
-from unetcli.volumes.image import find_marker, find_region_marker
+from unetcli.volumes.image import find_marker, find_region_marker, require_marked_shape
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, describe, require_same_voxels, resolve_region, shape, stated_sizes
+from unetcli.volumes.volume import (
+    Volume,
+    describe,
+    require_same_place,
+    require_same_voxels,
+    resolve_region,
+    shape,
+    stated_sizes,
+)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON of a plan."""
 BLOCK_VOXELS = 2**23
 """Largest block: about 0.5 GB of memory if every voxel has its own label, usually a tenth of that."""
@@ -31,6 +39,8 @@ READ_VOXELS = 2**25
 """Largest region to read at once if the chunks are larger than a block."""
 EM_BLOCK_VOXELS = 2**20
 """Largest block with em, which takes a hundred times as long per voxel; a whole section may exceed it."""
+OTHER_REGION = "not the same region"
+OTHER_PLACE = f"{OTHER_REGION}; if it is, --same-place says so"
 MIN_UNITS = 10
 """Smallest number of sections (or volumes) to resample; with fewer, objects are resampled for scores of cells."""
 
@@ -48,6 +58,8 @@ class Settings:
     """Whether objects extend over sections along z."""
     pieces: bool
     """Whether the truth is a mask, whose objects are its 4-connected components in each section."""
+    result_pieces: bool
+    """Whether the prediction is one: above ``threshold`` for probabilities, where it is not 0 for labels."""
     ignore: int | None
     """Value of the truth whose voxels are not scored."""
     level: int
@@ -60,9 +72,13 @@ class Settings:
 
     @property
     def needs_sections(self) -> bool:
-        """Whether blocks must contain whole sections, for example to find connected components in them."""
-        finds_components = self.has_objects and (self.pieces or self.kind == PROBABILITY)
-        return finds_components or any(METRICS[name].whole_sections for name in self.metrics)
+        """Whether blocks must contain whole sections."""
+        return any(METRICS[name].whole_sections for name in self.metrics)
+
+    @property
+    def finds_components(self) -> bool:
+        """Whether objects of the truth or of the prediction are connected components of a section."""
+        return self.has_objects and (self.pieces or self.result_pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +100,14 @@ class EvaluationPlan:
     """Fingerprint of the truth."""
     mask: str | None
     """Fingerprint of the mask."""
+
+    def __post_init__(self) -> None:
+        require_sides(self.axes, stop=self.stop, block_shape=self.block_shape)
+        if any(not 0 <= a < b for a, b in zip(self.start, self.stop, strict=True)) or len(self.offset) != len(
+            self.axes
+        ):
+            raise UnetcliError(f"region {self.start} to {self.stop}, offset {self.offset}: expected 0 <= start < stop")
+        require_few(self.blocks)
 
     @property
     def region(self) -> Box:
@@ -117,6 +141,12 @@ class EvaluationPlan:
         """Number of sections (planes of the last two axes)."""
         return math.prod(self.region.shape[:-2])
 
+    def part_number(self, place: Sequence[int]) -> int:
+        """Key of the part of a section that starts at some coordinates; see :func:`.pieces.join_sections`."""
+        row, column = (axis.index(a) for axis, a in zip(self.grid.axes[-2:], place[-2:], strict=True))
+        rows, columns = self.grid.shape[-2:]
+        return (self.section_number(place) * rows + row) * columns + column
+
     def section_number(self, place: Sequence[int]) -> int:
         """Number of a section, from 0, given its coordinates in the truth."""
         shape = self.region.shape[:-2]
@@ -149,7 +179,14 @@ def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit
     """Block shape: as many whole chunks as the limit of voxels allows, first in the plane; whole sections if needed.
 
     >>> seen = Settings(
-    ...     metrics=("voi",), kind="labels", threshold=0.5, three_d=True, pieces=False, ignore=None, level=0
+    ...     metrics=("voi",),
+    ...     kind="labels",
+    ...     threshold=0.5,
+    ...     three_d=True,
+    ...     pieces=False,
+    ...     result_pieces=False,
+    ...     ignore=None,
+    ...     level=0,
     ... )
     >>> choose_block(Box((0, 0, 0), (90, 9000, 2000)), (1, 512, 512), seen)
     (1, 4096, 2000)
@@ -165,6 +202,18 @@ def choose_block(region: Box, chunks: tuple[int, ...], settings: Settings, limit
         place = max(range(len(block) - 2), key=lambda p: block[p])
         block[place] = -(-block[place] // 2)
     _grow(block, tuple(reversed(range(len(block) - 2))), shape, most)
+    return tuple(block)
+
+
+def grown_block(shape: tuple[int, ...], chunks: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """Block of whole chunks with at most ``limit`` voxels, or one chunk.
+
+    >>> grown_block((90, 3000, 2000), (1, 512, 512), 2**23)
+    (1, 3000, 2000)
+    """
+    block = [min(side, n) for side, n in zip(chunks, shape, strict=True)]
+    _grow(block, (len(block) - 1, len(block) - 2), shape, limit)
+    _grow(block, tuple(reversed(range(len(block) - 2))), shape, limit)
     return tuple(block)
 
 
@@ -215,6 +264,8 @@ class Pair:
     """Mask over the truth; voxels where it is 0 are not scored."""
     ignore: int | None = None
     """Value of the truth whose voxels are not scored."""
+    note: str = ""
+    """Note for the user on how the two were paired."""
 
     @classmethod
     def open(cls, request: EvaluateRequest) -> Pair:
@@ -227,12 +278,18 @@ class Pair:
         """
         require_complete(request.prediction, allowed=request.allow_incomplete)
         truth = open_volume(request.truth, request.level)
-        pair = pair_up(open_volume(request.prediction, request.level), truth, parse_place(request.prediction))
+        prediction, store = open_volume(request.prediction, request.level), parse_place(request.prediction)
+        require_marked_shape(prediction, store, request.level)
+        pair = pair_up(prediction, truth, store)
+        if not request.same_place:
+            require_same_place(pair.truth, pair.prediction, OTHER_PLACE, offset=pair.offset)
         mask = None
         if request.mask is not None:
             found = open_volume(request.mask).channels_as_sections()
             fitted = found if pair.full_truth is None else found.without_single_axes()
             mask = Mask.over(fitted, pair.truth.with_axes_of(fitted), (1,) * len(pair.axes))
+            if not request.same_place:
+                require_same_place(pair.truth, mask.volume, OTHER_PLACE, factors=mask.factors)
         return replace(pair, mask=mask, ignore=request.ignore)
 
     @property
@@ -336,9 +393,22 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
         raise UnetcliError(
             f"{prediction.path} is {shape(prediction)}, but {truth.path} is {shape(truth)}: not the same region"
         )
+    prediction, note = named_alike(prediction, truth)
     require_same_axes(prediction, truth)
-    require_same_voxels(prediction, truth, "not the same region")
-    return Pair(prediction, truth, offset, full_truth=full_truth)
+    require_same_voxels(prediction, truth, OTHER_REGION)
+    return Pair(prediction, truth, offset, full_truth=full_truth, note=note)
+
+
+def named_alike(prediction: Volume, truth: Volume) -> tuple[Volume, str]:
+    """The prediction with the truth's name of the sections' axis, t or z, and a note for the user if it differed."""
+    renamed = prediction.with_sections_of(truth)
+    if prediction.assumed or truth.assumed or renamed.axes == prediction.axes:
+        return prediction, ""
+    runs = {"z": "can extend over sections", "t": "do not extend over sections"}[truth.axes[0]]
+    return renamed, (
+        f"sections of {prediction.path} along {prediction.axes[0]} were paired with those of {truth.path} along "
+        f"{truth.axes[0]}; as in the truth, objects {runs}"
+    )
 
 
 def restrict(kept: str, box: Box, axes: str) -> Box:

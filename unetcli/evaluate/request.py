@@ -21,6 +21,7 @@ from unetcli.core.options import (
     region_option,
     retries_option,
     run_option,
+    same_place_option,
     sections_option,
     strict_option,
     take_over_option,
@@ -101,6 +102,7 @@ class EvaluateRequest(ClusterOptions):
     roi: Roi | None = region_option("Score only this region of TRUTH.", metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi)
     mask: str | None = region_option("Score only where this volume is not 0.", metavar="ZARR")
     ignore: int | None = region_option("Leave out voxels where TRUTH has this value.", metavar="VALUE")
+    same_place: bool = same_place_option()
     level: int = region_option("Resolution level to score; 0 is full resolution.", default=0, metavar="N", min=0)
     baseline: Path | None = file_option(
         "Compare with an earlier --json output; shows which differences exceed noise.", metavar="JSON"

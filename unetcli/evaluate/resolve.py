@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, UnreadableBlock
+from unetcli.core.errors import UnetcliError, UnreadableBlock, warn
 from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
-from unetcli.evaluate.counting import Counts, count_block, labels_of, probabilities, reference_of
-from unetcli.evaluate.plan import EvaluationPlan, Pair, Settings, choose_block
+from unetcli.evaluate.counting import (
+    Counts,
+    count_block,
+    labels_of,
+    probabilities,
+    reference_of,
+    require_probability_dtype,
+)
+from unetcli.evaluate.plan import BLOCK_VOXELS, EvaluationPlan, Pair, Settings, choose_block, grown_block
 from unetcli.evaluate.request import LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.evaluate.result import Section, SectionImages
+from unetcli.planning.plan import BlockGrid
+from unetcli.volumes import ngff
 from unetcli.volumes.image import find_marker, group_file
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe, fingerprint, sampled_voxels
@@ -26,6 +35,9 @@ MAX_CHANGES = 0.05
 """Share of neighbouring foreground pixels that differ; real labels: at most 0.04, probabilities: over 0.2."""
 MIN_HIGHEST, MAX_SATURATED = 128, 0.3
 """Probability maps have values of 128 or more; nearly binary ones are 255 in more than this share of foreground."""
+MIN_HIGHEST_16, MIN_CHANGES_16 = 2**15, 0.5
+"""The same for uint16, whose probability maps have values of 2^15 or more. Labels as high as this are common, but not
+such that more than half of the neighbouring foreground pixels differ."""
 PAIRS, WINDOW = 8, 2048
 """Number of pairs of neighbouring sections to compare, and the side of the compared window in pixels."""
 MIN_CONTINUITY, UNCERTAIN = 0.5, (0.25, 0.75)
@@ -52,10 +64,8 @@ def resolve_kind(request: EvaluateRequest, prediction: Volume) -> ValueKind:
         The data type or the channels do not fit the kind.
     """
     found = declared_kind(request, prediction)
-    if found.name == PROBABILITY and prediction.dtype.kind in "ui" and prediction.dtype != np.uint8:
-        raise UnetcliError(
-            f"{prediction.path}: {prediction.dtype}; expected probabilities as uint8 (value / 255), float or boolean"
-        )
+    if found.name == PROBABILITY:
+        require_probability_dtype(prediction.dtype, prediction.path)
     if found.name != PROBABILITY and (prediction.dtype.kind == "f" or prediction.channels > 1):
         raise UnetcliError(
             f"{prediction.path}: {prediction.channels} channels of {prediction.dtype}; expected one channel of "
@@ -73,8 +83,10 @@ def declared_kind(request: EvaluateRequest, prediction: Volume) -> ValueKind:
         return ValueKind(LABELS if recorded == "instances" else PROBABILITY)
     if prediction.dtype.kind in "bf" or prediction.channels > 1 or "em" in (request.metrics or ()):
         return ValueKind(PROBABILITY)
-    if prediction.dtype != np.uint8 or has_label_metadata(request.prediction):
+    if prediction.dtype not in (np.uint8, np.uint16) or has_label_metadata(request.prediction):
         return ValueKind(LABELS)
+    if prediction.dtype == np.uint16:
+        return guess_wide_kind(prediction)
     if "pixels" in (request.metrics or ()):
         return ValueKind(PROBABILITY)
     return guess_kind(prediction, objects_asked=request.metrics is not None)
@@ -84,8 +96,8 @@ def has_label_metadata(path: str) -> bool:
     """Whether an image has the metadata of OME-Zarr labels."""
     place = parse_place(path)
     found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
-    attributes = found[1] if found else {}
-    return "image-label" in attributes or "image-label" in attributes.get("ome", {})
+    with ngff.explain(place):
+        return found is not None and ngff.is_labels(found[1])
 
 
 def guess_kind(prediction: Volume, *, objects_asked: bool) -> ValueKind:
@@ -106,12 +118,57 @@ def guess_kind(prediction: Volume, *, objects_asked: bool) -> ValueKind:
     return ValueKind(PROBABILITY, "uint8, value / 255; otherwise use --kind labels" if objects_asked else "")
 
 
-def is_mask(truth: Volume) -> bool:
-    """Whether a truth is a mask of foreground (booleans, or 0 and 255) instead of labels."""
-    if truth.dtype == np.bool_:
+def guess_wide_kind(prediction: Volume) -> ValueKind:
+    """Labels or probabilities, guessed from sampled values of a uint16 array."""
+    changes, pairs, highest = 0.0, 0.0, 0
+    for values in sampled_voxels(prediction):
+        if values is not None:
+            same, both = count_same_labels(values[..., :-1], values[..., 1:])
+            changes, pairs, highest = changes + both - same, pairs + both, max(highest, int(values.max()))
+    if highest < MIN_HIGHEST_16:
+        return ValueKind(LABELS)
+    if changes > MIN_CHANGES_16 * pairs:
+        return ValueKind(PROBABILITY, "uint16, value / 65535; otherwise use --kind labels")
+    return ValueKind(LABELS, f"uint16, highest value {highest}; otherwise use --kind probability")
+
+
+def mask_values(volume: Volume, region: Box, ignore: int | None = None) -> tuple[int, ...] | None:
+    """Values of the foreground of a mask: none or one, whatever it is; None if the region holds labels.
+
+    Every voxel is searched, up to the first that shows that this is no mask, because a sample of labels may hold a
+    single one.
+    """
+    if volume.dtype == np.bool_:
+        return (1,)
+    found, others = list[int](), [0] if ignore is None else [0, ignore]
+    for box in search_boxes(volume, region):
+        with suppress(UnreadableBlock):  # reported when that block is counted
+            values = volume.read(box)
+            new = values[~np.isin(values, [*others, *found])]
+            found += new[:1].tolist()
+            if len(found) > 1 or (new != new[:1]).any():
+                return None
+    return tuple(found)
+
+
+def search_boxes(volume: Volume, region: Box) -> Iterator[Box]:
+    """Boxes that cover a region, of whole chunks if possible."""
+    grid = BlockGrid(region, grown_block(region.shape, volume.chunks, BLOCK_VOXELS), (0,) * len(region.shape))
+    return (grid.box(number) for number in range(grid.blocks))
+
+
+def is_mask_prediction(request: EvaluateRequest, pair: Pair, region: Box, kind: ValueKind) -> bool:
+    """Whether objects of a prediction are its connected components: that of probabilities, and of guessed labels 0, 1.
+
+    Labels that the user or the file's metadata state are taken as they are.
+    """
+    if kind.name == PROBABILITY:
         return True
-    values = [np.unique(found) for found in sampled_voxels(truth) if found is not None]
-    return bool(values) and set(np.unique(np.concatenate(values)).tolist()) <= {0, 255}
+    stated = request.kind is not None or request.three_d or has_label_metadata(request.prediction)
+    if kind.name != LABELS or stated or find_marker(parse_place(request.prediction)) is not None:
+        return False
+    values = mask_values(pair.prediction, region.shifted(tuple(-o for o in pair.offset)))
+    return values is not None and len(values) == 1
 
 
 def resolve_metrics(request: EvaluateRequest, kind: str, prediction: Volume) -> tuple[str, ...]:
@@ -202,7 +259,26 @@ def count_same_labels(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.floa
 OBJECTS = {True: "through all sections", False: "each section alone"}
 """Extent of objects, by ``three_d``. Baselines store these texts, and must match."""
 COMPONENTS = "objects are 4-connected components of a section above {:g}; `unetcli label` separates touching objects"
-MASK_NOTE = "the truth is a mask; its objects are the 4-connected components of each section"
+MASK_NOTE = "the {} is a mask ({}); its objects are the 4-connected components of each section{}"
+NO_BACKGROUND = "has the values {} and no 0, which is background (membrane): all of it counts as foreground"
+
+
+def note_on_mask(name: str, values: Sequence[int], axes: str) -> str:
+    """Note on objects that are components of a mask.
+
+    >>> note_on_mask("truth", (1,), "yx")
+    'the truth is a mask (0 and 1); its objects are the 4-connected components of each section'
+    """
+    shown = f"0 and {values[0]}" if values else "all 0"
+    return MASK_NOTE.format(name, shown, "; with --three-d, each value is one object" if "z" in axes else "")
+
+
+def warn_without_background(truth: Volume) -> None:
+    """Warn if a truth has two values and none is 0, as the masks of some programs do: all of it is foreground."""
+    values = [np.unique(found) for found in sampled_voxels(truth) if found is not None]
+    different = np.unique(np.concatenate(values)).tolist() if values else []
+    if len(different) == 2 and 0 not in different:
+        warn(f"{truth.path}: {NO_BACKGROUND.format(' and '.join(map(str, different)))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,14 +302,20 @@ class ResolvedRequest:
         pair = Pair.open(request)
         region, kind = pair.select(request), resolve_kind(request, pair.prediction)
         metrics = resolve_metrics(request, kind.name, pair.prediction)
-        pieces = scores_objects(metrics) and not request.three_d and is_mask(pair.truth)
-        three_d, note = (False, MASK_NOTE) if pieces else resolve_three_d(request, pair, region, kind, metrics)
+        warn_without_background(pair.truth)
+        pieces, result_pieces, notes = resolve_pieces(request, pair, region, kind, metrics)
+        three_d, note = (
+            (False, "")
+            if pieces or (result_pieces and kind.name == LABELS)
+            else resolve_three_d(request, pair, region, kind, metrics)
+        )
         settings = Settings(
             metrics=metrics,
             kind=kind.name,
             threshold=request.threshold,
             three_d=three_d,
             pieces=pieces,
+            result_pieces=result_pieces,
             ignore=request.ignore,
             level=request.level,
         )
@@ -250,7 +332,8 @@ class ResolvedRequest:
         )
         finds_components = settings.has_objects and kind.name == PROBABILITY
         components = COMPONENTS.format(request.threshold) if finds_components else ""
-        return cls(request=request, pair=pair, plan=plan, notes=(*kind_notes(kind), *filter(None, (components, note))))
+        notes = [*kind_notes(kind), components, *notes, note, pair.note]
+        return cls(request=request, pair=pair, plan=plan, notes=tuple(filter(None, notes)))
 
     def count(self, number: int) -> Counts:
         """Counts of one block."""
@@ -269,7 +352,7 @@ class ResolvedRequest:
         found = probabilities(data.prediction, self.pair.prediction.path) if settings.kind == PROBABILITY else None
         values = data.prediction if found is None else found
         integers = settings.has_objects or settings.kind != PROBABILITY
-        labels = labels_of(values, settings.threshold) if integers else None
+        labels = labels_of(values, settings.threshold, pieces=settings.result_pieces) if integers else None
         true = reference_of(data.reference, pieces=settings.pieces) if settings.has_objects else None
         return SectionImages(
             reference=data.reference, true_objects=true, probability=found, labels=labels, valid=data.valid
@@ -299,7 +382,14 @@ class ResolvedRequest:
         }
 
     def require_probabilities(self, counts: Counts) -> None:
-        """Raise ``UnetcliError`` for a uint8 mask of 0 and 1, which would be read as probabilities 0 and 1/255."""
+        """Raise ``UnetcliError`` if values are too low for the data type, such as a mask of 0 and 1 as uint8."""
+        low = np.float32(255) / np.float32(65535)
+        is_uint16 = self.plan.settings.kind == PROBABILITY and self.pair.prediction.dtype == np.uint16
+        if is_uint16 and 0 < counts.highest <= low:
+            raise UnetcliError(
+                f"{self.pair.prediction.path}: uint16 with values up to {round(counts.highest * 65535)}; probabilities "
+                "are value / 65535; store values up to 255 as uint8, or use --kind labels"
+            )
         is_uint8 = self.plan.settings.kind == PROBABILITY and self.pair.prediction.dtype == np.uint8
         if is_uint8 and self.request.kind is None and 0 < counts.highest <= np.float32(1) / np.float32(255):
             raise UnetcliError(
@@ -308,10 +398,24 @@ class ResolvedRequest:
             )
 
 
+def resolve_pieces(
+    request: EvaluateRequest, pair: Pair, region: Box, kind: ValueKind, metrics: Sequence[str]
+) -> tuple[bool, bool, list[str]]:
+    """Whether objects of the truth, and of the prediction, are components of a mask, and notes for the user."""
+    if not scores_objects(metrics):
+        return False, False, []
+    values = None if request.three_d else mask_values(pair.truth, region, request.ignore)
+    found = is_mask_prediction(request, pair, region, kind)
+    notes = [] if values is None else [note_on_mask("truth", values, pair.axes)]
+    if found and kind.name != PROBABILITY:
+        notes.append("the prediction is a mask, too: so are its objects; with --kind labels, each value is one object")
+    return values is not None, found, notes
+
+
 def resolve_three_d(
     request: EvaluateRequest, pair: Pair, region: Box, kind: ValueKind, metrics: Sequence[str]
 ) -> tuple[bool, str]:
-    """Whether objects extend over sections, and a note for the user."""
+    """Whether objects extend over sections, and a note for the user; not for a mask as truth."""
     if not scores_objects(metrics):
         return False, ""
     if request.three_d and "z" not in pair.axes:

@@ -117,7 +117,8 @@ class EvaluateStep(Step):
                 mask=self.paths.mask,
                 ignore=settings.ignore,
                 level=settings.level,
-                allow_incomplete=True,  # the launcher has checked
+                allow_incomplete=True,  # the launcher has checked this and the next
+                same_place=True,
             )
         )
 

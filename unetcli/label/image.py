@@ -14,7 +14,7 @@ from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.files import Place, is_remote, parse_place, remove_abandoned_drafts
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.label.plan import LabelPlan
-from unetcli.volumes import opening as ngff
+from unetcli.volumes import ngff
 from unetcli.volumes.image import MARKER, ArraySpec, Image, find_marker, group_file, image_attributes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import store_at
@@ -131,15 +131,16 @@ class Parent:
         """
         place, volume = parse_place(prediction), open_volume(prediction)
         found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
-        image = next(iter(ngff.images(found[1])), None) if found else None
-        if found is None or image is None:
+        with ngff.explain(place):
+            images = [ngff.read_image(image) for image in ngff.images(found[1])] if found else []
+        if found is None or not images:
             raise UnetcliError(
                 f"{prediction}: not an OME-Zarr image, so labels cannot be stored in it; unetcli predict writes one"
             )
         if ngff.is_labels(found[1]):
             raise UnetcliError(f"{prediction}: holds labels; expected probabilities, as written by unetcli predict")
         formats = {name: number for number, name in ngff.ATTRIBUTES.items()}
-        return cls(place=place, volume=volume, zarr_format=formats[found[0]], levels=len(image["datasets"]))
+        return cls(place=place, volume=volume, zarr_format=formats[found[0]], levels=len(images[0].levels))
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -194,7 +195,8 @@ def list_labels(parent: Place, name: str, zarr_format: int, *, listed: bool) -> 
         remove_abandoned_drafts(Path(parent) / "labels" / key)
     found = group_file(store_at(f"{parent}/labels"))
     attributes = found[1] if found else {}
-    names = list(ngff.label_names(attributes))
+    with ngff.explain(f"{parent}/labels"):
+        names = ngff.label_names(attributes)
     if (name in names) != listed:
         _write_list(parent, attributes, [*names, name] if listed else [n for n in names if n != name], zarr_format)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum, distinct
+from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
-from unetcli.core.records import read_record
+from unetcli.core.records import read_record, shown
 from unetcli.engine.levels import Arrays, Tables
 from unetcli.label.finding import landscape_of, step_key
 from unetcli.label.objects import NAMES, Measures, sizes, smallest_dtype, write_table
@@ -158,6 +159,21 @@ BYTES_AT_ONCE = 2**22
 """Bytes read at a time for a checksum."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSummary:
+    """Content of ``merged.json``: counts, sizes and data type of the labels."""
+
+    objects: int
+    removed: int
+    provisional: int
+    dtype: str
+    sizes: dict[str, float] | None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("uint8", "uint16", "uint32", "uint64"):
+            raise UnetcliError(f"dtype is {shown(self.dtype)}; expected an unsigned integer type")
+
+
 @dataclass(frozen=True, slots=True)
 class LabelFiles:
     """Files of a labelling in its run folder, besides those of the engine."""
@@ -209,19 +225,19 @@ class LabelFiles:
             with replacing(path) as draft, draft.open("wb") as file:
                 np.save(file, values)
         write_table(self.table, axes, merged.measures, unit)
-        summary = {
-            "objects": merged.count,
-            "removed": merged.removed,
-            "provisional": len(merged.numbers),
-            "dtype": merged.dtype,
-            "sizes": sizes(merged.measures.size),
-        }
+        summary = MergeSummary(
+            objects=merged.count,
+            removed=merged.removed,
+            provisional=len(merged.numbers),
+            dtype=merged.dtype,
+            sizes=sizes(merged.measures.size),
+        )
         with replacing(self.summary_file) as draft:
-            draft.write_text(json.dumps(summary, indent=1))
+            draft.write_text(json.dumps(asdict(summary), indent=1))
 
-    def merged(self) -> Mapping[str, Any]:
-        """Counts and sizes from the merge."""
-        return read_record(self.summary_file, dict[str, Any], "verify --repair merges again")
+    def merged(self) -> MergeSummary:
+        """Read counts and sizes of the merge."""
+        return read_record(self.summary_file, MergeSummary, "verify --repair merges again")
 
     def numbers_of(self, piece: int) -> NDArray[Any]:
         """Final labels of the objects of a block, after a 0 for the background."""

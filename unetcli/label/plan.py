@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, ceil_to
 from unetcli.core.records import changed
-from unetcli.planning.plan import BlockGrid, Stage, stage_of
+from unetcli.planning.plan import BlockGrid, Stage, require_few, require_sides, stage_of
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.volumes.volume import same_data
 
@@ -95,9 +95,21 @@ class LabelPlan:
     """Whether the prediction was incomplete when it was labelled."""
 
     def __post_init__(self) -> None:
+        require_sides(
+            self.axes,
+            shape=self.shape,
+            chunks=self.chunks,
+            write_chunks=self.write_chunks,
+            block_shape=self.block_shape,
+        )
         for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
             if block % chunk:
                 raise UnetcliError(f"block of {block} along {axis}: expected a multiple of the labels' chunk {chunk}")
+        if len(self.voxel_size) != len(self.axes) or self.zarr_format not in (2, 3):
+            raise UnetcliError(
+                f"voxel size {self.voxel_size}, Zarr {self.zarr_format}: expected one size for each axis, and 2 or 3"
+            )
+        require_few(self.blocks)
 
     @property
     def joined(self) -> str:

@@ -38,8 +38,9 @@ from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import max_levels
-from unetcli.volumes.image import require_own_output
+from unetcli.volumes.image import require_marked_shape, require_own_output
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.store import require_no_links
 from unetcli.volumes.volume import Volume, fingerprint
 
 log = logging.getLogger(__name__)
@@ -142,8 +143,10 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     if not request.allow_incomplete:
         require_complete(request.prediction)
     parent = Parent.open(request.prediction)
+    require_marked_shape(parent.volume, parent.place)
     folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
+    require_no_links(parent.place, f"labels/{request.name}/0")
     require_own_output(parent.labels(request.name), LABEL, OTHER_NAME, KIND)
     require_own_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
     frozen = None if request.overwrite else folder.read_plan(LabelPlan, FORMAT)
@@ -362,13 +365,13 @@ def label_volume(
 
 def summarise(step: LabelStep, outcome: RunOutcome, frames: int | None, seconds: float) -> LabelSummary:
     """Summary of a call."""
-    merged = step.files.merged() if step.files.summary_file.exists() else {}
+    merged = step.files.merged() if step.files.summary_file.exists() else None
     found, done = int(outcome.found.sum()), int(outcome.done.sum())
     return LabelSummary(
         output=step.paths.output,
         table=str(step.table),
         complete=outcome.complete,
-        **{name: merged.get(name) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
+        **{name: getattr(merged, name, None) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
         method=step.plan.settings.method,
         threshold=step.plan.settings.threshold,
         blocks=step.plan.blocks,

@@ -44,6 +44,7 @@ from unetcli.label.plan import FORMAT, LabelPlan, differences
 from unetcli.planning.plan import Stage
 from unetcli.volumes.image import Image, find_marker
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.store import require_no_links
 from unetcli.volumes.volume import Volume, describe, fingerprint, same_data
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class LabelStep(ImageStep):
     @property
     def pyramid(self) -> Pyramid:
         """Coarser levels of the labels; available once the objects are merged."""
-        dtype = self.files.merged()["dtype"]
+        dtype = self.files.merged().dtype
         if dtype not in self._pyramids:
             self._pyramids[dtype] = Pyramid(Image(self.output, spec_of(self.plan, dtype)), self.plan.pyramid, nearest)
         return self._pyramids[dtype]
@@ -305,6 +306,8 @@ class LabelStep(ImageStep):
             parent = Parent.open(self.paths.prediction)
             make_labels_group(self.store, self.plan.zarr_format)
             self.image.create(attributes_of(self.image, parent.volume, self._own_attributes()))
+            if not self.image.level.exists():  # its metadata are damaged; no block of it has a receipt any more
+                self.image.level.create(self.image.store)
             self.clear_cache()
             self.pyramid.create()
 
@@ -325,6 +328,7 @@ class LabelStep(ImageStep):
 
     def finish(self) -> None:
         """Mark the labels complete at all levels, list them, and publish the table."""
+        self._require_merged()
         if not self.is_complete():
             self.image.store.sweep()
             self.pyramid.publish()
@@ -334,6 +338,19 @@ class LabelStep(ImageStep):
             with replacing(self.table) as draft:
                 shutil.copyfile(self.files.table, draft)
         self.files.tables.remove()
+
+    def _require_merged(self) -> None:
+        """Raise if the results of the merge, such as the table, are no longer those that its receipt states."""
+        try:
+            intact = self.files.merged_checksum() == self.ledger.checksum(self.merging)
+        except FileNotFoundError:
+            intact = False
+        names = ", ".join(path.name for path in self.files.merge_files)
+        if not intact:
+            raise UnetcliError(
+                f"{self.files.path}: the content of the merge ({names}) has changed since it was written; "
+                f"`unetcli verify --repair {self.output}` computes it again"
+            )
 
     def _list(self, *, listed: bool) -> None:
         own = is_remote(self.store) or self.folder != RunFolder.of(self.store, self.name)
@@ -345,9 +362,9 @@ class LabelStep(ImageStep):
     def _own_attributes(self) -> dict[str, Any]:
         """Content of the marker, except whether the labels are complete."""
         settings, parent = self.plan.settings, find_marker(self.paths.prediction) or {}
-        own = {"method": settings.method, "threshold": settings.threshold, "objects": self.files.merged()["objects"]}
+        own = {"method": settings.method, "threshold": settings.threshold, "objects": self.files.merged().objects}
         own |= {"of_incomplete": True} if self.plan.of_incomplete else {}
-        return own | {name: parent[name] for name in ("extent", "region") if name in parent}
+        return own | {name: parent[name] for name in ("extent", "region", "placed") if name in parent}
 
     def resources(self, asked: Any) -> Resources:
         plan = self.plan
@@ -361,6 +378,7 @@ class LabelStep(ImageStep):
         return replace(self, paths=replace(self.paths, output=str(output), prediction=prediction))
 
     def require_ready(self) -> None:
+        require_no_links(self.store, f"labels/{self.name}/0")
         require_complete(self.paths.prediction)
 
     def input_changes(self) -> list[Change]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetcli.core.arrays import PerChannel, as_per_channel
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.core.arrays import Checksum, PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
 from unetcli.core.records import from_json
+from unetcli.model.training_data import TrainingData
 
 if TYPE_CHECKING:
     from unetcli.model.network import UNet
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 FILE_NAME = "model.safetensors"
 HEADER_KEY = "unetcli"
 VERSION = 1
+REMEDY = "copy it again, or train it again"
+"""Advice in errors about a damaged model."""
+Weights = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +53,10 @@ class ModelHeader:
     intensity: Intensity
     provenance: dict[str, Any]
     """Command, data and scores of the training, as plain values."""
+    training_data: TrainingData | None = None
+    """What the training images are like; None in files of older versions."""
+    digest: str | None = field(default=None, compare=False)
+    """Checksum of the weights (XXH3, 128 bits), which :func:`save_model` computes; None in files of older versions."""
 
     def to_json(self) -> str:
         return json.dumps({"version": VERSION, **asdict(self)})
@@ -100,9 +111,88 @@ def save_model(file: Path, network: UNet, header: ModelHeader) -> None:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    content = save(tensors, metadata={HEADER_KEY: header.to_json()})
+    digest = digest_of({name: tensor.numpy() for name, tensor in tensors.items()})
+    content = save(tensors, metadata={HEADER_KEY: replace(header, digest=digest).to_json()})
     with replacing(file) as draft:
         draft.write_bytes(content)  # save_file would report a full disk as another error
+
+
+def read_model(file: Path) -> tuple[ModelHeader, Weights]:
+    """Read a model file without torch, and check its weights.
+
+    Returns
+    -------
+    header : ModelHeader
+    weights : dict of arrays
+        By the names of :func:`weight_shapes`.
+
+    Raises
+    ------
+    UnetcliError
+        The file is not a model of unetcli, or it is damaged: the weights are not those of its architecture, one is
+        NaN or infinite, or their checksum is not that of the header.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    header = read_header(file)
+    try:
+        weights: Weights = load_file(file)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:  # a data type that numpy lacks
+        raise UnetcliError(f"{file}: damaged model ({str(error).splitlines()[0]}); {REMEDY}") from error
+    if (reason := damage(header, weights)) is not None:
+        raise UnetcliError(f"{file}: damaged model ({reason}); {REMEDY}")
+    return header, weights
+
+
+def damage(header: ModelHeader, weights: Weights) -> str | None:
+    """What is wrong with the weights of a model, as a phrase; None if nothing is."""
+    expected = weight_shapes(header.architecture)
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights or name not in expected:
+            return f"{name} is {'missing' if name in expected else 'no weight of its architecture'}"
+        if weights[name].shape != expected[name]:
+            shapes = (" x ".join(map(str, shape)) for shape in (weights[name].shape, expected[name]))
+            return "{} is {}, its architecture needs {}".format(name, *shapes)
+        if not (finite := np.isfinite(weights[name])).all():
+            return f"{name} has {int((~finite).sum())} values that are NaN or infinite"
+    if header.digest is not None and digest_of(weights) != header.digest:
+        return "its weights are not those that were saved: another checksum"
+    return None
+
+
+def digest_of(weights: Weights) -> str:
+    """Checksum of names, data types, shapes and values of weights, whatever their order: 32 hexadecimal digits."""
+    total = Checksum()
+    for name, values in sorted(weights.items()):
+        total.add(f"{name} {values.dtype} {values.shape}\n".encode())
+        total.add(values)
+    return total.hexdigest()
+
+
+def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight of a :class:`~unetcli.model.network.UNet`, by its name in the network's state."""
+    a, shapes = architecture, dict[str, tuple[int, ...]]()
+    widths = [a.channels(level) for level in range(a.depth + 1)]
+
+    def double(name: str, channels_in: int, channels: int) -> None:
+        for place, width in zip((0, 3) if a.batch_norm else (0, 2), (channels_in, channels), strict=True):
+            shapes[f"{name}.{place}.weight"] = (channels, width, 3, 3)
+            if a.batch_norm:
+                values = ("weight", "bias", "running_mean", "running_var")
+                shapes.update({f"{name}.{place + 1}.{value}": (channels,) for value in values})
+                shapes[f"{name}.{place + 1}.num_batches_tracked"] = ()
+            else:
+                shapes[f"{name}.{place}.bias"] = (channels,)
+
+    for level, (channels_in, channels) in enumerate(zip([a.in_channels, *widths], widths, strict=False)):
+        double(f"down.{level}", channels_in, channels)
+    for step, channels in enumerate(reversed(widths[:-1])):
+        shapes[f"up.{step}.weight"] = (2 * channels, channels, 2, 2)
+        if not a.batch_norm:
+            shapes[f"up.{step}.bias"] = (channels,)
+        double(f"merge.{step}", 2 * channels, channels)
+    return {**shapes, "head.weight": (a.classes, widths[0], 1, 1), "head.bias": (a.classes,)}
 
 
 def load_network(file: Path) -> UNet:
@@ -111,17 +201,13 @@ def load_network(file: Path) -> UNet:
     Raises
     ------
     UnetcliError
-        The file is not a model of unetcli, or it is damaged.
+        The file is not a model of unetcli, or it is damaged; see :func:`read_model`.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    import torch
 
     from unetcli.model.network import UNet
 
-    header = read_header(file)
+    header, weights = read_model(file)
     network = UNet(header.architecture)
-    try:
-        network.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError) as error:
-        raise UnetcliError(f"{file}: damaged model ({str(error).splitlines()[0]})") from error
+    network.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
     return network.eval()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unetcli.core.arrays import PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import AxisFootprint, Box, Footprint, ceil_to, hull
-from unetcli.core.records import changed
+from unetcli.core.records import changed, shown
 from unetcli.volumes.volume import same_data
 
 
@@ -195,6 +195,30 @@ def pending(stages: Sequence[Stage], missing: NDArray[np.intp]) -> NDArray[np.in
 
 FORMAT = 3
 """Version of a plan's JSON format."""
+LONGEST_SIDE = 2**40
+"""Upper limit of the sides of volumes, tiles, chunks and blocks, in voxels."""
+MOST_BLOCKS = 2**31
+"""Upper limit of the blocks of a plan; the state of each takes 25 bytes of memory."""
+
+
+def require_sides(axes: str, **shapes: tuple[int, ...]) -> None:
+    """Raise :class:`UnetcliError` unless the axes are those of volumes and each shape has one side for each of them.
+
+    Only a plan from a damaged file has others.
+    """
+    if not axes or len(set(axes)) < len(axes) or not set(axes) <= set("tzyx"):
+        raise UnetcliError(f"axes are {shown(axes)}; expected some of t, z, y, x, each at most once")
+    for name, shape in shapes.items():
+        if len(shape) != len(axes) or not all(0 < side <= LONGEST_SIDE for side in shape):
+            raise UnetcliError(f"{name} is {shown(shape)}; expected one positive side for each of the axes {axes}")
+
+
+def require_few(blocks: int) -> None:
+    """Raise :class:`UnetcliError` if a plan has too many blocks."""
+    if blocks > MOST_BLOCKS:
+        raise UnetcliError(
+            f"{blocks} blocks; expected at most {MOST_BLOCKS}: larger blocks or shards, or smaller regions"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +242,9 @@ class Block:
 
     number: int
     box: Box
+
+
+DTYPES = ("uint8", "float16", "float32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,10 +273,14 @@ class Settings:
     """Fingerprint of the cells that a mask selects, or None: there is no mask."""
     skip_below: float | None = None
     """Cells whose grey values are all below this are not computed. None: no cell is skipped."""
+    invert: bool = False
+    """Whether grey values x are replaced by s - x: ``mean`` is s minus the mean, and ``std`` is negative."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             object.__setattr__(self, name, as_per_channel(getattr(self, name)))
+        if self.dtype not in DTYPES or self.outputs < 1:
+            raise UnetcliError(f"{self.outputs} outputs of {shown(self.dtype)}; expected 1 or more of {DTYPES}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +326,14 @@ class Plan:
     sources: Sources
 
     def __post_init__(self) -> None:
+        require_sides(
+            self.axes,
+            extent=self.extent,
+            tile=self.tile,
+            chunks=self.chunks,
+            write_chunks=self.write_chunks,
+            block_shape=self.block_shape,
+        )
         self.footprint.require_usable(self.tile)
         self._require_storable()
         if self.region.size == 0 or self.region.clipped(Box.of_shape(self.extent)) != self.region:
@@ -305,6 +344,7 @@ class Plan:
                     f"block of {block} along {axis} is not a multiple of the output chunk {chunk}; "
                     f"{math.ceil(block / chunk) * chunk} would work"
                 )
+        require_few(self.blocks)
 
     def _require_storable(self) -> None:
         if self.zarr_format not in (2, 3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import socket
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, UnreadableBlock, counted
 from unetcli.core.files import publish
 from unetcli.core.geometry import AxisFootprint, Box
 from unetcli.engine.receipts import Ledger
@@ -248,3 +249,54 @@ def plan_of_window(plan: Plan, box: Box) -> Plan:
     )
     shape = box.shape
     return replace(plan, region=box, tile=tile, chunks=shape, write_chunks=shape, block_shape=shape)
+
+
+LOOKED_AT = 2**31
+"""Voxels of a result that are read, at most, to find a second class."""
+SINGLE_ADVICE = "compare the volume with the training images (`unetcli show`), and the model with their labels"
+
+
+def single_class(step: StoredPrediction) -> str | None:
+    """Warning about a result in which every voxel is of the same class; None as soon as there are two.
+
+    Blocks are read in an order that is spread over the volume, so that most results need one or two of them.
+    """
+    plan, classes, highest, seen, count = step.plan, set[int](), 0.0, 0, 0
+    for number in spread_order(plan.blocks):
+        try:
+            values = step.read(plan.grid.box(number))
+        except UnreadableBlock:  # verify reports it
+            return None
+        likeliest = values[0] > _half(plan.settings) if len(values) == 1 else values.argmax(axis=0)
+        classes.update(np.unique(likeliest).tolist())
+        highest, seen, count = max(highest, float(values[0].max())), seen + values[0].size, count + 1
+        if len(classes) > 1:
+            return None
+        if seen > LOOKED_AT:
+            break
+    where = "every voxel" if count == plan.blocks else f"every voxel of {count} of {plan.blocks} blocks"
+    return f"{where} is {_class_text(plan.settings, classes.pop(), highest)}; {SINGLE_ADVICE}"
+
+
+def _class_text(settings: Settings, number: int, highest: float) -> str:
+    """Describe a class; ``highest`` is the largest stored value of the first channel."""
+    if settings.outputs > 1:
+        return f"of class {number}"
+    if number:
+        return "foreground, with a probability above 0.5"
+    return f"background; the highest probability is {highest / (255 if settings.dtype == 'uint8' else 1):.2g}"
+
+
+def _half(settings: Settings) -> float:
+    """Stored value above which a voxel is foreground."""
+    return 127.5 if settings.dtype == "uint8" else 0.5
+
+
+def spread_order(count: int) -> Iterator[int]:
+    """The numbers below ``count``, neighbours far apart.
+
+    >>> list(spread_order(5))
+    [0, 3, 1, 4, 2]
+    """
+    step = next(n for n in range(max(1, round(0.618 * count)), count + 1) if math.gcd(n, count) == 1)
+    return (place * step % count for place in range(count))

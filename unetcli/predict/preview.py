@@ -161,7 +161,7 @@ def plan_volume(
     """
     cluster, options = cluster or request, options or PlanOptions()
     request, asked = with_machine(request, cluster), slurm_request(cluster)
-    model, source = find_model(request.model), open_volume(request.volume)
+    model, source = find_model(request.model), open_volume(request.volume, parts=True)
     architecture = read_header(model).architecture
     frozen = None if request.overwrite else folder_of(request).read_plan(Plan, FORMAT)
     machine, assumed = find_machine(request, frozen)

@@ -175,7 +175,7 @@ def measure_plan(text: str) -> dict[str, Any]:
 
     prepare()  # before torch is imported
     plan = from_json(Plan, text, FORMAT, "plan")
-    return asdict(measure(plan, Path(plan.sources.model), open_volume(plan.sources.volume)))
+    return asdict(measure(plan, Path(plan.sources.model), open_volume(plan.sources.volume, parts=True)))
 
 
 def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -> Probe:

@@ -25,6 +25,7 @@ from unetcli.core.options import (
     region_option,
     retries_option,
     run_option,
+    same_place_option,
     sections_option,
     strict_option,
     take_over_option,
@@ -106,6 +107,7 @@ class VolumeOptions(Options):
     mask: str | None = region_option(
         "Skip squares of 64 x 64 pixels where this mask is 0; they become background.", metavar="ZARR"
     )
+    same_place: bool = same_place_option()
     skip_below: float | None = region_option(
         "Skip squares of 64 x 64 pixels whose values are all below V.", metavar="V"
     )
@@ -121,6 +123,7 @@ class VolumeOptions(Options):
     normalise: str = network_option(
         "Normalise grey values by the statistics of the training images (model) or of VOLUME (volume).", default="model"
     )
+    invert: bool = network_option("Invert the grey values: what is bright becomes dark.", default=False)
     overwrite: bool = overwrite_option()
     strict: bool = strict_option()
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from unetcli.core.arrays import file_sha256
-from unetcli.core.errors import UnetcliError
+from unetcli.core.arrays import PerChannel, as_per_channel, file_sha256
+from unetcli.core.errors import UnetcliError, warn
 from unetcli.core.files import absolute
 from unetcli.core.process import Machine, cpu_threads
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
-from unetcli.model.file import ModelHeader, read_header
+from unetcli.model.file import ModelHeader, read_model
 from unetcli.planning.plan import Plan, Settings, Sources
 from unetcli.planning.planner import (
     CPU_TILE,
@@ -26,9 +26,10 @@ from unetcli.planning.planner import (
     require_files,
 )
 from unetcli.planning.pyramid_plan import auto_levels, max_levels
+from unetcli.predict.comparison import Sample, grey_warnings, inverted, metadata_warnings, total_for_inversion
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
-from unetcli.volumes.volume import Volume, fingerprint, resolve_region, sampled_statistics
+from unetcli.volumes.volume import Volume, fingerprint, require_same_place, resolve_region, sampled_statistics
 
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
@@ -61,9 +62,12 @@ def resolve_plan(
         An option has a bad value, or volume, model and options do not fit each other.
     """
     require_known(request)
-    header = read_header(model)
+    header, _ = read_model(model)
     require_match(request, source, header)
-    settings = resolve_settings(request, source, header, frozen, machine)
+    region = resolve_region(request.sections, request.roi, source)
+    sample = None if machine else Sample.of(source, region, request.channel)
+    settings = resolve_settings(request, source, header, frozen, machine, sample)
+    compare(request, source, header, settings, sample)
     channels = source.channels if request.channel is None else 1
     if request.zarr_format not in (2, 3):
         raise UnetcliError(f"--zarr-format {request.zarr_format}: expected 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)")
@@ -74,7 +78,7 @@ def resolve_plan(
             chunks=source.chunks,
             bytes_per_voxel=channels * source.dtype.itemsize,
         ),
-        resolve_region(request.sections, request.roi, source),
+        region,
         header.architecture,
         resolve_tile(request, header, frozen, settings.device, machine),
         settings,
@@ -149,18 +153,75 @@ def resolve_levels(request: PredictRequest, plan: Plan, frozen: Plan | None) -> 
     return frozen.levels if frozen and request.levels == 1 else request.levels
 
 
+SHIFTED_MASK = "--mask covers another region; if it does not, --same-place says so"
+
+
+def compare(
+    request: PredictRequest, source: Volume, header: ModelHeader, settings: Settings, sample: Sample | None
+) -> None:
+    """Warn if a volume differs from the training images; without ``sample``, only the metadata are compared."""
+    if sample is not None and (text := sample.constant(source.path)) is not None:
+        warn(text)
+    if (data := header.training_data) is None:
+        return
+    texts = list(metadata_warnings(source, request.channel, data))
+    if sample is not None and len(sample.measures):
+        measures = sample.measures
+        if request.invert:  # with --normalise volume, brightness is not compared, and any sum will do
+            measures = inverted(measures, np.atleast_1d(np.add(settings.mean, header.intensity.mean))[:, np.newaxis])
+        texts += grey_warnings(source.path, measures, data.grey, normalise=request.normalise, invert=request.invert)
+    for text in texts:
+        warn(text)
+
+
+def resolve_statistics(
+    request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None, sample: Sample | None
+) -> tuple[PerChannel, PerChannel]:
+    """Mean and standard deviation by which grey values are normalised; with ``--invert``, those that invert them.
+
+    Those of the volume, and what ``--invert`` exchanges, are measured once and taken from the frozen plan then.
+    Without ``sample`` the plan is a preview, whose statistics are not used.
+    """
+    mean, std = header.intensity.mean, header.intensity.std
+    measured = request.normalise == "volume" or request.invert
+    if frozen is not None and measured and _same_normalisation(request, frozen):
+        return frozen.settings.mean, frozen.settings.std
+    if sample is None:
+        return mean, std
+    if request.normalise == "volume":
+        mean, std = sampled_statistics(source, request.channel)
+        return (mean, as_per_channel(_negative(std))) if request.invert else (mean, std)
+    if not request.invert:
+        return mean, std
+    grey = header.training_data.grey if header.training_data else ()
+    inverse = np.asarray(total_for_inversion(source.dtype, sample, grey)) - np.asarray(mean)
+    return as_per_channel(inverse.tolist()), as_per_channel(_negative(std))
+
+
+def _same_normalisation(request: PredictRequest, frozen: Plan) -> bool:
+    return (frozen.settings.normalise, frozen.settings.invert) == (request.normalise, request.invert)
+
+
+def _negative(values: PerChannel) -> float | list[float]:
+    negative: float | list[float] = (-np.asarray(values)).tolist()
+    return negative
+
+
 def resolve_settings(
-    request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None, machine: Machine | None = None
+    request: PredictRequest,
+    source: Volume,
+    header: ModelHeader,
+    frozen: Plan | None,
+    machine: Machine | None = None,
+    sample: Sample | None = None,
 ) -> Settings:
     """All other settings that affect the bytes of the result."""
-    mean, std = header.intensity.mean, header.intensity.std
-    if frozen is not None and frozen.settings.normalise == request.normalise == "volume":
-        mean, std = frozen.settings.mean, frozen.settings.std
-    elif request.normalise == "volume" and machine is None:
-        mean, std = sampled_statistics(source, request.channel)
+    mean, std = resolve_statistics(request, source, header, frozen, sample)
     device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
     classes = header.architecture.classes
     mask = open_mask(request.mask, source, header.architecture.footprint().expanded_to(len(source.axes)))
+    if mask and not request.same_place:
+        require_same_place(source, mask.volume, SHIFTED_MASK, factors=mask.factors)
     return Settings(
         dtype=request.dtype,
         outputs=1 if classes == 2 else classes,
@@ -174,6 +235,7 @@ def resolve_settings(
         threads=threads,
         mask=None if mask is None else mask.fingerprint(resolve_region(request.sections, request.roi, source)),
         skip_below=request.skip_below,
+        invert=request.invert,
     )
 
 

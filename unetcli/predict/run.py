@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted, require_no_warnings
+from unetcli.core.errors import UnetcliError, counted, require_no_warnings, warn
 from unetcli.core.files import Place, is_remote, require_apart
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, run
@@ -23,6 +23,7 @@ from unetcli.executors.options import ClusterOptions
 from unetcli.model.file import find_model
 from unetcli.planning.plan import FORMAT, Plan
 from unetcli.planning.planner import wasted_work
+from unetcli.predict.checks import single_class
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
@@ -182,7 +183,7 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     UnetcliError
         Volume, model or options do not fit, or the output cannot be written or continued.
     """
-    model, source = find_model(request.model), open_volume(request.volume)
+    model, source = find_model(request.model), open_volume(request.volume, parts=True)
     inputs = [request.volume, *([request.mask] if request.mask else [])]
     # Read before the plan, because another share may publish both at this moment.
     made = require_writable(request.output_path, [*inputs, model])
@@ -259,9 +260,12 @@ def summarise(
     voxels = round(plan.region.size * (done - found) / plan.blocks)
     levels = outcome.done[plan.blocks :] if outcome.done[: plan.blocks].all() else np.ones(0, np.bool_)
     finished = outcome.complete if finished is None else finished
+    complete = finished and step.is_complete()
+    if complete and (text := single_class(step)) is not None:
+        warn(f"{step.paths.output}: {text}")
     return PredictSummary(
         output=str(step.paths.output),
-        complete=finished and step.is_complete(),
+        complete=complete,
         finished=finished,
         blocks=len(wanted),
         found_done=found,

@@ -26,12 +26,12 @@ from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, require_continued, try_block
 from unetcli.engine.worker import void
-from unetcli.model.file import load_network
+from unetcli.model.file import load_network, read_model
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
 from unetcli.planning.planner import ITEM_BYTES, wasted_work
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
 from unetcli.predict.skipping import Mask, open_mask
-from unetcli.predict.stores import Paths, attributes_of, input_changes, spec_of
+from unetcli.predict.stores import Paths, attributes_of, input_changes, is_model_of, spec_of
 from unetcli.volumes.image import Image, label_names
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
@@ -90,7 +90,7 @@ class PredictStep(ImageStep):
 
     @functools.cached_property
     def source(self) -> Volume:
-        return open_volume(self.paths.volume)
+        return open_volume(self.paths.volume, parts=True)
 
     @functools.cached_property
     def mask(self) -> Mask | None:
@@ -211,6 +211,8 @@ class PredictStep(ImageStep):
     def extra_checks(self, request: Any) -> dict[str, Any]:
         from unetcli.predict.checks import check_seams
 
+        if is_model_of(self.plan, Path(self.paths.model)):
+            read_model(Path(self.paths.model))  # a result of damaged weights is wrong, although its blocks are not
         return {"seams": check_seams(self, request.seams)} if request.seams else {}
 
     # ---- in a launcher

@@ -66,13 +66,18 @@ def model_changes(plan: Plan, file: Path) -> list[str]:
     """Changes of the model file since planning, one phrase each."""
     if not file.is_file():
         return ["no longer exists"]
-    return [] if file_sha256(file) == plan.sources.model_fingerprint else ["has changed"]
+    return [] if is_model_of(plan, file) else ["has changed"]
+
+
+def is_model_of(plan: Plan, file: Path) -> bool:
+    """Whether a file is the model that was planned with."""
+    return file.is_file() and file_sha256(file) == plan.sources.model_fingerprint
 
 
 def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:
     """Changes of the cells that the mask selects, one phrase each."""
     try:
-        opened = open_mask(mask, open_volume(volume), plan.footprint)
+        opened = open_mask(mask, open_volume(volume, parts=True), plan.footprint)
         now = opened and opened.fingerprint(plan.region)
     except UnetcliError as error:
         return [f"cannot be opened: {error}"]
@@ -109,5 +114,6 @@ def attributes_of(plan: Plan, path: Place, source: Volume) -> dict[str, Any]:
         "extent": list(plan.extent),
         "region": [[a, b] for a, b in zip(plan.region.start, plan.region.stop, strict=True)],
         "model": plan.sources.model_fingerprint,
+        "placed": source.places,
     }
     return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}

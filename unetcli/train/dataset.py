@@ -19,11 +19,12 @@ from scipy import ndimage
 from unetcli.core.arrays import Moments, PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, hull
+from unetcli.model.training_data import GreyValues, grey_values
 from unetcli.train.augment import Draw, draw
 from unetcli.train.settings import IGNORED, TRUTHS, Augmentation, Ranges, TruthRules, require_one_of
 from unetcli.train.targets import TargetCache, class_weights
 from unetcli.volumes.opening import cached
-from unetcli.volumes.volume import Volume, describe
+from unetcli.volumes.volume import PLANE_SIDE, Volume, describe
 
 IN_MEMORY_BYTES = 2**30
 """Memory for the images of all pairs, and as much each for their labels and their targets. Volumes that fit into their
@@ -36,6 +37,8 @@ STATISTICS_PIXELS = 2**28
 """Approximate number of pixels that statistics are measured on, evenly spread over larger datasets."""
 MAX_VALUES = 1000
 """Number of different labels after which counting stops."""
+MAX_WINDOWS = 64
+"""Number of sections, or parts of large ones, whose grey values the model keeps."""
 PIECE = 2048
 """Side, in pixels, of the pieces of a section of which only a part is measured."""
 ROUND = 64
@@ -189,6 +192,10 @@ class DatasetStatistics:
     """Number of sections without labels, which are not used."""
     fraction: float
     """Fraction of the pixels that was measured; below 1, the statistics are estimates."""
+    grey: tuple[GreyValues, ...] = ()
+    """Percentiles of each channel and their spread over the sections."""
+    extremes: tuple[tuple[float, float], ...] = ()
+    """Least and largest grey value of each channel."""
 
     def class_weights(self, *, balance: bool) -> NDArray[np.float32]:
         """Class weights w_c of eq. 2, (classes,): equal totals per class with ``balance``, otherwise 1."""
@@ -212,11 +219,28 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
         )
     fraction = min(1.0, STATISTICS_PIXELS / sum(box.size for _, box in planes))
     grey, classes = Moments(), np.zeros(IGNORED + 1, np.int64)
+    extremes: tuple[tuple[float, float], ...] = ()
     for pair, box in planes if fraction == 1.0 else _spread(planes, fraction):
-        grey.add(pair.image(box))
+        image = pair.image(box)
+        grey.add(image)
+        extremes = _widened(extremes, image)
         classes += np.bincount(pair.targets.classes(box).ravel(), minlength=IGNORED + 1)
     counts = _complete_counts(dataset, classes)
-    return DatasetStatistics(grey.mean, grey.std, counts, len(planes), every - len(planes), fraction)
+    windows = grey_values(pair.image(box) for pair, box in _windows(planes))
+    return DatasetStatistics(grey.mean, grey.std, counts, len(planes), every - len(planes), fraction, windows, extremes)
+
+
+def _widened(extremes: tuple[tuple[float, float], ...], image: NDArray[Any]) -> tuple[tuple[float, float], ...]:
+    """Least and largest value of each channel, also over the image (c, y, x)."""
+    found = [(float(np.nanmin(channel)), float(np.nanmax(channel))) for channel in image]
+    return tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(extremes or found, found, strict=True))
+
+
+def _windows(planes: Sequence[tuple[AnnotatedVolume, Box]]) -> Iterator[tuple[AnnotatedVolume, Box]]:
+    """Yield up to ``MAX_WINDOWS`` sections, or parts of large ones, evenly spread over the planes."""
+    pieces = [(pair, box) for pair, plane in planes for box in _pieces_of(plane, PLANE_SIDE)]
+    for n in np.unique(np.linspace(0, len(pieces) - 1, min(MAX_WINDOWS, len(pieces)), dtype=np.intp)):
+        yield pieces[int(n)]
 
 
 def _complete_counts(dataset: Dataset, counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -243,11 +267,11 @@ def _spread(planes: Sequence[tuple[AnnotatedVolume, Box]], fraction: float) -> I
     yield from (pieces[int(n)] for n in np.linspace(0, len(pieces) - 1, count))
 
 
-def _pieces_of(plane: Box) -> Iterable[Box]:
-    """Yield squares of ``PIECE`` pixels that cover a plane, smaller at the end of each axis."""
+def _pieces_of(plane: Box, side: int = PIECE) -> Iterable[Box]:
+    """Yield squares of ``side`` pixels that cover a plane, smaller at the end of each axis."""
     (y0, x0), (y1, x1) = plane.start[-2:], plane.stop[-2:]
-    for y, x in itertools.product(range(y0, y1, PIECE), range(x0, x1, PIECE)):
-        yield Box((*plane.start[:-2], y, x), (*plane.stop[:-2], min(y + PIECE, y1), min(x + PIECE, x1)))
+    for y, x in itertools.product(range(y0, y1, side), range(x0, x1, side)):
+        yield Box((*plane.start[:-2], y, x), (*plane.stop[:-2], min(y + side, y1), min(x + side, x1)))
 
 
 def require_usable(dataset: Dataset, statistics: DatasetStatistics) -> None:

@@ -90,7 +90,7 @@ class TrainingFolder:
             The file is damaged or of another version.
         """
         try:
-            found = from_json(FrozenTraining, read_text(self.config), CONFIG_VERSION, "a training", key="version")
+            found = self._stored()
         except FileNotFoundError:
             return None
         except OddFile as error:
@@ -109,10 +109,20 @@ class TrainingFolder:
             )
 
     def freeze(self, config: TrainingConfig, steps: int) -> None:
-        """Record the configuration, the number of steps and the versions of the software."""
-        frozen = FrozenTraining(steps=steps, made_with=versions(), config=config)
+        """Record the configuration and the number of steps, and at the first call the versions of the software."""
+        frozen = FrozenTraining(steps=steps, made_with=self.made_with(), config=config)
         with replacing(self.config) as draft:
             draft.write_text(to_json(frozen, CONFIG_VERSION, key="version"))
+
+    def made_with(self) -> dict[str, str | None]:
+        """Versions of the software at the first call of the training; the present ones if there was no call yet."""
+        try:
+            return self._stored().made_with
+        except (OSError, ValueError, UnetcliError):
+            return versions()
+
+    def _stored(self) -> FrozenTraining:
+        return from_json(FrozenTraining, read_text(self.config), CONFIG_VERSION, "a training", key="version")
 
     def clear(self) -> None:
         """Delete the files of a training, checkpoints first: without them, an interrupted call cannot continue."""
@@ -173,7 +183,7 @@ class FrozenTraining:
     """Content of ``training.json``."""
 
     steps: int
-    made_with: dict[str, Any]
+    made_with: dict[str, str | None]
     """Versions of the software."""
     config: TrainingConfig
 

@@ -15,19 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetcli import __version__
 from unetcli.core.errors import UnetcliError
 from unetcli.core.process import Signals
 from unetcli.core.streams import ProgressCallback, prefetch
-from unetcli.model.file import Intensity, ModelHeader, save_model
-from unetcli.model.network import folded
 from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.optim import Learner, batches, output_side
+from unetcli.train.saving import save_best, with_model
 from unetcli.train.settings import TrainingConfig
 from unetcli.train.validation import (
-    ValidationMetrics,
     Validator,
     describe_row,
     draw_first_samples,
@@ -133,7 +130,7 @@ class TrainingLoop:
         if found is None:
             self._save(0, None, 0, 0.0)
         else:
-            self.state = found
+            self.state = group.on_first(lambda: with_model(self.training, found))
         return self.state
 
     def _prepare_folder(self, step: int) -> None:
@@ -206,7 +203,7 @@ class TrainingLoop:
         value = metrics.selected if metrics else None
         is_best = before.best is None or (value is not None and is_better(training.config.select, value, before.best))
         if is_best:
-            save_model(training.folder.model, folded(self.learner.validated), model_header(training, done, metrics))
+            save_best(training, self.learner.validated, done, metrics.to_dict() if metrics else None)
         row: dict[str, Any] = {"step": done, "loss": round(float(np.mean(self._floats())), 6), "best": is_best}
         row |= metrics.to_dict() if metrics else {}
         row |= {"learning_rate": training.config.optimisation.rate(done - 1), "seconds": round(self._seconds(), 2)}
@@ -268,27 +265,6 @@ class TrainingLoop:
         )
         self.training.group.on_first(lambda: self.state.save(folder.checkpoint, folder.previous))
         self._saved = time.monotonic()
-
-
-def model_header(training: Training, step: int, metrics: ValidationMetrics | None) -> ModelHeader:
-    """Create the header of a saved model: architecture, intensity statistics and provenance."""
-    config, statistics = training.config, training.statistics
-    classes = config.architecture.classes
-    names = ("background", "foreground") if classes == 2 else tuple(f"class {k}" for k in range(classes))
-    return ModelHeader(
-        architecture=replace(config.architecture, batch_norm=False),
-        class_names=names,
-        intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
-        provenance={
-            "unetcli": __version__,
-            "torch": torch.__version__,
-            "step": step,
-            "validation": metrics.to_dict() if metrics else None,
-            "class_counts": statistics.class_counts.tolist(),
-            "config": config.to_dict(),
-            "pairs": [[pair.raw.path, pair.labels.path] for pair in training.dataset.pairs],
-        },
-    )
 
 
 def seconds_per_step(training: Training, at_most: float = math.inf) -> float:

@@ -23,6 +23,7 @@ from unetcli.core.options import (
     parse_sections,
     region_option,
     run_option,
+    same_place_option,
     sections_option,
     strict_option,
     take_over_option,
@@ -87,6 +88,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
     validation_fraction: float | None = region_option(
         "Instead of --validation: hold out this fraction at the end of each pair. Default: 0.1."
     )
+    same_place: bool = same_place_option()
     channel: int | None = channel_option()
     depth: int | None = network_option("Number of pooling layers. Default: 4 (as in the paper) on a GPU, 3 on a CPU.")
     base_channels: int | None = network_option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from unetcli.core.geometry import Architecture
 from unetcli.core.options import Sections, resolve_sections
 from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
+from unetcli.train.data_checks import warn_about_images, warn_about_pairs
 from unetcli.train.dataset import (
     AnnotatedVolume,
     Dataset,
@@ -37,7 +39,9 @@ from unetcli.train.settings import (
 )
 from unetcli.train.targets import require_labels
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, fingerprint, require_same_voxels
+from unetcli.volumes.volume import Volume, fingerprint, require_same_place, require_same_voxels
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}
@@ -51,6 +55,7 @@ DEFAULT_RECIPE = "fast"
 VALIDATE_EVERY = 200
 """Default number of steps between two validations."""
 VALIDATION_FRACTION = 0.1
+SHIFTED = "not the same region; crop them to one region, or --same-place pairs their voxels as they are"
 RESAMPLE = "one must be resampled to the other's"  # ends the message about different voxel sizes
 
 
@@ -78,6 +83,8 @@ def resolve_training(
         The options or the data cannot be used.
     """
     volumes = require_pairs(request)
+    if group.is_first:
+        warn_about_pairs(volumes)
     fingerprints = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
     device = resolve_device(_chosen("device", request, frozen), group.local_rank)
     sections, validation = split_sections(request, [raw for raw, _ in volumes])
@@ -87,6 +94,8 @@ def resolve_training(
     dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
     statistics = dataset_statistics(dataset)
     require_usable(dataset, statistics)
+    if group.is_first:
+        warn_about_images(dataset, statistics)
     recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
     architecture = resolve_architecture(request, frozen, recipe, device, dataset, statistics)
     optimisation = resolve_optimisation(request, frozen, recipe, group)
@@ -139,6 +148,11 @@ def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
     volumes = [(raw.fitted_to(labels), labels) for raw, labels in labelled]
     for raw, labels in volumes:
         require_pair(raw, labels, request.channel)
+        if not request.same_place:
+            require_same_place(raw, labels, SHIFTED)
+        if raw.with_sections_of(labels).axes != raw.axes:
+            both = f"{raw.path} along {raw.axes[0]} were paired with those of {labels.path} along {labels.axes[0]}"
+            log.info("sections of %s; each is trained on its own, so objects do not extend over sections", both)
     require_compatible([raw for raw, _ in volumes])
     return volumes
 

@@ -23,6 +23,7 @@ from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.optim import output_side
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
+from unetcli.train.saving import kept_row, model_problem, require_model
 from unetcli.train.settings import Ranges, TrainingConfig
 from unetcli.train.validation import require_tensorboard
 
@@ -183,7 +184,10 @@ def _finish(training: Training, goal: int, report: ProgressCallback, signals: Si
 
     def finished_before() -> Checkpoint | None:
         found = folder.load_checkpoint()
-        return found if found and is_over(found, goal) else None
+        if found is None or not is_over(found, goal):
+            return None
+        require_model(training)
+        return found
 
     before = training.group.on_first(finished_before)
     state = before or training.run(goal, report, signals)
@@ -195,7 +199,7 @@ def _finish(training: Training, goal: int, report: ProgressCallback, signals: Si
 def _summary(
     folder: TrainingFolder, config: TrainingConfig, goal: int, state: Checkpoint, found_finished: bool, over: bool
 ) -> TrainSummary:
-    best: dict[str, Any] = next((row for row in reversed(folder.rows()) if row["best"]), {})
+    best = kept_row(folder) or {}
     return TrainSummary(
         model=str(folder.model),
         steps=state.step,
@@ -218,6 +222,7 @@ def _summary(
 def summarise(folder: TrainingFolder, steps: int | None = None, patience: int | None = None) -> TrainSummary | None:
     """Summarise a training from its files; None if there is no checkpoint yet.
 
+    A training without a model that can be used is not finished: the next call makes the model again, or says why not.
     ``steps`` and ``patience`` are those of the present request.
     """
     frozen = folder.frozen()
@@ -225,7 +230,8 @@ def summarise(folder: TrainingFolder, steps: int | None = None, patience: int | 
     if frozen is None or state is None:
         return None
     goal = max(frozen[1], steps or 0)
-    return _summary(folder, frozen[0], goal, state, True, RunOptions(patience=patience).is_over(state, goal))
+    over = RunOptions(patience=patience).is_over(state, goal) and model_problem(folder.model) is None
+    return _summary(folder, frozen[0], goal, state, True, over)
 
 
 def _log_training(training: Training, goal: int) -> None:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.tiff import read_tiff
 from unetcli.volumes.volume import Volume
 
 Labels = NDArray[np.integer]
@@ -240,11 +240,7 @@ def files_by_frame(folder: Path, kind: str) -> dict[FrameKey, Path]:
 
 def read_labels(path: Path) -> Labels:
     """Read the labels of one file, (y, x) or (z, y, x)."""
-    try:
-        values = tifffile.imread(path)
-    except Exception as error:
-        raise UnetcliError(f"{path}: not a readable TIFF file ({error})") from error
-    return require_labels(values, str(path))
+    return require_labels(read_tiff(str(path)), str(path))
 
 
 def require_labels(values: NDArray[Any], place: str) -> Labels:

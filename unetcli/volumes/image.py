@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import ZstdCodec
 
 from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
 from unetcli.core.files import Place, is_remote, parent_of
 from unetcli.core.geometry import Box
-from unetcli.volumes import opening as ngff
+from unetcli.core.records import decoded, shown
+from unetcli.volumes import ngff
 from unetcli.volumes.store import Store, WriteOnlyStore, store_at
 from unetcli.volumes.volume import Volume, describe
 
@@ -69,7 +71,7 @@ class Level(ArraySpec):
             return False
         try:
             found = self.open_to_read()
-        except (ValueError, KeyError, TypeError):  # damaged metadata
+        except UnetcliError:  # damaged metadata
             return False
         return (found.shape, found.chunks, found.shards or found.chunks, found.dtype) == (
             self._with_channels(self.shape, self.outputs),
@@ -100,8 +102,7 @@ class Level(ArraySpec):
 
     def open(self) -> zarr.Array[Any]:
         """Open the array for writing whole chunks; see :class:`unetcli.volumes.store.WriteOnlyStore`."""
-        with self.store.explain_errors():
-            return zarr.open_array(WriteOnlyStore(self.store.zarr()), path=self.name, mode="r+")
+        return self._opened(WriteOnlyStore(self.store.zarr()), "r+")
 
     def write(self, array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> None:
         """Write the voxels of a box and replace what is stored there.
@@ -131,9 +132,6 @@ class Level(ArraySpec):
             Stored data are damaged.
         """
         place = f"{self.store.place}/{self.name}: cannot read {describe(box, self.axes)}"
-        for path in self.files(box):
-            if path.exists() and not path.stat().st_size:  # an empty shard reads as zeros
-                raise UnreadableBlock(f"{place}: {path} is empty")
         try:
             stored = np.asarray(array[self._slices(box)])
         except MemoryError:
@@ -143,8 +141,17 @@ class Level(ArraySpec):
         return np.moveaxis(stored, self._lead, 0) if self.outputs > 1 else stored[np.newaxis]
 
     def open_to_read(self) -> zarr.Array[Any]:
-        with self.store.explain_errors():
-            return zarr.open_array(self.store.zarr(), path=self.name, mode="r")
+        return self._opened(self.store.zarr(), "r")
+
+    def _opened(self, store: ZarrStore, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
+        try:
+            with self.store.explain_errors():
+                return zarr.open_array(store, path=self.name, mode=mode)
+        except (OSError, MemoryError, UnetcliError):
+            raise
+        except Exception as error:  # damaged metadata raise exceptions of many classes
+            place = f"{self.store.place}/{self.metadata_key}"
+            raise UnetcliError(f"{place}: invalid metadata: {one_line(error, kind=True)}") from error
 
     def files(self, box: Box) -> Iterator[Path]:
         """Files of a box, which are synced after writing; chunks of zeros have no file."""
@@ -176,8 +183,17 @@ class Level(ArraySpec):
         return tuple(by_axis[axis] for axis in self.stored_axes)
 
 
-MARKER = "unetcli"
-"""Group attribute that identifies an output of unetcli, its kind, and whether it is complete."""
+MARKER = ngff.MARKER
+VALUES = {
+    "complete": bool,
+    "extent": tuple[int, ...],
+    "kind": str,
+    "of_incomplete": bool,
+    "outputs": int,
+    "placed": bool,
+    "region": tuple[tuple[int, int], ...],
+}
+"""Type of the values of a marker that are read."""
 NESTING = 4
 """Maximum number of groups between labels and the prediction whose marker has their region."""
 
@@ -267,6 +283,42 @@ def find_region_marker(place: Place) -> Mapping[str, Any]:
     return {}
 
 
+def require_marked_shape(volume: Volume, place: Place, level: int = 0) -> None:
+    """Check that an array has the shape that the marker of its image states.
+
+    Parameters
+    ----------
+    volume
+        The array, as opened from ``place``.
+    place
+        An output of unetcli, labels in it or an array of either. Other places are not checked.
+    level
+        Resolution level of the array; 0 is full resolution.
+
+    Raises
+    ------
+    UnetcliError
+        The shapes contradict each other, so that the array or the metadata are damaged.
+    """
+    region = (find_marker(place) or {}).get("region")
+    if region is None:
+        return
+    inside = str(place).rpartition("/")[2]
+    by = 2 ** (level or (int(inside) if inside.isdecimal() else 0))
+    sides = [b - a for a, b in region]
+    expected = tuple(-(-n // by) if axis in "yx" else n for axis, n in zip(volume.axes, sides, strict=False))
+    if len(sides) != len(volume.axes) or volume.extent != expected:
+        raise UnetcliError(
+            f"{volume.path}: the array is {_shown(volume.extent)}, but its metadata state {_shown(sides)}"
+            f"{f' at full resolution, {_shown(expected)} at this level' if by > 1 else ''}: one of them is damaged; "
+            "the command that wrote it, with --overwrite, writes it again"
+        )
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
 def require_own_output(place: Place, command: str, advice: str, kind: str | None = None) -> dict[str, Any] | None:
     """Check that a place is free or has an output of unetcli, and return its :func:`marker`.
 
@@ -296,7 +348,8 @@ def label_names(place: Place) -> list[str]:
     """Names of the labels of an image, whoever wrote them."""
     labels = f"{place}/labels"
     found = group_file(store_at(labels))
-    return sorted({*ngff.label_names(found[1] if found else {}), *_folders(labels)})
+    with ngff.explain(labels):
+        return sorted({*ngff.label_names(found[1] if found else {}), *_folders(labels)})
 
 
 def require_no_foreign_labels(place: Place) -> None:
@@ -325,17 +378,39 @@ def remove_output(place: Place) -> None:
 
 
 def _marker(store: Store) -> dict[str, Any] | None:
-    _, attributes = group_file(store) or ("", {})
-    found = attributes.get(MARKER)
-    return found if isinstance(found, dict) else None
+    name, attributes = group_file(store) or ("", {})
+    if MARKER not in attributes:
+        return None
+    with ngff.explain(f"{store.place}/{name}"):
+        return checked_marker(attributes[MARKER])
+
+
+def checked_marker(found: Any) -> dict[str, Any]:
+    """Return a marker; raises ValueError if its values have other types than unetcli writes, or contradict each other.
+
+    >>> checked_marker({"kind": "probabilities", "extent": [4, 100], "region": [[0, 4], [10]]})
+    Traceback (most recent call last):
+    ValueError: unetcli.region[1] is [10]; expected a list (a whole number, a whole number)
+    """
+    marker: dict[str, Any] = decoded(dict[str, Any], found, MARKER)
+    values = {name: ngff.typed(kind, marker, name, where=MARKER) for name, kind in VALUES.items() if name in marker}
+    if "region" in values:
+        region, extent = values["region"], values.get("extent", ())
+        if len(region) != len(extent) or any(not 0 <= a < b <= n for (a, b), n in zip(region, extent, strict=True)):
+            raise ValueError(f"{MARKER}.region is {shown(region)}; expected a part of an extent of {shown(extent)}")
+    return marker
 
 
 def group_file(store: Store) -> tuple[str, dict[str, Any]] | None:
-    """Name of the file with a group's attributes, and the attributes; None if it is missing or invalid."""
+    """Name of the file with a group's attributes, and the attributes; None if there is no such file.
+
+    Raises
+    ------
+    UnetcliError
+        The file is damaged.
+    """
     for name in ngff.ATTRIBUTES.values():
         if (text := store.read_text(name)) is not None:
-            try:
+            with ngff.explain(f"{store.place}/{name}"):
                 return name, ngff.parse(name, text)
-            except ValueError:
-                return None
     return None

@@ -1,160 +1,37 @@
-"""Opening volumes from files: Zarr arrays, OME-Zarr images with their metadata, and TIFF stacks."""
+"""Opening volumes from files: Zarr arrays, OME-Zarr images and TIFF stacks, and a cache for their chunks."""
 
 from __future__ import annotations
 
 import itertools
-import json
+import math
 import threading
 import warnings
-import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import is_remote, strip_scheme
-from unetcli.volumes.store import missing_package, store_at
+from unetcli.volumes import codecs, ngff
+from unetcli.volumes.store import store_at
+from unetcli.volumes.tiff import open_tiff
 from unetcli.volumes.volume import Volume, axes_from_names, stored_names
 
-SPATIAL = "zyx"
-ATTRIBUTES = {3: "zarr.json", 2: ".zattrs"}
-"""File with the attributes of a group, by Zarr format."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """Position of an array's voxels in physical space: voxel size and centre of the first voxel, by axis."""
-
-    scale: Mapping[str, float]
-    translation: Mapping[str, float]
-
-    @classmethod
-    def of(cls, image: Mapping[str, Any]) -> Grid:
-        """Grid of the finest level of an image created by :func:`image`."""
-        axes = [axis["name"] for axis in image["axes"]]
-        scale, translation = image["datasets"][0]["coordinateTransformations"]
-        return cls(
-            scale=dict(zip(axes, scale["scale"], strict=True)),
-            translation=dict(zip(axes, translation["translation"], strict=True)),
-        )
-
-    def downsampled(self, factors: Mapping[str, int]) -> Grid:
-        """Grid of an array whose voxels are means over ``factors`` voxels, whose centres are shifted accordingly.
-
-        >>> Grid(scale={"x": 4.0}, translation={"x": 1.0}).downsampled({"x": 2})
-        Grid(scale={'x': 8.0}, translation={'x': 3.0})
-        """
-        return Grid(
-            scale={axis: step * factors.get(axis, 1) for axis, step in self.scale.items()},
-            translation={
-                axis: first + (factors.get(axis, 1) - 1) / 2 * self.scale[axis]
-                for axis, first in self.translation.items()
-            },
-        )
-
-    def transforms(self) -> list[dict[str, Any]]:
-        return [
-            {"type": "scale", "scale": list(self.scale.values())},
-            {"type": "translation", "translation": list(self.translation.values())},
-        ]
-
-
-def image(name: str, axes: str, units: Mapping[str, str], grids: Sequence[Grid]) -> dict[str, Any]:
-    """Create a multiscales entry, in which level ``n`` is the array named ``n``."""
-    return {"name": name, "axes": [_axis(axis, units.get(axis)) for axis in axes], "datasets": datasets(grids)}
-
-
-def datasets(grids: Sequence[Grid]) -> list[dict[str, Any]]:
-    """Create the entries of an image's levels; the finest grid comes first."""
-    return [{"path": str(level), "coordinateTransformations": grid.transforms()} for level, grid in enumerate(grids)]
-
-
-def attributes(entry: dict[str, Any], zarr_format: int) -> dict[str, Any]:
-    """Attributes of the group of an image with this multiscales entry."""
-    if zarr_format == 2:
-        return {"multiscales": [{"version": "0.4", **entry}]}
-    return {"ome": {"version": "0.5", "multiscales": [entry]}}
-
-
-def images(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Multiscales entries of a group of OME-Zarr 0.5 or 0.4."""
-    return list(_metadata(attributes).get("multiscales") or [])
-
-
-def labels_attributes(attributes: dict[str, Any], source: str) -> dict[str, Any]:
-    """Mark the attributes of an image as labels of the image at the relative path ``source``."""
-    version = {} if "ome" in attributes else {"version": "0.4"}
-    return with_metadata(attributes, **{"image-label": {**version, "source": {"image": source}}})
-
-
-def is_labels(attributes: Mapping[str, Any]) -> bool:
-    """Whether an image is marked as labels of another image."""
-    return "image-label" in _metadata(attributes)
-
-
-def label_names(attributes: Mapping[str, Any]) -> list[str]:
-    """Names in the attributes of a group ``labels``."""
-    return list(_metadata(attributes).get("labels") or [])
-
-
-def with_label_names(attributes: dict[str, Any], names: Sequence[str], zarr_format: int) -> dict[str, Any]:
-    """Replace the names in the attributes of a group ``labels``."""
-    new = {"ome": {"version": "0.5"}} if zarr_format == 3 else {}
-    return with_metadata({**new, **attributes}, labels=list(names))
-
-
-def _metadata(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """OME-Zarr metadata among a group's attributes; only 0.5 stores it under the key ``ome``."""
-    found: Mapping[str, Any] = attributes.get("ome", attributes)
-    return found
-
-
-def with_metadata(attributes: dict[str, Any], **metadata: Any) -> dict[str, Any]:
-    """Set OME-Zarr metadata in a group's attributes, in the layout of 0.5 or 0.4."""
-    if "ome" in attributes:
-        return {**attributes, "ome": {**attributes["ome"], **metadata}}
-    return {**attributes, **metadata}
-
-
-def documents(attributes: Mapping[str, Any], zarr_format: int) -> dict[str, str]:
-    """Content of a group's metadata files by name; the file with the attributes comes first."""
-    if zarr_format == 2:
-        files: dict[str, Any] = {".zattrs": attributes, ".zgroup": {"zarr_format": 2}}
-    else:
-        files = {"zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": attributes}}
-    return {name: json.dumps(content, indent=2) for name, content in files.items()}
-
-
-def parse(name: str, text: str) -> dict[str, Any]:
-    """Parse the attributes in the text of a group's metadata file; raises ValueError if there are none."""
-    found = json.loads(text)
-    if name == "zarr.json" and isinstance(found, dict):
-        found = found.get("attributes")
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} contains no attributes")
-    return found
-
-
-def _axis(name: str, unit: str | None) -> dict[str, str]:
-    kind = "space" if name in SPATIAL else {"t": "time", "c": "channel"}[name]
-    return {"name": name, "type": kind} | ({"unit": unit} if unit else {})
-
-
-SAMPLES, UNKNOWN = "s", "qi"
-"""Axis letters of tifffile for the interleaved samples of a pixel, and for pages without stated meaning."""
+codecs.register()
+MAX_VOXELS = 2**60
+"""Largest size of a volume, 10^18 voxels, so that sizes and indices in bytes fit into 64 bits."""
 BUDGET_BYTES = 2**30
 """Default size of a chunk cache, 1 GiB."""
 
 
-def open_volume(path: str | Path, level: int = 0) -> Volume:
+def open_volume(path: str | Path, level: int = 0, *, parts: bool = False) -> Volume:
     """Open a volume for reading.
 
     Parameters
@@ -164,12 +41,14 @@ def open_volume(path: str | Path, level: int = 0) -> Volume:
         TIFF stack.
     level
         Level of an OME-Zarr image; 0 is the full resolution.
+    parts
+        Open a TIFF stack although images are missing; reading them is an error, as reading a damaged chunk is.
 
     Raises
     ------
     UnetcliError
-        The path or level does not exist, or its content is not an image: no array, an empty one, or an unsuitable
-        dtype or number of axes.
+        The path or level does not exist, or its content is not an image: no array, an empty one, an unsuitable dtype
+        or number of axes, or a TIFF stack that is not whole.
     """
     name = strip_scheme(str(path))
     if is_remote(name):
@@ -179,7 +58,7 @@ def open_volume(path: str | Path, level: int = 0) -> Volume:
     if Path(name).is_file():
         if level:
             raise UnetcliError(f"{name}: no level {level}; a TIFF file has only level 0")
-        return _checked(open_tiff(name))
+        return _checked(open_tiff(name, parts=parts))
     return _checked(open_zarr(name, level))
 
 
@@ -188,6 +67,8 @@ def _checked(volume: Volume) -> Volume:
         raise UnetcliError(f"{volume.path}: dtype {volume.dtype}; expected integers, floats or booleans")
     if 0 in volume.array.shape:
         raise UnetcliError(f"{volume.path}: empty array, shape {tuple(volume.array.shape)}")
+    if (voxels := math.prod(volume.array.shape)) > MAX_VOXELS:
+        raise UnetcliError(f"{volume.path}: {voxels:.3g} voxels; expected at most {MAX_VOXELS:.3g}")
     return volume
 
 
@@ -205,11 +86,11 @@ def open_zarr(path: str, level: int = 0) -> Volume:
 
 def _open(path: str) -> zarr.Array[Any] | zarr.Group:
     try:
-        return zarr.open(path, mode="r")
+        return zarr.open(store_at(path).zarr(), mode="r")
+    except UnetcliError:
+        raise
     except FileNotFoundError as error:
         raise UnetcliError(f"{path}: contains no Zarr array or group") from error
-    except ImportError as error:
-        raise missing_package(path, error) from error
     except Exception as error:  # many classes: not found, bad JSON, unknown codec or data type
         raise UnetcliError(f"{path}: contains no Zarr array or group that can be opened ({one_line(error)})") from error
 
@@ -221,45 +102,47 @@ def _from_array(path: str, array: zarr.Array[Any]) -> Volume:
 
 
 def _from_group(path: str, group: zarr.Group, level: int) -> Volume:
-    if not (found := images(group.attrs)):
-        return _only_array(path, group, level)
+    with ngff.explain(path):
+        if not (found := ngff.images(group.attrs)):
+            return _only_array(path, group, level)
+        image = ngff.read_image(found[0])
+        if not 0 <= level < len(image.levels):
+            raise UnetcliError(f"{path}: no level {level}; expected 0 <= level < {len(image.levels)}")
+        return _from_image(path, group, image, image.levels[level])
+
+
+def _from_image(path: str, group: zarr.Group, image: ngff.Image, level: ngff.Level) -> Volume:
     try:
-        return _from_image(path, group, dict(found[0]), level)
-    except (LookupError, TypeError, ValueError) as error:
-        raise UnetcliError(f"{path}: invalid multiscales metadata ({error!r})") from error
-
-
-def _from_image(path: str, group: zarr.Group, image: dict[str, Any], level: int) -> Volume:
-    levels = len(image["datasets"])
-    if 0 < levels <= level:
-        raise UnetcliError(f"{path}: no level {level}; expected 0 <= level < {levels}")
-    dataset = image["datasets"][level]
-    array = group.get(dataset["path"])
+        array = group.get(level.path)
+    except Exception as error:  # of many classes, as in opening
+        raise UnetcliError(f"{path}: its level '{level.path}' cannot be opened ({one_line(error)})") from error
     if not isinstance(array, zarr.Array):
-        raise UnetcliError(f"{path}: its metadata list the level '{dataset['path']}', but there is no such array")
-    entries = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", [])]
-    axes = axes_from_names(path, [entry["name"] for entry in entries] or None, array.ndim)
-    scale, translation = [1.0] * array.ndim, [0.0] * array.ndim
-    for transform in [*dataset.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]:
-        if transform["type"] == "scale":
-            scale = [a * b for a, b in zip(scale, transform["scale"], strict=True)]
-            translation = [a * b for a, b in zip(translation, transform["scale"], strict=True)]
-        elif transform["type"] == "translation":
-            translation = [a + b for a, b in zip(translation, transform["translation"], strict=True)]
+        raise UnetcliError(f"{path}: its metadata list the level '{level.path}', but there is no such array")
+    axes = axes_from_names(path, [axis.name for axis in image.axes] or None, array.ndim)
+    scale, translation = level.transform(array.ndim)
     return Volume(
         path=path,
         array=array,
         stored_axes=axes,
         voxel_size=dict(zip(axes, scale, strict=True)),
-        units={axis: entry["unit"] for axis, entry in zip(axes, entries, strict=False) if "unit" in entry},
+        units={axis: entry.unit for axis, entry in zip(axes, image.axes, strict=False) if entry.unit},
         translation=dict(zip(axes, translation, strict=True)),
+        places=_states_place(level, group.attrs),
+        channel_names=ngff.channel_names(group.attrs, array.shape[axes.index("c")] if "c" in axes else 1),
     )
+
+
+def _states_place(level: ngff.Level, attributes: Mapping[str, Any]) -> bool:
+    """Whether an image states its place; outputs of unetcli do so only if their input did."""
+    stated = any(transform.kind == "translation" for transform in level.transforms)
+    marker = attributes.get(ngff.MARKER)
+    return stated and (not isinstance(marker, Mapping) or marker.get("placed") is True)
 
 
 def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
     """Open the only array, or the only image, in a group; raises :class:`UnetcliError` if there are several or none."""
     members = sorted(group.members(max_depth=None), key=lambda member: member[0])
-    groups = [name for name, node in members if isinstance(node, zarr.Group) and images(node.attrs)]
+    groups = [name for name, node in members if isinstance(node, zarr.Group) and ngff.images(node.attrs)]
     candidates = groups or [name for name, node in members if isinstance(node, zarr.Array)]
     if not candidates:
         raise UnetcliError(f"{path}: a Zarr group without arrays; expected an image or array")
@@ -267,51 +150,6 @@ def _only_array(path: str, group: zarr.Group, level: int) -> Volume:
         named = ", ".join(f"{path}/{name}" for name in candidates)
         raise UnetcliError(f"{path}: a Zarr group with several arrays; choose one: {named}")
     return open_zarr(f"{path}/{candidates[0]}", level)
-
-
-def open_tiff(path: str) -> Volume:
-    """Open the only image series of a TIFF file, (c,) (t,) (z,) y, x, whose pages are read on demand."""
-    try:
-        with tifffile.TiffFile(path) as tif:
-            _require_one_series(path, tif)
-        store = tifffile.imread(path, aszarr=True, level=0)
-        array = zarr.open_array(store, mode="r")
-        weakref.finalize(array, store.close)  # the file stays open as long as the array lives
-    except UnetcliError:
-        raise
-    except Exception as error:
-        raise UnetcliError(f"{path}: not a readable TIFF file ({error})") from error
-    names = stored_names(array)  # tifffile presents the file as Zarr v2, since 2026.5 as v3
-    assert names is not None, f"tifffile {tifffile.__version__} names no axes"
-    axes = axes_from_names(path, _axis_letters(names), array.ndim)
-    return Volume(path=path, array=array, stored_axes=axes, assumed=_guessed_axes(axes, names))
-
-
-def _require_one_series(path: str, tif: tifffile.TiffFile) -> None:
-    if len(tif.series) != 1:
-        shapes = ", ".join("x".join(map(str, series.shape)) for series in tif.series[:4])
-        raise UnetcliError(f"{path}: {len(tif.series)} images of different shapes ({shapes}, ..); expected one stack")
-
-
-def _guessed_axes(axes: str, names: list[str]) -> str:
-    """Axes whose meaning the file does not state: pages without a name, and samples stored as pages.
-
-    Without the option ``photometric``, tifffile writes a stack of three or four sections as one colour image.
-    """
-    found = "".join(name.lower()[:1] for name in names)
-    guessed = UNKNOWN + (SAMPLES if SAMPLES in found.partition("y")[0] else "")
-    return "".join(axis for axis, letter in zip(axes, found, strict=True) if letter in guessed)
-
-
-def _axis_letters(names: list[str]) -> list[str]:
-    """Convert tifffile's axis letters: samples are channels, unnamed pages are sections, a second such axis is time."""
-    found = [name.lower()[:1] for name in names]
-    for place, letter in reversed(list(enumerate(found))):
-        if letter == SAMPLES:
-            found[place] = "c"
-        elif letter in UNKNOWN:
-            found[place] = "z" if "z" not in found else "t"
-    return found
 
 
 def cached(volume: Volume, budget_bytes: int = BUDGET_BYTES) -> Volume:

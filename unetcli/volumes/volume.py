@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,9 @@ METRES_PER_UNIT = {
 """Names of units in OME-Zarr, and common abbreviations; µ has two code points, a sign and a Greek letter."""
 SIZE_TOLERANCE = 0.01
 """Relative difference up to which two voxel sizes count as equal, as files round them differently."""
+TOLERATED_SHIFT = 0.5
+"""Difference between two origins, in voxels, up to which they count as equal. Programs place the origin of an image at
+the corner or at the centre of its first voxel."""
 Sizes = dict[str, tuple[float, str]]
 """Voxel size and its unit, by axis."""
 
@@ -53,6 +56,10 @@ class Volume:
     voxel_size: dict[str, float] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     translation: dict[str, float] = field(default_factory=dict)
+    places: bool = False
+    """Whether the file states where the volume lies; if not, ``translation`` says nothing about it."""
+    channel_names: tuple[str, ...] = ()
+    """Names of the channels; empty if the file does not state them."""
     assumed: str = ""
     """Axes whose letters are guessed, as the file does not name them."""
 
@@ -163,6 +170,12 @@ class Volume:
         if len(self.axes) != len(other.axes) or not set(letters) <= set(self.assumed):
             return self
         return self._renamed(letters)
+
+    def with_sections_of(self, other: Volume) -> Volume:
+        """Give the axis of a stack's sections, t or z, the name that it has in the other stack, of equal length."""
+        names = {self.axes[:1], other.axes[:1]}
+        both = len(self.axes) == len(other.axes) == 3 and names == {"t", "z"}
+        return self._renamed({self.axes[0]: other.axes[0]}) if both and self.extent[0] == other.extent[0] else self
 
     def in_memory(self) -> Volume:
         """Read the array into memory."""
@@ -275,6 +288,61 @@ def require_same_voxels(one: Volume, other: Volume, otherwise: str) -> None:
         )
 
 
+def require_same_place(
+    one: Volume,
+    other: Volume,
+    otherwise: str,
+    *,
+    offset: Sequence[int] | None = None,
+    factors: Sequence[int] | None = None,
+) -> None:
+    """Raise :class:`UnetcliError` if two volumes state origins that differ by more than half a voxel.
+
+    Axes whose place only one of the volumes states are not compared, nor are units that cannot be converted.
+
+    Parameters
+    ----------
+    offset : voxels
+        Where ``other`` begins in ``one``, along its axes. Default: at its origin.
+    factors
+        Voxels of ``one`` per voxel of ``other``, which may then differ by half of that. Default: 1.
+    otherwise
+        End of the message, which says what the difference implies.
+    """
+    if not (one.places and other.places):
+        return
+    moved, by = offset or (0,) * len(one.axes), factors or (1,) * len(one.axes)
+    for axis, first, factor in zip(one.axes, moved, by, strict=True):
+        if axis in other.axes and axis in "zyx" and abs(_shift(one, other, axis, first)) > TOLERATED_SHIFT * factor:
+            raise UnetcliError(
+                f"{one.path} begins at {_origin(one)}, but {other.path} at {_origin(other)}"
+                f"{f', expected {_origin(one, moved)}' if any(moved) else ''}: {otherwise}"
+            )
+
+
+def _shift(one: Volume, other: Volume, axis: str, first: int) -> float:
+    """Distance along an axis of the other origin from voxel ``first`` of one volume, in its voxels; NaN if unknown."""
+    units = [volume.units.get(axis, "") for volume in (one, other)]
+    scale = [METRES_PER_UNIT.get(unit, math.nan) for unit in units] if units[0] != units[1] else [1.0, 1.0]
+    size = one.voxel_size.get(axis, 1.0) * scale[0]
+    begins = [volume.translation.get(axis, 0.0) * by for volume, by in zip((one, other), scale, strict=True)]
+    return (begins[1] - begins[0]) / size - first if size else math.nan
+
+
+def _origin(volume: Volume, offset: Sequence[int] = ()) -> str:
+    """Place of a voxel for the user, in the unit of each axis."""
+    moved = dict(zip(volume.axes, offset, strict=False))
+    places = {
+        axis: (
+            volume.translation.get(axis, 0.0) + moved.get(axis, 0) * volume.voxel_size.get(axis, 1.0),
+            volume.units.get(axis, ""),
+        )
+        for axis in volume.axes
+        if axis in "zyx"
+    }
+    return ", ".join(f"{axis} {place:g} {unit}".rstrip() for axis, (place, unit) in places.items())
+
+
 def sizes_differ(one: tuple[float, str], other: tuple[float, str]) -> bool:
     """Whether two sizes differ; False if their units cannot be converted.
 
@@ -343,6 +411,8 @@ SAMPLES = 64
 """Maximum number of sampled chunks."""
 SAMPLED_BYTES = 256 * 2**20
 """Approximate limit of the bytes read, so that huge chunks do not make every start slow."""
+PLANE_SIDE = 1024
+"""Largest side of the middle of a chunk whose grey values are measured."""
 SAMPLED_VOXELS = 2**24
 """Maximum number of voxels used of a chunk."""
 
@@ -355,6 +425,31 @@ def sampled_boxes(volume: Volume) -> list[Box]:
     count = min(SAMPLES, total, max(1, SAMPLED_BYTES // chunk_bytes))
     places = np.unique(np.linspace(0, total - 1, count, dtype=np.int64))
     return [_chunk(volume, np.unravel_index(place, grid)) for place in places]
+
+
+def sampled_planes(volume: Volume, region: Box, channel: int | None) -> Iterator[NDArray[Any]]:
+    """Yield the middle of up to ``SAMPLES`` chunks of a region that can be read, the first ones far apart.
+
+    Yields
+    ------
+    (c, y, x), the volume's dtype
+        At most ``PLANE_SIDE`` voxels along y and x.
+    """
+    chunks = volume.chunks
+    first = [a // c for a, c in zip(region.start, chunks, strict=True)]
+    grid = [-(-b // c) - n for b, c, n in zip(region.stop, chunks, first, strict=True)]
+    total = math.prod(grid)
+    places = np.unique(np.linspace(0, total - 1, min(SAMPLES, total), dtype=np.int64))
+    for place in (*places[::4], *places[2::4], *places[1::4], *places[3::4]):
+        corner = [(n + int(k)) * c for n, k, c in zip(first, np.unravel_index(place, grid), chunks, strict=True)]
+        chunk = Box(tuple(corner), tuple(a + c for a, c in zip(corner, chunks, strict=True))).clipped(region)
+        sides = [1] * (len(chunks) - 2) + [min(PLANE_SIDE, n) for n in chunk.shape[-2:]]
+        start = [a + (n - side) // 2 for a, n, side in zip(chunk.start, chunk.shape, sides, strict=True)]
+        try:
+            voxels = volume.read(Box(tuple(start), tuple(a + s for a, s in zip(start, sides, strict=True))), channel)
+        except UnreadableBlock:
+            continue
+        yield voxels.reshape(len(voxels), *sides[-2:])
 
 
 def sampled_voxels(volume: Volume) -> Iterator[NDArray[Any] | None]:

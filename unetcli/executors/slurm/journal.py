@@ -17,6 +17,7 @@ from typing import Any
 
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.core.ranges import Ranges
+from unetcli.core.records import decoded, parse_json
 from unetcli.executors.slurm.job import command
 from unetcli.executors.slurm.request import (
     SlurmError,
@@ -52,6 +53,18 @@ class Submission:
         """Jobs that are not known to have ended, with their blocks."""
         pairs = zip(self.jobs, self.shares, strict=True) if self.jobs else ()
         return {job: share for job, share in pairs if job not in self.ended}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalLine:
+    """One line of the file; the name of a submission is the value of what happened to it."""
+
+    submit: str = ""
+    confirm: str = ""
+    withdraw: str = ""
+    end: str = ""
+    shares: tuple[Ranges, ...] = ()
+    jobs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +127,14 @@ class JobJournal:
         """Read all submissions from the file, without asking SLURM."""
         found: dict[str, Submission] = {}
         for line in self._lines():
-            if name := line.get("submit"):
-                shares = tuple(tuple((start, stop) for start, stop in share) for share in line["shares"])
-                found[name] = Submission(name, shares)
-            elif submission := found.get(line.get("confirm", "")):
-                submission.jobs = tuple(line["jobs"])
-            elif submission := found.get(line.get("withdraw", "")):
+            if line.submit:
+                found[line.submit] = Submission(line.submit, line.shares)
+            elif submission := found.get(line.confirm):
+                submission.jobs = line.jobs if len(line.jobs) == len(submission.shares) else submission.jobs
+            elif submission := found.get(line.withdraw):
                 submission.withdrawn = True
-            elif submission := found.get(line.get("end", "")):
-                submission.ended |= set(line["jobs"])
+            elif submission := found.get(line.end):
+                submission.ended |= set(line.jobs)
         return list(found.values())
 
     def live(self) -> list[Submission]:
@@ -157,16 +169,14 @@ class JobJournal:
         shutil.rmtree(folder, ignore_errors=True)  # a job that sbatch creates later ends at once
         self.withdraw(submission)
 
-    def _lines(self) -> Iterable[dict[str, Any]]:
+    def _lines(self) -> Iterable[JournalLine]:
         try:
-            text = self.file.read_text()
+            text = self.file.read_text(errors="replace")
         except FileNotFoundError:
             return
         for line in text.splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # incomplete: its writer was killed before doing what the line announces
-                continue
+            with suppress(ValueError):  # incomplete: its writer was killed before doing what the line announces
+                yield decoded(JournalLine, parse_json(line))
 
     def _append(self, line: dict[str, Any]) -> None:
         """Append a line and flush it to disk. It begins with a newline, as an earlier line may be incomplete."""

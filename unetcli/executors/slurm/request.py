@@ -151,6 +151,7 @@ def outside_of_jobs(options: Mapping[str, str]) -> Iterator[None]:
 
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
+UNITS = "KMGT"
 MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 SIGNAL_SECONDS = 90
 """SLURM sends SIGUSR2 this many seconds before the time limit; it may be a minute early."""
@@ -278,6 +279,19 @@ class SlurmRequest:
 
 
 FIELDS = tuple(field.name for field in fields(SlurmRequest))
+
+
+def memory_in_bytes(amount: str) -> int:
+    """Amount of memory as sbatch understands it: without a unit, it is in MB; 0 is the whole node.
+
+    >>> memory_in_bytes("16G"), memory_in_bytes("500"), memory_in_bytes("2048kb")
+    (17179869184, 524288000, 2097152)
+    """
+    number, unit = re.fullmatch(r"(\d+)([KMGT]?)B?", amount, re.IGNORECASE).groups()  # type: ignore[union-attr]
+    size: int = int(number) * 1024 ** (1 + UNITS.index(unit.upper() or "M"))
+    return size
+
+
 SBATCH_FIELDS = ("partition", "account", "qos", "time", "gpus", "gres", "mem", "cpus_per_task", "constraint", "exclude")
 NUMBERS = ("cpus_per_task", "max_running", "blocks_per_job")
 

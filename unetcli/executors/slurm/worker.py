@@ -22,6 +22,7 @@ from types import FrameType
 from unetcli.core.errors import one_line
 from unetcli.core.files import replacing
 from unetcli.core.lock import job_id
+from unetcli.core.memory import out_of_memory
 from unetcli.core.ranges import Ranges
 from unetcli.core.records import read_record
 from unetcli.executors.contract import Task
@@ -86,7 +87,7 @@ def run_share(task: Task, folder: str, submission: str, index: int, blocks: Rang
     try:
         finished = task(folder, blocks, condition.stopping)
     except Exception as error:
-        memory = isinstance(error, MemoryError)
+        memory = out_of_memory(error)
         ShareOutcome.of_this_job(0, "out of memory: raise --mem" if memory else one_line(error, kind=True)).write(place)
         raise
     if reason := condition.stopped and _requeue(finished):

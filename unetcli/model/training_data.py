@@ -1,0 +1,89 @@
+"""What a model was trained on: voxel size, channel names and grey values, to compare a volume with. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PERCENTS = (1, 25, 50, 75, 99)
+NEIGHBOURHOOD = 25
+"""Side, in pixels, of the neighbourhood that the local contrast of a pixel refers to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GreyValues:
+    """Grey values of one channel, measured in windows of several sections."""
+
+    percentiles: tuple[float, ...]
+    """Means of the percentiles ``PERCENTS`` over the windows."""
+    spread: tuple[float, ...]
+    """Standard deviation of each percentile over the windows."""
+    polarity: float
+    """Mean of :func:`polarity` over the windows."""
+    polarity_spread: float
+    """Standard deviation of the polarity over the windows."""
+    windows: int
+    """Number of windows."""
+
+    @classmethod
+    def of(cls, measures: NDArray[np.float64]) -> GreyValues:
+        """Summarise windows; ``measures`` (windows, 6) are rows of :func:`measure` for one channel."""
+        mean, std = measures.mean(0).tolist(), measures.std(0).tolist()
+        return cls(
+            percentiles=tuple(mean[:-1]),
+            spread=tuple(std[:-1]),
+            polarity=mean[-1],
+            polarity_spread=std[-1],
+            windows=len(measures),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """Properties of the training images."""
+
+    voxel_size: dict[str, float] = field(default_factory=dict)
+    """By axis, as far as the images state it."""
+    units: dict[str, str] = field(default_factory=dict)
+    """Unit of the voxel size, by axis."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels that the network takes; empty if the images do not name them."""
+    grey: tuple[GreyValues, ...] = ()
+    """Grey values of each channel."""
+
+
+def grey_values(windows: Iterable[NDArray[Any]]) -> tuple[GreyValues, ...]:
+    """Grey values of each channel over windows (c, y, x)."""
+    measures = np.array([[measure(plane) for plane in window] for window in windows])  # (windows, c, 6)
+    return tuple(map(GreyValues.of, measures.swapaxes(0, 1))) if len(measures) else ()
+
+
+def measure(plane: NDArray[Any]) -> NDArray[np.float64]:
+    """The percentiles ``PERCENTS`` of the finite grey values of a plane (y, x), and its polarity: (6,), float64.
+
+    >>> measure(np.arange(101.0).reshape(1, 101)).round(2).tolist()[:5]
+    [1.0, 25.0, 50.0, 75.0, 99.0]
+    """
+    values = plane.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return np.zeros(len(PERCENTS) + 1)
+    percentiles = np.percentile(finite, PERCENTS)
+    return np.append(percentiles, polarity(np.nan_to_num(values, nan=percentiles[2], posinf=0, neginf=0)))
+
+
+def polarity(plane: NDArray[np.float64]) -> float:
+    """Skewness of the local contrast of a plane (y, x): whether what stands out is bright (above 0) or dark.
+
+    It does not depend on brightness and contrast, and changes its sign if the grey values are inverted. Local contrast
+    is the difference from the mean of the neighbourhood.
+    """
+    from scipy.ndimage import uniform_filter
+
+    contrast = plane - uniform_filter(plane, NEIGHBOURHOOD)
+    variance = float(np.mean(contrast**2))
+    return float(np.mean(contrast**3)) / variance**1.5 if variance > 0 else 0.0

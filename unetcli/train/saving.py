@@ -1,0 +1,129 @@
+"""The saved model of a training: its header, and making it again from a checkpoint if the file is lost."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetcli.core.errors import UnetcliError, warn
+from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
+from unetcli.model.network import UNet, folded
+from unetcli.model.training_data import TrainingData
+from unetcli.train.distributed import ProcessGroup
+from unetcli.train.folder import Checkpoint, TrainingFolder
+from unetcli.volumes.volume import stated_sizes
+
+if TYPE_CHECKING:
+    from unetcli.train.loop import Training
+
+log = logging.getLogger(__name__)
+RUN_COLUMNS = {"step", "loss", "best", "learning_rate", "seconds"}
+"""Columns of the log that are no measures of a validation."""
+
+
+def save_best(training: Training, network: UNet, step: int, validation: dict[str, Any] | None) -> None:
+    """Save the network of a step as the model; ``validation`` has its measures on the held-out sections."""
+    save_model(training.folder.model, folded(network), model_header(training, step, validation))
+
+
+def model_header(training: Training, step: int, validation: dict[str, Any] | None) -> ModelHeader:
+    """Create the header of a saved model: architecture, intensity statistics and provenance.
+
+    Versions are those of the first call of the training, so that a training that was continued saves the same bytes.
+    """
+    config, statistics = training.config, training.statistics
+    classes, versions = config.architecture.classes, training.folder.made_with()
+    names = ("background", "foreground") if classes == 2 else tuple(f"class {k}" for k in range(classes))
+    return ModelHeader(
+        architecture=replace(config.architecture, batch_norm=False),
+        class_names=names,
+        intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
+        training_data=training_data(training),
+        provenance={
+            **{name: versions.get(name) for name in ("unetcli", "torch", "revision")},
+            "step": step,
+            "validation": validation,
+            "class_counts": statistics.class_counts.tolist(),
+            "config": config.to_dict(),
+            "pairs": [[pair.raw.path, pair.labels.path] for pair in training.dataset.pairs],
+        },
+    )
+
+
+def training_data(training: Training) -> TrainingData:
+    """What the images of a training are like, as far as they state it."""
+    raw, channel = training.dataset.pairs[0].raw, training.config.channel
+    stated = next((pair.raw for pair in training.dataset.pairs if stated_sizes(pair.raw)), raw)
+    return TrainingData(
+        voxel_size={axis: size for axis, (size, _) in stated_sizes(stated).items()},
+        units={axis: unit for axis, (_, unit) in stated_sizes(stated).items() if unit},
+        channels=raw.channel_names if channel is None else raw.channel_names[channel : channel + 1],
+        grey=training.statistics.grey,
+    )
+
+
+def model_problem(file: Path) -> str | None:
+    """Why a saved model cannot be used, in one line; None if it can."""
+    if not file.is_file():
+        return f"{file}: the saved model is gone"
+    try:
+        read_model(file)
+    except UnetcliError as error:
+        return str(error).rpartition("; ")[0] or str(error)
+    return None
+
+
+def restore_model(training: Training) -> str | None:
+    """Make the saved model again from a checkpoint if its file is damaged or gone.
+
+    Returns
+    -------
+    str or None
+        Why the model cannot be used, if no checkpoint is of its step; else None.
+    """
+    folder, kept = training.folder, kept_row(training.folder)
+    problem = None if kept is None else model_problem(folder.model)
+    if kept is None or problem is None:
+        return None
+    if (state := checkpoint_of(folder, kept["step"])) is None:
+        return f"{problem}, and no checkpoint is of its step {kept['step']}"
+    learner = replace(training, group=ProcessGroup()).learner()
+    learner.restore(state)
+    measures = {name: value for name, value in kept.items() if name not in RUN_COLUMNS}
+    save_best(training, learner.validated, kept["step"], measures or None)
+    log.info("%s; made again from the checkpoint of step %d", problem, kept["step"])
+    return None
+
+
+def require_model(training: Training) -> None:
+    """Raise UnetcliError if a finished training has lost its saved model, and it cannot be made again."""
+    if (problem := restore_model(training)) is not None:
+        further = "" if training.config.optimisation.decays else "a larger --steps saves the best from there on, "
+        raise UnetcliError(f"{problem}; {further}--overwrite trains again, or put a copy of the file in its place")
+
+
+def with_model(training: Training, state: Checkpoint) -> Checkpoint:
+    """The state from which a training continues; if its best model is lost, the next one counts as the best."""
+    if (problem := restore_model(training)) is None:
+        return state
+    if state.best is not None:
+        warn(f"{problem}; the best of the validations from step {state.step} on is saved, --overwrite starts over")
+    return replace(state, best=None, validations_since_best=0)
+
+
+def kept_row(folder: TrainingFolder) -> dict[str, Any] | None:
+    """Row of the log for the validation whose network is the saved model; None before the first validation."""
+    return next((row for row in reversed(folder.rows()) if row["best"]), None)
+
+
+def checkpoint_of(folder: TrainingFolder, step: int) -> Checkpoint | None:
+    """The checkpoint of a step, if it is one of the two that are kept and can be read."""
+    for file in (folder.checkpoint, folder.previous):
+        try:
+            if (state := Checkpoint.load(file)).step == step:
+                return state
+        except (UnetcliError, FileNotFoundError):
+            continue
+    return None
