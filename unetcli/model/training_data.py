@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,13 +94,14 @@ def measure(plane: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def polarity(plane: NDArray[np.float64]) -> float:
-    """Skewness of the local contrast of a plane (y, x): whether what stands out is bright (above 0) or dark.
+    """Whether what stands out in a plane (y, x) is bright (up to 1) or dark (down to -1).
 
-    It does not depend on brightness and contrast, and changes its sign if the grey values are inverted. Local contrast
-    is the difference from the mean of the neighbourhood.
+    It is s / sqrt(1 + s^2), with the skewness s of the local contrast, the difference from the mean of the
+    neighbourhood. It does not depend on brightness and contrast, and changes its sign if grey values are inverted.
     """
     from scipy.ndimage import uniform_filter
 
     contrast = plane - uniform_filter(plane, NEIGHBOURHOOD)
     variance = float(np.mean(contrast**2))
-    return float(np.mean(contrast**3)) / variance**1.5 if variance > 0 else 0.0
+    skewness = float(np.mean(contrast**3)) / variance**1.5 if variance > 0 else 0.0
+    return skewness / math.sqrt(1 + skewness**2)
