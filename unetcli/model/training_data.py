@@ -1,4 +1,4 @@
-"""What a model was trained on: voxel size, channel names and grey values, to compare a volume with. Without torch."""
+"""Properties of the training images, to compare a volume with: voxel size, channel names and grey values."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TrainingData:
     """Properties of the training images."""
 
     voxel_size: dict[str, float] = field(default_factory=dict)
-    """By axis, as far as the images state it."""
+    """Size by axis, as far as the images state it."""
     units: dict[str, str] = field(default_factory=dict)
     """Unit of the voxel size, by axis."""
     channels: tuple[str, ...] = ()
