@@ -51,6 +51,7 @@ def test_the_quickstart_segments_sections_that_training_did_not_see(quickstart: 
     assert [line.split()[0] for line in output.splitlines()[-3:]] == ["model", "prediction", "picture"]
 
 
+@pytest.mark.slow
 def test_a_second_quickstart_finds_everything_done(quickstart: tuple[Path, str]) -> None:
     place, output = quickstart
     before = (place / "model" / "model.safetensors").stat().st_mtime_ns

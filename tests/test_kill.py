@@ -51,7 +51,7 @@ def computed(place: Path, store: str) -> list[int]:
     return [int(line.split()[0]) for line in lines]
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path, rounds: int) -> None:
     finished("--version")  # starts the process that forks
     started = time.monotonic()

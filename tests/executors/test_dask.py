@@ -100,6 +100,7 @@ def test_a_run_ends_early_if_all_blocks_fail(folder: Path) -> None:
     assert "Traceback" in (folder / "logs" / "dask.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_is_one_clear_error_and_the_same_run_continues(folder: Path) -> None:
     (folder / "slow").write_text("0.05")
     with site(folder, workers=2) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
@@ -158,6 +159,7 @@ def test_late_workers_join(folder: Path) -> None:
     assert done(folder) == dict.fromkeys(begun(folder), 1)
 
 
+@pytest.mark.slow
 def test_a_terminated_worker_finishes_its_block_first(folder: Path) -> None:
     (folder / "slow").write_text("0.4")
     with site(folder, workers=1) as there, existing_scheduler(there.address, folder, there.tls) as cluster:
@@ -337,6 +339,7 @@ def test_dask_prints_nothing_to_the_terminal(folder: Path) -> None:
     assert len(done(folder)) == 59
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_launcher_is_killed(folder: Path, tmp_path: Path) -> None:
     (folder / "slow").write_text("0.1")
     launcher = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], env=ENVIRONMENT)

@@ -175,7 +175,7 @@ print(peak() - before)
     ("depth", "base", "tile", "precision"),
     [
         (3, 16, 700, "float32"),
-        (3, 16, 1100, "bfloat16"),
+        pytest.param(3, 16, 1100, "bfloat16", marks=pytest.mark.slow),
         pytest.param(4, 32, 572, "float32", marks=pytest.mark.slow),
     ],
     ids=str,

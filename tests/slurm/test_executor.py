@@ -129,6 +129,7 @@ def test_a_job_at_its_time_limit_is_requeued_and_finishes_and_one_without_progre
     assert restarts(slurm, launcher.jobs[1]) == 0
 
 
+@pytest.mark.slow
 def test_a_job_near_its_time_limit_is_requeued_and_finishes(slurm: SlurmCluster, tmp_path: Path) -> None:
     """After a block of 13 s, three more would exceed the limit of one minute, the smallest possible one."""
     order(tmp_path, 0, "sleep 13")

@@ -201,6 +201,7 @@ def test_the_array_script_runs_unchanged_and_elements_can_be_repeated(
     assert not Path(f"unetcli-predict-{job}_0.log").exists()
 
 
+@pytest.mark.slow
 def test_an_afterany_job_completes_the_output_of_an_array(
     place: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

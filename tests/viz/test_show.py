@@ -99,6 +99,7 @@ def test_a_probability_is_a_transparent_colour_as_float_or_as_predict_stores_it(
     assert spread > 0.3, "the image shines through"
 
 
+@pytest.mark.slow
 def test_large_sections_are_downsampled_and_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.zeros((5001, 1201), np.uint8)
     values[:, 600:] = 200
