@@ -53,7 +53,7 @@ def model_header(training: Training, step: int, validation: dict[str, Any] | Non
 
 
 def training_data(training: Training) -> TrainingData:
-    """What the images of a training are like, as far as they state it."""
+    """Properties of the training images that a volume is compared with, as far as the images state them."""
     raw, channel = training.dataset.pairs[0].raw, training.config.channel
     stated = next((pair.raw for pair in training.dataset.pairs if stated_sizes(pair.raw)), raw)
     return TrainingData(
