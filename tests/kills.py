@@ -141,7 +141,9 @@ def count_calls(place: str, calls: int, kill_at: int) -> None:
     def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *more: Any, **options: Any) -> Any:
             name = place_of(path, options.get("dir_fd"))
-            if name.startswith(f"{place}/") and "/workers/" not in name:  # heartbeats come from a thread, at any time
+            if (
+                f"{name}/".startswith(f"{place}/") and "/workers/" not in name
+            ):  # heartbeats come from a thread, at any time
                 done[0] += 1
                 os.write(calls, b".")
                 if done[0] == kill_at:
@@ -209,7 +211,16 @@ class Bench:
     def positions(self, name: str, kills: int) -> list[int]:
         """Numbers of the calls to kill at, spread evenly over the command."""
         calls = self.undisturbed(name)[2]
-        return sorted({round(1 + (calls - 1) * k / max(1, kills - 1)) for k in range(min(kills, calls))})
+        number = min(kills, calls)
+        return sorted({round(1 + (calls - 1) * k / max(1, number - 1)) for k in range(number)})
+
+    def shares(self, names: list[str], kills: int) -> dict[str, int]:
+        """Number of kills of each command: the same for all, but no more than a command has calls."""
+        found: dict[str, int] = {}
+        for name in sorted(names, key=lambda name: self.undisturbed(name)[2]):
+            left = len(names) - len(found)
+            found[name] = min(-(-(kills - sum(found.values())) // left), self.undisturbed(name)[2])
+        return {name: found[name] for name in names}
 
     def kill(self, name: str, position: int) -> list[str]:
         """Kill the command before a call and run it again; returns what is wrong afterwards."""
@@ -249,21 +260,21 @@ def main() -> None:
     names = options.names or list(CASES)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        table = run_all(folder, {name: -(-options.kills // len(names)) for name in names})
+        table = run_all(folder, names, options.kills)
     table["all"] = Counter({what: sum(counts[what] for counts in table.values()) for what in ("kills", "wrong")})
     for name, counts in table.items():
         print(f"{name:<24} {counts['kills']:>5} kills {counts['wrong']:>5} wrong")
     sys.exit(table["all"]["wrong"] > 0)
 
 
-def run_all(folder: Path, kills: dict[str, int]) -> dict[str, Counter[str]]:
-    """Kill each command the given number of times, except where the folder has results; count what went wrong."""
+def run_all(folder: Path, names: list[str], kills: int) -> dict[str, Counter[str]]:
+    """Kill the commands ``kills`` times together, except where the folder has results; count what went wrong."""
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "kills.jsonl"
     known = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     done = {(line["command"], line["position"]): line["wrong"] for line in known}
     bench, table = Bench(folder), dict[str, Counter[str]]()
-    for name, number in kills.items():
+    for name, number in bench.shares(names, kills).items():
         counts = table.setdefault(name, Counter())
         for position in bench.positions(name, number):
             if (name, position) not in done:

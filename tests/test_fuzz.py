@@ -6,9 +6,13 @@ The cases are generated from their numbers; ``python tests/fuzz.py --cases 10000
 from __future__ import annotations
 
 import fcntl
+import json
+import time
+from pathlib import Path
 
+import fuzz
 import pytest
-from fuzzing.cases import Bench
+from fuzzing.cases import BUG, HANG, Bench, Hang, alarm, judge, left_behind
 
 CASES, PARTS = 300, 6
 
@@ -29,3 +33,39 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_damaged_files_and_odd_options_end_in_one_line_and_harm_nothing(bench: Bench, part: int) -> None:
     faulty = [found for number in range(part, CASES, PARTS) if (found := bench.case(number)).faults]
     assert not faulty, "\n".join(map(str, faulty))
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "faults"),
+    [
+        (1, "unetcli: a.zarr: no such file or folder\n", []),
+        (BUG, "Traceback (most recent call last):\n", ["exit code 70"]),
+        (HANG, "", ["hang"]),
+        (0, "Traceback (most recent call last):\n", ["traceback"]),
+        (1, "line\n" * 50, ["50 lines"]),
+        (1, "x" * 9000, ["a line of 9000 letters"]),
+        (3, "unetcli: \x1b]0;title\x07\n", ["control characters"]),
+    ],
+    ids=["refused", "bug", "hang", "traceback", "many lines", "long line", "escape"],
+)
+def test_the_fuzz_test_sees_faults(code: int, errors: str, faults: list[str]) -> None:
+    assert list(judge(code, "", errors)) == faults
+
+
+def test_the_fuzz_test_sees_what_a_refused_command_leaves(tmp_path: Path) -> None:
+    for name in ("raw.zarr", "out.zarr", "raw.zarr/x.0123456789abcdef.partial"):
+        (tmp_path / name).mkdir()
+    assert left_behind(1, tmp_path, {"raw.zarr"}) == ["left out.zarr", "left x.0123456789abcdef.partial"]
+    assert not left_behind(0, tmp_path, {"raw.zarr"})
+
+
+def test_the_fuzz_test_ends_a_command_that_hangs() -> None:
+    with pytest.raises(Hang, match="still running"), alarm(0.05):
+        time.sleep(20)
+
+
+def test_the_fuzz_test_runs_no_case_twice(tmp_path: Path) -> None:
+    """A worker would be started, and fail without files, if a case were missing."""
+    (tmp_path / fuzz.RESULTS).write_text("".join(json.dumps({"number": number}) + "\n" for number in range(3)))
+    fuzz.supervise(tmp_path, [0, 2])
+    assert [found["number"] for found in fuzz.read(tmp_path)] == [0, 1, 2]

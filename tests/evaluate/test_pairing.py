@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from helpers import grey, write_prediction, write_zarr
+from helpers import grey, write_placed, write_prediction, write_zarr
 from pairs import SHAPE, TRUTH, VALUES, blobs, evaluated, stored, without_intervals
 
 from unetcli.core.errors import UnetcliError
@@ -58,17 +58,8 @@ def test_sections_pair_whether_their_axis_is_called_t_or_z(tmp_path: Path, found
         evaluated(stored(tmp_path, labels[:5], "p2.zarr", dimension_names=[found, "y", "x"]), truth)
 
 
-def placed(path: Path, values: np.ndarray, origin: tuple[float, ...] | None, unit: str = "nanometer") -> str:
-    """OME-Zarr image of voxels of 50 x 4 x 4 nm (in ``unit``) whose first voxel lies at ``origin``, if it is stated."""
-    by = {"nanometer": 1, "micrometer": 1000}[unit]
-    transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [50 / by, 4 / by, 4 / by]}]
-    if origin is not None:
-        transforms.append({"type": "translation", "translation": [place / by for place in origin]})
-    axes = [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"]
-    entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
-    group = zarr.create_group(path, attributes={"ome": {"version": "0.5", "multiscales": [entry]}}, overwrite=True)
-    group.create_array("0", data=values, chunks=values.shape)
-    return str(path)
+def placed(*arguments: Any) -> str:
+    return str(write_placed(*arguments))
 
 
 @pytest.mark.parametrize("place", ["truth", "mask"])

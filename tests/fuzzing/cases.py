@@ -22,10 +22,11 @@ from typing import Any
 
 from fuzzing.mutations import mutate
 from fuzzing.scenes import LABEL, PREDICT, SCENES, SMALL, Scene, build, copy, files
+from unetcli.cli.terminal import LONGEST
 
 HANG_SECONDS = 60.0
-MAX_LINES, MAX_LETTERS = 12, 1200
-"""Limits of a message: lines on stderr, and letters in one of them."""
+MAX_LINES = 12
+"""Largest number of lines on stderr; none of them is longer than ``LONGEST``."""
 HANG, BUG = -1, 70
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 KINDS = [*SCENES, "options", "options", "environment"]
@@ -338,7 +339,7 @@ def judge(code: int, output: str, errors: str) -> Iterator[str]:
         lines = errors.splitlines()
         if len(lines) > MAX_LINES:
             yield f"{len(lines)} lines"
-        if (longest := max(map(len, lines), default=0)) > MAX_LETTERS:
+        if (longest := max(map(len, lines), default=0)) > LONGEST:
             yield f"a line of {longest} letters"
     if CONTROL.search(errors):
         yield "control characters"

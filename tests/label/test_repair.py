@@ -128,6 +128,30 @@ def test_the_merging_is_repeated_where_what_it_gave_is_lost(
     assert (FOLDER / name).read_bytes() == kept[name]
 
 
+@pytest.mark.parametrize("name", ["numbers.npy", "objects.csv", "merged.json"])
+@pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
+def test_a_damaged_result_of_the_merge_is_never_published(
+    labels: None, name: str, harm: Callable[[Path], None]
+) -> None:
+    whole = files()
+    harm(FOLDER / name)
+    with pytest.raises(UnetcliError, match=r"content of the merge .* has changed .*`unetcli verify --repair "):
+        label()
+    assert files() == whole
+    assert verified(repair=True).sound
+    TABLE.write_text(TABLE.read_text()[:300])
+    assert label().complete
+    assert files() == whole
+
+
+def test_a_prediction_whose_shape_contradicts_its_metadata_is_named(labels: None) -> None:
+    metadata = STORE / "0/zarr.json"
+    metadata.write_text(metadata.read_text().replace("75", "64"))
+    for name in ("instances", "others"):
+        with pytest.raises(UnetcliError, match="the array is 3 x 64 x 90, but its metadata state 3 x 75 x 90"):
+            label(name=name)
+
+
 def test_of_unfinished_labels_what_was_found_is_checked_and_a_repair_finishes_them(labels: None) -> None:
     whole = files()
     label(overwrite=True, stopping=stop_after(14))

@@ -129,14 +129,14 @@ def test_invert_is_frozen_in_the_plan(tmp_path: Path) -> None:
 
 
 def test_a_model_without_training_data_is_not_compared(tmp_path: Path) -> None:
-    images = discs()
+    images = discs(4, 4095, "uint16")
     file = write_trained(tmp_path / "m", images)
     header, _ = read_model(file)
     save_model(file, network_of(file), replace(header, training_data=None))
     assert read_header(file).training_data is None
-    assert warnings_of(255 - images // 4, file) == []
+    assert warnings_of(4095 - images // 4, file) == []
     with pytest.raises(UnetcliError, match="--invert: the model has no grey values of its training"):
-        lazy.predict(images.astype(np.uint16), file, invert=True, normalise="model")
+        lazy.predict(images, file, invert=True)
 
 
 def network_of(file: Path) -> UNet:
@@ -252,7 +252,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_predict_plan_and_verify(tmp_p
         lambda: lazy.predict("in.zarr", model),
         lambda: verify_output(VerifyRequest(output="o.zarr"), lambda *_: None, lambda: bool),
     ):
-        with pytest.raises(UnetcliError, match=r"model\.safetensors: damaged model \(.* NaN or infinite\); copy it"):
+        with pytest.raises(UnetcliError, match=r"damaged model \(.* has NaN or infinity in 1 of its"):
             call()
 
 
@@ -288,5 +288,6 @@ def test_inverted_parts_are_found(data: Path, name: str) -> None:
 
 def measured(file: Path, most: int = 24) -> NDArray[np.float64]:
     """Measures of some sections of a TIFF stack, (sections, 6)."""
-    pages = np.unique(np.linspace(0, len(tifffile.TiffFile(file).pages) - 1, most).astype(int))
-    return np.array([measure(tifffile.imread(file, key=int(page))) for page in pages])
+    with tifffile.TiffFile(file) as tif:
+        pages = np.unique(np.linspace(0, len(tif.pages) - 1, most).astype(int))
+        return np.array([measure(tif.pages[int(page)].asarray()) for page in pages])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import Output, grey, read_receipts, write_model, write_zarr
+from helpers import Output, grey, read_receipts, write_model, write_placed, write_zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -345,7 +345,7 @@ def test_a_mask_may_change_outside_the_region(request_: PredictRequest, cells: N
         ((3, 150, 199), None, "--mask mask.zarr: shape 3 x 150 x 199; expected 3 x 150 x 200"),
         ((3, 300, 400), None, "3 x 300 x 400"),
         ((150, 200), None, "axes y, x; expected z, y, x"),
-        ((3, 150, 200), ["t", "y", "x"], "axes t, y, x; expected z, y, x"),
+        ((2, 150, 200), ["t", "y", "x"], "axes t, y, x; expected z, y, x"),
         ((2, 3, 150, 200), ["c", "z", "y", "x"], "2 channels"),
     ],
     ids=str,
@@ -392,3 +392,32 @@ def test_a_fingerprint_depends_on_every_cell(model: Path, cells: NDArray[Any], m
         volume = Volume(path="mask", array=spread(changed).astype(np.uint8), stored_axes="zyx")
         seen.add(Mask.over(volume, source, SIDES).fingerprint(source.whole()))
     assert len(seen) == cells.size + 1
+
+
+def test_a_mask_of_another_place_is_refused_and_one_of_sections_along_t_is_not(
+    request_: PredictRequest, cells: NDArray[np.bool_]
+) -> None:
+    mask = one_voxel_each(cells)
+    write_zarr(Path("mask.zarr"), mask, dimension_names=["t", "y", "x"])
+    expected = predicted(request_, mask="mask.zarr")
+    write_placed(Path("placed.zarr"), grey(*SHAPE), (0.0, 0.0, 80.0))
+    placed = replace(request_, volume="placed.zarr", mask="m.zarr")
+    for origin in ((0.0, 0.0, 0.0), (0.0, 4.0, 80.0), (50.0, 0.0, 80.0)):
+        write_placed(Path("m.zarr"), mask, origin)
+        with pytest.raises(
+            UnetcliError, match=r"begins at .* but m\.zarr at .*: --mask covers another region; if it do"
+        ):
+            predict_volume(placed)
+    assert not Path("placed.pred.zarr").exists()
+    assert np.array_equal(predicted(placed, same_place=True), expected)
+    for origin, values in (((0.0, 0.0, 80.0), mask), (None, mask), ((0.0, 2.0, 82.0), mask)):
+        write_placed(Path("m.zarr"), values, origin)
+        assert np.array_equal(predicted(placed), expected)
+
+
+def test_a_prediction_states_its_place_where_its_input_does(request_: PredictRequest) -> None:
+    write_placed(Path("placed.zarr"), grey(*SHAPE), (0.0, 8.0, 80.0))
+    for volume, known in (("big.zarr", False), ("placed.zarr", True)):
+        request = replace(request_, volume=volume, roi=((1, 2), (64, 128), (0, 64)))
+        opened = open_volume(str(predict_volume(request).output))
+        assert (opened.places, known and opened.translation) == (known, known and {"z": 50.0, "y": 264.0, "x": 80.0})

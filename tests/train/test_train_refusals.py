@@ -6,9 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zarr
-from helpers import grey, write_zarr
+from helpers import grey, write_placed, write_zarr
 from train.scenes import discs, log_rows, same, state
 
 from unetcli.core.errors import UnetcliError
@@ -148,3 +149,28 @@ def test_labels_with_another_number_of_axes_or_damaged_data_get_one_line(request
             chunk.write_bytes(b"damaged")
     with pytest.raises(UnetcliError, match=r"cannot read z 0:8"):
         train_model(request_)
+
+
+def test_labels_of_another_place_are_refused(request_: TrainRequest) -> None:
+    raw, labels = (np.asarray(zarr.open_array(path)[...]) for path in ("raw.zarr", "labels.zarr"))
+    request = replace(request_, raw="r.zarr", labels="l.zarr", pair=(), steps=1)
+    write_placed(Path("r.zarr"), raw, (0.0, 400.0, 400.0))
+    for origin in ((0.0, 400.0, 403.0), (0.0, 0.0, 0.0), (50.0, 400.0, 400.0)):
+        write_placed(Path("l.zarr"), labels, origin)
+        with pytest.raises(UnetcliError, match=r"r\.zarr begins at z 0 .* but l\.zarr at z .*--same-place pairs"):
+            train_model(request)
+        assert not Path("model").exists()
+    for origin in ((20.0, 400.0, 401.5), None):  # less than half a voxel, and not known
+        write_placed(Path("l.zarr"), labels, origin)
+        assert train_model(replace(request, overwrite=True)).finished
+    write_placed(Path("l.zarr"), labels, (50.0, 0.0, 0.0))
+    assert train_model(replace(request, overwrite=True, same_place=True)).finished
+
+
+def test_sections_along_t_pair_with_sections_along_z(request_: TrainRequest, caplog: pytest.LogCaptureFixture) -> None:
+    for name, axis in (("raw", "z"), ("labels", "t")):
+        values = np.asarray(zarr.open_array(f"{name}.zarr")[...])
+        write_zarr(Path(f"{name}2.zarr"), values, dimension_names=[axis, "y", "x"])
+    caplog.set_level("INFO", logger="unetcli")
+    assert train_model(replace(request_, raw="raw2.zarr", labels="labels2.zarr", pair=(), steps=1)).finished
+    assert "sections of raw2.zarr along z were paired with those of labels2.zarr along t; each is" in caplog.text

@@ -212,6 +212,11 @@ def test_a_weight_map_is_replaced_only_where_that_is_asked_for(labels: Path) -> 
     for options in ({"w0": 0.0}, {"balance": False}, {"sections": (1, 3)}):
         with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite replaces it"):
             write(labels, **options)
+    document = json.loads(labels.with_name("weights.zarr").joinpath("zarr.json").read_text())
+    document["attributes"]["unetcli"]["summary"] = {"sections": "none"}  # damaged
+    labels.with_name("weights.zarr").joinpath("zarr.json").write_text(json.dumps(document))
+    with pytest.raises(UnetcliError, match=r"weights.zarr: exists; --overwrite replaces it"):
+        write(labels)
     after = write(labels, w0=0.0, overwrite=True)
     assert after.highest < before.highest
     assert not list(labels.parent.glob("*.partial"))

@@ -91,7 +91,7 @@ def warn(text: str) -> None:
 
 
 def require_no_warnings() -> None:
-    """With ``--strict``, raise :class:`UnetcliError` if there was a warning; called before a command computes."""
+    """Raise :class:`UnetcliError` if there was a warning and ``--strict`` is given; for use before computing."""
     if (collected := _collected.get()) is not None:
         refuse_warnings(collected.texts, strict=collected.strict)
 

@@ -41,6 +41,7 @@ from unetcli.planning.pyramid_plan import max_levels
 from unetcli.volumes.image import require_marked_shape, require_own_output
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import require_no_links
+from unetcli.volumes.tiff import software_of
 from unetcli.volumes.volume import Volume, fingerprint
 
 log = logging.getLogger(__name__)
@@ -283,11 +284,7 @@ def _kept(axis: str, three_d: bool, labels: Volume) -> bool:
 def _is_export(path: Path) -> bool:
     if not (path.name.startswith("mask") and path.suffix == ".tif"):
         return False
-    try:
-        with tifffile.TiffFile(path) as file:
-            return bool(file.pages[0].tags["Software"].value == SOFTWARE)  # type: ignore[union-attr]
-    except Exception:  # unreadable for whatever reason: not an export
-        return False
+    return software_of(str(path)) == SOFTWARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

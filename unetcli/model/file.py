@@ -54,7 +54,7 @@ class ModelHeader:
     provenance: dict[str, Any]
     """Command, data and scores of the training, as plain values."""
     training_data: TrainingData | None = None
-    """What the training images are like; None in files of older versions."""
+    """Properties of the training images; None in files of older versions."""
     digest: str | None = field(default=None, compare=False)
     """Checksum of the weights (XXH3, 128 bits), which :func:`save_model` computes; None in files of older versions."""
 
@@ -146,7 +146,7 @@ def read_model(file: Path) -> tuple[ModelHeader, Weights]:
 
 
 def damage(header: ModelHeader, weights: Weights) -> str | None:
-    """What is wrong with the weights of a model, as a phrase; None if nothing is."""
+    """Phrase that describes what is wrong with the weights of a model; None if nothing is."""
     expected = weight_shapes(header.architecture)
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
@@ -155,7 +155,7 @@ def damage(header: ModelHeader, weights: Weights) -> str | None:
             shapes = (" x ".join(map(str, shape)) for shape in (weights[name].shape, expected[name]))
             return "{} is {}, its architecture needs {}".format(name, *shapes)
         if not (finite := np.isfinite(weights[name])).all():
-            return f"{name} has {int((~finite).sum())} values that are NaN or infinite"
+            return f"{name} has NaN or infinity in {int((~finite).sum())} of its {finite.size} values"
     if header.digest is not None and digest_of(weights) != header.digest:
         return "its weights are not those that were saved: another checksum"
     return None

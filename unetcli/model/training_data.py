@@ -1,7 +1,8 @@
-"""What a model was trained on: voxel size, channel names and grey values, to compare a volume with. Without torch."""
+"""Properties of the training images, to compare a volume with: voxel size, channel names and grey values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,7 @@ class TrainingData:
     """Properties of the training images."""
 
     voxel_size: dict[str, float] = field(default_factory=dict)
-    """By axis, as far as the images state it."""
+    """Size by axis, as far as the images state it."""
     units: dict[str, str] = field(default_factory=dict)
     """Unit of the voxel size, by axis."""
     channels: tuple[str, ...] = ()
@@ -77,13 +78,14 @@ def measure(plane: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def polarity(plane: NDArray[np.float64]) -> float:
-    """Skewness of the local contrast of a plane (y, x): whether what stands out is bright (above 0) or dark.
+    """Whether what stands out in a plane (y, x) is bright (up to 1) or dark (down to -1).
 
-    It does not depend on brightness and contrast, and changes its sign if the grey values are inverted. Local contrast
-    is the difference from the mean of the neighbourhood.
+    It is s / sqrt(1 + s^2), with the skewness s of the local contrast, the difference from the mean of the
+    neighbourhood. It does not depend on brightness and contrast, and changes its sign if grey values are inverted.
     """
     from scipy.ndimage import uniform_filter
 
     contrast = plane - uniform_filter(plane, NEIGHBOURHOOD)
     variance = float(np.mean(contrast**2))
-    return float(np.mean(contrast**3)) / variance**1.5 if variance > 0 else 0.0
+    skewness = float(np.mean(contrast**3)) / variance**1.5 if variance > 0 else 0.0
+    return skewness / math.sqrt(1 + skewness**2)

@@ -30,7 +30,7 @@ FEW = 4
 """Number of training windows below which the spread within the volume counts too."""
 NEAREST = 0.2
 """Fraction of the chunks that may be far; a volume has empty or damaged places that say nothing about the rest."""
-SURE, LEAST_SPREAD = 3.0, 0.05
+SURE, LEAST_SPREAD = 2.5, 0.06
 """A polarity is clear if it is this many spreads from 0; least spread of a polarity."""
 OPPOSITE = 0.6
 """Fraction of the chunks that must have the opposite polarity."""

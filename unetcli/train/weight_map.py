@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from unetcli.core.files import (
 )
 from unetcli.core.geometry import Box
 from unetcli.core.options import resolve_sections
+from unetcli.core.records import decoded
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.train.dataset import resolve_truth
 from unetcli.train.request import WeightsRequest
@@ -33,6 +35,8 @@ from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, ma
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import LocalStore
 from unetcli.volumes.volume import Volume, describe, fingerprint
+
+log = logging.getLogger(__name__)
 
 SHOWN = 768
 """Largest side of the window in the picture, in pixels."""
@@ -111,6 +115,7 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
     rules = rules_of(request, labels, region)
     question = _question(request, labels, sections, rules)
     if not request.overwrite and (made := _made_before(path, question)):
+        log.info("%s: complete already, for the same request", path)
         return made
     require_free(path, overwrite=request.overwrite)
     targets = TargetCache(labels, rules, budget_bytes=0)  # only the present piece is kept: memory stays small
@@ -132,22 +137,7 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
             report(len(planes) + done, 2 * len(planes))
 
     def summary() -> WeightsSummary:
-        first = "class 1" if rules.truth == "classes" else "foreground"
-        names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
-        return WeightsSummary(
-            output=str(path),
-            picture=str(picture_of(path)),
-            rules=asdict(rules),
-            sections=sections,
-            left_out=sections[1] - sections[0] - len(planes),
-            classes=[
-                ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6))
-                for name, n, w in zip(names, counts.class_counts, weights, strict=True)
-            ],
-            ignored=int(counts.pixels[IGNORED]),
-            cells=counts.cells,
-            highest=round(writer.highest, 6),
-        )
+        return summary_of(path, rules, sections, len(planes), counts, weights, writer.highest)
 
     def provenance() -> dict[str, Any]:
         found = {name: value for name, value in asdict(summary()).items() if name not in ("output", "picture")}
@@ -157,6 +147,41 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
     with explain_write_errors(path, "writes it again"):
         publish(path, labels, region, provenance, fill, writer.draw)
     return summary()
+
+
+def summary_of(
+    path: Path,
+    rules: TruthRules,
+    sections: tuple[int, int],
+    used: int,
+    counts: LabelCounts,
+    weights: NDArray[np.float32],
+    highest: float,
+) -> WeightsSummary:
+    """Summarise a weight map.
+
+    Parameters
+    ----------
+    used
+        Number of sections with weights.
+    weights : (class,), float32
+    highest
+        Largest weight of a pixel.
+    """
+    first = "class 1" if rules.truth == "classes" else "foreground"
+    names = ("background", first, *(f"class {n}" for n in range(2, len(weights))))
+    rows = zip(names, counts.class_counts, weights, strict=True)
+    return WeightsSummary(
+        output=str(path),
+        picture=str(picture_of(path)),
+        rules=asdict(rules),
+        sections=sections,
+        left_out=sections[1] - sections[0] - used,
+        classes=[ClassWeight(name=name, pixels=int(n), weight=round(float(w), 6)) for name, n, w in rows],
+        ignored=int(counts.pixels[IGNORED]),
+        cells=counts.cells,
+        highest=round(highest, 6),
+    )
 
 
 def _question(request: WeightsRequest, labels: Volume, sections: tuple[int, int], rules: TruthRules) -> dict[str, Any]:
@@ -171,12 +196,12 @@ def _made_before(path: Path, question: dict[str, Any]) -> WeightsSummary | None:
     found = marker(path) or {}
     if found.get("kind") != KIND or found.get("request") != question or software_of(picture_of(path)) != SOFTWARE:
         return None
-    values = dict(found["summary"])
-    classes = [ClassWeight(**row) for row in values.pop("classes")]
-    first, last = values.pop("sections")
-    return WeightsSummary(
-        output=str(path), picture=str(picture_of(path)), classes=classes, sections=(first, last), **values
-    )
+    try:
+        places = {"output": str(path), "picture": str(picture_of(path))}
+        made: WeightsSummary = decoded(WeightsSummary, {**found["summary"], **places})
+    except (ValueError, KeyError, TypeError):  # of another version, or damaged
+        return None
+    return made
 
 
 def _resolve(request: WeightsRequest) -> tuple[Path, Volume, tuple[int, int]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import struct
 import threading
 import weakref
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ STANDARD_TAGS = 32768
 XML_HEAD = 2000
 """Characters of a description within which OME-XML begins, even if it is cut off and hence no XML."""
 MAX_IMAGES = 10**7
+LONGEST = 300
+"""Characters of the longest message of tifffile that is shown; some contain whole values of tags."""
 TAG_MESSAGE = re.compile(r"<tifffile\.TiffTag (\d+) @\d+> (.*?)(?:['\"]\))?$")
 HARMLESS = re.compile(
     r"GDAL_NODATA|invalid self\.subfiletype|estimating ByteCounts|uic1tag|OME series expected|<tifffile\.read_(?!tags)"
@@ -94,11 +97,22 @@ def read_tiff(path: str) -> NDArray[Any]:
             return np.asarray(series.asarray())
 
 
+def software_of(path: str) -> str | None:
+    """Program that wrote a TIFF file, as the file states it; None if it states none or cannot be read."""
+    try:
+        with _reading(path), tifffile.TiffFile(path) as tif:
+            found = tif.pages.first.tags.valueof("Software")
+            return None if found is None else str(found)
+    except UnetcliError:
+        return None
+
+
 def _opened(path: str) -> tuple[Any, Any, Missing | None]:
     """Open file, its only series, and the images of the series that are missing."""
     with ExitStack() as opened:
         with _reading(path) as logged:
             tif = opened.enter_context(tifffile.TiffFile(path))
+            _require_no_circle(tif)
             series = _only_series(path, tif)
             _require_followed(path, tif, series)
             if missing := _missing(tif, series):
@@ -110,6 +124,25 @@ def _opened(path: str) -> tuple[Any, Any, Missing | None]:
 def _close(store: Any, tif: Any) -> None:
     store.close()
     tif.close()
+
+
+def _require_no_circle(tif: Any) -> None:
+    """Raise ValueError if the list of pages leads back to an earlier page, as tifffile would follow it for ever."""
+    file, form = tif.filehandle, tif.tiff
+    offset, seen = tif.pages.first.offset, set[int]()
+    while 0 < offset < file.size:
+        if offset in seen:
+            raise ValueError(f"its list of pages leads back to byte {offset} after {counted(len(seen), 'page')}")
+        seen.add(offset)
+        file.seek(offset)
+        tags = file.read(form.tagnosize)
+        if len(tags) < form.tagnosize:
+            return
+        file.seek(offset + form.tagnosize + struct.unpack(form.tagnoformat, tags)[0] * form.tagsize)
+        following = file.read(form.offsetsize)
+        if len(following) < form.offsetsize:
+            return
+        offset = struct.unpack(form.offsetformat, following)[0]
 
 
 def _only_series(path: str, tif: Any) -> Any:
@@ -158,33 +191,35 @@ def _reading(path: str) -> Iterator[list[str]]:
     messages = list(dict.fromkeys(_short(text) for text in captured))
     harmless = [text for text in messages if _is_harmless(text)]
     if serious := [text for text in messages if text not in harmless]:
-        size = Path(path).stat().st_size
+        size, why = Path(path).stat().st_size, "; ".join(serious[:3])[:LONGEST]
         raise UnetcliError(
-            f"{path}: not a whole TIFF file ({size:,} bytes): {'; '.join(serious[:3])}; expected an undamaged copy"
+            f"{path}: not a whole TIFF file ({size:,} bytes): {why}; expected an undamaged copy"
         ) from failure
     if failure is not None:
-        raise UnetcliError(f"{path}: not a readable TIFF file ({one_line(failure)})") from failure
+        raise UnetcliError(f"{path}: not a readable TIFF file ({one_line(failure)[:LONGEST]})") from failure
     for text in harmless:
-        warn(f"{absolute(path)}: {text}")
+        warn(f"{absolute(path)}: {text[:LONGEST]}")
 
 
 def _short(text: str) -> str:
     """Message of tifffile without the objects that log it.
 
     >>> _short("<tifffile.TiffPages @8> invalid page offset 37072")
-    'invalid page offset 37072'
+    'its list of pages continues at byte 37072, beyond its end'
     >>> _short("<TiffTag.fromfile> raised TiffFileError('<tifffile.TiffTag 270 @70> invalid')")
     'tag 270: invalid'
     """
     if found := TAG_MESSAGE.search(text):
         return f"tag {found[1]}: {found[2]}"
-    return " ".join(re.sub(r"^<tifffile\.Tiff(File|Pages|Page)\b[^>]*> ", "", text).split())
+    text = re.sub(r"^<tifffile\.Tiff(File|Pages|Page)\b[^>]*> ", "", text)
+    text = re.sub(r"^invalid page offset (\d+)$", r"its list of pages continues at byte \1, beyond its end", text)
+    return " ".join(text.split())
 
 
 def _is_harmless(text: str) -> bool:
     """Whether a message is about a value that is not used here.
 
-    >>> _is_harmless("tag 51123: invalid value offset 70"), _is_harmless("invalid page offset 37072")
+    >>> _is_harmless("tag 51123: invalid value offset 70"), _is_harmless("tag 270: invalid value offset 70")
     (True, False)
     """
     tag = re.match(r"tag (\d+):", text)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import Moments, PerChannel, short_checksum
-from unetcli.core.errors import UnetcliError, UnreadableBlock
+from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
 
@@ -36,6 +36,8 @@ SIZE_TOLERANCE = 0.01
 TOLERATED_SHIFT = 0.5
 """Difference between two origins, in voxels, up to which they count as equal. Programs place the origin of an image at
 the corner or at the centre of its first voxel."""
+LONGEST = 300
+"""Characters of the longest reason shown for data that cannot be read; some codecs quote whole values."""
 Sizes = dict[str, tuple[float, str]]
 """Voxel size and its unit, by axis."""
 
@@ -204,7 +206,9 @@ class Volume:
         except MemoryError:
             raise
         except Exception as error:  # codecs raise zlib.error, RuntimeError, ValueError, OSError and others
-            raise UnreadableBlock(f"{self.path}: cannot read {describe(box, self.axes)}: {error}") from error
+            raise UnreadableBlock(
+                f"{self.path}: cannot read {describe(box, self.axes)}: {one_line(error)[:LONGEST]}"
+            ) from error
 
 
 class _Squeezed:
