@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from pathlib import Path
 
@@ -20,7 +21,8 @@ CASES, PARTS = 300, 6
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Undamaged files, which are built once for all processes of the tests."""
-    shared = tmp_path_factory.getbasetemp().parent / "fuzz"
+    own = tmp_path_factory.getbasetemp()  # with xdist, each process has a folder in that of the session
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "fuzz"
     shared.mkdir(exist_ok=True)
     with (shared / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
