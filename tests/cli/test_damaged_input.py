@@ -31,9 +31,7 @@ def voxels(path: Path) -> np.ndarray:
     return np.asarray(zarr.open_array(path, mode="r")[...])
 
 
-def test_predict_sets_missing_sections_aside_and_completes_once_they_are_there(
-    unetcli: Unetcli, tmp_path: Path
-) -> None:
+def test_predict_sets_missing_sections_aside_and_completes_with_them(unetcli: Unetcli, tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     write_set(tmp_path)
     assert unetcli("predict", SET[0], *MODEL, "-o", "whole.zarr").returncode == 0

@@ -5,22 +5,39 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import torch
 
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
 from unetcli.model.network import UNet, folded
 from unetcli.model.training_data import TrainingData
+from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
+from unetcli.train.optim import Learner
+from unetcli.train.settings import TrainingConfig
 from unetcli.volumes.volume import stated_sizes
-
-if TYPE_CHECKING:
-    from unetcli.train.loop import Training
 
 log = logging.getLogger(__name__)
 RUN_COLUMNS = {"step", "loss", "best", "learning_rate", "seconds"}
 """Columns of the log that are no measures of a validation."""
+
+
+class Training(Protocol):
+    """Part of a :class:`unetcli.train.loop.Training` that a saved model depends on."""
+
+    @property
+    def config(self) -> TrainingConfig: ...
+    @property
+    def dataset(self) -> Dataset: ...
+    @property
+    def statistics(self) -> DatasetStatistics: ...
+    @property
+    def folder(self) -> TrainingFolder: ...
+    @property
+    def device(self) -> torch.device: ...
 
 
 def save_best(training: Training, network: UNet, step: int, validation: dict[str, Any] | None) -> None:
@@ -89,7 +106,7 @@ def restore_model(training: Training) -> str | None:
         return None
     if (state := checkpoint_of(folder, kept["step"])) is None:
         return f"{problem}, and no checkpoint is of its step {kept['step']}"
-    learner = replace(training, group=ProcessGroup()).learner()
+    learner = Learner(training.config, training.statistics, training.device, ProcessGroup())
     learner.restore(state)
     measures = {name: value for name, value in kept.items() if name not in RUN_COLUMNS}
     save_best(training, learner.validated, kept["step"], measures or None)
