@@ -128,7 +128,7 @@ def test_the_merging_is_repeated_where_what_it_gave_is_lost(
     assert (FOLDER / name).read_bytes() == kept[name]
 
 
-@pytest.mark.parametrize("name", ["numbers.npy", "objects.csv", "merged.json"])
+@pytest.mark.parametrize("name", ["numbers.npy", "objects.csv"])
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
 def test_a_damaged_result_of_the_merge_is_never_published(
     labels: None, name: str, harm: Callable[[Path], None]

@@ -1,4 +1,4 @@
-"""Running out of the memory of the host: how it shows in errors, and what the user is told."""
+"""Exhausted memory of the host: how errors show it, and the message for the user."""
 
 from __future__ import annotations
 
