@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kills import CASES, TOTAL, Bench, run_all
 
-QUICK = {"show": 2, "weights": 4, "label watershed --ctc": 2}
+QUICK = {"show": 1, "weights": 2, "label watershed --ctc": 1}
 """Number of kills of the default tests, which leave the commands with tests of their own to the slow ones."""
 
 

@@ -237,8 +237,8 @@ def publish(path: Path, text: str) -> bool:
 def _linked(draft: Path, path: Path) -> bool:
     """Give the draft its final name too; returns False if that name is taken by another file.
 
-    If the reply of an NFS server is lost, the client asks again and is told that the name exists: only the number of
-    the draft's names shows that the first request was carried out.
+    If the reply of an NFS server is lost, the client asks again and receives the answer that the name exists: only the
+    number of the draft's names shows that the first request was carried out.
     """
     try:
         os.link(draft, path)
