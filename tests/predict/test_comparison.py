@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,9 @@ def test_a_weight_that_is_not_finite_is_refused_by_predict_plan_and_verify(tmp_p
     content = model.read_bytes()
     model.write_bytes(content[:-4] + np.float32(np.nan).tobytes())
     plan = Path("o.zarr.run/predict/plan.json")
-    plan.write_text(plan.read_text().replace(before, file_sha256(model)))  # as if the result were of these weights
+    planned = json.loads(plan.read_text().replace(before, file_sha256(model)))  # as if the result were of these weights
+    del planned["checksum"]
+    plan.write_text(json.dumps(planned))
     for call in (
         lambda: api.predict("in.zarr", **options),
         lambda: api.plan("in.zarr", **options),

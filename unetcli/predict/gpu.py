@@ -82,7 +82,7 @@ class Transfers:
 
 def _pinned(voxels: NDArray[Any]) -> Tensor:
     """A copy of voxels in pinned memory, in C order."""
-    dtype = voxels.dtype if voxels.dtype.name in DIRECT else np.dtype(np.float32)
+    dtype = voxels.dtype.newbyteorder("=") if voxels.dtype.name in DIRECT else np.dtype(np.float32)
     pinned = torch.empty(voxels.shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
     pinned.numpy()[...] = voxels
     return pinned

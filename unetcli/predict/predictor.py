@@ -23,6 +23,7 @@ from unetcli.core.process import give_back_freed_memory, usable_cores
 from unetcli.core.streams import ordered_map, prefetch
 from unetcli.model.inference import InferenceUNet
 from unetcli.model.network import UNet, channelwise, folded, on_device
+from unetcli.planning.estimate import GPU_IO_THREADS
 from unetcli.planning.plan import Block, Plan, Settings, Tile
 from unetcli.predict.gpu import Graphs, Transfers
 from unetcli.predict.skipping import ActiveCells, Mask, all_active, background, bright_cells, cell_sides, voxels_of
@@ -34,8 +35,8 @@ WINDOWS_AHEAD, TILES_AHEAD = 1, 4
 """Windows and computed tiles that may wait for the next stage."""
 TILES_IN_FLIGHT = 2
 """Tiles that are begun on a GPU before the result of the first is waited for, so that it always has work."""
-MOST_IO_THREADS, CORES_PER_IO_THREAD = 4, 4
-"""Threads that read windows, and as many that write blocks, for a GPU: one for every four cores, up to four."""
+CORES_PER_IO_THREAD = 4
+"""Cores of a GPU node for each thread that reads windows, and for each that writes blocks."""
 OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
 """Parts of the messages with which torch and oneDNN report that memory is exhausted."""
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
@@ -221,7 +222,7 @@ def io_threads(device: str) -> int:
 
     One for a CPU, whose cores belong to the network; several for a GPU, which is faster than one thread reads.
     """
-    return 1 if device != "cuda" else max(1, min(MOST_IO_THREADS, usable_cores() // CORES_PER_IO_THREAD))
+    return 1 if device != "cuda" else max(1, min(GPU_IO_THREADS, usable_cores() // CORES_PER_IO_THREAD))
 
 
 def read_windows(
@@ -444,7 +445,7 @@ def assemble(plan: Plan, results: Iterable[TileResult]) -> Iterator[FinishedBloc
         if window.active is not None:
             values[...] = blank
         for result in group:
-            seconds, error = seconds + result.seconds, result.error
+            seconds, error = seconds + result.seconds, error or result.error  # later tiles of a GPU may still succeed
             if result.tile is not None and result.values is not None:
                 side, computed = result.side, result.values
                 if window.active is not None:

@@ -347,8 +347,8 @@ def _origin(volume: Volume, offset: Sequence[int] = ()) -> str:
     return ", ".join(f"{axis} {place:g} {unit}".rstrip() for axis, (place, unit) in places.items())
 
 
-def sizes_differ(one: tuple[float, str], other: tuple[float, str]) -> bool:
-    """Whether two sizes differ; False if their units cannot be converted.
+def sizes_differ(one: tuple[float, str], other: tuple[float, str], tolerance: float = SIZE_TOLERANCE) -> bool:
+    """Whether two sizes differ by more than a relative tolerance; False if their units cannot be converted.
 
     >>> sizes_differ((500, "nanometer"), (0.5, "micrometer")), sizes_differ((1, "um"), (500, "nm"))
     (False, True)
@@ -358,7 +358,7 @@ def sizes_differ(one: tuple[float, str], other: tuple[float, str]) -> bool:
     if unit == other_unit:
         scale = other_scale = 1.0
     sizes = size * scale, other_size * other_scale
-    return abs(sizes[0] - sizes[1]) > SIZE_TOLERANCE * max(sizes)  # False for NaN, from units that are not known
+    return abs(sizes[0] - sizes[1]) > tolerance * max(sizes)  # False for NaN, from units that are not known
 
 
 def format_sizes(sizes: Sizes) -> str:
