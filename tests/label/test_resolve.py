@@ -75,7 +75,8 @@ def test_what_has_no_place_for_labels_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint16", "int8"])
 def test_integers_that_are_no_probabilities_are_refused(dtype: str) -> None:
-    write_prediction(STORE, grey(20, 20).astype(dtype), (8, 8))
+    write_prediction(STORE, grey(20, 20), (8, 8))
+    zarr.create_array(STORE / "0", shape=(20, 20), chunks=(8, 8), dtype=dtype, dimension_names="yx", overwrite=True)
     with pytest.raises(UnetcliError, match=f"{dtype}; expected probabilities as uint8"):
         label()
 

@@ -295,15 +295,16 @@ def sync(path: Path) -> None:
 def sync_all(files: Iterable[Path], root: Path) -> None:
     """Flush files to disk, then all folders between them and ``root``.
 
-    Missing files are skipped, but their folders are flushed: a file may just have been deleted. Several files are
+    Missing files are skipped, but their folders are flushed: a file may just have been deleted. Many files are
     flushed at once, which most file systems do in hardly more time than one.
     """
     listed = list(files)
     folders = {parent for file in listed for parent in file.parents if parent == root or root in parent.parents}
-    if len(listed) == 1:
-        _sync_if_there(listed[0])
-    elif listed:
-        with ThreadPoolExecutor(min(SYNCED_AT_ONCE, len(listed))) as pool:
+    if len(listed) < SYNCED_AT_ONCE:
+        for file in listed:
+            _sync_if_there(file)
+    else:
+        with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
             list(pool.map(_sync_if_there, listed))
     for folder in sorted(folders, reverse=True):  # deepest first
         with suppress(FileNotFoundError):

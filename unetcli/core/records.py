@@ -48,7 +48,8 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
-            content = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size  # read() allocates what it is asked for
+            content = file.read(min(size, limit) + 1)
     except IsADirectoryError:
         raise OddFile(f"{path}: cannot be read: a folder; expected a file") from None
     if len(content) > limit:

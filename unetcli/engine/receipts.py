@@ -51,10 +51,10 @@ class Receipt:
     def to_line(self) -> str:
         """Format the receipt: fields separated by spaces, followed by the CRC-32 of the line before it.
 
-        >>> receipt = Receipt(block=3, attempt=1, state="done", checksum="a1", tile=572, read_seconds=0.1,
-        ...     forward_seconds=2.0, write_seconds=0.03, device="cpu", host="node1", job="-")
+        >>> receipt = Receipt(block=3, attempt=1, state="done", checksum=16 * "a1", tile=572,
+        ...     read_seconds=0.1, forward_seconds=2.0, write_seconds=0.03, device="cpu", host="node1", job="-")
         >>> receipt.to_line()
-        '3 1 done a1 572 0.100 2.000 0.030 cpu node1 - 6dc11a58\\n'
+        '3 1 done a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1 572 0.100 2.000 0.030 cpu node1 - 961ae6e8\\n'
         >>> Receipt.from_line(receipt.to_line()) == receipt
         True
         """
