@@ -153,7 +153,7 @@ import torch
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (size + 390 * 2**20,) * 2)
 summary = predict_volume(PredictRequest(volume="wide.zarr", output=Path("tight.zarr"), tile=996, device="cpu"))
 assert summary.complete, summary.set_aside
 """
