@@ -92,7 +92,7 @@ def _ups(network: UNet) -> list[nn.ConvTranspose2d]:
 
 @torch.no_grad()
 def _with_bias_of(double: nn.Module, up: nn.ConvTranspose2d) -> Layers:
-    """As :func:`_pairs`, with the effect of the up-convolution's bias in the first bias.
+    """Weights and biases of the convolutions, with the effect of the up-convolution's bias in the first bias.
 
     The upsampled maps are the second half of the input channels.
     """

@@ -33,7 +33,7 @@ def opening_to_read(store: Store) -> Iterator[ZarrStore]:
         importlib.import_module("unetcli.volumes.zarrs_pipeline")  # registers its pipeline
         with _using(ZARRS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Zarrs")  # about codecs that zarrs leaves to zarr-python
-            yield ZarrFolder(store.path)  # zarrs reads no other kind; CheckedZarrs makes the checks of ours
+            yield ZarrFolder(store.path)  # zarrs reads no other kind; CheckedZarrs makes the checks of CheckedFolder
     else:
         with _using(_fused()):
             yield store.zarr()

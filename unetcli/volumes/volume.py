@@ -415,6 +415,8 @@ SAMPLES = 64
 """Maximum number of sampled chunks."""
 SAMPLED_BYTES = 256 * 2**20
 """Approximate limit of the bytes read, so that huge chunks do not make every start slow."""
+LEAST_PLANES = 4
+"""Least number of chunks whose grey values are measured, if there are as many."""
 PLANE_SIDE = 1024
 """Largest side of the middle of a chunk whose grey values are measured."""
 SAMPLED_VOXELS = 2**24
@@ -425,14 +427,20 @@ def sampled_boxes(volume: Volume) -> list[Box]:
     """Boxes of up to ``SAMPLES`` chunks, spread evenly over the volume in C order; the choice is deterministic."""
     grid = [-(-n // chunk) for n, chunk in zip(volume.extent, volume.chunks, strict=True)]
     total = int(np.prod(grid, dtype=np.int64))
-    chunk_bytes = int(np.prod(volume.chunks, dtype=np.int64)) * volume.dtype.itemsize * volume.channels
-    count = min(SAMPLES, total, max(1, SAMPLED_BYTES // chunk_bytes))
-    places = np.unique(np.linspace(0, total - 1, count, dtype=np.int64))
+    places = np.unique(np.linspace(0, total - 1, _sample_count(volume, total, 1), dtype=np.int64))
     return [_chunk(volume, np.unravel_index(place, grid)) for place in places]
+
+
+def _sample_count(volume: Volume, total: int, least: int) -> int:
+    """Number of chunks, of ``total``, that are sampled; ``least`` of them are read whatever their size."""
+    chunk_bytes = int(np.prod(volume.chunks, dtype=np.int64)) * volume.dtype.itemsize * volume.channels
+    return min(SAMPLES, total, max(least, SAMPLED_BYTES // chunk_bytes))
 
 
 def sampled_planes(volume: Volume, region: Box, channel: int | None) -> Iterator[NDArray[Any]]:
     """Yield the middle of up to ``SAMPLES`` chunks of a region that can be read, the first ones far apart.
+
+    Of huge chunks, such as pages of a TIFF file of slides, only ``LEAST_PLANES`` are read.
 
     Yields
     ------
@@ -443,7 +451,7 @@ def sampled_planes(volume: Volume, region: Box, channel: int | None) -> Iterator
     first = [a // c for a, c in zip(region.start, chunks, strict=True)]
     grid = [-(-b // c) - n for b, c, n in zip(region.stop, chunks, first, strict=True)]
     total = math.prod(grid)
-    places = np.unique(np.linspace(0, total - 1, min(SAMPLES, total), dtype=np.int64))
+    places = np.unique(np.linspace(0, total - 1, _sample_count(volume, total, LEAST_PLANES), dtype=np.int64))
     for place in (*places[::4], *places[2::4], *places[1::4], *places[3::4]):
         corner = [(n + int(k)) * c for n, k, c in zip(first, np.unravel_index(place, grid), chunks, strict=True)]
         chunk = Box(tuple(corner), tuple(a + c for a, c in zip(corner, chunks, strict=True))).clipped(region)

@@ -7,6 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 
+NOBODY = 65534
+"""Owner that a network file system shows if it does not map users."""
+
 
 def command(folder: Path) -> str:
     """Shell command of a job. With ``-P``, Python imports nothing from the folder in which the user submits."""
@@ -14,12 +17,13 @@ def command(folder: Path) -> str:
 
 
 def require_own(folder: Path) -> None:
-    """Exit unless the folder belongs to this user or to root.
+    """Exit if the folder belongs to another user.
 
-    Whoever can write to the folder above could put another folder in its place, but not one of this user.
+    Whoever can write to the folder above could put another folder in its place, but not one of this user. File systems
+    that hide the owner show root or nobody.
     """
     owner = folder.stat().st_uid
-    if owner not in (os.getuid(), 0):
+    if owner not in (os.getuid(), 0, NOBODY):
         sys.exit(f"unetcli: {folder}: belongs to user {owner}, who could change the job; nothing of it is run")
 
 
