@@ -151,7 +151,7 @@ def rank_of(job: str, rank: int) -> int:
             environment, words = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if wanted <= set(environment.split(b"\0")) and b"submitit.core._submit" in words and b"srun" not in words:
+        if wanted <= set(environment.split(b"\0")) and b"unetcli.executors.slurm.job" in words and b"srun" not in words:
             return int(entry.name)
     raise LookupError(f"rank {rank} of job {job}")
 

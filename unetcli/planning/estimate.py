@@ -225,7 +225,7 @@ CUDA_SLACK, CUDA_CONTEXT = 1.25, 820 * MIB
 """Factor for workspaces and fragmentation, and memory of the CUDA context, measured on an H100 (docs/benchmarks.md)."""
 MOST_RECORDED_SIDE, CUDA_RECORDED = 1212, 224 * MIB
 """Largest side of a tile whose kernels a GPU records (:class:`unetcli.predict.gpu.Graphs`), and memory of that."""
-HOST_BASE = {"cpu": 420 * MIB, "cuda": 2048 * MIB}
+HOST_BASE = {"cpu": 450 * MIB, "cuda": 2048 * MIB}
 """Memory of Python, torch and zarr, and of the CUDA libraries on a GPU node."""
 WINDOWS_HELD, RESULTS_HELD, PIECES_HELD = 4, 2, 6
 """Arrays that the stages of :mod:`unetcli.predict.predictor` hold at once, at most. Windows: read, waiting, computed,
