@@ -229,7 +229,8 @@ def _require_state(optimizer: torch.optim.Optimizer) -> None:
     """Raise ValueError unless the optimiser's values fit the weights, which torch does not check."""
     names = {frozenset(state) for state in optimizer.state.values()}
     count = sum(len(group["params"]) for group in optimizer.param_groups)
-    if len(names) > 1 or len(optimizer.state) not in (0, count):
+    known = all(isinstance(weights, Tensor) for weights in optimizer.state)  # torch keeps numbers that it cannot place
+    if len(names) > 1 or len(optimizer.state) not in (0, count) or not known:
         raise ValueError("values of the optimiser are missing for some weights")
     for weights, state in optimizer.state.items():
         for name, values in state.items():
