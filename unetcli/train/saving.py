@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from unetcli.core.errors import UnetcliError, warn
+from unetcli.core.errors import UnetcliError, one_line, warn
 from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
 from unetcli.model.network import UNet, folded
 from unetcli.model.training_data import TrainingData
@@ -107,7 +107,10 @@ def restore_model(training: Training) -> str | None:
     if (state := checkpoint_of(folder, kept["step"])) is None:
         return f"{problem}, and no checkpoint is of its step {kept['step']}"
     learner = Learner(training.config, training.statistics, training.device, ProcessGroup())
-    learner.restore(state)
+    try:
+        learner.restore(state)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:  # torch checks no types
+        return f"{problem}, and the checkpoint of its step {kept['step']} is damaged ({one_line(error)})"
     measures = {name: value for name, value in kept.items() if name not in RUN_COLUMNS}
     save_best(training, learner.validated, kept["step"], measures or None)
     log.info("%s; made again from the checkpoint of step %d", problem, kept["step"])
