@@ -143,11 +143,11 @@ class Predictor:
     def begin(self, voxels: NDArray[Any]) -> Callable[[], tuple[NDArray[Any], float]]:
         """Begin a tile, as :meth:`__call__`; the function returned waits for its values and seconds.
 
-        A CPU computes at once. A GPU is only given the work.
+        With CUDA, the GPU is only given the work; any other device computes at once.
         """
         if self._transfers is None:
             started = time.perf_counter()
-            values = self._stored(torch.from_numpy(np.ascontiguousarray(voxels, np.float32))).numpy()
+            values = self._stored(torch.from_numpy(np.ascontiguousarray(voxels, np.float32))).cpu().numpy()
             seconds = time.perf_counter() - started
             return lambda: (values, seconds)
         started_on_device = self._transfers.start()
@@ -159,9 +159,7 @@ class Predictor:
         """Stored values of a tile (c, y, x) that is on the device."""
         x = (voxels.to(self.device, torch.float32)[np.newaxis] - self._mean) / self._std
         x = x.to(memory_format=torch.channels_last)
-        bfloat16 = self.settings.precision == "bfloat16" and self._transfers is None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            logits = self.network(x)[0].float()  # (classes, y, x)
+        logits = self.network(x)[0].float()  # (classes, y, x)
         return self.quantise(torch.softmax(logits, dim=0))
 
     def quantise(self, probabilities: Tensor) -> Tensor:
@@ -210,11 +208,17 @@ def predict_blocks(
 
 
 def inference_network(network: UNet, settings: Settings, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The network on its device, prepared for inference in the precision of a plan."""
+    """The network on its device, in the precision of a plan: maps (1, c, y, x) to logits (1, classes, y, x)."""
+    bfloat16 = settings.precision == "bfloat16"
     if device.type == "cuda":
-        dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-        return InferenceUNet(folded(network), dtype, device)
-    return on_device(network, device).eval()
+        return InferenceUNet(folded(network), torch.bfloat16 if bfloat16 else torch.float32, device)
+    plain = on_device(network, device).eval()
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            return plain(x)  # type: ignore[no-any-return]
+
+    return forward
 
 
 def io_threads(device: str) -> int:
