@@ -25,7 +25,6 @@ from unetcli.model.file import (
     read_header,
     read_model,
     save_model,
-    weight_shapes,
 )
 from unetcli.model.network import UNet
 
@@ -119,7 +118,7 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path: Path)
 )
 def test_the_shapes_of_the_weights_are_those_of_the_network(architecture: Architecture) -> None:
     state = UNet(architecture).state_dict()
-    assert weight_shapes(architecture) == {name: tuple(values.shape) for name, values in state.items()}
+    assert architecture.weight_shapes() == {name: tuple(values.shape) for name, values in state.items()}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from unetcli.core.geometry import Architecture, Box, mirror_indices
 from unetcli.planning import estimate as module
-from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, parameters
+from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds
 from unetcli.planning.plan import Plan, axis_spans
 from unetcli.predict.preview import plan_volume, stored_input
 from unetcli.predict.request import PredictRequest
@@ -102,7 +102,7 @@ def test_multiply_adds_and_parameters_are_those_of_the_network(depth: int, class
         network(torch.zeros(1, 3, side, side + 2 * alignment))
     assert multiply_adds(architecture, (side, side + 2 * alignment)) == sum(counted)
     assert len(counted) == 5 * depth + 3  # 23 for the paper's
-    assert parameters(architecture) == sum(p.numel() for p in network.parameters())
+    assert architecture.parameters == sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize("grid", [(10**7, 1, 1), (10, 1000, 1000)], ids=["tall", "wide"])

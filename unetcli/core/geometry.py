@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Last names of the values that batch normalisation counts, and training does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +318,40 @@ class Architecture:
     def footprint(self) -> Footprint:
         """Context, alignment and valid sides along y and x."""
         return Footprint.from_layers(self.layers())
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight and running statistic, by its name in the network's state."""
+        widths = [self.channels(level) for level in range(self.depth + 1)]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for level, (below, width) in enumerate(itertools.pairwise([self.in_channels, *widths])):
+            shapes |= self._double_conv(f"down.{level}", below, width)
+        for step, width in enumerate(reversed(widths[:-1])):
+            shapes[f"up.{step}.weight"] = (2 * width, width, 2, 2)
+            shapes |= {} if self.batch_norm else {f"up.{step}.bias": (width,)}
+            shapes |= self._double_conv(f"merge.{step}", 2 * width, width)
+        return {**shapes, "head.weight": (self.classes, widths[0], 1, 1), "head.bias": (self.classes,)}
+
+    def _double_conv(self, name: str, below: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of two 3x3 convolutions, each with its normalisation or bias."""
+        found: dict[str, tuple[int, ...]] = {}
+        for place, channels in ((0, below), (3 if self.batch_norm else 2, width)):
+            found[f"{name}.{place}.weight"] = (width, channels, 3, 3)
+            norm, values = f"{name}.{place + 1}", ("weight", "bias", "running_mean", "running_var")
+            if self.batch_norm:
+                found |= {f"{norm}.{value}": (width,) for value in values} | {f"{norm}.num_batches_tracked": ()}
+            else:
+                found[f"{name}.{place}.bias"] = (width,)
+        return found
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained weights and biases.
+
+        >>> Architecture().parameters
+        31030658
+        """
+        trained = (shape for name, shape in self.weight_shapes().items() if not name.endswith(STATISTICS))
+        return sum(map(math.prod, trained))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -124,7 +124,7 @@ def read_model(file: Path) -> tuple[ModelHeader, Weights]:
     -------
     header : ModelHeader
     weights : dict of arrays
-        By the names of :func:`weight_shapes`.
+        By the names of :meth:`Architecture.weight_shapes`.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def read_model(file: Path) -> tuple[ModelHeader, Weights]:
 
 def damage(header: ModelHeader, weights: Weights) -> str | None:
     """Phrase that describes what is wrong with the weights of a model; None if nothing is."""
-    expected = weight_shapes(header.architecture)
+    expected = header.architecture.weight_shapes()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
             return f"{name} is {'missing' if name in expected else 'no weight of its architecture'}"
@@ -168,31 +168,6 @@ def digest_of(weights: Weights) -> str:
         total.add(f"{name} {values.dtype} {values.shape}\n".encode())
         total.add(values)
     return total.hexdigest()
-
-
-def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shape of each weight of a :class:`~unetcli.model.network.UNet`, by its name in the network's state."""
-    a, shapes = architecture, dict[str, tuple[int, ...]]()
-    widths = [a.channels(level) for level in range(a.depth + 1)]
-
-    def double(name: str, channels_in: int, channels: int) -> None:
-        for place, width in zip((0, 3) if a.batch_norm else (0, 2), (channels_in, channels), strict=True):
-            shapes[f"{name}.{place}.weight"] = (channels, width, 3, 3)
-            if a.batch_norm:
-                values = ("weight", "bias", "running_mean", "running_var")
-                shapes.update({f"{name}.{place + 1}.{value}": (channels,) for value in values})
-                shapes[f"{name}.{place + 1}.num_batches_tracked"] = ()
-            else:
-                shapes[f"{name}.{place}.bias"] = (channels,)
-
-    for level, (channels_in, channels) in enumerate(zip([a.in_channels, *widths], widths, strict=False)):
-        double(f"down.{level}", channels_in, channels)
-    for step, channels in enumerate(reversed(widths[:-1])):
-        shapes[f"up.{step}.weight"] = (2 * channels, channels, 2, 2)
-        if not a.batch_norm:
-            shapes[f"up.{step}.bias"] = (channels,)
-        double(f"merge.{step}", 2 * channels, channels)
-    return {**shapes, "head.weight": (a.classes, widths[0], 1, 1), "head.bias": (a.classes,)}
 
 
 def load_network(file: Path) -> UNet:

@@ -447,23 +447,6 @@ def multiply_adds(architecture: Architecture, shape: tuple[int, int]) -> int:
     return total + a.channels(0) * a.classes * y * x
 
 
-def parameters(architecture: Architecture) -> int:
-    """Number of weights and biases.
-
-    >>> parameters(Architecture())
-    31030658
-    """
-    a, total, below = architecture, 0, architecture.in_channels
-    for level in range(a.depth + 1):
-        width = a.channels(level)
-        total += 9 * (below + width) * width + 2 * width
-        below = width
-    for level in range(a.depth):
-        width = a.channels(level)
-        total += (4 * 2 * width * width + width) + 9 * (2 * width + width) * width + 2 * width
-    return total + a.channels(0) * a.classes + a.classes
-
-
 def device_bytes(architecture: Architecture, tile: int, device: str, precision: str) -> int:
     """Peak memory of the network on its device, in bytes: weights, one forward pass, allocator and CUDA context.
 
@@ -481,7 +464,7 @@ def device_bytes(architecture: Architecture, tile: int, device: str, precision: 
     slack, extra = (CPU_SLACK[precision], CPU_EXTRA) if device == "cpu" else (CUDA_SLACK, CUDA_CONTEXT)
     if device == "cuda":
         extra += CUDA_RECORDED  # for larger tiles too, so that the memory never falls as a tile grows
-    return int(slack * activations) + copies * parameters(architecture) + extra
+    return int(slack * activations) + copies * architecture.parameters + extra
 
 
 def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work: tuple[AxisWork, ...]) -> int:
@@ -495,7 +478,7 @@ def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work
     mask = voxels  # bool array of finite values
     piece = math.prod(plan.footprint.output(plan.tile)) * item
     chunk = max(stored.chunk_bytes // stored.files_per_place, math.prod(plan.write_chunks) * item)
-    network = 2 * 4 * parameters(architecture)  # while loading: the tensors of the file and those of the network
+    network = 2 * 4 * architecture.parameters  # while loading: the tensors of the file and those of the network
     if plan.settings.device == "cpu":
         network = max(network, device_bytes(architecture, plan.tile[-1], "cpu", plan.settings.precision))
     more = GPU_IO_THREADS if plan.settings.device == "cuda" else 0

@@ -16,7 +16,6 @@ from unetcli.core.files import explain_write_errors, require_apart
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Signals, cpu_threads
 from unetcli.core.streams import ProgressCallback, silent
-from unetcli.model.network import UNet
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
@@ -214,7 +213,7 @@ def _summary(
         best_error=best.get("pixel_disagreement"),
         best_threshold=best.get("threshold"),
         seconds=round(state.seconds, 1),
-        parameters=parameters(config),
+        parameters=config.architecture.parameters,
         tile=config.tile,
     )
 
@@ -239,7 +238,7 @@ def _log_training(training: Training, goal: int) -> None:
     config, statistics = training.config, training.statistics
     a, o = config.architecture, config.optimisation
     norm = ", batch norm" if a.batch_norm else ""
-    size = f"depth {a.depth}, {a.base_channels} channels{norm} ({parameters(config):,} parameters)"
+    size = f"depth {a.depth}, {a.base_channels} channels{norm} ({config.architecture.parameters:,} parameters)"
     log.info("%s, %s: U-Net of %s, tile %d", config.device, config.precision, size, config.tile)
     batch = f", batch of {o.batch_size}" if o.batch_size > 1 else ""
     optimisation = f"{o.optimizer}, learning rate {o.learning_rate:g} ({o.schedule}){batch}"
@@ -261,12 +260,6 @@ def ranges_text(ranges: Ranges) -> str:
     '0:20 and 0:5'
     """
     return " and ".join(f"{a}:{b}" for a, b in ranges)
-
-
-def parameters(config: TrainingConfig) -> int:
-    """Number of trained weights."""
-    with torch.device("meta"):
-        return sum(values.numel() for values in UNet(config.architecture).parameters())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,7 +317,7 @@ def preview_training(request: TrainRequest) -> TrainPreview:
         recipe=config.recipe,
         depth=a.depth,
         base_channels=a.base_channels,
-        parameters=parameters(config),
+        parameters=config.architecture.parameters,
         tile=config.tile,
         output=output_side(config),
         batch_size=config.optimisation.batch_size,
@@ -342,7 +335,7 @@ def _memory_bytes(training: Training) -> float:
     activations = tiles * _activation_values(config.architecture, config.tile)
     width = 2 if config.precision == "bfloat16" else 4
     copies = {"sgd": 3, "adam": 4, "adamw": 4}[config.optimisation.optimizer] + bool(config.optimisation.ema)
-    device = width * activations + 4 * copies * parameters(config)
+    device = width * activations + 4 * copies * config.architecture.parameters
     if training.device.type != "cpu":
         return device
     volumes = [volume for pair in training.dataset.pairs for volume in (pair.raw, pair.labels)]
