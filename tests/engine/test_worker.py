@@ -234,7 +234,7 @@ def test_a_disk_that_becomes_read_only_gets_one_line_and_the_same_command_contin
     tmp_path: Path, unetcli: Cli
 ) -> None:
     write_model(tmp_path / "model", depth=3, base_channels=8)
-    write_zarr(Path("big.zarr"), grey(30, 250, 250), chunks=(1, 250, 250))
+    write_zarr(Path("big.zarr"), grey(90, 250, 250), chunks=(1, 250, 250))  # receipts of a second are written together
     words = ["predict", "big.zarr", "--dtype", "float32", "--device", "cpu", "-o"]
     assert unetcli(*words, "whole.zarr").returncode == 0
     with small_disk(tmp_path / "disk", "64m") as disk:
