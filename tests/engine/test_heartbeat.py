@@ -13,8 +13,9 @@ import pytest
 from helpers import wait_for
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.memory import memory_bytes, memory_limit
 from unetcli.engine import workers as heartbeat
-from unetcli.engine.workers import ENDED, FAILED, WORKING, Beat, Heartbeat, memory_bytes, memory_limit, read_beats
+from unetcli.engine.workers import ENDED, FAILED, WORKING, Beat, Heartbeat, read_beats
 
 
 def only(folder: Path) -> Beat:

@@ -1,19 +1,23 @@
-"""Exhausted memory of the host: how errors show it, and the message for the user."""
+"""Memory of the host: how much this process has and may use, how errors show that it is exhausted, and the message."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
+import resource
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 from unetcli.core.errors import UnetcliError, one_line
+from unetcli.core.records import MAX_DIGITS
 
 TEXTS = (
     "can't allocate memory",
     "cannot allocate memory",
-    "std::bad_alloc",
+    "bad_alloc",
     "failed to map segment",
     "can't start new thread",
 )
@@ -90,3 +94,59 @@ def exit_on_bad_alloc(code: int) -> None:
         ended = handler(end)
         before = handler(replace(ended))
         _kept.append(ended)
+
+
+def memory_bytes() -> int:
+    """Return the resident memory of this process, in bytes; 0 if unknown."""
+    with suppress(OSError, ValueError, IndexError):
+        return _own_bytes(1)
+    return 0
+
+
+def _own_bytes(field: int) -> int:
+    """A size of this process in bytes: 0 is its address space, 1 its resident memory (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[field]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_limit() -> int | None:
+    """Return the memory limit of this process, in bytes: SLURM's, else the control group's; None if unknown."""
+    per_node, per_cpu = os.environ.get("SLURM_MEM_PER_NODE"), os.environ.get("SLURM_MEM_PER_CPU")
+    cpus = os.environ.get("SLURM_CPUS_ON_NODE", "1")
+    if _is_number(per_node):
+        return int(per_node) * 2**20
+    if _is_number(per_cpu) and _is_number(cpus):
+        return int(per_cpu) * int(cpus) * 2**20
+    return _control_group_limit()
+
+
+def _is_number(text: str | None) -> TypeGuard[str]:
+    """Return whether a variable that SLURM sets is a number; users can set it to anything."""
+    return text is not None and text.isdecimal() and len(text) < MAX_DIGITS
+
+
+def _control_group_limit() -> int | None:
+    places = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+    with suppress(OSError, IndexError):
+        own = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split(":")[2]
+        places.insert(0, f"/sys/fs/cgroup{own}/memory.max")
+    for place in places:
+        with suppress(OSError, ValueError):
+            if (limit := int(Path(place).read_text())) < 2**60:  # a very large number stands for none
+                return limit
+    return None
+
+
+def available_memory() -> tuple[float, str]:
+    """Memory that this process can still use, in bytes, and what limits it: the host, the job or ``ulimit -v``."""
+    found = [(math.inf, "available")]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        found.append((int(free) * 1024, "free on this machine"))
+    if (limit := memory_limit()) is not None:
+        found.append((limit - memory_bytes(), "left within the memory limit of this job or container"))
+    ceiling = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if ceiling != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError):
+            found.append((ceiling - _own_bytes(0), "left within `ulimit -v`"))
+    return min(found)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import os
-import resource
 import secrets
 import threading
 import time
@@ -16,12 +14,13 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import Any, Self
 
 from unetcli.core.errors import counted, one_line
 from unetcli.core.files import draft_of
 from unetcli.core.lock import Holder
-from unetcli.core.records import MAX_DIGITS, OddFile, read_record
+from unetcli.core.memory import memory_bytes, memory_limit
+from unetcli.core.records import OddFile, read_record
 from unetcli.engine.receipts import worker_name
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.slurm.journal import JobJournal
@@ -173,59 +172,6 @@ def read_beats(folder: Path) -> dict[str, Beat]:
         with suppress(OSError, OddFile):
             beats[path.stem] = read_record(path, Beat, "")
     return beats
-
-
-def memory_bytes() -> int:
-    """Return the resident memory of this process, in bytes; 0 if unknown."""
-    with suppress(OSError, ValueError, IndexError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def memory_limit() -> int | None:
-    """Return the memory limit of this process, in bytes: SLURM's, else the control group's; None if unknown."""
-    per_node, per_cpu = os.environ.get("SLURM_MEM_PER_NODE"), os.environ.get("SLURM_MEM_PER_CPU")
-    cpus = os.environ.get("SLURM_CPUS_ON_NODE", "1")
-    if _is_number(per_node):
-        return int(per_node) * 2**20
-    if _is_number(per_cpu) and _is_number(cpus):
-        return int(per_cpu) * int(cpus) * 2**20
-    return _control_group_limit()
-
-
-def _is_number(text: str | None) -> TypeGuard[str]:
-    """Return whether a variable that SLURM sets is a number; users can set it to anything."""
-    return text is not None and text.isdecimal() and len(text) < MAX_DIGITS
-
-
-def _control_group_limit() -> int | None:
-    places = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-    with suppress(OSError, IndexError):
-        own = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split(":")[2]
-        places.insert(0, f"/sys/fs/cgroup{own}/memory.max")
-    for place in places:
-        with suppress(OSError, ValueError):
-            if (limit := int(Path(place).read_text())) < 2**60:  # a very large number stands for none
-                return limit
-    return None
-
-
-def available_memory() -> tuple[float, str]:
-    """Memory that this process can still use, in bytes, and what limits it: the host, the job or ``ulimit -v``."""
-    found = [(math.inf, "available")]
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-        found.append((int(free) * 1024, "free on this machine"))
-    if (limit := memory_limit()) is not None:
-        found.append((limit - memory_bytes(), "left within the memory limit of this job or container"))
-    ceiling = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if ceiling != resource.RLIM_INFINITY:
-        with suppress(OSError, ValueError):
-            mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            found.append((ceiling - mapped, "left within `ulimit -v`"))
-    return min(found)
 
 
 PATIENCE_SECONDS = 35.0

@@ -13,13 +13,13 @@ from typing import Any
 from unetcli.core.arrays import Checksum, file_sha256
 from unetcli.core.errors import Incomplete, UnetcliError, UnreadableBlock, counted, require_no_warnings, warn
 from unetcli.core.geometry import Box
+from unetcli.core.memory import available_memory
 from unetcli.core.options import resolve_sections
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ProgressCallback, ordered_map, silent
 from unetcli.engine.run import RunOptions, RunOutcome, run
 from unetcli.engine.runfolder import EVALUATE, require_claimable
 from unetcli.engine.step import is_unusable
-from unetcli.engine.workers import available_memory
 from unetcli.evaluate.baseline import comparison_of, packed, require_baseline
 from unetcli.evaluate.counting import Counts, CountsAccumulator, labels_of, probabilities, total_counts, unit_counts
 from unetcli.evaluate.plan import MIN_UNITS, require_complete

@@ -19,6 +19,7 @@ from torch import Tensor
 from unetcli.core.arrays import broadcast_channels
 from unetcli.core.errors import UnreadableBlock, one_line
 from unetcli.core.geometry import Box, hull
+from unetcli.core.memory import out_of_memory
 from unetcli.core.process import give_back_freed_memory, usable_cores
 from unetcli.core.streams import ordered_map, prefetch
 from unetcli.model.inference import InferenceUNet
@@ -37,8 +38,8 @@ TILES_IN_FLIGHT = 2
 """Tiles that are begun on a GPU before the result of the first is waited for, so that it always has work."""
 CORES_PER_IO_THREAD = 4
 """Cores of a GPU node for each thread that reads windows, and for each that writes blocks."""
-OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
-"""Parts of the messages with which torch and oneDNN report that memory is exhausted."""
+OUT_OF_MEMORY = ("allocate memory", "could not create a primitive", "could not create a memory")
+"""Parts of the messages with which oneDNN and the drivers of devices report that memory is exhausted."""
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -403,7 +404,7 @@ def padded_to(window: Window, box: Box) -> NDArray[Any]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a forward pass failed because the memory of the GPU or the host is exhausted."""
     reported = any(words in str(error) for words in OUT_OF_MEMORY)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or reported
+    return isinstance(error, torch.OutOfMemoryError) or out_of_memory(error) is not None or reported
 
 
 def begin_tile(
