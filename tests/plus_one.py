@@ -27,7 +27,8 @@ from unetcli.engine.step import BlockResult, Change, StepPaths, try_block
 from unetcli.planning.plan import BlockGrid, Stage
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import describe, fingerprint, same_data
+from unetcli.volumes.samples import fingerprint, same_data
+from unetcli.volumes.volume import describe
 
 COMMAND = "plus-one"
 

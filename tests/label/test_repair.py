@@ -22,7 +22,7 @@ from unetcli.engine.verify import MISSING, OTHER, Verification
 from unetcli.executors.options import VerifyRequest
 from unetcli.registry import verify_output
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import sampled_boxes
+from unetcli.volumes.samples import sampled_boxes
 
 pytestmark = pytest.mark.usefixtures("here")
 CLI = Callable[..., subprocess.CompletedProcess[str]]

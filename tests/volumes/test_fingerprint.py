@@ -12,9 +12,10 @@ from zarr.codecs import ZstdCodec
 
 from unetcli.core.arrays import file_sha256
 from unetcli.core.geometry import Box
-from unetcli.volumes import volume as module
+from unetcli.volumes import samples as module
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, fingerprint, sampled_boxes, sampled_statistics
+from unetcli.volumes.samples import fingerprint, sampled_boxes, sampled_statistics
+from unetcli.volumes.volume import Volume
 
 VALUES = grey(7, 26, 44)
 

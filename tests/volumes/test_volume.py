@@ -13,7 +13,8 @@ from zarr.codecs import ZstdCodec
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import DEFAULT_AXES, Volume, axes_from_names, describe, require_same_voxels, stated_sizes
+from unetcli.volumes.places import require_same_voxels, stated_sizes
+from unetcli.volumes.volume import DEFAULT_AXES, Volume, axes_from_names, describe
 
 
 def padded(values: NDArray[Any], box: Box) -> NDArray[Any]:

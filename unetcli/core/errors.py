@@ -49,6 +49,15 @@ def counted(number: int, unit: str) -> str:
     return f"{number} {unit}{'s' * (number != 1)}"
 
 
+def format_shape(shape: Sequence[int]) -> str:
+    """Format the sides of an array.
+
+    >>> format_shape((5, 13, 22))
+    '5 x 13 x 22'
+    """
+    return " x ".join(map(str, shape))
+
+
 @dataclass(frozen=True, slots=True)
 class _Warnings:
     """Warnings of one call of a command."""

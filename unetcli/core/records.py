@@ -80,8 +80,6 @@ def read_toml(path: Path, missing: str = "no such file; expected a TOML file") -
         return values
     except FileNotFoundError:
         raise UnetcliError(f"{path}: {missing}") from None
-    except OddFile as error:
-        raise OddFile(f"{error}, as TOML requires" if "UTF-8" in str(error) else str(error)) from None
     except OSError as error:
         raise UnetcliError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # a subclass of ValueError if it is not TOML

@@ -20,7 +20,7 @@ from unetcli.evaluate.result import VERSION, Scores
 from unetcli.evaluate.scoring import OBJECT, REFERENCE_ONLY, ScoreGroup, unpack
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.sums import Difference, Interval, Score, differences
-from unetcli.volumes.volume import same_data
+from unetcli.volumes.samples import same_data
 
 BASELINE_BYTES = 2**30
 """Largest baseline; it has sums of each section or object."""

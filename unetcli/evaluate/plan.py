@@ -19,15 +19,8 @@ from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import find_marker, find_region_marker, require_marked_shape
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import (
-    Volume,
-    describe,
-    require_same_place,
-    require_same_voxels,
-    resolve_region,
-    shape,
-    stated_sizes,
-)
+from unetcli.volumes.places import require_same_place, require_same_voxels, stated_sizes
+from unetcli.volumes.volume import Volume, describe, resolve_region, shape
 
 FORMAT = 3
 """Version of the JSON of a plan."""

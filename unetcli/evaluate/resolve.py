@@ -28,8 +28,9 @@ from unetcli.evaluate.result import Section, SectionImages
 from unetcli.planning.plan import BlockGrid
 from unetcli.volumes import ngff
 from unetcli.volumes.image import find_marker, group_file
+from unetcli.volumes.samples import fingerprint, sampled_voxels
 from unetcli.volumes.store import store_at
-from unetcli.volumes.volume import Volume, describe, fingerprint, sampled_voxels
+from unetcli.volumes.volume import Volume, describe
 
 MAX_CHANGES = 0.05
 """Share of neighbouring foreground pixels that differ; real labels: at most 0.04, probabilities: over 0.2."""

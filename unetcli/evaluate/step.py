@@ -28,7 +28,8 @@ from unetcli.evaluate.counting import Arrays, Counts, count_block, total_counts
 from unetcli.evaluate.plan import FORMAT, EvaluationPlan, Pair
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.planning.plan import Stage
-from unetcli.volumes.volume import describe, fingerprint, same_data
+from unetcli.volumes.samples import fingerprint, same_data
+from unetcli.volumes.volume import describe
 
 log = logging.getLogger(__name__)
 

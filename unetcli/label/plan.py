@@ -16,7 +16,7 @@ from unetcli.core.geometry import Box, ceil_to
 from unetcli.core.records import changed
 from unetcli.planning.plan import BlockGrid, Stage, require_few, require_sides, stage_of
 from unetcli.planning.pyramid_plan import PyramidPlan
-from unetcli.volumes.volume import same_data
+from unetcli.volumes.samples import same_data
 
 FORMAT = 3
 """Version of a plan's JSON."""

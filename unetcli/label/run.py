@@ -40,9 +40,10 @@ from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import max_levels
 from unetcli.volumes.image import require_marked_shape, require_own_output
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import require_no_links
 from unetcli.volumes.tiff import software_of
-from unetcli.volumes.volume import Volume, fingerprint
+from unetcli.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 

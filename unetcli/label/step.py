@@ -44,8 +44,9 @@ from unetcli.label.plan import FORMAT, LabelPlan, differences
 from unetcli.planning.plan import Stage
 from unetcli.volumes.image import Image, find_marker
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.samples import fingerprint, same_data
 from unetcli.volumes.store import require_no_links
-from unetcli.volumes.volume import Volume, describe, fingerprint, same_data
+from unetcli.volumes.volume import Volume, describe
 
 log = logging.getLogger(__name__)
 

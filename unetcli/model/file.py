@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum, PerChannel, as_per_channel
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, format_shape
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
 from unetcli.core.records import from_json
@@ -152,8 +152,8 @@ def damage(header: ModelHeader, weights: Weights) -> str | None:
         if name not in weights or name not in expected:
             return f"{name} is {'missing' if name in expected else 'no weight of its architecture'}"
         if weights[name].shape != expected[name]:
-            shapes = (" x ".join(map(str, shape)) for shape in (weights[name].shape, expected[name]))
-            return "{} is {}, its architecture needs {}".format(name, *shapes)
+            needed = format_shape(expected[name])
+            return f"{name} is {format_shape(weights[name].shape)}, its architecture needs {needed}"
         if not (finite := np.isfinite(weights[name])).all():
             return f"{name} has NaN or infinity in {int((~finite).sum())} of its {finite.size} values"
     if header.digest is not None and digest_of(weights) != header.digest:

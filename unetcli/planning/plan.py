@@ -16,7 +16,7 @@ from unetcli.core.arrays import PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import AxisFootprint, Box, Footprint, ceil_to, hull
 from unetcli.core.records import changed, shown
-from unetcli.volumes.volume import same_data
+from unetcli.volumes.samples import same_data
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.model.training_data import GreyValues, TrainingData, measure
-from unetcli.volumes.volume import SAMPLES, Volume, format_sizes, sampled_planes, sizes_differ, stated_sizes
+from unetcli.volumes.places import format_sizes, sizes_differ, stated_sizes
+from unetcli.volumes.samples import SAMPLES, sampled_planes
+from unetcli.volumes.volume import Volume
 
 MAX_CHUNKS = 16
 """Largest number of chunks of a volume that are compared with the training."""

@@ -40,7 +40,7 @@ CORES_PER_IO_THREAD = 4
 """Cores of a GPU node for each thread that reads windows, and for each that writes blocks."""
 OUT_OF_MEMORY = ("allocate memory", "could not create a primitive", "could not create a memory")
 """Parts of the messages with which oneDNN and the drivers of devices report that memory is exhausted."""
-DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
+TORCH_DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,7 +171,7 @@ class Predictor:
         stored = probabilities[1:] if self.settings.outputs == 1 else probabilities
         if self.settings.dtype == "uint8":
             stored = torch.floor(255 * stored + 0.5)
-        return stored.to(DTYPES[self.settings.dtype])
+        return stored.to(TORCH_DTYPES[self.settings.dtype])
 
 
 def predict_blocks(

@@ -14,7 +14,7 @@ from unetcli.core.process import Machine, cpu_threads
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.model.file import ModelHeader, read_model
-from unetcli.planning.plan import Plan, Settings, Sources
+from unetcli.planning.plan import DTYPES, Plan, Settings, Sources
 from unetcli.planning.planner import (
     CPU_TILE,
     MAX_FILES,
@@ -29,9 +29,10 @@ from unetcli.planning.pyramid_plan import auto_levels, max_levels
 from unetcli.predict.comparison import Sample, grey_warnings, inverted, metadata_warnings, total_for_inversion
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
-from unetcli.volumes.volume import Volume, fingerprint, require_same_place, resolve_region, sampled_statistics
+from unetcli.volumes.places import require_same_place
+from unetcli.volumes.samples import fingerprint, sampled_statistics
+from unetcli.volumes.volume import Volume, resolve_region
 
-DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
 NORMALISE = ("model", "volume")
 ASSUMED_GPU_BYTES = 16 * 2**30

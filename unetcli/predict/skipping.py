@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import Checksum
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, format_shape
 from unetcli.core.geometry import AxisFootprint, Box, Footprint, ceil_to, mirror_indices
 from unetcli.planning.plan import Settings
 from unetcli.volumes.opening import open_volume
@@ -163,7 +163,7 @@ class Mask:
         factors = tuple(factor(n, m) for n, m in zip(source.extent, volume.extent, strict=True))
         if 0 in factors:
             raise UnetcliError(
-                f"--mask {volume.path}: shape {_show(volume.extent)}; expected {_show(source.extent)} "
+                f"--mask {volume.path}: shape {format_shape(volume.extent)}; expected {format_shape(source.extent)} "
                 f"(as in {source.path}), or smaller by a whole factor along each axis"
             )
         return cls(volume=volume, extent=source.extent, factors=factors, sides=sides)
@@ -253,7 +253,3 @@ def background(settings: Settings) -> NDArray[Any]:
     if settings.outputs > 1:
         values[0] = 255 if settings.dtype == "uint8" else 1
     return values
-
-
-def _show(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))

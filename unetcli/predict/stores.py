@@ -14,7 +14,8 @@ from unetcli.planning.plan import Plan
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.image import MARKER, ArraySpec, image_attributes
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import UNREADABLE, Volume, describe, fingerprint, sampled_boxes
+from unetcli.volumes.samples import UNREADABLE, fingerprint, sampled_boxes
+from unetcli.volumes.volume import Volume, describe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import warn
 from unetcli.train.dataset import Dataset, DatasetStatistics
-from unetcli.volumes.volume import Volume, sampled_planes
+from unetcli.volumes.samples import sampled_planes
+from unetcli.volumes.volume import Volume
 
 PLANES = 4
 """Number of chunks of each volume that are looked at."""

@@ -24,7 +24,8 @@ from unetcli.train.augment import Draw, draw
 from unetcli.train.settings import IGNORED, TRUTHS, Augmentation, Ranges, TruthRules, require_one_of
 from unetcli.train.targets import TargetCache, class_weights
 from unetcli.volumes.opening import cached
-from unetcli.volumes.volume import PLANE_SIDE, Volume, describe
+from unetcli.volumes.samples import PLANE_SIDE
+from unetcli.volumes.volume import Volume, describe
 
 IN_MEMORY_BYTES = 2**30
 """Memory for the images of all pairs, and as much each for their labels and their targets. Volumes that fit into their

@@ -39,7 +39,9 @@ from unetcli.train.settings import (
 )
 from unetcli.train.targets import require_labels
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, fingerprint, require_same_place, require_same_voxels
+from unetcli.volumes.places import require_same_place, require_same_voxels
+from unetcli.volumes.samples import fingerprint
+from unetcli.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.optim import Learner
 from unetcli.train.settings import TrainingConfig
-from unetcli.volumes.volume import stated_sizes
+from unetcli.volumes.places import stated_sizes
 
 log = logging.getLogger(__name__)
 RUN_COLUMNS = {"step", "loss", "best", "learning_rate", "seconds"}

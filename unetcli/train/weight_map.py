@@ -33,8 +33,9 @@ from unetcli.train.targets import LabelCounts, TargetCache, class_weights, requi
 from unetcli.viz.png import require_own_picture, software_of
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import LocalStore
-from unetcli.volumes.volume import Volume, describe, fingerprint
+from unetcli.volumes.volume import Volume, describe
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from unetcli.viz.png import enlarged, label_colours, means, outlines, require_ow
 from unetcli.viz.request import ShowRequest
 from unetcli.volumes.image import find_marker, find_region_marker
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, shape, stated_sizes
+from unetcli.volumes.places import stated_sizes
+from unetcli.volumes.volume import Volume, shape
 
 LARGEST, ROOMY = 2048, 1500
 """Longer side of a picture in pixels: the limit, and the size up to which small sections are enlarged."""

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, format_shape
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.volumes.opening import open_volume
@@ -259,9 +259,5 @@ def select_section(result: Labels, key: FrameKey, place: str) -> Labels:
 
 
 def shape(labels: Labels) -> str:
-    """Format the shape of labels for the user.
-
-    >>> shape(np.zeros((5, 13, 22), int))
-    '5 x 13 x 22'
-    """
-    return " x ".join(map(str, labels.shape))
+    """Format the shape of labels for the user."""
+    return format_shape(labels.shape)

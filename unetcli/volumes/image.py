@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import ZstdCodec
 
-from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
+from unetcli.core.errors import UnetcliError, UnreadableBlock, format_shape, one_line
 from unetcli.core.files import Place, is_remote, parent_of
 from unetcli.core.geometry import Box
 from unetcli.core.records import decoded, shown
@@ -311,14 +311,10 @@ def require_marked_shape(volume: Volume, place: Place, level: int = 0) -> None:
     expected = tuple(-(-n // by) if axis in "yx" else n for axis, n in zip(volume.axes, sides, strict=False))
     if len(sides) != len(volume.axes) or volume.extent != expected:
         raise UnetcliError(
-            f"{volume.path}: the array is {_shown(volume.extent)}, but its metadata state {_shown(sides)}"
-            f"{f' at full resolution, {_shown(expected)} at this level' if by > 1 else ''}: one of them is damaged; "
-            "the command that wrote it, with --overwrite, writes it again"
+            f"{volume.path}: the array is {format_shape(volume.extent)}, but its metadata state {format_shape(sides)}"
+            f"{f' at full resolution, {format_shape(expected)} at this level' if by > 1 else ''}: "
+            "one of them is damaged; the command that wrote it, with --overwrite, writes it again"
         )
-
-
-def _shown(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def require_own_output(place: Place, command: str, advice: str, kind: str | None = None) -> dict[str, Any] | None:

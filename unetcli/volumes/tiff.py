@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, counted, one_line, warn
 from unetcli.core.files import absolute
-from unetcli.volumes.volume import Volume, axes_from_names, stored_names
+from unetcli.volumes.volume import LONGEST, Volume, axes_from_names, stored_names
 
 SAMPLES, UNKNOWN = "s", "qi"
 """Axis letters of tifffile for the interleaved samples of a pixel, and for pages without stated meaning."""
@@ -42,8 +42,6 @@ STANDARD_TAGS = 32768
 XML_HEAD = 2000
 """Characters of a description within which OME-XML begins, even if it is cut off and hence no XML."""
 MAX_IMAGES = 10**7
-LONGEST = 300
-"""Characters of the longest message of tifffile that is shown; some contain whole values of tags."""
 TAG_MESSAGE = re.compile(r"<tifffile\.TiffTag (\d+) @\d+> (.*?)(?:['\"]\))?$")
 HARMLESS = re.compile(
     r"GDAL_NODATA|invalid self\.subfiletype|estimating ByteCounts|uic1tag|OME series expected|<tifffile\.read_(?!tags)"

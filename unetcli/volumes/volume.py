@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.arrays import Moments, PerChannel, short_checksum
 from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
@@ -21,25 +17,8 @@ AXES = "tczyx"
 DEFAULT_AXES = {2: "yx", 3: "zyx"}
 """Axes of an array without axis names, by their number."""
 
-METRES_PER_UNIT = {
-    **dict.fromkeys(("picometer", "picometre", "pm"), 1e-12),
-    **dict.fromkeys(("angstrom", "Å"), 1e-10),
-    **dict.fromkeys(("nanometer", "nanometre", "nm"), 1e-9),
-    **dict.fromkeys(("micrometer", "micrometre", "micron", "um", "µm", "μm"), 1e-6),
-    **dict.fromkeys(("millimeter", "millimetre", "mm"), 1e-3),
-    **dict.fromkeys(("centimeter", "centimetre", "cm"), 1e-2),
-    **dict.fromkeys(("meter", "metre", "m"), 1.0),
-}
-"""Names of units in OME-Zarr, and common abbreviations; µ has two code points, a sign and a Greek letter."""
-SIZE_TOLERANCE = 0.01
-"""Relative difference up to which two voxel sizes count as equal, as files round them differently."""
-TOLERATED_SHIFT = 0.5
-"""Difference between two origins, in voxels, up to which they count as equal. Programs place the origin of an image at
-the corner or at the centre of its first voxel."""
 LONGEST = 300
-"""Characters of the longest reason shown for data that cannot be read; some codecs quote whole values."""
-Sizes = dict[str, tuple[float, str]]
-"""Voxel size and its unit, by axis."""
+"""Characters of the longest reason shown for data that cannot be read; codecs and tifffile may quote whole values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,110 +248,6 @@ def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
     return letters
 
 
-def stated_sizes(volume: Volume) -> Sizes:
-    """Voxel size along the spatial axes; empty if all are 1 without unit, as in files that do not state it."""
-    sizes = {axis: (volume.voxel_size[axis], volume.units.get(axis, "")) for axis in "zyx" if axis in volume.voxel_size}
-    return {} if all(size == (1.0, "") for size in sizes.values()) else sizes
-
-
-def require_same_voxels(one: Volume, other: Volume, otherwise: str) -> None:
-    """Raise :class:`UnetcliError` if the stated voxel sizes of two volumes differ.
-
-    Axes whose size only one of the volumes states are not compared, nor are units that cannot be converted.
-
-    Parameters
-    ----------
-    otherwise
-        End of the message, which says what the difference implies.
-    """
-    sizes, others = stated_sizes(one), stated_sizes(other)
-    if any(sizes_differ(sizes[axis], others[axis]) for axis in sizes.keys() & others.keys()):
-        raise UnetcliError(
-            f"{one.path} has voxels of {format_sizes(sizes)}, but {other.path} of {format_sizes(others)}: {otherwise}"
-        )
-
-
-def require_same_place(
-    one: Volume,
-    other: Volume,
-    otherwise: str,
-    *,
-    offset: Sequence[int] | None = None,
-    factors: Sequence[int] | None = None,
-) -> None:
-    """Raise :class:`UnetcliError` if two volumes state origins that differ by more than half a voxel.
-
-    Axes whose place only one of the volumes states are not compared, nor are units that cannot be converted.
-
-    Parameters
-    ----------
-    offset : voxels
-        Where ``other`` begins in ``one``, along its axes. Default: at its origin.
-    factors
-        Voxels of ``one`` per voxel of ``other``, which may then differ by half of that. Default: 1.
-    otherwise
-        End of the message, which says what the difference implies.
-    """
-    if not (one.places and other.places):
-        return
-    moved, by = offset or (0,) * len(one.axes), factors or (1,) * len(one.axes)
-    for axis, first, factor in zip(one.axes, moved, by, strict=True):
-        if axis in other.axes and axis in "zyx" and abs(_shift(one, other, axis, first)) > TOLERATED_SHIFT * factor:
-            raise UnetcliError(
-                f"{one.path} begins at {_origin(one)}, but {other.path} at {_origin(other)}"
-                f"{f', expected {_origin(one, moved)}' if any(moved) else ''}: {otherwise}"
-            )
-
-
-def _shift(one: Volume, other: Volume, axis: str, first: int) -> float:
-    """Distance along an axis of the other origin from voxel ``first`` of one volume, in its voxels; NaN if unknown."""
-    units = [volume.units.get(axis, "") for volume in (one, other)]
-    scale = [METRES_PER_UNIT.get(unit, math.nan) for unit in units] if units[0] != units[1] else [1.0, 1.0]
-    size = one.voxel_size.get(axis, 1.0) * scale[0]
-    begins = [volume.translation.get(axis, 0.0) * by for volume, by in zip((one, other), scale, strict=True)]
-    return (begins[1] - begins[0]) / size - first if size else math.nan
-
-
-def _origin(volume: Volume, offset: Sequence[int] = ()) -> str:
-    """Place of a voxel for the user, in the unit of each axis."""
-    moved = dict(zip(volume.axes, offset, strict=False))
-    places = {
-        axis: (
-            volume.translation.get(axis, 0.0) + moved.get(axis, 0) * volume.voxel_size.get(axis, 1.0),
-            volume.units.get(axis, ""),
-        )
-        for axis in volume.axes
-        if axis in "zyx"
-    }
-    return ", ".join(f"{axis} {place:g} {unit}".rstrip() for axis, (place, unit) in places.items())
-
-
-def sizes_differ(one: tuple[float, str], other: tuple[float, str], tolerance: float = SIZE_TOLERANCE) -> bool:
-    """Whether two sizes differ by more than a relative tolerance; False if their units cannot be converted.
-
-    >>> sizes_differ((500, "nanometer"), (0.5, "micrometer")), sizes_differ((1, "um"), (500, "nm"))
-    (False, True)
-    """
-    (size, unit), (other_size, other_unit) = one, other
-    scale, other_scale = METRES_PER_UNIT.get(unit, math.nan), METRES_PER_UNIT.get(other_unit, math.nan)
-    if unit == other_unit:
-        scale = other_scale = 1.0
-    sizes = size * scale, other_size * other_scale
-    return abs(sizes[0] - sizes[1]) > tolerance * max(sizes)  # False for NaN, from units that are not known
-
-
-def format_sizes(sizes: Sizes) -> str:
-    """Format voxel sizes for the user, in the order of the axes; a common unit is given once.
-
-    >>> format_sizes({"y": (4.0, "nm"), "x": (4.0, "nm")}), format_sizes({"z": (0.05, "um"), "x": (4.0, "nm")})
-    ('4 x 4 nm', '0.05 um x 4 nm')
-    """
-    units = {unit for _, unit in sizes.values()}
-    if len(units) == 1:
-        return f"{' x '.join(f'{size:g}' for size, _ in sizes.values())} {units.pop()}".rstrip()
-    return " x ".join(f"{size:g} {unit or '(no unit)'}" for size, unit in sizes.values())
-
-
 def resolve_region(sections: Sections, roi: Roi | None, volume: Volume) -> Box:
     """Box of the sections or region of interest that the user requests; the whole volume by default.
 
@@ -407,117 +282,3 @@ def _resolve_roi(roi: Roi, volume: Volume) -> Box:
                 f"{axes[place]} 0:{volume.extent[place]}"
             )
     return Box(tuple(start), tuple(stop))
-
-
-UNREADABLE = "-"
-"""Word in a fingerprint for a chunk that could not be read."""
-SAMPLES = 64
-"""Maximum number of sampled chunks."""
-SAMPLED_BYTES = 256 * 2**20
-"""Approximate limit of the bytes read, so that huge chunks do not make every start slow."""
-LEAST_PLANES = 4
-"""Least number of chunks whose grey values are measured, if there are as many."""
-PLANE_SIDE = 1024
-"""Largest side of the middle of a chunk whose grey values are measured."""
-SAMPLED_VOXELS = 2**24
-"""Maximum number of voxels used of a chunk."""
-
-
-def sampled_boxes(volume: Volume) -> list[Box]:
-    """Boxes of up to ``SAMPLES`` chunks, spread evenly over the volume in C order; the choice is deterministic."""
-    grid = [-(-n // chunk) for n, chunk in zip(volume.extent, volume.chunks, strict=True)]
-    total = int(np.prod(grid, dtype=np.int64))
-    places = np.unique(np.linspace(0, total - 1, _sample_count(volume, total, 1), dtype=np.int64))
-    return [_chunk(volume, np.unravel_index(place, grid)) for place in places]
-
-
-def _sample_count(volume: Volume, total: int, least: int) -> int:
-    """Number of chunks, of ``total``, that are sampled; ``least`` of them are read whatever their size."""
-    chunk_bytes = int(np.prod(volume.chunks, dtype=np.int64)) * volume.dtype.itemsize * volume.channels
-    return min(SAMPLES, total, max(least, SAMPLED_BYTES // chunk_bytes))
-
-
-def sampled_planes(volume: Volume, region: Box, channel: int | None) -> Iterator[NDArray[Any]]:
-    """Yield the middle of up to ``SAMPLES`` chunks of a region that can be read, the first ones far apart.
-
-    Of huge chunks, such as pages of a TIFF file of slides, only ``LEAST_PLANES`` are read.
-
-    Yields
-    ------
-    (c, y, x), the volume's dtype
-        At most ``PLANE_SIDE`` voxels along y and x.
-    """
-    chunks = volume.chunks
-    first = [a // c for a, c in zip(region.start, chunks, strict=True)]
-    grid = [-(-b // c) - n for b, c, n in zip(region.stop, chunks, first, strict=True)]
-    total = math.prod(grid)
-    places = np.unique(np.linspace(0, total - 1, _sample_count(volume, total, LEAST_PLANES), dtype=np.int64))
-    for place in (*places[::4], *places[2::4], *places[1::4], *places[3::4]):
-        corner = [(n + int(k)) * c for n, k, c in zip(first, np.unravel_index(place, grid), chunks, strict=True)]
-        chunk = Box(tuple(corner), tuple(a + c for a, c in zip(corner, chunks, strict=True))).clipped(region)
-        sides = [1] * (len(chunks) - 2) + [min(PLANE_SIDE, n) for n in chunk.shape[-2:]]
-        start = [a + (n - side) // 2 for a, n, side in zip(chunk.start, chunk.shape, sides, strict=True)]
-        try:
-            voxels = volume.read(Box(tuple(start), tuple(a + s for a, s in zip(start, sides, strict=True))), channel)
-        except UnreadableBlock:
-            continue
-        yield voxels.reshape(len(voxels), *sides[-2:])
-
-
-def sampled_voxels(volume: Volume) -> Iterator[NDArray[Any] | None]:
-    """Voxels of each sampled chunk, (c, *box.shape); None for a chunk that cannot be read."""
-    for box in sampled_boxes(volume):
-        try:
-            yield volume.read(box)
-        except UnreadableBlock:
-            yield None
-
-
-def fingerprint(volume: Volume) -> str:
-    """Fingerprint of a volume's content.
-
-    Consists of checksums, separated by blanks: one of shape, axes and dtype, and one of each sampled chunk; ``-``
-    stands for an unreadable chunk. :func:`same_data` compares fingerprints, ignoring unreadable chunks.
-    """
-    words = [short_checksum(json.dumps([volume.array.shape, volume.stored_axes, str(volume.dtype)]).encode())]
-    samples = (UNREADABLE if voxels is None else short_checksum(voxels) for voxels in sampled_voxels(volume))
-    return " ".join([*words, *samples])
-
-
-def same_data(one: str, other: str) -> bool:
-    """Whether two fingerprints agree in all chunks that both could read.
-
-    >>> same_data("a b -", "a - c"), same_data("a b", "a c")
-    (True, False)
-    """
-    pairs = list(itertools.zip_longest(one.split(), other.split()))
-    return all(UNREADABLE in pair or pair[0] == pair[1] for pair in pairs)
-
-
-def sampled_statistics(volume: Volume, channel: int | None) -> tuple[PerChannel, PerChannel]:
-    """Mean and standard deviation of the finite voxels of the sampled chunks.
-
-    Parameters
-    ----------
-    channel
-        Channel to use. Default: all channels.
-
-    Returns
-    -------
-    mean, standard deviation
-        One number each, or one per channel if there are several.
-    """
-    found = Moments()
-    for voxels in sampled_voxels(volume):
-        if voxels is not None:
-            found.add(voxels if channel is None else voxels[channel : channel + 1])
-    return found.mean, found.std
-
-
-def _chunk(volume: Volume, place: tuple[Any, ...]) -> Box:
-    corner = tuple(int(p) * c for p, c in zip(place, volume.chunks, strict=True))
-    shape = list(volume.chunks)
-    while math.prod(shape) * volume.channels > SAMPLED_VOXELS:
-        longest = shape.index(max(shape))
-        shape[longest] = -(-shape[longest] // 2)
-    return Box(corner, tuple(a + n for a, n in zip(corner, shape, strict=True))).clipped(volume.whole())
