@@ -51,7 +51,8 @@ def run(place: Path, words: list[str], folder: str, kill: Point | None = None) -
     """Run ``unetcli`` in ``place``; changes of files whose path there begins with ``folder`` are recorded."""
     start_server()
     files = [f"{place}.{name}" for name in ("out", "talk", "changes")]
-    process = CONTEXT.Process(target=run_here, args=(str(place), words, folder, kill, *files), daemon=True)
+    words_and_files = (str(place), words, *files[:2])
+    process = CONTEXT.Process(target=run_here, args=(*words_and_files, watch, folder, files[2], kill), daemon=True)
     process.start()
     process.join()
     assert process.exitcode is not None
@@ -60,16 +61,14 @@ def run(place: Path, words: list[str], folder: str, kill: Point | None = None) -
     return Ended(process.exitcode, out, talk, [Point(change, seen[:n].count(change)) for n, change in enumerate(seen)])
 
 
-def run_here(
-    place: str, words: list[str], folder: str, kill: Point | None, out: str, talk: str, changes: str
-) -> NoReturn:
-    """Run the command in this process, which ends with it."""
+def run_here(place: str, words: list[str], out: str, talk: str, watch: Callable[..., None], *how: Any) -> NoReturn:
+    """Run the command in this process, which ends with it; ``watch(*how)`` replaces functions of ``os`` before."""
     from unetcli.cli import main
 
     for number, name in ((1, out), (2, talk)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(place)
-    watch(folder, os.open(changes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), kill)
+    watch(*how)
     sys.argv = ["unetcli", *words]
     code: Any = 0
     try:
@@ -81,9 +80,10 @@ def run_here(
     os._exit(code or 0)
 
 
-def watch(folder: str, changes: int, kill: Point | None) -> None:
-    """Record every change of a folder and below it, and kill this process at one of them."""
+def watch(folder: str, changes: str, kill: Point | None) -> None:
+    """Record every change of a folder and below it in a file, and kill this process at one of them."""
     start, seen = str(Path.cwd() / folder), list[str]()
+    record = os.open(changes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def wrapped(call: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def change(path: Any, *more: Any, **options: Any) -> Any:
@@ -94,7 +94,7 @@ def watch(folder: str, changes: int, kill: Point | None) -> None:
             said = f"{call} {CHANCE.sub('*', name[len(start) - len(folder) :])}"
             here = kill is not None and (kill.change, kill.nth) == (said, seen.count(said))
             seen.append(said)
-            os.write(changes, f"{said}\n".encode())
+            os.write(record, f"{said}\n".encode())
             if here and kill and kill.when == BEFORE:
                 os.kill(os.getpid(), signal.SIGKILL)
             try:
@@ -110,6 +110,8 @@ def watch(folder: str, changes: int, kill: Point | None) -> None:
 
 
 def place_of(path: Any, folder: int | None) -> str:
-    """Return the absolute path of a file in the current or an open folder."""
+    """Return the absolute path of a file, given by its number or by its name in the current or an open folder."""
+    if isinstance(path, int):
+        return os.readlink(f"/proc/self/fd/{path}")  # noqa: PTH115
     start = os.getcwd() if folder is None else os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH109, PTH115
     return os.path.normpath(os.path.join(start, os.fspath(path)))  # noqa: PTH118

@@ -25,11 +25,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from commands import CONTEXT, start_server
 from helpers import grey, write_model, write_zarr
+from killing import place_of, run_here
 
 CALLS = ("fsync", "link", "mkdir", "remove", "rename", "replace", "rmdir", "unlink")
 """Functions of ``os`` that create, move, delete or flush files."""
@@ -103,7 +104,9 @@ def run(place: Path, words: str, kill_at: int = 0) -> Ended:
     """Run a command in a folder; with ``kill_at``, it is killed before the call of this number, from 1."""
     start_server()
     files = [f"{place}.{name}" for name in ("out", "talk", "calls")]
-    process = CONTEXT.Process(target=run_here, args=(str(place), words.split(), kill_at, *files))
+    where = str(place)
+    how = (where, files[2], kill_at)
+    process = CONTEXT.Process(target=run_here, args=(where, words.split(), *files[:2], count_calls, *how))
     process.start()
     process.join(300)
     if process.exitcode is None:
@@ -115,28 +118,9 @@ def run(place: Path, words: str, kill_at: int = 0) -> Ended:
     return ended
 
 
-def run_here(place: str, words: list[str], kill_at: int, out: str, talk: str, calls: str) -> NoReturn:
-    """Run the command in this process, which ends with it."""
-    from unetcli.cli import main
-
-    for number, name in ((1, out), (2, talk)):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.chdir(place)
-    count_calls(place, os.open(calls, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), kill_at)
-    sys.argv = ["unetcli", *words]
-    code: Any = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code or 0)
-
-
-def count_calls(place: str, calls: int, kill_at: int) -> None:
-    """Write a byte for each call that concerns a file below ``place``, and kill this process before one of them."""
-    done = [0]
+def count_calls(place: str, calls: str, kill_at: int) -> None:
+    """Write a byte to a file for each call that concerns one below ``place``, and kill this process before a call."""
+    done, record = [0], os.open(calls, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *more: Any, **options: Any) -> Any:
@@ -145,7 +129,7 @@ def count_calls(place: str, calls: int, kill_at: int) -> None:
                 f"{name}/".startswith(f"{place}/") and "/workers/" not in name
             ):  # heartbeats come from a thread, at any time
                 done[0] += 1
-                os.write(calls, b".")
+                os.write(record, b".")
                 if done[0] == kill_at:
                     os.kill(os.getpid(), signal.SIGKILL)
             return original(path, *more, **options)
@@ -154,14 +138,6 @@ def count_calls(place: str, calls: int, kill_at: int) -> None:
 
     for name in CALLS:
         setattr(os, name, wrapped(getattr(os, name)))
-
-
-def place_of(path: Any, folder: int | None) -> str:
-    """Return the absolute path of a file, given by its number or by its name in the current or an open folder."""
-    if isinstance(path, int):
-        return os.readlink(f"/proc/self/fd/{path}")  # noqa: PTH115
-    start = os.getcwd() if folder is None else os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH109, PTH115
-    return os.path.normpath(os.path.join(start, os.fspath(path)))  # noqa: PTH118
 
 
 def results(place: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fuzz
 import pytest
-from fuzzing.cases import BUG, HANG, Bench, Hang, alarm, judge, left_behind
+from fuzzing.cases import BUG, HANG, Bench, Hang, alarm, faults_of, left_behind
 
 CASES, PARTS = 300, 6
 
@@ -51,7 +51,7 @@ def test_damaged_files_and_odd_options_end_in_one_line_and_harm_nothing(bench: B
     ids=["refused", "bug", "hang", "traceback", "many lines", "long line", "escape"],
 )
 def test_the_fuzz_test_sees_faults(code: int, errors: str, faults: list[str]) -> None:
-    assert list(judge(code, "", errors)) == faults
+    assert list(faults_of(code, "", errors)) == faults
 
 
 def test_the_fuzz_test_sees_what_a_refused_command_leaves(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a GPU machine reaches: one table per subject, as Markdown and JSON in one folder. ``tests/gpu.sh`` runs it.
+"""Benchmarks of a GPU: one table per subject, as Markdown and JSON in one folder. ``tests/gpu.sh`` runs it.
 
     python tests/benchmarks/gpu.py --out FOLDER [--device cuda] [--quick] [--only forward,predict,..]
 

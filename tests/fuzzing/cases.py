@@ -1,4 +1,4 @@
-"""Cases of the fuzz test: made from their number, run in this process, and judged."""
+"""Cases of the fuzz test: made from their number, run in this process, and checked."""
 
 from __future__ import annotations
 
@@ -142,12 +142,12 @@ class Hang(BaseException):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case did, and how the command ended."""
+    """Damage of a case, its command, and how that ended."""
 
     number: int
     kind: str
     what: str
-    """What was damaged, and how."""
+    """Damaged files, and the damage."""
     words: list[str]
     code: int
     faults: list[str] = field(default_factory=list)
@@ -175,7 +175,7 @@ class Bench:
             draft.rename(self.base)
 
     def case(self, number: int, *, keep: bool = False) -> Outcome:
-        """Make, run and judge one case; its folder is deleted unless ``keep``."""
+        """Make, run and check one case; its folder is deleted unless ``keep``."""
         folder, random = self.work / f"case{number}", Random(f"unetcli {number}")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -201,7 +201,7 @@ class Bench:
         before = digests(folder, scene.inputs)
         existing = {path.name for path in folder.iterdir()}
         code, output, errors = run(words, folder, environment)
-        faults = list(judge(code, output, errors))
+        faults = list(faults_of(code, output, errors))
         faults += [f"changed {name}" for name, found in digests(folder, scene.inputs).items() if found != before[name]]
         faults += left_behind(code, folder, existing)
         lines = errors.rstrip().splitlines()
@@ -330,7 +330,7 @@ def frames(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def judge(code: int, output: str, errors: str) -> Iterator[str]:
+def faults_of(code: int, output: str, errors: str) -> Iterator[str]:
     """Yield what is wrong with the way in which a command ended."""
     if code not in (0, 1, 2, 3):
         yield "hang" if code == HANG else f"exit code {code}"
