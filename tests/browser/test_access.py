@@ -18,7 +18,7 @@ def checked(page: Any, check: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_every_text_has_enough_contrast(opened: Open, kind: str, theme: str) -> None:
     found = checked(opened(kind, color_scheme=theme), "poorContrast()")
     assert found["seen"] > 100

@@ -28,7 +28,7 @@ def settled(page: Page, before: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_every_view_of_every_section_is_painted(opened: Open, kind: str, theme: str) -> None:
     page = opened(kind, color_scheme=theme)
     views = page.locator("#views input").evaluate_all("inputs => inputs.map((input) => input.value)")

@@ -228,6 +228,7 @@ def test_without_a_file_nothing_is_different() -> None:
     assert not [value for value in printed("status", "a.zarr").values() if value not in ("a.zarr", False, 10.0)]
 
 
+@pytest.mark.slow
 def test_a_file_alone_trains(unetcli: Run, images: tuple[str, str]) -> None:
     values = {"raw": "raw.zarr", "labels": "labels.zarr", "depth": 2, "base_channels": 4, "tile": 60, "steps": 2}
     done = unetcli("train", "--config", write("train.toml", **values), "--output", "m")

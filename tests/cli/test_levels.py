@@ -109,7 +109,7 @@ def test_levels_stay_incomplete_until_damaged_voxels_are_repaired(
     assert (shown(), says_complete()) == (["0", "1"], True)
 
 
-@pytest.mark.parametrize("how", ["at once", "share", "close"])
+@pytest.mark.parametrize("how", ["at once", *(pytest.param(how, marks=pytest.mark.slow) for how in ("share", "close"))])
 def test_sigterm_during_the_coarser_level_ends_with_3_and_status_reports_it(unetcli: Unetcli, how: str) -> None:
     words = {"at once": [], "share": ["--share", "0/1"], "close": ["--close"]}[how]
     if how == "close":

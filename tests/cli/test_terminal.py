@@ -94,6 +94,7 @@ def test_a_full_disk_behind_stdout_is_named(tmp_path: Path, prediction: Path, wo
     assert done.stderr == "unetcli: standard output: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_stderr_does_not_end_a_run(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     write_zarr(tmp_path / "raw.zarr", grey(2, 60, 60), (1, 60, 60))

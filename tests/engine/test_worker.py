@@ -159,6 +159,7 @@ assert summary.complete, summary.set_aside
 """
 
 
+@pytest.mark.slow
 def test_too_little_memory_means_smaller_tiles_and_the_same_result(tmp_path: Path) -> None:
     write_model(tmp_path / "model", base_channels=16)
     write_zarr(Path("wide.zarr"), grey(1, 790, 780), chunks=(1, 256, 256))  # one tile of 996
@@ -230,6 +231,7 @@ def test_a_full_disk_gets_one_line_and_the_same_command_continues(tmp_path: Path
         assert not list(disk.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_gets_one_line_and_the_same_command_continues(
     tmp_path: Path, unetcli: Cli
 ) -> None:

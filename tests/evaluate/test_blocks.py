@@ -193,6 +193,7 @@ def test_components_over_blocks_are_those_of_whole_sections(
     assert whole.scores["voi"]["split"] == voi.METRIC.entries([VoiSums.of(table) for table in tables])["split"]
 
 
+@pytest.mark.slow
 def test_components_of_a_huge_section_are_counted_in_blocks(tmp_path: Path) -> None:
     for name in ("p.zarr", "t.zarr"):
         zarr.create_array(tmp_path / name, shape=(40_000, 40_000), chunks=(512, 512), dtype="u1")

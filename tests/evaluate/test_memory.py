@@ -46,7 +46,8 @@ def peak_megabytes(place: Path, sections: int, dimensions: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("dimensions", [3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dimensions", [3, 2])
 def test_12_and_48_sections_need_the_same_memory(tmp_path: Path, dimensions: int) -> None:
     """The large pair of volumes has 403 MB."""
     small, large = (peak_megabytes(tmp_path, sections, dimensions) for sections in (12, 48))
@@ -77,6 +78,7 @@ print(peak() // 2**20)
 """
 
 
+@pytest.mark.slow
 def test_components_of_larger_sections_need_the_same_memory(tmp_path: Path) -> None:
     """A section of 2048 x 2048 pixels has 4.2 million, one of 6144 x 6144 37.7 million."""
     small, large = (peak_of_components(tmp_path, side) for side in (2048, 6144))

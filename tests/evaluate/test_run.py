@@ -130,7 +130,7 @@ def step_of(request: EvaluateRequest) -> EvaluateStep:
 
 
 @pytest.mark.parametrize(
-    "place", [pytest.param(name, marks=[pytest.mark.slow] if name in ("local", "existing") else []) for name in PLACES]
+    "place", [pytest.param(name, marks=[pytest.mark.slow] if name != "dask" else []) for name in PLACES]
 )
 def test_any_executor_counts(
     tmp_path: Path, request: pytest.FixtureRequest, request_: EvaluateRequest, place: str

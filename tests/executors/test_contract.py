@@ -53,7 +53,7 @@ def meanwhile() -> Callable[[Callable[[], None]], None]:
     return start
 
 
-@on(*PLACES, brief=tuple(PLACES))
+@on(*PLACES)
 def test_a_second_run_skips_finished_blocks(executor: Executor, folder: Path) -> None:
     assert run(executor, folder, ((0, 20),)) == []
     assert run(executor, folder, ((0, 40),)) == []
@@ -71,7 +71,7 @@ def test_an_empty_range_of_blocks_succeeds(executor: Executor, folder: Path) -> 
     assert run(executor, folder, ()) == []
 
 
-@on(*PLACES)
+@on(*PLACES, brief=("local",))
 def test_progress_is_shown_while_a_block_takes_long(executor: Executor, folder: Path) -> None:
     (folder / "slow").write_text("4")
     ticks: list[float] = []

@@ -176,7 +176,8 @@ def test_a_terminated_worker_finishes_its_block_first(folder: Path) -> None:
     assert {block: len(pids) for block, pids in begun(folder).items()} == dict.fromkeys(range(6), 1)
 
 
-@pytest.mark.parametrize("kills", [(3,), pytest.param((3, 15), marks=pytest.mark.slow)], ids=["once", "twice"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [(3,), (3, 15)], ids=["once", "twice"])
 def test_a_worker_job_that_ends_is_replaced(folder: Path, kills: tuple[int, ...]) -> None:
     (folder / "slow").write_text("0.1")
     with local_workers(folder, 1) as cluster:
@@ -305,6 +306,7 @@ def test_the_user_may_choose_the_address(chosen: str, monkeypatch: pytest.Monkey
 # -- environment of the task
 
 
+@pytest.mark.slow
 def test_each_worker_gets_its_own_gpu_and_may_use_all_cores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with local_workers(folder, 2, gpus=("2", "5")) as cluster:

@@ -46,7 +46,7 @@ def forget(place: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "rounds"),
     [
-        ("watershed", 1),
+        pytest.param("watershed", 1, marks=pytest.mark.slow),
         pytest.param("components", 30, marks=pytest.mark.slow),
         pytest.param("watershed", 30, marks=pytest.mark.slow),
     ],
@@ -76,6 +76,7 @@ def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(place: Path
     assert not (place / FOLDER / "blocks").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_drains_and_the_same_command_continues(place: Path) -> None:
     process = label(place, "--method", "watershed")
     receipts = place / FOLDER / "receipts"

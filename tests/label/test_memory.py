@@ -32,7 +32,8 @@ def peak_megabytes(place: Path, sections: int, method: str) -> int:
     return int(done.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("method", ["components", pytest.param("watershed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["components", "watershed"])
 def test_4_and_96_sections_need_the_same_memory(tmp_path: Path, method: str) -> None:
     small, large = peak_megabytes(tmp_path, 4, method), peak_megabytes(tmp_path, 96, method)
     print(f"peak: {small} MB for 1 MB, {large} MB for 24")

@@ -16,6 +16,7 @@ from unetcli.label.run import label_volume
 from unetcli.volumes.opening import open_volume
 
 
+@pytest.mark.slow
 def test_labels_of_a_remote_prediction_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     values = blobs((2, 40, 50), 2)

@@ -246,6 +246,7 @@ def test_a_damaged_chunk_sets_its_block_aside_with_a_reason(values: NDArray[np.u
     assert not LABELS.exists()
 
 
+@pytest.mark.slow
 def test_blocks_set_aside_by_other_processes_are_logged_here(
     values: NDArray[np.uint8], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -290,7 +291,8 @@ def test_several_labels_lie_beside_each_other(values: NDArray[np.uint8]) -> None
     assert zarr.open_group(STORE / "labels", mode="r").attrs["ome"]["labels"] == ["other", "instances"]
 
 
-@pytest.mark.parametrize("place", ["two processes", pytest.param("a scheduler of others", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["two processes", "a scheduler of others"])
 def test_every_executor_gives_the_same_bytes(labels: None, tmp_path: Path, place: str) -> None:
     here = files()
     if place == "two processes":

@@ -200,9 +200,8 @@ print(peak())
 """
 
 
-@pytest.mark.parametrize(
-    ("stored", "dtype"), [("float32", "float32"), pytest.param("float32", "uint8", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stored", "dtype"), [("float32", "float32"), ("float32", "uint8")])
 def test_the_memory_of_a_worker_is_estimated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, dtype: str
 ) -> None:

@@ -133,6 +133,7 @@ def in_another_process(task: Callable[[str], dict[str, Any]], text: str) -> dict
         return pool.submit(task, text).result()
 
 
+@pytest.mark.slow
 def test_a_probe_can_run_in_a_job_and_is_cached_here() -> None:
     """The task and its result are pickled to another process, as for a job of a cluster."""
     plan, architecture = plan_with()

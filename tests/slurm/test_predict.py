@@ -76,6 +76,7 @@ def test_a_cluster_gives_the_same_bytes_as_one_process(place: Path, slurm: Slurm
     assert not list(place.rglob("key.pem"))
 
 
+@pytest.mark.slow
 def test_detach_returns_the_id_and_the_same_command_attaches(place: Path, slurm: SlurmCluster) -> None:
     slow_sections(100)
     words = [*SLURM, "--blocks-per-job", "50"]

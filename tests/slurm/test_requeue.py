@@ -144,6 +144,7 @@ def test_of_several_tasks_one_requests_the_requeue(place: Path, slurm: SlurmClus
     assert min(job.steps(task) for task in (0, 1)) > 0
 
 
+@pytest.mark.slow
 def test_one_element_of_an_array_is_requeued_alone(place: Path, slurm: SlurmCluster) -> None:
     """The job id of one element is that of the array, and requeueing this id would requeue all elements."""
     array = submit(slurm, place, f"exec {command(place, ENOUGH)}", "--array=0-1")

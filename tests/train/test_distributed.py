@@ -142,9 +142,10 @@ def require_close(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]
         assert torch.allclose(ones[name].double(), values.double(), rtol=close, atol=close), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then"),
-    [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)],
+    [(1, 2), (2, 1)],
     ids=["one, then two", "two, then one"],
 )
 def test_another_number_of_processes_goes_on(ranks: Ranks, first: int, then: int) -> None:
@@ -262,6 +263,7 @@ def test_killing_one_ends_torchrun(ranks: Ranks) -> None:
         assert process.wait(60) != 0
 
 
+@pytest.mark.slow
 def test_the_probe_of_one_process_waits_for_no_other(ranks: Ranks) -> None:
     """Without ``--steps`` rank 0 measures some steps of its own network, batch normalisation included."""
     ranks.start("--minutes 0.003 --recipe fast")

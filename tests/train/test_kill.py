@@ -72,8 +72,14 @@ def rows(place: Path, output: str) -> list[dict[str, Any]]:
     return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "kills"),
+    [
+        ("fast", 2),
+        pytest.param("paper", 2, marks=pytest.mark.slow),
+        *(pytest.param(recipe, 20, marks=pytest.mark.slow) for recipe in RECIPES),
+    ],
+)
 def test_killed_at_random_steps_and_run_again_ends_in_the_same_bytes(place: Path, recipe: str, kills: int) -> None:
     words = [*RECIPES[recipe], *OFTEN, "--validate-every", "30", "--steps", str(60 + 30 * kills)]
     straight = train(place, *words, output="straight")

@@ -32,6 +32,8 @@ from unetcli.volumes.volume import Volume
 
 REGION = Box((1, 3, 5), (3, 29, 11))
 KINDS: dict[str, dict[str, Any]] = {"zarr 3": {}, "shards": {"chunks": (1, 4, 8)}, "zarr 2": {"zarr_format": 2}}
+SOME_BRIEFLY = ["shards", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("zarr 3", "zarr 2"))]
+"""A store in a bucket takes seconds; by default only one kind is tried."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def files_of(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME_BRIEFLY)
 def test_a_remote_store_has_the_same_content_as_a_folder(bucket: str, tmp_path: Path, kind: str) -> None:
     values = grey(2, *REGION.shape)
     values[:, 1] = 0  # chunks of zeros are not stored
@@ -91,7 +93,7 @@ def test_a_remote_store_has_the_same_content_as_a_folder(bucket: str, tmp_path: 
     assert not list(outputs(f"{bucket}/a.zarr").files(Box.of_shape(REGION.shape)))  # nothing to sync
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME_BRIEFLY)
 def test_damaged_objects_are_reported_and_replaced(bucket: str, kind: str) -> None:
     output, values = outputs(f"{bucket}/a.zarr", kind), grey(2, *REGION.shape)
     fill(output, values)
@@ -105,7 +107,7 @@ def test_damaged_objects_are_reported_and_replaced(bucket: str, kind: str) -> No
     assert objects(f"{bucket}/a.zarr") == sound
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME_BRIEFLY)
 def test_an_interrupted_creation_can_be_repeated(bucket: str, kind: str) -> None:
     outputs(f"{bucket}/a.zarr", kind)
     whole, files = objects(f"{bucket}/a.zarr"), s3fs.S3FileSystem()
@@ -118,7 +120,7 @@ def test_an_interrupted_creation_can_be_repeated(bucket: str, kind: str) -> None
     assert objects(f"{bucket}/a.zarr") == whole
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME_BRIEFLY)
 def test_only_outputs_of_unetcli_are_removed(bucket: str, kind: str) -> None:
     fill(outputs(f"{bucket}/a.zarr", kind), grey(2, *REGION.shape))
     zarr.create_array(f"{bucket}/a.zarr.mine", data=grey(4, 4))
@@ -254,7 +256,7 @@ def test_without_s3fs_the_extra_is_named() -> None:
     assert first.endswith('pip install "unetcli[s3]"')
 
 
-@pytest.mark.parametrize("kind", ["zarr 3", "shards", "zarr 2"])
+@pytest.mark.parametrize("kind", SOME_BRIEFLY)
 def test_an_empty_object_is_an_error_and_an_absent_one_is_zero(bucket: str, kind: str) -> None:
     place, files = f"{bucket}/o.zarr", s3fs.S3FileSystem()
     output = outputs(place, kind)
