@@ -3,7 +3,7 @@
 #   sh tests/lanes.sh newest    the newest Python and libraries, without torch; tests that need torch are skipped
 #   sh tests/lanes.sh lowest    Python 3.11 and the lowest versions that pyproject.toml allows
 # The variable PYTHON selects another Python, TEST_PROCESSES the number of parallel processes (default 2). All further
-# arguments are passed to pytest.
+# arguments are passed to pytest, in place of the folders that the lane tests by default.
 set -eu
 unset CDPATH
 cd "$(dirname "$0")/.."
@@ -51,8 +51,8 @@ pytest="python -m pytest -p tests.tally --numprocesses ${TEST_PROCESSES:-2} --di
 if [ "$lane" = newest ]; then
     $pytest --without-torch --at-least 1500 "$@"
 else
+    [ $# -gt 0 ] || set -- tests/cli tests/core tests/evaluate tests/label tests/metrics tests/planning tests/report \
+        tests/test_lazy.py tests/train/test_train.py tests/volumes
     # Old libraries use deprecated functions of newer ones, so those warnings are ignored. Without cluster, browser, kills.
-    $pytest -W ignore::DeprecationWarning "$@" tests/cli tests/core tests/evaluate tests/label tests/metrics tests/planning \
-        tests/report tests/test_lazy.py tests/train/test_train.py tests/volumes \
-        --ignore-glob='*/test_kill.py' --ignore-glob='*/test_memory.py'
+    $pytest -W ignore::DeprecationWarning "$@" --ignore-glob='*/test_kill.py' --ignore-glob='*/test_memory.py'
 fi

@@ -1,0 +1,135 @@
+"""Table 1 of the paper with a small network: boundaries of neurons in EM sections of the ISBI 2012 challenge.
+
+    python examples/paper/em.py DATA [--output em] [--steps 1500] [--jobs 2]
+
+DATA holds ``isbi2012`` with the training sections. A network of depth 3 with 16 channels is trained with each recipe on
+sections 0 to 16 and selected by 17 to 19, and five more on the folds of sections 0 to 19. All scores are of sections 20
+to 24. The same command continues an interrupted run. Writes ``em.json``, ``em.md`` and ``em.png`` to the results.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiment import SETS, DataSet, Experiment, at_once, markdown, parser_of, ranged, value
+
+FOLDS = 5
+RECIPES = ("paper", "fast")
+MEASURES = {
+    "warping_error": ("warping error", 6),
+    "rand_error": ("Rand error", 4),
+    "pixel_error": ("pixel error", 4),
+    "v_rand": ("V_Rand", 4),
+    "v_info": ("V_Info", 4),
+    "pixel_disagreement": ("wrong pixels at 0.5", 4),
+}
+PUBLISHED = {
+    "people": (0.000005, 0.0021, 0.0010),
+    "U-Net (the paper)": (0.000353, 0.0382, 0.0611),
+    "DIVE-SCI": (0.000355, 0.0305, 0.0584),
+    "IDSIA (sliding window)": (0.000420, 0.0504, 0.0613),
+    "DIVE": (0.000430, 0.0545, 0.0582),
+    "IDSIA-SCI": (0.000653, 0.0189, 0.1027),
+}
+"""Warping, Rand and pixel error on the 30 hidden sections: Table 1 of Ronneberger, Fischer and Brox (2015)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of predicting with the networks of a recipe."""
+
+    recipe: str
+    rotations: int
+    folds: bool
+
+    @property
+    def name(self) -> str:
+        turned = "one pass" if self.rotations == 1 else f"mean of {self.rotations} turned copies"
+        return f"recipe {self.recipe}, {f'mean of {FOLDS} folds' if self.folds else turned}"
+
+
+ROWS = [Row(recipe, *how) for recipe in RECIPES for how in ((1, False), (7, False), (8, False), (1, True))]
+
+
+def main() -> None:
+    """Train what is not trained, score what is not scored, and write the table."""
+    given = parser_of(__doc__, "em").parse_args()
+    experiment = Experiment(given.output, given.results / "em.json")
+    at_once(partial(train, experiment, given.data, given.steps), trainings(), given.jobs)
+    for row in ROWS:
+        if row.name not in experiment.results:
+            experiment.keep(row.name, scores(experiment, given.data, row))
+    draw(experiment, given.data, given.results / "em.png")
+    (given.results / "em.md").write_text(table(experiment.results))
+    print(table(experiment.results), end="")
+
+
+def trainings() -> list[tuple[str, int | None]]:
+    """The recipe and fold of each network; fold ``None`` is the one that is selected by sections 17 to 19."""
+    return [(recipe, fold) for recipe in RECIPES for fold in (None, *range(1, FOLDS + 1))]
+
+
+def model(experiment: Experiment, recipe: str, fold: int | None) -> Path:
+    """Folder of a network."""
+    return experiment.output / (recipe if fold is None else f"{recipe}-fold{fold}")
+
+
+def train(experiment: Experiment, data: Path, steps: int, which: tuple[str, int | None]) -> None:
+    """Train one network."""
+    recipe, fold = which
+    words = [*part(SETS["ISBI"], data, fold), "--depth", 3, "--base-channels", 16, "--recipe", recipe, "--steps", steps]
+    experiment.unetcli("train", *words, "--output", model(experiment, recipe, fold), "--device", "cpu")
+
+
+def part(isbi: DataSet, data: Path, fold: int | None) -> list[Any]:
+    """Arguments of ``train`` for the sections to train on and to select by."""
+    if fold is None:
+        return [*isbi.training_words(data)]
+    sections = ranged((isbi.train[0], isbi.select[1]))
+    files = [data / isbi.images, data / isbi.labels]
+    return [*files, "--truth", isbi.truth, "--sections", sections, "--folds", FOLDS, "--fold", fold]
+
+
+def scores(experiment: Experiment, data: Path, row: Row) -> dict[str, Any]:
+    """Predict the test sections as a row says, and score them."""
+    isbi, store = SETS["ISBI"], prediction(experiment, row)
+    folds = range(1, FOLDS + 1) if row.folds else (None,)
+    models = [word for fold in folds for word in ("--model", model(experiment, row.recipe, fold))]
+    sections = ["--sections", ranged(isbi.test)]
+    words = [data / isbi.images, *sections, *models, "--rotations", row.rotations, "--output", store]
+    experiment.unetcli("predict", *words, "--device", "cpu", "--dtype", "float32")
+    found = experiment.json("evaluate", store, data / isbi.labels, *sections, "--metrics", "pixels,em")
+    measures = {**found["em"], "calibration_error": found["pixels"]["calibration_error"]}
+    return {name: kept for name, kept in measures.items() if isinstance(kept, float | list)}
+
+
+def prediction(experiment: Experiment, row: Row) -> Path:
+    """Store of the test sections as a row predicts them."""
+    return experiment.output / f"{row.recipe}-{'folds' if row.folds else row.rotations}.zarr"
+
+
+def draw(experiment: Experiment, data: Path, picture: Path) -> None:
+    """Draw two test sections beside the prediction of one row, and the truth."""
+    isbi, store = SETS["ISBI"], prediction(experiment, Row("fast", 8, folds=False))
+    script = Path(__file__).parents[1] / "draw_result.py"
+    subprocess.run([sys.executable, script, data / isbi.images, store, data / isbi.labels, picture], check=True)
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The rows of this experiment, then those of the paper."""
+    head = ["", *(f"{title}" for title, _ in MEASURES.values())]
+    ours = [[name, *(value(row, measure, MEASURES[measure][1]) for measure in MEASURES)] for name, row in found.items()]
+    theirs = [
+        [f"{name}, hidden sections", f"{warping:.6f}", f"{rand:.4f}", f"{pixel:.4f}", "", "", ""]
+        for name, (warping, rand, pixel) in PUBLISHED.items()
+    ]
+    return markdown(head, [*ours, *theirs])
+
+
+if __name__ == "__main__":
+    main()
