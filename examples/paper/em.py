@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,20 +59,22 @@ ROWS = [Row(recipe, *how) for recipe in RECIPES for how in ((1, False), (7, Fals
 
 def main() -> None:
     """Train what is not trained, score what is not scored, and write the table."""
-    given = parser_of(__doc__, "em").parse_args()
+    parser = parser_of(__doc__, "em")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES, help="only networks of these recipes")
+    given = parser.parse_args()
     experiment = Experiment(given.output, given.results / "em.json")
-    at_once(partial(train, experiment, given.data, given.steps), trainings(), given.jobs)
+    at_once(partial(train, experiment, given.data, given.steps), trainings(given.recipes), given.jobs)
     for row in ROWS:
-        if row.name not in experiment.results:
+        if row.recipe in given.recipes and row.name not in experiment.results:
             experiment.keep(row.name, scores(experiment, given.data, row))
-    draw(experiment, given.data, given.results / "em.png")
+    draw(experiment, given.data, given.recipes[-1], given.results / "em.png")
     (given.results / "em.md").write_text(table(experiment.results))
     print(table(experiment.results), end="")
 
 
-def trainings() -> list[tuple[str, int | None]]:
+def trainings(recipes: Sequence[str]) -> list[tuple[str, int | None]]:
     """The recipe and fold of each network; fold ``None`` is the one that is selected by sections 17 to 19."""
-    return [(recipe, fold) for recipe in RECIPES for fold in (None, *range(1, FOLDS + 1))]
+    return [(recipe, fold) for recipe in recipes for fold in (None, *range(1, FOLDS + 1))]
 
 
 def model(experiment: Experiment, recipe: str, fold: int | None) -> Path:
@@ -113,9 +116,9 @@ def prediction(experiment: Experiment, row: Row) -> Path:
     return experiment.output / f"{row.recipe}-{'folds' if row.folds else row.rotations}.zarr"
 
 
-def draw(experiment: Experiment, data: Path, picture: Path) -> None:
-    """Draw two test sections beside the prediction of one row, and the truth."""
-    isbi, store = SETS["ISBI"], prediction(experiment, Row("fast", 8, folds=False))
+def draw(experiment: Experiment, data: Path, recipe: str, picture: Path) -> None:
+    """Draw two test sections, the mean of eight turned copies, and the truth."""
+    isbi, store = SETS["ISBI"], prediction(experiment, Row(recipe, 8, folds=False))
     script = Path(__file__).parents[1] / "draw_result.py"
     subprocess.run([sys.executable, script, data / isbi.images, store, data / isbi.labels, picture], check=True)
 
