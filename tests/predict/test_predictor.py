@@ -10,7 +10,7 @@ from helpers import SETTINGS, SOURCES
 
 from unetcli.core.geometry import Architecture, Box
 from unetcli.planning.planner import Input, make_plan
-from unetcli.predict.predictor import TileResult, Window, assemble
+from unetcli.predict.windows import TileResult, Window, assemble
 
 SHAPE = (200, 200)
 

@@ -24,8 +24,9 @@ from unetcli.planning.plan import Plan, Settings
 from unetcli.volumes.volume import Volume, describe
 
 if TYPE_CHECKING:
-    from unetcli.predict.predictor import FinishedBlock, Predictor
+    from unetcli.predict.predictor import Predictor
     from unetcli.predict.skipping import Mask
+    from unetcli.predict.windows import FinishedBlock
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,10 @@
-"""Prediction of blocks in three stages that overlap: read input windows, compute tiles, assemble blocks."""
+"""Prediction of blocks in three stages that overlap: read input windows, compute tiles, assemble blocks.
+
+The first and the last stage are in :mod:`unetcli.predict.windows`.
+"""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections import deque
@@ -16,19 +18,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetcli.core.arrays import broadcast_channels
-from unetcli.core.errors import UnreadableBlock, one_line
+from unetcli.core.errors import one_line
 from unetcli.core.geometry import Box, hull
 from unetcli.core.memory import out_of_memory
 from unetcli.core.process import give_back_freed_memory, usable_cores
-from unetcli.core.streams import ordered_map, prefetch
+from unetcli.core.streams import prefetch
 from unetcli.model.inference import InferenceUNet
 from unetcli.model.network import UNet, channelwise, folded, on_device
 from unetcli.planning.estimate import GPU_IO_THREADS
-from unetcli.planning.plan import Block, Plan, Settings, Tile
+from unetcli.planning.plan import Plan, Settings, Tile
 from unetcli.predict.gpu import Graphs, Transfers
-from unetcli.predict.skipping import ActiveCells, Mask, all_active, background, bright_cells, cell_sides, voxels_of
-from unetcli.volumes.volume import Volume, describe
+from unetcli.predict.skipping import Mask
+from unetcli.predict.windows import (
+    FinishedBlock,
+    TileResult,
+    Window,
+    active_tiles,
+    assemble,
+    padded_to,
+    read_windows,
+)
+from unetcli.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -41,48 +51,6 @@ CORES_PER_IO_THREAD = 4
 OUT_OF_MEMORY = ("allocate memory", "could not create a primitive", "could not create a memory")
 """Parts of the messages with which oneDNN and the drivers of devices report that memory is exhausted."""
 TORCH_DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Window:
-    """Input of one block, or the error that occurred while reading it."""
-
-    block: Block
-    box: Box
-    voxels: NDArray[Any] | None
-    """(c, *box.shape), in the volume's dtype; None if nothing of the block is computed."""
-    active: ActiveCells | None
-    """Cells that are computed; None means all."""
-    error: Exception | None
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class TileResult:
-    """Result of one tile, or the error that occurred in its block; without both, the whole block is skipped."""
-
-    window: Window
-    tile: Tile | None
-    values: NDArray[Any] | None
-    """(outputs, *tile.write.shape), in the output's dtype."""
-    seconds: float
-    error: Exception | None = None
-    side: int = 0
-    """Input side of a full tile: that of the plan, or a smaller one that fits the memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedBlock:
-    """Result of a block, or the error that occurred."""
-
-    block: Block
-    values: NDArray[Any] | None
-    """(outputs, *block.box.shape), in the output's dtype; None after an error."""
-    error: Exception | None
-    tile: int
-    """Input side of a full tile: that of the plan, or a smaller one that fits the memory; 0 if all was skipped."""
-    read_seconds: float
-    forward_seconds: float
 
 
 class Predictor:
@@ -230,85 +198,6 @@ def io_threads(device: str) -> int:
     return 1 if device != "cuda" else max(1, min(GPU_IO_THREADS, usable_cores() // CORES_PER_IO_THREAD))
 
 
-def read_windows(
-    plan: Plan, source: Volume, mask: Mask | None, blocks: Iterable[int], threads: int = 1
-) -> Iterator[Window]:
-    """Read the input of each block, in order; an error is passed on with the block."""
-
-    def read(number: int) -> Window:
-        started, block = time.perf_counter(), plan.block(number)
-        try:
-            window = read_window(plan, source, mask, block)
-        except Exception as reason:  # concerns this block only
-            window = Window(block, block.box, None, None, reason, 0.0)
-        return replace(window, seconds=time.perf_counter() - started)
-
-    if threads == 1:
-        return map(read, blocks)
-    return (future.result() for _, future in ordered_map(read, blocks, threads))
-
-
-def read_window(plan: Plan, source: Volume, mask: Mask | None, block: Block) -> Window:
-    """Read the input of the tiles of a block that are computed, and find the cells that are computed."""
-    active = None if mask is None else mask.active_cells(block.box)
-    boxes = [tile.read for tile in active_tiles(plan, block, active)]
-    if not boxes:
-        return Window(block, block.box, None, active, None, 0.0)
-    if plan.settings.skip_below is None:
-        box = hull(boxes)
-        return Window(block, box, read_finite(source, box, plan.settings, mask), active, None, 0.0)
-    active = all_active(block.box, cell_sides(plan.footprint)) if active is None else active
-    cells = voxels_of(active.box, active.sides, plan.extent)  # whole cells: voxels outside the block count as well
-    box = hull([*boxes, cells])
-    voxels = read_finite(source, box, plan.settings, mask)
-    inside = voxels[(slice(None), *cells.relative_to(box).slices)]
-    active = active.intersection(bright_cells(inside, cells, active.sides, plan.settings.skip_below))
-    return Window(block, box, voxels if active else None, active, None, 0.0)
-
-
-def active_tiles(plan: Plan, block: Block, active: ActiveCells | None) -> list[Tile]:
-    """Tiles of a block whose output overlaps an active cell; all tiles if ``active`` is None."""
-    return [tile for tile in plan.tiles(block) if active is None or active.overlaps(tile.write)]
-
-
-def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None = None) -> NDArray[Any]:
-    """Read the voxels of a box, with NaN and infinity replaced by ``settings.nonfinite``.
-
-    Parameters
-    ----------
-    source : Volume
-    box : Box
-        In voxels of the volume; it is mirrored where it reaches outside.
-    settings : Settings
-    mask : Mask, optional
-        Nonfinite values that it excludes are no error; the mean replaces them.
-
-    Returns
-    -------
-    (c, *box.shape), the volume's dtype
-
-    Raises
-    ------
-    UnreadableBlock
-        A value is not finite and ``settings.nonfinite`` is None. The message names the first one.
-    """
-    voxels = source.read(box, settings.channel)
-    if voxels.dtype.kind != "f" or (finite := np.isfinite(voxels)).all():
-        return voxels
-    if settings.nonfinite is not None:
-        return np.where(finite, voxels, voxels.dtype.type(settings.nonfinite))
-    wrong = ~finite if mask is None else ~(finite | mask.excluded(box))
-    if not wrong.any():
-        return np.where(finite, voxels, broadcast_channels(settings.mean, voxels.ndim).astype(voxels.dtype))
-    first = np.argwhere(wrong)[0][1:]
-    place = source.mirrored(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
-    voxel = Box(place, tuple(p + 1 for p in place))
-    raise UnreadableBlock(
-        f"{source.path}: {int(wrong.sum())} values are not finite, first at {describe(voxel, source.axes)}; "
-        "--nonfinite 0 replaces them by 0"
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class BegunTile:
     """A tile that a device computes, or the error of its block; without both, the whole block is skipped."""
@@ -386,21 +275,6 @@ def tiles_of_window(plan: Plan, predictor: Predictor, window: Window) -> Iterato
         yield BegunTile(window, tile, begin_tile(plan, predictor, tile, voxels, box), side=plan.tile[-1])
 
 
-def padded_to(window: Window, box: Box) -> NDArray[Any]:
-    """Voxels (c, *box.shape) of a window; tiles smaller than the plan's may read a few voxels beyond it.
-
-    These voxels only affect outputs that are cropped, so the edge value replaces them.
-    """
-    assert window.voxels is not None
-    if box == window.box:
-        return window.voxels
-    both = zip(window.box.start, window.box.stop, box.start, box.stop, strict=True)
-    margins = [(max(0, a - first), max(0, stop - b)) for a, b, first, stop in both]
-    padded = np.pad(window.voxels, [(0, 0), *margins], mode="edge")
-    held = Box(tuple(a - m for a, (m, _) in zip(window.box.start, margins, strict=True)), window.box.stop)
-    return padded[(slice(None), *box.relative_to(held).slices)]
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a forward pass failed because the memory of the GPU or the host is exhausted."""
     reported = any(words in str(error) for words in OUT_OF_MEMORY)
@@ -436,24 +310,3 @@ def begin_tile(
         return computed[(slice(None), *tile.crop(plan.footprint.context))], seconds
 
     return values
-
-
-def assemble(plan: Plan, results: Iterable[TileResult]) -> Iterator[FinishedBlock]:
-    """Combine the results of tiles into blocks; cells that are not computed are background.
-
-    If memory ran out, tiles may overlap; the later one counts.
-    """
-    blank = background(plan.settings).reshape(-1, *(1,) * len(plan.axes))
-    for window, group in itertools.groupby(results, key=lambda result: result.window):
-        box, seconds, error, side = window.block.box, 0.0, window.error, 0
-        values = np.empty((plan.settings.outputs, *box.shape), plan.settings.dtype)
-        if window.active is not None:
-            values[...] = blank
-        for result in group:
-            seconds, error = seconds + result.seconds, error or result.error  # later tiles of a GPU may still succeed
-            if result.tile is not None and result.values is not None:
-                side, computed = result.side, result.values
-                if window.active is not None:
-                    computed = np.where(window.active.voxels(result.tile.write), computed, blank)
-                values[(slice(None), *result.tile.write.relative_to(box).slices)] = computed
-        yield FinishedBlock(window.block, None if error else values, error, side, window.seconds, seconds)

@@ -38,7 +38,8 @@ from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
 
 if TYPE_CHECKING:
-    from unetcli.predict.predictor import FinishedBlock, Predictor
+    from unetcli.predict.predictor import Predictor
+    from unetcli.predict.windows import FinishedBlock
 log = logging.getLogger(__name__)
 
 MANY = 1000
