@@ -43,8 +43,8 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
     axes : letters of t, c, z, y, x, optional
         Axes of an array, in array order. Default: its dimension names, else y, x or z, y, x.
     **options
-        Options of ``unetcli predict``: tile, dtype, device, precision, channel, normalise, invert, nonfinite, sections,
-        roi, strict.
+        Options of ``unetcli predict``: tile, dtype, device, precision, channel, normalise, invert, rotations,
+        nonfinite, sections, roi, strict.
 
     Returns
     -------

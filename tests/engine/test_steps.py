@@ -65,7 +65,7 @@ class Scene:
 
 
 def predict(where: ClusterOptions, stopping: Stopping) -> bool:
-    request = PredictRequest(volume="big.zarr", output=Path("p.zarr"), tile=68, device="cpu", levels=2)
+    request = PredictRequest(volume="big.zarr", output=Path("p.zarr"), tile=68, device="cpu", levels=2, rotations=7)
     return predict_volume(request, stopping=stopping, cluster=where).complete
 
 

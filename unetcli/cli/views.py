@@ -183,11 +183,13 @@ def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
     channels = f" in {report.source.channels} channels" if report.source.channels > 1 else ""
     yield "volume", f"{extent}: {_voxels(plan.region.size)} of {report.source.dtype}{channels}"
     network = f"depth {a.depth}, {a.base_channels} channels, {a.classes} classes"
-    yield "network", f"{network}; {plan.settings.device}, {plan.settings.precision}"
+    averaged = f"; {plan.settings.averaged}" if plan.settings.averaged else ""
+    yield "network", f"{network}; {plan.settings.device}, {plan.settings.precision}{averaged}"
     side, footprint = plan.tile[-1], plan.footprint
     step, context = footprint.step(plan.tile)[-1], footprint.context[-1]
     out, adds = footprint.output(plan.tile)[-1], console.amount(e.tile_multiply_adds)
-    yield "tile", f"{side} -> {out}, step {step}, context {context}; {adds} multiply-adds"
+    each = f" in each of {e.passes} passes" if e.passes > 1 else ""
+    yield "tile", f"{side} -> {out}, step {step}, context {context}; {adds} multiply-adds{each}"
     yield "blocks", f"{_count(e.blocks)} of {'x'.join(map(str, plan.block_shape))}, {_count(e.tiles)} tiles"
 
 
@@ -216,7 +218,8 @@ def _time(report: PlanReport) -> str:
     else:
         takes = f"{_figure(hours)} {'hours of one worker' if on_cpu else 'GPU-hours'}"
     takes += f", including {STARTUP_SECONDS:.0f} s to start each share"
-    return f"{takes}; {report.rates.tile_seconds:.3g} s per tile, {report.rates.origin}"
+    one = "pass of a tile" if report.estimate.passes > 1 else "tile"
+    return f"{takes}; {report.rates.tile_seconds:.3g} s per {one}, {report.rates.origin}"
 
 
 def _together(traffic: Traffic) -> Iterator[tuple[str, str]]:

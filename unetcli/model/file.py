@@ -58,6 +58,13 @@ class ModelHeader:
     digest: str | None = field(default=None, compare=False)
     """Checksum of the weights (XXH3, 128 bits), which :func:`save_model` computes; None in files of older versions."""
 
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """Settings of the augmentation in training; empty if the file does not state them."""
+        config = self.provenance.get("config")
+        found = config.get("augmentation") if isinstance(config, dict) else None
+        return found if isinstance(found, dict) else {}
+
     def to_json(self) -> str:
         return json.dumps({"version": VERSION, **asdict(self)})
 

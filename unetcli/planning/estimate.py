@@ -359,10 +359,12 @@ class Estimate:
     tiles: int
     wasted_work: float
     """Input voxels of all forward passes per output voxel, minus 1: the cost of context, alignment and edges."""
+    passes: int
+    """Forward passes of each tile."""
     tile_multiply_adds: int
-    """Multiply-adds of one tile of full size."""
+    """Multiply-adds of one forward pass of a tile of full size."""
     multiply_adds: int
-    """Multiply-adds of all tiles; the last tiles of a block are smaller."""
+    """Multiply-adds of all forward passes; the last tiles of a block are smaller."""
     device_bytes: int
     """Peak memory of the network on its device."""
     host_bytes: int
@@ -402,8 +404,9 @@ def estimate(plan: Plan, architecture: Architecture, stored: StoredInput) -> Est
         tiles=math.prod(axis.tiles for axis in work),
         wasted_work=math.prod(axis.read for axis in work) / plan.region.size - 1,
         tile_multiply_adds=multiply_adds(architecture, (plan.tile[-2], plan.tile[-1])),
-        multiply_adds=_all_multiply_adds(architecture, work),
-        device_bytes=device_bytes(architecture, plan.tile[-1], plan.settings.device, plan.settings.precision),
+        passes=plan.settings.passes,
+        multiply_adds=plan.settings.passes * _all_multiply_adds(architecture, work),
+        device_bytes=network_bytes(plan, architecture),
         host_bytes=host_bytes(plan, architecture, stored, work),
         input_chunks=places * stored.files_per_place,
         input_bytes=places * stored.chunk_bytes,
@@ -447,6 +450,19 @@ def multiply_adds(architecture: Architecture, shape: tuple[int, int]) -> int:
     return total + a.channels(0) * a.classes * y * x
 
 
+def network_bytes(plan: Plan, architecture: Architecture) -> int:
+    """Peak memory of the network of a plan on its device, in bytes."""
+    settings = plan.settings
+    one_pass = device_bytes(architecture, plan.tile[-1], settings.device, settings.precision)
+    return one_pass + averaging_bytes(plan, architecture)
+
+
+def averaging_bytes(plan: Plan, architecture: Architecture) -> int:
+    """Memory on the device that averaging adds to one forward pass: the sum, a copy turned back and a turned input."""
+    a, pixels = architecture, math.prod(plan.tile)
+    return 4 * (2 * a.classes + a.in_channels) * pixels if plan.settings.passes > 1 else 0
+
+
 def device_bytes(architecture: Architecture, tile: int, device: str, precision: str) -> int:
     """Peak memory of the network on its device, in bytes: weights, one forward pass, allocator and CUDA context.
 
@@ -480,7 +496,7 @@ def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work
     chunk = max(stored.chunk_bytes // stored.files_per_place, math.prod(plan.write_chunks) * item)
     network = 2 * 4 * architecture.parameters  # while loading: the tensors of the file and those of the network
     if plan.settings.device == "cpu":
-        network = max(network, device_bytes(architecture, plan.tile[-1], "cpu", plan.settings.precision))
+        network = max(network, network_bytes(plan, architecture))
     more = GPU_IO_THREADS if plan.settings.device == "cuda" else 0
     windows, results = WINDOWS_HELD + 2 + more, RESULTS_HELD + more
     held = windows * voxels * stored.bytes_per_voxel + mask + results * block * item

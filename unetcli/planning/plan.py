@@ -245,6 +245,8 @@ class Block:
 
 
 DTYPES = ("uint8", "float16", "float32")
+ROTATIONS = (1, 4, 7, 8)
+"""Numbers of turned copies of a tile that can be averaged; :mod:`unetcli.predict.turns` names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,12 +277,26 @@ class Settings:
     """Cells whose grey values are all below this are not computed. None: no cell is skipped."""
     invert: bool = False
     """Whether grey values x are replaced by s - x: ``mean`` is s minus the mean, and ``std`` is negative."""
+    rotations: int = 1
+    """Turned copies of each tile whose probabilities are averaged, one of ``ROTATIONS``; 1: the tile alone."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             object.__setattr__(self, name, as_per_channel(getattr(self, name)))
         if self.dtype not in DTYPES or self.outputs < 1:
             raise UnetcliError(f"{self.outputs} outputs of {shown(self.dtype)}; expected 1 or more of {DTYPES}")
+        if self.rotations not in ROTATIONS:
+            raise UnetcliError(f"{shown(self.rotations)} rotations; expected one of {ROTATIONS}")
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each tile."""
+        return self.rotations
+
+    @property
+    def averaged(self) -> str:
+        """Describe what is averaged; empty if each tile has a single pass."""
+        return f"mean of {self.rotations} turned copies" if self.rotations > 1 else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,8 @@ SURE, LEAST_SPREAD = 2.5, 0.06
 """A polarity is clear if it is this many spreads from 0; least spread of a polarity."""
 OPPOSITE = 0.6
 """Fraction of the chunks that must have the opposite polarity."""
+QUARTER, QUARTERS = 90.0, 4
+"""Degrees of a quarter turn; ``--rotations`` up to which there are no mirrored copies."""
 SIZE_TOLERANCE = 0.05
 """Relative difference of voxel sizes without a warning; training varies the size by 10 % by default."""
 TOTALS = (1.0, *(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16)), -1.0)
@@ -58,6 +60,30 @@ def metadata_warnings(volume: Volume, channel: int | None, data: TrainingData) -
     names = volume.channel_names if channel is None else volume.channel_names[channel : channel + 1]
     if len(names) == len(data.channels) and names != data.channels:
         yield from _channel_warning(volume, names, data.channels)
+
+
+def turn_warnings(rotations: int, augmentation: Mapping[str, Any]) -> Iterator[str]:
+    """Warnings about turned copies that are unlike the images of the training.
+
+    Parameters
+    ----------
+    rotations : {1, 4, 7, 8}
+    augmentation
+        Settings of the training's augmentation; empty if they are not known.
+    """
+    if rotations == 1:
+        return
+    if (angle := augmentation.get("rotation", QUARTER)) < QUARTER:
+        turned = f"images turned by at most {angle:g} degrees" if angle else "no turned images"
+        yield (
+            f"--rotations {rotations}: the model was trained on {turned}, so turned copies may make the result worse; "
+            "--rotations 1 leaves them out, train --rotation 180 teaches them"
+        )
+    if rotations > QUARTERS and not augmentation.get("flip", True):
+        yield (
+            f"--rotations {rotations}: the model was trained on no mirrored images, so mirrored copies may make the "
+            f"result worse; --rotations {QUARTERS} leaves them out"
+        )
 
 
 def _channel_warning(volume: Volume, names: tuple[str, ...], trained: tuple[str, ...]) -> Iterator[str]:

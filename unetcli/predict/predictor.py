@@ -29,6 +29,7 @@ from unetcli.planning.estimate import GPU_IO_THREADS
 from unetcli.planning.plan import Plan, Settings, Tile
 from unetcli.predict.gpu import Graphs, Transfers
 from unetcli.predict.skipping import Mask
+from unetcli.predict.turns import mean_of, turns
 from unetcli.predict.windows import (
     FinishedBlock,
     TileResult,
@@ -54,14 +55,14 @@ TORCH_DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch
 
 
 class Predictor:
-    """Network with normalisation and quantisation: maps the grey values of a tile to stored values.
+    """Network with normalisation, averaging and quantisation: maps the grey values of a tile to stored values.
 
     Parameters
     ----------
     network : UNet
         Moved to the device.
     settings : Settings
-        Statistics, precision and output dtype.
+        Statistics, precision, turned copies and output dtype.
     device : torch.device
     """
 
@@ -70,6 +71,7 @@ class Predictor:
         self.network = inference_network(network, settings, device)
         self._mean, self._std = channelwise(settings.mean, device), channelwise(settings.std, device)
         self._tile: tuple[int, ...] | None = None
+        self._turns = turns(settings.rotations)
         self._transfers = Transfers(device) if device.type == "cuda" else None
         self._graphs = Graphs()
 
@@ -127,9 +129,12 @@ class Predictor:
     def _stored(self, voxels: Tensor) -> Tensor:
         """Stored values of a tile (c, y, x) that is on the device."""
         x = (voxels.to(self.device, torch.float32)[np.newaxis] - self._mean) / self._std
-        x = x.to(memory_format=torch.channels_last)
-        logits = self.network(x)[0].float()  # (classes, y, x)
-        return self.quantise(torch.softmax(logits, dim=0))
+        return self.quantise(mean_of(turn.undo(self._probabilities(turn.apply(x))) for turn in self._turns))
+
+    def _probabilities(self, x: Tensor) -> Tensor:
+        """Class probabilities (classes, y, x) of normalised grey values (1, c, y, x)."""
+        logits = self.network(x.contiguous(memory_format=torch.channels_last))[0].float()
+        return torch.softmax(logits, dim=0)
 
     def quantise(self, probabilities: Tensor) -> Tensor:
         """Stored values of probabilities (classes, y, x): foreground alone if there are two classes.

@@ -22,6 +22,7 @@ from unetcli.planning.estimate import (
     StoredInput,
     Timing,
     Traffic,
+    averaging_bytes,
     estimate,
     timing,
     traffic,
@@ -123,7 +124,10 @@ class PlanReport:
             "block_shape": list(plan.block_shape),
             "device": plan.settings.device,
             "stored_bytes": self.stored_bytes,
-            **estimated("multiply_adds", "tile_multiply_adds", "input_bytes", "input_chunks", "receipts_bytes"),
+            "rotations": plan.settings.rotations,
+            **estimated(
+                "passes", "multiply_adds", "tile_multiply_adds", "input_bytes", "input_chunks", "receipts_bytes"
+            ),
             "bandwidth": self.traffic.to_dict() if self.traffic else None,
             "slurm_check": self.slurm_check,
             "begun": self.begun,
@@ -171,7 +175,7 @@ def plan_volume(
     numbers = replace(numbers, output_files=numbers.output_files + pyramid_of(plan).files)
     probe = None if options.tile_seconds else find_probe(plan, architecture, options, machine, submit)
     if probe is not None and probe.device_bytes is not None:
-        numbers = replace(numbers, device_bytes=probe.device_bytes)
+        numbers = replace(numbers, device_bytes=probe.device_bytes + averaging_bytes(plan, architecture))
     rates = find_rates(options, probe, plan)
     workers = options.workers or asked.max_running
     times = timing(numbers, plan.settings, rates, workers, asked.blocks_per_job)

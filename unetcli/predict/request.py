@@ -123,6 +123,11 @@ class VolumeOptions(Options):
     normalise: str = network_option(
         "Normalise grey values by the statistics of the training images (model) or of VOLUME (volume).", default="model"
     )
+    rotations: int = network_option(
+        "Average the probabilities of N turned copies of each tile: 4 quarter turns, or 7 or 8 with mirror images.",
+        default=1,
+        metavar="1|4|7|8",
+    )
     invert: bool = network_option("Invert the grey values: what is bright becomes dark.", default=False)
     overwrite: bool = overwrite_option()
     strict: bool = strict_option()
@@ -166,7 +171,7 @@ class PlanRequest(VolumeOptions, ArrayOptions):
     """Options of ``plan``."""
 
     probe: bool = _planning("Measure the speed of this device (a minute), for this and later plans.", default=False)
-    tile_seconds: float | None = _planning("Seconds that one tile takes, if known.", metavar="S", min=1e-06)
+    tile_seconds: float | None = _planning("Seconds that one pass of a tile takes, if known.", metavar="S", min=1e-06)
     workers: int | None = _planning(
         "Number of workers (GPUs) at a time; adds the total time, the bandwidth and the bottleneck.", metavar="N", min=1
     )

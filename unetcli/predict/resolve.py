@@ -14,7 +14,7 @@ from unetcli.core.process import Machine, cpu_threads
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.model.file import ModelHeader, read_model
-from unetcli.planning.plan import DTYPES, Plan, Settings, Sources
+from unetcli.planning.plan import DTYPES, ROTATIONS, Plan, Settings, Sources
 from unetcli.planning.planner import (
     CPU_TILE,
     MAX_FILES,
@@ -26,10 +26,17 @@ from unetcli.planning.planner import (
     require_files,
 )
 from unetcli.planning.pyramid_plan import auto_levels, max_levels
-from unetcli.predict.comparison import Sample, grey_warnings, inverted, metadata_warnings, total_for_inversion
+from unetcli.predict.comparison import (
+    Sample,
+    grey_warnings,
+    inverted,
+    metadata_warnings,
+    total_for_inversion,
+    turn_warnings,
+)
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
-from unetcli.volumes.places import require_same_place
+from unetcli.volumes.places import format_sizes, require_same_place, sizes_differ, stated_sizes
 from unetcli.volumes.samples import fingerprint, sampled_statistics
 from unetcli.volumes.volume import Volume, resolve_region
 
@@ -65,6 +72,7 @@ def resolve_plan(
     require_known(request)
     header, _ = read_model(model)
     require_match(request, source, header)
+    require_turnable(request, source)
     region = resolve_region(request.sections, request.roi, source)
     sample = None if machine else Sample.of(source, region, request.channel)
     settings = resolve_settings(request, source, header, frozen, machine, sample)
@@ -103,6 +111,8 @@ def require_known(request: PredictRequest) -> None:
     for option, known in (("dtype", DTYPES), ("precision", PRECISIONS), ("normalise", NORMALISE)):
         if (value := getattr(request, option)) not in known:
             raise UnetcliError(f"--{option} {value}: expected {', '.join(known[:-1])} or {known[-1]}")
+    if request.rotations not in ROTATIONS:
+        raise UnetcliError(f"--rotations {request.rotations}: expected 1, 4, 7 or 8")
     if request.skip_below is not None and not np.isfinite(request.skip_below):
         raise UnetcliError(f"--skip-below {request.skip_below}: expected a finite grey value such as 12")
 
@@ -163,6 +173,8 @@ def compare(
     """Warn if a volume differs from the training images; without ``sample``, only the metadata are compared."""
     if sample is not None and (text := sample.constant(source.path)) is not None:
         warn(text)
+    for text in turn_warnings(request.rotations, header.augmentation):
+        warn(text)
     if (data := header.training_data) is None:
         return
     texts = list(metadata_warnings(source, request.channel, data))
@@ -173,6 +185,16 @@ def compare(
         texts += grey_warnings(source.path, measures, data.grey, normalise=request.normalise, invert=request.invert)
     for text in texts:
         warn(text)
+
+
+def require_turnable(request: PredictRequest, source: Volume) -> None:
+    """Raise :class:`UnetcliError` if quarter turns would exchange sides of different lengths."""
+    sizes = {axis: size for axis, size in stated_sizes(source).items() if axis in "yx"}
+    if request.rotations > 1 and len(sizes) > 1 and sizes_differ(sizes["y"], sizes["x"]):
+        raise UnetcliError(
+            f"--rotations {request.rotations}: {source.path} has pixels of {format_sizes(sizes)} (y x x), "
+            "which quarter turns would exchange; --rotations 1, or a volume resampled to square pixels, would work"
+        )
 
 
 def resolve_statistics(
@@ -237,6 +259,7 @@ def resolve_settings(
         mask=None if mask is None else mask.fingerprint(resolve_region(request.sections, request.roi, source)),
         skip_below=request.skip_below,
         invert=request.invert,
+        rotations=request.rotations,
     )
 
 

@@ -72,6 +72,8 @@ class PredictSummary:
     """Kind of device: cpu, cuda or mps."""
     precision: str
     """Precision of the network: float32 or bfloat16."""
+    rotations: int
+    """Turned copies of each tile that were averaged; 1: the tile alone."""
     levels_missing: int
     """Blocks of coarser levels that are missing although full resolution is complete."""
     warnings: tuple[str, ...] = ()
@@ -279,6 +281,7 @@ def summarise(
         wasted_work=round(wasted_work(plan), 4),
         device=plan.settings.device,
         precision=plan.settings.precision,
+        rotations=plan.settings.rotations,
         levels_missing=int((~levels).sum()),
     )
 

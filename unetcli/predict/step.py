@@ -332,6 +332,7 @@ def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None
     """Log the paths, blocks, tile and device of a run before it computes; ``found`` blocks are already done."""
     plan = step.plan
     tile, inner = plan.tile[-1], plan.footprint.output(plan.tile)[-1]
+    levels = f"{plan.levels} levels" if plan.levels > 1 else ""
     part = f"share {share[0]} of {share[1]} (0-{share[1] - 1}) of " if share else ""
     log.info("%s (%s) -> %s", step.paths.volume, describe(plan.region, plan.axes), step.paths.output)
     log.info(
@@ -345,5 +346,5 @@ def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None
         100 * wasted_work(plan),
         plan.settings.device,
         plan.settings.precision,
-        f"; {plan.levels} levels" if plan.levels > 1 else "",
+        "".join(f"; {each}" for each in (plan.settings.averaged, levels) if each),
     )
