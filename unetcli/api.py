@@ -3,7 +3,7 @@
 Each function takes the options of the command of the same name, with the same defaults, and returns as an object what
 the command prints with ``--json``. Paths may be ``str`` or ``pathlib.Path``, although a type checker accepts only the
 type in the signature. Values are Python objects instead of text: ``tile=572`` (None: auto), ``sections=(20, 25)``,
-``roi=((0, 5), (512, None), (None, 1024))``, ``metrics=("pixels", "em")``, ``share=(0, 8)``,
+``roi=((0, 5), (512, None), (None, 1024))``, ``metrics=("pixels", "em")``, ``share=(0, 8)``, ``model=("a", "b")``,
 ``setup=("module load cuda",)``. Like the commands, a call continues where an earlier one stopped.
 
     from unetcli import api
@@ -97,6 +97,8 @@ def _as_declared(value: Any, declared: DeclaredOption | None) -> Any:
     kinds = set() if declared is None else {declared.kind, *get_args(declared.kind)}
     if isinstance(value, str) and Path in kinds and str not in kinds:
         return Path(value)
+    if isinstance(value, list | tuple) and tuple[Path, ...] in kinds:
+        return tuple(map(Path, value))
     return str(value) if isinstance(value, Path) and str in kinds and Path not in kinds else value
 
 

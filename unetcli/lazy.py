@@ -16,8 +16,9 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, collected_warnings, require_no_warnings
-from unetcli.model.file import find_model, load_network
+from unetcli.model.file import load_network
 from unetcli.planning.plan import Plan
+from unetcli.predict.models import Named, find_models
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import resolve_plan
 from unetcli.volumes.opening import open_volume
@@ -31,15 +32,15 @@ CHUNK_BYTES = 64 * 2**20
 _one_at_a_time = threading.Lock()
 
 
-def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None, **options: Any) -> da.Array:
+def predict(x: Any, model: Named = None, *, axes: str | None = None, **options: Any) -> da.Array:
     """Class probabilities of a volume as a Dask array; nothing is computed or written yet.
 
     Parameters
     ----------
     x : path, Zarr array, NumPy array or Dask array
         The axes of a path are found as by :func:`unetcli.volumes.opening.open_volume`.
-    model : path of a model file or folder, optional
-        Default: ``$UNETCLI_MODEL``, else ``./model``.
+    model : path of a model file or folder, or several, optional
+        The probabilities of several are averaged. Default: ``$UNETCLI_MODEL``, else ``./model``.
     axes : letters of t, c, z, y, x, optional
         Axes of an array, in array order. Default: its dimension names, else y, x or z, y, x.
     **options
@@ -57,10 +58,10 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
     UnetcliError
         Volume, model or options do not fit, as in ``unetcli predict``.
     """
-    source, file = as_volume(x, axes), find_model(None if model is None else Path(model))
+    source, files = as_volume(x, axes), find_models(model)
     request = PredictRequest(volume=source.path, **options)
     with collected_warnings(strict=request.strict):
-        plan = resolve_plan(request, source, file, None)
+        plan = resolve_plan(request, source, files, None)
         require_no_warnings()
     lead = 1 if "t" in plan.axes else 0
     several = plan.settings.outputs > 1
@@ -70,7 +71,7 @@ def predict(x: Any, model: str | Path | None = None, *, axes: str | None = None,
     if several:
         sides.insert(lead, (plan.settings.outputs,))
     result: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
-        BlockGroup(plan, source, str(file.absolute()), lead if several else None),
+        BlockGroup(plan, source, tuple(str(file.absolute()) for file in files), lead if several else None),
         numbers,
         dtype=plan.settings.dtype,
         chunks=tuple(sides),
@@ -86,7 +87,7 @@ class BlockGroup:
 
     plan: Plan
     source: Volume
-    model: str
+    models: tuple[str, ...]
     channel_axis: int | None
 
     def __call__(self, numbers: NDArray[np.intp]) -> NDArray[Any]:
@@ -97,7 +98,7 @@ class BlockGroup:
         shape = tuple(b - a for a, b in zip(first.start, last.stop, strict=True))
         values = np.empty((plan.settings.outputs, *shape), plan.settings.dtype)
         with _one_at_a_time:  # a single network uses all of its threads, or the GPU
-            predictor = _loaded(self.model, plan.settings.device, plan.settings)
+            predictor = _loaded(self.models, plan.settings.device, plan.settings)
             for block in predict_blocks(plan, predictor, self.source, map(int, numbers.flat)):
                 if block.error is not None:
                     raise block.error
@@ -141,12 +142,12 @@ class _Computed:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, device: str | None, settings: Any) -> Predictor:
+def _loaded(models: tuple[str, ...], device: str | None, settings: Any) -> Predictor:
     from unetcli.model.network import exact_float32, resolve_device
     from unetcli.predict.predictor import Predictor
 
     exact_float32()
-    return Predictor(load_network(Path(model)), settings, resolve_device(device))
+    return Predictor([load_network(Path(model)) for model in models], settings, resolve_device(device))
 
 
 def block_sides(plan: Plan) -> list[tuple[int, ...]]:

@@ -67,7 +67,7 @@ def warnings_of(values: NDArray[Any], model: Path, **options: Any) -> list[str]:
     name = f"v{len(list(Path().iterdir()))}.zarr"
     write_zarr(Path(name), values, (1, 64, 64))
     with collected_warnings() as found:
-        resolve_plan(PredictRequest(volume=name, tile=60, device="cpu", **options), open_volume(name), model, None)
+        resolve_plan(PredictRequest(volume=name, tile=60, device="cpu", **options), open_volume(name), [model], None)
     return found
 
 

@@ -73,6 +73,7 @@ def _defaults(
     for key, name, value in _named(context, file, skipped):
         where = f"{file}: {key} is {_shown(value)}"
         kind = _of_words(parameters[name], kinds[name])
+        value = [value] if kind == SEVERAL and isinstance(value, str) else value
         if not fits(value, kind):
             raise UnetcliError(f"{where}; expected {expected(kind)}")
         try:  # Typer checks ranges and choices here, so that the message can name the file
@@ -173,6 +174,8 @@ def _shown(value: Any) -> str:
 
 
 Command = Callable[..., None]
+SEVERAL = list[Path] | None
+"""Type of a repeatable option of paths; a file may have a single one as text."""
 PAIRS = tuple[tuple[str, str], ...]
 """Type of a repeatable option of two words."""
 COMMON = ("version", "verbose", "quiet")
@@ -289,6 +292,8 @@ def typed(declared: DeclaredOption) -> Any:
     if kind == tuple[str, ...]:
         return list[str] | None
     parts = get_args(kind)
+    if tuple[Path, ...] in parts:  # one path or several
+        return SEVERAL
     if {str, Path} <= set(parts):  # a path or a URL
         return str | None if NoneType in parts else str
     return kind

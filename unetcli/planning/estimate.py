@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -380,7 +380,9 @@ class Estimate:
     receipts_bytes: int
 
 
-def estimate(plan: Plan, architecture: Architecture, stored: StoredInput) -> Estimate:
+def estimate(
+    plan: Plan, architecture: Architecture, stored: StoredInput, others: Sequence[Architecture] = ()
+) -> Estimate:
     """Count the work, memory, bytes and files of a plan.
 
     Parameters
@@ -390,6 +392,8 @@ def estimate(plan: Plan, architecture: Architecture, stored: StoredInput) -> Est
         The network, for its multiply-adds and memory.
     stored : StoredInput
         Storage layout of the volume that is read.
+    others : sequence of Architecture
+        The networks of further models.
 
     Returns
     -------
@@ -405,9 +409,9 @@ def estimate(plan: Plan, architecture: Architecture, stored: StoredInput) -> Est
         wasted_work=math.prod(axis.read for axis in work) / plan.region.size - 1,
         tile_multiply_adds=multiply_adds(architecture, (plan.tile[-2], plan.tile[-1])),
         passes=plan.settings.passes,
-        multiply_adds=plan.settings.passes * _all_multiply_adds(architecture, work),
-        device_bytes=network_bytes(plan, architecture),
-        host_bytes=host_bytes(plan, architecture, stored, work),
+        multiply_adds=plan.settings.rotations * sum(_all_multiply_adds(a, work) for a in (architecture, *others)),
+        device_bytes=network_bytes(plan, architecture, others),
+        host_bytes=host_bytes(plan, architecture, stored, work, others),
         input_chunks=places * stored.files_per_place,
         input_bytes=places * stored.chunk_bytes,
         output_bytes=plan.region.size * outputs * ITEM_BYTES[plan.settings.dtype],
@@ -450,17 +454,27 @@ def multiply_adds(architecture: Architecture, shape: tuple[int, int]) -> int:
     return total + a.channels(0) * a.classes * y * x
 
 
-def network_bytes(plan: Plan, architecture: Architecture) -> int:
-    """Peak memory of the network of a plan on its device, in bytes."""
-    settings = plan.settings
-    one_pass = device_bytes(architecture, plan.tile[-1], settings.device, settings.precision)
-    return one_pass + averaging_bytes(plan, architecture)
+def network_bytes(plan: Plan, architecture: Architecture, others: Sequence[Architecture] = ()) -> int:
+    """Peak memory of the networks of a plan on their device, in bytes."""
+    return _pass_bytes(plan, architecture) + averaging_bytes(plan, architecture, others)
 
 
-def averaging_bytes(plan: Plan, architecture: Architecture) -> int:
-    """Memory on the device that averaging adds to one forward pass: the sum, a copy turned back and a turned input."""
+def averaging_bytes(plan: Plan, architecture: Architecture, others: Sequence[Architecture] = ()) -> int:
+    """Memory on the device that averaging adds to a forward pass of the first network, in bytes.
+
+    It is that of the sum, a copy turned back and a turned input; of the weights of the other networks, in float32 and
+    once more in the precision of the plan; and what a pass of a larger one takes more than that of the first.
+    """
     a, pixels = architecture, math.prod(plan.tile)
-    return 4 * (2 * a.classes + a.in_channels) * pixels if plan.settings.passes > 1 else 0
+    own = 4 * (2 * a.classes + a.in_channels) * pixels if plan.settings.passes > 1 else 0
+    first = _pass_bytes(plan, a)
+    larger = max([0, *(_pass_bytes(plan, other) - first for other in others)])
+    return own + 2 * 4 * sum(other.parameters for other in others) + larger
+
+
+def _pass_bytes(plan: Plan, architecture: Architecture) -> int:
+    """Peak memory of one network of a plan and its forward pass."""
+    return device_bytes(architecture, plan.tile[-1], plan.settings.device, plan.settings.precision)
 
 
 def device_bytes(architecture: Architecture, tile: int, device: str, precision: str) -> int:
@@ -483,7 +497,13 @@ def device_bytes(architecture: Architecture, tile: int, device: str, precision: 
     return int(slack * activations) + copies * architecture.parameters + extra
 
 
-def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work: tuple[AxisWork, ...]) -> int:
+def host_bytes(
+    plan: Plan,
+    architecture: Architecture,
+    stored: StoredInput,
+    work: tuple[AxisWork, ...],
+    others: Sequence[Architecture] = (),
+) -> int:
     """Peak memory of a worker process, in bytes: its libraries, and the arrays that the three stages hold at once.
 
     A mirrored window is copied once per axis while it is read. On a CPU the memory of the network is included.
@@ -494,9 +514,11 @@ def host_bytes(plan: Plan, architecture: Architecture, stored: StoredInput, work
     mask = voxels  # bool array of finite values
     piece = math.prod(plan.footprint.output(plan.tile)) * item
     chunk = max(stored.chunk_bytes // stored.files_per_place, math.prod(plan.write_chunks) * item)
-    network = 2 * 4 * architecture.parameters  # while loading: the tensors of the file and those of the network
+    network = (
+        2 * 4 * sum(a.parameters for a in (architecture, *others))
+    )  # while loading: the tensors of the file and those of the network
     if plan.settings.device == "cpu":
-        network = max(network, network_bytes(plan, architecture))
+        network = max(network, network_bytes(plan, architecture, others))
     more = GPU_IO_THREADS if plan.settings.device == "cuda" else 0
     windows, results = WINDOWS_HELD + 2 + more, RESULTS_HELD + more
     held = windows * voxels * stored.bytes_per_voxel + mask + results * block * item

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -250,6 +250,18 @@ ROTATIONS = (1, 4, 7, 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Mean and standard deviation by which grey values are normalised for a model."""
+
+    mean: PerChannel
+    std: PerChannel
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, as_per_channel(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings other than geometry that affect the bytes of the result; frozen when a run is planned."""
 
@@ -279,6 +291,9 @@ class Settings:
     """Whether grey values x are replaced by s - x: ``mean`` is s minus the mean, and ``std`` is negative."""
     rotations: int = 1
     """Turned copies of each tile whose probabilities are averaged, one of ``ROTATIONS``; 1: the tile alone."""
+    others: tuple[Statistics, ...] = ()
+    """Statistics of further models whose probabilities are averaged with those of the first; ``mean`` and ``std`` are
+    those of the first."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -291,12 +306,32 @@ class Settings:
     @property
     def passes(self) -> int:
         """Forward passes of each tile."""
-        return self.rotations
+        return self.rotations * self.models
+
+    @property
+    def models(self) -> int:
+        """Number of models whose probabilities are averaged."""
+        return 1 + len(self.others)
+
+    @property
+    def statistics(self) -> tuple[Statistics, ...]:
+        """Statistics of each model."""
+        return (Statistics(mean=self.mean, std=self.std), *self.others)
 
     @property
     def averaged(self) -> str:
         """Describe what is averaged; empty if each tile has a single pass."""
-        return f"mean of {self.rotations} turned copies" if self.rotations > 1 else ""
+        copies = f"{self.rotations} turned copies" if self.rotations > 1 else ""
+        models = f"{self.models} models" if self.models > 1 else ""
+        return f"mean of {' by '.join(filter(None, (copies, models)))}" if copies or models else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Path and SHA-256 of a model file at the time of planning."""
+
+    path: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +342,13 @@ class Sources:
     volume_fingerprint: str
     model: str
     model_fingerprint: str
+    others: tuple[ModelSource, ...] = ()
+    """Further models, in the order of ``Settings.others``."""
+
+    @property
+    def models(self) -> tuple[ModelSource, ...]:
+        """All models."""
+        return (ModelSource(path=self.model, fingerprint=self.model_fingerprint), *self.others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,11 +499,25 @@ def differences(old: Plan, new: Plan) -> list[str]:
         phrases.append(f"tile {new.tile[-1]} (was {old.tile[-1]})")
     elif not phrases and "block_shape" in found:  # same tile: another version, or other input chunks
         phrases.append(found["block_shape"])
-    phrases += [f"{name} {now} (was {before})" for name, before, now in changed(old.settings, new.settings)]
-    for source in ("volume", "model"):
-        if not same_data(*(getattr(plan.sources, f"{source}_fingerprint") for plan in (old, new))):
-            path, before = (getattr(plan.sources, source) for plan in (new, old))
-            phrases.append(f"{source} {path} (was {before}, or other data)")
+    settings = replace(new.settings, others=old.settings.others)  # these follow from the models
+    phrases += [f"{name} {now} (was {before})" for name, before, now in changed(old.settings, settings)]
+    if not same_data(old.sources.volume_fingerprint, new.sources.volume_fingerprint):
+        phrases.append(f"volume {new.sources.volume} (was {old.sources.volume}, or other data)")
+    return phrases + _model_differences(old, new)
+
+
+def _model_differences(old: Plan, new: Plan) -> list[str]:
+    """Phrases about models whose number, order or content differs."""
+    if old.settings.models != new.settings.models:
+        return [f"{new.settings.models} models (was {old.settings.models})"]
+    pairs = [*zip(old.sources.models, new.sources.models, strict=False)]
+    phrases = [
+        f"model {now.path} (was {before.path}, or other data)"
+        for before, now in pairs
+        if not same_data(before.fingerprint, now.fingerprint)
+    ]
+    if not phrases and old.settings.others != new.settings.others:
+        phrases.append("other statistics of the models")
     return phrases
 
 

@@ -5,10 +5,11 @@ The first and the last stage are in :mod:`unetcli.predict.windows`.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +27,7 @@ from unetcli.core.streams import prefetch
 from unetcli.model.inference import InferenceUNet
 from unetcli.model.network import UNet, channelwise, folded, on_device
 from unetcli.planning.estimate import GPU_IO_THREADS
-from unetcli.planning.plan import Plan, Settings, Tile
+from unetcli.planning.plan import Plan, Settings, Statistics, Tile
 from unetcli.predict.gpu import Graphs, Transfers
 from unetcli.predict.skipping import Mask
 from unetcli.predict.turns import mean_of, turns
@@ -54,22 +55,38 @@ OUT_OF_MEMORY = ("allocate memory", "could not create a primitive", "could not c
 TORCH_DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
+class Member:
+    """One of the networks whose probabilities are averaged, with its own statistics."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], own: Statistics, device: torch.device) -> None:
+        self.network = network
+        self._mean, self._std = channelwise(own.mean, device), channelwise(own.std, device)
+
+    def probabilities(self, voxels: Tensor) -> Tensor:
+        """Class probabilities (classes, y, x) of grey values (1, c, y, x), float32."""
+        x = ((voxels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        return torch.softmax(self.network(x)[0].float(), dim=0)
+
+
 class Predictor:
     """Network with normalisation, averaging and quantisation: maps the grey values of a tile to stored values.
 
     Parameters
     ----------
-    network : UNet
-        Moved to the device.
+    networks : UNet or a sequence of them
+        One for each of the statistics of the settings; moved to the device.
     settings : Settings
         Statistics, precision, turned copies and output dtype.
     device : torch.device
     """
 
-    def __init__(self, network: UNet, settings: Settings, device: torch.device) -> None:
+    def __init__(self, networks: UNet | Sequence[UNet], settings: Settings, device: torch.device) -> None:
         self.settings, self.device = settings, device
-        self.network = inference_network(network, settings, device)
-        self._mean, self._std = channelwise(settings.mean, device), channelwise(settings.std, device)
+        several = [networks] if isinstance(networks, UNet) else networks
+        self._members = [
+            Member(inference_network(network, settings, device), own, device)
+            for network, own in zip(several, settings.statistics, strict=True)
+        ]
         self._tile: tuple[int, ...] | None = None
         self._turns = turns(settings.rotations)
         self._transfers = Transfers(device) if device.type == "cuda" else None
@@ -128,13 +145,9 @@ class Predictor:
     @torch.inference_mode()
     def _stored(self, voxels: Tensor) -> Tensor:
         """Stored values of a tile (c, y, x) that is on the device."""
-        x = (voxels.to(self.device, torch.float32)[np.newaxis] - self._mean) / self._std
-        return self.quantise(mean_of(turn.undo(self._probabilities(turn.apply(x))) for turn in self._turns))
-
-    def _probabilities(self, x: Tensor) -> Tensor:
-        """Class probabilities (classes, y, x) of normalised grey values (1, c, y, x)."""
-        logits = self.network(x.contiguous(memory_format=torch.channels_last))[0].float()
-        return torch.softmax(logits, dim=0)
+        x = voxels.to(self.device, torch.float32)[np.newaxis]
+        pairs = itertools.product(self._members, self._turns)
+        return self.quantise(mean_of(turn.undo(member.probabilities(turn.apply(x))) for member, turn in pairs))
 
     def quantise(self, probabilities: Tensor) -> Tensor:
         """Stored values of probabilities (classes, y, x): foreground alone if there are two classes.

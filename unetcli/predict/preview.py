@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from unetcli.core.process import Machine, cpu_name, cpu_threads, may_have_gpu
 from unetcli.core.records import to_json
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.request import SlurmRequest
-from unetcli.model.file import find_model, read_header
+from unetcli.model.file import read_header
 from unetcli.planning.estimate import (
     STARTUP_SECONDS,
     Estimate,
@@ -29,6 +29,7 @@ from unetcli.planning.estimate import (
 )
 from unetcli.planning.plan import FORMAT, Plan, differences
 from unetcli.planning.pyramid_plan import pyramid_of
+from unetcli.predict.models import find_models
 from unetcli.predict.probe import Probe, cache_probe, find_cached, measure_plan, run_in_job
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import ASSUMED_GPU_BYTES, folder_of, resolve_plan, with_machine
@@ -125,6 +126,7 @@ class PlanReport:
             "device": plan.settings.device,
             "stored_bytes": self.stored_bytes,
             "rotations": plan.settings.rotations,
+            "models": [model.path for model in plan.sources.models],
             **estimated(
                 "passes", "multiply_adds", "tile_multiply_adds", "input_bytes", "input_chunks", "receipts_bytes"
             ),
@@ -165,17 +167,17 @@ def plan_volume(
     """
     cluster, options = cluster or request, options or PlanOptions()
     request, asked = with_machine(request, cluster), slurm_request(cluster)
-    model, source = find_model(request.model), open_volume(request.volume, parts=True)
-    architecture = read_header(model).architecture
+    models, source = find_models(request.model), open_volume(request.volume, parts=True)
+    architecture, *others = [read_header(model).architecture for model in models]
     frozen = None if request.overwrite else folder_of(request).read_plan(Plan, FORMAT)
     machine, assumed = find_machine(request, frozen)
-    plan = resolve_plan(request, source, model, frozen, machine)
+    plan = resolve_plan(request, source, models, frozen, machine)
     require_no_warnings()
-    numbers = estimate(plan, architecture, stored_input(plan, source))
+    numbers = estimate(plan, architecture, stored_input(plan, source), others)
     numbers = replace(numbers, output_files=numbers.output_files + pyramid_of(plan).files)
     probe = None if options.tile_seconds else find_probe(plan, architecture, options, machine, submit)
     if probe is not None and probe.device_bytes is not None:
-        numbers = replace(numbers, device_bytes=probe.device_bytes + averaging_bytes(plan, architecture))
+        numbers = replace(numbers, device_bytes=probe.device_bytes + averaging_bytes(plan, architecture, others))
     rates = find_rates(options, probe, plan)
     workers = options.workers or asked.max_running
     times = timing(numbers, plan.settings, rates, workers, asked.blocks_per_job)
@@ -202,6 +204,8 @@ def plan_volume(
 def conflicts(frozen: Plan, plan: Plan) -> tuple[str, ...]:
     """Differences of a preview from a frozen plan; statistics and sources, which need voxels, are not compared."""
     known = replace(frozen.settings, mean=plan.settings.mean, std=plan.settings.std)
+    if known.models == plan.settings.models:
+        known = replace(known, others=plan.settings.others)
     return tuple(differences(replace(frozen, sources=plan.sources, settings=known), plan))
 
 
@@ -217,10 +221,10 @@ def stored_input(plan: Plan, source: Volume) -> StoredInput:
     )
 
 
-def sizes(plan: Plan, source: Volume, model: Path, asked: SlurmRequest) -> tuple[Estimate, Timing]:
+def sizes(plan: Plan, source: Volume, models: Sequence[Path], asked: SlurmRequest) -> tuple[Estimate, Timing]:
     """Estimate and shares of a plan; the size of shares follows from a cached probe if there is one."""
-    architecture = read_header(model).architecture
-    numbers = estimate(plan, architecture, stored_input(plan, source))
+    architecture, *others = [read_header(model).architecture for model in models]
+    numbers = estimate(plan, architecture, stored_input(plan, source), others)
     probe = find_cached(plan, architecture, None)
     rates = probe.rates(plan.sources.volume) if probe else None
     return numbers, timing(numbers, plan.settings, rates, asked.max_running, asked.blocks_per_job)

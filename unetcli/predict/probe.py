@@ -199,7 +199,7 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
     torch.set_num_threads(plan.settings.threads)
     device = resolve_device(plan.settings.device)
     architecture = read_header(model).architecture
-    predictor = Predictor(load_network(model), replace(plan.settings, rotations=1), device)
+    predictor = Predictor(load_network(model), replace(plan.settings, rotations=1, others=()), device)
     block = plan.block(plan.blocks // 2)
     tile = next(plan.tiles(block))
     read_rate, voxels = _time_reading(plan, source, tile, seconds / 6)

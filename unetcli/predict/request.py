@@ -85,7 +85,11 @@ class VolumeOptions(Options):
         kw_only=False, metadata=argument("Image: TIFF stack, Zarr or OME-Zarr (also store.zarr/path/inside).", "VOLUME")
     )
     output: Place | None = file_option("OME-Zarr to write. Default: NAME.pred.zarr in the current folder.", short="-o")
-    model: Path | None = file_option("Model file, or folder of a training. Default: ./model.", short="-m", env=True)
+    model: Path | tuple[Path, ...] | None = file_option(
+        "Model file, or folder of a training; give it several times to average models. Default: ./model.",
+        short="-m",
+        env=True,
+    )
     dtype: str = file_option(
         "Data type of the output: uint8 (255 times the probability), float16 or float32.", default="uint8"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from unetcli.core.process import Machine, cpu_threads
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.model.file import ModelHeader, read_model
-from unetcli.planning.plan import DTYPES, ROTATIONS, Plan, Settings, Sources
+from unetcli.planning.plan import DTYPES, ROTATIONS, ModelSource, Plan, Settings, Sources, Statistics
 from unetcli.planning.planner import (
     CPU_TILE,
     MAX_FILES,
@@ -34,6 +36,7 @@ from unetcli.predict.comparison import (
     total_for_inversion,
     turn_warnings,
 )
+from unetcli.predict.models import require_agreeing
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.places import format_sizes, require_same_place, sizes_differ, stated_sizes
@@ -48,7 +51,7 @@ smaller tiles."""
 
 
 def resolve_plan(
-    request: PredictRequest, source: Volume, model: Path, frozen: Plan | None, machine: Machine | None = None
+    request: PredictRequest, source: Volume, models: Sequence[Path], frozen: Plan | None, machine: Machine | None = None
 ) -> Plan:
     """Resolve a request to a plan.
 
@@ -57,7 +60,8 @@ def resolve_plan(
     request : PredictRequest
     source : Volume
         The opened volume of the request.
-    model : path of the model file
+    models : paths of the model files
+        Their probabilities are averaged.
     frozen : Plan, optional
         Plan of an earlier run into the same output; automatic choices are taken from it.
     machine : Machine, optional
@@ -70,13 +74,18 @@ def resolve_plan(
         An option has a bad value, or volume, model and options do not fit each other.
     """
     require_known(request)
-    header, _ = read_model(model)
-    require_match(request, source, header)
+    headers = [read_model(model)[0] for model in models]
+    for header in headers:
+        require_match(request, source, header)
+    require_agreeing(models, headers, source)
     require_turnable(request, source)
     region = resolve_region(request.sections, request.roi, source)
     sample = None if machine else Sample.of(source, region, request.channel)
-    settings = resolve_settings(request, source, header, frozen, machine, sample)
-    compare(request, source, header, settings, sample)
+    settings = resolve_settings(request, source, headers, frozen, machine, sample)
+    compare(request, source, dict(zip(models, headers, strict=True)), settings, sample)
+    first, *others = [
+        ModelSource(path=absolute(str(model)), fingerprint="" if machine else file_sha256(model)) for model in models
+    ]
     channels = source.channels if request.channel is None else 1
     if request.zarr_format not in (2, 3):
         raise UnetcliError(f"--zarr-format {request.zarr_format}: expected 3 (OME-Zarr 0.5) or 2 (OME-Zarr 0.4)")
@@ -88,14 +97,15 @@ def resolve_plan(
             bytes_per_voxel=channels * source.dtype.itemsize,
         ),
         region,
-        header.architecture,
-        resolve_tile(request, header, frozen, settings.device, machine),
+        headers[0].architecture,
+        min(resolve_tile(request, header, frozen, settings.device, machine) for header in headers),
         settings,
         Sources(
             volume=absolute(request.volume),
             volume_fingerprint="" if machine else fingerprint(source),
-            model=absolute(str(model)),
-            model_fingerprint="" if machine else file_sha256(model),
+            model=first.path,
+            model_fingerprint=first.fingerprint,
+            others=tuple(others),
         ),
         max_files=request.max_files or (output_files(frozen) if frozen else MAX_FILES),
         zarr_format=request.zarr_format,
@@ -168,23 +178,39 @@ SHIFTED_MASK = "--mask covers another region; if it does not, --same-place says 
 
 
 def compare(
-    request: PredictRequest, source: Volume, header: ModelHeader, settings: Settings, sample: Sample | None
+    request: PredictRequest,
+    source: Volume,
+    headers: Mapping[Path, ModelHeader],
+    settings: Settings,
+    sample: Sample | None,
 ) -> None:
-    """Warn if a volume differs from the training images; without ``sample``, only the metadata are compared."""
+    """Warn if a volume differs from the training images; without ``sample``, only the metadata are compared.
+
+    What is true of all models is said once; otherwise the model is named.
+    """
     if sample is not None and (text := sample.constant(source.path)) is not None:
         warn(text)
-    for text in turn_warnings(request.rotations, header.augmentation):
-        warn(text)
+    pairs = zip(headers.items(), settings.statistics, strict=True)
+    found = {file: list(differences_from(request, source, header, own, sample)) for (file, header), own in pairs}
+    for text in dict.fromkeys(itertools.chain(*found.values())):
+        files = [file for file, texts in found.items() if text in texts]
+        for named in [""] if len(files) == len(found) else [f"--model {file}: " for file in files]:
+            warn(named + text)
+
+
+def differences_from(
+    request: PredictRequest, source: Volume, header: ModelHeader, own: Statistics, sample: Sample | None
+) -> Iterator[str]:
+    """Warnings about differences from the training images of one model, whose statistics are ``own``."""
+    yield from turn_warnings(request.rotations, header.augmentation)
     if (data := header.training_data) is None:
         return
-    texts = list(metadata_warnings(source, request.channel, data))
+    yield from metadata_warnings(source, request.channel, data)
     if sample is not None and len(sample.measures):
         measures = sample.measures
         if request.invert:  # with --normalise volume, brightness is not compared, and any sum will do
-            measures = inverted(measures, np.atleast_1d(np.add(settings.mean, header.intensity.mean))[:, np.newaxis])
-        texts += grey_warnings(source.path, measures, data.grey, normalise=request.normalise, invert=request.invert)
-    for text in texts:
-        warn(text)
+            measures = inverted(measures, np.atleast_1d(np.add(own.mean, header.intensity.mean))[:, np.newaxis])
+        yield from grey_warnings(source.path, measures, data.grey, normalise=request.normalise, invert=request.invert)
 
 
 def require_turnable(request: PredictRequest, source: Volume) -> None:
@@ -198,31 +224,38 @@ def require_turnable(request: PredictRequest, source: Volume) -> None:
 
 
 def resolve_statistics(
-    request: PredictRequest, source: Volume, header: ModelHeader, frozen: Plan | None, sample: Sample | None
-) -> tuple[PerChannel, PerChannel]:
-    """Mean and standard deviation by which grey values are normalised; with ``--invert``, those that invert them.
+    request: PredictRequest, source: Volume, header: ModelHeader, frozen: Statistics | None, sample: Sample | None
+) -> Statistics:
+    """Mean and standard deviation by which grey values are normalised for one model.
 
-    Those of the volume, and what ``--invert`` exchanges, are measured once and taken from the frozen plan then.
-    Without ``sample`` the plan is a preview, whose statistics are not used.
+    With ``--invert``, they invert the grey values.
+
+    Those of the volume, and what ``--invert`` exchanges, are measured once, and are ``frozen`` then. Without ``sample``
+    the plan is a preview, whose statistics are not used.
     """
     mean, std = header.intensity.mean, header.intensity.std
     measured = request.normalise == "volume" or request.invert
-    if frozen is not None and measured and _same_normalisation(request, frozen):
-        return frozen.settings.mean, frozen.settings.std
+    if frozen is not None and measured:
+        return frozen
     if sample is None:
-        return mean, std
+        return Statistics(mean=mean, std=std)
     if request.normalise == "volume":
         mean, std = sampled_statistics(source, request.channel)
-        return (mean, as_per_channel(_negative(std))) if request.invert else (mean, std)
+        return Statistics(mean=mean, std=as_per_channel(_negative(std)) if request.invert else std)
     if not request.invert:
-        return mean, std
+        return Statistics(mean=mean, std=std)
     grey = header.training_data.grey if header.training_data else ()
     inverse = np.asarray(total_for_inversion(source.dtype, sample, grey)) - np.asarray(mean)
-    return as_per_channel(inverse.tolist()), as_per_channel(_negative(std))
+    return Statistics(mean=as_per_channel(inverse.tolist()), std=as_per_channel(_negative(std)))
 
 
-def _same_normalisation(request: PredictRequest, frozen: Plan) -> bool:
-    return (frozen.settings.normalise, frozen.settings.invert) == (request.normalise, request.invert)
+def _frozen_statistics(request: PredictRequest, frozen: Plan | None, models: int) -> Sequence[Statistics | None]:
+    """Statistics of each model in an earlier plan that normalises in the same way; None if there is none."""
+    if frozen is not None and frozen.settings.models == models:
+        settings = frozen.settings
+        if (settings.normalise, settings.invert) == (request.normalise, request.invert):
+            return settings.statistics
+    return [None] * models
 
 
 def _negative(values: PerChannel) -> float | list[float]:
@@ -233,25 +266,28 @@ def _negative(values: PerChannel) -> float | list[float]:
 def resolve_settings(
     request: PredictRequest,
     source: Volume,
-    header: ModelHeader,
+    headers: Sequence[ModelHeader],
     frozen: Plan | None,
     machine: Machine | None = None,
     sample: Sample | None = None,
 ) -> Settings:
     """All other settings that affect the bytes of the result."""
-    mean, std = resolve_statistics(request, source, header, frozen, sample)
+    kept = _frozen_statistics(request, frozen, len(headers))
+    first, *others = [
+        resolve_statistics(request, source, header, known, sample) for header, known in zip(headers, kept, strict=True)
+    ]
     device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
-    classes = header.architecture.classes
-    mask = open_mask(request.mask, source, header.architecture.footprint().expanded_to(len(source.axes)))
+    architecture = headers[0].architecture
+    mask = open_mask(request.mask, source, architecture.footprint().expanded_to(len(source.axes)))
     if mask and not request.same_place:
         require_same_place(source, mask.volume, SHIFTED_MASK, factors=mask.factors)
     return Settings(
         dtype=request.dtype,
-        outputs=1 if classes == 2 else classes,
+        outputs=1 if architecture.classes == 2 else architecture.classes,
         channel=request.channel,
         normalise=request.normalise,
-        mean=mean,
-        std=std,
+        mean=first.mean,
+        std=first.std,
         nonfinite=request.nonfinite,
         device=device,
         precision=request.precision,
@@ -260,6 +296,7 @@ def resolve_settings(
         skip_below=request.skip_below,
         invert=request.invert,
         rotations=request.rotations,
+        others=tuple(others),
     )
 
 

@@ -20,10 +20,10 @@ from unetcli.engine.runfolder import PREDICT, require_claimable
 from unetcli.engine.shares import ShareOutcome, finish_shares, run_share
 from unetcli.engine.step import require_continued
 from unetcli.executors.options import ClusterOptions
-from unetcli.model.file import find_model
 from unetcli.planning.plan import FORMAT, Plan
 from unetcli.planning.planner import wasted_work
 from unetcli.predict.checks import single_class
+from unetcli.predict.models import find_models
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
@@ -74,6 +74,8 @@ class PredictSummary:
     """Precision of the network: float32 or bfloat16."""
     rotations: int
     """Turned copies of each tile that were averaged; 1: the tile alone."""
+    models: int
+    """Models whose probabilities were averaged."""
     levels_missing: int
     """Blocks of coarser levels that are missing although full resolution is complete."""
     warnings: tuple[str, ...] = ()
@@ -185,17 +187,19 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     UnetcliError
         Volume, model or options do not fit, or the output cannot be written or continued.
     """
-    model, source = find_model(request.model), open_volume(request.volume, parts=True)
+    models, source = find_models(request.model), open_volume(request.volume, parts=True)
     inputs = [request.volume, *([request.mask] if request.mask else [])]
     # Read before the plan, because another share may publish both at this moment.
-    made = require_writable(request.output_path, [*inputs, model])
+    made = require_writable(request.output_path, [*inputs, *models])
     require_no_array(request)
     if request.overwrite:
         require_no_foreign_labels(request.output_path)
     folder = folder_of(request)
     require_claimable(folder.path, PREDICT, overwrite=request.overwrite)
     frozen = None if request.overwrite else folder.read_plan(Plan, FORMAT)
-    step = PredictStep(folder=folder, plan=resolve_plan(request, source, model, frozen), paths=paths_of(request, model))
+    step = PredictStep(
+        folder=folder, plan=resolve_plan(request, source, models, frozen), paths=paths_of(request, models)
+    )
     step.cache_marker(made)
     if not request.overwrite and (frozen or made):
         require_continued(step, frozen, f"start over with --overwrite, or {OTHER_OUTPUT}")
@@ -203,11 +207,12 @@ def resolve_step(request: PredictRequest) -> PredictStep:
     return step
 
 
-def paths_of(request: PredictRequest, model: Path) -> Paths:
+def paths_of(request: PredictRequest, models: Sequence[Path]) -> Paths:
     """Current paths of the data of a request."""
     return Paths(
         volume=request.volume,
-        model=str(model),
+        model=str(models[0]),
+        others=tuple(map(str, models[1:])),
         output=str(request.output_path),
         mask=request.mask,
         device=request.device,
@@ -282,6 +287,7 @@ def summarise(
         device=plan.settings.device,
         precision=plan.settings.precision,
         rotations=plan.settings.rotations,
+        models=plan.settings.models,
         levels_missing=int((~levels).sum()),
     )
 

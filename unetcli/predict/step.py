@@ -32,7 +32,7 @@ from unetcli.planning.plan import FORMAT, Plan, Stage, differences
 from unetcli.planning.planner import ITEM_BYTES, wasted_work
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
 from unetcli.predict.skipping import Mask, open_mask
-from unetcli.predict.stores import Paths, attributes_of, input_changes, is_model_of, spec_of
+from unetcli.predict.stores import Paths, attributes_of, input_changes, is_planned, spec_of
 from unetcli.volumes.image import Image, label_names
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
@@ -134,7 +134,7 @@ class PredictStep(ImageStep):
         except UnetcliError as error:
             raise UnetcliError(f"host {socket.gethostname()}: {error}") from error
         exact_float32()
-        return Predictor(load_network(Path(self.paths.model)), settings, device)
+        return Predictor([load_network(Path(model)) for model in self.paths.models], settings, device)
 
     def predict(self, blocks: Iterable[int], stopping: Callable[[], bool] = bool) -> Generator[FinishedBlock]:
         """Predict blocks without storing them; see :func:`unetcli.predict.predictor.predict_blocks`."""
@@ -226,8 +226,9 @@ class PredictStep(ImageStep):
     def extra_checks(self, request: Any) -> dict[str, Any]:
         from unetcli.predict.checks import check_seams
 
-        if is_model_of(self.plan, Path(self.paths.model)):
-            read_model(Path(self.paths.model))  # a result of damaged weights is wrong, although its blocks are not
+        for planned, path in zip(self.plan.sources.models, self.paths.models, strict=True):
+            if is_planned(planned, Path(path)):
+                read_model(Path(path))  # a result of damaged weights is wrong, although its blocks are not
         return {"seams": check_seams(self, request.seams)} if request.seams else {}
 
     # ---- in a launcher
@@ -312,7 +313,7 @@ class PredictStep(ImageStep):
     def resources(self, asked: Any) -> Resources:
         from unetcli.predict.preview import MEMORY_MARGIN, sizes
 
-        numbers, times = sizes(self.plan, self.source, Path(self.paths.model), asked)
+        numbers, times = sizes(self.plan, self.source, [*map(Path, self.paths.models)], asked)
         return Resources(
             host_bytes=int(MEMORY_MARGIN * numbers.host_bytes), blocks=math.ceil(self.plan.blocks / times.shares)
         )

@@ -10,7 +10,7 @@ from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place
 from unetcli.engine.step import Change, StepPaths
-from unetcli.planning.plan import Plan
+from unetcli.planning.plan import ModelSource, Plan
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.image import MARKER, ArraySpec, image_attributes
 from unetcli.volumes.opening import open_volume
@@ -26,8 +26,15 @@ class Paths(StepPaths):
     model: str
     output: str
     mask: str | None = None
+    others: tuple[str, ...] = ()
+    """Further models, in the order of the plan."""
     device: str | None = None
     """Device of the plan's kind, if the user named one."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Paths of all models."""
+        return (self.model, *self.others)
 
 
 def input_changes(plan: Plan, paths: Paths) -> list[Change]:
@@ -36,7 +43,8 @@ def input_changes(plan: Plan, paths: Paths) -> list[Change]:
     Of a volume, shape, axes, dtype and up to 64 sampled chunks are compared.
     """
     found = [("volume", paths.volume, what) for what in volume_changes(plan, paths.volume)]
-    found += [("model", paths.model, what) for what in model_changes(plan, Path(paths.model))]
+    for planned, path in zip(plan.sources.models, paths.models, strict=True):
+        found += [("model", path, what) for what in model_changes(planned, Path(path))]
     if paths.mask and plan.settings.mask:
         found += [("mask", paths.mask, what) for what in mask_changes(plan, paths.volume, paths.mask)]
     return [Change(source=source, path=path, what=what) for source, path, what in found]
@@ -63,16 +71,16 @@ def volume_changes(plan: Plan, path: str) -> list[str]:
     return changes
 
 
-def model_changes(plan: Plan, file: Path) -> list[str]:
+def model_changes(planned: ModelSource, file: Path) -> list[str]:
     """Changes of the model file since planning, one phrase each."""
     if not file.is_file():
         return ["no longer exists"]
-    return [] if is_model_of(plan, file) else ["has changed"]
+    return [] if is_planned(planned, file) else ["has changed"]
 
 
-def is_model_of(plan: Plan, file: Path) -> bool:
+def is_planned(planned: ModelSource, file: Path) -> bool:
     """Whether a file is the model that was planned with."""
-    return file.is_file() and file_sha256(file) == plan.sources.model_fingerprint
+    return file.is_file() and file_sha256(file) == planned.fingerprint
 
 
 def mask_changes(plan: Plan, volume: str, mask: str) -> list[str]:
@@ -114,7 +122,7 @@ def attributes_of(plan: Plan, path: Place, source: Volume) -> dict[str, Any]:
         "outputs": plan.settings.outputs,
         "extent": list(plan.extent),
         "region": [[a, b] for a, b in zip(plan.region.start, plan.region.stop, strict=True)],
-        "model": plan.sources.model_fingerprint,
+        "model": " ".join(model.fingerprint for model in plan.sources.models),
         "placed": source.places,
     }
     return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}
