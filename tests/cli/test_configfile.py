@@ -127,13 +127,13 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
 ) -> None:
     words = ["predict", "--config", write(volume="of file", model="m1", setup=["a", "b"], tile=204, levels=3)]
     found = printed(*words)
-    assert (found["model"], found["tile"], found["setup"], found["levels"]) == ("m1", "204", ["a", "b"], "3")
+    assert (found["model"], found["tile"], found["setup"], found["levels"]) == (["m1"], "204", ["a", "b"], "3")
     monkeypatch.setenv("UNETCLI_MODEL", "m2")
     monkeypatch.setenv("UNETCLI_TILE", "300")
     found = printed(*words)
-    assert (found["model"], found["tile"], found["volume"]) == ("m2", "300", "of file")
+    assert (found["model"], found["tile"], found["volume"]) == (["m2"], "300", "of file")
     found = printed(*words, "typed", "--model", "m3", "--setup", "c")
-    assert (found["model"], found["volume"], found["setup"], found["tile"]) == ("m3", "typed", ["c"], "300")
+    assert (found["model"], found["volume"], found["setup"], found["tile"]) == (["m3"], "typed", ["c"], "300")
 
 
 def test_flags_are_true_or_false_and_can_be_turned_where_they_have_a_no() -> None:
