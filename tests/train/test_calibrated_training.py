@@ -16,8 +16,8 @@ from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.calibration import LIKELIHOOD, LOSS_WEIGHTS, Calibration
 from unetcli.model.file import load_network, read_header
-from unetcli.predict.run import predict_volume
 from unetcli.predict.request import PredictRequest
+from unetcli.predict.run import predict_volume
 from unetcli.train.folder import Checkpoint
 from unetcli.train.request import TrainRequest
 from unetcli.train.train import train_model
