@@ -93,7 +93,7 @@ def model_header(
 
 
 def _uses_of_held_out(training: Training, calibration: Calibration | None) -> list[str]:
-    """What the held-out sections decided, so that nobody takes scores on them for scores of a test."""
+    """Uses of the held-out sections; scores on them are no scores of a test."""
     if not training.dataset.held_out:
         return []
     fitted = calibration is not None and calibration.method == LIKELIHOOD

@@ -32,7 +32,7 @@ HALF = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """What a validation found out."""
+    """Results of a validation."""
 
     metrics: ValidationMetrics | None
     """None if there is no held-out pixel with ground truth."""
