@@ -124,3 +124,16 @@ def test_each_validation_logs_its_calibration_and_the_kept_one_is_in_the_header(
     kept = [row for row in rows if row["best"]][-1]
     assert decoded(Calibration, kept["calibration"]) == read_header(MODEL).calibration
     assert sum(kept["reliability"]["pixels"]) == 64 * 72
+
+
+def test_a_calibrated_network_is_as_independent_of_tiles_as_any(both: Calibration, tmp_path: Path) -> None:
+    assert both.scale > 1  # differences of logits are enlarged
+    maps = []
+    for tile in (28, 60):
+        output = tmp_path / f"{tile}.zarr"
+        predict_volume(
+            PredictRequest(volume="raw.zarr", model=MODEL, output=output, tile=tile, dtype="float32", device="cpu")
+        )
+        maps.append(np.asarray(zarr.open_array(output / "0", mode="r")))
+    assert np.ptp(maps[0]) > 0.5
+    assert np.abs(maps[0] - maps[1]).max() < 2e-5
