@@ -19,7 +19,7 @@ from unetcli.metrics.em_counts import section_counts
 from unetcli.metrics.pixels import Confusion
 from unetcli.train.request import MEASURES
 from unetcli.train.settings import IGNORED
-from unetcli.train.validation import MetricSums, ValidatedSection, ValidationMetrics, is_better
+from unetcli.train.validation_results import MetricSums, ValidatedSection, ValidationMetrics, is_better
 
 SHAPE = (3, 37, 46)
 EVEN = np.ones(2, np.float32)

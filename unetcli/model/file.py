@@ -16,6 +16,7 @@ from unetcli.core.errors import UnetcliError, format_shape
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
 from unetcli.core.records import from_json
+from unetcli.model.calibration import Calibration
 from unetcli.model.training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class ModelHeader:
     """Command, data and scores of the training, as plain values."""
     training_data: TrainingData | None = None
     """Properties of the training images; None in files of older versions."""
+    calibration: Calibration | None = None
+    """Calibration that the weights contain; None in files without one."""
     digest: str | None = field(default=None, compare=False)
     """Checksum of the weights (XXH3, 128 bits), which :func:`save_model` computes; None in files of older versions."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture, Layer
 from unetcli.core.process import cpu_threads as cpu_threads
+from unetcli.model.calibration import Calibration
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -245,6 +247,17 @@ def folded(network: UNet) -> UNet:
     plain.up.load_state_dict(network.up.state_dict(), strict=False)  # the biases of ``plain`` stay 0
     plain.head.load_state_dict(network.head.state_dict())
     return plain
+
+
+@torch.no_grad()
+def calibrated(network: UNet, calibration: Calibration) -> UNet:
+    """A copy of a network whose logits are scaled and shifted: both are in the weights of the last layer."""
+    copied = copy.deepcopy(network)
+    head = copied.head
+    assert head.bias is not None
+    head.weight.copy_(head.weight.cpu().double() * calibration.scale)  # on the CPU: some devices have no float64
+    head.bias.copy_(head.bias.cpu().double() * calibration.scale + torch.tensor(calibration.shift).double())
+    return copied
 
 
 def crop_to(skip: Tensor, target: Tensor) -> Tensor:

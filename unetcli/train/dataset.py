@@ -161,6 +161,13 @@ class Dataset:
             pair = self.pairs[part.pair]
             yield from ((pair, box) for box in part.region.planes() if self.is_used(pair, box))
 
+    def windows(self, most: int = MAX_WINDOWS) -> Iterator[tuple[AnnotatedVolume, Box]]:
+        """Yield up to ``most`` training sections, or parts of large ones, evenly spread over all of them."""
+        planes = self.planes(self.train)
+        pieces = [(pair, box) for pair, plane in planes for box in _pieces_of(plane, PLANE_SIDE)]
+        for n in np.unique(np.linspace(0, len(pieces) - 1, min(most, len(pieces)), dtype=np.intp)):
+            yield pieces[int(n)]
+
     def runs(self, part: Part) -> Iterator[Part]:
         """Yield the runs of consecutive sections of a part that are used; the part itself if all are."""
         pair, planes = self.pairs[part.pair], list(part.region.planes())
@@ -227,7 +234,7 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
         extremes = _widened(extremes, image)
         classes += np.bincount(pair.targets.classes(box).ravel(), minlength=IGNORED + 1)
     counts = _complete_counts(dataset, classes)
-    windows = grey_values(pair.image(box) for pair, box in _windows(planes))
+    windows = grey_values(pair.image(box) for pair, box in dataset.windows())
     return DatasetStatistics(grey.mean, grey.std, counts, len(planes), every - len(planes), fraction, windows, extremes)
 
 
@@ -235,13 +242,6 @@ def _widened(extremes: tuple[tuple[float, float], ...], image: NDArray[Any]) -> 
     """Least and largest value of each channel, also over the image (c, y, x)."""
     found = [(float(np.nanmin(channel)), float(np.nanmax(channel))) for channel in image]
     return tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(extremes or found, found, strict=True))
-
-
-def _windows(planes: Sequence[tuple[AnnotatedVolume, Box]]) -> Iterator[tuple[AnnotatedVolume, Box]]:
-    """Yield up to ``MAX_WINDOWS`` sections, or parts of large ones, evenly spread over the planes."""
-    pieces = [(pair, box) for pair, plane in planes for box in _pieces_of(plane, PLANE_SIDE)]
-    for n in np.unique(np.linspace(0, len(pieces) - 1, min(MAX_WINDOWS, len(pieces)), dtype=np.intp)):
-        yield pieces[int(n)]
 
 
 def _complete_counts(dataset: Dataset, counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import PARTIAL, draft_of, remove_aside, replacing, sweep, sync
 from unetcli.core.lock import hold
 from unetcli.core.records import OddFile, decoded, from_json, parse_json, read_text, to_json
+from unetcli.model.calibration import Calibration
 from unetcli.model.file import FILE_NAME
 from unetcli.train.settings import TrainingConfig
 
@@ -195,9 +196,13 @@ class FrozenTraining:
 def _row(line: str) -> dict[str, Any] | None:
     """Parse a line of the log; return None if it is damaged."""
     try:
-        row: dict[str, Any] = decoded(dict[str, bool | int | float | str | None], parse_json(line.strip("\0")))
+        row: dict[str, Any] = decoded(
+            dict[str, bool | int | float | str | dict[str, Any] | None], parse_json(line.strip("\0"))
+        )
         decoded(tuple[int, bool], [row.get("step"), row.get("best")])
-    except ValueError:
+        decoded(Calibration | None, row.get("calibration"))
+        decoded(dict[str, list[float | None]] | None, row.get("reliability"))
+    except (ValueError, UnetcliError):
         return None
     return row
 

@@ -22,17 +22,11 @@ from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.optim import Learner, batches, output_side
+from unetcli.train.pictures import draw_first_samples, draw_validation, remove_pictures_after, write_tensorboard
 from unetcli.train.saving import save_best, with_model
 from unetcli.train.settings import TrainingConfig
-from unetcli.train.validation import (
-    Validator,
-    describe_row,
-    draw_first_samples,
-    draw_validation,
-    is_better,
-    remove_pictures_after,
-    write_tensorboard,
-)
+from unetcli.train.validation import Validator
+from unetcli.train.validation_results import describe_row, is_better
 
 log = logging.getLogger(__name__)
 BATCHES_AHEAD = 3
@@ -197,19 +191,21 @@ class TrainingLoop:
         """Validate on rank 0; return the best value so far and the number of validations since, or None if stopped."""
         training, before = self.training, self.state
         self._show(done, f"loss {self._loss():.3f}, {'validating' if training.dataset.held_out else 'saving'} ..")
-        metrics, shown = self.validator(self.learner.validated, stopping)
+        validation = self.validator(self.learner.validated, stopping)
         if stopping():
             return None
+        metrics = validation.metrics
         value = metrics.selected if metrics else None
         is_best = before.best is None or (value is not None and is_better(training.config.select, value, before.best))
         if is_best:
-            save_best(training, self.learner.validated, done, metrics.to_dict() if metrics else None)
+            measures = metrics.to_dict() if metrics else None
+            save_best(training, self.learner.validated, done, measures, validation.calibration)
         row: dict[str, Any] = {"step": done, "loss": round(float(np.mean(self._floats())), 6), "best": is_best}
-        row |= metrics.to_dict() if metrics else {}
+        row |= validation.to_dict()
         row |= {"learning_rate": training.config.optimisation.rate(done - 1), "seconds": round(self._seconds(), 2)}
         training.folder.append_log(row)
         log.info("%s", describe_row(row, metrics))
-        draw_validation(training.folder, done, shown)
+        draw_validation(training.folder, done, validation.pictured)
         if training.options.tensorboard:
             write_tensorboard(training.folder, row)
         best = value if is_best and value is not None else before.best

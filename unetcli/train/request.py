@@ -136,6 +136,10 @@ class TrainRequest(TruthOptions, SlurmOptions):
     warm_up: int | None = _optimisation("Steps of linear warm-up. Default: 0 (paper) or 50 (fast).", metavar="STEPS")
     clip: float | None = _optimisation("Clip the gradient to this norm. Default: no clipping.")
     ema: float | None = _optimisation("Decay of the moving average of the weights. Default: 0 (paper) or 0.99 (fast).")
+    calibrate: bool | None = _optimisation(
+        "Save a model whose probabilities are calibrated on the held-out sections (default), or the network as it is.",
+        negative="--no-calibrate",
+    )
     select: str | None = _optimisation(
         "Score that selects the model: pixel_disagreement (default), pixel_error, rand_error, iou or seg."
     )

@@ -109,6 +109,7 @@ def resolve_training(
         rules=rules,
         keep_empty=keep_empty,
         balance=_chosen("balance", request, frozen, True),
+        calibrate=_chosen("calibrate", request, frozen, True),
         sections=sections,
         validation=validation,
         augmentation=resolve_augmentation(request, frozen),

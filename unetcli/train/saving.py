@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from unetcli.core.errors import UnetcliError, one_line, warn
+from unetcli.core.records import decoded
+from unetcli.model.calibration import LIKELIHOOD, Calibration
 from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
-from unetcli.model.network import UNet, folded
+from unetcli.model.network import UNet, calibrated, folded
 from unetcli.model.training_data import TrainingData
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
@@ -21,7 +23,7 @@ from unetcli.train.settings import TrainingConfig
 from unetcli.volumes.places import stated_sizes
 
 log = logging.getLogger(__name__)
-RUN_COLUMNS = {"step", "loss", "best", "learning_rate", "seconds"}
+RUN_COLUMNS = {"step", "loss", "best", "learning_rate", "seconds", "calibration", "reliability"}
 """Columns of the log that are no measures of a validation."""
 
 
@@ -40,13 +42,32 @@ class Training(Protocol):
     def device(self) -> torch.device: ...
 
 
-def save_best(training: Training, network: UNet, step: int, validation: dict[str, Any] | None) -> None:
-    """Save the network of a step as the model; ``validation`` has its measures on the held-out sections."""
-    save_model(training.folder.model, folded(network), model_header(training, step, validation))
+def save_best(
+    training: Training, network: UNet, step: int, validation: dict[str, Any] | None, calibration: Calibration | None
+) -> None:
+    """Save the network of a step as the model, with its calibration in the last layer.
+
+    The network itself stays as it is: training goes on with it.
+
+    Parameters
+    ----------
+    training : Training
+    network : UNet
+    step
+        Number of training steps.
+    validation
+        Measures on the held-out sections.
+    calibration
+        None: the network is saved as it is.
+    """
+    saved = folded(network) if calibration is None else calibrated(folded(network), calibration)
+    save_model(training.folder.model, saved, model_header(training, step, validation, calibration))
 
 
-def model_header(training: Training, step: int, validation: dict[str, Any] | None) -> ModelHeader:
-    """Create the header of a saved model: architecture, intensity statistics and provenance.
+def model_header(
+    training: Training, step: int, validation: dict[str, Any] | None, calibration: Calibration | None
+) -> ModelHeader:
+    """Create the header of a saved model: architecture, intensity statistics, calibration and provenance.
 
     Versions are those of the first call of the training, so that a training that was continued saves the same bytes.
     """
@@ -58,15 +79,25 @@ def model_header(training: Training, step: int, validation: dict[str, Any] | Non
         class_names=names,
         intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
         training_data=training_data(training),
+        calibration=calibration,
         provenance={
             **{name: versions.get(name) for name in ("unetcli", "torch", "revision")},
             "step": step,
             "validation": validation,
+            "validation_used_for": _uses_of_held_out(training, calibration),
             "class_counts": statistics.class_counts.tolist(),
             "config": config.to_dict(),
             "pairs": [[pair.raw.path, pair.labels.path] for pair in training.dataset.pairs],
         },
     )
+
+
+def _uses_of_held_out(training: Training, calibration: Calibration | None) -> list[str]:
+    """Uses of the held-out sections; scores on them are no scores of a test."""
+    if not training.dataset.held_out:
+        return []
+    fitted = calibration is not None and calibration.method == LIKELIHOOD
+    return ["selection", "calibration"] if fitted else ["selection"]
 
 
 def training_data(training: Training) -> TrainingData:
@@ -112,7 +143,7 @@ def restore_model(training: Training) -> str | None:
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:  # torch checks no types
         return f"{problem}, and the checkpoint of its step {kept['step']} is damaged ({one_line(error)})"
     measures = {name: value for name, value in kept.items() if name not in RUN_COLUMNS}
-    save_best(training, learner.validated, kept["step"], measures or None)
+    save_best(training, learner.validated, kept["step"], measures or None, calibration_of(kept))
     log.info("%s; made again from the checkpoint of step %d", problem, kept["step"])
     return None
 
@@ -131,6 +162,12 @@ def with_model(training: Training, state: Checkpoint) -> Checkpoint:
     if state.best is not None:
         warn(f"{problem}; the best of the validations from step {state.step} on is saved, --overwrite starts over")
     return replace(state, best=None, validations_since_best=0)
+
+
+def calibration_of(row: dict[str, Any]) -> Calibration | None:
+    """The calibration that a row of the log records."""
+    found: Calibration | None = decoded(Calibration | None, row.get("calibration"))
+    return found
 
 
 def kept_row(folder: TrainingFolder) -> dict[str, Any] | None:

@@ -304,6 +304,8 @@ class TrainingConfig:
     """Whether sections without any label are used, as pure background."""
     balance: bool
     """Whether all classes have the same total weight (w_c); otherwise all pixels weigh the same."""
+    calibrate: bool = True
+    """Whether the saved model is calibrated."""
     sections: Ranges
     """Sections to train on."""
     validation: Ranges

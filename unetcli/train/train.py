@@ -16,15 +16,16 @@ from unetcli.core.files import explain_write_errors, require_apart
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Signals, cpu_threads
 from unetcli.core.streams import ProgressCallback, silent
+from unetcli.model.calibration import LIKELIHOOD
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.optim import output_side
+from unetcli.train.pictures import require_tensorboard
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
-from unetcli.train.saving import kept_row, model_problem, require_model
+from unetcli.train.saving import calibration_of, kept_row, model_problem, require_model
 from unetcli.train.settings import Ranges, TrainingConfig
-from unetcli.train.validation import require_tensorboard
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS = 10.0
@@ -61,6 +62,10 @@ class TrainSummary:
     """Value of the measure for the saved model, on the held-out sections."""
     best_error: float | None
     """Pixel disagreement of the saved model on the held-out sections, at its best threshold."""
+    calibrated: bool
+    """Whether the saved model was calibrated on the held-out sections."""
+    calibration_error: float | None
+    """Expected calibration error of the saved model on the held-out sections."""
     best_threshold: float | None
     """Threshold with the lowest pixel disagreement; None for more than two classes."""
     seconds: float
@@ -80,7 +85,10 @@ class TrainSummary:
         early = " (stopped early: no improvement)" if self.stopped_early else ""
         best = f"; saved model: step {self.best_step}"
         if self.best_value is not None:
-            best += f", {self.measure.replace('_', ' ')} {self.best_value:.4f} on the held-out sections"
+            chose = "selected and calibrated" if self.calibrated else "selected"
+            best += (
+                f", {self.measure.replace('_', ' ')} {self.best_value:.4f} on the held-out sections, which {chose} it"
+            )
         ways = "--overwrite starts over" if self.fixed else "a larger --steps continues, --overwrite starts over"
         return f"{begin}, {self.steps} steps{early}{best}" + (f" ({ways})" if self.found_finished else "")
 
@@ -211,6 +219,8 @@ def _summary(
         measure=config.select,
         best_value=best.get(config.select),
         best_error=best.get("pixel_disagreement"),
+        calibrated=(found := calibration_of(best)) is not None and found.method == LIKELIHOOD,
+        calibration_error=best.get("calibration_error"),
         best_threshold=best.get("threshold"),
         seconds=round(state.seconds, 1),
         parameters=config.architecture.parameters,

@@ -215,16 +215,23 @@ def _scale_bar(length: float, text: str, *, height: int, width: int) -> NDArray[
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Plot the loss over the steps of a training log and, with held-out sections, the pixel disagreement."""
+    """Plot the loss over the steps of a training log.
+
+    With held-out sections, the pixel disagreement and the reliability diagram of the kept model are plotted too.
+    """
     from matplotlib.figure import Figure
 
     validated = [row for row in rows if _is_number(row.get("pixel_disagreement"))]
-    figure = Figure(figsize=(8 if validated else 4, 3.6), layout="constrained")
-    left, *right = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
+    reliable = [row["reliability"] for row in validated if row["best"] and row.get("reliability")][-1:]
+    columns = 1 + bool(validated) + len(reliable)
+    figure = Figure(figsize=(4 * columns, 3.6), layout="constrained")
+    left, *right = figure.subplots(1, columns, squeeze=False)[0]
     _plot(left, rows, "loss", label="training", color="tab:blue", marker=".")
     if validated:
         _plot(left, validated, "validation_loss", label="held out", color="tab:orange", marker=".")
         _draw_validation(right[0], validated)
+    for diagram in reliable:
+        _draw_reliability(right[1], diagram)
     left.set(xlabel="step", ylabel="weighted cross-entropy", title="loss")
     left.legend(frameon=False)
     _save(figure, file)
@@ -239,6 +246,16 @@ def _draw_validation(axes: Any, validated: Sequence[dict[str, Any]]) -> None:
         axes.legend(frameon=False)
     axes.set_ylim(0, 1.15 * max(row["pixel_disagreement"] for row in validated) or 1)
     axes.set(xlabel="step", ylabel="fraction of wrong pixels", title="pixel disagreement, held out")
+
+
+def _draw_reliability(axes: Any, diagram: dict[str, list[Any]]) -> None:
+    """Plot the fraction of right pixels over the predicted probability; on the diagonal, both are equal."""
+    points = zip(diagram["probability"], diagram["right"], diagram["pixels"], strict=True)
+    known = [(probability, right, pixels) for probability, right, pixels in points if pixels]
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    axes.plot(*zip(*(point[:2] for point in known), strict=True), color="tab:orange", marker=".")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set(xlabel="predicted probability", ylabel="fraction of right pixels", title="reliability, held out")
 
 
 def _plot(axes: Any, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
