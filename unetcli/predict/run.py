@@ -23,7 +23,6 @@ from unetcli.executors.options import ClusterOptions
 from unetcli.model.file import find_model
 from unetcli.planning.plan import FORMAT, Plan
 from unetcli.planning.planner import wasted_work
-from unetcli.predict.checks import single_class
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
 from unetcli.predict.step import PredictStep, log_plan
@@ -261,7 +260,7 @@ def summarise(
     levels = outcome.done[plan.blocks :] if outcome.done[: plan.blocks].all() else np.ones(0, np.bool_)
     finished = outcome.complete if finished is None else finished
     complete = finished and step.is_complete()
-    if complete and (text := single_class(step)) is not None:
+    if complete and (text := step.single_class()) is not None:
         warn(f"{step.paths.output}: {text}")
     return PredictSummary(
         output=str(step.paths.output),
