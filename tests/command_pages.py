@@ -79,7 +79,8 @@ EXAMPLES = {
     "show": [Example("Draw section 12 with the labels on top.", "big.zarr --section 12 --overlay labels.zarr")],
     "worker": [
         Example(
-            "Run a worker on the first GPU, for a scheduler that is already running.", "--scheduler tcp://node1:8786"
+            "Run a worker on the first GPU, for a scheduler that is already running.",
+            "--scheduler tls://node1:8786 --tls certificates",
         )
     ],
 }

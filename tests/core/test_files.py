@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -142,6 +144,53 @@ def test_drafts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: Pat
         if folder:
             (living / "y").touch()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", f"b.{'0' * 16}.partial"]
+
+
+@pytest.mark.parametrize("moment", ["before it is locked", "while it is locked by the other"])
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_a_draft_that_another_process_takes_for_abandoned_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool, moment: str
+) -> None:
+    """The other process sweeps, or is about to, in the moment between creation and lock of the first draft."""
+    path, real, held = tmp_path / "a", fcntl.flock, list[IO[bytes]]()
+
+    def raced(file: IO[bytes], operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        if moment.startswith("before"):
+            remove_abandoned_drafts(path)
+            assert not Path(file.name).exists()
+        else:
+            held.append(Path(file.name).open("ab"))  # noqa: SIM115 - closed below
+            real(held[0], operation)
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", raced)
+    with (replacing_folder if folder else replacing)(path) as draft:
+        remove_abandoned_drafts(path)  # the second draft is safe
+        (draft / "x" if folder else draft).write_text("new")
+    assert (path / "x" if folder else path).read_text() == "new"
+    for file in held:
+        file.close()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_writers_survive_a_process_that_sweeps_all_the_time(tmp_path: Path, folder: bool) -> None:
+    program = (
+        "from pathlib import Path\nfrom unetcli.core.files import remove_abandoned_drafts\nprint('on', flush=True)\n"
+        "while True:\n  remove_abandoned_drafts(Path('a'))"
+    )
+    path = tmp_path / "a"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE) as sweeper:
+        try:
+            assert sweeper.stdout is not None
+            sweeper.stdout.readline()
+            for number in range(100):
+                with (replacing_folder if folder else replacing)(path) as draft:
+                    (draft / "x" if folder else draft).write_text(str(number))
+                assert (path / "x" if folder else path).read_text() == str(number)
+        finally:
+            sweeper.kill()
 
 
 def test_a_folder_is_replaced_whole_or_stays(tmp_path: Path) -> None:

@@ -18,10 +18,12 @@ import pytest
 import zarr
 from commands import Command
 from helpers import grey, read_receipts, wait_for, write_model, write_zarr
+from plus_one import PlusOne, add_one
 
 from unetcli.core.errors import UnetcliError
 from unetcli.engine import worker
 from unetcli.engine.receipts import FAILED, UNUSABLE, read_failures
+from unetcli.engine.step import BlockResult
 from unetcli.engine.worker import StepTask
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
@@ -96,6 +98,39 @@ def test_a_block_that_fails_once_is_computed_in_a_retry(
         log.removeHandler(handler)
     assert (summary.complete, summary.computed, summary.set_aside) == (True, SECTIONS, [])
     assert stored() == stored("sound.zarr")
+
+
+@pytest.mark.parametrize("large", [{2}, {0, 1}, {0, 5}], ids=str)
+def test_blocks_that_need_too_much_memory_are_set_aside_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, large: set[int]
+) -> None:
+    add = PlusOne._add
+
+    def adding(step: PlusOne, number: int) -> BlockResult:
+        if number in large:
+            np.empty(2**60, np.uint8)
+        return add(step, number)
+
+    monkeypatch.setattr(PlusOne, "_add", adding)
+    write_zarr(Path("in.zarr"), grey(SECTIONS, 8, 8), (1, 8, 8))
+    outcome = add_one("in.zarr", Path("out.zarr"))
+    assert not outcome.complete
+    assert [each.block for each in outcome.set_aside] == sorted(large)
+    assert outcome.set_aside[0].place == f"z {min(large)}:{min(large) + 1}, y 0:8, x 0:8"
+    assert outcome.set_aside[0].reason.startswith("not enough memory (Unable to allocate 1.00 EiB")
+    assert "--block-voxels" in outcome.set_aside[0].reason
+    large.clear()
+    assert add_one("in.zarr", Path("out.zarr")).complete
+
+
+@pytest.mark.parametrize("sections", [1, 2, SECTIONS])
+def test_a_run_of_which_no_block_fits_into_memory_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, sections: int
+) -> None:
+    monkeypatch.setattr(PlusOne, "_add", lambda step, number: np.empty(2**60, np.uint8))
+    write_zarr(Path("in.zarr"), grey(sections, 8, 8), (1, 8, 8))
+    with pytest.raises(UnetcliError, match=r"not enough memory \(Unable to allocate 1\.00 EiB.*--block-voxels"):
+        add_one("in.zarr", Path("out.zarr"))
 
 
 def test_damage_is_not_tried_again(request_: PredictRequest) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from helpers import grey
 from numpy.typing import NDArray
 from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
@@ -12,6 +13,8 @@ from scipy import ndimage
 from skimage.metrics import variation_of_information
 
 from unetcli.core.errors import UnetcliError
+from unetcli.evaluate.resolve import mask_values
+from unetcli.volumes.opening import open_volume
 
 LABELS = blobs(6, 60, 70, seed=3)
 
@@ -167,6 +170,24 @@ def test_a_mask_is_recognised_from_every_voxel_that_is_scored(tmp_path: Path) ->
     assert "the truth is a mask (0 and 3)" in only.notes[0]
     two = evaluated(found.request.prediction, truth, "cells", sections=(90, 120), ignore=2)
     assert "the truth is a mask (0 and 1)" in two.notes[0]
+
+
+def test_values_of_a_mask_are_those_of_every_voxel_whatever_is_stored(tmp_path: Path) -> None:
+    """Labels are recognised although most chunks are absent; absent chunks of another fill value count as read."""
+    options = {"shape": (3, 64, 64), "chunks": (1, 8, 8), "dtype": "u2"}
+    for values, expected in (({}, ()), ({(2, 60, 9): 5}, (5,)), ({(0, 0, 0): 5, (2, 63, 63): 6}, None)):
+        array = zarr.create_array(tmp_path / "t.zarr", overwrite=True, **options)
+        for place, value in values.items():
+            array[place] = value
+        volume = open_volume(tmp_path / "t.zarr")
+        assert mask_values(volume, volume.whole()) == expected
+    assert mask_values(volume, volume.whole(), ignore=6) == (5,)
+    filled = zarr.create_array(tmp_path / "f.zarr", fill_value=9, **options)
+    filled[1] = 0
+    volume = open_volume(tmp_path / "f.zarr")
+    assert mask_values(volume, volume.whole()) == (9,)
+    filled[1, 0, 0] = 4
+    assert mask_values(volume, volume.whole()) is None
 
 
 def test_a_guessed_mask_as_prediction_has_its_pieces_as_objects(tmp_path: Path) -> None:

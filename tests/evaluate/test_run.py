@@ -157,15 +157,18 @@ def test_worker_processes_give_the_same_scores(request_: EvaluateRequest) -> Non
     assert scores(request_, where=ClusterOptions(workers=2)) == scores(request_)
 
 
-def test_a_damaged_block_is_reported_and_the_others_are_counted(
-    tmp_path: Path, request_: EvaluateRequest, caplog: pytest.LogCaptureFixture
+def test_a_damaged_block_is_refused_with_its_place_and_the_others_are_counted(
+    tmp_path: Path, request_: EvaluateRequest
 ) -> None:
     chunk = next(path for path in sorted((tmp_path / "p.zarr").rglob("c/1/1/*")) if path.is_file())
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-7])
-    with pytest.raises(Unfinished, match="1 of 27 blocks not counted"):
+    with pytest.raises(
+        UnetcliError, match=r"cannot read z 3:6, y 16:32, .*; scores need every voxel; restore"
+    ) as caught:
         evaluate_volume(request_)
-    assert "z 3:6, y 16:32" in caplog.text
+    assert not isinstance(caught.value, Unfinished)
+    assert counted(tmp_path / "run") == 26
     chunk.write_bytes(whole)
     assert scores(request_)["cells"]["seg"] > 0
 

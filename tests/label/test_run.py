@@ -235,15 +235,20 @@ def test_what_a_block_found_is_found_again_where_it_is_damaged(labels: None, sta
     assert files() == whole
 
 
-def test_a_damaged_chunk_sets_its_block_aside_with_a_reason(values: NDArray[np.uint8]) -> None:
+def test_a_damaged_chunk_is_refused_with_its_place_and_labelled_once_it_is_whole(values: NDArray[np.uint8]) -> None:
     chunk = STORE / "0/c/1/2/3"
-    chunk.write_bytes(chunk.read_bytes()[:-5])
-    summary = label()
-    assert not summary.complete
-    assert {aside["place"].split(",")[0] for aside in summary.set_aside} == {"find: z 1:2"}
-    assert "cannot read z 1:2" in summary.set_aside[0]["reason"]
-    assert "the same command continues" in summary.sentence
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:-5])
+    with pytest.raises(
+        UnetcliError, match=r"cannot read z 1:2, .*; labels need every voxel; restore the file"
+    ) as caught:
+        label()
+    assert "\n" not in str(caught.value)
     assert not LABELS.exists()
+    chunk.write_bytes(content)
+    again = label()
+    assert again.complete
+    assert again.found_done > 20  # what was computed before is kept
 
 
 @pytest.mark.slow
@@ -252,7 +257,8 @@ def test_blocks_set_aside_by_other_processes_are_logged_here(
 ) -> None:
     chunk = STORE / "0/c/1/2/3"
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    assert not label(where=ClusterOptions(workers=2)).complete
+    with pytest.raises(UnetcliError, match="labels need every voxel"):
+        label(where=ClusterOptions(workers=2))
     assert "(find: z 1:2, y 32:64, x 32:64) set aside: " in caplog.text
 
 

@@ -11,19 +11,24 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import write_zarr
+import zarr
+from helpers import plan_of, write_zarr
 from numpy.typing import NDArray
 
 from unetcli import api, lazy
 from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError, collected_warnings
-from unetcli.core.geometry import Architecture
+from unetcli.core.geometry import Architecture, Box
+from unetcli.engine.runfolder import RunFolder
 from unetcli.model.file import Intensity, ModelHeader, read_header, read_model, save_model
 from unetcli.model.network import UNet
 from unetcli.model.training_data import GreyValues, TrainingData, grey_values, measure
+from unetcli.predict.checks import single_class
 from unetcli.predict.comparison import FAR, distance, looks_inverted, metadata_warnings
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import resolve_plan
+from unetcli.predict.step import PredictStep
+from unetcli.predict.stores import Paths, attributes_of
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
 
@@ -192,8 +197,6 @@ def test_plan_compares_metadata_and_strict_refuses(tmp_path: Path) -> None:
     model = write_trained(tmp_path / "m", images, **sizes)
     write_zarr(tmp_path / "in.zarr", images, (1, 64, 64))
     api.predict("in.zarr", model=model, tile=60, output=Path("o.zarr"))
-    import zarr
-
     group = zarr.create_group(tmp_path / "big.zarr")
     group.create_array("0", data=images, chunks=(1, 64, 64))
     transform = [{"type": "scale", "scale": [1.0, 8.0, 8.0]}]
@@ -231,6 +234,28 @@ def test_a_result_of_one_class_is_named(tmp_path: Path, bias: float, words: str 
     if words:
         with pytest.raises(UnetcliError, match=r"--strict: 1 warning: o\.zarr: every voxel"):
             api.predict("in.zarr", model=model, tile=60, output=Path("o.zarr"), strict=True)
+
+
+def test_a_result_of_one_class_is_looked_at_once(tmp_path: Path) -> None:
+    """A later call reads nothing: it warns although every chunk has been cut short meanwhile."""
+    model = write_trained(tmp_path / "m", discs(), bias=50)
+    write_zarr(tmp_path / "in.zarr", discs(), (1, 64, 64))
+    options: dict[str, Any] = {"model": model, "tile": 60, "output": Path("o.zarr")}
+    (text,) = api.predict("in.zarr", **options).warnings
+    for chunk in [path for path in Path("o.zarr/0/c").rglob("*") if path.is_file()]:
+        chunk.write_bytes(chunk.read_bytes()[:9])
+    assert api.predict("in.zarr", **options).warnings == (text,)
+
+
+def test_a_result_of_which_nothing_is_stored_is_not_read(tmp_path: Path) -> None:
+    """10^11 voxels of background: every one of them is looked at, by asking for the chunks' files."""
+    zarr.create_array(tmp_path / "in.zarr", shape=(100, 40_000, 25_000), chunks=(50, 20_000, 25_000), dtype="u1")
+    region = Box((0, 0, 0), (100, 40_000, 25_000))
+    plan = plan_of(region, chunks=(50, 5000, 5000), write_chunks=(50, 5000, 5000), block_shape=(50, 20_000, 25_000))
+    paths = Paths(volume=str(tmp_path / "in.zarr"), model=str(tmp_path / "m"), output=str(tmp_path / "o.zarr"))
+    step = PredictStep(folder=RunFolder(tmp_path / "run"), plan=plan, paths=paths)
+    step.image.create(attributes_of(plan, step.output, step.source))
+    assert str(single_class(step)).startswith("every voxel is background; the highest probability is 0; ")
 
 
 def test_a_weight_that_is_not_finite_is_refused_by_predict_plan_and_verify(tmp_path: Path) -> None:

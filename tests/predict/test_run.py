@@ -17,7 +17,7 @@ from helpers import grey, read_receipts, write_model, write_zarr
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, collected_warnings
 from unetcli.engine.receipts import read_failures
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
@@ -158,6 +158,21 @@ def test_a_scheduler_that_does_not_answer_leaves_no_output(
         with pytest.raises(UnetcliError, match=f"--scheduler {address}: no Dask scheduler answers"):
             predict_volume(replace(request_, cluster="dask", scheduler=address))
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "127.0.0.1:9"])
+def test_a_scheduler_without_encryption_is_warned_of(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr("unetcli.executors.dask.cluster.CONNECT_SECONDS", 1.0)
+    plain = replace(request_, cluster="dask", scheduler=address)
+    with collected_warnings() as texts, pytest.raises(UnetcliError, match="no Dask scheduler answers"):
+        predict_volume(plain)
+    (text,) = texts
+    assert text.startswith(f"--scheduler {address}: not encrypted; whoever reaches its port can read the data and run")
+    assert text.endswith("use tls://HOST:PORT with --tls FOLDER")
+    with collected_warnings(strict=True), pytest.raises(UnetcliError, match="--strict: 1 warning: --scheduler"):
+        predict_volume(plain)
 
 
 def test_another_model_or_other_data_are_refused(request_: PredictRequest, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def refused(tmp_path: Path, name: str) -> Path:
     [
         ("missing", "no such file"),
         ("text.tif", "not a readable TIFF file"),
-        ("two.tif", "2 images of different shapes"),
+        ("two.tif", r"2 images of different shapes \(83x92, 75x97\); expected one stack"),
         ("group", "group without arrays"),
         ("folder", "no Zarr array or group"),
         ("broken", "no Zarr array or group"),
@@ -220,6 +220,14 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str, message:
         open_volume(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_several_images_of_one_shape_are_refused_as_such(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as tif:
+        for seed in range(2):
+            tif.write(grey(83, 92, seed=seed), metadata={"axes": "YX"})
+    with pytest.raises(UnetcliError, match=r"a\.tif: 2 images of 83x92, such as positions; expected one stack$"):
+        open_volume(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import typer
 
 from unetcli.cli import console
 from unetcli.cli.requests import DryRunOption, JsonOption
-from unetcli.core.errors import UnetcliError, refuse_warnings
+from unetcli.core.errors import UnetcliError, refuse_warnings, warn
 from unetcli.core.options import Options
 from unetcli.core.streams import silent
 from unetcli.evaluate.request import EvaluateRequest
-from unetcli.executors.options import WorkerRequest
+from unetcli.executors.options import WorkerRequest, unencrypted
 from unetcli.label.request import LabelRequest
 from unetcli.predict.request import PlanRequest, PredictRequest
 from unetcli.train.request import TrainRequest, WeightsRequest
@@ -67,6 +67,8 @@ def worker(request: WorkerRequest) -> None:
     from unetcli.executors.dask.worker import serve
 
     tls = str(request.tls) if request.tls else None
+    if (text := unencrypted(request.scheduler)) is not None:
+        warn(text)
     serve(request.scheduler, tls, request.memory, name=request.name, death_timeout=request.death_timeout)
 
 

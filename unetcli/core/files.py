@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from unetcli.core.errors import UnetcliError
 
@@ -142,24 +143,74 @@ def draft_of(path: Path) -> Path:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a draft to write to; it replaces ``path`` if the block succeeds and is deleted otherwise."""
-    draft = draft_of(path)
-    try:
-        with naming(path, draft), _in_use(draft):
-            yield draft
-            sync(draft)
-            os.replace(draft, path)
-            sync(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    with _new_draft(path) as draft:
+        yield draft
+        sync(draft)
+        os.replace(draft, path)
+        sync(path.parent)
 
 
 @contextmanager
-def _in_use(draft: Path) -> Iterator[None]:
-    """Create a draft and lock it, so that :func:`remove_abandoned_drafts` leaves it alone while its writer lives."""
-    with draft.open("ab") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+def _new_draft(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Create a draft of a file or folder and lock it; it is deleted at the end, unless it has been renamed."""
+    draft, file = _locked_draft(path, folder=folder)
+    with file:
+        try:
+            with naming(path, draft):
+                yield draft
+        finally:
+            _remove_draft(draft)
+
+
+def _locked_draft(path: Path, *, folder: bool) -> tuple[Path, IO[bytes]]:
+    """Create a draft and lock it, so that :func:`remove_abandoned_drafts` leaves it alone while its writer lives.
+
+    Another process may find the draft before it is locked, and delete it as that of a dead writer: then the next one is
+    created. Returns the draft and the open file that has the lock: the draft itself, or a file in it.
+    """
+    while True:
+        draft = draft_of(path)
+        locked = draft / WRITER if folder else draft
+        with naming(path, draft):
+            if folder:
+                draft.mkdir()
+            try:
+                file = locked.open("ab")
+            except FileNotFoundError:
+                if not folder:  # there is no folder to write to
+                    raise
+                continue
+        if _lock(file) and _is_at(file, locked):
+            return draft, file
+        file.close()
+        _remove_draft(draft)
+
+
+def _remove_draft(draft: Path) -> None:
+    """Delete a draft that another process, which takes it for abandoned, may be deleting at the same time."""
+    if draft.is_dir() and not draft.is_symlink():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink(missing_ok=True)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file; returns False if another process has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, where no draft is taken for abandoned either
+        return True
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def remove_abandoned_drafts(path: Path) -> None:
@@ -172,7 +223,7 @@ def remove_abandoned_drafts(path: Path) -> None:
             continue
         with suppress(OSError), (draft / WRITER if draft.is_dir() else draft).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove(draft)
+            _remove_draft(draft)
 
 
 @contextmanager
@@ -183,18 +234,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     the next call deletes.
     """
     remove_abandoned_drafts(path)
-    draft = draft_of(path.absolute())
-    new, old = draft / "new", draft / "old"
-    draft.mkdir()
-    try:
-        with naming(path), _in_use(draft / WRITER):
-            new.mkdir()
-            yield new
-            sync_all([file for file in new.rglob("*") if file.is_file()], new)
-            _exchange(new, path, old)
-            sync(path.absolute().parent)
-    finally:
-        remove(draft)
+    with _new_draft(path.absolute(), folder=True) as draft:
+        new, old = draft / "new", draft / "old"
+        new.mkdir()
+        yield new
+        sync_all([file for file in new.rglob("*") if file.is_file()], new)
+        _exchange(new, path, old)
+        sync(path.absolute().parent)
 
 
 def _exchange(new: Path, path: Path, old: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -116,3 +117,13 @@ def split(ranges: Ranges, size: int) -> list[Ranges]:
     """
     cutter = Cutter(ranges)
     return [cutter.cut(size) for _ in range(-(-cutter.left // size))]
+
+
+def spread_order(count: int) -> Iterator[int]:
+    """The numbers below ``count``, neighbours far apart.
+
+    >>> list(spread_order(5))
+    [0, 3, 1, 4, 2]
+    """
+    step = next(n for n in range(max(1, round(0.618 * count)), count + 1) if math.gcd(n, count) == 1)
+    return (place * step % count for place in range(count))

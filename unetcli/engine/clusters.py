@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, counted, require_no_warnings, warn
 from unetcli.core.files import Place, remove_aside
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.step import Step
 from unetcli.engine.workers import await_workers
 from unetcli.executors.contract import Executor, InProcess, JobFailure
-from unetcli.executors.options import ClusterOptions, slurm_request
+from unetcli.executors.options import ClusterOptions, slurm_request, unencrypted
 from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.executors.slurm.journal import JobJournal, submit_jobs
 from unetcli.executors.slurm.request import SlurmError, SlurmRequest, call, jobs_named, would_start
@@ -192,6 +192,9 @@ def require_accepted(where: ClusterOptions, *, needed: bool) -> None:
     elif needed and where.cluster == "dask" and where.scheduler:
         from unetcli.executors.dask.cluster import require_scheduler
 
+        if (text := unencrypted(where.scheduler)) is not None:
+            warn(text)
+            require_no_warnings()
         require_scheduler(where.scheduler, where.tls)
 
 

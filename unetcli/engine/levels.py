@@ -150,10 +150,10 @@ class ImageStep(Step):
     def is_complete(self) -> bool:
         return bool((self.marker() or {}).get("complete"))
 
-    def mark(self, image: Image, *, complete: bool) -> None:
-        """Record in the image whether it is complete."""
-        image.mark(complete=complete)
-        self.cache_marker({**(self.marker() or {}), "complete": complete})
+    def mark(self, image: Image, *, complete: bool, **more: str) -> None:
+        """Record in the image whether it is complete, and more."""
+        image.mark(complete=complete, **more)
+        self.cache_marker({**(self.marker() or {}), "complete": complete, **more})
 
     def discard(self) -> None:
         remove_output(self.output)

@@ -166,6 +166,27 @@ class RunOutcome:
         }
 
 
+def require_usable(outcome: RunOutcome, reading: range, result: str) -> None:
+    """Raise if input of a step can never be read and its result, labels or scores, needs every voxel.
+
+    What was computed is kept. Errors that may pass, such as those of a network, leave the run incomplete instead.
+
+    Parameters
+    ----------
+    reading
+        Blocks that read the input.
+    result
+        The result, for the message.
+    """
+    unusable = [each for each in outcome.set_aside if each.kind == UNUSABLE and each.block in reading]
+    if unusable and not outcome.left_running:
+        more = f", and {counted(len(unusable) - 1, 'more block')}" if len(unusable) > 1 else ""
+        raise UnetcliError(
+            f"{unusable[0].reason}{more}; {result} need every voxel; restore the file (`unetcli verify --repair` if "
+            "unetcli predict wrote it), then the same command continues"
+        )
+
+
 def run(
     step: Step,
     options: RunOptions,

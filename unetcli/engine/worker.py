@@ -17,7 +17,7 @@ from pathlib import Path
 from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import explain_write_errors, publish
 from unetcli.core.lock import job_id
-from unetcli.core.memory import out_of_memory
+from unetcli.core.memory import OutOfMemory, out_of_memory
 from unetcli.core.process import prepare
 from unetcli.core.ranges import Ranges, numbers
 from unetcli.engine.receipts import (
@@ -99,6 +99,8 @@ class Worker:
     step: Step
     stopping: Callable[[], bool]
     finished: int = 0
+    memory: OutOfMemory | None = None
+    """The last error of a block that needs more memory than there is."""
     signatures: list[str] = field(default_factory=list)
     """Signatures of the failures before the first success."""
 
@@ -107,6 +109,8 @@ class Worker:
         with Heartbeat(self.step.folder.workers, len(blocks)) as beat:
             for stage, several in itertools.groupby(blocks, self.step.stage_of):
                 self._run_stage(stage, list(several), beat)
+        if self.memory and not self.finished and not self.step.ledger.refresh().done.any():
+            raise self.memory  # no block of the run fits, so the request is to be changed
         return self.finished
 
     def _run_stage(self, stage: Stage, blocks: list[int], beat: Heartbeat) -> None:
@@ -129,16 +133,22 @@ class Worker:
         return int(self.step.ledger.attempts[number]) + 1
 
     def _record(self, result: BlockResult, error: Exception, book: ReceiptBook) -> None:
-        """Record the failure of a block; raise if continuing is pointless."""
-        if memory := out_of_memory(error):
-            raise memory from error  # a block of the same size would fail alike, here
+        """Record the failure of a block; raise if continuing is pointless.
+
+        A block that needs too much memory is set aside like others that fail: blocks differ in size at the edges, in
+        the number of their objects and in what other processes use meanwhile, so that others may well go on. If no
+        block fits, the first ones fail with the same error, which ends this worker.
+        """
+        memory = out_of_memory(error)
+        if memory is not None:
+            self.memory = memory
         if isinstance(error, DamagedResult) and self._attempt(error.block) <= MAX_ATTEMPTS:
             book.add(void_receipt(error.block, self._attempt(error.block)))
         failure = BlockFailure(
             block=result.number,
             place=self.step.place(result.number),
             kind=UNUSABLE if is_unusable(error) else FAILED,
-            reason=one_line(error, kind=True),
+            reason=one_line(memory or error, kind=True),
             traceback="".join(traceback.format_exception(error)),
             host=socket.gethostname(),
             job=job_id(),

@@ -17,7 +17,7 @@ from unetcli.core.memory import available_memory
 from unetcli.core.options import resolve_sections
 from unetcli.core.process import cpu_threads
 from unetcli.core.streams import ProgressCallback, ordered_map, silent
-from unetcli.engine.run import RunOptions, RunOutcome, run
+from unetcli.engine.run import RunOptions, RunOutcome, require_usable, run
 from unetcli.engine.runfolder import EVALUATE, require_claimable
 from unetcli.engine.step import is_unusable
 from unetcli.evaluate.baseline import comparison_of, packed, require_baseline
@@ -87,10 +87,11 @@ def paths_of(resolved: ResolvedRequest, where: ClusterOptions) -> EvaluationPath
 
 
 def require_counted(step: EvaluateStep, outcome: RunOutcome) -> None:
-    """Raise :class:`Unfinished` if blocks are missing."""
+    """Raise :class:`Unfinished` if blocks are missing, :class:`UnetcliError` if their data can never be read."""
     if outcome.left_running:
         jobs = list(outcome.left_running)
         raise Unfinished(f"{counted(len(jobs), 'SLURM job')} counting; the same command prints the scores later", jobs)
+    require_usable(outcome, range(step.blocks), "scores")
     if not outcome.complete:
         missing = int((~outcome.done).sum())
         raise Unfinished(f"INCOMPLETE: {missing} of {step.blocks} blocks not counted; the same command continues", [])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, UnreadableBlock, warn
 from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
+from unetcli.core.process import cpu_threads
+from unetcli.core.ranges import spread_order
+from unetcli.core.streams import ordered_map
 from unetcli.evaluate.counting import (
     Counts,
     count_block,
@@ -22,7 +26,7 @@ from unetcli.evaluate.counting import (
     reference_of,
     require_probability_dtype,
 )
-from unetcli.evaluate.plan import BLOCK_VOXELS, EvaluationPlan, Pair, Settings, choose_block, grown_block
+from unetcli.evaluate.plan import EvaluationPlan, Pair, Settings, choose_block, grown_block
 from unetcli.evaluate.request import LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.evaluate.result import Section, SectionImages
 from unetcli.planning.plan import BlockGrid
@@ -39,6 +43,8 @@ MIN_HIGHEST, MAX_SATURATED = 128, 0.3
 MIN_HIGHEST_16, MIN_CHANGES_16 = 2**15, 0.5
 """The same for uint16, whose probability maps have values of 2^15 or more. Labels as high as this are common, but not
 such that more than half of the neighbouring foreground pixels differ."""
+SEARCHED_VOXELS = 2**21
+"""Voxels that each thread holds while it searches for the values of a mask, unless a chunk has more."""
 PAIRS, WINDOW = 8, 2048
 """Number of pairs of neighbouring sections to compare, and the side of the compared window in pixels."""
 MIN_CONTINUITY, UNCERTAIN = 0.5, (0.25, 0.75)
@@ -136,26 +142,32 @@ def guess_wide_kind(prediction: Volume) -> ValueKind:
 def mask_values(volume: Volume, region: Box, ignore: int | None = None) -> tuple[int, ...] | None:
     """Values of the foreground of a mask: none or one, whatever it is; None if the region holds labels.
 
-    Every voxel is searched, up to the first that shows that this is no mask, because a sample of labels may hold a
-    single one.
+    Every stored voxel is searched, in boxes far apart and up to the first that shows that this is no mask, because a
+    sample of labels may hold a single one. So labels are recognised at once; a mask is read once, in threads.
     """
     if volume.dtype == np.bool_:
         return (1,)
-    found, others = list[int](), [0] if ignore is None else [0, ignore]
-    for box in search_boxes(volume, region):
+    grid = BlockGrid(region, grown_block(region.shape, volume.chunks, SEARCHED_VOXELS), (0,) * len(region.shape))
+    search = functools.partial(foreground_values, volume, ignore)
+    found, boxes = set[int](), map(grid.box, spread_order(grid.blocks))
+    for _, future in ordered_map(search, boxes, cpu_threads()):
         with suppress(UnreadableBlock):  # reported when that block is counted
-            values = volume.read(box)
-            new = values[~np.isin(values, [*others, *found])]
-            found += new[:1].tolist()
-            if len(found) > 1 or (new != new[:1]).any():
-                return None
+            found |= future.result()
+        if len(found) > 1:
+            return None
     return tuple(found)
 
 
-def search_boxes(volume: Volume, region: Box) -> Iterator[Box]:
-    """Boxes that cover a region, of whole chunks if possible."""
-    grid = BlockGrid(region, grown_block(region.shape, volume.chunks, BLOCK_VOXELS), (0,) * len(region.shape))
-    return (grid.box(number) for number in range(grid.blocks))
+def foreground_values(volume: Volume, ignore: int | None, box: Box) -> set[int]:
+    """Up to two different values of the foreground in a box, of which one voxel is read if nothing is stored there."""
+    if volume.is_absent(box):
+        box = Box(box.start, tuple(p + 1 for p in box.start))
+    values = volume.read(box)
+    values = values[values != 0]
+    if ignore is not None:
+        values = values[values != ignore]
+    different = values[values != values[:1]]
+    return {*values[:1].tolist(), *different[:1].tolist()}
 
 
 def is_mask_prediction(request: EvaluateRequest, pair: Pair, region: Box, kind: ValueKind) -> bool:

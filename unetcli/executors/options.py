@@ -77,7 +77,7 @@ class ClusterOptions(ArrayOptions):
     )
     detach: bool = cluster_option("With slurm: submit, print the job id and return.", default=False)
     scheduler: str | None = cluster_option(
-        "With dask: address of a running scheduler, tls://HOST:PORT or tcp://HOST:PORT.", metavar="ADDRESS"
+        "With dask: address of a running scheduler, tls://HOST:PORT (tcp:// is not encrypted).", metavar="ADDRESS"
     )
     tls: Path | None = tls_option()
 
@@ -108,7 +108,12 @@ class WorkerRequest(Options):
 
     scheduler: str = field(
         metadata={
-            "option": Option("Dask scheduler: tls:// or tcp:// address.", Heading.CLUSTER, metavar="ADDRESS", env=True)
+            "option": Option(
+                "Dask scheduler: tls://HOST:PORT (tcp:// is not encrypted).",
+                Heading.CLUSTER,
+                metavar="ADDRESS",
+                env=True,
+            )
         }
     )
     tls: Path | None = tls_option()
@@ -120,6 +125,20 @@ class WorkerRequest(Options):
     name: str | None = run_option("Name of this worker at the scheduler.")
     death_timeout: float = run_option(
         "Time to wait for the scheduler to answer before giving up.", default=60, metavar="SECONDS", min=1
+    )
+
+
+def unencrypted(scheduler: str) -> str | None:
+    """Warning about the address of a Dask scheduler that is reached without encryption; None if it is encrypted.
+
+    >>> unencrypted("tls://node1:8786") is None
+    True
+    """
+    if scheduler.startswith("tls://"):
+        return None
+    return (
+        f"--scheduler {scheduler}: not encrypted; whoever reaches its port can read the data and run code as you; "
+        "start scheduler and workers with certificates, and use tls://HOST:PORT with --tls FOLDER"
     )
 
 

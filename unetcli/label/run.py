@@ -18,7 +18,7 @@ from unetcli.core.errors import UnetcliError, counted, require_no_warnings
 from unetcli.core.files import replacing_folder
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
-from unetcli.engine.run import RunOptions, RunOutcome, run
+from unetcli.engine.run import RunOptions, RunOutcome, require_usable, run
 from unetcli.engine.runfolder import LABEL, RunFolder, require_claimable
 from unetcli.engine.step import require_continued
 from unetcli.executors.options import ClusterOptions
@@ -358,6 +358,7 @@ def label_volume(
             frames.append(export(open_volume(step.output), request.ctc, three_d=request.three_d))
 
     outcome = run(step, options, report, stopping, then=export_frames)
+    require_usable(outcome, range(step.plan.pieces), "labels")
     return summarise(step, outcome, frames[0] if frames else None, time.perf_counter() - started)
 
 

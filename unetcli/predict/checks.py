@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, UnreadableBlock, counted
 from unetcli.core.files import publish
 from unetcli.core.geometry import AxisFootprint, Box
+from unetcli.core.process import cpu_threads
+from unetcli.core.ranges import spread_order
+from unetcli.core.streams import ordered_map
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import RunFolder
 from unetcli.planning.plan import Plan, Settings
@@ -56,6 +60,7 @@ class StoredPrediction(Protocol):
 
     def predict(self, blocks: Iterable[int]) -> Generator[FinishedBlock]: ...
     def read(self, box: Box) -> NDArray[Any]: ...
+    def is_absent(self, box: Box) -> bool: ...
 
 
 def require_same_results(step: StoredPrediction) -> None:
@@ -254,29 +259,40 @@ def plan_of_window(plan: Plan, box: Box) -> Plan:
 
 LOOKED_AT = 2**31
 """Voxels of a result that are read, at most, to find a second class."""
+LOOKING_BYTES = 2**28
+"""Memory for the blocks that are looked at together."""
 SINGLE_ADVICE = "compare the volume with the training images (`unetcli show`), and the model with their labels"
 
 
 def single_class(step: StoredPrediction) -> str | None:
     """Warning about a result in which every voxel is of the same class; None as soon as there are two.
 
-    Blocks are read in an order that is spread over the volume, so that most results need one or two of them.
+    Blocks are read in an order that is spread over the volume, so that most results need one or two of them. Of a block
+    of zeros, of which nothing is stored, one voxel is read.
     """
     plan, classes, highest, seen, count = step.plan, set[int](), 0.0, 0, 0
-    for number in spread_order(plan.blocks):
+    threads = max(1, min(cpu_threads(), LOOKING_BYTES // (math.prod(plan.block_shape) * 4 * plan.settings.outputs)))
+    boxes = map(plan.grid.box, spread_order(plan.blocks))
+    for _, future in ordered_map(functools.partial(_classes_of, step), boxes, threads):
         try:
-            values = step.read(plan.grid.box(number))
+            found, most, voxels = future.result()
         except UnreadableBlock:  # verify reports it
             return None
-        likeliest = values[0] > _half(plan.settings) if len(values) == 1 else values.argmax(axis=0)
-        classes.update(np.unique(likeliest).tolist())
-        highest, seen, count = max(highest, float(values[0].max())), seen + values[0].size, count + 1
+        classes |= found
+        highest, seen, count = max(highest, most), seen + voxels, count + 1
         if len(classes) > 1:
             return None
         if seen > LOOKED_AT:
             break
     where = "every voxel" if count == plan.blocks else f"every voxel of {count} of {plan.blocks} blocks"
     return f"{where} is {_class_text(plan.settings, classes.pop(), highest)}; {SINGLE_ADVICE}"
+
+
+def _classes_of(step: StoredPrediction, box: Box) -> tuple[set[int], float, int]:
+    """Classes in a box, the highest value of its first channel, and the number of voxels that were read."""
+    values = step.read(Box(box.start, tuple(p + 1 for p in box.start)) if step.is_absent(box) else box)
+    likeliest = values[0] > _half(step.plan.settings) if len(values) == 1 else values.argmax(axis=0)
+    return set(np.unique(likeliest).tolist()), float(values[0].max()), values[0].size
 
 
 def _class_text(settings: Settings, number: int, highest: float) -> str:
@@ -291,13 +307,3 @@ def _class_text(settings: Settings, number: int, highest: float) -> str:
 def _half(settings: Settings) -> float:
     """Stored value above which a voxel is foreground."""
     return 127.5 if settings.dtype == "uint8" else 0.5
-
-
-def spread_order(count: int) -> Iterator[int]:
-    """The numbers below ``count``, neighbours far apart.
-
-    >>> list(spread_order(5))
-    [0, 3, 1, 4, 2]
-    """
-    step = next(n for n in range(max(1, round(0.618 * count)), count + 1) if math.gcd(n, count) == 1)
-    return (place * step % count for place in range(count))

@@ -268,7 +268,7 @@ def summarise(
     levels = outcome.done[plan.blocks :] if outcome.done[: plan.blocks].all() else np.ones(0, np.bool_)
     finished = outcome.complete if finished is None else finished
     complete = finished and step.is_complete()
-    if complete and (text := single_class(step)) is not None:
+    if complete and (text := step.single_class()) is not None:
         warn(f"{step.paths.output}: {text}")
     return PredictSummary(
         output=str(step.paths.output),

@@ -31,6 +31,7 @@ from unetcli.model.file import load_network, read_model
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
 from unetcli.planning.planner import ITEM_BYTES, wasted_work
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
+from unetcli.predict.checks import single_class
 from unetcli.predict.skipping import Mask, open_mask
 from unetcli.predict.stores import Paths, attributes_of, input_changes, is_planned, spec_of
 from unetcli.volumes.image import Image, label_names
@@ -208,6 +209,10 @@ class PredictStep(ImageStep):
         """
         return self.image.level.read(self._stored, box.relative_to(self.plan.region))
 
+    def is_absent(self, box: Any) -> bool:
+        """Whether nothing is stored of a box in voxels of the volume: all of its values are 0."""
+        return self.image.level.is_absent(self._stored, box.relative_to(self.plan.region))
+
     @property
     def block_bytes(self) -> int:
         settings = self.plan.settings
@@ -288,7 +293,12 @@ class PredictStep(ImageStep):
             self.pyramid.publish()
         if not self.is_complete():
             self.image.store.sweep()
-            self.mark(self.image, complete=True)
+            self.mark(self.image, complete=True, single_class=single_class(self) or "")
+
+    def single_class(self) -> str | None:
+        """Warning about a complete result of one class, which was found, once, when it was completed."""
+        found = (self.marker() or {}).get("single_class")
+        return single_class(self) if found is None else found or None  # by an earlier version of unetcli
 
     def reopen(self) -> None:
         self.mark(self.image, complete=False)

@@ -21,6 +21,7 @@ from unetcli.core.files import Place, is_remote, parent_of
 from unetcli.core.geometry import Box
 from unetcli.core.records import decoded, shown
 from unetcli.volumes import ngff
+from unetcli.volumes.absent import is_absent
 from unetcli.volumes.pipelines import opening_to_write
 from unetcli.volumes.store import Store, WriteOnlyStore, store_at
 from unetcli.volumes.volume import Volume, describe
@@ -142,6 +143,11 @@ class Level(ArraySpec):
             raise UnreadableBlock(f"{place}: {one_line(error)}") from error
         return np.moveaxis(stored, self._lead, 0) if self.outputs > 1 else stored[np.newaxis]
 
+    def is_absent(self, array: zarr.Array[Any], box: Box) -> bool:
+        """Whether nothing is stored of a box of an array opened with :meth:`open_to_read`, so that its values are 0."""
+        lead, channels = self._lead, (slice(0, self.outputs),) if self.outputs > 1 else ()
+        return is_absent(array, (*box.slices[:lead], *channels, *box.slices[lead:]))
+
     def open_to_read(self) -> zarr.Array[Any]:
         return self._opened(self.store.zarr(), "r")
 
@@ -194,6 +200,7 @@ VALUES = {
     "outputs": int,
     "placed": bool,
     "region": tuple[tuple[int, int], ...],
+    "single_class": str,
 }
 """Type of the values of a marker that are read."""
 NESTING = 4
@@ -230,10 +237,10 @@ class Image:
             if marker(self.path) is None:
                 raise
 
-    def mark(self, *, complete: bool) -> None:
-        """Record in the group's metadata whether all voxels have been written."""
+    def mark(self, *, complete: bool, **more: str) -> None:
+        """Record in the marker whether all voxels have been written, and more."""
         found = self.attributes()
-        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete}})
+        self.replace_attributes({**found, MARKER: {**found[MARKER], "complete": complete, **more}})
 
     def attributes(self) -> dict[str, Any]:
         """Attributes of the group; raises :class:`UnetcliError` if unetcli did not write it."""

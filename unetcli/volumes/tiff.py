@@ -145,8 +145,10 @@ def _require_no_circle(tif: Any) -> None:
 
 def _only_series(path: str, tif: Any) -> Any:
     if len(tif.series) != 1:
-        shapes = ", ".join("x".join(map(str, series.shape)) for series in tif.series[:4])
-        raise UnetcliError(f"{path}: {len(tif.series)} images of different shapes ({shapes}, ..); expected one stack")
+        shapes = ["x".join(map(str, series.shape)) for series in tif.series]
+        listed = ", ".join(shapes[:4]) + (", .." if len(shapes) > 4 else "")
+        found = f"of different shapes ({listed})" if len(set(shapes)) > 1 else f"of {shapes[0]}, such as positions"
+        raise UnetcliError(f"{path}: {len(shapes)} images {found}; expected one stack")
     return tif.series[0]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
+from unetcli.volumes.absent import is_absent
 
 AXES = "tczyx"
 DEFAULT_AXES = {2: "yx", 3: "zyx"}
@@ -107,6 +108,10 @@ class Volume:
                 voxels = np.take(voxels, index - first, axis=axis)
         return voxels
 
+    def is_absent(self, box: Box) -> bool:
+        """Whether nothing is stored of a box inside the volume, so that all its voxels are equal; False if unknown."""
+        return is_absent(self.array, self._selection(box, slice(0, self.channels)))
+
     def mirrored(self, place: tuple[int, ...]) -> tuple[int, ...]:
         """Stored voxel that mirroring shows at ``place``, which may lie outside of the volume."""
         return tuple(int(mirror_indices(p, p + 1, n)[0]) for p, n in zip(place, self.extent, strict=True))
@@ -160,8 +165,7 @@ class Volume:
 
     def in_memory(self) -> Volume:
         """Read the array into memory."""
-        everything = {axis: slice(None) for axis in self.stored_axes}
-        return replace(self, array=self._slice(everything, self.whole()))
+        return replace(self, array=self._slice((slice(None),) * len(self.stored_axes), self.whole()))
 
     def _renamed(self, letters: Mapping[str, str]) -> Volume:
         """Change axis letters, in the same order. Voxel sizes stay, as guessed axes have none."""
@@ -172,16 +176,20 @@ class Volume:
         return tuple(int(per_stored_axis[self.stored_axes.index(axis)]) for axis in self.axes)
 
     def _stored(self, box: Box, channel: int | None) -> NDArray[Any]:
-        slices = dict(zip(self.axes, box.slices, strict=True))
-        slices["c"] = slice(None) if channel is None else slice(channel, channel + 1)
+        channels = slice(None) if channel is None else slice(channel, channel + 1)
         order = [self.stored_axes.index(axis) for axis in f"c{self.axes}" if axis in self.stored_axes]
-        voxels = self._slice(slices, box).transpose(order)
+        voxels = self._slice(self._selection(box, channels), box).transpose(order)
         return voxels if "c" in self.stored_axes else voxels[np.newaxis]
 
-    def _slice(self, slices: dict[str, slice], box: Box) -> NDArray[Any]:
+    def _selection(self, box: Box, channels: slice) -> tuple[slice, ...]:
+        """Slices of a box and of channels, in the order of the array's own axes."""
+        slices = {**dict(zip(self.axes, box.slices, strict=True)), "c": channels}
+        return tuple(slices[axis] for axis in self.stored_axes)
+
+    def _slice(self, selection: tuple[slice, ...], box: Box) -> NDArray[Any]:
         """Read part of the array, in the order of its own axes; errors name the region ``box``."""
         try:
-            return np.asarray(self.array[tuple(slices[axis] for axis in self.stored_axes)], self.dtype)
+            return np.asarray(self.array[selection], self.dtype)
         except MemoryError:
             raise
         except Exception as error:  # codecs raise zlib.error, RuntimeError, ValueError, OSError and others
@@ -199,9 +207,16 @@ class _Squeezed:
         self.chunks = self._left(getattr(array, "chunks", array.shape))
 
     def __getitem__(self, selection: tuple[slice, ...]) -> NDArray[Any]:
+        return np.asarray(self._array[self._full(selection)])
+
+    def viewed(self, selection: tuple[slice, ...]) -> tuple[Any, tuple[slice, ...]]:
+        """The array behind this view, and the same selection in it."""
+        full = self._full(selection)
+        return self._array, tuple(slice(p, p + 1) if isinstance(p, int) else p for p in full)
+
+    def _full(self, selection: tuple[slice, ...]) -> tuple[int | slice, ...]:
         remaining = iter(selection)
-        full = tuple(next(remaining) if isinstance(index, slice) else index for index in self._place)
-        return np.asarray(self._array[full])
+        return tuple(next(remaining) if isinstance(index, slice) else index for index in self._place)
 
     def _left(self, per_axis: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n for n, index in zip(per_axis, self._place, strict=True) if isinstance(index, slice))
