@@ -16,7 +16,7 @@ from unetcli.core.errors import UnetcliError, format_shape
 from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
 from unetcli.core.records import from_json
-from unetcli.model.training_data import TrainingData
+from unetcli.model.training_data import TrainingData, TrainingObjects
 
 if TYPE_CHECKING:
     from unetcli.model.network import UNet
@@ -55,6 +55,8 @@ class ModelHeader:
     """Command, data and scores of the training, as plain values."""
     training_data: TrainingData | None = None
     """Properties of the training images; None in files of older versions."""
+    objects: TrainingObjects | None = None
+    """Objects in the training truth; None in files of older versions."""
     digest: str | None = field(default=None, compare=False)
     """Checksum of the weights (XXH3, 128 bits), which :func:`save_model` computes; None in files of older versions."""
 

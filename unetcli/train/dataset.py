@@ -39,7 +39,7 @@ STATISTICS_PIXELS = 2**28
 MAX_VALUES = 1000
 """Number of different labels after which counting stops."""
 MAX_WINDOWS = 64
-"""Number of sections, or parts of large ones, whose grey values the model keeps."""
+"""Number of sections, or parts of large ones, whose grey values and sizes of objects the model keeps."""
 PIECE = 2048
 """Side, in pixels, of the pieces of a section of which only a part is measured."""
 ROUND = 64
@@ -197,6 +197,8 @@ class DatasetStatistics:
     """Percentiles of each channel and their spread over the sections."""
     extremes: tuple[tuple[float, float], ...] = ()
     """Least and largest grey value of each channel."""
+    smallest_objects: tuple[int, ...] = ()
+    """Pixels of the smallest object of each stored probability; see :mod:`unetcli.train.object_sizes`."""
 
     def class_weights(self, *, balance: bool) -> NDArray[np.float32]:
         """Class weights w_c of eq. 2, (classes,): equal totals per class with ``balance``, otherwise 1."""
@@ -227,7 +229,7 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
         extremes = _widened(extremes, image)
         classes += np.bincount(pair.targets.classes(box).ravel(), minlength=IGNORED + 1)
     counts = _complete_counts(dataset, classes)
-    windows = grey_values(pair.image(box) for pair, box in _windows(planes))
+    windows = grey_values(pair.image(box) for pair, box in spread_windows(planes))
     return DatasetStatistics(grey.mean, grey.std, counts, len(planes), every - len(planes), fraction, windows, extremes)
 
 
@@ -237,7 +239,7 @@ def _widened(extremes: tuple[tuple[float, float], ...], image: NDArray[Any]) -> 
     return tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(extremes or found, found, strict=True))
 
 
-def _windows(planes: Sequence[tuple[AnnotatedVolume, Box]]) -> Iterator[tuple[AnnotatedVolume, Box]]:
+def spread_windows(planes: Sequence[tuple[AnnotatedVolume, Box]]) -> Iterator[tuple[AnnotatedVolume, Box]]:
     """Yield up to ``MAX_WINDOWS`` sections, or parts of large ones, evenly spread over the planes."""
     pieces = [(pair, box) for pair, plane in planes for box in _pieces_of(plane, PLANE_SIDE)]
     for n in np.unique(np.linspace(0, len(pieces) - 1, min(MAX_WINDOWS, len(pieces)), dtype=np.intp)):

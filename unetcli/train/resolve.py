@@ -26,6 +26,7 @@ from unetcli.train.dataset import (
 from unetcli.train.distributed import ProcessGroup, require_divisible
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
+from unetcli.train.object_sizes import smallest_objects
 from unetcli.train.request import TrainRequest
 from unetcli.train.settings import (
     RATES,
@@ -95,6 +96,7 @@ def resolve_training(
     pairs = [AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
     dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
     statistics = dataset_statistics(dataset)
+    statistics = replace(statistics, smallest_objects=smallest_objects(dataset, len(statistics.class_counts)))
     require_usable(dataset, statistics)
     if group.is_first:
         warn_about_images(dataset, statistics)

@@ -12,7 +12,7 @@ import torch
 from unetcli.core.errors import UnetcliError, one_line, warn
 from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
 from unetcli.model.network import UNet, folded
-from unetcli.model.training_data import TrainingData
+from unetcli.model.training_data import TrainingData, TrainingObjects
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
@@ -58,6 +58,7 @@ def model_header(training: Training, step: int, validation: dict[str, Any] | Non
         class_names=names,
         intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
         training_data=training_data(training),
+        objects=TrainingObjects(truth=config.rules.truth, smallest=statistics.smallest_objects),
         provenance={
             **{name: versions.get(name) for name in ("unetcli", "torch", "revision")},
             "step": step,

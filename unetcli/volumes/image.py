@@ -194,6 +194,8 @@ VALUES = {
     "outputs": int,
     "placed": bool,
     "region": tuple[tuple[int, int], ...],
+    "smallest_objects": tuple[int, ...],
+    "truth": str,
 }
 """Type of the values of a marker that are read."""
 NESTING = 4
