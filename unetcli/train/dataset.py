@@ -239,10 +239,12 @@ def _widened(extremes: tuple[tuple[float, float], ...], image: NDArray[Any]) -> 
     return tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(extremes or found, found, strict=True))
 
 
-def spread_windows(planes: Sequence[tuple[AnnotatedVolume, Box]]) -> Iterator[tuple[AnnotatedVolume, Box]]:
-    """Yield up to ``MAX_WINDOWS`` sections, or parts of large ones, evenly spread over the planes."""
+def spread_windows(
+    planes: Sequence[tuple[AnnotatedVolume, Box]], most: int = MAX_WINDOWS
+) -> Iterator[tuple[AnnotatedVolume, Box]]:
+    """Yield up to ``most`` sections, or parts of large ones, evenly spread over the planes."""
     pieces = [(pair, box) for pair, plane in planes for box in _pieces_of(plane, PLANE_SIDE)]
-    for n in np.unique(np.linspace(0, len(pieces) - 1, min(MAX_WINDOWS, len(pieces)), dtype=np.intp)):
+    for n in np.unique(np.linspace(0, len(pieces) - 1, min(most, len(pieces)), dtype=np.intp)):
         yield pieces[int(n)]
 
 
