@@ -13,6 +13,9 @@ from unetcli.volumes.image import find_marker
 
 log = logging.getLogger(__name__)
 
+LANDSCAPES = {"instances": "distance", "binary": "probability"}
+"""Landscape of the watershed by the truth that the model was trained on. Instances are apart, as the network learned
+the line between them; in two-valued truth, as of membranes, a gap of the foreground shows as a dip only."""
 DEPTHS = {"distance": 1.5, "probability": 0.1}
 """Smallest depth by landscape, in voxels or probability: that of the unevenness of outlines."""
 SIZE_KEPT = 0.5
@@ -25,8 +28,8 @@ RADIUS_APART = 1 / 3
 class TrainedObjects:
     """Objects that the network was trained to find in sections."""
 
-    instances: bool = False
-    """Whether the training truth had a number for each object."""
+    truth: str = ""
+    """Meaning of the training labels: binary, instances or classes; empty if unknown."""
     smallest: int = 0
     """Pixels of the smallest object in a section of the training truth; 0 if unknown."""
 
@@ -35,9 +38,7 @@ class TrainedObjects:
         """What the marker of a prediction states about one of its channels."""
         marker: dict[str, Any] = find_marker(prediction) or {}
         sizes = marker.get("smallest_objects", ())
-        return cls(
-            instances=marker.get("truth") == "instances", smallest=sizes[channel] if channel < len(sizes) else 0
-        )
+        return cls(truth=marker.get("truth", ""), smallest=sizes[channel] if channel < len(sizes) else 0)
 
     @property
     def radius(self) -> float:
@@ -50,8 +51,9 @@ class ObjectOptions:
     """Options that a request leaves open, resolved."""
 
     method: str
-    min_size: int
+    landscape: str
     depth: float
+    min_size: int
 
 
 def resolve_objects(request: LabelRequest, trained: TrainedObjects) -> ObjectOptions:
@@ -60,36 +62,42 @@ def resolve_objects(request: LabelRequest, trained: TrainedObjects) -> ObjectOpt
     The training truth is known by section. With ``--three-d`` only the smallest object follows from it: an object has
     at least the size of each of its sections.
     """
+    separates = trained.truth in LANDSCAPES and not request.three_d
+    landscape = request.landscape or LANDSCAPES.get(trained.truth if separates else "", "distance")
     chosen = ObjectOptions(
-        method=request.method or ("watershed" if trained.instances and not request.three_d else "components"),
+        method=request.method or ("watershed" if separates else "components"),
+        landscape=landscape,
+        depth=default_depth(landscape, 0 if request.three_d else trained.radius)
+        if request.depth is None
+        else request.depth,
         min_size=int(SIZE_KEPT * trained.smallest) if request.min_size is None else request.min_size,
-        depth=default_depth(request, trained) if request.depth is None else request.depth,
     )
     _report(request, chosen, trained)
     return chosen
 
 
-def default_depth(request: LabelRequest, trained: TrainedObjects) -> float:
-    """Depth below which touching objects are not separated.
+def default_depth(landscape: str, radius: float) -> float:
+    """Depth below which touching objects are not separated, for the radius of the smallest object (0 if unknown).
 
-    >>> [default_depth(LabelRequest("p"), TrainedObjects(smallest=pixels)) for pixels in (0, 21, 4499)]
-    [1.5, 1.5, 12.6]
+    >>> default_depth("distance", 0), default_depth("distance", 37.8), default_depth("probability", 37.8)
+    (1.5, 12.6, 0.1)
     """
-    depth = DEPTHS.get(request.landscape, 0.0)  # a landscape that does not exist is refused later
-    if request.landscape != "distance" or request.three_d:
-        return depth
-    return max(depth, round(RADIUS_APART * trained.radius, 1))
+    depth = DEPTHS.get(landscape, 0.0)  # a landscape that does not exist is refused later
+    return max(depth, round(RADIUS_APART * radius, 1)) if landscape == "distance" else depth
 
 
 def _report(request: LabelRequest, chosen: ObjectOptions, trained: TrainedObjects) -> None:
     """Log the defaults that the training truth sets, in one line."""
-    found = []
-    if request.method is None and trained.instances:
-        found.append(f"--method {chosen.method}")
-    if request.depth is None and trained.smallest and chosen.method == "watershed":
-        found.append(f"--depth {chosen.depth:g}")
-    if request.min_size is None and trained.smallest:
-        found.append(f"--min-size {chosen.min_size}")
+    known = trained.truth in LANDSCAPES and not request.three_d
+    watershed = chosen.method == "watershed"
+    follows = {
+        "method": known,
+        "landscape": known and watershed,
+        "depth": known and watershed,
+        "min_size": trained.smallest > 0,
+    }
+    found = [name for name, does in follows.items() if does and getattr(request, name) is None]
     if found:
-        smallest = f"; its smallest object has {trained.smallest} pixels" if trained.smallest else ""
-        log.info("from the training truth: %s%s", " ".join(found), smallest)
+        options = " ".join(f"--{name.replace('_', '-')} {getattr(chosen, name)}" for name in found)
+        smallest = f", whose smallest object has {trained.smallest} pixels" if trained.smallest else ""
+        log.info("from the training truth (%s%s): %s", trained.truth, smallest, options)

@@ -37,8 +37,8 @@ class LabelRequest(ClusterOptions):
 
     prediction: str = field(kw_only=False, metadata=argument("Probabilities, as written by predict.", "PREDICTION"))
     method: str | None = _objects(
-        "components (connected foreground) or watershed (also separates touching objects). Default: components, or "
-        "watershed if the model was trained with --truth instances."
+        "components (connected foreground) or watershed (also separates touching objects). Default: watershed if "
+        "the model was trained on binary labels or instances, else components; with --three-d components."
     )
     threshold: float | None = _objects("Voxels above T are foreground. Default: 0.5.", metavar="T")
     auto_threshold_from: str | None = _objects(
@@ -53,8 +53,9 @@ class LabelRequest(ClusterOptions):
         min=0,
     )
     three_d: bool = _objects("Connect objects across sections. Default: label each section separately.", default=False)
-    landscape: str = _objects(
-        "What the watershed floods: distance (to the background) or probability.", default="distance"
+    landscape: str | None = _objects(
+        "What the watershed floods: distance (to the background) or probability. Default: distance, or probability if "
+        "the model was trained on binary labels."
     )
     depth: float | None = _objects(
         "Separate touching objects if both peaks lie at least H above the saddle between them. Default: a third of the "

@@ -198,7 +198,7 @@ def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | 
         connectivity=request.connectivity or (6 if request.three_d else 4),
         min_size=chosen.min_size,
         channel=channel,
-        landscape=request.landscape,
+        landscape=chosen.landscape,
         depth=chosen.depth,
         reach=request.reach or REACHES[request.three_d],
         smoothing=request.smoothing,
