@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import write_zarr
 from numpy.typing import NDArray
-from train.scenes import annotated, dataset
+from train.scenes import TINY, annotated, dataset, leave_pictures_out
 
+from unetcli.model.file import read_header
+from unetcli.model.training_data import TrainingObjects
 from unetcli.train.object_sizes import FEWEST, smallest, smallest_objects
+from unetcli.train.train import train_model
 
 SIDE = 120
 
@@ -68,6 +74,16 @@ def test_few_objects_say_nothing() -> None:
     assert smallest(np.full(FEWEST - 1, 9)) == 0
     assert smallest(np.full(FEWEST, 9)) == 9
     assert sizes_of(squares([7] * 3), truth="instances") == (0,)
+
+
+def test_the_model_keeps_the_smallest_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    leave_pictures_out(monkeypatch)
+    labels = np.concatenate([squares([7] * 30 + [4])] * 2)
+    write_zarr(Path("labels.zarr"), labels)
+    write_zarr(Path("raw.zarr"), np.where(labels, 200, 50).astype(np.uint8))
+    summary = train_model(replace(TINY, truth="instances", steps=2))
+    assert read_header(Path(summary.model)).objects == TrainingObjects(truth="instances", smallest=(49,))
 
 
 def test_parts_of_large_sections_count_whole_objects_only() -> None:
