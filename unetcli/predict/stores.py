@@ -106,9 +106,7 @@ def spec_of(plan: Plan) -> ArraySpec:
     )
 
 
-def attributes_of(
-    plan: Plan, path: Place, source: Volume, objects: TrainingObjects | None = None
-) -> dict[str, Any]:
+def attributes_of(plan: Plan, path: Place, source: Volume, objects: TrainingObjects | None = None) -> dict[str, Any]:
     """Attributes of the output: OME-Zarr metadata, and the marker of unetcli, which has the model's ``objects``."""
     start = dict(zip(plan.axes, plan.region.start, strict=True))
     own = {

@@ -31,9 +31,7 @@ def with_default_border_weight(dataset: Dataset) -> Dataset:
     if raised <= MOST:
         return dataset
     log.info("border weights are off (--w0 0), as they would raise %.0f %% of the background", 100 * raised)
-    return replace(
-        dataset, pairs=tuple(replace(pair, rules=replace(pair.rules, w0=0.0)) for pair in dataset.pairs)
-    )
+    return replace(dataset, pairs=tuple(replace(pair, rules=replace(pair.rules, w0=0.0)) for pair in dataset.pairs))
 
 
 def raised_fraction(dataset: Dataset) -> float:
