@@ -23,6 +23,8 @@ from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
+from unetcli.model.file import load_network, read_header, save_model
+from unetcli.model.training_data import TrainingObjects
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import PredictSummary, close_run, predict_share, predict_volume, resolve_step
 from unetcli.volumes.image import marker
@@ -70,6 +72,17 @@ def test_the_result_is_named_after_the_volume_and_complete(request_: PredictRequ
     assert stored().shape == (3, 70, 90)
     assert len(np.unique(stored())) > 20
     assert not list(Path().rglob("*.partial"))
+
+
+def test_the_marker_has_what_the_model_knows_of_objects(request_: PredictRequest, model: Path) -> None:
+    predict_volume(request_)
+    assert not {"truth", "smallest_objects"} & set(marker(Path("big.pred.zarr")) or {})
+    objects = TrainingObjects(truth="instances", smallest=(40,))
+    save_model(model, load_network(model), replace(read_header(model), objects=objects))
+    predict_volume(replace(request_, overwrite=True))
+    found = marker(Path("big.pred.zarr")) or {}
+    assert (found["truth"], found["smallest_objects"]) == ("instances", [40])
+    assert label_volume(LabelRequest("big.pred.zarr")).min_size == 20
 
 
 def test_a_second_call_finds_everything_done_and_touches_nothing(request_: PredictRequest) -> None:

@@ -25,6 +25,7 @@ from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.file import load_network, read_header
 from unetcli.model.network import UNet
+from unetcli.model.training_data import TrainingObjects
 from unetcli.predict.predictor import predict_blocks
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
@@ -43,6 +44,7 @@ def test_it_learns_and_says_how_well_on_the_last_sections(trained: TrainRequest)
     header = read_header(Path(summary.model))
     assert header.architecture.base_channels == 8
     assert header.intensity.dtype == "uint8"
+    assert header.objects == TrainingObjects(truth="binary", smallest=(0,))  # too few discs to know their sizes
     assert header.provenance["config"]["sections"] == [[0, 7]]
     assert header.provenance["config"]["validation"] == [[7, 8]]
     assert [row["step"] for row in log_rows()] == [50, 100, 150]

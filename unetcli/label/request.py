@@ -27,8 +27,6 @@ from unetcli.executors.options import ClusterOptions
 _objects = partial(option, heading=Heading.OBJECTS)
 TAKEN = ("predict", "pyramid", "evaluate")
 """Run folders of other steps, whose names labels cannot have."""
-DEPTHS = {"distance": 1.5, "probability": 0.1}
-"""Default of ``--depth`` by landscape."""
 REACHES = {False: 64, True: 32}
 """Default of ``--reach`` in voxels, by whether objects are three-dimensional."""
 
@@ -38,8 +36,9 @@ class LabelRequest(ClusterOptions):
     """Options of one call of label."""
 
     prediction: str = field(kw_only=False, metadata=argument("Probabilities, as written by predict.", "PREDICTION"))
-    method: str = _objects(
-        "components (connected foreground) or watershed (also separates touching objects).", default="components"
+    method: str | None = _objects(
+        "components (connected foreground) or watershed (also separates touching objects). Default: watershed if "
+        "the model was trained on binary labels or instances, else components; with --three-d components."
     )
     threshold: float | None = _objects("Voxels above T are foreground. Default: 0.5.", metavar="T")
     auto_threshold_from: str | None = _objects(
@@ -48,14 +47,19 @@ class LabelRequest(ClusterOptions):
     connectivity: int | None = _objects(
         "Number of neighbours of a voxel: 4 or 8 in a section, 6, 18 or 26 with --three-d.", metavar="4|8|6|18|26"
     )
-    min_size: int = _objects("Remove objects smaller than N voxels.", default=0, metavar="N", min=0)
+    min_size: int | None = _objects(
+        "Remove objects smaller than N voxels; 0 keeps all. Default: half the smallest object of the training truth.",
+        metavar="N",
+        min=0,
+    )
     three_d: bool = _objects("Connect objects across sections. Default: label each section separately.", default=False)
-    landscape: str = _objects(
-        "What the watershed floods: distance (to the background) or probability.", default="distance"
+    landscape: str | None = _objects(
+        "What the watershed floods: distance (to the background) or probability. Default: distance, or probability if "
+        "the model was trained on binary labels."
     )
     depth: float | None = _objects(
-        "Separate touching objects if both peaks lie at least H above the saddle between them. Default: 1.5 voxels of "
-        "distance, or 0.1 of probability.",
+        "Separate touching objects if both peaks lie at least H above the saddle between them. Default: a third of the "
+        "radius of the smallest object of the training truth, at least 1.5 voxels; or 0.1 of probability.",
         metavar="H",
         min=0,
     )

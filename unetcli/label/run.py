@@ -22,6 +22,7 @@ from unetcli.engine.run import RunOptions, RunOutcome, require_usable, run
 from unetcli.engine.runfolder import LABEL, RunFolder, require_claimable
 from unetcli.engine.step import require_continued
 from unetcli.executors.options import ClusterOptions
+from unetcli.label.defaults import TrainedObjects, resolve_objects
 from unetcli.label.image import (
     KIND,
     Parent,
@@ -33,7 +34,7 @@ from unetcli.label.image import (
 )
 from unetcli.label.objects import components, in_order, is_foreground, neighbourhood, require_own_table, table_place
 from unetcli.label.plan import BLOCK_VOXELS, FORMAT, LabelPlan, Settings, choose_block
-from unetcli.label.request import DEPTHS, REACHES, LabelRequest
+from unetcli.label.request import REACHES, LabelRequest
 from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
@@ -188,15 +189,17 @@ def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -
 def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> Settings:
     """Resolve the options that affect the labels."""
     neighbourhood(parent.volume.axes, request.connectivity, three_d=request.three_d)  # raises if they do not fit
+    channel = require_probabilities(parent.volume, request.channel)
+    chosen = resolve_objects(request, TrainedObjects.of(parent.place, channel))
     settings = Settings(
-        method=request.method,
+        method=chosen.method,
         threshold=THRESHOLD if request.threshold is None else request.threshold,
         three_d=request.three_d,
         connectivity=request.connectivity or (6 if request.three_d else 4),
-        min_size=request.min_size,
-        channel=require_probabilities(parent.volume, request.channel),
-        landscape=request.landscape,
-        depth=DEPTHS.get(request.landscape, 0.0) if request.depth is None else request.depth,
+        min_size=chosen.min_size,
+        channel=channel,
+        landscape=chosen.landscape,
+        depth=chosen.depth,
         reach=request.reach or REACHES[request.three_d],
         smoothing=request.smoothing,
     )
@@ -306,6 +309,10 @@ class LabelSummary:
     dtype: str | None
     method: str
     threshold: float
+    min_size: int
+    """Size, in voxels, below which objects are removed."""
+    depth: float | None
+    """Depth of the watershed, in voxels or probability; None for components."""
     blocks: int
     """Number of blocks of all stages."""
     found_done: int
@@ -329,7 +336,7 @@ class LabelSummary:
             aside = f"{counted(len(self.set_aside), 'block')} set aside (see above); " if self.set_aside else ""
             jobs = f"{counted(len(self.failed_jobs), 'job')} failed; " if self.failed_jobs else ""
             return f"{self.output}: INCOMPLETE; {aside}{jobs}the same command continues"
-        small = f", {self.removed} smaller ones removed" if self.removed else ""
+        small = f", {self.removed} smaller than {self.min_size} voxels removed" if self.removed else ""
         already = "already " if not self.made else ""
         return f"{self.output}: {self.objects} objects above {self.threshold:g}{small}; {already}complete; {self.table}"
 
@@ -364,6 +371,7 @@ def label_volume(
 
 def summarise(step: LabelStep, outcome: RunOutcome, frames: int | None, seconds: float) -> LabelSummary:
     """Summary of a call."""
+    settings = step.plan.settings
     merged = step.files.merged() if step.files.summary_file.exists() else None
     found, done = int(outcome.found.sum()), int(outcome.done.sum())
     return LabelSummary(
@@ -371,8 +379,10 @@ def summarise(step: LabelStep, outcome: RunOutcome, frames: int | None, seconds:
         table=str(step.table),
         complete=outcome.complete,
         **{name: getattr(merged, name, None) for name in ("objects", "removed", "provisional", "sizes", "dtype")},  # type: ignore[arg-type]
-        method=step.plan.settings.method,
-        threshold=step.plan.settings.threshold,
+        method=settings.method,
+        threshold=settings.threshold,
+        min_size=settings.min_size,
+        depth=settings.depth if settings.method == "watershed" else None,
         blocks=step.plan.blocks,
         found_done=found,
         made=done - found,

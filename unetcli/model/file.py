@@ -17,7 +17,7 @@ from unetcli.core.files import replacing
 from unetcli.core.geometry import Architecture
 from unetcli.core.records import from_json
 from unetcli.model.calibration import Calibration
-from unetcli.model.training_data import TrainingData
+from unetcli.model.training_data import TrainingData, TrainingObjects
 
 if TYPE_CHECKING:
     from unetcli.model.network import UNet
@@ -58,6 +58,8 @@ class ModelHeader:
     """Properties of the training images; None in files of older versions."""
     calibration: Calibration | None = None
     """Calibration that the weights contain; None in files without one."""
+    objects: TrainingObjects | None = None
+    """Objects in the training truth; None in files of older versions."""
     digest: str | None = field(default=None, compare=False)
     """Checksum of the weights (XXH3, 128 bits), which :func:`save_model` computes; None in files of older versions."""
 

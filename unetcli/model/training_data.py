@@ -1,4 +1,4 @@
-"""Properties of the training images, to compare a volume with: voxel size, channel names and grey values."""
+"""Properties of the training data: voxel size, channels and grey values of the images, and objects in the truth."""
 
 from __future__ import annotations
 
@@ -55,6 +55,16 @@ class TrainingData:
     """Names of the channels that the network takes; empty if the images do not name them."""
     grey: tuple[GreyValues, ...] = ()
     """Grey values of each channel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingObjects:
+    """Objects in the training truth, from which ``label`` takes its defaults."""
+
+    truth: str
+    """Meaning of the training labels: binary, instances or classes."""
+    smallest: tuple[int, ...] = ()
+    """Pixels, in one section, of the smallest object of each stored probability; 0 where it is unknown."""
 
 
 def grey_values(windows: Iterable[NDArray[Any]]) -> tuple[GreyValues, ...]:

@@ -22,7 +22,6 @@ from unetcli.engine.step import require_continued
 from unetcli.executors.options import ClusterOptions
 from unetcli.planning.plan import FORMAT, Plan
 from unetcli.planning.planner import wasted_work
-from unetcli.predict.checks import single_class
 from unetcli.predict.models import find_models
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine

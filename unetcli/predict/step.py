@@ -27,7 +27,7 @@ from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, require_continued, try_block
 from unetcli.engine.worker import void
-from unetcli.model.file import load_network, read_model
+from unetcli.model.file import load_network, read_header, read_model
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
 from unetcli.planning.planner import ITEM_BYTES, wasted_work
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
@@ -268,7 +268,8 @@ class PredictStep(ImageStep):
     def create(self) -> None:
         """Create the output if there is none; void blocks of levels that are missing or depend on missing blocks."""
         if not self.is_made():
-            self.image.create(attributes_of(self.plan, self.output, self.source))
+            objects = read_header(Path(self.paths.model)).objects
+            self.image.create(attributes_of(self.plan, self.output, self.source, objects))
             self.clear_cache()
         n, done = self.plan.blocks, self.ledger.refresh().done
         if done[n:].any():

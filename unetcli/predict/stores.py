@@ -10,6 +10,7 @@ from unetcli.core.arrays import file_sha256
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place
 from unetcli.engine.step import Change, StepPaths
+from unetcli.model.training_data import TrainingObjects
 from unetcli.planning.plan import ModelSource, Plan
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.image import MARKER, ArraySpec, image_attributes
@@ -113,8 +114,8 @@ def spec_of(plan: Plan) -> ArraySpec:
     )
 
 
-def attributes_of(plan: Plan, path: Place, source: Volume) -> dict[str, Any]:
-    """Attributes of the output: OME-Zarr metadata, and the marker of unetcli."""
+def attributes_of(plan: Plan, path: Place, source: Volume, objects: TrainingObjects | None = None) -> dict[str, Any]:
+    """Attributes of the output: OME-Zarr metadata, and the marker of unetcli, which has the model's ``objects``."""
     start = dict(zip(plan.axes, plan.region.start, strict=True))
     own = {
         "complete": False,
@@ -125,4 +126,6 @@ def attributes_of(plan: Plan, path: Place, source: Volume) -> dict[str, Any]:
         "model": " ".join(model.fingerprint for model in plan.sources.models),
         "placed": source.places,
     }
+    if objects is not None:
+        own |= {"truth": objects.truth, "smallest_objects": list(objects.smallest)}
     return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}

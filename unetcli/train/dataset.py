@@ -39,7 +39,7 @@ STATISTICS_PIXELS = 2**28
 MAX_VALUES = 1000
 """Number of different labels after which counting stops."""
 MAX_WINDOWS = 64
-"""Number of sections, or parts of large ones, whose grey values the model keeps."""
+"""Number of sections, or parts of large ones, whose grey values and sizes of objects the model keeps."""
 PIECE = 2048
 """Side, in pixels, of the pieces of a section of which only a part is measured."""
 ROUND = 64
@@ -204,6 +204,8 @@ class DatasetStatistics:
     """Percentiles of each channel and their spread over the sections."""
     extremes: tuple[tuple[float, float], ...] = ()
     """Least and largest grey value of each channel."""
+    smallest_objects: tuple[int, ...] = ()
+    """Pixels of the smallest object of each stored probability; see :mod:`unetcli.train.object_sizes`."""
 
     def class_weights(self, *, balance: bool) -> NDArray[np.float32]:
         """Class weights w_c of eq. 2, (classes,): equal totals per class with ``balance``, otherwise 1."""

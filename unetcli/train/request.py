@@ -52,7 +52,10 @@ class TruthOptions(Options):
     keep_empty: bool | None = _truth(
         "Use sections without labels, as background. Default: leave them out.", negative="--leave-empty"
     )
-    w0: float | None = _truth("Extra loss weight between close objects; 0 turns it off. Default: 10.")
+    w0: float | None = _truth(
+        "Extra loss weight between close objects; 0 turns it off. Default: 10; train with fast: 0, if more than half "
+        "of the background is between close objects."
+    )
     sigma: float | None = _truth("Distance over which the extra weight fades, in pixels. Default: 5.")
     weights_everywhere: bool | None = _truth(
         "Apply the extra weight to all pixels, or to background only (default).", negative="--weights-background"

@@ -14,6 +14,7 @@ from unetcli.core.geometry import Architecture
 from unetcli.core.options import Sections, resolve_sections
 from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
+from unetcli.train.border_default import with_default_border_weight
 from unetcli.train.data_checks import warn_about_images, warn_about_pairs
 from unetcli.train.dataset import (
     AnnotatedVolume,
@@ -26,6 +27,7 @@ from unetcli.train.dataset import (
 from unetcli.train.distributed import ProcessGroup, require_divisible
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
+from unetcli.train.object_sizes import smallest_objects
 from unetcli.train.request import TrainRequest
 from unetcli.train.settings import (
     RATES,
@@ -94,11 +96,14 @@ def resolve_training(
     keep_empty = _chosen("keep_empty", request, frozen, False)
     pairs = [AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
     dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
+    recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
+    if recipe == "fast" and request.w0 is None and frozen is None:
+        dataset = with_default_border_weight(dataset)
     statistics = dataset_statistics(dataset)
+    statistics = replace(statistics, smallest_objects=smallest_objects(dataset, len(statistics.class_counts)))
     require_usable(dataset, statistics)
     if group.is_first:
         warn_about_images(dataset, statistics)
-    recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
     architecture = resolve_architecture(request, frozen, recipe, device, dataset, statistics)
     optimisation = resolve_optimisation(request, frozen, recipe, group)
     require_divisible(optimisation.batch_size, group)
@@ -106,7 +111,7 @@ def resolve_training(
         recipe=recipe,
         architecture=architecture,
         tile=resolve_tile(request, frozen, recipe, architecture, device),
-        rules=rules,
+        rules=dataset.pairs[0].rules,
         keep_empty=keep_empty,
         balance=_chosen("balance", request, frozen, True),
         calibrate=_chosen("calibrate", request, frozen, True),

@@ -14,7 +14,7 @@ from unetcli.core.records import decoded
 from unetcli.model.calibration import LIKELIHOOD, Calibration
 from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
 from unetcli.model.network import UNet, calibrated, folded
-from unetcli.model.training_data import TrainingData
+from unetcli.model.training_data import TrainingData, TrainingObjects
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
@@ -80,6 +80,7 @@ def model_header(
         intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
         training_data=training_data(training),
         calibration=calibration,
+        objects=TrainingObjects(truth=config.rules.truth, smallest=statistics.smallest_objects),
         provenance={
             **{name: versions.get(name) for name in ("unetcli", "torch", "revision")},
             "step": step,

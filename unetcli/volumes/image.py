@@ -201,6 +201,8 @@ VALUES = {
     "placed": bool,
     "region": tuple[tuple[int, int], ...],
     "single_class": str,
+    "smallest_objects": tuple[int, ...],
+    "truth": str,
 }
 """Type of the values of a marker that are read."""
 NESTING = 4
