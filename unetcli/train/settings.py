@@ -305,9 +305,9 @@ class TrainingConfig:
     balance: bool
     """Whether all classes have the same total weight (w_c); otherwise all pixels weigh the same."""
     sections: Ranges
-    """Sections to train on."""
+    """Sections to train on, except those held out."""
     validation: Ranges
-    """Sections held out; a range is empty if its pair has too few."""
+    """Sections held out; a range is empty if its pair has too few. With folds, they may lie amid ``sections``."""
     augmentation: Augmentation
     optimisation: Optimisation
     precision: str
