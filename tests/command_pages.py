@@ -34,6 +34,10 @@ EXAMPLES = {
             "Train with the recipe of the paper on two annotated stacks.",
             "raw.tif labels.tif --pair raw2.tif labels2.tif --recipe paper --output paper_model",
         ),
+        Example(
+            "Train five models, each of which holds out another fifth of the sections, and compare their scores.",
+            "raw.tif labels.tif --folds 5 --output folds",
+        ),
         Example("See how long the training would take and how much memory it needs.", "raw.tif labels.tif --dry-run"),
     ],
     "weights": [Example("Look at the loss weights before training.", "labels.tif --truth instances --sections :5")],

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from unetcli.label.run import LabelSummary
     from unetcli.predict.preview import PlanReport
     from unetcli.predict.run import PredictSummary
+    from unetcli.train.folds import FoldsSummary
     from unetcli.train.train import TrainPreview, TrainSummary
 
 __all__ = ["Incomplete", "UnetcliError", "evaluate", "label", "plan", "predict", "train"]
@@ -103,16 +104,17 @@ def _as_declared(value: Any, declared: DeclaredOption | None) -> Any:
 
 
 @_by_keyword(TrainRequest)
-def train(request: TrainRequest) -> TrainSummary | str:
+def train(request: TrainRequest) -> TrainSummary | FoldsSummary | str:
     """Train a network on images and their labels, and save the best one as ``output/model.safetensors``.
 
     Images and labels have the same axes and extent: (y, x) or (z, y, x), optionally with t or c. Labels are integers.
 
     Returns
     -------
-    TrainSummary or str
-        Number of steps, path of the model, and its scores on the held-out sections (fractions from 0 to 1); with
-        ``detach``, the id of the SLURM job.
+    TrainSummary, FoldsSummary or str
+        Number of steps, path of the model, and its scores on the held-out sections (fractions from 0 to 1). With
+        ``fold="all"``, the same of each fold, and mean and standard deviation of the scores; with ``detach``, the id of
+        the SLURM job.
 
     Raises
     ------
@@ -215,17 +217,27 @@ def plan(request: PlanRequest) -> PlanReport:
 @_warned
 def run_train(
     request: TrainRequest, progress: ProgressCallback = silent, signals: Signals | None = None
-) -> TrainSummary | str | None:
-    """Train in this process or as one SLURM job.
+) -> TrainSummary | FoldsSummary | str | None:
+    """Train in this process or as one SLURM job, or all folds after each other.
 
     Returns
     -------
-    TrainSummary, str or None
+    TrainSummary, FoldsSummary, str or None
         The id of the SLURM job with ``detach``; None if the launcher stopped before any step.
     """
     if request.cluster not in ("local", "slurm"):
         raise UnetcliError(f"--cluster {request.cluster}: expected local or slurm")
     prepare()  # before torch is imported
+    signals = signals or Signals()
+    if request.fold != "all":
+        return _train_one(request, progress, signals)
+    from unetcli.train.folds import train_folds
+
+    return train_folds(request, lambda fold: _train_one(fold, progress, signals))
+
+
+def _train_one(request: TrainRequest, progress: ProgressCallback, signals: Signals) -> TrainSummary | str | None:
+    """Train one model."""
     from unetcli.executors.options import slurm_request
     from unetcli.train.slurm import Processes, launch
     from unetcli.train.train import train_model
@@ -235,7 +247,7 @@ def run_train(
     processes = Processes(
         nodes=request.nodes, gpus_per_node=request.gpus_per_node, tasks_per_node=request.tasks_per_node
     )
-    return launch(request, slurm_request(request), processes, progress, signals or Signals(), detach=request.detach)
+    return launch(request, slurm_request(request), processes, progress, signals, detach=request.detach)
 
 
 @_warned

@@ -160,12 +160,13 @@ def test_another_number_of_processes_goes_on(ranks: Ranks, first: int, then: int
     [
         ("--steps 9 --batch-size 3", "unetcli: --batch-size 3: not divisible by the 2 processes; 4 would work\n"),
         ("--steps 9 --select dice", "unetcli: --select dice: expected one of"),
+        ("--folds 2", "unetcli: --fold all: the 2 processes train one model; start them for each fold: --fold 1"),
         ("--steps 300 --recipe paper --lr 1e30", "unetcli: the loss is nan"),
         pytest.param(
             "--steps 9 --recipe paper --lr 1e30 --tile 700", "unetcli: the loss is nan", marks=pytest.mark.slow
         ),
     ],
-    ids=["of the batch", "of the request", "under way", "seen by the progress of the first"],
+    ids=["of the batch", "of the request", "of folds", "under way", "seen by the progress of the first"],
 )
 def test_an_error_of_all_processes_is_reported_by_the_first(ranks: Ranks, words: str, line: str) -> None:
     ranks.start(words)

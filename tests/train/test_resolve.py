@@ -19,7 +19,8 @@ from unetcli.core.options import Sections
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import Training
 from unetcli.train.request import TrainRequest
-from unetcli.train.resolve import require_pairs, resolve_training, split_sections
+from unetcli.train.resolve import require_pairs, resolve_training
+from unetcli.train.sections import split_sections
 from unetcli.train.settings import Ranges
 from unetcli.volumes.volume import Volume
 

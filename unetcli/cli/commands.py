@@ -22,6 +22,7 @@ from unetcli.train.request import TrainRequest, WeightsRequest
 from unetcli.viz.request import ShowRequest
 
 if TYPE_CHECKING:
+    from unetcli.train.folds import FoldsSummary
     from unetcli.train.train import TrainSummary
     from unetcli.train.weight_map import WeightsSummary
 
@@ -189,15 +190,39 @@ def train(request: TrainRequest, dry_run: DryRunOption = False, json: JsonOption
     refuse_warnings(summary.warnings, strict=request.strict)
 
 
-def print_training(summary: TrainSummary, json: bool, *, advise: bool) -> None:
-    """Print the summary of a training: as JSON, or the path of the model if there is one yet."""
+def print_training(summary: TrainSummary | FoldsSummary, json: bool, *, advise: bool) -> None:
+    """Print the summary of a training: as JSON, or the path of the model if there is one yet, or a table of folds."""
+    from unetcli.train.folds import FoldsSummary
+
     console.say(summary.sentence)
     if summary.finished and advise:
         console.say(summary.advice)
     if json:
         console.print_json(asdict(summary))
+    elif isinstance(summary, FoldsSummary):
+        typer.echo("\n".join(fold_lines(summary)))
     elif summary.best_step is not None:
         console.print_path(summary.model)
+
+
+def fold_lines(summary: FoldsSummary) -> list[str]:
+    """Scores of each fold, and their mean and spread, as aligned lines."""
+    names = list(summary.mean)
+    rows = [("fold", "held out", "step", *(name.replace("_", " ") for name in names))]
+    for each in summary.folds:
+        held_out = " and ".join(f"{a}:{b}" for a, b in each.held_out if a < b)
+        title = f"{each.fold}" if each.training.finished else f"{each.fold} (stopped)"
+        rows.append(
+            (title, held_out, str(each.training.best_step or "-"), *(_score(each.scores.get(name)) for name in names))
+        )
+    for title, values in (("mean", summary.mean), ("spread", summary.spread)):
+        rows.append((title, "", "", *(_score(values[name]) for name in names)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def preview(request: TrainRequest, json: bool) -> None:
@@ -215,6 +240,10 @@ def preview_lines(found: dict[str, Any]) -> list[str]:
     weights = ", ".join(f"{weight:.2f}" for weight in found["class_weights"])
     left_out = f", {found['left_out']} left out (no labels)" if found["left_out"] else ""
     size = f"depth {found['depth']}, {found['base_channels']} channels, {found['parameters']:,} parameters"
+    time, each = (
+        console.duration(60 * found["minutes"]),
+        f", for each of {found['models']} folds" if found["models"] > 1 else "",
+    )
     return [
         f"sections  {found['sections']} to train on{left_out}, {found['held_out']} held out",
         f"classes   {shares} (weights {weights}); {found['cells']} objects",
@@ -222,7 +251,7 @@ def preview_lines(found: dict[str, Any]) -> list[str]:
         f"tile      {found['tile']} in, {found['output']} out, {found['batch_size']} per step",
         f"memory    {found['memory_gb']} GB ({found['device']}, {found['precision']})",
         f"speed     {found['steps_per_second']} steps/s, measured for ten seconds",
-        f"time      {console.duration(60 * found['minutes'])} for {found['steps']} steps (recipe {found['recipe']})",
+        f"time      {time} for {found['steps']} steps (recipe {found['recipe']}){each}",
     ]
 
 

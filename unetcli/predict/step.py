@@ -268,7 +268,8 @@ class PredictStep(ImageStep):
     def create(self) -> None:
         """Create the output if there is none; void blocks of levels that are missing or depend on missing blocks."""
         if not self.is_made():
-            objects = read_header(Path(self.paths.model)).objects
+            known = {read_header(Path(model)).objects for model in self.paths.models}
+            objects = known.pop() if len(known) == 1 else None  # of several models that differ, nothing is known
             self.image.create(attributes_of(self.plan, self.output, self.source, objects))
             self.clear_cache()
         n, done = self.plan.blocks, self.ledger.refresh().done

@@ -21,6 +21,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, hull
 from unetcli.model.training_data import GreyValues, grey_values
 from unetcli.train.augment import Draw, draw
+from unetcli.train.sections import training_runs
 from unetcli.train.settings import IGNORED, TRUTHS, Augmentation, Ranges, TruthRules, require_one_of
 from unetcli.train.targets import TargetCache, class_weights
 from unetcli.volumes.opening import cached
@@ -147,13 +148,9 @@ class Dataset:
     def of_sections(
         cls, pairs: Sequence[AnnotatedVolume], sections: Ranges, validation: Ranges, *, keep_empty: bool
     ) -> Dataset:
-        """Create a dataset from the ranges of sections of each pair; an empty range gives no part."""
-
-        def parts(ranges: Ranges) -> tuple[Part, ...]:
-            both = enumerate(zip(pairs, ranges, strict=True))
-            return tuple(Part(n, pair.raw.sections(*ends)) for n, (pair, ends) in both if ends[0] < ends[1])
-
-        return cls(tuple(pairs), parts(sections), parts(validation), keep_empty)
+        """Create a dataset from the ranges of sections of each pair; those held out are not trained on."""
+        runs = [training_runs(*both) for both in zip(sections, validation, strict=True)]
+        return cls(tuple(pairs), parts_of(pairs, runs), parts_of(pairs, [[ends] for ends in validation]), keep_empty)
 
     def planes(self, parts: Sequence[Part]) -> Iterator[tuple[AnnotatedVolume, Box]]:
         """Yield each section of some parts that is used, with its pair."""
@@ -182,6 +179,12 @@ class Dataset:
     def is_used(self, pair: AnnotatedVolume, plane: Box) -> bool:
         """Whether a section is trained or validated on: it has labels, or empty sections count as background."""
         return self.keep_empty or not pair.is_empty(plane)
+
+
+def parts_of(pairs: Sequence[AnnotatedVolume], runs: Sequence[Sequence[tuple[int, int]]]) -> tuple[Part, ...]:
+    """Parts of the runs of sections of each pair; an empty run gives no part."""
+    both = enumerate(zip(pairs, runs, strict=True))
+    return tuple(Part(n, pair.raw.sections(a, b)) for n, (pair, own) in both for a, b in own if a < b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +289,19 @@ def require_usable(dataset: Dataset, statistics: DatasetStatistics) -> None:
         if highest >= len(statistics.class_counts):
             raise UnetcliError(
                 f"{pair.labels.path}: class {highest} occurs only in held-out sections; "
-                "choose other sections with --validation or --sections"
+                "choose other sections with --validation, --folds or --sections"
+            )
+
+
+def require_labelled(dataset: Dataset, folds: Sequence[Ranges]) -> None:
+    """Raise UnetcliError if a fold has no section that is used."""
+    for number, ranges in enumerate(folds, 1):
+        parts = parts_of(dataset.pairs, [[ends] for ends in ranges])
+        if not any(True for _ in dataset.planes(parts)):
+            first, last = dataset.pairs[parts[0].pair], ranges[parts[0].pair]
+            raise UnetcliError(
+                f"{first.labels.path}: no label in sections {last[0]}:{last[1]}, fold {number} of {len(folds)}; give "
+                "fewer --folds, or --sections with labels"
             )
 
 

@@ -79,6 +79,8 @@ class TrainingFolder:
         leftovers = ("lock", "lock.guard", "launcher", "launcher.guard", "jobs")  # of calls that were killed early
         if not self.path.exists() or self.config.exists():
             return
+        if any((fold / self.config.name).exists() for fold in self.path.glob("fold-*")):
+            raise UnetcliError(f"{self.path}: holds the models of --fold all; use another --output")
         if not self.path.is_dir() or any(p.name not in leftovers and p.suffix != PARTIAL for p in self.path.iterdir()):
             raise UnetcliError(f"{self.path}: exists and was not written by unetcli train; use another --output")
 

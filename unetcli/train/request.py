@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import strip_scheme
@@ -34,9 +35,25 @@ RECIPES = ("fast", "paper")
 MEASURES = ("pixel_disagreement", "pixel_error", "rand_error", "iou", "seg")
 """Measures on the held-out sections by which the best model can be selected."""
 
+Fold = int | Literal["all"]
+"""Number of a fold, counted from 1, or all of them."""
+
 _truth = partial(option, heading=Heading.TRUTH)
 _augmentation = partial(option, heading=Heading.AUGMENTATION)
 _optimisation = partial(option, heading=Heading.OPTIMISATION)
+
+
+def parse_fold(text: str) -> Fold:
+    """Parse ``--fold``: a number, or ``all``.
+
+    >>> parse_fold("2"), parse_fold("all")
+    (2, 'all')
+    """
+    if text == "all":
+        return "all"
+    if not text.isdecimal():
+        raise UnetcliError(f"--fold {text}: expected a number, counted from 1, or all")
+    return int(text)
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
@@ -90,6 +107,16 @@ class TrainRequest(TruthOptions, SlurmOptions):
     )
     validation_fraction: float | None = region_option(
         "Instead of --validation: hold out this fraction at the end of each pair. Default: 0.1."
+    )
+    folds: int | None = region_option(
+        "Instead of --validation: divide the sections into K runs of neighbours, each of which is held out once.",
+        metavar="K",
+    )
+    fold: Fold | None = region_option(
+        "With --folds: hold out fold K, counted from 1; all (default): train one model for each, in OUTPUT/fold-1 "
+        "and so on.",
+        metavar="K",
+        parse=parse_fold,
     )
     same_place: bool = same_place_option()
     channel: int | None = channel_option()
@@ -174,6 +201,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
         if self.select is not None and self.select not in MEASURES:
             raise UnetcliError(f"--select {self.select}: expected one of {', '.join(MEASURES)}")
         self._require_positive()
+        self._resolve_folds()
         super().__post_init__()
 
     def _require_positive(self) -> None:
@@ -183,6 +211,40 @@ class TrainRequest(TruthOptions, SlurmOptions):
         for name in ("minutes", "checkpoint_minutes"):
             if (value := getattr(self, name)) is not None and not 0 < value < 1e6:
                 raise UnetcliError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+
+    def _resolve_folds(self) -> None:
+        """Check ``--folds`` and ``--fold``; all folds are trained by default."""
+        if self.folds is None:
+            if self.fold is not None:
+                raise UnetcliError(f"--fold {self.fold}: give the number of folds too, such as --folds 5")
+            return
+        if self.folds < 2:
+            raise UnetcliError(f"--folds {self.folds}: expected at least 2")
+        if self.validation is not None or self.validation_fraction is not None:
+            raise UnetcliError("--folds: holds out one fold after the other; omit --validation")
+        if self.fold is None:
+            object.__setattr__(self, "fold", "all")
+        elif self.fold != "all" and not 1 <= self.fold <= self.folds:
+            raise UnetcliError(f"--fold {self.fold}: expected 1 to {self.folds}, or all; folds are counted from 1")
+        if self.fold == "all" and self.cluster == "slurm":
+            raise UnetcliError(
+                "--cluster slurm: not with --fold all, which trains one fold after the other; submit a job for each: "
+                f"{fold_words(self)}"
+            )
+
+    def of_fold(self, number: int) -> TrainRequest:
+        """The request of one of ``--fold all``; its folder is a subfolder of the output."""
+        return replace(self, fold=number, output=self.output / f"fold-{number}")
+
+    @property
+    def models(self) -> int:
+        """Number of models to train: one for each fold of ``--fold all``, else one."""
+        return (self.folds or 1) if self.fold == "all" else 1
+
+    @property
+    def first(self) -> TrainRequest:
+        """The request of the first model to train."""
+        return self.of_fold(1) if self.fold == "all" else self
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -194,6 +256,11 @@ class TrainRequest(TruthOptions, SlurmOptions):
     def learning_rate(self) -> float | None:
         """Value of ``--lr``, under the name of its setting."""
         return self.lr
+
+
+def fold_words(request: TrainRequest) -> str:
+    """Options that train the first fold alone, for messages; ``--fold all`` continues with such folders."""
+    return f"--fold 1 --output {request.of_fold(1).output}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ import torch
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
-from unetcli.core.options import Sections, resolve_sections
 from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
 from unetcli.train.border_default import with_default_border_weight
@@ -21,6 +20,7 @@ from unetcli.train.dataset import (
     Dataset,
     DatasetStatistics,
     dataset_statistics,
+    require_labelled,
     require_usable,
     resolve_truth,
 )
@@ -29,6 +29,7 @@ from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.object_sizes import smallest_objects
 from unetcli.train.request import TrainRequest
+from unetcli.train.sections import fold_ranges, split_sections
 from unetcli.train.settings import (
     RATES,
     RECIPES,
@@ -58,7 +59,6 @@ GPU_STEPS = 20_000
 DEFAULT_RECIPE = "fast"
 VALIDATE_EVERY = 200
 """Default number of steps between two validations."""
-VALIDATION_FRACTION = 0.1
 SHIFTED = "not the same region; crop them to one region, or --same-place pairs their voxels as they are"
 RESAMPLE = "one must be resampled to the other's"  # ends the message about different voxel sizes
 
@@ -89,34 +89,69 @@ def resolve_training(
     volumes = require_pairs(request)
     if group.is_first:
         warn_about_pairs(volumes)
-    fingerprints = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
     device = resolve_device(_chosen("device", request, frozen), group.local_rank)
-    sections, validation = split_sections(request, [raw for raw, _ in volumes])
-    rules = resolve_rules(request, frozen, volumes, sections, validation)
-    keep_empty = _chosen("keep_empty", request, frozen, False)
-    pairs = [AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
-    dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
-    recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
-    if recipe == "fast" and request.w0 is None and frozen is None:
-        dataset = with_default_border_weight(dataset)
+    data = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
+    ranges = split_sections(request, [raw for raw, _ in volumes])
+    dataset = resolve_dataset(request, frozen, volumes, *ranges)
     statistics = dataset_statistics(dataset)
     statistics = replace(statistics, smallest_objects=smallest_objects(dataset, len(statistics.class_counts)))
     require_usable(dataset, statistics)
     if group.is_first:
         warn_about_images(dataset, statistics)
+    return Training(
+        config=resolve_config(request, frozen, group, device, dataset, statistics, ranges, data),
+        dataset=dataset,
+        statistics=statistics,
+        folder=folder,
+        device=device,
+        group=group,
+        options=_settings(RunOptions, request, None, {}),
+    )
+
+
+def resolve_dataset(
+    request: TrainRequest,
+    frozen: TrainingConfig | None,
+    volumes: Sequence[tuple[Volume, Volume]],
+    sections: Ranges,
+    validation: Ranges,
+) -> Dataset:
+    """Pairs of images and labels, their classes, and their sections to train on and to hold out."""
+    rules = resolve_rules(request, frozen, volumes, sections, validation)
+    pairs = [AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
+    keep_empty = _chosen("keep_empty", request, frozen, False)
+    dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
+    require_labelled(dataset, fold_ranges(request, [raw for raw, _ in volumes]))
+    recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
+    by_default = recipe == "fast" and request.w0 is None and frozen is None
+    return with_default_border_weight(dataset) if by_default else dataset
+
+
+def resolve_config(
+    request: TrainRequest,
+    frozen: TrainingConfig | None,
+    group: ProcessGroup,
+    device: torch.device,
+    dataset: Dataset,
+    statistics: DatasetStatistics,
+    ranges: tuple[Ranges, Ranges],
+    data: tuple[str, ...],
+) -> TrainingConfig:
+    """Configuration of a training on a dataset; ``ranges`` are its sections, ``data`` the fingerprints of its files."""
+    recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
     architecture = resolve_architecture(request, frozen, recipe, device, dataset, statistics)
     optimisation = resolve_optimisation(request, frozen, recipe, group)
     require_divisible(optimisation.batch_size, group)
-    config = TrainingConfig(
+    return TrainingConfig(
         recipe=recipe,
         architecture=architecture,
         tile=resolve_tile(request, frozen, recipe, architecture, device),
         rules=dataset.pairs[0].rules,
-        keep_empty=keep_empty,
+        keep_empty=dataset.keep_empty,
         balance=_chosen("balance", request, frozen, True),
         calibrate=_chosen("calibrate", request, frozen, True),
-        sections=sections,
-        validation=validation,
+        sections=ranges[0],
+        validation=ranges[1],
         augmentation=resolve_augmentation(request, frozen),
         optimisation=optimisation,
         precision=resolve_precision(request, frozen, device),
@@ -125,16 +160,7 @@ def resolve_training(
         seed=request.seed,
         channel=request.channel,
         device=device.type,
-        data=fingerprints,
-    )
-    return Training(
-        config=config,
-        dataset=dataset,
-        statistics=statistics,
-        folder=folder,
-        device=device,
-        group=group,
-        options=_settings(RunOptions, request, None, {}),
+        data=data,
     )
 
 
@@ -301,73 +327,3 @@ def resolve_steps(request: TrainRequest, training: Training, frozen: int | None,
         return GPU_STEPS
     steps = 60 * (request.minutes or MINUTES) / (seconds or seconds_per_step(training))
     return max(1, int(float(f"{steps:.1e}")))  # two significant digits
-
-
-def split_sections(request: TrainRequest, images: Sequence[Volume]) -> tuple[Ranges, Ranges]:
-    """Split the sections into training sections and held-out sections.
-
-    By default the last sections of each pair are held out; random ones would resemble their neighbours in training.
-    The sections that options name are counted through all pairs in order.
-
-    Returns
-    -------
-    training, held_out : tuple of (first, stop)
-        One range per pair, counted within the pair.
-    """
-    counts = [1 if raw.section_axis is None else raw.extent[raw.section_axis] for raw in images]
-    name = images[0].path if len(images) == 1 else f"all {len(images)} pairs together"
-    used = resolve_sections(request.sections, sum(counts), name)
-    if request.validation is not None:
-        held_out = _resolve_validation(request.validation, sum(counts), name)
-        if request.sections == (None, None):
-            used = (0, held_out[0]) if held_out[0] > 0 else (held_out[1], sum(counts))
-        if held_out[0] < used[1] and used[0] < held_out[1]:
-            if held_out[1] != used[1]:
-                raise UnetcliError(
-                    f"--validation {held_out[0]}:{held_out[1]}: overlaps the training sections {used[0]}:{used[1]}; "
-                    "give --sections without them"
-                )
-            used = (used[0], held_out[0])
-        if used[0] >= used[1]:
-            raise UnetcliError(
-                f"--validation {held_out[0]}:{held_out[1]}: leaves no section to train on; hold out fewer"
-            )
-        return by_pair(used, counts), by_pair(held_out, counts)
-    fraction = VALIDATION_FRACTION if request.validation_fraction is None else request.validation_fraction
-    if not 0 <= fraction < 1:
-        raise UnetcliError(f"--validation-fraction {fraction}: expected 0 <= fraction < 1")
-    ranges = by_pair(used, counts)
-    held = tuple(held_out_count(b - a, fraction) for a, b in ranges)
-    training = tuple((a, b - n) for (a, b), n in zip(ranges, held, strict=True))
-    return training, tuple((b - n, b) for (_, b), n in zip(ranges, held, strict=True))
-
-
-def held_out_count(count: int, fraction: float) -> int:
-    """Number of held-out sections: at least one of two or more sections, unless the fraction is 0.
-
-    >>> [held_out_count(n, 0.1) for n in (0, 1, 2, 25)]
-    [0, 0, 1, 2]
-    """
-    return 0 if fraction == 0 else max(0, min(max(1, round(count * fraction)), count - 1))
-
-
-def _resolve_validation(sections: Sections, count: int, name: str) -> tuple[int, int]:
-    """Resolve ``--validation``; errors name this option."""
-    try:
-        return resolve_sections(sections, count, name)
-    except UnetcliError as error:
-        raise UnetcliError(str(error).replace("--sections", "--validation")) from None
-
-
-def by_pair(used: tuple[int, int], counts: Sequence[int]) -> Ranges:
-    """Convert a range that is counted through all pairs to one range per pair.
-
-    >>> by_pair((2, 7), [4, 5])
-    ((2, 4), (0, 3))
-    """
-    ranges, before = [], 0
-    for count in counts:
-        first, stop = (min(max(end - before, 0), count) for end in used)
-        ranges.append((first, stop))
-        before += count
-    return tuple(ranges)

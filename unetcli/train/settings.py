@@ -307,9 +307,9 @@ class TrainingConfig:
     calibrate: bool = True
     """Whether the saved model is calibrated."""
     sections: Ranges
-    """Sections to train on."""
+    """Sections to train on, except those held out."""
     validation: Ranges
-    """Sections held out; a range is empty if its pair has too few."""
+    """Sections held out; a range is empty if its pair has too few. With folds, they may lie amid ``sections``."""
     augmentation: Augmentation
     optimisation: Optimisation
     precision: str

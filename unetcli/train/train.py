@@ -25,6 +25,7 @@ from unetcli.train.pictures import require_tensorboard
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
 from unetcli.train.saving import calibration_of, kept_row, model_problem, require_model
+from unetcli.train.sections import training_runs
 from unetcli.train.settings import Ranges, TrainingConfig
 
 log = logging.getLogger(__name__)
@@ -254,13 +255,19 @@ def _log_training(training: Training, goal: int) -> None:
     optimisation = f"{o.optimizer}, learning rate {o.learning_rate:g} ({o.schedule}){batch}"
     log.info("recipe %s: %s; %d steps", config.recipe, optimisation, goal)
     held_out = f"held out {ranges_text(config.validation)}" if training.dataset.held_out else "none held out"
-    log.info("training on sections %s, %s", ranges_text(config.sections), held_out)
+    log.info("training on sections %s, %s", sections_text(config), held_out)
     if statistics.left_out:
         log.info("left out: %d sections without labels (--keep-empty uses them)", statistics.left_out)
     counts = statistics.class_counts
     fractions = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
     weights = ", ".join(f"{w:.2f}" for w in statistics.class_weights(balance=config.balance))
     log.info("classes %s; weights %s", fractions, weights)
+
+
+def sections_text(config: TrainingConfig) -> str:
+    """Format the runs of sections that are trained on, by pair: ``0:5, 10:20 and 0:8``."""
+    runs = [training_runs(*both) for both in zip(config.sections, config.validation, strict=True)]
+    return " and ".join(", ".join(f"{a}:{b}" for a, b in own) or "none" for own in runs)
 
 
 def ranges_text(ranges: Ranges) -> str:
@@ -301,7 +308,9 @@ class TrainPreview:
     steps: int
     steps_per_second: float
     minutes: float
-    """Expected time for all steps, without validations, measured in ten seconds."""
+    """Expected time for all steps of one model, without validations, measured in ten seconds."""
+    models: int = 1
+    """Number of models that are trained after each other: one for each fold of ``--fold all``, else 1."""
     warnings: tuple[str, ...] = ()
     """Warnings that this call gave: reasons to doubt the result."""
 
@@ -309,6 +318,7 @@ class TrainPreview:
 def preview_training(request: TrainRequest) -> TrainPreview:
     """Resolve a request and measure a few of its steps; nothing is written."""
     torch.set_num_threads(cpu_threads())
+    models, request = request.models, request.first
     training, frozen = resolve_locally(request, ProcessGroup())
     require_no_warnings()
     config, statistics, dataset = training.config, training.statistics, training.dataset
@@ -335,6 +345,7 @@ def preview_training(request: TrainRequest) -> TrainPreview:
         steps=steps,
         steps_per_second=round(1 / seconds, 3),
         minutes=round(steps * seconds / 60, 1),
+        models=models,
     )
 
 
@@ -378,7 +389,7 @@ def _activation_values(architecture: Architecture, tile: int) -> float:
 def options_in_force(request: TrainRequest) -> Mapping[str, Any]:
     """Resolve all options, by their names on the command line, as ``--print-config`` prints them."""
     torch.set_num_threads(cpu_threads())
-    training, goal = resolve(request, ProcessGroup())
+    training, goal = resolve(request.first, ProcessGroup())
     config = training.config
     values = config.to_dict()
     for part in ("architecture", "rules", "augmentation", "optimisation"):
