@@ -1,4 +1,4 @@
-"""Which sections are trained on and which are held out: the last ones, those that options name, or one of K folds."""
+"""Choice of the sections to train on and of those that are held out: the last ones, those that options name, or one of K folds."""
 
 from __future__ import annotations
 

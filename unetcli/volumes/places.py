@@ -1,4 +1,4 @@
-"""Where volumes lie and how large their voxels are: comparison and formatting of sizes and origins."""
+"""Places and voxel sizes of volumes: comparison and formatting of sizes and origins."""
 
 from __future__ import annotations
 
