@@ -1,4 +1,4 @@
-"""Choice of the sections to train on and of those that are held out: the last ones, those that options name, or one of K folds."""
+"""Choice of the sections to train on and of those held out: the last ones, named ones, or one of K folds."""
 
 from __future__ import annotations
 
