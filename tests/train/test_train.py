@@ -24,8 +24,8 @@ from unetcli.core.process import Signals
 from unetcli.evaluate.evaluate import evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.model.file import load_network, read_header
-from unetcli.model.training_data import TrainingObjects
 from unetcli.model.network import UNet
+from unetcli.model.training_data import TrainingObjects
 from unetcli.predict.predictor import predict_blocks
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
