@@ -35,7 +35,7 @@ class TrainedObjects:
 
     @classmethod
     def of(cls, prediction: Place, channel: int) -> TrainedObjects:
-        """What the marker of a prediction states about one of its channels."""
+        """Read the marker of a prediction, for one of its channels."""
         marker: dict[str, Any] = find_marker(prediction) or {}
         sizes = marker.get("smallest_objects", ())
         return cls(truth=marker.get("truth", ""), smallest=sizes[channel] if channel < len(sizes) else 0)
