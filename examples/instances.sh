@@ -32,7 +32,7 @@ instances() {
         unetcli predict "$images" --sections "$sections" --model "$model" --output "$name.$part.zarr" --device cpu
     done
     score components --method components
-    score distance --method watershed --landscape distance
+    score distance --method watershed --landscape distance --depth 1.5
     score probability --method watershed --landscape probability
 }
 

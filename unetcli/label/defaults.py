@@ -35,7 +35,7 @@ class TrainedObjects:
 
     @classmethod
     def of(cls, prediction: Place, channel: int) -> TrainedObjects:
-        """Read from the marker of a prediction what it states about one of its channels."""
+        """Read the marker of a prediction, for one of its channels."""
         marker: dict[str, Any] = find_marker(prediction) or {}
         sizes = marker.get("smallest_objects", ())
         return cls(truth=marker.get("truth", ""), smallest=sizes[channel] if channel < len(sizes) else 0)

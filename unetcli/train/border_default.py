@@ -1,4 +1,4 @@
-"""Default of the border weight: that of the paper, or none where nearly all background is a border."""
+"""Default of the border weight: that of the paper, or none where most background is a border."""
 
 from __future__ import annotations
 

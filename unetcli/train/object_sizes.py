@@ -71,7 +71,8 @@ def complete_sizes(objects: NDArray[np.integer], ignored: NDArray[np.bool_]) -> 
     beside = ndimage.binary_dilation(ignored, border_value=1)
     complete = numbers != 0
     complete[places[beside]] = False
-    return np.asarray(np.bincount(places.ravel(), minlength=len(numbers))[complete])
+    pixels: NDArray[np.intp] = np.bincount(places.ravel(), minlength=len(numbers))[complete]
+    return pixels
 
 
 def smallest(sizes: NDArray[np.intp]) -> int:
