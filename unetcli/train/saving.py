@@ -11,7 +11,8 @@ import torch
 
 from unetcli.core.errors import UnetcliError, one_line, warn
 from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
-from unetcli.model.network import UNet, folded
+from unetcli.model.folding import folded
+from unetcli.model.network import UNet
 from unetcli.model.training_data import TrainingData
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
