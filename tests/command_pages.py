@@ -38,6 +38,10 @@ EXAMPLES = {
             "Train five models, each of which holds out another fifth of the sections, and compare their scores.",
             "raw.tif labels.tif --folds 5 --output folds",
         ),
+        Example(
+            "Continue from the weights of a model with images of another kind.",
+            "new.tif new_labels.tif --init model --output tuned",
+        ),
         Example("See how long the training would take and how much memory it needs.", "raw.tif labels.tif --dry-run"),
     ],
     "weights": [Example("Look at the loss weights before training.", "labels.tif --truth instances --sections :5")],

@@ -10,7 +10,8 @@ from torch import nn
 
 from unetcli.core.geometry import Architecture
 from unetcli.model.file import Intensity, ModelHeader, load_network, save_model
-from unetcli.model.network import BatchNorm, UNet, fold, folded
+from unetcli.model.folding import fold, folded, unfolded
+from unetcli.model.network import BatchNorm, UNet
 
 
 def trained(depth: int = 2, steps: int = 5) -> UNet:
@@ -70,6 +71,53 @@ def test_a_saved_model_has_no_batch_norm_and_predicts_the_same(tmp_path: Path) -
     x = torch.randn(1, 2, 20, 28)
     with torch.inference_mode():
         assert torch.allclose(loaded(x), network.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def biased(depth: int) -> UNet:
+    """A network without batch normalisation, with biases of all signs in every layer."""
+    torch.manual_seed(4)
+    network = UNet(Architecture(depth=depth, base_channels=4, in_channels=2, classes=3)).eval()
+    with torch.no_grad():
+        for name, values in network.named_parameters():
+            if name.endswith("bias"):
+                values.normal_()
+    return network
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_an_unfolded_network_equals_the_folded_one_at_inference(depth: int) -> None:
+    network = biased(depth)
+    side = network.architecture.footprint().axes[0].side_for(9)
+    tiles, other = 3 * torch.randn(2, 2, side, side) + 1, torch.randn(1, 2, side, side)
+    normed = unfolded(network, tiles)
+    assert normed.architecture == replace(network.architecture, batch_norm=True)
+    assert normed.training
+    with torch.inference_mode():
+        for x in (tiles, other):
+            expected = network(x)
+            assert float((normed.eval()(x) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+            assert float((folded(normed).eval()(x) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_an_unfolded_network_in_training_equals_the_folded_one_on_the_tiles_it_was_unfolded_with() -> None:
+    """Each batch norm then has the statistics of its batch already."""
+    network = biased(2)
+    side = network.architecture.footprint().axes[0].side_for(9)
+    tiles = 3 * torch.randn(2, 2, side, side) + 1
+    normed = unfolded(network, tiles)
+    with torch.inference_mode():
+        expected = network(tiles)
+        assert float((normed.train()(tiles) - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+        assert float((normed.train()(tiles - 3) - network(tiles - 3)).abs().max()) > 0.1
+
+
+def test_a_channel_without_variance_is_unfolded_too() -> None:
+    network = biased(1)
+    with torch.no_grad():
+        network.down[0][0].weight[0] = 0
+    tiles = torch.randn(1, 2, 28, 28)
+    with torch.inference_mode():
+        assert torch.allclose(unfolded(network, tiles).eval()(tiles), network(tiles), rtol=1e-4, atol=1e-4)
 
 
 def test_one_process_normalises_as_torch_does() -> None:

@@ -9,7 +9,8 @@ import torch
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
 from unetcli.model.calibration import Calibration
-from unetcli.model.network import UNet, calibrated
+from unetcli.model.folding import calibrated
+from unetcli.model.network import UNet
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -116,6 +116,18 @@ def test_two_processes_learn_what_one_does_with_the_whole_batch(ranks: Ranks, wo
 
 
 @pytest.mark.slow
+def test_two_processes_start_from_one_initial_model(ranks: Ranks) -> None:
+    """Step 0 is the model; the statistics of batch norm are those of the first process's part of the first batch."""
+    ranks.train("old", "--recipe paper --steps 5", 1)
+    words = "--recipe paper --steps 10 --init old --seed 3"
+    ranks.train("two", words, 2)
+    ranks.train("one", f"{words} --batch-size 4", 1)
+    require_same_training(ranks.place, "two", "one")
+    ranks.train("normed", "--recipe fast --steps 10 --init old --seed 3", 2)
+    assert "unetcli: " not in ranks.log(0)
+
+
+@pytest.mark.slow
 def test_two_processes_of_torchrun_are_one_training(ranks: Ranks) -> None:
     """They are started as a user does; the path of the model is printed once."""
     words = "--steps 10 --recipe paper"

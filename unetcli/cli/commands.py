@@ -275,5 +275,5 @@ def resolved(options: Mapping[str, Any]) -> dict[str, Any]:
     from unetcli.train.train import options_in_force
 
     chosen = options_in_force(TrainRequest.read(options))
-    unchanged = ("sections", "validation", "augment", "minutes", "pair", "raw", "labels")
+    unchanged = ("sections", "validation", "init", "augment", "minutes", "pair", "raw", "labels")
     return {name: value if name in unchanged else chosen.get(name, value) for name, value in options.items()}

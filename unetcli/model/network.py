@@ -1,11 +1,9 @@
-"""The U-Net of Ronneberger, Fischer and Brox (2015), folding of batch normalisation, and choice of the device."""
+"""The U-Net of Ronneberger, Fischer and Brox (2015), and choice of the device."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +15,6 @@ from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture, Layer
 from unetcli.core.process import cpu_threads as cpu_threads
-from unetcli.model.calibration import Calibration
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -68,28 +65,6 @@ class _Total(torch.autograd.Function):
 
 def _total(values: Tensor) -> Tensor:
     return _Total.apply(values)  # type: ignore[no-any-return,no-untyped-call]
-
-
-@torch.no_grad()
-def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that equals a convolution followed by batch normalisation at inference.
-
-    Parameters
-    ----------
-    convolution, norm
-        The norm must have running statistics.
-
-    Returns
-    -------
-    weight : (out, in, y, x)
-    bias : (out,)
-    """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (c,)
-    shift = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
-    bias = norm.bias - shift * scale
-    return convolution.weight * scale[:, None, None, None], bias
 
 
 def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
@@ -226,38 +201,6 @@ class UNet(nn.Module):
             yield _layer(up)
             yield from _convolutions(double)
         yield _layer(self.head)
-
-
-@torch.no_grad()
-def folded(network: UNet) -> UNet:
-    """An equivalent network for inference without batch normalisation; this is what a model file contains.
-
-    A network without batch normalisation is returned as it is.
-    """
-    if not network.architecture.batch_norm:
-        return network
-    plain = UNet(replace(network.architecture, batch_norm=False))
-    pairs = zip([*plain.down, *plain.merge], [*network.down, *network.merge], strict=True)
-    for simple, double in pairs:
-        steps = list(double.children())
-        for number, place in enumerate(range(0, len(steps), 3)):
-            weight, bias = fold(steps[place], steps[place + 1])
-            target = list(simple.children())[2 * number]
-            target.load_state_dict({"weight": weight, "bias": bias})
-    plain.up.load_state_dict(network.up.state_dict(), strict=False)  # the biases of ``plain`` stay 0
-    plain.head.load_state_dict(network.head.state_dict())
-    return plain
-
-
-@torch.no_grad()
-def calibrated(network: UNet, calibration: Calibration) -> UNet:
-    """A copy of a network whose logits are scaled and shifted: both are in the weights of the last layer."""
-    copied = copy.deepcopy(network)
-    head = copied.head
-    assert head.bias is not None
-    head.weight.copy_(head.weight.cpu().double() * calibration.scale)  # on the CPU: some devices have no float64
-    head.bias.copy_(head.bias.cpu().double() * calibration.scale + torch.tensor(calibration.shift).double())
-    return copied
 
 
 def crop_to(skip: Tensor, target: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from unetcli.core.geometry import Box, hull
 from unetcli.core.memory import out_of_memory
 from unetcli.core.process import give_back_freed_memory, usable_cores
 from unetcli.core.streams import prefetch
+from unetcli.model.folding import folded
 from unetcli.model.inference import InferenceUNet
-from unetcli.model.network import UNet, channelwise, folded, on_device
+from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.planning.estimate import GPU_IO_THREADS
 from unetcli.planning.plan import Plan, Settings, Statistics, Tile
 from unetcli.predict.gpu import Graphs, Transfers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -209,6 +209,10 @@ class DatasetStatistics:
     """Least and largest grey value of each channel."""
     smallest_objects: tuple[int, ...] = ()
     """Pixels of the smallest object of each stored probability; see :mod:`unetcli.train.object_sizes`."""
+
+    def normalised_by(self, intensity: tuple[PerChannel, PerChannel] | None) -> DatasetStatistics:
+        """The same with another mean and standard deviation to normalise by, unless they are None."""
+        return self if intensity is None else replace(self, mean=intensity[0], std=intensity[1])
 
     def class_weights(self, *, balance: bool) -> NDArray[np.float32]:
         """Class weights w_c of eq. 2, (classes,): equal totals per class with ``balance``, otherwise 1."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
@@ -21,6 +22,7 @@ from unetcli.core.streams import ProgressCallback, prefetch
 from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
+from unetcli.train.initial import initial_state
 from unetcli.train.optim import Learner, batches, output_side
 from unetcli.train.pictures import draw_first_samples, draw_validation, remove_pictures_after, write_tensorboard
 from unetcli.train.saving import save_best, with_model
@@ -45,6 +47,8 @@ class RunOptions:
     """Number of validations without improvement after which training ends; None: no limit."""
     compile: bool = False
     tensorboard: bool = False
+    init: Path | None = None
+    """Model to start from, which is read only if there is no checkpoint; its checksum is in the configuration."""
 
     def is_over(self, state: Checkpoint, steps: int) -> bool:
         """Whether all steps are done and validated, or there was no improvement for ``patience`` validations."""
@@ -122,10 +126,18 @@ class TrainingLoop:
             self.losses, step = list(found.pending), found.step
         group.on_first(lambda: self._prepare_folder(step))
         if found is None:
+            self._start_from_initial()
             self._save(0, None, 0, 0.0)
         else:
             self.state = group.on_first(lambda: with_model(self.training, found))
         return self.state
+
+    def _start_from_initial(self) -> None:
+        """Load the weights of the model of ``--init``, if there is one, the same in all processes."""
+        training, learner = self.training, self.learner
+        if (digest := training.config.init) is not None:
+            init = training.options.init
+            learner.start_from(training.group.on_first(lambda: initial_state(init, digest, learner, self.sampler)))
 
     def _prepare_folder(self, step: int) -> None:
         """Remove log rows and pictures of later steps, and draw the first samples."""

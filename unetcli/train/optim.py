@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -162,6 +162,11 @@ class Learner:
         if self.averaged is not None:
             self._average(self.averaged, number)
         return sums[0] / weight_sum
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights, and running statistics, with which the training begins."""
+        for network in (self.network, self.validated):
+            network.load_state_dict(state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load network, optimiser and moving average from a checkpoint.

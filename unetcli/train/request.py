@@ -128,6 +128,15 @@ class TrainRequest(TruthOptions, SlurmOptions):
     batch_norm: bool | None = network_option(
         "Batch normalisation, folded into the saved model. Default: only with fast.", negative="--no-batch-norm"
     )
+    init: Path | None = network_option(
+        "Start from the weights of this model (fine-tuning), whose depth and channels are the defaults then.",
+        metavar="MODEL",
+    )
+    normalise: str | None = network_option(
+        "With --init, normalise grey values with the mean and standard deviation of the model (default) or of the "
+        "volume: the training images.",
+        metavar="model|volume",
+    )
     tile: int | None = network_option(
         "Width of a training tile in pixels. Default: 572 (paper) or 380 (fast) on a GPU, 316 or 204 on a CPU."
     )
@@ -200,6 +209,8 @@ class TrainRequest(TruthOptions, SlurmOptions):
             raise UnetcliError(f"--recipe {self.recipe}: expected {' or '.join(RECIPES)}")
         if self.select is not None and self.select not in MEASURES:
             raise UnetcliError(f"--select {self.select}: expected one of {', '.join(MEASURES)}")
+        if self.normalise not in (None, "model", "volume"):
+            raise UnetcliError(f"--normalise {self.normalise}: expected model or volume")
         self._require_positive()
         self._resolve_folds()
         super().__post_init__()

@@ -26,6 +26,7 @@ from unetcli.train.dataset import (
 )
 from unetcli.train.distributed import ProcessGroup, require_divisible
 from unetcli.train.folder import TrainingFolder
+from unetcli.train.initial import InitialModel, find_initial, require_fits, resolve_intensity, warn_about_grey
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
 from unetcli.train.object_sizes import smallest_objects
 from unetcli.train.request import TrainRequest
@@ -92,16 +93,20 @@ def resolve_training(
     device = resolve_device(_chosen("device", request, frozen), group.local_rank)
     data = tuple(f"{fingerprint(raw)} {fingerprint(labels)}" for raw, labels in volumes)
     ranges = split_sections(request, [raw for raw, _ in volumes])
+    initial = find_initial(request, frozen)
     dataset = resolve_dataset(request, frozen, volumes, *ranges)
     statistics = dataset_statistics(dataset)
     statistics = replace(statistics, smallest_objects=smallest_objects(dataset, len(statistics.class_counts)))
     require_usable(dataset, statistics)
     if group.is_first:
         warn_about_images(dataset, statistics)
+    config = resolve_config(request, frozen, group, device, dataset, statistics, ranges, data, initial)
+    if initial is not None and config.intensity is not None and group.is_first:
+        warn_about_grey(initial, dataset, statistics)
     return Training(
-        config=resolve_config(request, frozen, group, device, dataset, statistics, ranges, data),
+        config=config,
         dataset=dataset,
-        statistics=statistics,
+        statistics=statistics.normalised_by(config.intensity),
         folder=folder,
         device=device,
         group=group,
@@ -136,10 +141,14 @@ def resolve_config(
     statistics: DatasetStatistics,
     ranges: tuple[Ranges, Ranges],
     data: tuple[str, ...],
+    initial: InitialModel | None,
 ) -> TrainingConfig:
     """Configuration of a training on a dataset; ``ranges`` are its sections, ``data`` the fingerprints of its files."""
     recipe = _chosen("recipe", request, frozen, DEFAULT_RECIPE)
-    architecture = resolve_architecture(request, frozen, recipe, device, dataset, statistics)
+    architecture = resolve_architecture(request, frozen, recipe, device, dataset, statistics, initial)
+    intensity = resolve_intensity(request, frozen, initial)
+    if initial is not None:
+        require_fits(initial, architecture, dataset, normalise=intensity is not None)
     optimisation = resolve_optimisation(request, frozen, recipe, group)
     require_divisible(optimisation.batch_size, group)
     return TrainingConfig(
@@ -161,6 +170,8 @@ def resolve_config(
         channel=request.channel,
         device=device.type,
         data=data,
+        init=initial.digest if initial else frozen.init if frozen else None,
+        intensity=intensity,
     )
 
 
@@ -242,10 +253,13 @@ def resolve_architecture(
     device: torch.device,
     dataset: Dataset,
     statistics: DatasetStatistics,
+    initial: InitialModel | None,
 ) -> Architecture:
-    """Resolve the network; by default, that of the paper on a GPU and a small one on a CPU."""
+    """Resolve the network; by default, that of the initial model, or of the paper on a GPU and a small one on a CPU."""
     defaults = {name: RECIPES[recipe][name] for name in ("dropout", "batch_norm")}
     defaults |= SMALL if device.type == "cpu" else PAPER
+    if initial is not None:
+        defaults |= {name: getattr(initial.header.architecture, name) for name in SMALL}
     kept = frozen.architecture if frozen else None
     channels = dataset.pairs[0].raw.channels if request.channel is None else 1
     values = {name: _chosen(name, request, kept, default) for name, default in defaults.items()}

@@ -13,7 +13,8 @@ from unetcli.core.errors import UnetcliError, one_line, warn
 from unetcli.core.records import decoded
 from unetcli.model.calibration import LIKELIHOOD, Calibration
 from unetcli.model.file import Intensity, ModelHeader, read_model, save_model
-from unetcli.model.network import UNet, calibrated, folded
+from unetcli.model.folding import calibrated, folded
+from unetcli.model.network import UNet
 from unetcli.model.training_data import TrainingData, TrainingObjects
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup

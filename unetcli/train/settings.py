@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
 
@@ -322,6 +323,10 @@ class TrainingConfig:
     device: str
     data: tuple[str, ...]
     """Fingerprints of images and labels of each pair."""
+    init: str | None = None
+    """Checksum of the weights of the model that the training starts from; None: random weights."""
+    intensity: tuple[PerChannel, PerChannel] | None = None
+    """Mean and standard deviation of the grey values of that model; None: those of the training images."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -347,11 +352,16 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+MEANINGS = {"steps": ", the length of the learning rate's decay", "init": ", the checksum of the initial model"}
+"""Meaning of settings whose names or values do not explain themselves."""
+
+
 def _difference(name: str, before: Any, after: Any) -> str:
     if name == "data":
         return "images or labels have changed"
-    why = ", the length of the learning rate's decay" if name == "steps" else ""
-    return f"{name} {_short(after)} (was {_short(before)}{why})"
+    if name == "intensity":
+        return "intensity is normalised with other statistics (--normalise)"
+    return f"{name} {_short(after)} (was {_short(before)}{MEANINGS.get(name, '')})"
 
 
 def _short(value: Any) -> Any:

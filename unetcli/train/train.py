@@ -138,12 +138,18 @@ def resolve_locally(request: TrainRequest, group: ProcessGroup) -> tuple[Trainin
         require_tensorboard()
     folder = TrainingFolder(request.output)
     folder.require_own()
-    require_apart(request.output, [Path(path) for pair in request.pairs for path in pair])
+    require_apart(request.output, inputs_of(request))
     frozen = None if request.overwrite else folder.frozen()
     training = resolve_training(request, folder, frozen[0] if frozen else None, group)
     if frozen:
         folder.require_same(_with_steps(training, frozen[1] if request.steps is None else request.steps).config)
     return training, frozen[1] if frozen else None
+
+
+def inputs_of(request: TrainRequest) -> list[Path]:
+    """Files and folders that a training reads."""
+    initial = [] if request.init is None else [request.init]
+    return [*initial, *(Path(path) for pair in request.pairs for path in pair)]
 
 
 def resolve(request: TrainRequest, group: ProcessGroup) -> tuple[Training, int]:
