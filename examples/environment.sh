@@ -25,7 +25,7 @@ is_outdated() {
 install_all() {
     if [ -n "$group" ]; then
         set -- --constraint "$root/tests/constraints.txt" --group "$root/pyproject.toml:$group" \
-            --editable "$root[s3,tensorboard]"
+            --editable "$root[s3,tensorboard,h5py]"
     else
         set -- --editable "$root"
     fi

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
-USED = [*PYPROJECT["project"]["dependencies"], *EXTRAS["s3"], *EXTRAS["tensorboard"]]
+USED = [*PYPROJECT["project"]["dependencies"], *EXTRAS["s3"], *EXTRAS["tensorboard"], *EXTRAS["h5py"]]
 TOOLS = PYPROJECT["dependency-groups"]["test"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text() + (ROOT / "tests/constraints.txt").read_text()
 PINS = dict(re.findall(r"^([\w.-]+)(==.+)$", CONSTRAINTS, re.MULTILINE))

@@ -17,7 +17,8 @@ from unetcli.model.network import UNet
 from unetcli.planning.plan import Plan
 from unetcli.planning.planner import Input, make_plan
 from unetcli.predict.predictor import Predictor, predict_blocks
-from unetcli.volumes.volume import DEFAULT_AXES, Volume
+from unetcli.volumes.axes import DEFAULT_AXES
+from unetcli.volumes.volume import Volume
 
 TOLERANCE = 2e-5
 SHAPE = (401, 533)

@@ -21,8 +21,9 @@ from unetcli.planning.plan import Plan
 from unetcli.predict.models import Named, find_models
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import resolve_plan
+from unetcli.volumes.axes import axes_from_names, given_names
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.volume import Volume, axes_from_names
+from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:
     from unetcli.predict.predictor import Predictor
@@ -124,10 +125,10 @@ def as_volume(x: Any, axes: str | None) -> Volume:
         return open_volume(x, parts=True)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         raise UnetcliError(f"predict: {type(x).__name__}; expected a path, or a Zarr, NumPy or Dask array")
-    names = list(axes) if axes else list(getattr(getattr(x, "metadata", None), "dimension_names", None) or []) or None
+    names = list(axes) if axes else given_names(getattr(getattr(x, "metadata", None), "dimension_names", None) or [])
     name = str(getattr(x, "store_path", type(x).__name__))
     array = _Computed(x) if isinstance(x, da.Array) else x if isinstance(x, zarr.Array) else np.asarray(x)
-    return Volume(path=name, array=array, stored_axes=axes_from_names(name, names, x.ndim))
+    return Volume(path=name, array=array, stored_axes=axes_from_names(name, names, x.shape))
 
 
 class _Computed:

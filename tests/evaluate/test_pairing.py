@@ -156,7 +156,7 @@ def test_three_pages_are_three_classes_where_the_truth_is_one_section(tmp_path: 
     classes = (grey(13, 22, seed=5) % 3).astype(np.uint8)
     values = np.stack([classes == n for n in range(3)]).astype(np.float32)
     tifffile.imwrite(tmp_path / "p.tif", values, photometric="rgb", planarconfig="separate")
-    found = evaluated(str(tmp_path / "p.tif"), stored(tmp_path, classes, "t.zarr"))
+    found = evaluated(f"{tmp_path}/p.tif:axes=cyx", stored(tmp_path, classes, "t.zarr"))
     assert (found.metrics, found.scores["pixels"]["accuracy"]) == (("pixels",), 1)
 
 

@@ -37,14 +37,18 @@ def asked(
 
 
 @pytest.mark.filterwarnings("ignore:<tifffile")
-@pytest.mark.parametrize(("labelled", "axes"), [((3, 40, 50), "zyx"), ((40, 50), "yx")], ids=["sections", "colours"])
-def test_pages_like_colours_are_sections_where_the_labels_have_as_many(
-    tmp_path: Path, labelled: tuple[int, ...], axes: str
+@pytest.mark.parametrize(
+    ("labelled", "choice", "axes"),
+    [((3, 40, 50), "", "zyx"), ((40, 50), ":axes=cyx", "yx")],
+    ids=["sections", "colours"],
+)
+def test_planes_like_colours_are_sections_unless_the_name_says_channels(
+    tmp_path: Path, labelled: tuple[int, ...], choice: str, axes: str
 ) -> None:
     paths = tmp_path / "raw.tif", tmp_path / "labels.tif"
     tifffile.imwrite(paths[0], grey(3, 40, 50))
     tifffile.imwrite(paths[1], grey(*labelled) // 128)
-    ((raw, labels),) = require_pairs(replace(TINY, pair=(tuple(map(str, paths)),)))  # type: ignore[arg-type]
+    ((raw, labels),) = require_pairs(replace(TINY, pair=((f"{paths[0]}{choice}", str(paths[1])),)))
     assert (raw.axes, labels.axes, raw.channels * math.prod(raw.extent)) == (axes, axes, 3 * 40 * 50)
 
 

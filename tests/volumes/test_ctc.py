@@ -14,13 +14,11 @@ from unetcli.core.errors import UnetcliError
 from unetcli.metrics.cells import CellSums, scores
 from unetcli.volumes.ctc import (
     Challenge,
-    FrameKey,
-    files_by_frame,
     is_challenge_result,
-    is_challenge_truth,
     open_challenge,
     read_labels,
 )
+from unetcli.volumes.truth_frames import FrameKey, files_by_frame, is_challenge_truth
 
 CASES = ("ctc_mixed", "ctc_empty_frame")
 Labels = NDArray[np.integer]

@@ -15,7 +15,8 @@ from numcodecs import BZ2, LZ4, LZMA, Blosc, GZip, Zlib, Zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from unetcli.core.errors import UnreadableBlock
-from unetcli.volumes.opening import cached, open_volume
+from unetcli.volumes.chunk_cache import cached
+from unetcli.volumes.opening import open_volume
 
 ZARRS = importlib.util.find_spec("zarrs") is not None
 NOISE = grey(2, 32, 32) % 40 + 1  # nearly incompressible, so that Blosc stores it as it is

@@ -14,7 +14,7 @@ from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.geometry import Box
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_voxels, stated_sizes
-from unetcli.volumes.volume import DEFAULT_AXES, Volume, axes_from_names, describe
+from unetcli.volumes.volume import Volume, describe
 
 
 def padded(values: NDArray[Any], box: Box) -> NDArray[Any]:
@@ -170,36 +170,6 @@ def test_a_truncated_chunk_is_unreadable(tmp_path: Path) -> None:
 def test_missing_chunks_are_read_as_the_fill_value(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a.zarr", shape=(13, 22), chunks=(5, 5), dtype="uint8", fill_value=3)
     assert (open_volume(tmp_path / "a.zarr").read(Box((0, 0), (13, 22))) == 3).all()
-
-
-@pytest.mark.parametrize(
-    ("names", "dimensions", "letters"),
-    [
-        (None, 2, DEFAULT_AXES[2]),
-        (["", "", ""], 3, DEFAULT_AXES[3]),
-        (["Time", "Channel", "Z", "Y", "X"], 5, "tczyx"),
-        (["y", "x", "c"], 3, "yxc"),
-    ],
-)
-def test_axis_names_become_letters(names: list[str] | None, dimensions: int, letters: str) -> None:
-    assert axes_from_names("a", names, dimensions) == letters
-
-
-@pytest.mark.parametrize(
-    ("names", "dimensions"),
-    [
-        (None, 4),
-        (None, 1),
-        (["z", "x"], 2),
-        (["x", "x"], 2),
-        (["y", "x"], 3),
-        (["a", "y", "x"], 3),
-        (["", "y", "x"], 3),
-    ],
-)
-def test_axes_other_than_those_of_an_image_are_refused(names: list[str] | None, dimensions: int) -> None:
-    with pytest.raises(UnetcliError, match=r"^in\.zarr: .*(expected y, x|axes without names)"):
-        axes_from_names("in.zarr", names, dimensions)
 
 
 def test_a_box_is_described_axis_by_axis() -> None:

@@ -219,6 +219,14 @@ class GroupedCommand(TyperCommand):
             if len((parameter.metavar or "").split()) == 2:
                 parameter.nargs = 2
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; more paths than the command takes are usually a pattern that the shell has expanded."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            ctx.fail(f"Got unexpected extra argument{'s' * (len(rest) > 1)} ({_few(rest)}){_quoting(rest)}")
+        return rest
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options under their headings, with descriptions in one column."""
         groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in Heading}
@@ -230,6 +238,19 @@ class GroupedCommand(TyperCommand):
             if group:
                 with formatter.section(heading):
                     formatter.write_dl([(name.ljust(width), text) for name, text in group], col_max=WIDEST)
+
+
+def _few(words: list[str]) -> str:
+    return " ".join(words) if len(words) <= 3 else f"{' '.join(words[:3])} .. {len(words)} in all"
+
+
+def _quoting(paths: list[str]) -> str:
+    """Advice for paths that the shell has made of a pattern; empty if they are not such paths."""
+    first = Path(paths[0])
+    if not first.is_file():
+        return ""
+    pattern = first.with_name(f"*{first.suffix}")
+    return f"; several files are one volume if their pattern is quoted: '{pattern}', or name their folder"
 
 
 def takes_request(

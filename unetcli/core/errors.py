@@ -58,15 +58,28 @@ def format_shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
+def listed(names: Sequence[str], unit: str, most: int = 4) -> str:
+    """List the first few of many names.
+
+    >>> listed(["a", "b"], "arrays"), listed(["a", "b", "c"], "arrays", most=2)
+    ('a, b', 'a, b, .. (3 arrays)')
+    """
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, .. ({len(names)} {unit})"
+
+
 @dataclass(frozen=True, slots=True)
 class _Warnings:
     """Warnings of one call of a command."""
 
     strict: bool
     texts: list[str] = field(default_factory=list)
+    notes: set[str] = field(default_factory=set)
 
 
 _collected: ContextVar[_Warnings | None] = ContextVar("warnings", default=None)
+
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 @contextmanager
@@ -97,6 +110,25 @@ def warn(text: str) -> None:
         log.warning("%s", text)
     if collected is not None and text not in collected.texts:
         collected.texts.append(text)
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Say nothing of readings that are chosen in this context, as they are those of a file before."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def note(text: str) -> None:
+    """Say which of several readings of an input was chosen: a line on stderr, once in a call of a command."""
+    collected = _collected.get()
+    if not _silent.get() and (collected is None or text not in collected.notes):
+        log.info("%s", text)
+        if collected is not None:
+            collected.notes.add(text)
 
 
 def require_no_warnings() -> None:

@@ -12,11 +12,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.names import VolumeName, is_wild
 
 PARTIAL = ".partial"
 """Suffix of unfinished files. Other programs use it too, so the suffix alone does not mark a file as unetcli's."""
@@ -92,25 +94,37 @@ def strip_scheme(place: str) -> str:
 
 
 def parse_place(text: Place) -> Place:
-    """Convert text to a path, or to a URL without trailing slash.
+    """Convert text to a path, or to a URL without trailing slash; what a name of a volume chooses of it is left out.
 
-    >>> parse_place("s3://bucket/big.zarr"), parse_place("file:///data/big.zarr").name
+    >>> parse_place("s3://bucket/big.zarr"), parse_place("file:///data/big.zarr:level=1").name
     ('s3://bucket/big.zarr', 'big.zarr')
     """
-    name = strip_scheme(str(text))
+    name = VolumeName.parse(strip_scheme(str(text))).place
     return name.rstrip("/") if is_remote(name) else Path(name)
 
 
-def stem(volume: str) -> str:
-    """Name of the store or file that holds a volume, without its extension.
+STORES = (".zarr", ".tif", ".tiff", ".zip", ".ozx", ".h5", ".hdf5")
+"""Endings of stores and files that may hold several volumes."""
+ENDINGS = (*STORES[3:5], *STORES[:3], ".btf", *STORES[5:], ".png", ".jpg", ".jpeg", ".svs", ".ndpi", ".ome")
+"""Endings that the name of a volume's result does not have, in the order in which they are taken off."""
 
-    >>> stem("data/big.ome.zarr/raw/0"), stem("big.tif"), stem("s3://bucket/big.zarr")
-    ('big', 'big', 'big')
+
+def stem(volume: str) -> str:
+    """Name of the store, file, folder or pattern of files that holds a volume, without its extension.
+
+    >>> stem("data/big.ome.zarr/raw/0"), stem("big.tif:series=1"), stem("s3://bucket/big.zarr"), stem("slices/*.png")
+    ('big', 'big', 'big', 'slices')
     """
-    parts = [part for part in volume.split("/") if part]
-    store = next((part for part in parts if part.endswith((".zarr", ".tif", ".tiff"))), parts[-1])
-    for ending in (".zarr", ".tif", ".tiff", ".ome"):
-        store = store.removesuffix(ending)
+    name = VolumeName.parse(volume)
+    parts = [part for part in name.place.split("/") if part not in ("", ".")]
+    if name.is_pattern and not Path(name.place).exists():
+        parts = parts[: next(place for place, part in enumerate(parts) if is_wild(part))]
+    if not parts or parts[-1] == "..":
+        parts = [Path(*parts).resolve().name or "volume"]
+    store = next((part for part in parts if part.endswith(STORES)), parts[-1])
+    for ending in ENDINGS:
+        if len(store) > len(ending):
+            store = store.removesuffix(ending)
     return store
 
 
@@ -120,8 +134,13 @@ def is_remote(place: Place) -> bool:
 
 
 def absolute(place: str) -> str:
-    """Absolute form of a path, valid in any process; a URL stays as it is."""
-    return place if "://" in place else str(Path(place).absolute())
+    """Absolute form of a path, or of the name of a volume, valid in any process; a URL stays as it is."""
+    name = VolumeName.parse(place)
+    if "://" in place or Path(name.place).is_absolute():
+        return place
+    folder = str(Path.cwd())
+    folder = glob.escape(folder) if name.is_pattern and not Path(name.place).exists() else folder
+    return str(replace(name, place=str(Path(folder, name.place))))
 
 
 def parent_of(place: Place) -> Place:
@@ -460,5 +479,6 @@ def overlaps(one: Place, other: Place) -> bool:
     """
     if is_remote(one) != is_remote(other):
         return False
-    a, b = (PurePosixPath(place) if is_remote(place) else Path(place).resolve() for place in (one, other))
+    named = (parse_place(place) for place in (one, other))
+    a, b = (PurePosixPath(place) if is_remote(place) else Path(place).resolve() for place in named)
     return a == b or a in b.parents or b in a.parents

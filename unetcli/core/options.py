@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Self, get_type_hints
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.names import require_axes, with_choices
 
 Sections = tuple[int | None, int | None]
 """First and stop, as in a Python slice; None stands for the start or the end."""
@@ -41,6 +42,15 @@ def parse_roi(text: str) -> Roi:
         return tuple(parse_sections(part.strip()) for part in text.split(","))
     except UnetcliError:
         raise UnetcliError(f"--roi {text}: expected z0:z1,y0:y1,x0:x1, such as 10:20,512:2048,0:1000") from None
+
+
+def parse_channel(text: str) -> int | str:
+    """Parse ``--channel``: a number, or else a name.
+
+    >>> parse_channel("2"), parse_channel("DAPI")
+    (2, 'DAPI')
+    """
+    return int(text) if text.isascii() and text.isdecimal() else text
 
 
 def resolve_sections(sections: Sections, count: int, name: str) -> tuple[int, int]:
@@ -152,6 +162,24 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+def name_choices(request: Options, *volumes: str) -> None:
+    """Move the axes and the name of a channel that a request states into the names of its volumes.
+
+    A name then says all that is needed to open the volume, in any process. Fields ``axes`` and ``channel`` become
+    None, except for the number of a channel.
+    """
+    axes, channel = getattr(request, "axes", None), getattr(request, "channel", None)
+    if axes is not None:
+        require_axes(axes, f"--axes {axes}")
+        object.__setattr__(request, "axes", None)
+    if isinstance(channel, str):
+        object.__setattr__(request, "channel", None)
+    chosen = partial(with_choices, axes=axes, channel=channel if isinstance(channel, str) else None)
+    for field_name in volumes:
+        if (name := getattr(request, field_name)) is not None:
+            object.__setattr__(request, field_name, chosen(name))
+
+
 def options_of(request: type[Options]) -> dict[str, DeclaredOption]:
     """Options of a request by field name, in the order of their headings."""
     kinds, headings = get_type_hints(request), list(Heading)
@@ -174,10 +202,26 @@ cluster_option = partial(option, heading=Heading.CLUSTER)
 
 # Options of several commands; each call makes a field.
 
+IMAGE = (
+    "OME-Zarr (also store.zarr/path/inside), Zarr, TIFF, PNG, JPEG, HDF5 (file.h5:/path), a folder of slices or a "
+    "quoted pattern 'slices/*.tif'."
+)
+"""Files that are read, for the help of an argument."""
+
 device_option = partial(
     network_option, "Device to use: cpu, cuda or the number of a GPU. Default: a GPU if there is one.", env=True
 )
-channel_option = partial(region_option, "Use only channel N, counted from 0.", metavar="N")
+channel_option = partial(
+    region_option,
+    "Use only this channel: its number, counted from 0, or its name in the file.",
+    metavar="N",
+    parse=parse_channel,
+)
+axes_option = partial(
+    region_option,
+    "Letters of the axes of an array that does not name them, such as zcyx; as part of a name, a.zarr:axes=zcyx.",
+    metavar="LETTERS",
+)
 sections_option = partial(
     region_option,
     "Use only sections A to B - 1, along z (or t if there is no z).",

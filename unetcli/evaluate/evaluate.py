@@ -33,17 +33,16 @@ from unetcli.executors.slurm.request import memory_in_bytes
 from unetcli.metrics.cells import CellSums
 from unetcli.volumes.ctc import (
     Challenge,
-    FrameKey,
     Frames,
     Labels,
     VolumeFrames,
     is_challenge_result,
-    is_challenge_truth,
     open_challenge,
     open_frames,
     read_labels,
 )
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.truth_frames import FrameKey, is_challenge_truth
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from unetcli.core.options import (
     block_voxels_option,
     channel_option,
     file_option,
+    name_choices,
     option,
     overwrite_option,
     retries_option,
@@ -87,6 +88,7 @@ class LabelRequest(ClusterOptions):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prediction", strip_scheme(self.prediction).rstrip("/"))
+        name_choices(self, "prediction")
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", self.name) or self.name in TAKEN:
             raise UnetcliError(
                 f"--name {self.name}: expected letters, digits, - or _, and not {', '.join(TAKEN[:-1])} or {TAKEN[-1]}"

@@ -207,7 +207,7 @@ def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | 
         return settings
     if frozen and frozen.automatic:
         return replace(settings, threshold=frozen.settings.threshold)
-    truth = open_volume(request.auto_threshold_from)
+    truth = open_volume(request.auto_threshold_from).channels_as_sections().with_single_axes_of(parent.volume)
     offset = offset_in(truth, parent.volume, parent.place)
     return replace(settings, threshold=choose_threshold(parent.volume, truth, offset, settings)[0])
 
@@ -215,7 +215,7 @@ def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | 
 def _intensity(request: LabelRequest, parent: Parent) -> str | None:
     if request.intensity is None:
         return None
-    volume = open_volume(request.intensity)
+    volume = open_volume(request.intensity).channels_as_sections().with_single_axes_of(parent.volume)
     offset_in(volume, parent.volume, parent.place)
     return fingerprint(volume)
 

@@ -127,6 +127,7 @@ class LabelStep(ImageStep):
         if self.paths.intensity is None:
             return None
         volume = open_volume(self.paths.intensity)
+        volume = volume.channels_as_sections().with_single_axes_of(self.prediction)
         return volume, offset_in(volume, self.prediction, parse_place(self.paths.prediction))
 
     @property

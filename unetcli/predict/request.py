@@ -10,14 +10,17 @@ from typing import Any, Literal
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place, stem, strip_scheme
 from unetcli.core.options import (
+    IMAGE,
     Heading,
     Options,
     Roi,
     Sections,
     argument,
+    axes_option,
     channel_option,
     device_option,
     file_option,
+    name_choices,
     network_option,
     option,
     overwrite_option,
@@ -81,9 +84,7 @@ def parse_share(text: str) -> Share:
 class VolumeOptions(Options):
     """Options that determine a plan: volume, region, network and output."""
 
-    volume: str = field(
-        kw_only=False, metadata=argument("Image: TIFF stack, Zarr or OME-Zarr (also store.zarr/path/inside).", "VOLUME")
-    )
+    volume: str = field(kw_only=False, metadata=argument(f"Image: {IMAGE}", "VOLUME"))
     output: Place | None = file_option("OME-Zarr to write. Default: NAME.pred.zarr in the current folder.", short="-o")
     model: Path | tuple[Path, ...] | None = file_option(
         "Model file, or folder of a training; give it several times to average models. Default: ./model.",
@@ -116,6 +117,7 @@ class VolumeOptions(Options):
         "Skip squares of 64 x 64 pixels whose values are all below V.", metavar="V"
     )
     channel: int | None = channel_option()
+    axes: str | None = axes_option()
     tile: int | None = network_option(
         "Width of the tile that the network reads at once, in pixels; auto: 700 on a CPU, the largest that fits a GPU.",
         env=True,
@@ -138,6 +140,7 @@ class VolumeOptions(Options):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume", strip_scheme(self.volume))
+        name_choices(self, "volume")
         object.__setattr__(self, "output", None if self.output is None else parse_place(self.output))
         object.__setattr__(self, "mask", strip_scheme(self.mask) if self.mask else None)
         super().__post_init__()

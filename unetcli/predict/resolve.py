@@ -134,6 +134,7 @@ def require_match(request: PredictRequest, source: Volume, header: ModelHeader) 
     channels, expected = source.channels if request.channel is None else 1, header.architecture.in_channels
     if channels != expected:
         hint = "; --channel N selects one" if expected == 1 else ""
+        hint += ", and --axes zyx reads them as sections" if hint and "c" in source.assumed else ""
         raise UnetcliError(f"{source.path}: has {channels} channels, but the model takes {expected}{hint}")
     trained = np.dtype(header.intensity.dtype)
     both_floats = source.dtype.kind == trained.kind == "f"

@@ -153,7 +153,8 @@ class Mask:
         UnetcliError
             The mask has other axes than the input, several channels, or an extent that does not fit.
         """
-        volume = volume.with_axes_of(source).with_sections_of(source)
+        volume = volume.channels_as_sections().with_axes_of(source).with_sections_of(source)
+        volume = volume.with_single_axes_of(source)
         if volume.axes != source.axes or volume.channels != 1:
             channels = f" and {volume.channels} channels" if volume.channels > 1 else ""
             raise UnetcliError(

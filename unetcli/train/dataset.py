@@ -7,6 +7,7 @@ therefore stop after any step, and any number of processes can share it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -24,7 +25,7 @@ from unetcli.train.augment import Draw, draw
 from unetcli.train.sections import training_runs
 from unetcli.train.settings import IGNORED, TRUTHS, Augmentation, Ranges, TruthRules, require_one_of
 from unetcli.train.targets import TargetCache, class_weights
-from unetcli.volumes.opening import cached
+from unetcli.volumes.chunk_cache import cached
 from unetcli.volumes.samples import PLANE_SIDE
 from unetcli.volumes.volume import Volume, describe
 
@@ -85,7 +86,7 @@ class AnnotatedVolume:
         budget = IN_MEMORY_BYTES // pairs
 
         def buffer(volume: Volume) -> Volume:
-            fits = volume.array.size * volume.dtype.itemsize <= budget
+            fits = math.prod(volume.array.shape) * volume.dtype.itemsize <= budget
             return volume.in_memory() if fits else cached(volume, budget)
 
         return cls(buffer(raw), buffer(labels), rules, channel, pairs)

@@ -9,15 +9,19 @@ from typing import Literal
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import strip_scheme
+from unetcli.core.names import with_choices
 from unetcli.core.options import (
+    IMAGE,
     Heading,
     Options,
     Sections,
     argument,
+    axes_option,
     channel_option,
     cluster_option,
     device_option,
     file_option,
+    name_choices,
     network_option,
     option,
     overwrite_option,
@@ -90,11 +94,11 @@ class TruthOptions(Options):
 class TrainRequest(TruthOptions, SlurmOptions):
     """Options of one call of ``train``; fields that share a setting's name are copied to it by name."""
 
-    raw: str | None = field(
-        default=None, kw_only=False, metadata=argument("Training images: TIFF stack, Zarr or OME-Zarr.", "RAW")
-    )
+    raw: str | None = field(default=None, kw_only=False, metadata=argument(f"Training images: {IMAGE}", "RAW"))
     labels: str | None = field(
-        default=None, kw_only=False, metadata=argument("Labels (annotation) of the same voxels.", "LABELS")
+        default=None,
+        kw_only=False,
+        metadata=argument("Labels (annotation) of the same voxels; also 01_GT or 01_ST of a challenge.", "LABELS"),
     )
     pair: tuple[tuple[str, str], ...] = file_option(
         "A further pair of images and labels. Repeatable.", default=(), metavar="RAW LABELS"
@@ -120,6 +124,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
     )
     same_place: bool = same_place_option()
     channel: int | None = channel_option()
+    axes: str | None = axes_option()
     depth: int | None = network_option("Number of pooling layers. Default: 4 (as in the paper) on a GPU, 3 on a CPU.")
     base_channels: int | None = network_option(
         "Feature channels at full resolution. Default: 64 (as in the paper) on a GPU, 16 on a CPU."
@@ -201,6 +206,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
             if (place := getattr(self, name)) is not None:
                 object.__setattr__(self, name, strip_scheme(place))
         object.__setattr__(self, "pair", tuple((strip_scheme(raw), strip_scheme(labels)) for raw, labels in self.pair))
+        self._name_choices()
         if self.raw is not None and self.labels is None:
             raise UnetcliError(f"{self.raw}: LABELS is missing; expected unetcli train RAW LABELS")
         if not self.pairs:
@@ -214,6 +220,13 @@ class TrainRequest(TruthOptions, SlurmOptions):
         self._require_positive()
         self._resolve_folds()
         super().__post_init__()
+
+    def _name_choices(self) -> None:
+        """Move ``--axes`` and the name of a channel into the names of the images, and not into those of the labels."""
+        axes, channel = self.axes, self.channel if isinstance(self.channel, str) else None
+        images = tuple((with_choices(raw, axes=axes, channel=channel), labels) for raw, labels in self.pair)
+        object.__setattr__(self, "pair", images)
+        name_choices(self, "raw")
 
     def _require_positive(self) -> None:
         for name in ("steps", "patience", "validate_every", "batch_size"):
@@ -279,9 +292,14 @@ class WeightsRequest(TruthOptions):
     """Options of one call of ``weights``."""
 
     labels: str = field(
-        kw_only=False, metadata=argument("Labels (annotation): TIFF stack, Zarr or OME-Zarr of integers.", "LABELS")
+        kw_only=False, metadata=argument("Labels (annotation): integers in any file that train reads.", "LABELS")
     )
     output: str | None = file_option(
         "OME-Zarr to write, and a picture beside it. Default: NAME.weights.zarr in the current folder.", short="-o"
     )
+    axes: str | None = axes_option()
     overwrite: bool = overwrite_option()
+
+    def __post_init__(self) -> None:
+        name_choices(self, "labels")
+        super().__post_init__()

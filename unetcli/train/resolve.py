@@ -45,7 +45,8 @@ from unetcli.train.targets import require_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels
 from unetcli.volumes.samples import fingerprint
-from unetcli.volumes.volume import Volume
+from unetcli.volumes.truth_frames import with_truth_frames
+from unetcli.volumes.volume import Volume, aligned
 
 log = logging.getLogger(__name__)
 
@@ -189,8 +190,7 @@ def _settings(kind: type[T], request: TrainRequest, frozen: T | None, defaults: 
 
 def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
     """Open images and labels of all pairs; raise UnetcliError if they do not fit together."""
-    labelled = [(open_volume(raw), open_volume(labels).channels_as_sections()) for raw, labels in request.pairs]
-    volumes = [(raw.fitted_to(labels), labels) for raw, labels in labelled]
+    volumes = [open_pair(raw, labels) for raw, labels in request.pairs]
     for raw, labels in volumes:
         require_pair(raw, labels, request.channel)
         if not request.same_place:
@@ -200,6 +200,13 @@ def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
             log.info("sections of %s; each is trained on its own, so objects do not extend over sections", both)
     require_compatible([raw for raw, _ in volumes])
     return volumes
+
+
+def open_pair(raw: str, labels: str) -> tuple[Volume, Volume]:
+    """Open images and labels, without axes of extent 1 that only one of them has, and only frames that have labels."""
+    truth = open_volume(labels).channels_as_sections()
+    images = with_truth_frames(open_volume(raw), labels).fitted_to(truth)
+    return aligned(images, truth)
 
 
 def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unetcli.core.options import Options, argument, channel_option, file_option, region_option
+from unetcli.core.options import (
+    IMAGE,
+    Options,
+    argument,
+    axes_option,
+    channel_option,
+    file_option,
+    name_choices,
+    region_option,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowRequest(Options):
     """Options of one call of show."""
 
-    volume: str = field(
-        kw_only=False, metadata=argument("Image: TIFF stack, Zarr or OME-Zarr (also store.zarr/path/inside).", "VOLUME")
-    )
+    volume: str = field(kw_only=False, metadata=argument(f"Image: {IMAGE}", "VOLUME"))
     section: int | None = region_option(
         "Section along z (or t if there is no z), numbered as in the input of predict. Default: the middle one.",
         metavar="Z",
@@ -27,3 +34,8 @@ class ShowRequest(Options):
     )
     channel: int | None = channel_option()
     """Channel to show; None shows up to three channels as red, green and blue."""
+    axes: str | None = axes_option()
+
+    def __post_init__(self) -> None:
+        name_choices(self, "volume")
+        super().__post_init__()

@@ -1,10 +1,6 @@
 """Folders of the Cell Tracking Challenge: results, gold and silver truth, frame by frame.
 
     01_RES/maskTTT.tif                 result, one label image per frame
-    01_GT/SEG/man_segTTT.tif           gold truth of some frames, possibly with some objects only
-    01_GT/SEG/man_seg_TTT_ZZZ.tif      gold truth of one section of a 3-D frame
-    01_GT/TRA/man_trackTTT.tif         a marker in every object of every frame
-    01_ST/SEG/man_segTTT.tif           silver truth, fused from the results of many programs
 
 Frame numbers have three or more digits. A label is one object of its frame, connected or not.
 """
@@ -25,26 +21,10 @@ from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.tiff import read_tiff
+from unetcli.volumes.truth_frames import MARKED, MASK, NAMES, SEGMENTED, FrameKey, files_by_frame
 from unetcli.volumes.volume import Volume
 
 Labels = NDArray[np.integer]
-MASK, SEGMENTED, MARKED = "mask", "man_seg", "man_track"
-NAMES = {
-    MASK: re.compile(r"mask(\d{3,})\.tiff?"),
-    SEGMENTED: re.compile(r"man_seg_?(\d{3,})(?:_(\d{3,}))?\.tiff?"),
-    MARKED: re.compile(r"man_track(\d{3,})\.tiff?"),
-}
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class FrameKey:
-    """Number of a frame, and of one section of it; -1 stands for the whole frame."""
-
-    time: int
-    section: int = -1
-
-    def __str__(self) -> str:
-        return f"frame {self.time}" + (f", section {self.section}" if self.section >= 0 else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,12 +156,6 @@ class Challenge:
         return FramePair(key, reference, result)
 
 
-def is_challenge_truth(path: str | Path) -> bool:
-    """Whether a folder has the layout of ``01_GT`` or ``01_ST``."""
-    folder = Path(path)
-    return any(any((folder / sub).glob(f"{name}*")) for sub, name in (("SEG", SEGMENTED), ("TRA", MARKED)))
-
-
 def is_challenge_result(path: str | Path) -> bool:
     """Whether a folder has the layout of ``01_RES``."""
     return any(NAMES[MASK].fullmatch(file.name) for file in Path(path).glob("mask*"))
@@ -223,19 +197,6 @@ def open_frames(path: str | Path) -> Frames:
     if is_challenge_result(path):
         return MaskFolder(Path(path), files_by_frame(Path(path), MASK))
     return VolumeFrames(open_volume(path))
-
-
-def files_by_frame(folder: Path, kind: str) -> dict[FrameKey, Path]:
-    """Files of one kind by frame, in order; raises :class:`UnetcliError` for a name without frame number."""
-    found: dict[FrameKey, Path] = {}
-    for path in sorted(folder.glob(f"{kind}*.tif*")):
-        if (match := NAMES[kind].fullmatch(path.name)) is None:
-            raise UnetcliError(f"{path}: no frame number in the name; expected {kind}TTT.tif with 3 or more digits")
-        key = FrameKey(*(int(number) for number in match.groups() if number is not None))
-        if key in found:
-            raise UnetcliError(f"{path}: {key} is also in {found[key].name}; remove one of them")
-        found[key] = path
-    return dict(sorted(found.items()))
 
 
 def read_labels(path: Path) -> Labels:

@@ -118,6 +118,22 @@ def channel_names(attributes: Mapping[str, Any], count: int) -> tuple[str, ...]:
     return names if len(names) == count and any(names) else ()
 
 
+def default_axes(dimensions: int) -> list[str] | None:
+    """Axis names of an image of OME-Zarr 0.1 or 0.2, which are always the same five; None for other arrays."""
+    return list("tczyx") if dimensions == len("tczyx") else None
+
+
+def is_container(attributes: Mapping[str, Any]) -> bool:
+    """Whether a group is a container of images, as bioformats2raw writes it."""
+    return "bioformats2raw.layout" in _metadata(attributes)
+
+
+def series_names(attributes: Mapping[str, Any]) -> list[str]:
+    """Paths of the images of a container, in the attributes of its group ``OME``."""
+    found: list[str] = typed(list[str], _metadata(attributes), "series", [])
+    return found
+
+
 def _metadata(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     """OME-Zarr metadata among a group's attributes; only 0.5 stores it under the key ``ome``."""
     return decoded(dict[str, Any], attributes["ome"], "ome") if "ome" in attributes else attributes

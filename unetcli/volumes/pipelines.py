@@ -19,6 +19,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore as ZarrFolder
 
 from unetcli.volumes.store import LocalStore, Store
+from unetcli.volumes.zip_archive import ZipArchive
 
 FUSED = "zarr.core.codec_pipeline.FusedCodecPipeline"
 ZARRS = "unetcli.volumes.zarrs_pipeline.CheckedZarrs"
@@ -27,7 +28,7 @@ _opening = threading.RLock()
 
 
 @contextmanager
-def opening_to_read(store: Store) -> Iterator[ZarrStore]:
+def opening_to_read(store: Store | ZipArchive) -> Iterator[ZarrStore]:
     """Arrays opened in this context, in the store it yields, are read by the fastest pipeline that is installed."""
     if isinstance(store, LocalStore) and importlib.util.find_spec("zarrs"):
         importlib.import_module("unetcli.volumes.zarrs_pipeline")  # registers its pipeline

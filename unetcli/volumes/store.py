@@ -24,6 +24,9 @@ from zarr.storage import LocalStore as ZarrFolder
 from unetcli.core.errors import UnetcliError, one_line
 from unetcli.core.files import Place, draft_of, is_remote, remove_aside, replacing, strip_scheme, sweep, sync, sync_all
 
+METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
+"""Names of the files with the metadata of arrays and groups."""
+
 
 class Store(Protocol):
     """Storage of one Zarr hierarchy, whose files are written atomically."""
@@ -245,7 +248,7 @@ class CheckedFolder(ZarrFolder):
             return found
         if found is None:
             _require_absent(self.root / key)
-        return _whole(str(self.root / key), found, byte_range)
+        return require_whole(str(self.root / key), found, byte_range)
 
 
 def require_no_links(store: Place, key: str) -> None:
@@ -268,7 +271,7 @@ class CheckedObjects(FsspecStore):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         found = await super().get(key, prototype, byte_range)
-        return found if _is_metadata(key) else _whole(f"{self.path}/{key}", found, byte_range)
+        return found if _is_metadata(key) else require_whole(f"{self.path}/{key}", found, byte_range)
 
 
 def _require_absent(path: Path) -> None:
@@ -283,7 +286,7 @@ def _require_absent(path: Path) -> None:
     raise ValueError(f"{path} is a {what}")
 
 
-def _whole(place: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
+def require_whole(place: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
     """Return what was read of a file; raises ValueError if it is less than was requested."""
     if found is None:
         return None
@@ -322,4 +325,4 @@ class WriteOnlyStore(WrapperStore[ZarrStore]):
 
 
 def _is_metadata(key: str) -> bool:
-    return key.rpartition("/")[2] in ("zarr.json", ".zarray", ".zattrs", ".zgroup")
+    return key.rpartition("/")[2] in METADATA

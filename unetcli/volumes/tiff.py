@@ -26,22 +26,31 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted, one_line, warn
+from unetcli.core.errors import UnetcliError, counted, format_shape, listed, note, one_line, warn
 from unetcli.core.files import absolute
-from unetcli.volumes.volume import LONGEST, Volume, axes_from_names, stored_names
+from unetcli.core.names import VolumeName
+from unetcli.volumes.axes import axes_from_names, stored_names
+from unetcli.volumes.tiff_metadata import TiffMetadata, read_metadata
+from unetcli.volumes.tiff_missing import Missing, WithoutMissing, absent_files, find_missing
+from unetcli.volumes.views import Inverted, Rearranged
+from unetcli.volumes.volume import LONGEST, Volume
 
 SAMPLES, UNKNOWN = "s", "qi"
 """Axis letters of tifffile for the interleaved samples of a pixel, and for pages without stated meaning."""
-CUT = "the data end beyond the end of the file, as in a copy that was cut off; copy it again"
 COUNTED = ("OME series failed to read", "OME series contains index out of range", "OME series is missing")
 """Parts of tifffile's messages about missing images, which :class:`Missing` lists."""
 PLAIN = ("generic", "uniform")
 """Kinds of series that tifffile makes of pages without using a description."""
 STANDARD_TAGS = 32768
 """Codes of private tags, which describe no pixels, begin here."""
+WHITE_IS_ZERO, REDUCED = 0, 1
+"""Values of the tags PhotometricInterpretation and NewSubfileType."""
+ALPHA = (1, 2)
+"""Values of the tag ExtraSamples: associated and unassociated alpha."""
+THUMBNAILS = ("thumbnail", "label", "macro", "overview", "map")
+BY_TIFFFILE = re.compile(r"ImageJ=1\.11a\n(?:.*\n)*mode=grayscale")
 XML_HEAD = 2000
 """Characters of a description within which OME-XML begins, even if it is cut off and hence no XML."""
-MAX_IMAGES = 10**7
 TAG_MESSAGE = re.compile(r"<tifffile\.TiffTag (\d+) @\d+> (.*?)(?:['\"]\))?$")
 HARMLESS = re.compile(
     r"GDAL_NODATA|invalid self\.subfiletype|estimating ByteCounts|uic1tag|OME series expected|<tifffile\.read_(?!tags)"
@@ -49,11 +58,14 @@ HARMLESS = re.compile(
 """Parts of tifffile's messages about values that are not used here, and about pages beyond those described."""
 
 
-def open_tiff(path: str, *, parts: bool = False) -> Volume:
-    """Open the only image series of a TIFF file, (c,) (t,) (z,) y, x, whose pages are read on demand.
+def open_tiff(name: VolumeName, *, parts: bool = False) -> Volume:
+    """Open an image series of a TIFF file, (c,) (t,) (z,) y, x, whose pages are read on demand.
 
     Parameters
     ----------
+    name
+        Path of the file, and which of its series and levels is meant; by default, the only image that is not a
+        thumbnail, or the only pyramid.
     parts
         Open a file although some of its images are missing; a warning is printed, and reading them is an error.
 
@@ -62,21 +74,62 @@ def open_tiff(path: str, *, parts: bool = False) -> Volume:
     UnetcliError
         The file is not a TIFF file, has several series, or is not whole.
     """
-    tif, series, missing = _opened(path)
-    if missing and not parts:
-        tif.close()
-        raise UnetcliError(f"{path}: {missing}")
-    if missing:
-        warn(f"{absolute(path)}: {missing}")
+    path = name.place
+    opened = _opened(name)
+    if opened.missing and not parts:
+        opened.tif.close()
+        raise UnetcliError(f"{path}: {opened.missing}")
+    if opened.missing:
+        warn(f"{absolute(path)}: {opened.missing}")
     with _reading(path):
-        store = series.aszarr(level=0)
+        store = opened.series.aszarr(level=0)
         array = zarr.open_array(store, mode="r")
-    weakref.finalize(array, _close, store, tif)  # the file stays open as long as the array lives
+        metadata = opened.metadata()
+    weakref.finalize(array, _close, store, opened.tif)  # the file stays open as long as the array lives
     names = stored_names(array)  # tifffile presents the file as Zarr v2, since 2026.5 as v3
     assert names is not None, f"tifffile {tifffile.__version__} names no axes"
-    axes = axes_from_names(path, _axis_letters(names), array.ndim)
-    readable = _WithoutMissing(array, missing) if missing else array
-    return Volume(path=path, array=readable, stored_axes=axes, assumed=_guessed_axes(axes, names))
+    readable = WithoutMissing(array, opened.missing) if opened.missing else array
+    return _as_volume(name, opened, readable, names, metadata)
+
+
+def _as_volume(name: VolumeName, opened: Opened, array: Any, names: list[str], metadata: TiffMetadata) -> Volume:
+    """Volume of an array with tifffile's names of axes: grey values grow with brightness, and there is no alpha."""
+    letters = _axis_letters(names)
+    if (largest := opened.white_is_zero()) is not None:
+        note(f"{absolute(name.place)}: WhiteIsZero in the file, so grey values are inverted: {largest} is read as 0")
+        array = Inverted(array, largest)
+    planar = SAMPLES in "".join(names).lower().partition("y")[0]
+    stack = planar and opened.tif.is_shaped
+    if not stack and (colours := opened.colours()) and "c" in letters:
+        note(f"{absolute(name.place)}: the alpha channel is left out")
+        place = letters.index("c")
+        kept = (
+            [slice(None)] * place + [0 if colours == 1 else slice(colours)] + [slice(None)] * (len(names) - place - 1)
+        )
+        array = Rearranged(array, kept)
+        names, letters = (names, letters) if colours > 1 else (_without(names, place), _without(letters, place))
+    axes = axes_from_names(name.place, letters, array.shape, name.axes)
+    assumed = "" if name.axes else _guessed_axes(axes, names, opened)
+    volume = Volume(
+        path=str(name),
+        array=array,
+        stored_axes=axes,
+        assumed=assumed,
+        voxel_size={axis: size for axis, size in metadata.voxel_size.items() if axis in axes},
+        units={axis: unit for axis, unit in metadata.units.items() if axis in axes},
+        channel_names=metadata.channel_names if "c" in axes else (),
+    )
+    if not stack or name.axes:
+        return volume
+    note(
+        f"{absolute(name.place)}: its {array.shape[letters.index('c')]} planes are read as sections, as stacks are "
+        f"written; --axes {''.join(letters)} reads them as channels"
+    )
+    return volume.channels_as_sections()
+
+
+def _without(names: list[str], place: int) -> list[str]:
+    return names[:place] + names[place + 1 :]
 
 
 def read_tiff(path: str) -> NDArray[Any]:
@@ -87,12 +140,14 @@ def read_tiff(path: str) -> NDArray[Any]:
     UnetcliError
         As in :func:`open_tiff`.
     """
-    tif, series, missing = _opened(path)
-    with tif:
-        if missing:
-            raise UnetcliError(f"{path}: {missing}")
+    opened = _opened(VolumeName(place=path))
+    with opened.tif:
+        if opened.missing:
+            raise UnetcliError(f"{path}: {opened.missing}")
         with _reading(path):
-            return np.asarray(series.asarray())
+            values = np.asarray(opened.series.asarray())
+        largest = opened.white_is_zero()
+        return values if largest is None else Inverted(values, largest)[(slice(None),) * values.ndim]
 
 
 def software_of(path: str) -> str | None:
@@ -105,18 +160,58 @@ def software_of(path: str) -> str | None:
         return None
 
 
-def _opened(path: str) -> tuple[Any, Any, Missing | None]:
-    """Open file, its only series, and the images of the series that are missing."""
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """An open file, and the series and level of it that is read."""
+
+    tif: Any
+    number: int
+    series: Any
+    """The series at the level that is read."""
+    missing: Missing | None
+
+    def metadata(self) -> TiffMetadata:
+        """Voxel size and names; those of a level follow from the full resolution, as its pages do not state them."""
+        full = self.tif.series[self.number]
+        sizes = zip(full.axes.lower(), full.shape, self.series.shape, strict=True)
+        return read_metadata(self.tif, self.number).coarser({axis: n / m for axis, n, m in sizes})
+
+    def white_is_zero(self) -> int | None:
+        """Value of black, if 0 is white; None for other images, and for floats and signed integers."""
+        page = self.series.keyframe
+        if int(page.photometric or 0) != WHITE_IS_ZERO or page.photometric is None or page.dtype.kind not in "bu":
+            return None
+        return int(2 ** int(page.bitspersample) - 1)
+
+    def colours(self) -> int:
+        """Number of samples before an alpha channel, which is the last one; 0 without alpha."""
+        page = self.series.keyframe
+        extra = [int(each) for each in page.extrasamples or ()]
+        return int(page.samplesperpixel) - 1 if extra and extra[-1] in ALPHA else 0
+
+
+def _opened(name: VolumeName) -> Opened:
+    """Open the file of a name, choose the series and level, and compare what the file promises with what it holds."""
+    path = name.place
     with ExitStack() as opened:
         with _reading(path) as logged:
             tif = opened.enter_context(tifffile.TiffFile(path))
             _require_no_circle(tif)
-            series = _only_series(path, tif)
-            _require_followed(path, tif, series)
-            if missing := _missing(tif, series):
+            number = choose_series(name, tif)
+            series = _level(name, tif.series[number])
+            _require_followed(path, tif, tif.series[number])
+            if missing := find_missing(tif, series):
                 logged[:] = [text for text in logged if not any(part in text for part in COUNTED)]
         opened.pop_all()  # the file stays open
-        return tif, series, missing
+        return Opened(tif, number, series, missing)
+
+
+def _level(name: VolumeName, series: Any) -> Any:
+    level = name.level or 0
+    if level >= len(series.levels):
+        only = "; a TIFF file without pyramid has only level 0" if len(series.levels) == 1 else ""
+        raise UnetcliError(f"{name.place}: no level {level}; expected 0 <= level < {len(series.levels)}{only}")
+    return series.levels[level]
 
 
 def _close(store: Any, tif: Any) -> None:
@@ -143,13 +238,41 @@ def _require_no_circle(tif: Any) -> None:
         offset = struct.unpack(form.offsetformat, following)[0]
 
 
-def _only_series(path: str, tif: Any) -> Any:
-    if len(tif.series) != 1:
-        shapes = ["x".join(map(str, series.shape)) for series in tif.series]
-        listed = ", ".join(shapes[:4]) + (", .." if len(shapes) > 4 else "")
-        found = f"of different shapes ({listed})" if len(set(shapes)) > 1 else f"of {shapes[0]}, such as positions"
-        raise UnetcliError(f"{path}: {len(shapes)} images {found}; expected one stack")
-    return tif.series[0]
+def choose_series(name: VolumeName, tif: Any) -> int:
+    """Number of the series that a name means: the one it states, the only one that is no thumbnail, the only pyramid.
+
+    Raises
+    ------
+    UnetcliError
+        There are several, or not as many as the name says; the message lists them.
+    """
+    every = list(range(len(tif.series)))
+    if name.series is not None:
+        if name.series not in every:
+            raise UnetcliError(f"{name.place}: no series {name.series}; expected 0 <= series < {len(every)}")
+        return name.series
+    if len(every) == 1:
+        return 0
+    images = [number for number in every if not _is_thumbnail(tif.series[number])]
+    pyramids = [number for number in images if len(tif.series[number].levels) > 1]
+    for found, what in ((images, "image that is no thumbnail"), (pyramids, "pyramid")):
+        if len(found) == 1:
+            chosen = _described(name.place, tif, found[0])
+            note(f"{absolute(name.place)}: of {len(every)} images, {chosen} is read, the only {what}")
+            return found[0]
+    few = listed([_described(name.place, tif, number) for number in every], "images")
+    raise UnetcliError(f"{name.place}: holds {len(every)} images; choose one as part of the name: {few}")
+
+
+def _is_thumbnail(series: Any) -> bool:
+    """Whether a series is a smaller copy of another one, or a picture of the slide's label or outline."""
+    return bool(int(series.keyframe.subfiletype or 0) & REDUCED) or str(series.name).lower() in THUMBNAILS
+
+
+def _described(path: str, tif: Any, number: int) -> str:
+    series = tif.series[number]
+    named = f", {str(series.name)!r}" if series.name else ""
+    return f"{path}:series={number} ({series.axes.lower()} {format_shape(series.shape)}{named})"
 
 
 class _Capture(logging.Filter):
@@ -272,93 +395,18 @@ def _require_ome_root(path: str, tif: Any) -> None:
     if described > len(tif.series):
         raise UnetcliError(
             f"{path}: its OME-XML describes {counted(described, 'image')}, of which {len(tif.series)} can be read; "
-            f"{_absent_files(tif) or 'expected an undamaged copy'}"
+            f"{absent_files(tif) or 'expected an undamaged copy'}"
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Missing:
-    """Images of a series that cannot be read; an image is a page, or as large a part of data stored without pages."""
-
-    planes: NDArray[np.bool_]
-    """Whether each image is missing, in the order of the file."""
-    reason: str
-
-    def __str__(self) -> str:
-        found = np.flatnonzero(self.planes)
-        which = f"image {found[0]}" if len(found) == 1 else f"images {found[0]} to {found[-1]}"
-        between = "" if len(found) == found[-1] - found[0] + 1 else ", with gaps"
-        return f"not whole: {len(found)} of {len(self.planes)} images are missing ({which}{between}): {self.reason}"
-
-    def __len__(self) -> int:
-        return int(self.planes.sum())
-
-
-def _missing(tif: Any, series: Any) -> Missing | None:
-    """Images that the description promises and the files do not hold; None if there are none."""
-    keyframe = series.keyframe
-    count = math.prod(series.shape) // math.prod(keyframe.shape)
-    if count > MAX_IMAGES:
-        raise ValueError(f"{count} images; expected at most {MAX_IMAGES}")
-    if len(series.pages) == 1 and series.dataoffset is not None:
-        ends = series.dataoffset + np.arange(1, count + 1, dtype=np.int64) * keyframe.nbytes
-        faults = [CUT if end > keyframe.parent.filehandle.size else "" for end in ends.tolist()]
-    else:
-        faults = [_fault(series.pages[i], keyframe) for i in range(len(series.pages))]
-        faults += ["the file has fewer pages"] * (count - len(faults))
-    reason = _absent_files(tif) or next(filter(None, faults), "")
-    return Missing(np.array([bool(fault) for fault in faults]), reason) if any(faults) else None
-
-
-def _fault(page: Any, keyframe: Any) -> str:
-    """Why a page cannot be read as part of a series; empty if it can."""
-    if page is None or page.keyframe is None:
-        return "there is no such page"
-    own = page.keyframe
-    if own is not keyframe and (own.shape, own.dtype) != (keyframe.shape, keyframe.dtype):
-        return f"{page.parent.filename} has another size or data type than the first file of the set"
-    offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
-    if len(offsets) != len(counts) or not len(offsets):
-        return "the page does not say where its data are"
-    if ((offsets == 0) != (counts == 0)).any():  # both are 0 for a tile that a sparse file does not store
-        return "the page does not say where all of its data are"
-    return CUT if (offsets + counts).max() > page.parent.filehandle.size else ""
-
-
-def _absent_files(tif: Any) -> str:
-    """Sentence about files that the OME-XML of an OME-TIFF names and that are not there; empty if there are none."""
-    if not tif.is_ome:
-        return ""
-    root, folder = ElementTree.fromstring(tif.ome_metadata), Path(tif.filehandle.dirname)
-    names = dict.fromkeys(name for element in root.iter() if (name := element.get("FileName")))
-    absent = [name for name in names if not (folder / name).is_file()]
-    if not absent:
-        return ""
-    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-    return f"its OME-XML names {absent[0]}{more}, not found in {folder}; put all files of the set into one folder"
-
-
-class _WithoutMissing:
-    """Array of a series some of whose images are missing; reading them raises ValueError."""
-
-    def __init__(self, array: Any, missing: Missing) -> None:
-        self._array, self._missing = array, missing
-        self.shape, self.dtype, self.chunks, self.size = array.shape, array.dtype, array.chunks, array.size
-        sizes = [math.prod(self.shape[:axis]) for axis in range(len(self.shape) + 1)]
-        self._leading = sizes.index(len(missing.planes))
-        self._planes = missing.planes.reshape(self.shape[: self._leading])
-
-    def __getitem__(self, selection: tuple[slice, ...]) -> NDArray[Any]:
-        if self._planes[selection[: self._leading]].any():
-            raise ValueError(str(self._missing))
-        return np.asarray(self._array[selection])
-
-
-def _guessed_axes(axes: str, names: list[str]) -> str:
+def _guessed_axes(axes: str, names: list[str], opened: Opened) -> str:
     """Axes whose meaning the file does not state: pages without a name, and samples stored as pages.
 
-    Without the option ``photometric``, tifffile writes a stack of three or four sections as one colour image.
+    Without the option ``photometric``, tifffile writes a stack of three or four sections as one colour image. In the
+    description of ImageJ it calls the sections of every stack channels, unless it is told otherwise.
     """
+    if opened.tif.is_imagej and set(axes) == set("cyx") and BY_TIFFFILE.match(opened.tif.pages.first.description):
+        return "c"
     found = "".join(name.lower()[:1] for name in names)
     guessed = UNKNOWN + (SAMPLES if SAMPLES in found.partition("y")[0] else "")
     return "".join(axis for axis, letter in zip(axes, found, strict=True) if letter in guessed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +13,8 @@ from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
 from unetcli.volumes.absent import is_absent
-
-AXES = "tczyx"
-DEFAULT_AXES = {2: "yx", 3: "zyx"}
-"""Axes of an array without axis names, by their number."""
+from unetcli.volumes.axes import AXES
+from unetcli.volumes.views import Picked, Rearranged, chunks_of
 
 LONGEST = 300
 """Characters of the longest reason shown for data that cannot be read; codecs and tifffile may quote whole values."""
@@ -57,7 +55,7 @@ class Volume:
     @property
     def chunks(self) -> tuple[int, ...]:
         """Shape of the stored chunks, with the same axes as ``extent``."""
-        return self._by_axis(getattr(self.array, "chunks", self.array.shape))
+        return self._by_axis(chunks_of(self.array))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -72,8 +70,7 @@ class Volume:
     @property
     def chunk_channels(self) -> int:
         """Number of channels in one chunk."""
-        chunks = getattr(self.array, "chunks", self.array.shape)
-        return int(chunks[self.stored_axes.index("c")]) if "c" in self.stored_axes else 1
+        return int(chunks_of(self.array)[self.stored_axes.index("c")]) if "c" in self.stored_axes else 1
 
     @property
     def section_axis(self) -> int | None:
@@ -137,7 +134,25 @@ class Volume:
             return self
         place = tuple(0 if axis in single else slice(None) for axis in self.stored_axes)
         kept = "".join(axis for axis in self.stored_axes if axis not in single)
-        return replace(self, array=_Squeezed(self.array, place), stored_axes=kept)
+        return replace(self, array=Rearranged(self.array, place), stored_axes=kept)
+
+    def with_single_axes_of(self, other: Volume) -> Volume:
+        """Give the volume the axes of the other one, if those that only one of them has are of extent 1."""
+        fitted = self.without_single_axes(keep=other.axes)
+        missing = [axis for axis in other.axes if axis not in fitted.axes]
+        extents = dict(zip(other.axes, other.extent, strict=True))
+        if not set(fitted.axes) <= set(other.axes) or any(extents[axis] > 1 for axis in missing):
+            return self
+        return fitted.with_new_axes("".join(missing)) if missing else fitted
+
+    def with_new_axes(self, letters: str) -> Volume:
+        """Add axes of extent 1 before the others."""
+        axes = (*(None for _ in letters), *(slice(None) for _ in self.stored_axes))
+        return replace(self, array=Rearranged(self.array, axes), stored_axes=letters + self.stored_axes)
+
+    def picked(self, axis: str, positions: Sequence[int]) -> Volume:
+        """The volume with only some positions along an axis."""
+        return replace(self, array=Picked(self.array, self.stored_axes.index(axis), positions))
 
     def channels_as_sections(self) -> Volume:
         """Interpret a guessed channel axis as sections z, and a guessed z axis before it as t."""
@@ -198,30 +213,6 @@ class Volume:
             ) from error
 
 
-class _Squeezed:
-    """Array with some axes fixed at one index, which is read lazily."""
-
-    def __init__(self, array: Any, place: tuple[int | slice, ...]) -> None:
-        self._array, self._place, self.dtype = array, place, array.dtype
-        self.shape = self._left(array.shape)
-        self.chunks = self._left(getattr(array, "chunks", array.shape))
-
-    def __getitem__(self, selection: tuple[slice, ...]) -> NDArray[Any]:
-        return np.asarray(self._array[self._full(selection)])
-
-    def viewed(self, selection: tuple[slice, ...]) -> tuple[Any, tuple[slice, ...]]:
-        """The array behind this view, and the same selection in it."""
-        full = self._full(selection)
-        return self._array, tuple(slice(p, p + 1) if isinstance(p, int) else p for p in full)
-
-    def _full(self, selection: tuple[slice, ...]) -> tuple[int | slice, ...]:
-        remaining = iter(selection)
-        return tuple(next(remaining) if isinstance(index, slice) else index for index in self._place)
-
-    def _left(self, per_axis: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(n for n, index in zip(per_axis, self._place, strict=True) if isinstance(index, slice))
-
-
 def describe(box: Box, axes: str) -> str:
     """Format a box for the user.
 
@@ -236,31 +227,15 @@ def shape(volume: Volume) -> str:
     return ", ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.extent, strict=True))
 
 
-def stored_names(array: Any) -> list[str] | None:
-    """Axis names of a Zarr array, from its metadata (v3) or the attribute of xarray (v2); None without names."""
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    return [str(name or "") for name in names] if isinstance(names, list | tuple) else None
+def aligned(one: Volume, other: Volume) -> tuple[Volume, Volume]:
+    """Two volumes without axes of extent 1, if they have the same extent without them; else as they are.
 
-
-def axes_from_names(path: str, names: list[str] | None, dimensions: int) -> str:
-    """Axis letters for stored names, or the default for the number of axes if there are no names.
-
-    Raises
-    ------
-    UnetcliError
-        The axes are not those of an image, or are too many to be guessed.
+    A 5-D image with t and c of extent 1 is paired with labels z, y, x in this way.
     """
-    if not names or not any(names):
-        if dimensions in DEFAULT_AXES:
-            return DEFAULT_AXES[dimensions]
-        raise UnetcliError(
-            f"{path}: {dimensions} axes without names; expected axis names (OME-Zarr, or dimension_names), "
-            "or 2 or 3 axes, which are taken as (z,) y, x"
-        )
-    letters = "".join(str(name).lower()[:1] for name in names)
-    if len(letters) != dimensions or len(set(letters)) != len(letters) or not set("yx") <= set(letters) <= set(AXES):
-        raise UnetcliError(f"{path}: axes {', '.join(map(str, names))}; expected y, x and at most one each of t, c, z")
-    return letters
+    if one.extent == other.extent:
+        return one, other
+    short, shorter = one.without_single_axes(), other.without_single_axes()
+    return (short, shorter) if short.extent == shorter.extent else (one, other)
 
 
 def resolve_region(sections: Sections, roi: Roi | None, volume: Volume) -> Box:
