@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from helpers import grey
 from pairs import blobs
 
@@ -55,3 +57,45 @@ def test_the_table_of_em_sections_is_made_and_continued(tmp_path: Path) -> None:
     kept.write_text(json.dumps(last))
     assert run(tmp_path, "em.py", "--steps", "2", "--recipes", "fast") == rows
     assert models == {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/model.safetensors")}
+
+
+def test_the_sliding_window_is_compared_with_the_network_and_continued(tmp_path: Path) -> None:
+    write_data(tmp_path, "isbi2012", "train-volume.tif", "train-labels.tif", 25, 104, 112)
+    words = ("--minutes", "0.005", "--crop", "12")
+    rows = run(tmp_path, "sliding_window.py", *words)
+    assert list(rows) == ["sliding window", "U-Net"]
+    for row in rows.values():
+        assert 0 <= row["pixel_error"] <= 1
+        assert 0 <= row["v_rand"] <= 1
+        assert row["seconds_per_section"] > 0
+        assert row["steps"] >= 1
+    times = rows["sliding window"]["seconds_per_section"] / rows["U-Net"]["seconds_per_section"]
+    text = (tmp_path / "results" / "sliding_window.md").read_text()
+    assert f"The U-Net predicts a section {times:.0f} times faster." in text
+    assert (tmp_path / "results" / "sliding_window.png").exists()
+    kept = tmp_path / "results" / "sliding_window.json"
+    last = json.loads(kept.read_text())
+    del last["rows"]["sliding window"]
+    kept.write_text(json.dumps(last))
+    again = run(tmp_path, "sliding_window.py", *words)
+    assert again["U-Net"] == rows["U-Net"]  # it is not trained again, and the other network is loaded
+    for name in ("steps", "training_seconds", "pixel_error", "v_rand"):
+        assert again["sliding window"][name] == rows["sliding window"][name]
+
+
+def test_each_pixel_is_classified_by_the_patch_around_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = import_module("sliding_window")
+    write_data(tmp_path, "isbi2012", "train-volume.tif", "train-labels.tif", 25, 70, 66)
+    sections = script.Sections(tmp_path, 9)
+    patches = torch.cat(list(script.windows(sections, 20)))
+    assert patches.shape == (81, 1, 65, 65)
+    assert np.array_equal(patches[:, 0, 32, 32].reshape(9, 9), sections.images[20][sections.square])
+    network = script.PatchNetwork().eval()
+    found = script.classified(network, sections, 20)
+    with torch.inference_mode():
+        one = network(patches[40:41]).softmax(1)[0, 1]
+    assert found[4, 4] == pytest.approx(float(one), abs=1e-6)
+    images, classes = script.Patches(sections).batch(3)
+    assert (images.shape, classes.bincount().tolist()) == ((64, 1, 65, 65), [32, 32])
+    assert torch.equal(images, script.Patches(sections).batch(3)[0])

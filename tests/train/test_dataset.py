@@ -11,8 +11,8 @@ from train.scenes import annotated, dataset, region, volume
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
+from unetcli.train.data_checks import require_compatible, require_pair
 from unetcli.train.dataset import AnnotatedVolume, Part, dataset_statistics, label_values, require_usable, resolve_truth
-from unetcli.train.resolve import require_compatible, require_pair
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume
 

@@ -16,10 +16,11 @@ from train.scenes import TINY, discs, volume, write_discs
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.options import Sections
+from unetcli.train.data_checks import require_pairs
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.loop import Training
 from unetcli.train.request import TrainRequest
-from unetcli.train.resolve import require_pairs, resolve_training
+from unetcli.train.resolve import resolve_training
 from unetcli.train.sections import split_sections
 from unetcli.train.settings import Ranges
 from unetcli.volumes.volume import Volume

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from unetcli.core.geometry import Architecture
 from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
 from unetcli.train.border_default import with_default_border_weight
-from unetcli.train.data_checks import warn_about_images, warn_about_pairs
+from unetcli.train.data_checks import require_pairs, warn_about_images, warn_about_pairs
 from unetcli.train.dataset import (
     AnnotatedVolume,
     Dataset,
@@ -41,14 +40,8 @@ from unetcli.train.settings import (
     TruthRules,
     require_one_of,
 )
-from unetcli.train.targets import require_labels
-from unetcli.volumes.opening import open_volume
-from unetcli.volumes.places import require_same_place, require_same_voxels
 from unetcli.volumes.samples import fingerprint
-from unetcli.volumes.truth_frames import with_truth_frames
-from unetcli.volumes.volume import Volume, aligned
-
-log = logging.getLogger(__name__)
+from unetcli.volumes.volume import Volume
 
 T = TypeVar("T")
 PAPER = {"depth": 4, "base_channels": 64}
@@ -61,8 +54,6 @@ GPU_STEPS = 20_000
 DEFAULT_RECIPE = "fast"
 VALIDATE_EVERY = 200
 """Default number of steps between two validations."""
-SHIFTED = "not the same region; crop them to one region, or --same-place pairs their voxels as they are"
-RESAMPLE = "one must be resampled to the other's"  # ends the message about different voxel sizes
 
 
 def resolve_training(
@@ -186,52 +177,6 @@ def _settings(kind: type[T], request: TrainRequest, frozen: T | None, defaults: 
     """Create settings whose fields are each taken from the request, else from frozen settings, else from defaults."""
     values = {field.name: _chosen(field.name, request, frozen) for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{**defaults, **{name: value for name, value in values.items() if value is not None}})
-
-
-def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
-    """Open images and labels of all pairs; raise UnetcliError if they do not fit together."""
-    volumes = [open_pair(raw, labels) for raw, labels in request.pairs]
-    for raw, labels in volumes:
-        require_pair(raw, labels, request.channel)
-        if not request.same_place:
-            require_same_place(raw, labels, SHIFTED)
-        if raw.with_sections_of(labels).axes != raw.axes:
-            both = f"{raw.path} along {raw.axes[0]} were paired with those of {labels.path} along {labels.axes[0]}"
-            log.info("sections of %s; each is trained on its own, so objects do not extend over sections", both)
-    require_compatible([raw for raw, _ in volumes])
-    return volumes
-
-
-def open_pair(raw: str, labels: str) -> tuple[Volume, Volume]:
-    """Open images and labels, without axes of extent 1 that only one of them has, and only frames that have labels."""
-    truth = open_volume(labels).channels_as_sections()
-    images = with_truth_frames(open_volume(raw), labels).fitted_to(truth)
-    return aligned(images, truth)
-
-
-def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
-    """Raise UnetcliError if labels do not cover the voxels of the images, or cannot be labels."""
-    require_same_voxels(raw, labels, RESAMPLE)  # checked first, because it explains different extents
-    if raw.extent != labels.extent:
-        raise UnetcliError(
-            f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
-            f"but {labels.path} is {'x'.join(map(str, labels.extent))}: labels must cover the same voxels"
-        )
-    require_labels(labels)
-    if channel is not None and not 0 <= channel < raw.channels:
-        raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
-
-
-def require_compatible(images: Sequence[Volume]) -> None:
-    """Raise UnetcliError if the images of several pairs differ in channels, data type or voxel size."""
-    first = images[0]
-    for other in images[1:]:
-        if (other.channels, other.dtype) != (first.channels, first.dtype):
-            raise UnetcliError(
-                f"{first.path} has {first.channels} channels of {first.dtype}, but {other.path} has {other.channels} "
-                f"of {other.dtype}: all pairs must have the same"
-            )
-        require_same_voxels(first, other, RESAMPLE)
 
 
 def resolve_rules(

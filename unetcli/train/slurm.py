@@ -138,9 +138,9 @@ def launch(
 
 def _check(request: TrainRequest, slurm: SlurmRequest, processes: Processes) -> None:
     """Raise the errors that the job would raise, except those that depend on a GPU: this host may have none."""
+    from unetcli.train.data_checks import require_pairs
     from unetcli.train.distributed import ProcessGroup
     from unetcli.train.folder import TrainingFolder
-    from unetcli.train.resolve import require_pairs
     from unetcli.train.train import resolve_locally
 
     if slurm.wants_gpu or processes.gpus_per_node:
