@@ -11,7 +11,7 @@ import zarr
 from helpers import grey
 
 from unetcli.core.errors import UnetcliError, collected_warnings
-from unetcli.train.resolve import open_pair
+from unetcli.train.data_checks import open_pair
 from unetcli.volumes.opening import open_volume
 
 VALUES = grey(6, 30, 37)
