@@ -72,7 +72,7 @@ def test_the_sliding_window_is_compared_with_the_network_and_continued(tmp_path:
     times = rows["sliding window"]["seconds_per_section"] / rows["U-Net"]["seconds_per_section"]
     text = (tmp_path / "results" / "sliding_window.md").read_text()
     assert f"The U-Net predicts a section {times:.0f} times faster." in text
-    assert (tmp_path / "results" / "sliding_window.png").exists()
+    assert (tmp_path / "work" / "sliding_window.png").exists()
     kept = tmp_path / "results" / "sliding_window.json"
     last = json.loads(kept.read_text())
     del last["rows"]["sliding window"]

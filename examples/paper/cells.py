@@ -4,7 +4,8 @@
 
 DATA holds ``dic_hela`` and ``phc_psc``. For each set, a network is trained on the first frames and selected by the
 next, which also select the method of labelling and its threshold. All scores are of the last frames. The same command
-continues an interrupted run. Writes ``cells.json``, ``cells.md`` and a picture of each set to the results.
+continues an interrupted run. Writes ``cells.json`` and ``cells.md`` to the results, and a picture of each set to the
+output.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
     length = ["--minutes", given.minutes] if given.minutes else ["--steps", given.steps]
     at_once(partial(run, experiment, given.data, length), ["HeLa", "PSC"], given.jobs)
     for name in experiment.results:
-        draw(experiment, given.data, name, given.results / f"cells-{name.lower()}.png")
+        draw(experiment, given.data, name, given.output / f"{name.lower()}.png")
     (given.results / "cells.md").write_text(table(experiment.results))
     print(table(experiment.results), end="")
 

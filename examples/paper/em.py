@@ -4,7 +4,8 @@
 
 DATA holds ``isbi2012`` with the training sections. A network of depth 3 with 16 channels is trained with each recipe on
 sections 0 to 16 and selected by 17 to 19, and five more on the folds of sections 0 to 19. All scores are of sections 20
-to 24. The same command continues an interrupted run. Writes ``em.json``, ``em.md`` and ``em.png`` to the results.
+to 24. The same command continues an interrupted run. Writes ``em.json`` and ``em.md`` to the results, and a
+picture to the output.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def main() -> None:
     for row in ROWS:
         if row.recipe in given.recipes and row.name not in experiment.results:
             experiment.keep(row.name, scores(experiment, given.data, row))
-    draw(experiment, given.data, given.recipes[-1], given.results / "em.png")
+    draw(experiment, given.data, given.recipes[-1], given.output / "em.png")
     (given.results / "em.md").write_text(table(experiment.results))
     print(table(experiment.results), end="")
 

@@ -7,7 +7,7 @@ of 65 x 65 pixels and says whether its centre is membrane. It is trained for ``-
 16, as many of membrane as of cells, mirrored and turned by quarters, and applied to the window of each pixel of a crop
 of each of sections 20 to 24, one patch per pixel. A U-Net is trained for the same time by ``unetcli train``, and scored
 on the same crops. All of it runs on one thread. The same command continues an interrupted run. Writes
-``sliding_window.json``, ``sliding_window.md`` and ``sliding_window.png`` to the results.
+``sliding_window.json`` and ``sliding_window.md`` to the results, and a picture to the output.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
         if name not in experiment.results:
             found = run(experiment, isbi, given.minutes)
             experiment.keep(name, {**found, "crop": isbi.crop})
-    draw(experiment, isbi, given.results / "sliding_window.png")
+    draw(experiment, isbi, given.output / "sliding_window.png")
     text = table(experiment.results)
     (given.results / "sliding_window.md").write_text(text)
     print(text, end="")
