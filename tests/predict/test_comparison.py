@@ -296,6 +296,28 @@ def test_parts_of_a_data_set_are_alike_and_other_scales_are_not(data: Path, name
                 assert distance(part * 16, trained) > FAR < distance(part / 4, trained)
 
 
+@pytest.mark.parametrize("name", ["isbi2012/train-volume", "dic_hela/01-images", "phc_psc/01-images", "flyem/volume"])
+def test_no_few_sections_of_a_data_set_look_inverted_to_a_training_on_few(data: Path, name: str) -> None:
+    """Neighbouring sections, as users choose them: a few of dense tissue differ in polarity from others by chance."""
+    with tifffile.TiffFile(data / f"{name}.tif") as tif:
+        count = len(tif.pages)
+        measures = np.array([measure(tif.pages[page].asarray()) for page in range(count)])
+    for size in (2, 3, 12):
+        for start in range(0, count - size + 1, 3):
+            trained = GreyValues.of(measures[start : start + size])
+            for few in (1, 2, 3):
+                for first in range(0, count - few + 1, 3):
+                    assert not looks_inverted(measures[first : first + few], trained), (size, start, few, first)
+
+
+def test_an_image_of_a_few_pixels_is_not_compared(tmp_path: Path) -> None:
+    model = write_trained(tmp_path / "m", discs())
+    for shape in ((1, 3, 3), (1, 7, 300), (1, 300, 20)):
+        assert warnings_of(255 - np.resize(discs(), shape), model) == []
+    (text,) = warnings_of(np.full((1, 3, 3), 9, np.uint8), model)
+    assert "a constant image" in text
+
+
 def test_parts_of_nuclei_of_many_laboratories_are_alike(data: Path) -> None:
     measures = measured(data / "dsb2018/images.tif", 100)
     for count in (5, 10, 50):

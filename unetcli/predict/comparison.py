@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
-from unetcli.model.training_data import GreyValues, TrainingData, measure
+from unetcli.model.training_data import NEIGHBOURHOOD, GreyValues, TrainingData, measure
 from unetcli.volumes.places import format_sizes, sizes_differ, stated_sizes
 from unetcli.volumes.samples import SAMPLES, sampled_planes
 from unetcli.volumes.volume import Volume
@@ -32,8 +32,11 @@ FEW = 4
 """Number of training windows below which the spread within the volume counts too."""
 NEAREST = 0.2
 """Fraction of the chunks that may be far; a volume has empty or damaged places that say nothing about the rest."""
-SURE, LEAST_SPREAD = 2.5, 0.06
-"""A polarity is clear if it is this many spreads from 0; least spread of a polarity."""
+SURE, LEAST_SPREAD, LEAST_POLARITY = 2.5, 0.06, 0.15
+"""A polarity is clear if it is this many spreads from 0; least spread of a polarity, and least clear polarity.
+
+Of sections of dense tissue that were imaged as one volume, a few neighbours may have 0.14, and others -0.1.
+"""
 OPPOSITE = 0.6
 """Fraction of the chunks that must have the opposite polarity."""
 QUARTER, QUARTERS = 90.0, 4
@@ -115,7 +118,7 @@ class Sample:
     measures: NDArray[np.float64]
     """(chunks, c, 6): rows of :func:`unetcli.model.training_data.measure` for chunks that are not constant."""
     constants: tuple[float, ...]
-    """Values of the constant chunks, without repetition."""
+    """Values of the constant chunks, without repetition; in a tiny region the extremes of every chunk."""
     fill: bool
     """Whether chunks that were never stored may be among the constant ones."""
 
@@ -124,10 +127,11 @@ class Sample:
         """Measure up to ``MAX_CHUNKS`` chunks of a region that are not constant; unreadable ones are left out."""
         found: list[list[NDArray[np.float64]]] = []
         constants, looked_at = set[float](), 0
+        tiny = min(region.shape[-2:]) < NEIGHBOURHOOD  # a few pixels are no sample of an image
         for planes in sampled_planes(volume, region, channel):
             looked_at += 1
-            if (planes == planes.flat[0]).all():
-                constants.add(float(planes.flat[0]))
+            if tiny or (planes == planes.flat[0]).all():
+                constants |= {float(planes.min()), float(planes.max())}
             else:
                 found.append([measure(plane) for plane in planes])
             if len(found) == MAX_CHUNKS:
@@ -240,7 +244,7 @@ def looks_inverted(measures: NDArray[np.float64], trained: GreyValues) -> bool:
     before, n, now = trained.polarity, trained.windows, measures[:, 5]
     spread = max(trained.polarity_spread * (1 + 2 / (n - 1)) if n > 1 else 0.08, LEAST_SPREAD)
     middle, opposite = float(np.median(now)), float(np.mean(now * before < 0))
-    clear = abs(before) > SURE * spread and abs(middle) > abs(before) / 3
+    clear = abs(before) > max(SURE * spread, LEAST_POLARITY) and abs(middle) > abs(before) / 2
     return clear and middle * before < 0 and opposite >= OPPOSITE
 
 
