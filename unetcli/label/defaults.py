@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from unetcli.core.errors import counted
 from unetcli.core.files import Place
 from unetcli.label.request import LabelRequest
 from unetcli.volumes.image import find_marker
@@ -99,5 +100,5 @@ def _report(request: LabelRequest, chosen: ObjectOptions, trained: TrainedObject
     found = [name for name, does in follows.items() if does and getattr(request, name) is None]
     if found:
         options = " ".join(f"--{name.replace('_', '-')} {getattr(chosen, name)}" for name in found)
-        smallest = f", whose smallest object has {trained.smallest} pixels" if trained.smallest else ""
+        smallest = f", whose smallest object has {counted(trained.smallest, 'pixel')}" if trained.smallest else ""
         log.info("from the training truth (%s%s): %s", trained.truth, smallest, options)
