@@ -30,11 +30,11 @@ def test_labels_are_written_and_summarised(unetcli: Unetcli, tmp_path: Path) -> 
     assert "already complete" in again.stderr
 
 
-def test_errors_are_one_line_and_unfinished_work_is_3(unetcli: Unetcli, tmp_path: Path) -> None:
+def test_errors_are_one_line_and_damaged_predictions_are_refused(unetcli: Unetcli, tmp_path: Path) -> None:
     store = Path(write_prediction(tmp_path / "big.pred.zarr", blobs((2, 40, 50), 2), (1, 16, 16)))
     refused = unetcli("label", "big.pred.zarr", "--connectivity", 7)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     (store / "0/c/1/1/1").write_bytes(b"")
-    unfinished = unetcli("label", "big.pred.zarr")
-    assert (unfinished.returncode, unfinished.stdout) == (3, "big.pred.zarr/labels/instances\n")
-    assert "is empty" in unfinished.stderr or "cannot read" in unfinished.stderr
+    damaged = unetcli("label", "big.pred.zarr")
+    assert (damaged.returncode, damaged.stdout) == (1, "")
+    assert "is empty" in damaged.stderr or "cannot read" in damaged.stderr

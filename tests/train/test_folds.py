@@ -179,9 +179,21 @@ def test_a_stopped_fold_ends_the_call_and_does_not_count(request_: TrainRequest)
     assert found.mean["pixel_disagreement"] == found.folds[0].scores["pixel_disagreement"]
     assert found.spread["pixel_disagreement"] is None
     lines = fold_lines(found)
-    assert lines[0].split() == ["fold", "held", "out", "step", "validation", "loss", "pixel", "disagreement", "iou"]
+    assert lines[0].split() == [
+        "fold",
+        "held",
+        "out",
+        "step",
+        "validation",
+        "loss",
+        "pixel",
+        "disagreement",
+        "iou",
+        "calibration",
+        "error",
+    ]
     assert lines[2].split()[:3] == ["2", "(stopped)", "2:5"]
-    assert lines[-1].split() == ["spread", "-", "-", "-"]
+    assert lines[-1].split() == ["spread", "-", "-", "-", "-"]
     assert len({len(line) for line in lines}) == 1
 
 
