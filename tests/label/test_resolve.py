@@ -94,7 +94,7 @@ def test_floats_that_are_no_probabilities_are_reported_with_their_place(value: f
     made = np.full((20, 20), 0.7, np.float32)
     made[3, 13] = value
     write_prediction(STORE, made, (8, 8))
-    said = rf"expected probabilities from 0 to 1, found .*{re.escape(f'{value:g}')}.* in y 0:8, x 8:16; labels need"
+    said = rf"expected probabilities from 0 to 1, found .*{re.escape(f'{value:g}')}.* in y 0:9, x 8:17; labels need"
     with pytest.raises(UnetcliError, match=said):
         label(block_voxels=1)
 

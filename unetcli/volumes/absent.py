@@ -28,4 +28,4 @@ def is_absent(array: Any, selection: tuple[slice, ...]) -> bool:
     sides = array.shards or array.chunks
     ranges = [range(s.start // side, -(-s.stop // side)) for s, side in zip(selection, sides, strict=True)]
     keys = (array.metadata.encode_chunk_key(chunk) for chunk in itertools.product(*ranges))
-    return not any(os.path.lexists(folder / key) for key in keys)  # what is there may be damaged, which reading tells
+    return not any(os.path.lexists(folder / key) for key in keys)  # what is there may be damaged
