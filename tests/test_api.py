@@ -35,7 +35,8 @@ TERMINAL_ONLY = {"json", "dry_run", "config", "print_config"}
 SCRIPT = """
 from unetcli import api
 
-trained = api.train("raw.zarr", "labels.zarr", steps=5, depth=2, base_channels=4, tile=60, device="cpu", calibrate=False)
+settings = {"depth": 2, "base_channels": 4, "tile": 60, "calibrate": False}
+trained = api.train("raw.zarr", "labels.zarr", steps=5, device="cpu", **settings)
 assert (trained.finished, trained.model) == (True, "model/model.safetensors")
 assert api.plan("raw.zarr", device="cpu", tile=60).plan.blocks > 0
 predicted = api.predict("raw.zarr", output="p.zarr", device="cpu", sections=(0, 2))
