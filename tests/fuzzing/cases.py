@@ -359,10 +359,14 @@ def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def left_behind(code: int, folder: Path, existing: set[str]) -> list[str]:
-    """Files that a refused command has left: outputs of its own, and drafts anywhere."""
+    """Files that a refused command has left: outputs of its own, and drafts anywhere.
+
+    A run folder may stay: labelling that finds damage keeps its records, with which the same command continues.
+    """
     if code not in (1, 2):
         return []
-    new = sorted(path.name for path in folder.iterdir() if path.name not in existing | {".cache"})
+    own = existing | {".cache"}
+    new = sorted(path.name for path in folder.iterdir() if path.name not in own and path.suffix != ".run")
     drafts = sorted(path.name for path in folder.rglob("*.partial"))
     return [f"left {name}" for name in dict.fromkeys([*new, *drafts])]
 
