@@ -59,6 +59,7 @@ def test_the_table_of_em_sections_is_made_and_continued(tmp_path: Path) -> None:
     assert models == {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/model.safetensors")}
 
 
+@pytest.mark.slow
 def test_the_sliding_window_is_compared_with_the_network_and_continued(tmp_path: Path) -> None:
     write_data(tmp_path, "isbi2012", "train-volume.tif", "train-labels.tif", 25, 104, 112)
     words = ("--minutes", "0.005", "--crop", "12")

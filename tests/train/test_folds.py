@@ -203,6 +203,7 @@ WORDS = (
 )
 
 
+@pytest.mark.slow
 def test_folds_killed_in_the_middle_continue_to_the_same_bytes(request_: TrainRequest, tmp_path: Path) -> None:
     straight = finished(*WORDS.split(), "--output", "straight")
     assert straight.returncode == 0, straight.stderr

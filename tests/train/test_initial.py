@@ -218,6 +218,7 @@ def test_the_resolved_options_name_the_model(plain: Path) -> None:
     assert options_in_force(replace(TUNED, output=Path("t")))["base_channels"] == 8
 
 
+@pytest.mark.slow
 def test_killed_fine_tuning_continues_to_the_same_bytes(plain: Path, tmp_path: Path) -> None:
     words = "train raw.zarr labels.zarr --init old --tile 44 --device cpu --precision float32 --steps 40"
     often = "--validate-every 20 --checkpoint-minutes 0.001"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import h5py
 
 _reading = threading.RLock()
-"""HDF5 serialises its calls itself; with a lock of ours, a thread that waits can be interrupted."""
+"""HDF5 serialises its calls too, but a thread that waits for this lock can be interrupted."""
 LEAST_SIDE = 16
 """Datasets that are narrower in y or x are tables, not images, when one is looked for."""
 CHUNK_VOXELS = 2**20

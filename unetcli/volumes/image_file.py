@@ -24,7 +24,7 @@ MAGIC = {
     "HDF5": (b"\x89HDF\r\n\x1a\n", b"MATLAB 7.3"),
     "ZIP": (b"PK\x03\x04",),
 }
-"""First bytes of files by kind; tifffile and HDF5 know more about theirs."""
+"""First bytes of files by kind; tifffile and HDF5 check the rest of their files."""
 
 
 def open_file(name: VolumeName, *, parts: bool = False) -> Volume:

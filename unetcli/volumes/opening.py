@@ -1,4 +1,4 @@
-"""What the name of a volume means: which kind of file it is, and which part of the file is read."""
+"""Opening of volumes by their names: the kind of file, and the part of the file that is read."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ STORED = {**COLOURS, "LA": 2, "RGBA": 4}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first bytes of a file say."""
+    """Properties that the first bytes of a file state."""
 
     kind: str
     width: int

@@ -128,7 +128,7 @@ def _open_first(files: Sequence[Path], parts: bool) -> Volume:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all files of a stack have in common."""
+    """Properties that all files of a stack share."""
 
     path: str
     """File that the others are compared with."""

@@ -38,7 +38,7 @@ LETTERS = {"X": "x", "Y": "y", "Z": "z"}
 
 @dataclass(frozen=True, slots=True)
 class TiffMetadata:
-    """What a file states about a series, by axis; empty where it states nothing."""
+    """Statements of a file about a series, by axis; empty where it states nothing."""
 
     voxel_size: dict[str, float] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
