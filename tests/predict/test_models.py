@@ -23,6 +23,7 @@ from unetcli.model.network import UNet
 from unetcli.model.training_data import TrainingData, grey_values
 from unetcli.planning.estimate import multiply_adds
 from unetcli.predict.models import find_models
+from unetcli.predict.stores import Paths
 
 CPU: dict[str, Any] = {"device": "cpu", "tile": 60}
 
@@ -195,3 +196,11 @@ def test_a_model_named_twice_is_refused(models: list[Path], unetcli: Callable[..
     done = unetcli("predict", "big.zarr", "-m", "a", "-m", "a/model.safetensors")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "--model a/model.safetensors: named twice" in done.stderr
+
+
+def test_all_models_are_named_by_absolute_paths_for_processes_in_other_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = Paths(volume="v.zarr", model="a", output="p.zarr", others=("b", "c")).absolute()
+    assert found.models == tuple(str(tmp_path / name) for name in "abc")

@@ -50,6 +50,10 @@ def test_loss_weights_are_undone() -> None:
     assert np.abs(found[1] - chance).max() < 1e-6
 
 
+def test_the_logit_of_a_class_that_was_never_trained_stays() -> None:
+    assert by_loss_weights(np.array([0.0, 1.0, 4.0])).shift == (0.0, 0.693147, -0.693147)
+
+
 def test_a_rare_class_keeps_the_shift_of_the_loss_weights() -> None:
     pixels, weights = pixels_of(0.8, [0.0, 1.0, -1.0]), np.array([1.0, 2.0, 8.0])
     start = by_loss_weights(weights)

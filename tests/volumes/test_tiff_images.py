@@ -125,6 +125,11 @@ def test_grey_values_grow_with_brightness_also_in_white_is_zero(
     assert np.array_equal(read_labels(tmp_path / "mask000.tif"), right)
 
 
+def test_masks_of_imagej_keep_their_values(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", VALUES, photometric="miniswhite", imagej=True)
+    assert np.array_equal(open_volume(tmp_path / "a.tif").in_memory().array, VALUES)
+
+
 def test_floats_are_never_inverted(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", VALUES.astype("f4"), photometric="miniswhite")
     assert np.array_equal(open_volume(tmp_path / "a.tif").in_memory().array, VALUES)

@@ -76,12 +76,17 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPaths:
-    """Current paths or URLs of the inputs and the output. Subclasses add ``str`` fields; ``device`` is not a path."""
+    """Current paths or URLs of the inputs and the output. ``device`` is not a path.
+
+    Subclasses add fields that are a ``str`` or several in a tuple.
+    """
 
     def absolute(self) -> Self:
         """Return absolute paths, for processes that run in other folders."""
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "device"}
-        return replace(self, **{name: absolute(path) for name, path in given.items() if isinstance(path, str)})
+        single = {name: absolute(path) for name, path in given.items() if isinstance(path, str)}
+        several = {name: tuple(map(absolute, paths)) for name, paths in given.items() if isinstance(paths, tuple)}
+        return replace(self, **single, **several)
 
 
 class Step(ABC):

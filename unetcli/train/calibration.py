@@ -61,15 +61,19 @@ def by_loss_weights(mean_weights: NDArray[np.floating]) -> Calibration:
     Parameters
     ----------
     mean_weights : (classes,)
-        Mean loss weight of the pixels of each class, border weights included.
+        Mean loss weight of the pixels of each class, border weights included; 0 for a class that does not occur in the
+        training sections, whose logit stays.
 
     Examples
     --------
     >>> by_loss_weights(np.array([1.0, 4.0])).shift
     (0.693147, -0.693147)
     """
-    logs = np.log(np.asarray(mean_weights, np.float64))
-    shift = tuple(_rounded(value) for value in (logs.mean() - logs).tolist())
+    weights = np.asarray(mean_weights, np.float64)
+    known = weights > 0
+    logs = np.log(np.where(known, weights, 1.0))
+    changes = np.where(known, logs.mean(where=known) - logs, 0.0)
+    shift = tuple(_rounded(value) for value in changes.tolist())
     return Calibration(scale=1.0, shift=shift, method=LOSS_WEIGHTS, by_loss_weights=tuple(range(len(shift))))
 
 

@@ -89,8 +89,11 @@ class Validator:
     def _sampled_blocks(self) -> list[Blocks]:
         """Evenly spread blocks of all held-out sections, with up to ``SAMPLE_PIXELS`` pixels; all if they are few."""
         pixels = sum(plan.region.size for _, plan in self._blocks)
-        step = max(1, math.ceil(pixels / SAMPLE_PIXELS))
-        return [Blocks(part, plan, range(0, plan.blocks, step)) for part, plan in self._blocks]
+        step, before, chosen = max(1, math.ceil(pixels / SAMPLE_PIXELS)), 0, []
+        for part, plan in self._blocks:  # every n-th block of all parts together
+            chosen.append(Blocks(part, plan, range(-before % step, plan.blocks, step)))
+            before += plan.blocks
+        return chosen
 
     def _other_blocks(self, sampled: list[Blocks]) -> list[Blocks]:
         """The blocks that are not in a sample."""

@@ -52,7 +52,7 @@ def axes_from_names(path: str, names: list[str] | None, shape: Sequence[int], ch
     UnetcliError
         The axes are not those of an image, or are too many to be guessed.
     """
-    if chosen:
+    if chosen and (len(chosen) == len(shape) or not names or not any(names)):
         return _chosen(path, chosen, shape)
     if not names or not any(names):
         return _guess(path, shape)

@@ -177,9 +177,14 @@ class Opened:
         return read_metadata(self.tif, self.number).coarser({axis: n / m for axis, n, m in sizes})
 
     def white_is_zero(self) -> int | None:
-        """Value of black, if 0 is white; None for other images, and for floats and signed integers."""
+        """Value of black, if 0 is white; None for other images, and for floats and signed integers.
+
+        ImageJ keeps the values of an image with an inverted lookup table: its masks have 255 in the foreground.
+        """
         page = self.series.keyframe
         if int(page.photometric or 0) != WHITE_IS_ZERO or page.photometric is None or page.dtype.kind not in "bu":
+            return None
+        if page.parent.is_imagej:
             return None
         return int(2 ** int(page.bitspersample) - 1)
 
