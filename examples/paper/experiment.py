@@ -72,7 +72,8 @@ class Experiment:
         self.output.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = json.loads(results.read_text())["rows"] if results.exists() else {}
 
-    def unetcli(self, *words: Any) -> str:
+    @staticmethod
+    def unetcli(*words: Any) -> str:
         """Run unetcli on one thread, and return what it prints on stdout."""
         line = [sys.executable, "-m", "unetcli", "--quiet", *map(str, words)]
         alone = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -81,9 +82,10 @@ class Experiment:
             raise SystemExit(f"exit code {done.returncode}: {shlex.join(line)}")
         return done.stdout
 
-    def json(self, *words: Any) -> dict[str, Any]:
+    @staticmethod
+    def json(*words: Any) -> dict[str, Any]:
         """Run unetcli with ``--json``, and return what it prints."""
-        found: dict[str, Any] = json.loads(self.unetcli(*words, "--json"))
+        found: dict[str, Any] = json.loads(Experiment.unetcli(*words, "--json"))
         return found
 
     def keep(self, row: str, found: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Test the paper's claims about augmentation and border weights with a small network: train, predict and score.
 
-    python examples/claims.py DATA [--output claims] [--seeds 1] [--steps 1500] [--jobs 2]
+    python examples/paper/claims.py DATA [--output claims] [--seeds 1] [--steps 1500] [--jobs 2]
 
 DATA holds images and labels of the data sets in ``SETS`` as TIFF stacks. Each set is trained on four times: with and
 without augmentation, with and without the higher weights between close objects; nothing else differs. The network is
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiment import SETS, Experiment, ranged
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -32,27 +31,6 @@ from unetcli.metrics.em_counts import above
 from unetcli.volumes.opening import open_volume
 
 THRESHOLDS = tuple(n / 20 for n in range(1, 20))
-UNETCLI = (sys.executable, "-m", "unetcli", "-q")
-
-
-@dataclass(frozen=True)
-class Set:
-    """Annotated images, and the sections to train on, to select model and threshold by, and to test on."""
-
-    images: str
-    labels: str
-    truth: str
-    train: tuple[int, int]
-    select: tuple[int, int]
-    test: tuple[int, int]
-
-
-SETS = {
-    "ISBI": Set("isbi2012/train-volume.tif", "isbi2012/train-labels.tif", "binary", (0, 17), (17, 20), (20, 25)),
-    "HeLa": Set("dic_hela/01-images.tif", "dic_hela/01-labels.tif", "instances", (0, 50), (50, 60), (60, 84)),
-    "PSC": Set("phc_psc/01-images.tif", "phc_psc/01-labels.tif", "instances", (0, 18), (18, 22), (22, 30)),
-    "DSB": Set("dsb2018/images.tif", "dsb2018/labels.tif", "instances", (0, 160), (160, 200), (200, 250)),
-}
 
 
 @dataclass(frozen=True)
@@ -101,14 +79,14 @@ def result_of(run: Run, data: Path, output: Path, steps: int) -> dict[str, Any]:
 def trained(run: Run, data: Path, output: Path, steps: int) -> dict[str, Any]:
     """Train or continue training, predict, and return the summary of train."""
     chosen, folder = SETS[run.name], output / run.folder
-    words = ["train", data / chosen.images, data / chosen.labels, "--output", folder, "--truth", chosen.truth]
-    words += ["--sections", ranged(chosen.train), "--validation", ranged(chosen.select), "--steps", steps]
-    words += ["--depth", 3, "--base-channels", 16, "--recipe", "fast", "--seed", run.seed, "--json"]
+    words = ["train", *chosen.training_words(data), "--output", folder, "--steps", steps]
+    words += ["--depth", 3, "--base-channels", 16, "--recipe", "fast", "--seed", run.seed]
     words += [] if run.augment else ["--no-augment"]
-    words += [] if run.border else ["--w0", 0]
-    summary = json.loads(command(*words))
+    words += ["--w0", 10 if run.border else 0]  # the default depends on the data
+    summary = Experiment.json(*words)
     sections = ranged((chosen.select[0], chosen.test[1]))
-    command("predict", data / chosen.images, "--model", folder, "--output", f"{folder}.zarr", "--sections", sections)
+    words = [data / chosen.images, "--model", folder, "--output", f"{folder}.zarr", "--sections", sections]
+    Experiment.unetcli("predict", *words)
     return {name: summary[name] for name in ("steps", "seconds", "best_step")}
 
 
@@ -150,17 +128,6 @@ def negative_seg(pairs: list[tuple[NDArray[np.float32], NDArray[Any]]], threshol
     """Negative SEG of the connected components above a threshold; lower is better."""
     found = [seg_sums(truth, ndimage.label(above(probability, threshold))[0]) for probability, truth in pairs]
     return -sum(total for total, _ in found) / sum(objects for _, objects in found)
-
-
-def command(*words: Any) -> str:
-    """Run unetcli on one thread and return what it prints."""
-    line, one_thread = [*UNETCLI, *map(str, words)], os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, env=one_thread, stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout
-
-
-def ranged(ends: tuple[int, int]) -> str:
-    return f"{ends[0]}:{ends[1]}"
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
