@@ -45,5 +45,5 @@ def test_a_calibrated_network_has_the_calibrated_logits_and_the_other_is_unchang
 
 @pytest.mark.parametrize("values", [{"scale": 0.0}, {"scale": float("nan")}, {"shift": (0.0, float("inf"))}], ids=str)
 def test_a_record_of_other_numbers_is_refused(values: dict[str, object]) -> None:
-    with pytest.raises(UnetcliError, match="expected finite numbers"):
+    with pytest.raises(UnetcliError, match="expected a scale above 0 and finite numbers"):
         Calibration(**{"scale": 1.0, "shift": (0.0, 0.0), "method": "", **values})

@@ -49,7 +49,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not (self.scale > 0 and all(map(math.isfinite, (self.scale, *self.shift)))):
-            raise UnetcliError(f"calibration with scale {self.scale} and shift {self.shift}; expected finite numbers")
+            found = f"scale {self.scale} and shift {self.shift}"
+            raise UnetcliError(f"calibration with {found}; expected a scale above 0 and finite numbers")
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
         """Calibrate the probabilities of a network.

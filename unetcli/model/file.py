@@ -79,6 +79,11 @@ class ModelHeader:
         return from_json(cls, text, VERSION, "a model", key="version")
 
 
+def file_of(model: Path) -> Path:
+    """Path of a model file, given as such or as its folder."""
+    return model / FILE_NAME if model.is_dir() else model
+
+
 def find_model(named: Path | None = None) -> Path:
     """Path of the model file: ``named``, else ``$UNETCLI_MODEL``, else ``./model``.
 
@@ -91,8 +96,7 @@ def find_model(named: Path | None = None) -> Path:
     UnetcliError
         There is no such file.
     """
-    path = named or Path(os.environ.get("UNETCLI_MODEL") or "model")
-    file = path / FILE_NAME if path.is_dir() else path
+    file = file_of(named or Path(os.environ.get("UNETCLI_MODEL") or "model"))
     if not file.is_file():
         raise UnetcliError(f"{file}: no model found; create ./model with `unetcli train RAW LABELS`, or use --model")
     return file

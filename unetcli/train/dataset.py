@@ -208,8 +208,6 @@ class DatasetStatistics:
     """Percentiles of each channel and their spread over the sections."""
     extremes: tuple[tuple[float, float], ...] = ()
     """Least and largest grey value of each channel."""
-    smallest_objects: tuple[int, ...] = ()
-    """Pixels of the smallest object of each stored probability; see :mod:`unetcli.train.object_sizes`."""
 
     def normalised_by(self, intensity: tuple[PerChannel, PerChannel] | None) -> DatasetStatistics:
         """The same with another mean and standard deviation to normalise by, unless they are None."""

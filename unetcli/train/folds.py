@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unetcli.core.errors import UnetcliError
 from unetcli.train.distributed import OtherRankFailed, ProcessGroup
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.request import TrainRequest, fold_words
-from unetcli.train.saving import RUN_COLUMNS, kept_row
+from unetcli.train.saving import kept_row, measures_of
 from unetcli.train.settings import Ranges
 
 if TYPE_CHECKING:
@@ -134,12 +134,8 @@ def summary_of(request: TrainRequest, trained: Sequence[tuple[int, TrainSummary]
 def _fold(request: TrainRequest, number: int, summary: TrainSummary) -> FoldSummary:
     folder = TrainingFolder(request.of_fold(number).output)
     frozen, best = folder.frozen(), kept_row(folder) or {}
-    scores = {name: value for name, value in best.items() if name not in RUN_COLUMNS and _is_score(name, value)}
+    scores = {name: value for name, value in measures_of(best).items() if name != "threshold"}
     return FoldSummary(fold=number, held_out=frozen[0].validation if frozen else (), scores=scores, training=summary)
-
-
-def _is_score(name: str, value: Any) -> bool:
-    return name != "threshold" and (value is None or (isinstance(value, int | float) and not isinstance(value, bool)))
 
 
 def _over(function: Callable[[list[float]], float], values: Sequence[float | None], least: int) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.core.geometry import Architecture
-from unetcli.model.file import FILE_NAME, ModelHeader, digest_of, load_network, read_header, read_model
+from unetcli.model.file import ModelHeader, digest_of, file_of, load_network, read_header, read_model
 from unetcli.model.folding import unfolded
 from unetcli.model.network import on_device
 from unetcli.predict.comparison import FAR, distance
@@ -52,13 +51,20 @@ def find_initial(request: TrainRequest, frozen: TrainingConfig | None) -> Initia
             return None
         raise UnetcliError(f"--init {file}: no such model; expected a model.safetensors, or the folder that has one")
     header = read_header(file)
-    digest = header.digest if frozen is not None and header.digest is not None else digest_of(read_model(file)[1])
-    return InitialModel(file, header, digest)
+    digest = None if frozen is None else header.digest
+    return InitialModel(file, header, digest or checked_digest(file))
 
 
-def file_of(model: Path) -> Path:
-    """Path of a model file, given as such or as its folder."""
-    return model / FILE_NAME if model.is_dir() else model
+def checked_digest(file: Path) -> str:
+    """Checksum of the weights of a model file, which are checked.
+
+    Raises
+    ------
+    UnetcliError
+        As :func:`unetcli.model.file.read_model`.
+    """
+    header, weights = read_model(file)  # compares the checksum that the header has with the weights
+    return header.digest or digest_of(weights)
 
 
 def resolve_intensity(
@@ -152,7 +158,7 @@ def initial_state(init: Path | None, digest: str, learner: Learner, sampler: Sam
         raise UnetcliError(
             f"--init {file or 'MODEL'}: needed again, as the training was interrupted before its first checkpoint"
         )
-    if (found := digest_of(read_model(file)[1])) != digest:
+    if (found := checked_digest(file)) != digest:
         raise UnetcliError(f"--init {file}: has checksum {found}; the training began with the model of {digest}")
     network = load_network(file)
     if not learner.config.architecture.batch_norm:
@@ -165,6 +171,6 @@ def first_tiles(learner: Learner, sampler: Sampler) -> Tensor:
     """Images of this process's part of the first batch, (tiles, c, y, x)."""
     from unetcli.train.optim import batches
 
-    batch = next(iter(islice(batches(learner, sampler, range(1)), 1)))
+    (batch,) = batches(learner, sampler, range(1))
     batch.wait()
     return batch.images

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetcli.core.arrays import distinct
-from unetcli.core.geometry import Box
-from unetcli.train.dataset import AnnotatedVolume, Dataset
+from unetcli.train.dataset import Dataset
 from unetcli.train.settings import IGNORED
 
 SMALLER = 0.01
@@ -19,6 +18,7 @@ FEWEST = 20
 """Number of complete objects below which the smallest one is unknown."""
 
 
+@lru_cache(maxsize=1)  # a training asks at each model that it saves
 def smallest_objects(dataset: Dataset, classes: int) -> tuple[int, ...]:
     """Size of the smallest object in a training section, in pixels, for each stored probability.
 
@@ -32,19 +32,11 @@ def smallest_objects(dataset: Dataset, classes: int) -> tuple[int, ...]:
     """
     found: list[list[NDArray[np.intp]]] = [[] for _ in range(classes if classes > 2 else 1)]
     for pair, box in dataset.windows():
-        ignored = pair.targets.classes(box) == IGNORED
-        for sizes, objects in zip(found, _objects(pair, box, len(found)), strict=True):
-            sizes.append(complete_sizes(objects, ignored))
+        truth = pair.targets.classes(box)
+        kinds = [pair.instances(box)] if len(found) == 1 else [ndimage.label(truth == k)[0] for k in range(classes)]
+        for sizes, objects in zip(found, kinds, strict=True):
+            sizes.append(complete_sizes(objects, truth == IGNORED))
     return tuple(smallest(np.concatenate(sizes)) for sizes in found)
-
-
-def _objects(pair: AnnotatedVolume, box: Box, outputs: int) -> Iterator[NDArray[np.integer]]:
-    """Numbered objects (y, x) of a window for each stored probability."""
-    if outputs == 1:
-        yield pair.instances(box)
-        return
-    classes = pair.targets.classes(box)
-    yield from (ndimage.label(classes == k)[0] for k in range(outputs))
 
 
 def complete_sizes(objects: NDArray[np.integer], ignored: NDArray[np.bool_]) -> NDArray[np.intp]:

@@ -27,7 +27,6 @@ from unetcli.train.distributed import ProcessGroup, require_divisible
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.initial import InitialModel, find_initial, require_fits, resolve_intensity, warn_about_grey
 from unetcli.train.loop import RunOptions, Training, seconds_per_step
-from unetcli.train.object_sizes import smallest_objects
 from unetcli.train.request import TrainRequest
 from unetcli.train.sections import fold_ranges, split_sections
 from unetcli.train.settings import (
@@ -88,7 +87,6 @@ def resolve_training(
     initial = find_initial(request, frozen)
     dataset = resolve_dataset(request, frozen, volumes, *ranges)
     statistics = dataset_statistics(dataset)
-    statistics = replace(statistics, smallest_objects=smallest_objects(dataset, len(statistics.class_counts)))
     require_usable(dataset, statistics)
     if group.is_first:
         warn_about_images(dataset, statistics)

@@ -19,6 +19,7 @@ from unetcli.model.training_data import TrainingData, TrainingObjects
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
+from unetcli.train.object_sizes import smallest_objects
 from unetcli.train.optim import Learner
 from unetcli.train.settings import TrainingConfig
 from unetcli.volumes.places import stated_sizes
@@ -81,7 +82,7 @@ def model_header(
         intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
         training_data=training_data(training),
         calibration=calibration,
-        objects=TrainingObjects(truth=config.rules.truth, smallest=statistics.smallest_objects),
+        objects=TrainingObjects(truth=config.rules.truth, smallest=smallest_objects(training.dataset, classes)),
         provenance={
             **{name: versions.get(name) for name in ("unetcli", "torch", "revision")},
             "step": step,
@@ -144,8 +145,7 @@ def restore_model(training: Training) -> str | None:
         learner.restore(state)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:  # torch checks no types
         return f"{problem}, and the checkpoint of its step {kept['step']} is damaged ({one_line(error)})"
-    measures = {name: value for name, value in kept.items() if name not in RUN_COLUMNS}
-    save_best(training, learner.validated, kept["step"], measures or None, calibration_of(kept))
+    save_best(training, learner.validated, kept["step"], measures_of(kept) or None, calibration_of(kept))
     log.info("%s; made again from the checkpoint of step %d", problem, kept["step"])
     return None
 
@@ -164,6 +164,11 @@ def with_model(training: Training, state: Checkpoint) -> Checkpoint:
     if state.best is not None:
         warn(f"{problem}; the best of the validations from step {state.step} on is saved, --overwrite starts over")
     return replace(state, best=None, validations_since_best=0)
+
+
+def measures_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The measures of a validation in a row of the log."""
+    return {name: value for name, value in row.items() if name not in RUN_COLUMNS}
 
 
 def calibration_of(row: dict[str, Any]) -> Calibration | None:

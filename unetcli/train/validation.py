@@ -72,9 +72,9 @@ class Validator:
         """The calibration of the network on a sample of the held-out sections."""
         if not self.config.calibrate:
             return None
-        pixels = HeldOutPixels.of(((item.per_class, item.classes) for item in sample), self.settings.outputs)
         if self.config.rules.partial is not None:  # background is annotated near objects only
             return self._by_loss_weights
+        pixels = HeldOutPixels.of(((item.per_class, item.classes) for item in sample), self.settings.outputs)
         return fitted(pixels, self._by_loss_weights, self.config.validation)
 
     @cached_property

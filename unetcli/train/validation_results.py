@@ -135,10 +135,10 @@ class ValidationSums:
 
     def add(self, item: ValidatedSection, calibration: Calibration | None) -> None:
         """Add a section, as the network predicts it."""
-        self.before = self.before + _decisions(item)
         if calibration is not None:
+            self.before += _decisions(item)
             item = replace(item, values=calibration.apply(item.per_class))
-        self.after = self.after + _decisions(item)
+        self.after += _decisions(item)
         self.metrics.add(item)
         if len(self.pictured) < PICTURED:
             self.pictured.append(item)
@@ -148,8 +148,9 @@ class ValidationSums:
         metrics = self.metrics.result()
         if metrics is None:
             return Validation(metrics=None, calibration=calibration, reliability=None, pictured=self.pictured)
-        before, after = (_rounded(float(calibration_error(counts))) for counts in (self.before, self.after))
+        after = _rounded(float(calibration_error(self.after)))
         if calibration is not None:
+            before = _rounded(float(calibration_error(self.before)))
             calibration = replace(calibration, error_before=before, error_after=after)
         return Validation(
             metrics=replace(metrics, calibration_error=after),
