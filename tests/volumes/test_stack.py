@@ -144,6 +144,18 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_one_file_is_an_image(tmp_path: Path) -> None:
     assert open_volume(write(tmp_path / "one", values=VALUES[:1])).axes == "yx"
+    with pytest.raises(UnetcliError, match=r"no series 3; expected 0 <= series < 1"):
+        open_volume(f"{tmp_path}/one:series=3")
+
+
+@pytest.mark.parametrize("choice", ["series=1", "level=2"])
+def test_files_that_are_one_volume_have_no_series_and_levels(tmp_path: Path, choice: str) -> None:
+    folder = write(tmp_path / "slices")
+    with pytest.raises(
+        UnetcliError, match=rf"slices: no {choice.replace('=', ' ')}; files that are read as one volume"
+    ):
+        open_volume(f"{folder}:{choice}")
+    assert open_volume(f"{folder}:{choice[:-1]}0").axes == "zyx"
 
 
 def test_numbers_sort_as_people_count() -> None:

@@ -47,6 +47,12 @@ def test_frames_are_found_by_the_number_in_their_name(sequence: Path) -> None:
         open_pair(f"{sequence}/01", f"{sequence}/01_GT")
 
 
+def test_frames_of_a_pattern_are_found_by_their_number_too(sequence: Path) -> None:
+    raw, labels = open_pair(f"{sequence}/01/t00[1-5].tif", f"{sequence}/01_GT")
+    assert np.array_equal(raw.read(raw.whole())[0], VALUES[[1, 4]])
+    assert np.array_equal(labels.read(labels.whole())[0], VALUES[[1, 4]].astype("u2") // 9)
+
+
 def test_images_may_be_a_stack_in_one_file(sequence: Path) -> None:
     tifffile.imwrite(sequence / "01.tif", VALUES, photometric="minisblack")
     raw, _ = open_pair(f"{sequence}/01.tif", f"{sequence}/01_GT")

@@ -457,11 +457,16 @@ def require_replaceable(path: Path, option: str, example: str, is_own: Callable[
 
 def starts_with(path: Path, head: bytes) -> bool:
     """Whether a file begins with the given bytes; a file that cannot be read does not."""
+    return first_bytes(path, len(head)) == head
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first bytes of a file, at most ``count``; none if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(len(head)) == head
+            return file.read(count)
     except OSError:
-        return False
+        return b""
 
 
 def require_apart(output: Place, inputs: Iterable[Place]) -> None:

@@ -1,4 +1,4 @@
-"""Names of volumes: a path or URL, and what of it is meant, such as ``plate.ome.tif:series=1`` or ``a.h5:/raw``."""
+"""Names of volumes: a path or URL, and the part of it to read, such as ``plate.ome.tif:series=1`` or ``a.h5:/raw``."""
 
 from __future__ import annotations
 
@@ -58,6 +58,12 @@ class VolumeName:
         chosen = [(key, getattr(self, key)) for key in (*CHOICES, "channel")]
         inside = f":{self.inside}" if self.inside else ""
         return f"{self.place}{inside}" + "".join(f":{key}={value}" for key, value in chosen if value not in (None, ""))
+
+    def require_no_choice(self, why: str) -> None:
+        """Raise :class:`UnetcliError` if the name states a series or level other than 0; ``why`` ends the message."""
+        for key in ("series", "level"):
+            if number := getattr(self, key):
+                raise UnetcliError(f"{self.place}: no {key} {number}{why}")
 
     @property
     def is_pattern(self) -> bool:

@@ -28,7 +28,7 @@ from unetcli.label.image import (
     Parent,
     Probabilities,
     is_incomplete,
-    offset_in,
+    open_compared,
     require_complete,
     require_probabilities,
 )
@@ -207,17 +207,14 @@ def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | 
         return settings
     if frozen and frozen.automatic:
         return replace(settings, threshold=frozen.settings.threshold)
-    truth = open_volume(request.auto_threshold_from).channels_as_sections().with_single_axes_of(parent.volume)
-    offset = offset_in(truth, parent.volume, parent.place)
+    truth, offset = open_compared(request.auto_threshold_from, parent.volume, parent.place)
     return replace(settings, threshold=choose_threshold(parent.volume, truth, offset, settings)[0])
 
 
 def _intensity(request: LabelRequest, parent: Parent) -> str | None:
     if request.intensity is None:
         return None
-    volume = open_volume(request.intensity).channels_as_sections().with_single_axes_of(parent.volume)
-    offset_in(volume, parent.volume, parent.place)
-    return fingerprint(volume)
+    return fingerprint(open_compared(request.intensity, parent.volume, parent.place)[0])
 
 
 MAX_LABEL = 2**16 - 1

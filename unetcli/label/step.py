@@ -34,7 +34,7 @@ from unetcli.label.image import (
     attributes_of,
     list_labels,
     make_labels_group,
-    offset_in,
+    open_compared,
     require_complete,
     spec_of,
 )
@@ -126,9 +126,7 @@ class LabelStep(ImageStep):
         """Volume that is averaged over each object, and the offset of the prediction in it."""
         if self.paths.intensity is None:
             return None
-        volume = open_volume(self.paths.intensity)
-        volume = volume.channels_as_sections().with_single_axes_of(self.prediction)
-        return volume, offset_in(volume, self.prediction, parse_place(self.paths.prediction))
+        return open_compared(self.paths.intensity, self.prediction, parse_place(self.paths.prediction))
 
     @property
     def files(self) -> LabelFiles:

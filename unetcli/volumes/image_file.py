@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import starts_with
+from unetcli.core.files import first_bytes
 from unetcli.core.names import VolumeName
 from unetcli.volumes import other_formats
 from unetcli.volumes.hdf5 import open_hdf5
@@ -25,14 +25,17 @@ MAGIC = {
     "ZIP": (b"PK\x03\x04",),
 }
 """First bytes of files by kind; tifffile and HDF5 check the rest of their files."""
+HEAD = 16
+"""Number of bytes that are read to find the kind; no format needs more."""
 
 
 def open_file(name: VolumeName, *, parts: bool = False) -> Volume:
     """Open the file at the place of a name, which exists; see :func:`unetcli.volumes.opening.open_volume`."""
     path = Path(name.place)
-    kind = next((kind for kind, heads in MAGIC.items() if any(starts_with(path, head) for head in heads)), None)
+    head = first_bytes(path, HEAD)
+    kind = next((kind for kind, magic in MAGIC.items() if head.startswith(magic)), None)
     if kind is None:
-        other_formats.require_readable_file(path)
+        other_formats.require_readable_file(path, head)
     match kind:
         case "PNG" | "JPEG":
             return open_picture(name)

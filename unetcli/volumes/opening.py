@@ -77,11 +77,8 @@ def one_channel(volume: Volume, wanted: str) -> Volume:
     elif wanted.isascii() and wanted.isdecimal() and int(wanted) < volume.channels:
         number = int(wanted)
     else:
-        known = f"channels {', '.join(map(repr, names))}" if names else "no names of channels"
-        raise UnetcliError(
-            f"--channel {wanted}: {volume.path} has {known}; expected one of them, or a number from 0 to "
-            f"{volume.channels - 1}"
-        )
+        known = f"channels {', '.join(map(repr, names))}; expected one of them, or" if names else "no names; expected"
+        raise UnetcliError(f"--channel {wanted}: {volume.path} has {known} a number from 0 to {volume.channels - 1}")
     if "c" not in volume.stored_axes:
         return volume
     place = [number if axis == "c" else slice(None) for axis in volume.stored_axes]

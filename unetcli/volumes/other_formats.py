@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import starts_with
 
 BIOFORMATS = "bioformats2raw writes it as OME-Zarr, Fiji as TIFF"
 PYTHON = "read it in Python with {0} and write a TIFF file with tifffile.imwrite"
@@ -57,10 +56,13 @@ MAGIC = {
 N5 = "convert it to OME-Zarr, with the Fiji plugins n5-zarr or BigStitcher"
 
 
-def require_readable_file(path: Path) -> None:
-    """Raise :class:`UnetcliError` if a file has a known format that is not read, or is no image at all."""
+def require_readable_file(path: Path, head: bytes) -> None:
+    """Raise :class:`UnetcliError` if a file has a known format that is not read, or is no image at all.
+
+    ``head`` are its first bytes.
+    """
     lower = path.name.lower()
-    by_content = next((key for magic, key in MAGIC.items() if starts_with(path, magic)), None)
+    by_content = next((key for magic, key in MAGIC.items() if head.startswith(magic)), None)
     by_name = next((key for key in sorted(FORMATS, key=len, reverse=True) if lower.endswith(f".{key}")), None)
     if key := by_content or by_name:
         what, way = FORMATS[key]

@@ -50,9 +50,7 @@ def open_picture(name: VolumeName) -> Volume:
     UnetcliError
         The file is damaged or cut off, or has colours other than grey or red, green and blue.
     """
-    if name.level or name.series:
-        which = f"series {name.series}" if name.series else f"level {name.level}"
-        raise UnetcliError(f"{name.place}: no {which}; a picture has only one image")
+    name.require_no_choice("; a picture has only one image")
     header = read_header(Path(name.place))
     if header.mode == "P":
         note(f"{absolute(name.place)}: the numbers of its palette's colours are read, as for labels")

@@ -83,10 +83,11 @@ def open_stack(name: VolumeName, files: Sequence[Path], parts: bool = False, axi
         A file cannot be read, or has another shape or data type than the first.
     """
     files = [path.absolute() for path in files]  # so that a warning is the same in every process
-    first = _open_first(files, parts)
     if len(files) == 1:
-        note(f"{absolute(name.place)}: one file, {files[0].name}, which is read")
-        return first
+        note(f"{absolute(name.place)}: holds one file; {files[0].name} is read")
+        return require_image(open_file(replace(name, place=str(files[0])), parts=parts)).without_single_axes()
+    name.require_no_choice("; files that are read as one volume have neither series nor levels")
+    first = _open_first(files, parts)
     shared = Shared.of(first)
     broken = dict(_faults(files, shared, parts))
     if not axis:

@@ -244,7 +244,7 @@ class CheckedFolder(ZarrFolder):
         await super().delete_dir(prefix)
 
     def _checked(self, key: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
-        if _is_metadata(key):
+        if is_metadata(key):
             return found
         if found is None:
             _require_absent(self.root / key)
@@ -271,7 +271,7 @@ class CheckedObjects(FsspecStore):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         found = await super().get(key, prototype, byte_range)
-        return found if _is_metadata(key) else require_whole(f"{self.path}/{key}", found, byte_range)
+        return found if is_metadata(key) else require_whole(f"{self.path}/{key}", found, byte_range)
 
 
 def _require_absent(path: Path) -> None:
@@ -312,17 +312,17 @@ class WriteOnlyStore(WrapperStore[ZarrStore]):
     """
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        return await self._store.get(key, prototype, byte_range) if _is_metadata(key) else None
+        return await self._store.get(key, prototype, byte_range) if is_metadata(key) else None
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Version of :meth:`get` for Zarr's synchronous pipeline, which can be enabled by configuration."""
-        if not _is_metadata(key):
+        if not is_metadata(key):
             return None
         found: Buffer | None = super().get_sync(key, prototype=prototype, byte_range=byte_range)  # type: ignore[misc]
         return found
 
 
-def _is_metadata(key: str) -> bool:
+def is_metadata(key: str) -> bool:
     return key.rpartition("/")[2] in METADATA

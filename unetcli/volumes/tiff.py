@@ -182,9 +182,7 @@ class Opened:
         ImageJ keeps the values of an image with an inverted lookup table: its masks have 255 in the foreground.
         """
         page = self.series.keyframe
-        if int(page.photometric or 0) != WHITE_IS_ZERO or page.photometric is None or page.dtype.kind not in "bu":
-            return None
-        if page.parent.is_imagej:
+        if page.photometric != WHITE_IS_ZERO or page.dtype.kind not in "bu" or page.parent.is_imagej:
             return None
         return int(2 ** int(page.bitspersample) - 1)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from unetcli.core.errors import UnetcliError, counted, note
 from unetcli.core.names import VolumeName
-from unetcli.volumes.stack import FRAME, image_files, open_stack
+from unetcli.volumes.stack import FRAME, files_of_pattern, image_files, open_stack
 from unetcli.volumes.views import PickedSections
 from unetcli.volumes.volume import Volume
 
@@ -105,8 +105,12 @@ def with_truth_frames(images: Volume, labels: str) -> Volume:
 
 def frame_numbers(images: Volume) -> list[int]:
     """Number of each frame: those in the names of the challenge's files, else counted from 0."""
-    folder = Path(VolumeName.parse(images.path).place)
-    files = image_files(folder) if folder.is_dir() else []
+    name = VolumeName.parse(images.path)
+    folder, files = Path(name.place), list[Path]()
+    if folder.is_dir():
+        files = image_files(folder)
+    elif name.is_pattern and not folder.exists():
+        files = files_of_pattern(name.place)
     if files and all(FRAME.fullmatch(path.stem) for path in files):
         return [int(path.stem[1:]) for path in files]
     axis = next(axis for axis in "tz" if axis in images.axes)

@@ -55,9 +55,7 @@ def _store_of(place: str) -> tuple[Store | ZipArchive, str]:
 
 
 def _from_array(name: VolumeName, array: zarr.Array[Any]) -> Volume:
-    if name.level or name.series:
-        which = f"series {name.series}" if name.series else f"level {name.level}"
-        raise UnetcliError(f"{name.place}: no {which}, as this is a single array; expected the path of an image")
+    name.require_no_choice(", as this is a single array; expected the path of an image")
     names = stored_names(array)
     axes = axes_from_names(name.place, names, array.shape, name.axes)
     assumed = "" if name.axes or (names and any(names)) else axes

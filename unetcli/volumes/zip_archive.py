@@ -12,7 +12,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ZipStore
 
 from unetcli.core.errors import UnetcliError, one_line
-from unetcli.volumes.store import METADATA, require_whole
+from unetcli.volumes.store import is_metadata, require_whole
 
 
 class CheckedZip(ZipStore):
@@ -20,7 +20,7 @@ class CheckedZip(ZipStore):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         found = await super().get(key, prototype, byte_range)
-        return found if key.rpartition("/")[2] in METADATA else require_whole(f"{self.path}/{key}", found, byte_range)
+        return found if is_metadata(key) else require_whole(f"{self.path}/{key}", found, byte_range)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ZipArchive:
             raise UnetcliError(
                 f"{path}: not a whole ZIP file ({one_line(error)}); expected an undamaged copy"
             ) from error
-        folders = {str(PurePosixPath(name).parent) for name in names if PurePosixPath(name).name in METADATA}
+        folders = {str(PurePosixPath(name).parent) for name in names if is_metadata(name)}
         shortest = min((len(PurePosixPath(folder).parts) for folder in folders), default=0)
         tops = sorted(folder for folder in folders if len(PurePosixPath(folder).parts) == shortest)
         if len(tops) != 1:
