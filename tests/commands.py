@@ -160,7 +160,7 @@ def kill_after(receipts: int) -> None:
     def add_or_die(book: ReceiptBook, receipt: Receipt, written: Iterable[Path] = ()) -> None:
         add(book, receipt, written)
         if receipt.state == DONE:
-            book.commit()
+            book.flush()
             if next(done) == receipts:
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -218,7 +218,7 @@ def plan(request: PlanRequest) -> PlanReport:
 def run_train(
     request: TrainRequest, progress: ProgressCallback = silent, signals: Signals | None = None
 ) -> TrainSummary | FoldsSummary | str | None:
-    """Train in this process or as one SLURM job, or all folds after each other.
+    """Train in this process or as one SLURM job, or all folds one after another.
 
     Returns
     -------

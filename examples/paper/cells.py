@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import SETS, DataSet, Experiment, at_once, markdown, parser_of, ranged, value
+from experiment import SETS, DataSet, Experiment, at_once, markdown, ranged, training_parser_of, value
 
 from unetcli.volumes.opening import open_volume
 
@@ -44,23 +44,22 @@ PUBLISHED = {
 
 def main() -> None:
     """Train what is not trained, score what is not scored, and write the table."""
-    parser = parser_of(__doc__, "cells")
+    parser = training_parser_of(__doc__, "cells")
     parser.add_argument("--minutes", type=float, help="train for about this many minutes instead of --steps")
     given = parser.parse_args()
-    experiment = Experiment(given.output, given.results / "cells.json")
+    experiment = Experiment.of(given, "cells")
     length = ["--minutes", given.minutes] if given.minutes else ["--steps", given.steps]
     at_once(partial(run, experiment, given.data, length), ["HeLa", "PSC"], given.jobs)
     for name in experiment.results:
-        draw(experiment, given.data, name, given.output / f"{name.lower()}.png")
-    (given.results / "cells.md").write_text(table(experiment.results))
-    print(table(experiment.results), end="")
+        draw(experiment, given.data, name, experiment.output / f"{name.lower()}.png")
+    experiment.write(table(experiment.results))
 
 
 def run(experiment: Experiment, data: Path, length: list[Any], name: str) -> None:
     """Train on one set, then label and score it."""
     chosen, stem = SETS[name], experiment.output / name
-    words = [*chosen.training_words(data), "--select", "seg", "--depth", 3, "--base-channels", 16, *length]
-    trained = experiment.json("train", *words, "--output", stem, "--device", "cpu")
+    words = [*chosen.training_words(data), "--select", "seg", *experiment.network, *length]
+    trained = experiment.json("train", *words, "--output", stem, *experiment.on)
     found = label_and_score(experiment, data, chosen, stem)
     experiment.keep(name, {**found, "steps": trained["steps"], "seconds": trained["seconds"]})
 
@@ -69,7 +68,7 @@ def label_and_score(experiment: Experiment, data: Path, chosen: DataSet, stem: P
     """Scores of the test frames of a model in the folder ``stem``, labelled by what is best on the selection frames."""
     for part in ("select", "test"):
         words = [data / chosen.images, "--model", stem, "--sections", ranged(getattr(chosen, part))]
-        experiment.unetcli("predict", *words, "--output", f"{stem}.{part}.zarr", "--device", "cpu")
+        experiment.unetcli("predict", *words, "--output", f"{stem}.{part}.zarr", *experiment.on)
     labels = data / chosen.labels
     smallest = ["--min-size", smallest_object(data, chosen) // 2]
     tried = {}

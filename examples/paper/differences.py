@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from cells import label_and_score
-from experiment import SETS, DataSet, Experiment, at_once, markdown, parser_of, ranged
+from experiment import SETS, DataSet, Experiment, at_once, markdown, ranged, training_parser_of
 
 BORDER = ("--w0", 10)
 """The border weights of the paper, stated because the default depends on the data."""
@@ -55,14 +55,13 @@ class Run:
 
 def main() -> None:
     """Do the runs that are not done, and write the table."""
-    parser = parser_of(__doc__, "differences")
+    parser = training_parser_of(__doc__, "differences")
     parser.set_defaults(steps=800)
     parser.add_argument("--seeds", type=int, default=3, help="networks of each kind")
     given = parser.parse_args()
-    experiment = Experiment(given.output, given.results / "differences.json")
+    experiment = Experiment.of(given, "differences")
     at_once(partial(run, experiment, given.data, given.steps), runs(given.seeds), given.jobs)
-    (given.results / "differences.md").write_text(table(experiment.results))
-    print(table(experiment.results), end="")
+    experiment.write(table(experiment.results))
 
 
 def runs(seeds: int) -> list[Run]:
@@ -98,9 +97,9 @@ def score(experiment: Experiment, data: Path, chosen: DataSet, stem: Path) -> di
 
 def train(experiment: Experiment, data: Path, chosen: DataSet, steps: int, which: Run) -> dict[str, Any]:
     """Train one network, and return its steps and seconds."""
-    words = [*chosen.training_words(data), "--depth", 3, "--base-channels", 16, "--steps", steps, "--seed", which.seed]
+    words = [*chosen.training_words(data), *experiment.network, "--steps", steps, "--seed", which.seed]
     words += [*VARIANTS[which.variant], *([] if chosen.truth == "binary" else ["--select", "seg"])]
-    trained = experiment.json("train", *words, "--output", experiment.output / which.folder, "--device", "cpu")
+    trained = experiment.json("train", *words, "--output", experiment.output / which.folder, *experiment.on)
     return {key: trained[key] for key in ("steps", "seconds")}
 
 
@@ -108,7 +107,7 @@ def score_em(experiment: Experiment, data: Path, chosen: DataSet, stem: Path, ro
     """Scores of the test sections."""
     store, sections = f"{stem}.{rotations}.zarr", ["--sections", ranged(chosen.test)]
     words = [data / chosen.images, "--model", stem, *sections, "--rotations", rotations, "--output", store]
-    experiment.unetcli("predict", *words, "--device", "cpu")
+    experiment.unetcli("predict", *words, *experiment.on)
     found = experiment.json("evaluate", store, data / chosen.labels, *sections, "--metrics", "em")["em"]
     return {measure: found[measure] for measure in MEASURES if measure in found}
 

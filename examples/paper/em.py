@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiment import SETS, DataSet, Experiment, at_once, markdown, parser_of, ranged, value
+from experiment import SETS, DataSet, Experiment, at_once, markdown, ranged, training_parser_of, value
 
 FOLDS = 5
 RECIPES = ("paper", "fast")
@@ -50,32 +50,37 @@ class Row:
     folds: bool
 
     @property
+    def networks(self) -> tuple[int | None, ...]:
+        """The folds whose networks are averaged, or ``None`` for the network of no fold."""
+        return tuple(range(1, FOLDS + 1)) if self.folds else (None,)
+
+    @property
     def name(self) -> str:
         turned = "one pass" if self.rotations == 1 else f"mean of {self.rotations} turned copies"
         return f"recipe {self.recipe}, {f'mean of {FOLDS} folds' if self.folds else turned}"
 
 
 ROWS = [Row(recipe, *how) for recipe in RECIPES for how in ((1, False), (7, False), (8, False), (1, True))]
+NAMES = [row.name for row in ROWS]
 
 
 def main() -> None:
     """Train what is not trained, score what is not scored, and write the table."""
-    parser = parser_of(__doc__, "em")
+    parser = training_parser_of(__doc__, "em")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES, help="only networks of these recipes")
+    parser.add_argument("--without-folds", action="store_true", help="leave out the means of five networks")
     given = parser.parse_args()
-    experiment = Experiment(given.output, given.results / "em.json")
-    at_once(partial(train, experiment, given.data, given.steps), trainings(given.recipes), given.jobs)
-    for row in ROWS:
-        if row.recipe in given.recipes and row.name not in experiment.results:
-            experiment.keep(row.name, scores(experiment, given.data, row))
-    draw(experiment, given.data, given.recipes[-1], given.output / "em.png")
-    (given.results / "em.md").write_text(table(experiment.results))
-    print(table(experiment.results), end="")
+    experiment = Experiment.of(given, "em")
+    rows = [row for row in ROWS if row.recipe in given.recipes and not (row.folds and given.without_folds)]
+    at_once(partial(train, experiment, given.data, given.steps), trainings(rows), given.jobs)
+    at_once(partial(score, experiment, given.data), rows, given.jobs)
+    draw(experiment, given.data, given.recipes[-1], experiment.output / "em.png")
+    experiment.write(table(experiment.results))
 
 
-def trainings(recipes: Sequence[str]) -> list[tuple[str, int | None]]:
+def trainings(rows: Sequence[Row]) -> list[tuple[str, int | None]]:
     """The recipe and fold of each network; fold ``None`` is the one that is selected by sections 17 to 19."""
-    return [(recipe, fold) for recipe in recipes for fold in (None, *range(1, FOLDS + 1))]
+    return list(dict.fromkeys((row.recipe, fold) for row in rows for fold in row.networks))
 
 
 def model(experiment: Experiment, recipe: str, fold: int | None) -> Path:
@@ -86,8 +91,8 @@ def model(experiment: Experiment, recipe: str, fold: int | None) -> Path:
 def train(experiment: Experiment, data: Path, steps: int, which: tuple[str, int | None]) -> None:
     """Train one network."""
     recipe, fold = which
-    words = [*part(SETS["ISBI"], data, fold), "--depth", 3, "--base-channels", 16, "--recipe", recipe, "--steps", steps]
-    experiment.unetcli("train", *words, "--output", model(experiment, recipe, fold), "--device", "cpu")
+    words = [*part(SETS["ISBI"], data, fold), *experiment.network, "--recipe", recipe, "--steps", steps]
+    experiment.unetcli("train", *words, "--output", model(experiment, recipe, fold), *experiment.on)
 
 
 def part(isbi: DataSet, data: Path, fold: int | None) -> list[Any]:
@@ -99,14 +104,19 @@ def part(isbi: DataSet, data: Path, fold: int | None) -> list[Any]:
     return [*files, "--truth", isbi.truth, "--sections", sections, "--folds", FOLDS, "--fold", fold]
 
 
+def score(experiment: Experiment, data: Path, row: Row) -> None:
+    """Add a row to the results, unless it is there."""
+    if row.name not in experiment.results:
+        experiment.keep(row.name, scores(experiment, data, row))
+
+
 def scores(experiment: Experiment, data: Path, row: Row) -> dict[str, Any]:
     """Predict the test sections as a row says, and score them."""
     isbi, store = SETS["ISBI"], prediction(experiment, row)
-    folds = range(1, FOLDS + 1) if row.folds else (None,)
-    models = [word for fold in folds for word in ("--model", model(experiment, row.recipe, fold))]
+    models = [word for fold in row.networks for word in ("--model", model(experiment, row.recipe, fold))]
     sections = ["--sections", ranged(isbi.test)]
     words = [data / isbi.images, *sections, *models, "--rotations", row.rotations, "--output", store]
-    experiment.unetcli("predict", *words, "--device", "cpu", "--dtype", "float32")
+    experiment.unetcli("predict", *words, *experiment.on, "--dtype", "float32")
     found = experiment.json("evaluate", store, data / isbi.labels, *sections, "--metrics", "pixels,em")
     measures = {**found["em"], "calibration_error": found["pixels"]["calibration_error"]}
     return {name: kept for name, kept in measures.items() if isinstance(kept, float | list)}
@@ -126,8 +136,11 @@ def draw(experiment: Experiment, data: Path, recipe: str, picture: Path) -> None
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The rows of this experiment, then those of the paper."""
-    head = ["", *(f"{title}" for title, _ in MEASURES.values())]
-    ours = [[name, *(value(row, measure, MEASURES[measure][1]) for measure in MEASURES)] for name, row in found.items()]
+    head = ["", *(title for title, _ in MEASURES.values())]
+    ours = [
+        [name, *(value(row, measure, MEASURES[measure][1]) for measure in MEASURES)]
+        for name, row in sorted(found.items())
+    ]
     theirs = [
         [f"{name}, hidden sections", f"{warping:.6f}", f"{rand:.4f}", f"{pixel:.4f}", "", "", ""]
         for name, (warping, rand, pixel) in PUBLISHED.items()

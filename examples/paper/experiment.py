@@ -22,8 +22,11 @@ from threading import Lock
 from typing import Any
 
 import unetcli
+from unetcli.core.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
+NETWORKS = {"small": ("--depth", 3, "--base-channels", 16), "full": ("--depth", 4, "--base-channels", 64)}
+"""A network that a processor trains in minutes, and that of the paper, for which a GPU is needed."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,29 @@ class Experiment:
         Folder of models and predictions.
     results
         File of results that are kept, as JSON; each is written as soon as it is there.
+    device
+        Where networks are trained and applied.
+    network
+        A key of ``NETWORKS``.
     """
 
-    def __init__(self, output: Path, results: Path) -> None:
+    def __init__(self, output: Path, results: Path, device: str = "cpu", network: str = "small") -> None:
         self.output, self.file, self.keeping = output, results, Lock()
+        self.on, self.network = ("--device", device), NETWORKS[network]
         self.output.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = json.loads(results.read_text())["rows"] if results.exists() else {}
+
+    @classmethod
+    def of(cls, given: argparse.Namespace, name: str) -> Experiment:
+        """The experiment that the arguments of :func:`training_parser_of` describe; each network has its own files."""
+        if given.network != "small":
+            return cls(
+                given.output / given.network,
+                given.results / f"{name}-{given.network}.json",
+                given.device,
+                given.network,
+            )
+        return cls(given.output, given.results / f"{name}.json", given.device)
 
     @staticmethod
     def unetcli(*words: Any) -> str:
@@ -93,14 +113,23 @@ class Experiment:
         with self.keeping:
             self.results[row] = found
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            draft = self.file.with_suffix(".partial")
-            draft.write_text(json.dumps({"made_by": made_by(), "rows": self.results}, indent=1) + "\n")
-            draft.replace(self.file)
+            with replacing(self.file) as draft:
+                draft.write_text(json.dumps({"made_by": made_by(self.on[1]), "rows": self.results}, indent=1) + "\n")
+
+    def write(self, table: str) -> None:
+        """Write the table beside the results, and print it."""
+        self.file.with_suffix(".md").write_text(table)
+        print(table, end="")
 
 
-def made_by() -> dict[str, Any]:
+def made_by(device: str) -> dict[str, Any]:
     """Where the results were computed."""
-    return {"unetcli": unetcli.__version__, "cores": os.cpu_count(), "python": platform.python_version()}
+    where = {"unetcli": unetcli.__version__, "cores": os.cpu_count(), "python": platform.python_version()}
+    if device == "cpu":
+        return where
+    import torch  # takes seconds
+
+    return where | {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__}
 
 
 def parser_of(doc: str | None, output: str) -> argparse.ArgumentParser:
@@ -109,8 +138,16 @@ def parser_of(doc: str | None, output: str) -> argparse.ArgumentParser:
     parser.add_argument("data", type=Path, help="folder with the data sets as TIFF stacks")
     parser.add_argument("--output", type=Path, default=Path(output), help="folder of models and predictions")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
+    return parser
+
+
+def training_parser_of(doc: str | None, output: str) -> argparse.ArgumentParser:
+    """Parser of the arguments of scripts that train several networks of one kind."""
+    parser = parser_of(doc, output)
     parser.add_argument("--steps", type=int, default=1500, help="training steps of each network")
     parser.add_argument("--jobs", type=int, default=2, help="simultaneous trainings, on one thread each")
+    parser.add_argument("--network", default="small", choices=NETWORKS, help="full is that of the paper")
+    parser.add_argument("--device", default="cpu", help="where networks are trained and applied: cpu or cuda")
     return parser
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unetcli.core.files import replacing
 from unetcli.metrics.em import scores
 from unetcli.metrics.em_counts import section_counts
 from unetcli.volumes.opening import open_volume
@@ -159,10 +160,9 @@ def trained(file: Path, sections: Sections, minutes: float) -> tuple[PatchNetwor
 
 def save(file: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
     """Write a checkpoint, which replaces the last one at once."""
-    draft = file.with_suffix(".partial")
     states = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**states, "step": step, "seconds": seconds}, draft)
-    draft.replace(file)
+    with replacing(file) as draft:
+        torch.save({**states, "step": step, "seconds": seconds}, draft)
 
 
 def load(file: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
@@ -203,9 +203,10 @@ def run_unet(experiment: Experiment, sections: Sections, minutes: float) -> dict
     started = processor_seconds()
     experiment.unetcli("predict", sections.data / chosen.images, *test, *common)
     seconds = processor_seconds() - started
-    probability = open_volume(store).in_memory().array[(slice(None), *sections.square)]
-    np.save(stored(experiment, "U-Net"), np.asarray(probability, np.float32))
-    found = sections.scores(np.load(stored(experiment, "U-Net")))
+    stack = open_volume(store).in_memory().array
+    probability = np.asarray(stack[(slice(None), *sections.square)], np.float32)
+    np.save(stored(experiment, "U-Net"), probability)
+    found = sections.scores(probability)
     times = {"seconds_per_section": seconds / len(sections.test), "training_seconds": training["seconds"]}
     return {**found, **times, "steps": training["steps"]}
 

@@ -364,6 +364,48 @@ def isbi(scene: Scene) -> Rows:
     return [{"seconds of train": round(trained, 1), **headlines(scores)}]
 
 
+def seams(scene: Scene) -> Rows:
+    """Differences between tiles, and from float32, of the network that :func:`isbi` trained; uint8 probabilities."""
+    folder = scene.scratch / "isbi-model"
+    if not folder.exists():
+        return []
+    sections = tifffile.imread(scene.scratch / "raw-test.tif")[:2]
+    side = 512 if scene.quick else 2048
+    large = np.pad(sections, ((0, 0), *[(0, max(0, side - n)) for n in sections.shape[1:]]), mode="symmetric")
+    raw = scene.scratch / "seams.zarr"
+    zarr.create_array(raw, data=large, chunks=(1, 512, 512), dimension_names=("z", "y", "x"))
+    given = {"volume": str(raw), "model": str(folder), "device": scene.device.type, "overwrite": True}
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        for tile in (100, 188) if scene.quick else (572, 1212, 2236):
+            if precision == "float32" and found:
+                continue  # float32 does not depend on the tile, as a test shows
+            api.predict(**given, output=str(scene.scratch / "seams.pred.zarr"), precision=precision, tile=tile)
+            found[precision, tile] = zarr.open_array(scene.scratch / "seams.pred.zarr/0", mode="r")[:]
+    exact = next(iter(found.values()))
+    others = [key for key in found if key[0] == "bfloat16"]
+    return [compared(key, found[key], other, values) for key in others for other, values in against(found, key, exact)]
+
+
+def against(found: dict[Any, Any], key: Any, exact: Any) -> list[tuple[str, Any]]:
+    """What a result is compared with: float32, and larger tiles of the same precision."""
+    larger = [(f"tile {tile}", found[key[0], tile]) for kind, tile in found if kind == key[0] and tile > key[1]]
+    return [("float32", exact), *larger]
+
+
+def compared(key: tuple[str, int], one: Any, name: str, other: Any) -> dict[str, Any]:
+    """Differences of two results in levels of uint8."""
+    levels = np.abs(one.astype(int) - other)
+    return {
+        "precision": key[0],
+        "tile": key[1],
+        "compared with": name,
+        "largest difference, levels": int(levels.max()),
+        "voxels that differ by more than 1 level": f"{np.mean(levels > 1):.2e}",
+        "voxels on the other side of 0.5": f"{np.mean((one > 127) != (other > 127)):.2e}",
+    }
+
+
 def unetcli(scene: Scene, *words: object) -> str:
     """Standard output of a command; what it says goes to a log."""
     with (scene.out / "commands.log").open("a") as log:
@@ -393,6 +435,7 @@ PARTS: dict[str, Callable[[Scene], Rows]] = {
     "predict": end_to_end,
     "training": training,
     "isbi": isbi,
+    "seams": seams,
 }
 
 

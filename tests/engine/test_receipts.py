@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import read_receipts
+from helpers import read_receipts, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetcli.core.arrays import checksum
+from unetcli.core.files import sync_all
 from unetcli.engine import receipts
 from unetcli.engine.receipts import DONE, VOID, Ledger, Receipt, ReceiptBook
 from unetcli.engine.status import recent_receipts
@@ -180,11 +184,10 @@ def test_receipts_are_written_in_groups(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(receipts, "GROUP_SECONDS", 1e9)
     monkeypatch.setattr(receipts, "GROUP_BLOCKS", 4)
     with ReceiptBook(tmp_path, tmp_path) as book:
-        counts = []
-        for number in range(10):
+        for number, expected in enumerate([0, 0, 0, 4, 4, 4, 4, 8, 8, 8]):
             book.add(replace(RECEIPT, block=number), [])
-            counts.append(len(counted(tmp_path)))
-    assert counts == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8]
+            wait_for(lambda expected=expected: len(counted(tmp_path)) >= expected)
+            assert len(counted(tmp_path)) == expected
     assert counted(tmp_path) == set(range(10))
 
 
@@ -192,7 +195,38 @@ def test_a_receipt_does_not_wait_longer_than_its_group(tmp_path: Path, monkeypat
     monkeypatch.setattr(receipts, "GROUP_SECONDS", 0.0)
     with ReceiptBook(tmp_path, tmp_path) as book:
         book.add(RECEIPT, [])
-        assert counted(tmp_path) == {3}
+        wait_for(lambda: counted(tmp_path) == {3})
+
+
+def test_blocks_go_on_while_a_group_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipts, "GROUP_BLOCKS", 2)
+    gate = threading.Event()
+
+    def slow(files: Any, root: Path) -> None:
+        assert gate.wait(120)
+        sync_all(files, root)
+
+    monkeypatch.setattr("unetcli.engine.receipts.sync_all", slow)
+    with ReceiptBook(tmp_path, tmp_path) as book:
+        for number in range(3):
+            book.add(replace(RECEIPT, block=number), [])
+        assert counted(tmp_path) == set()
+        gate.set()
+    assert counted(tmp_path) == {0, 1, 2}
+
+
+def test_an_error_of_a_group_is_raised_and_its_blocks_have_no_receipts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "GROUP_BLOCKS", 1)
+
+    def full(files: Any, root: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("unetcli.engine.receipts.sync_all", full)
+    with pytest.raises(OSError, match="No space left"), ReceiptBook(tmp_path, tmp_path) as book:
+        book.add(RECEIPT, [])
+    assert counted(tmp_path) == set()
 
 
 def test_finished_blocks_have_receipts_if_others_fail(tmp_path: Path) -> None:

@@ -67,6 +67,28 @@ def test_float32_is_that_of_a_cpu(network: UNet, image: NDArray[np.uint8]) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("rotations", [4, 8])
+def test_turned_copies_are_those_of_a_cpu(network: UNet, image: NDArray[np.uint8], rotations: int) -> None:
+    section = image[:1]
+    found, expected = (predicted(network, section, 316, device, rotations=rotations) for device in ("cuda", "cpu"))
+    assert np.abs(found - expected).max() < 2e-5
+    assert np.abs(found - predicted(network, section, 572, rotations=rotations)).max() < 2e-5
+
+
+@pytest.mark.gpu
+def test_the_mean_of_several_models_is_that_of_a_cpu(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    raw = write_zarr(tmp_path / "raw.zarr", image[:1], (1, 256, 256))
+    models = tuple(str(write_model(tmp_path / f"{mean}", mean=mean)) for mean in (100.0, 140.0))
+    found = []
+    for device in ("cuda", "cpu"):
+        output = tmp_path / f"{device}.zarr"
+        given: dict[str, Any] = {"volume": str(raw), "model": models, "device": device, "tile": 316}
+        api.predict(**given, output=str(output), dtype="float32", precision="float32")
+        found.append(zarr.open_array(output / "0", mode="r")[:])
+    assert np.abs(found[0] - found[1]).max() < 2e-5
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", SEAMS)
 @pytest.mark.parametrize("tile", [204, 316, 700])
 def test_the_tile_does_not_show(network: UNet, image: NDArray[np.uint8], precision: str, tile: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unetcli.model.calibration import LIKELIHOOD, LOSS_WEIGHTS, Calibration
+from unetcli.model.calibration import LIKELIHOOD, LOSS_WEIGHTS
 from unetcli.train.calibration import HeldOutPixels, by_loss_weights, fitted
 from unetcli.train.settings import IGNORED
 
@@ -91,4 +91,3 @@ def test_the_result_is_the_same_to_the_last_digit() -> None:
     again = HeldOutPixels(pixels.probabilities[:, ::-1].copy(), pixels.truth[::-1].copy(), 1.0)
     first, second = (fitted(each, EVEN, ()) for each in (pixels, again))
     assert first == second
-    assert isinstance(first, Calibration)

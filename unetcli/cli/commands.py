@@ -240,10 +240,8 @@ def preview_lines(found: dict[str, Any]) -> list[str]:
     weights = ", ".join(f"{weight:.2f}" for weight in found["class_weights"])
     left_out = f", {found['left_out']} left out (no labels)" if found["left_out"] else ""
     size = f"depth {found['depth']}, {found['base_channels']} channels, {found['parameters']:,} parameters"
-    time, each = (
-        console.duration(60 * found["minutes"]),
-        f", for each of {found['models']} folds" if found["models"] > 1 else "",
-    )
+    time = console.duration(60 * found["minutes"])
+    each = f", for each of {found['models']} folds" if found["models"] > 1 else ""
     return [
         f"sections  {found['sections']} to train on{left_out}, {found['held_out']} held out",
         f"classes   {shares} (weights {weights}); {found['cells']} objects",

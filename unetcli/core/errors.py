@@ -114,7 +114,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def without_notes() -> Iterator[None]:
-    """Say nothing of readings that are chosen in this context, as they are those of a file before."""
+    """Suppress notes in this context, such as those on the later files of a stack, which repeat those on the first."""
     token = _silent.set(True)
     try:
         yield

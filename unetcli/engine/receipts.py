@@ -11,6 +11,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -208,7 +209,8 @@ def _ends_whole(file: BinaryIO) -> bool:
 class ReceiptBook:
     """Writes receipts to a file of this process in ``folder``; all books of a process share the file.
 
-    The blocks' files, all below ``data``, are synced to disk before their receipts are written.
+    The blocks' files, all below ``data``, are synced to disk before their receipts are written. A thread does both, one
+    group after the other, so that the next blocks are computed meanwhile; everything is on disk when the book is left.
     """
 
     def __init__(self, folder: Path, data: Place) -> None:
@@ -217,30 +219,50 @@ class ReceiptBook:
         self._waiting: list[Receipt] = []
         self._unsynced: list[Path] = []
         self._last_commit = time.monotonic()
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.commit()
+        with self._thread:
+            self.flush()
 
     def add(self, receipt: Receipt, written: Iterable[Path] = ()) -> None:
-        """Add the receipt of a block whose files are ``written``; it is stored with the next group."""
+        """Add the receipt of a block whose files are ``written``; it is stored with the next group.
+
+        An error of the group before is raised here or when the book is left.
+        """
         self._waiting.append(receipt)
         self._unsynced += written
         if len(self._waiting) >= GROUP_BLOCKS or time.monotonic() - self._last_commit > GROUP_SECONDS:
             self.commit()
 
     def commit(self) -> None:
+        """Begin to sync the data and to append their receipts, once the group before is on disk."""
+        self._wait()
+        if self._waiting:
+            self._writing = self._thread.submit(self._write, self._waiting, self._unsynced)
+            self._waiting, self._unsynced, self._last_commit = [], [], time.monotonic()
+
+    def flush(self) -> None:
+        """Store all receipts, and wait until they are on disk."""
+        self.commit()
+        self._wait()
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, receipts: list[Receipt], files: list[Path]) -> None:
         """Sync the data, then append their receipts and sync those."""
-        if not self._waiting:
-            return
-        sync_all(self._unsynced, self.data)
+        sync_all(files, self.data)
         with self.path.open("a+b") as file:
-            lines = "".join(receipt.to_line() for receipt in self._waiting).encode()
+            lines = "".join(receipt.to_line() for receipt in receipts).encode()
             file.write(lines if _ends_whole(file) else b"\n" + lines)
         sync(self.path)
-        self._waiting, self._unsynced, self._last_commit = [], [], time.monotonic()
 
 
 UNUSABLE, FAILED = "unusable", "failed"

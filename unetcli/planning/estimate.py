@@ -514,9 +514,8 @@ def host_bytes(
     mask = voxels  # bool array of finite values
     piece = math.prod(plan.footprint.output(plan.tile)) * item
     chunk = max(stored.chunk_bytes // stored.files_per_place, math.prod(plan.write_chunks) * item)
-    network = (
-        2 * 4 * sum(a.parameters for a in (architecture, *others))
-    )  # while loading: the tensors of the file and those of the network
+    # while loading: the tensors of the files, and those of the networks
+    network = 2 * 4 * sum(each.parameters for each in (architecture, *others))
     if plan.settings.device == "cpu":
         network = max(network, network_bytes(plan, architecture, others))
     more = GPU_IO_THREADS if plan.settings.device == "cuda" else 0

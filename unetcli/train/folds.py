@@ -1,4 +1,4 @@
-"""Cross-validation: one model for each fold of the sections, trained after each other, and their scores."""
+"""Cross-validation: one model for each fold of the sections, trained one after another, and their scores."""
 
 from __future__ import annotations
 

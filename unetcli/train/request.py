@@ -74,8 +74,8 @@ class TruthOptions(Options):
         "Use sections without labels, as background. Default: leave them out.", negative="--leave-empty"
     )
     w0: float | None = _truth(
-        "Extra loss weight between close objects; 0 turns it off. Default: 10; train with fast: 0, if more than half "
-        "of the background is between close objects."
+        "Extra loss weight between close objects; 0 turns it off. Default: 10, but 0 for recipe fast if more than half "
+        "of the background lies between close objects."
     )
     sigma: float | None = _truth("Distance over which the extra weight fades, in pixels. Default: 5.")
     weights_everywhere: bool | None = _truth(
@@ -134,7 +134,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
         "Batch normalisation, folded into the saved model. Default: only with fast.", negative="--no-batch-norm"
     )
     init: Path | None = network_option(
-        "Start from the weights of this model (fine-tuning), whose depth and channels are the defaults then.",
+        "Fine-tune this model: start from its weights. Its depth and channels become the defaults.",
         metavar="MODEL",
     )
     normalise: str | None = network_option(

@@ -316,7 +316,7 @@ class TrainPreview:
     minutes: float
     """Expected time for all steps of one model, without validations, measured in ten seconds."""
     models: int = 1
-    """Number of models that are trained after each other: one for each fold of ``--fold all``, else 1."""
+    """Number of models that are trained one after another: one for each fold of ``--fold all``, else 1."""
     warnings: tuple[str, ...] = ()
     """Warnings that this call gave: reasons to doubt the result."""
 

@@ -249,13 +249,13 @@ def _draw_validation(axes: Any, validated: Sequence[dict[str, Any]]) -> None:
 
 
 def _draw_reliability(axes: Any, diagram: dict[str, list[Any]]) -> None:
-    """Plot the fraction of right pixels over the predicted probability; on the diagonal, both are equal."""
+    """Plot the fraction of correct pixels over the predicted probability; on the diagonal, both are equal."""
     points = zip(diagram["probability"], diagram["right"], diagram["pixels"], strict=True)
     known = [(probability, right, pixels) for probability, right, pixels in points if pixels]
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     axes.plot(*zip(*(point[:2] for point in known), strict=True), color="tab:orange", marker=".")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set(xlabel="predicted probability", ylabel="fraction of right pixels", title="reliability, held out")
+    axes.set(xlabel="predicted probability", ylabel="fraction of correct pixels", title="reliability, held out")
 
 
 def _plot(axes: Any, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
