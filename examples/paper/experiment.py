@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -159,9 +158,8 @@ def at_once(work: Any, items: Iterable[Any], jobs: int) -> None:
 
 def value(scores: dict[str, Any], name: str, digits: int = 4) -> str:
     """A score with its 95 % interval over sections: ``0.1234 (0.1100-0.1300)``."""
-    shown = partial(format, format_spec=f".{digits}f")
-    interval = scores.get(f"{name}_interval")
-    return shown(scores[name]) + (f" ({shown(interval[0])}-{shown(interval[1])})" if interval else "")
+    shown, interval = f"{scores[name]:.{digits}f}", scores.get(f"{name}_interval")
+    return shown + (f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})" if interval else "")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
