@@ -139,7 +139,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     head = ["", *(title for title, _ in MEASURES.values())]
     ours = [
         [name, *(value(row, measure, MEASURES[measure][1]) for measure in MEASURES)]
-        for name, row in sorted(found.items())
+        for name in NAMES
+        if (row := found.get(name))
     ]
     theirs = [
         [f"{name}, hidden sections", f"{warping:.6f}", f"{rand:.4f}", f"{pixel:.4f}", "", "", ""]
