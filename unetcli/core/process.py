@@ -22,6 +22,8 @@ SPINS = 10_000
 
 GPU_FILES = ("dev/nvidia[0-9]*", "dev/kfd", "dev/dxg")
 """Device files of the drivers of NVIDIA and AMD, and of either in the Windows Subsystem for Linux."""
+SWITCH_SECONDS = 0.0005
+"""Time after which a thread gives Python's lock to another one that waits for it, in processes that use a GPU."""
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
@@ -29,6 +31,14 @@ def prepare() -> None:
     """Configure this process to run the network. Every entry point calls this first."""
     keep_freed_memory()
     spin_briefly()
+
+
+def switch_threads_often() -> None:
+    """Let a thread that gives work to a GPU wait shortly for Python's lock, which the threads of files hold by turns.
+
+    By default, a thread waits 5 ms before it asks for the lock, which is as long as a GPU takes for half a tile.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def spin_briefly() -> None:

@@ -6,7 +6,7 @@ import contextvars
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -79,7 +79,7 @@ def _put(ready: queue.Queue[T | _Failure | None], item: T | _Failure | None, clo
     return False
 
 
-def ordered_map(make: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[tuple[S, Future[T]]]:
+def ordered_map(make: Callable[[S], T], items: Iterable[S], threads: int) -> Generator[tuple[S, Future[T]]]:
     """Apply ``make`` to items in threads; yields each item with its finished future, in order.
 
     At most ``threads + 1`` results are computed or kept at a time.

@@ -22,7 +22,7 @@ from torch import Tensor
 from unetcli.core.errors import one_line
 from unetcli.core.geometry import Box, hull
 from unetcli.core.memory import out_of_memory
-from unetcli.core.process import give_back_freed_memory, usable_cores
+from unetcli.core.process import give_back_freed_memory, switch_threads_often, usable_cores
 from unetcli.core.streams import prefetch
 from unetcli.model.folding import folded
 from unetcli.model.inference import InferenceUNet
@@ -91,6 +91,8 @@ class Predictor:
         self._tile: tuple[int, ...] | None = None
         self._turns = turns(settings.rotations)
         self._transfers = Transfers(device) if device.type == "cuda" else None
+        if device.type == "cuda":
+            switch_threads_often()
         self._graphs = Graphs()
 
     @property

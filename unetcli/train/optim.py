@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.process import switch_threads_often, usable_cores
+from unetcli.core.streams import ordered_map
 from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.train.augment import augment
 from unetcli.train.dataset import DatasetStatistics, Sample, Sampler
@@ -25,6 +28,8 @@ from unetcli.train.targets import weight_table
 
 MIN_WEIGHT_SUM = 1e-20
 """Smallest sum of weights by which a loss is divided, so that a step without ground truth has a loss of 0, not NaN."""
+MOST_SAMPLING_THREADS, CORES_PER_THREAD = 4, 2
+"""Threads that draw samples for a GPU, at most, and the cores for each of them."""
 COMPILERS = ("torch._dynamo.", "torch._inductor.")
 """Modules of the errors that torch raises while compiling; they are named because importing them takes seconds."""
 
@@ -90,6 +95,8 @@ class Learner:
         network = group.data_parallel(self.network, device)
         self._forward = torch.compile(network) if compiled else network
         self._compiling = reporting_compile_errors if compiled else nullcontext
+        if device.type == "cuda":
+            switch_threads_often()
         if device.type == "cuda" and group.size == 1 and not compiled:
             self._forward = recorded(self.network, self._example(), config.precision)
         self._preparing = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -270,13 +277,28 @@ def create_optimizer(optimisation: Optimisation, network: nn.Module) -> torch.op
 
 
 def batches(learner: Learner, sampler: Sampler, numbers: Iterable[int]) -> Iterable[Batch]:
-    """Yield this process's part of the batch of each step in ``numbers``."""
+    """Yield this process's part of the batch of each step in ``numbers``.
+
+    A GPU is faster than one thread draws samples, so several do; a sample depends only on its number.
+    """
     size, architecture = learner.config.optimisation.batch_size, learner.config.architecture
     width = architecture.channels(architecture.depth)
-    for number in numbers:
+
+    def drawn(number: int) -> tuple[list[Sample], list[NDArray[np.float32]]]:
         part = learner.group.part(range(number * size, (number + 1) * size))
-        samples = [sampler.sample(n) for n in part]
-        yield learner.batch(samples, [sampler.dropout_mask(n, width, architecture.dropout) for n in part])
+        masks = [sampler.dropout_mask(n, width, architecture.dropout) for n in part]
+        return [sampler.sample(n) for n in part], masks
+
+    if (threads := sampling_threads(learner.device)) == 1:
+        yield from itertools.starmap(learner.batch, map(drawn, numbers))
+    else:
+        with closing(ordered_map(drawn, numbers, threads)) as ready:
+            yield from (learner.batch(*future.result()) for _, future in ready)
+
+
+def sampling_threads(device: torch.device) -> int:
+    """Threads that draw samples: one for a CPU, whose cores belong to the network, and several for a GPU."""
+    return 1 if device.type != "cuda" else max(1, min(MOST_SAMPLING_THREADS, usable_cores() // CORES_PER_THREAD))
 
 
 def weighted_cross_entropy(
