@@ -125,7 +125,10 @@ class VolumeOptions(Options):
         text="auto",
     )
     device: str | None = device_option()
-    precision: str = network_option("Number format of the computation: float32 or bfloat16.", default="float32")
+    precision: str = network_option(
+        "Number format of the network: float32, bfloat16, or auto: bfloat16 where it is faster and no tile shows.",
+        default="auto",
+    )
     normalise: str = network_option(
         "Normalise grey values by the statistics of the training images (model) or of VOLUME (volume).", default="model"
     )

@@ -12,6 +12,7 @@ import numpy as np
 from unetcli.core.arrays import PerChannel, as_per_channel, file_sha256
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.core.files import absolute
+from unetcli.core.geometry import Architecture
 from unetcli.core.process import Machine, cpu_threads
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
@@ -37,13 +38,14 @@ from unetcli.predict.comparison import (
     turn_warnings,
 )
 from unetcli.predict.models import require_agreeing
+from unetcli.predict.precision import choose_precision, foreseen_precision
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.places import format_sizes, require_same_place, sizes_differ, stated_sizes
 from unetcli.volumes.samples import fingerprint, sampled_statistics
 from unetcli.volumes.volume import Volume, resolve_region
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 NORMALISE = ("model", "volume")
 ASSUMED_GPU_BYTES = 16 * 2**30
 """Free memory that is assumed of a GPU of another machine when the tile is chosen. Workers with less memory use
@@ -82,6 +84,9 @@ def resolve_plan(
     region = resolve_region(request.sections, request.roi, source)
     sample = None if machine else Sample.of(source, region, request.channel)
     settings = resolve_settings(request, source, headers, frozen, machine, sample)
+    if request.precision == "auto" and frozen is None and machine is None:
+        chosen = choose_precision(request, source, region, models, headers[0].architecture, settings)
+        settings = replace(settings, precision=chosen)
     compare(request, source, dict(zip(models, headers, strict=True)), settings, sample)
     first, *others = [
         ModelSource(path=absolute(str(model)), fingerprint="" if machine else file_sha256(model)) for model in models
@@ -291,7 +296,7 @@ def resolve_settings(
         std=first.std,
         nonfinite=request.nonfinite,
         device=device,
-        precision=request.precision,
+        precision=resolve_precision(request, architecture, frozen, machine),
         threads=threads,
         mask=None if mask is None else mask.fingerprint(resolve_region(request.sections, request.roi, source)),
         skip_below=request.skip_below,
@@ -299,6 +304,17 @@ def resolve_settings(
         rotations=request.rotations,
         others=tuple(others),
     )
+
+
+def resolve_precision(
+    request: PredictRequest, architecture: Architecture, frozen: Plan | None, machine: Machine | None
+) -> str:
+    """Number format: that of the request, else the frozen one, else one that is foreseen or, for now, float32."""
+    if request.precision != "auto":
+        return request.precision
+    if frozen is not None:
+        return frozen.settings.precision
+    return "float32" if machine is None else foreseen_precision(request, architecture, machine)
 
 
 def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, int]:
