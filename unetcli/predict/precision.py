@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import counted
 from unetcli.core.geometry import Architecture, AxisFootprint, Box
 from unetcli.core.process import Machine, computes_bfloat16
 from unetcli.model.file import load_network
@@ -93,8 +92,8 @@ def judged(
     cut = (other.shape[-1] - one.shape[-1]) // 2
     seam = levels(one, other[:, cut:-cut, cut:-cut]).max()
     apart = float(np.mean(levels(one, stored(inner, models, settings, "float32")) > CLOSE))
-    said = f"in bfloat16, tiles of {small} and {large} differ by at most {counted(int(seam), 'level')} of 255"
-    far = f"{100 * apart:.2g} % of the voxels differ from float32 by more than {CLOSE}"
+    said = f"tiles of {small} and {large} differ by at most {seam} of 255 levels in bfloat16"
+    far = f"{100 * apart:.2g} % of the voxels by more than {CLOSE} from float32"
     return f"{said}, and {far}", bool(seam <= SAME and apart <= MOST_APART)
 
 
