@@ -214,7 +214,7 @@ def test_jobs_request_memory_by_block_size(request_: EvaluateRequest) -> None:
 
 
 @pytest.mark.parametrize("repair", [False, True], ids=["", "repair"])
-@pytest.mark.parametrize("how", ["torn", "gone", "of another block"])
+@pytest.mark.parametrize("how", ["torn", "gone", pytest.param("of another block", marks=pytest.mark.slow)])
 def test_damaged_counts_are_found_by_verify_and_counted_again(
     tmp_path: Path, request_: EvaluateRequest, how: str, repair: bool
 ) -> None:

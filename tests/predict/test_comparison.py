@@ -296,6 +296,7 @@ def test_parts_of_a_data_set_are_alike_and_other_scales_are_not(data: Path, name
                 assert distance(part * 16, trained) > FAR < distance(part / 4, trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["isbi2012/train-volume", "dic_hela/01-images", "phc_psc/01-images", "flyem/volume"])
 def test_no_few_sections_of_a_data_set_look_inverted_to_a_training_on_few(data: Path, name: str) -> None:
     """Neighbouring sections, as users choose them: a few of dense tissue differ in polarity from others by chance."""

@@ -119,7 +119,7 @@ class VolumeOptions(Options):
     channel: int | None = channel_option()
     axes: str | None = axes_option()
     tile: int | None = network_option(
-        "Width of the tile that the network reads at once, in pixels; auto: 700 on a CPU, the largest that fits a GPU.",
+        "Width of the tile that the network reads at once, in pixels; auto: up to 2236, as the memory allows.",
         env=True,
         parse=parse_tile,
         text="auto",
