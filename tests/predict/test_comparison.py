@@ -342,3 +342,10 @@ def measured(file: Path, most: int = 24) -> NDArray[np.float64]:
     with tifffile.TiffFile(file) as tif:
         pages = np.unique(np.linspace(0, len(tif.pages) - 1, most).astype(int))
         return np.array([measure(tif.pages[int(page)].asarray()) for page in pages])
+
+
+def test_grey_values_of_a_damaged_header_are_refused() -> None:
+    whole = GreyValues.of(np.zeros((3, 6)))
+    for name in ("percentiles", "spread"):
+        with pytest.raises(UnetcliError, match="expected 5 percentiles of the grey values, each with its spread"):
+            replace(whole, **{name: (1.0, 2.0)})
