@@ -17,6 +17,9 @@ from unetcli.core import process
 from unetcli.core.geometry import AxisFootprint, Box
 from unetcli.predict import precision
 from unetcli.predict.precision import sides_of, windows_of
+from unetcli.predict.request import PredictRequest
+from unetcli.predict.resolve import resolve_plan
+from unetcli.volumes.opening import open_volume
 
 SHAPE = (2, 300, 310)
 CPU: dict[str, Any] = {"volume": "raw.zarr", "model": "model", "device": "cpu"}
@@ -82,6 +85,14 @@ def test_finer_outputs_are_computed_in_float32(dtype: str) -> None:
 def test_a_processor_without_the_instructions_takes_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "computes_bfloat16", lambda: False)
     assert api.predict(**CPU, output="a.zarr").precision == "float32"
+
+
+def test_jobs_on_gpus_take_float32_and_the_line_names_what_is_faster(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "unetcli")
+    request = PredictRequest(volume="raw.zarr", model=(Path("model"),), device="cuda", remote=True)  # a login node
+    plan = resolve_plan(request, open_volume("raw.zarr"), [Path("model/model.safetensors")], None)
+    assert (plan.settings.device, plan.settings.precision) == ("cuda", "float32")
+    assert "--precision bfloat16 is many times faster" in caplog.text
 
 
 def test_a_small_network_gains_nothing() -> None:
