@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from unetcli.core.geometry import Architecture, Box, mirror_indices
 from unetcli.planning import estimate as module
-from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds
+from unetcli.planning.estimate import StoredInput, device_bytes, estimate, multiply_adds, work_per_voxel
 from unetcli.planning.plan import Plan, axis_spans
 from unetcli.predict.preview import plan_volume, stored_input
 from unetcli.predict.request import PredictRequest
@@ -64,7 +64,8 @@ def test_every_count_is_that_of_the_real_blocks_and_tiles(plan: Plan) -> None:
     blocks = [plan.block(number) for number in range(plan.blocks)]
     tiles = [tile for block in blocks for tile in plan.tiles(block)]
     assert (found.blocks, found.tiles) == (len(blocks), len(tiles))
-    assert found.wasted_work == pytest.approx(sum(tile.read.size for tile in tiles) / plan.region.size - 1)
+    without_end = plan.region.size * work_per_voxel(TINY)
+    assert found.wasted_work == pytest.approx(found.multiply_adds / without_end - 1)
     assert found.multiply_adds == sum(multiply_adds(TINY, tile.read.shape[1:]) for tile in tiles)  # type: ignore[arg-type]
     assert found.input_chunks == sum(touched(plan.window(block), plan.extent, STORED.chunks) for block in blocks)
     assert found.input_bytes == found.input_chunks * STORED.chunk_bytes
@@ -103,6 +104,15 @@ def test_multiply_adds_and_parameters_are_those_of_the_network(depth: int, class
     assert multiply_adds(architecture, (side, side + 2 * alignment)) == sum(counted)
     assert len(counted) == 5 * depth + 3  # 23 for the paper's
     assert architecture.parameters == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("side", "more"), [(572, 0.390), (700, 0.282), (1212, 0.133), (2236, 0.065)])
+def test_what_a_tile_costs_more_than_one_without_end(side: int, more: float) -> None:
+    """The figures of the paper's network, at the step of the tile."""
+    architecture = Architecture()
+    step = side - 2 * 92 - 4  # the output, down to a multiple of 16
+    found = multiply_adds(architecture, (side, side)) / step**2 / work_per_voxel(architecture) - 1
+    assert found == pytest.approx(more, abs=0.0005)
 
 
 @pytest.mark.parametrize("grid", [(10**7, 1, 1), (10, 1000, 1000)], ids=["tall", "wide"])

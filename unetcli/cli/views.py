@@ -195,7 +195,7 @@ def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
 
 def _costs(report: PlanReport) -> Iterator[tuple[str, str]]:
     e, choices = report.estimate, report.plan.settings
-    yield "wasted work", f"{e.wasted_work:.0%} more is computed than stored (context, alignment, edges)"
+    yield "wasted work", f"{e.wasted_work:.0%} more than with one tile without end (context, alignment, edges)"
     largest = f"{_count(report.blocks_per_share)} block{'s' if report.blocks_per_share > 1 else ''}"
     yield "shares", f"{_count(report.timing.shares)} of {'at most ' if report.timing.shares > 1 else ''}{largest}"
     host = f"{size(e.host_bytes)} on the host"

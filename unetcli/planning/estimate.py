@@ -358,7 +358,7 @@ class Estimate:
     blocks: int
     tiles: int
     wasted_work: float
-    """Input voxels of all forward passes per output voxel, minus 1: the cost of context, alignment and edges."""
+    """As of :func:`wasted_work`."""
     passes: int
     """Forward passes of each tile."""
     tile_multiply_adds: int
@@ -406,7 +406,7 @@ def estimate(
     return Estimate(
         blocks=plan.blocks,
         tiles=math.prod(axis.tiles for axis in work),
-        wasted_work=math.prod(axis.read for axis in work) / plan.region.size - 1,
+        wasted_work=wasted_work(plan, architecture),
         tile_multiply_adds=multiply_adds(architecture, (plan.tile[-2], plan.tile[-1])),
         passes=plan.settings.passes,
         multiply_adds=plan.settings.rotations * sum(_all_multiply_adds(a, work) for a in (architecture, *others)),
@@ -418,6 +418,30 @@ def estimate(
         output_files=files * outputs,
         receipts_bytes=plan.blocks * RECEIPT_BYTES,
     )
+
+
+def wasted_work(plan: Plan, architecture: Architecture) -> float:
+    """Multiply-adds of a pass over all tiles, as a multiple of those of a tile without end, minus 1.
+
+    It is the cost of context, alignment and edges.
+    """
+    work = plan_work(plan, plan.write_chunks)
+    return _all_multiply_adds(architecture, work) / (plan.region.size * work_per_voxel(architecture)) - 1
+
+
+def work_per_voxel(architecture: Architecture) -> float:
+    """Multiply-adds per output voxel of a tile without end, of which no context is lost; see :func:`multiply_adds`.
+
+    >>> round(work_per_voxel(Architecture()))  # the network of the paper
+    733888
+    """
+    a, total, below = architecture, 0.0, architecture.in_channels
+    for level in range(a.depth + 1):
+        total += 9 * (below + a.channels(level)) * a.channels(level) / 4**level
+        below = a.channels(level)
+    for level in range(a.depth):
+        total += (2 + 9 * 3) * a.channels(level) ** 2 / 4**level  # up-convolution, then two convolutions
+    return total + a.channels(0) * a.classes
 
 
 def _all_multiply_adds(architecture: Architecture, work: tuple[AxisWork, ...]) -> int:

@@ -282,11 +282,5 @@ def input_voxels(axis: AxisFootprint, side: int, block: int, start: int, stop: i
     return total + (_read(axis_spans(axis, side, stop - rest, stop)) if rest else 0)
 
 
-def wasted_work(plan: Plan) -> float:
-    """Input voxels of all forward passes per output voxel, minus 1: the cost of context, alignment and edges."""
-    parts = zip(plan.footprint.axes, plan.tile, plan.block_shape, plan.region.start, plan.region.stop, strict=True)
-    return math.prod(input_voxels(*part) / (part[4] - part[3]) for part in parts) - 1
-
-
 def _read(spans: Iterable[tuple[tuple[int, int], tuple[int, int]]]) -> int:
     return sum(stop - start for (start, stop), _ in spans)

@@ -21,7 +21,6 @@ from unetcli.engine.shares import ShareOutcome, finish_shares, run_share
 from unetcli.engine.step import OtherSettings, require_continued
 from unetcli.executors.options import ClusterOptions
 from unetcli.planning.plan import FORMAT, Plan
-from unetcli.planning.planner import wasted_work
 from unetcli.predict.models import find_models
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.resolve import folder_of, resolve_plan, with_machine
@@ -66,7 +65,7 @@ class PredictSummary:
     block_shape: list[int]
     """Shape of a block, in voxels."""
     wasted_work: float
-    """Input voxels of all forward passes per output voxel, minus 1."""
+    """Multiply-adds of all tiles, as a multiple of those of a tile without end, minus 1."""
     device: str
     """Kind of device: cpu, cuda or mps."""
     precision: str
@@ -290,7 +289,7 @@ def summarise(
         voxels_per_second=round(voxels / seconds, 1),
         tile=list(plan.tile),
         block_shape=list(plan.block_shape),
-        wasted_work=round(wasted_work(plan), 4),
+        wasted_work=round(step.wasted_work, 4),
         device=plan.settings.device,
         precision=plan.settings.precision,
         rotations=plan.settings.rotations,

@@ -28,8 +28,9 @@ from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, require_continued, try_block
 from unetcli.engine.worker import void
 from unetcli.model.file import load_network, read_header, read_model
+from unetcli.planning.estimate import wasted_work
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
-from unetcli.planning.planner import ITEM_BYTES, wasted_work
+from unetcli.planning.planner import ITEM_BYTES
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
 from unetcli.predict.checks import single_class
 from unetcli.predict.skipping import Mask, open_mask
@@ -99,6 +100,11 @@ class PredictStep(ImageStep):
     def mask(self) -> Mask | None:
         given = self.paths.mask if self.plan.settings.mask else None
         return open_mask(given, self.source, self.plan.footprint)
+
+    @functools.cached_property
+    def wasted_work(self) -> float:
+        """As of :func:`unetcli.planning.estimate.wasted_work`, of the first model."""
+        return wasted_work(self.plan, read_header(Path(self.paths.model)).architecture)
 
     @functools.cached_property
     def image(self) -> Image:
@@ -356,7 +362,7 @@ def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None
         f" ({found} already done)" if found else "",
         tile,
         inner,
-        100 * wasted_work(plan),
+        100 * step.wasted_work,
         plan.settings.device,
         plan.settings.precision,
         "".join(f"; {each}" for each in (plan.settings.averaged, levels) if each),
