@@ -10,20 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetcli.core.geometry import Architecture, Box
-from unetcli.planning.estimate import (
+from unetcli.planning.estimate import Estimate, StoredInput, estimate
+from unetcli.planning.planner import Input, make_plan
+from unetcli.planning.timing import (
     STARTUP_SECONDS,
-    Estimate,
     Rates,
-    StoredInput,
     blocks_per_share,
-    estimate,
     forward_seconds,
     seconds_per_block,
     share_count,
     timing,
     traffic,
 )
-from unetcli.planning.planner import Input, make_plan
 
 CHUNK = StoredInput(chunks=(1, 1024, 1024), bytes_per_voxel=1, chunk_bytes=2**20)
 

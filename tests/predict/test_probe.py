@@ -16,8 +16,8 @@ from helpers import grey, write_model, write_zarr
 
 from unetcli.core.geometry import Architecture
 from unetcli.model.file import find_model
-from unetcli.planning.estimate import STARTUP_SECONDS
 from unetcli.planning.plan import Plan
+from unetcli.planning.timing import STARTUP_SECONDS
 from unetcli.predict.preview import PlanOptions, plan_volume
 from unetcli.predict.probe import Probe, cache_file, cache_probe, cached_probes, find_cached, measure
 from unetcli.predict.request import PredictRequest

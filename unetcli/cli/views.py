@@ -12,7 +12,7 @@ from unetcli.evaluate.request import METRICS
 
 if TYPE_CHECKING:
     from unetcli.evaluate.result import Evaluation
-    from unetcli.planning.estimate import Link, Traffic
+    from unetcli.planning.timing import Link, Traffic
     from unetcli.predict.preview import PlanReport
 
 WIDTH = 80
@@ -208,7 +208,7 @@ def _costs(report: PlanReport) -> Iterator[tuple[str, str]]:
 
 
 def _time(report: PlanReport) -> str:
-    from unetcli.planning.estimate import STARTUP_SECONDS  # numpy
+    from unetcli.planning.timing import STARTUP_SECONDS  # numpy
 
     if report.rates is None or report.gpu_hours is None:
         return f"unknown: {report.rates_reason}"

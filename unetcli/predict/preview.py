@@ -15,20 +15,10 @@ from unetcli.core.records import to_json
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.model.file import read_header
-from unetcli.planning.estimate import (
-    STARTUP_SECONDS,
-    Estimate,
-    Rates,
-    StoredInput,
-    Timing,
-    Traffic,
-    averaging_bytes,
-    estimate,
-    timing,
-    traffic,
-)
+from unetcli.planning.estimate import Estimate, StoredInput, averaging_bytes, estimate
 from unetcli.planning.plan import FORMAT, Plan, differences
 from unetcli.planning.pyramid_plan import pyramid_of
+from unetcli.planning.timing import STARTUP_SECONDS, Rates, Timing, Traffic, timing, traffic
 from unetcli.predict.models import find_models
 from unetcli.predict.probe import Probe, cache_probe, find_cached, measure_plan, run_in_job
 from unetcli.predict.request import PredictRequest

@@ -29,8 +29,9 @@ from unetcli.executors.slurm.journal import submit_jobs
 from unetcli.executors.slurm.request import would_start
 from unetcli.executors.slurm.watch import JobEnd, JobWatch
 from unetcli.model.file import load_network, read_header
-from unetcli.planning.estimate import CUDA_CONTEXT, Rates, multiply_adds
+from unetcli.planning.estimate import CUDA_CONTEXT, multiply_adds
 from unetcli.planning.plan import FORMAT, Plan, Tile
+from unetcli.planning.timing import Rates
 from unetcli.predict.stores import attributes_of, spec_of
 from unetcli.volumes.image import Image
 from unetcli.volumes.opening import open_volume

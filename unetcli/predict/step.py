@@ -103,7 +103,7 @@ class PredictStep(ImageStep):
 
     @functools.cached_property
     def wasted_work(self) -> float:
-        """As of :func:`unetcli.planning.estimate.wasted_work`, of the first model."""
+        """Extra multiply-adds of the tiles; see :func:`unetcli.planning.estimate.wasted_work`."""
         return wasted_work(self.plan, read_header(Path(self.paths.model)).architecture)
 
     @functools.cached_property
