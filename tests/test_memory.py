@@ -35,9 +35,10 @@ def peak_megabytes(place: Path, sections: int, side: int) -> int:
     return int(done.stdout.split()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "few", "many", "more"),
-    [(1024, 8, 32, 32), pytest.param(2048, 4, 64, 64, marks=pytest.mark.slow)],
+    [(1024, 8, 32, 32), (2048, 4, 64, 64)],
     ids=["32 and 128 MB", "64 MB and 1 GB"],
 )
 def test_a_larger_volume_needs_the_same_memory(tmp_path: Path, side: int, few: int, many: int, more: int) -> None:

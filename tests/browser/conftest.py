@@ -23,6 +23,10 @@ KINDS: dict[str, Callable[[Path], Evaluation]] = {
 }
 
 
+SOME_KINDS = ["em", "cells", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("labels", "classes"))]
+"""All kinds; the two with the most views are tested by default."""
+
+
 @dataclass
 class Opened:
     """A page, with its errors and the requests to other files."""

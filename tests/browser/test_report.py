@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser.conftest import KINDS, Open
+from browser.conftest import SOME_KINDS, Open
 
 Page = Any
 PHONE = {"width": 390, "height": 844}
@@ -27,7 +27,7 @@ def settled(page: Page, before: bytes) -> bytes:
     raise AssertionError("the picture stays the same")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME_KINDS)
 @pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_every_view_of_every_section_is_painted(opened: Open, kind: str, theme: str) -> None:
     page = opened(kind, color_scheme=theme)
@@ -40,7 +40,7 @@ def test_every_view_of_every_section_is_painted(opened: Open, kind: str, theme: 
             page.wait_for_selector(f'#viewer[data-painted="{section} {view}"]')
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME_KINDS)
 def test_every_image_decodes_to_its_size(opened: Open, kind: str) -> None:
     sizes = opened(kind).evaluate(
         """async () => {
@@ -253,7 +253,7 @@ def brightness(colour: str) -> float:
     return float(np.mean([int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME_KINDS)
 def test_on_a_phone_nothing_is_wider_than_the_screen(opened: Open, kind: str) -> None:
     page = opened(kind, viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]

@@ -59,7 +59,11 @@ def test_a_progress_bar_is_one_line_that_fits_the_terminal(columns: int) -> None
         assert "\u2501" * 4 in bars[-1]
 
 
-@pytest.mark.parametrize("closed", [(2,), (1,), (0, 1, 2)], ids=["stderr", "stdout", "all"])
+@pytest.mark.parametrize(
+    "closed",
+    [pytest.param((2,), marks=pytest.mark.slow), pytest.param((1,), marks=pytest.mark.slow), (0, 1, 2)],
+    ids=["stderr", "stdout", "all"],
+)
 def test_closed_streams_are_no_error_and_no_file_takes_their_numbers(tmp_path: Path, closed: tuple[int, ...]) -> None:
     """Close a stream, as the shell does in ``unetcli show a.tif 2>&-``."""
     write_zarr(tmp_path / "a.zarr", np.arange(144, dtype=np.uint8).reshape(1, 12, 12))

@@ -51,6 +51,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_large_tensors_are_mapped_once() -> None:
     """Counts page faults of tensors of 40 MB that are created and freed; unlike a time, the count is stable."""

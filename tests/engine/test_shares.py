@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from unetcli.core.lock import InUse, hold
 from unetcli.engine import shares
 from unetcli.engine.run import RunOptions, RunOutcome, launching, prepare
 from unetcli.engine.runfolder import RunFolder
+from unetcli.predict import resolve, run
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import close_run, predict_share, predict_volume, resolve_step
 from unetcli.predict.step import PredictStep
@@ -94,6 +96,25 @@ def test_three_shares_started_at_once_do_each_block_once_and_the_last_closes(req
     assert not list(Path().rglob("*.partial"))
     predict_volume(replace(request_, output=Path("single.zarr")))
     assert np.array_equal(voxels(), voxels("single.zarr"))
+
+
+def test_a_share_takes_the_choices_that_another_froze_just_before(
+    request_: PredictRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, real = replace(request_, tile=None), shares.run_share
+
+    def late(step: PredictStep, *arguments: Any) -> Any:
+        monkeypatch.setattr(run, "run_share", real)
+        monkeypatch.setattr(resolve, "cpu_tile", lambda *_: 60)
+        predict_share(request, (0, 2))
+        return real(step, *arguments)
+
+    monkeypatch.setattr(resolve, "cpu_tile", lambda *_: 68)
+    monkeypatch.setattr(run, "run_share", late)
+    assert predict_share(request, (1, 2)).tile == [1, 60, 60]
+    assert complete()
+    with pytest.raises(UnetcliError, match=r"tile .*68.* \(was .*60"):
+        predict_share(request_, (1, 2))
 
 
 def test_each_share_reports_its_own_blocks(request_: PredictRequest) -> None:

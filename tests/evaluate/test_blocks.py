@@ -48,7 +48,7 @@ def approximately(found: Any, expected: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("block", [1, 300, 3000])
+@pytest.mark.parametrize("block", [1, 300, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("three_d", [False, True], ids=["sections", "through"])
 def test_scores_of_labels_are_the_same_for_any_block(tmp_path: Path, block: int, three_d: bool) -> None:
     truth = stored(tmp_path, LABELS, "t.zarr", chunks=(2, 16, 16))

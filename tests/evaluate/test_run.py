@@ -214,7 +214,7 @@ def test_jobs_request_memory_by_block_size(request_: EvaluateRequest) -> None:
 
 
 @pytest.mark.parametrize("repair", [False, True], ids=["", "repair"])
-@pytest.mark.parametrize("how", ["torn", "gone", "of another block"])
+@pytest.mark.parametrize("how", ["torn", "gone", pytest.param("of another block", marks=pytest.mark.slow), "misnamed"])
 def test_damaged_counts_are_found_by_verify_and_counted_again(
     tmp_path: Path, request_: EvaluateRequest, how: str, repair: bool
 ) -> None:
@@ -223,6 +223,8 @@ def test_damaged_counts_are_found_by_verify_and_counted_again(
     first, second, *_ = sorted((tmp_path / "run").rglob("*.tables"))
     if how == "gone":
         first.unlink()
+    elif how == "misnamed":
+        first.write_bytes(first.read_bytes().replace(b'"confusions/counts"', b'"confusions/countz"'))
     else:
         first.write_bytes(first.read_bytes()[:-9] if how == "torn" else second.read_bytes())
     verify = VerifyRequest(output=request_.prediction, run_folder=tmp_path / "run", repair=repair)

@@ -100,6 +100,9 @@ def test_shards_and_zarr_2_are_repaired_too(kind: dict[str, Any]) -> None:
     assert files() == whole
 
 
+SELDOM = [pytest.param(name, marks=pytest.mark.slow) for name in ("offsets.npy", "merged.json")]
+
+
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
 def test_the_table_is_written_again(labels: None, harm: Callable[[Path], None]) -> None:
     whole, made = files(), attempts()
@@ -114,7 +117,7 @@ def test_the_table_is_written_again(labels: None, harm: Callable[[Path], None]) 
     assert attempts() == made
 
 
-@pytest.mark.parametrize("name", ["numbers.npy", "offsets.npy", "objects.csv", "merged.json"])
+@pytest.mark.parametrize("name", ["numbers.npy", "objects.csv", *SELDOM])
 @pytest.mark.parametrize("harm", [flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
 def test_the_merging_is_repeated_where_what_it_gave_is_lost(
     labels: None, name: str, harm: Callable[[Path], None]

@@ -152,7 +152,9 @@ def test_nothing_and_everything_foreground(values: NDArray[np.uint8]) -> None:
     assert np.array_equal(labels, (values > 0).astype(np.int32))
 
 
-@pytest.mark.parametrize(("name", "softness"), [("dic_hela", 2.5), ("phc_psc", 1.2)])
+@pytest.mark.parametrize(
+    ("name", "softness"), [pytest.param("dic_hela", 2.5, marks=pytest.mark.slow), ("phc_psc", 1.2)]
+)
 @pytest.mark.parametrize(
     "flooded", [{"depth": 1.0}, {"landscape": "probability", "smoothing": 1.0, "depth": 0.02}], ids=["distance", "map"]
 )

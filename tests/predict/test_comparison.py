@@ -296,6 +296,7 @@ def test_parts_of_a_data_set_are_alike_and_other_scales_are_not(data: Path, name
                 assert distance(part * 16, trained) > FAR < distance(part / 4, trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["isbi2012/train-volume", "dic_hela/01-images", "phc_psc/01-images", "flyem/volume"])
 def test_no_few_sections_of_a_data_set_look_inverted_to_a_training_on_few(data: Path, name: str) -> None:
     """Neighbouring sections, as users choose them: a few of dense tissue differ in polarity from others by chance."""
@@ -341,3 +342,10 @@ def measured(file: Path, most: int = 24) -> NDArray[np.float64]:
     with tifffile.TiffFile(file) as tif:
         pages = np.unique(np.linspace(0, len(tif.pages) - 1, most).astype(int))
         return np.array([measure(tif.pages[int(page)].asarray()) for page in pages])
+
+
+def test_grey_values_of_a_damaged_header_are_refused() -> None:
+    whole = GreyValues.of(np.zeros((3, 6)))
+    for name in ("percentiles", "spread"):
+        with pytest.raises(UnetcliError, match="expected 5 percentiles of the grey values, each with its spread"):
+            replace(whole, **{name: (1.0, 2.0)})

@@ -61,8 +61,7 @@ def alone(model: Path, **options: Any) -> NDArray[np.float32]:
     return np.asarray(lazy.predict("big.zarr", model, dtype="float32", **CPU, **options).compute())
 
 
-@pytest.mark.parametrize("rotations", [1, 4])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("count", "rotations"), [(2, 1), (3, 4), pytest.param(2, 4, marks=pytest.mark.slow)])
 def test_the_mean_is_that_of_the_models_one_by_one(models: list[Path], count: int, rotations: int) -> None:
     each = [alone(model, rotations=rotations) for model in models[:count]]
     assert min(np.abs(a - b).max() for n, a in enumerate(each) for b in each[:n]) > 0.01

@@ -219,7 +219,7 @@ def test_a_folder_that_cannot_be_written_ends_all_with_one_line(ranks: Ranks) ->
 @pytest.mark.parametrize(
     ("asked", "code"),
     [
-        (signal.SIGTERM, 3),
+        pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, 3, marks=pytest.mark.slow),
         (signal.SIGINT, 130),
     ],
@@ -252,7 +252,7 @@ def test_sigusr1_to_any_writes_a_checkpoint(ranks: Ranks) -> None:
     wait_for(lambda: ranks.alive() and Checkpoint.load(file).step)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_ends_the_others_in_order(ranks: Ranks, killed: int) -> None:
     ranks.start(ENDLESS)
     ranks.wait_for_validation()

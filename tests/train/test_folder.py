@@ -259,3 +259,10 @@ def test_a_changed_configuration_is_found_by_its_checksum(folder: TrainingFolder
     folder.config.write_text(folder.config.read_text().replace('"steps": 100', '"steps": 99'))
     with pytest.raises(UnetcliError, match=r"training\.json: damaged: its checksum is .*; --overwrite starts over"):
         folder.frozen()
+
+
+def test_a_row_whose_reliability_diagram_is_torn_is_left_out(folder: TrainingFolder) -> None:
+    diagram = {"pixels": [3, 4], "probability": [0.1, 0.9], "right": [0.2, 0.8]}
+    folder.append_log({"step": 1, "best": True, "reliability": diagram})
+    folder.append_log({"step": 2, "best": True, "reliability": {**diagram, "right": [0.2]}})
+    assert [row["step"] for row in folder.rows()] == [1]

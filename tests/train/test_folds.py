@@ -233,6 +233,7 @@ def test_the_table_of_folds_is_printed(request_: TrainRequest) -> None:
     assert "unetcli predict VOLUME --model model/fold-1 --model model/fold-2\n" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_preview_of_folds_is_that_of_the_first_and_says_how_many(request_: TrainRequest) -> None:
     done = finished(*WORDS.split()[:-1], "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -57,7 +57,7 @@ def begun(request: TrainRequest) -> dict[str, Any]:
     return Checkpoint.load(folder.checkpoint).network
 
 
-@pytest.mark.parametrize("recipe", ["fast", "paper"])
+@pytest.mark.parametrize("recipe", ["fast", pytest.param("paper", marks=pytest.mark.slow)])
 def test_step_0_is_the_initial_model(old: Path, recipe: str) -> None:
     request = replace(TUNED, recipe=recipe)
     first, network = begun(request), load_network(old)

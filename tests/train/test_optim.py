@@ -18,7 +18,15 @@ from unetcli.core.geometry import Architecture
 from unetcli.model.network import BatchNorm, UNet
 from unetcli.train.dataset import Sampler, dataset_statistics
 from unetcli.train.distributed import ProcessGroup, require_divisible
-from unetcli.train.optim import MIN_WEIGHT_SUM, Batch, Learner, batches, create_optimizer, weighted_cross_entropy
+from unetcli.train.optim import (
+    MIN_WEIGHT_SUM,
+    Batch,
+    Learner,
+    _require_state,
+    batches,
+    create_optimizer,
+    weighted_cross_entropy,
+)
 from unetcli.train.settings import IGNORED, Augmentation, Optimisation, TrainingConfig, TruthRules
 from unetcli.train.targets import classes_of, weight_table
 
@@ -289,3 +297,18 @@ def test_the_border_weight_is_on_background_between_two_cells_only(everywhere: b
     assert border_weight[10:20, 20:24].min() > 5
     assert border_weight[:, 50:].max() < 1e-4
     assert (border_weight[classes == 1] > 0).any() == everywhere
+
+
+def test_an_optimiser_that_lacks_a_value_is_refused() -> None:
+    learner, (first, *_) = started(configured(optimizer="adamw"))
+    learner.step(first, 0)
+    _require_state(learner.optimizer)
+    next(iter(learner.optimizer.state.values()))["exp_avg"] = None
+    with pytest.raises(ValueError, match="exp_avg of the optimiser does not fit the weights"):
+        _require_state(learner.optimizer)
+
+
+def test_sgd_without_momentum_lacks_nothing() -> None:
+    learner, (first, *_) = started(configured(momentum=0.0))
+    learner.step(first, 0)
+    _require_state(learner.optimizer)

@@ -374,3 +374,20 @@ def test_threads_share_the_cache() -> None:
         thread.join()
     assert not wrong
     assert len(stored.read) == len(set(stored.read))
+
+
+def test_chunks_without_voxels_are_refused(tmp_path: Path) -> None:
+    file = write_zarr(tmp_path / "raw.zarr", grey(2, 9, 9), (1, 4, 4)) / "zarr.json"
+    stored = json.loads(file.read_text())
+    stored["chunk_grid"]["configuration"]["chunk_shape"][2] = 0
+    file.write_text(json.dumps(stored))
+    with pytest.raises(UnetcliError, match=r"raw.zarr: .*chunks? .*expected at least one voxel"):
+        open_volume(tmp_path / "raw.zarr")
+
+
+def test_a_group_whose_array_has_no_shape_is_refused_in_one_line(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "group.zarr")
+    file = write_zarr(tmp_path / "group.zarr/0", grey(2, 9, 9)) / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"shape": [2, "nine", 9]}))
+    with pytest.raises(UnetcliError, match=r"group.zarr: what it contains cannot be opened \(.*nine"):
+        open_volume(tmp_path / "group.zarr")

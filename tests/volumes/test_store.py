@@ -183,9 +183,17 @@ def test_a_damaged_object_of_the_input_sets_its_block_aside(request_: PredictReq
     [
         ({"run_folder": None}, "s3://bucket/pred.zarr: .*--run-folder FOLDER, a local folder"),
         ({"volume": "s3://bucket/no.zarr"}, "s3://bucket/no.zarr: contains no Zarr array or group"),
-        ({"volume": "s3://nobucket/no.zarr"}, "s3://nobucket/no.zarr: contains no Zarr array or group"),
-        ({"output": "s3://nobucket/p.zarr"}, "s3://nobucket/p.zarr: .*bucket does not exist"),
-        ({"output": "s3://bucket/big.zarr"}, "equal to, inside or around the input"),
+        pytest.param(
+            {"volume": "s3://nobucket/no.zarr"},
+            "s3://nobucket/no.zarr: contains no Zarr array or group",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"output": "s3://nobucket/p.zarr"}, "s3://nobucket/p.zarr: .*bucket does not exist", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"output": "s3://bucket/big.zarr"}, "equal to, inside or around the input", marks=pytest.mark.slow
+        ),
         ({"output": "s3://bucket/big.zarr/0"}, "equal to, inside or around the input"),
         ({"output": "s3://bucket/other.zarr"}, "other.zarr: exists and was not written by unetcli"),
         ({"volume": "gopher://bucket/no.zarr"}, "gopher://bucket/no.zarr: .*gopher"),

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
 
+MOST_LETTERS = 400
+"""Letters of the message of another program's error that are shown."""
+
 
 class UnetcliError(Exception):
     """A problem that the user can fix; the command prints it on one line and exits with code 1.
@@ -29,7 +32,8 @@ class UnreadableBlock(UnetcliError):
 def one_line(error: BaseException, *, kind: bool = False) -> str:
     r"""Message of an error on one line, or its class name if it has no message.
 
-    With ``kind``, the class name precedes the message of any error but :class:`UnetcliError`.
+    With ``kind``, the class name precedes the message of any error but :class:`UnetcliError`. Of messages of others,
+    which may quote whole files, the first letters are kept.
 
     >>> one_line(OSError("two\nlines")), one_line(OSError())
     ('two lines', 'OSError')
@@ -37,7 +41,10 @@ def one_line(error: BaseException, *, kind: bool = False) -> str:
     ('ValueError: two lines', 'no model')
     """
     name, text = type(error).__name__, " ".join(str(error).split())
-    return f"{name}: {text}" if text and kind and not isinstance(error, UnetcliError) else text or name
+    if isinstance(error, UnetcliError):
+        return text or name
+    text = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}.."
+    return f"{name}: {text}" if text and kind else text or name
 
 
 def counted(number: int, unit: str) -> str:

@@ -136,6 +136,12 @@ def _control_group_limit() -> int | None:
     return None
 
 
+def total_memory() -> int:
+    """Memory of the host, or the limit of the job or control group if that is less, in bytes."""
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(host, memory_limit() or host)
+
+
 def available_memory() -> tuple[float, str]:
     """Memory that this process can still use, in bytes, and what limits it: the host, the job or ``ulimit -v``."""
     found = [(math.inf, "available")]

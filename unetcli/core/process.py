@@ -22,6 +22,8 @@ SPINS = 10_000
 
 GPU_FILES = ("dev/nvidia[0-9]*", "dev/kfd", "dev/dxg")
 """Device files of the drivers of NVIDIA and AMD, and of either in the Windows Subsystem for Linux."""
+BFLOAT16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+"""Names that Linux gives to instructions for bfloat16: of x86, and of ARM."""
 SWITCH_SECONDS = 0.0005
 """Time after which a thread gives Python's lock to another one that waits for it, in processes that use a GPU."""
 Loop = TypeVar("Loop", bound=Callable[..., Any])
@@ -114,12 +116,23 @@ def cpu_threads() -> int:
 
 def cpu_name() -> str:
     """Model name of the processor."""
+    return _cpu_property("model name") or platform.processor() or platform.machine()
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16; Linux says so, and torch need not be imported."""
+    flags = f"{_cpu_property('flags')} {_cpu_property('Features')}".split()
+    return not BFLOAT16_FLAGS.isdisjoint(flags)
+
+
+def _cpu_property(name: str) -> str:
+    """Value of the first line of a name that Linux says about the processor; empty if it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in pairs if key.strip() == name), "")
 
 
 def may_have_gpu(root: Path = Path("/")) -> bool:

@@ -47,6 +47,10 @@ class BlockResult:
     write_seconds: float = 0.0
 
 
+class OtherSettings(UnetcliError):
+    """An output was begun with other settings."""
+
+
 class DamagedResult(UnreadableBlock):
     """The stored result of another block, which this one needs, is damaged and has to be recomputed."""
 
@@ -346,6 +350,6 @@ def require_continued(step: Step, frozen: Any | None, way: str) -> None:
         if step.is_made():
             raise UnetcliError(f"{step.output}: exists, but its plan {step.folder.plan_file} is missing; {way}")
     elif found := step.differences(frozen):
-        raise UnetcliError(
+        raise OtherSettings(
             f"{step.output}: begun with other settings: {'; '.join(found)}; use the same settings; {way}"
         )

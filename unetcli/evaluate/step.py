@@ -203,9 +203,10 @@ def is_continuation(frozen: EvaluationPlan, plan: EvaluationPlan) -> bool:
 
 
 def digest(arrays: Arrays) -> str:
-    """Checksum of all arrays, for the receipt."""
+    """Checksum of all arrays and their names, for the receipt."""
     found = Checksum()
     for name in sorted(arrays):
+        found.add(np.frombuffer(name.encode(), np.uint8))
         found.add(arrays[name])
     return found.hexdigest()
 

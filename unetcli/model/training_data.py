@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.errors import UnetcliError
+
 PERCENTS = (1, 25, 50, 75, 99)
 NEIGHBOURHOOD = 25
 """Side, in pixels, of the neighbourhood that the local contrast of a pixel refers to."""
@@ -29,6 +31,10 @@ class GreyValues:
     """Standard deviation of the polarity over the windows."""
     windows: int
     """Number of windows."""
+
+    def __post_init__(self) -> None:
+        if not len(self.percentiles) == len(self.spread) == len(PERCENTS):
+            raise UnetcliError(f"expected {len(PERCENTS)} percentiles of the grey values, each with its spread")
 
     @classmethod
     def of(cls, measures: NDArray[np.float64]) -> GreyValues:

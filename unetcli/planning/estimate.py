@@ -218,7 +218,7 @@ MIB = 2**20
 RECEIPT_BYTES = 110
 """Approximate length of a receipt line."""
 
-CPU_SLACK, CPU_EXTRA = {"float32": 1.5, "bfloat16": 1.7}, 48 * MIB
+CPU_SLACK, CPU_EXTRA = {"float32": 1.55, "bfloat16": 1.75}, 48 * MIB
 """Memory that the allocator keeps beside the tensors, as a factor and a constant. Chosen above the highest of many
 measured peaks, which vary by 20 %."""
 CUDA_SLACK, CUDA_CONTEXT = 1.25, 820 * MIB

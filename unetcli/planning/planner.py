@@ -12,10 +12,10 @@ from unetcli.planning.plan import Plan, Settings, Sources, axis_spans
 
 CHUNK = 512
 """In-plane side of an output chunk."""
-CPU_TILE = 700
-"""Largest input side that is chosen by default on a CPU."""
-GPU_TILE = 2236
-"""Largest input side that is chosen by default on a GPU: its output is 2052, and context is 1/6 of the input."""
+KNOWN_TO_FIT = 700
+"""Largest input side that is chosen by default on a CPU of which the memory is not known."""
+LARGEST_TILE = 2236
+"""Largest input side that is chosen by default: its output is 2052, and context is 1/6 of the input."""
 BLOCK_LIMIT = 4096
 """Largest in-plane side of a block; a killed worker loses at most the block it works on."""
 SHARD_SIDES = (1, 2, 4, 6, 8)
@@ -162,7 +162,7 @@ def largest_tile(footprint: Footprint, limit: int) -> int:
     return smallest + max(0, limit - smallest) // axis.alignment * axis.alignment
 
 
-def device_tile(architecture: Architecture, free_bytes: int, limit: int = GPU_TILE) -> int:
+def device_tile(architecture: Architecture, free_bytes: int, limit: int = LARGEST_TILE) -> int:
     """Largest input side, up to ``limit`` voxels, whose forward pass fits ``free_bytes`` of device memory.
 
     If none fits, it is the smallest usable side.

@@ -172,6 +172,8 @@ def plan_volume(
     frozen = None if request.overwrite else folder_of(request).read_plan(Plan, FORMAT)
     machine, assumed = find_machine(request, frozen)
     plan = resolve_plan(request, source, models, frozen, machine)
+    if request.precision == "auto" and frozen is None and plan.settings.precision != "float32":
+        assumed = (*assumed, f"{plan.settings.precision} if two tiles agree; --precision fixes it")
     require_no_warnings()
     numbers = estimate(plan, architecture, stored_input(plan, source), others)
     numbers = replace(numbers, output_files=numbers.output_files + pyramid_of(plan).files)

@@ -119,13 +119,16 @@ class VolumeOptions(Options):
     channel: int | None = channel_option()
     axes: str | None = axes_option()
     tile: int | None = network_option(
-        "Width of the tile that the network reads at once, in pixels; auto: 700 on a CPU, the largest that fits a GPU.",
+        "Width of the tile that the network reads at once, in pixels; auto: up to 2236, as the memory allows.",
         env=True,
         parse=parse_tile,
         text="auto",
     )
     device: str | None = device_option()
-    precision: str = network_option("Number format of the computation: float32 or bfloat16.", default="float32")
+    precision: str = network_option(
+        "Number format of the network: float32, bfloat16, or auto: bfloat16 where it is faster and no tile shows.",
+        default="auto",
+    )
     normalise: str = network_option(
         "Normalise grey values by the statistics of the training images (model) or of VOLUME (volume).", default="model"
     )

@@ -12,13 +12,17 @@ import numpy as np
 from unetcli.core.arrays import PerChannel, as_per_channel, file_sha256
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.core.files import absolute
-from unetcli.core.process import Machine, cpu_threads
+from unetcli.core.geometry import Architecture
+from unetcli.core.memory import available_memory, total_memory
+from unetcli.core.process import Machine, cpu_threads, usable_cores
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.model.file import ModelHeader, read_model
+from unetcli.planning.estimate import device_bytes
 from unetcli.planning.plan import DTYPES, ROTATIONS, ModelSource, Plan, Settings, Sources, Statistics
 from unetcli.planning.planner import (
-    CPU_TILE,
+    KNOWN_TO_FIT,
+    LARGEST_TILE,
     MAX_FILES,
     Input,
     device_tile,
@@ -37,13 +41,14 @@ from unetcli.predict.comparison import (
     turn_warnings,
 )
 from unetcli.predict.models import require_agreeing
+from unetcli.predict.precision import choose_precision, foreseen_precision
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.places import format_sizes, require_same_place, sizes_differ, stated_sizes
 from unetcli.volumes.samples import fingerprint, sampled_statistics
 from unetcli.volumes.volume import Volume, resolve_region
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 NORMALISE = ("model", "volume")
 ASSUMED_GPU_BYTES = 16 * 2**30
 """Free memory that is assumed of a GPU of another machine when the tile is chosen. Workers with less memory use
@@ -82,6 +87,9 @@ def resolve_plan(
     region = resolve_region(request.sections, request.roi, source)
     sample = None if machine else Sample.of(source, region, request.channel)
     settings = resolve_settings(request, source, headers, frozen, machine, sample)
+    if request.precision == "auto" and frozen is None and machine is None:
+        chosen = choose_precision(request, source, region, models, headers[0].architecture, settings)
+        settings = replace(settings, precision=chosen)
     compare(request, source, dict(zip(models, headers, strict=True)), settings, sample)
     first, *others = [
         ModelSource(path=absolute(str(model)), fingerprint="" if machine else file_sha256(model)) for model in models
@@ -98,7 +106,7 @@ def resolve_plan(
         ),
         region,
         headers[0].architecture,
-        min(resolve_tile(request, header, frozen, settings.device, machine) for header in headers),
+        min(resolve_tile(request, header, frozen, settings, machine) for header in headers),
         settings,
         Sources(
             volume=absolute(request.volume),
@@ -146,15 +154,20 @@ def require_match(request: PredictRequest, source: Volume, header: ModelHeader) 
 
 
 def resolve_tile(
-    request: PredictRequest, header: ModelHeader, frozen: Plan | None, device: str, machine: Machine | None = None
+    request: PredictRequest, header: ModelHeader, frozen: Plan | None, settings: Settings, machine: Machine | None
 ) -> int:
-    """Input side of a tile: that of the request, else the frozen one, else the largest that suits the device."""
+    """Input side of a tile: that of the request, else the frozen one, else the largest that suits the device.
+
+    Larger tiles repeat less context: in the paper's network, a tile of 700 costs 28 % more multiply-adds than one
+    without end, and one of 2236 costs 6 % more.
+    """
     if request.tile is not None:
         return request.tile
     if frozen is not None:
         return frozen.tile[-1]
-    if device == "cpu":
-        return largest_tile(header.architecture.footprint(), CPU_TILE)
+    if settings.device == "cpu":
+        footprint = header.architecture.footprint()
+        return largest_tile(footprint, KNOWN_TO_FIT) if request.remote else cpu_tile(header.architecture, settings)
     if machine is not None and machine.free_bytes is not None:
         return device_tile(header.architecture, machine.free_bytes // 2)
     if request.remote:
@@ -162,6 +175,19 @@ def resolve_tile(
     from unetcli.model.network import free_bytes, resolve_device
 
     return device_tile(header.architecture, free_bytes(resolve_device(request.device)) // 2)
+
+
+def cpu_tile(architecture: Architecture, settings: Settings) -> int:
+    """Largest input side whose forward pass fits a quarter of the memory, and half of what is free.
+
+    Of several workers, each has the part that belongs to its threads.
+    """
+    share = settings.threads / usable_cores()
+    room = share * min(total_memory() / 4, available_memory()[0] / 2)
+    footprint = architecture.footprint()
+    known, largest = (largest_tile(footprint, side) for side in (KNOWN_TO_FIT, LARGEST_TILE))
+    sides = range(largest, known, -footprint.axes[-1].alignment)
+    return next((side for side in sides if device_bytes(architecture, side, "cpu", settings.precision) <= room), known)
 
 
 def resolve_levels(request: PredictRequest, plan: Plan, frozen: Plan | None) -> int:
@@ -291,7 +317,7 @@ def resolve_settings(
         std=first.std,
         nonfinite=request.nonfinite,
         device=device,
-        precision=request.precision,
+        precision=resolve_precision(request, architecture, frozen, machine),
         threads=threads,
         mask=None if mask is None else mask.fingerprint(resolve_region(request.sections, request.roi, source)),
         skip_below=request.skip_below,
@@ -299,6 +325,17 @@ def resolve_settings(
         rotations=request.rotations,
         others=tuple(others),
     )
+
+
+def resolve_precision(
+    request: PredictRequest, architecture: Architecture, frozen: Plan | None, machine: Machine | None
+) -> str:
+    """Number format: that of the request, else the frozen one, else one that is foreseen or, for now, float32."""
+    if request.precision != "auto":
+        return request.precision
+    if frozen is not None:
+        return frozen.settings.precision
+    return "float32" if machine is None else foreseen_precision(request, architecture, machine)
 
 
 def resolve_machine(request: PredictRequest, frozen: Plan | None) -> tuple[str, int]:

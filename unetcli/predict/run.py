@@ -18,7 +18,7 @@ from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, run
 from unetcli.engine.runfolder import PREDICT, require_claimable
 from unetcli.engine.shares import ShareOutcome, finish_shares, run_share
-from unetcli.engine.step import require_continued
+from unetcli.engine.step import OtherSettings, require_continued
 from unetcli.executors.options import ClusterOptions
 from unetcli.planning.plan import FORMAT, Plan
 from unetcli.planning.planner import wasted_work
@@ -156,8 +156,16 @@ def predict_share(
     UnetcliError
         Another process works on this share, or the run was divided into another number of shares.
     """
-    started, step, here = time.perf_counter(), resolve_step(request), RunOptions.of(request, ClusterOptions())
-    outcome = run_share(step, share, here, lambda found, mine: log_plan(step, found, mine), report, stopping)
+    started, here = time.perf_counter(), RunOptions.of(request, ClusterOptions())
+
+    def run_now() -> tuple[PredictStep, ShareOutcome]:
+        step = resolve_step(request)
+        return step, run_share(step, share, here, lambda found, mine: log_plan(step, found, mine), report, stopping)
+
+    try:
+        step, outcome = run_now()
+    except OtherSettings:  # those that another share chose and froze at this moment; they are taken now
+        step, outcome = run_now()
     return summarise_share(step, outcome, time.perf_counter() - started)
 
 

@@ -203,7 +203,9 @@ def _row(line: str) -> dict[str, Any] | None:
         )
         decoded(tuple[int, bool], [row.get("step"), row.get("best")])
         decoded(Calibration | None, row.get("calibration"))
-        decoded(dict[str, list[float | None]] | None, row.get("reliability"))
+        diagram = decoded(dict[str, list[float | None]] | None, row.get("reliability")) or {}
+        if len({len(values) for values in diagram.values()}) > 1:
+            return None
     except (ValueError, UnetcliError):
         return None
     return row

@@ -247,7 +247,8 @@ def _require_state(optimizer: torch.optim.Optimizer) -> None:
     for weights, state in optimizer.state.items():
         for name, values in state.items():
             fits = isinstance(values, Tensor) and (not values.ndim or values.shape == weights.shape)
-            if not fits and values is not None:
+            unused = values is None and name == "momentum_buffer"  # of SGD without momentum
+            if not fits and not unused:
                 raise ValueError(f"{name} of the optimiser does not fit the weights of shape {tuple(weights.shape)}")
 
 

@@ -15,7 +15,7 @@ from unetcli.core.process import cpu_threads
 from unetcli.model.calibration import Calibration
 from unetcli.model.network import UNet
 from unetcli.planning.plan import Plan, Settings, Sources
-from unetcli.planning.planner import CPU_TILE, Input, largest_tile, make_plan
+from unetcli.planning.planner import KNOWN_TO_FIT, Input, largest_tile, make_plan
 from unetcli.predict.predictor import Predictor, predict_blocks
 from unetcli.train.calibration import HeldOutPixels, by_loss_weights, fitted, mean_loss_weights
 from unetcli.train.dataset import Dataset, DatasetStatistics, Part
@@ -121,7 +121,7 @@ class Validator:
         architecture = self.config.architecture
         bytes_per_voxel = raw.dtype.itemsize * architecture.in_channels
         source = Input(axes=raw.axes, extent=raw.extent, chunks=raw.chunks, bytes_per_voxel=bytes_per_voxel)
-        tile = largest_tile(architecture.footprint(), CPU_TILE)
+        tile = largest_tile(architecture.footprint(), KNOWN_TO_FIT)
         nothing = Sources(volume="", volume_fingerprint="", model="", model_fingerprint="")
         return make_plan(source, region, architecture, tile, self.settings, nothing)
 

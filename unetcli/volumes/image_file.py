@@ -12,6 +12,7 @@ from unetcli.volumes import other_formats
 from unetcli.volumes.hdf5 import open_hdf5
 from unetcli.volumes.picture import open_picture
 from unetcli.volumes.tiff import open_tiff
+from unetcli.volumes.views import chunks_of
 from unetcli.volumes.volume import Volume
 from unetcli.volumes.zarr_image import open_zarr
 
@@ -53,6 +54,8 @@ def require_image(volume: Volume) -> Volume:
         raise UnetcliError(f"{volume.path}: dtype {volume.dtype}; expected integers, floats or booleans")
     if 0 in volume.array.shape:
         raise UnetcliError(f"{volume.path}: empty array, shape {tuple(volume.array.shape)}")
+    if any(side < 1 for side in chunks_of(volume.array)):
+        raise UnetcliError(f"{volume.path}: chunks of {tuple(chunks_of(volume.array))}; expected at least one voxel")
     if (voxels := math.prod(volume.array.shape)) > MAX_VOXELS:
         raise UnetcliError(f"{volume.path}: {voxels:.3g} voxels; expected at most {MAX_VOXELS:.3g}")
     return volume

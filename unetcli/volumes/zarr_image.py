@@ -114,7 +114,10 @@ def _member(name: VolumeName, group: zarr.Group) -> Volume:
     """
     if series := container_series(group):
         return _from_container(name, series)
-    members = sorted(group.members(max_depth=None), key=lambda member: member[0])
+    try:
+        members = sorted(group.members(max_depth=None), key=lambda member: member[0])
+    except Exception as error:  # of many classes, as in opening
+        raise UnetcliError(f"{name.place}: what it contains cannot be opened ({one_line(error)})") from error
     groups = [path for path, node in members if isinstance(node, zarr.Group) and ngff.images(node.attrs)]
     candidates = groups or [path for path, node in members if isinstance(node, zarr.Array)]
     if not candidates:
