@@ -18,6 +18,7 @@ from pairs import SHAPE, TRUTH, VALUES, blobs, each_section, evaluated, stored
 from scipy import ndimage
 
 from unetcli.cli.views import score_lines
+from unetcli.evaluate.blocks import BlockCounter
 from unetcli.evaluate.counting import SUMS_METRICS, TABLE_SUMS, Counts
 from unetcli.evaluate.plan import BLOCK_VOXELS
 from unetcli.evaluate.request import METRICS, EvaluateRequest
@@ -117,7 +118,7 @@ def test_scores_of_probabilities_do_not_depend_on_blocks_or_threads(
 def counts_of(tmp_path: Path, values: NDArray[Any], truth: NDArray[Any], **options: Any) -> list[Counts]:
     paths = stored(tmp_path, values, chunks=(2, 8, 16)), stored(tmp_path, truth, "t.zarr")
     evaluation = ResolvedRequest.of(EvaluateRequest(prediction=paths[0], truth=paths[1], block_voxels=1, **options))
-    return [evaluation.count(number) for number in range(evaluation.plan.blocks)]
+    return list(map(BlockCounter(evaluation.plan, evaluation.pair), range(evaluation.plan.blocks)))
 
 
 def test_counts_can_be_restored_from_their_arrays(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from unetcli.engine.run import RunOptions, launching, prepare
 from unetcli.engine.runfolder import RunFolder
 from unetcli.engine.worker import StepTask
 from unetcli.evaluate import evaluate as evaluate_module
+from unetcli.evaluate.blocks import BlockCounter
 from unetcli.evaluate.counting import Counts, total_counts
 from unetcli.evaluate.evaluate import Unfinished, evaluate_volume
 from unetcli.evaluate.request import EvaluateRequest
@@ -146,7 +147,7 @@ def test_any_executor_counts(
     assert step.ledger.refresh().complete
     kept = (Counts.from_arrays(step.counts.load(number)) for number in range(27))
     counts = total_counts(step.plan, kept)
-    expected = total_counts(step.plan, map(evaluation.count, range(27)))
+    expected = total_counts(step.plan, map(BlockCounter(step.plan, evaluation.pair), range(27)))
     there, wanted = counts.to_arrays(), expected.to_arrays()
     assert there.keys() == wanted.keys()
     assert all(np.array_equal(there[name], wanted[name]) for name in there)

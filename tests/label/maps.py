@@ -69,7 +69,8 @@ def labelled(plan: LabelPlan, probability: NDArray[Any]) -> tuple[NDArray[np.int
     labels = np.zeros(plan.shape, np.int64)
     for piece, arrays in enumerate(tables):
         part = merged.numbers[merged.offsets[piece] : merged.offsets[piece + 1]]
-        labels[plan.box(piece).slices] = np.concatenate([[0], part])[arrays["labels"]]
+        if arrays["labels"].size:
+            labels[plan.box(piece).slices] = np.concatenate([[0], part])[arrays["labels"]]
     return labels, merged
 
 

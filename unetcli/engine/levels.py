@@ -265,6 +265,8 @@ class Pyramid:
 
     def write(self, level: int, box: Box, values: NDArray[Any]) -> list[Path]:
         """Store ``(outputs, *box.shape)`` in whole chunks (shards) of a level; return the files written."""
+        if self._is_absent(level, box) and not values.any():
+            return []  # chunks of zeros are not stored
         self._levels[level].write(self._written[level], box, values)
         return list(self._levels[level].files(box))
 
@@ -285,9 +287,16 @@ class Pyramid:
     def _made(self, level: int, piece: Box) -> NDArray[Any]:
         result = np.empty((self.plan.outputs, *piece.shape), self.image.level.dtype)
         for part, below in self.plan.parts(level, piece):
-            finer = self._levels[level - 1].read(self._read[level - 1], below)
-            result[(slice(None), *part.relative_to(piece).slices)] = self.coarser(finer)
+            place = (slice(None), *part.relative_to(piece).slices)
+            if self._is_absent(level - 1, below):
+                result[place] = 0
+            else:
+                result[place] = self.coarser(self._levels[level - 1].read(self._read[level - 1], below))
         return result
+
+    def _is_absent(self, level: int, box: Box) -> bool:
+        """Whether nothing is stored of a box of a level, so that all its values are 0; False if that is not known."""
+        return self._levels[level].is_absent(self._read[level], box)
 
     def _show(self, levels: int) -> None:
         attributes = self.image.attributes()

@@ -92,7 +92,9 @@ class Counts:
             arrays |= {f"tables/{number}/{name}": values for name, values in columns.items()}
         for number, part in self.parts.items():
             arrays |= {f"parts/{number}/{name}": values for name, values in part.to_arrays().items()}
-        text = json.dumps({number: counts.to_dict() for number, counts in self.em.items()})
+        different = {id(counts): counts for counts in self.em.values()}  # equal sections share their counts
+        texts = {key: json.dumps(counts.to_dict()) for key, counts in different.items()}
+        text = "{" + ", ".join(f'"{number}": {texts[id(counts)]}' for number, counts in self.em.items()) + "}"
         return {**arrays, "em": np.frombuffer(text.encode(), np.uint8)}
 
     @classmethod
@@ -219,20 +221,6 @@ def _numbers(arrays: Mapping[str, NDArray[Any]], name: str) -> list[int]:
 
 
 ORIGIN = MappingProxyType({"y": 0, "x": 0})
-
-
-def count_block(plan: EvaluationPlan, pair: Pair, number: int) -> Counts:
-    """Counts of one block.
-
-    Raises
-    ------
-    UnetcliError
-        Values are not probabilities or labels, or the truth has a class that the prediction lacks.
-    """
-    box = plan.box(number)
-    data = pair.read(box)
-    planes = zip(box.planes(), data.planes(), strict=True)
-    return Counts.total(count_section(plan, pair, plane, part) for plane, part in planes)
 
 
 def count_section(plan: EvaluationPlan, pair: Pair, plane: Box, data: PairData) -> Counts:

@@ -21,6 +21,7 @@ from unetcli.engine.run import RunOptions, RunOutcome, require_usable, run
 from unetcli.engine.runfolder import EVALUATE, require_claimable
 from unetcli.engine.step import is_unusable
 from unetcli.evaluate.baseline import comparison_of, packed, require_baseline
+from unetcli.evaluate.blocks import BlockCounter
 from unetcli.evaluate.counting import Counts, CountsAccumulator, labels_of, probabilities, total_counts, unit_counts
 from unetcli.evaluate.plan import MIN_UNITS, require_complete
 from unetcli.evaluate.request import LABELS, METRICS, PROBABILITY, EvaluateRequest
@@ -405,10 +406,11 @@ def count_in_process(
 ) -> Iterator[Counts]:
     """Counts of the blocks, in order, computed by threads of this process."""
     plan, done = resolved.plan, 0
-    for number, counts in ordered_map(resolved.count, range(plan.blocks), threads_that_fit(resolved)):
+    count_block = BlockCounter(plan, resolved.pair)
+    for number, counts in ordered_map(count_block, range(plan.blocks), threads_that_fit(resolved)):
         if stopping():
             raise Unfinished("stopped; counts of a small evaluation are not stored, the same command starts again", [])
-        found = finished(counts, lambda again=number: resolved.count(again))  # type: ignore[misc]
+        found = finished(counts, lambda again=number: count_block(again))  # type: ignore[misc]
         done += plan.box(number).size
         report(done, plan.region.size)
         yield found

@@ -328,6 +328,11 @@ class Pair:
             valid = inside if valid is None else valid & inside
         return PairData(prediction, reference, valid)
 
+    def is_absent(self, box: Box) -> bool:
+        """Whether nothing is stored of a region, in coordinates of the truth, and no mask is to be read."""
+        shifted = box.shifted(tuple(-o for o in self.offset))
+        return self.mask is None and self.truth.is_absent(box) and self.prediction.is_absent(shifted)
+
     def _sections(self, asked: Box) -> Box:
         """The requested sections, clipped in the plane to the extent of the prediction."""
         axis = self.truth.section_axis

@@ -20,7 +20,6 @@ from unetcli.core.ranges import spread_order
 from unetcli.core.streams import ordered_map
 from unetcli.evaluate.counting import (
     Counts,
-    count_block,
     labels_of,
     probabilities,
     reference_of,
@@ -347,10 +346,6 @@ class ResolvedRequest:
         components = COMPONENTS.format(request.threshold) if finds_components else ""
         notes = [*kind_notes(kind), components, *notes, note, pair.note]
         return cls(request=request, pair=pair, plan=plan, notes=tuple(filter(None, notes)))
-
-    def count(self, number: int) -> Counts:
-        """Counts of one block."""
-        return count_block(self.plan, self.pair, number)
 
     def places(self) -> list[tuple[tuple[int, ...], str]]:
         """Coordinates and name of each section."""

@@ -24,7 +24,8 @@ from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import EVALUATE, RunFolder, remove_run_folder
 from unetcli.engine.step import BlockResult, Change, Resources, Step, StepPaths, try_block
 from unetcli.engine.verify import OTHER
-from unetcli.evaluate.counting import Arrays, Counts, count_block, total_counts
+from unetcli.evaluate.blocks import BlockCounter
+from unetcli.evaluate.counting import Arrays, Counts, total_counts
 from unetcli.evaluate.plan import FORMAT, EvaluationPlan, Pair
 from unetcli.evaluate.request import EvaluateRequest
 from unetcli.planning.plan import Stage
@@ -96,10 +97,10 @@ class EvaluateStep(Step):
         return self.folder.path
 
     def compute(self, blocks: Sequence[int], stopping: Callable[[], bool]) -> Generator[BlockResult]:
-        pair = self.pair  # opened before threads start
+        count = BlockCounter(self.plan, self.pair)  # opened before threads start
         threads = self.paths.threads or cpu_threads()
         todo = itertools.takewhile(lambda _: not stopping(), blocks)
-        for number, future in ordered_map(lambda n: count_block(self.plan, pair, n), todo, threads):
+        for number, future in ordered_map(count, todo, threads):
             yield try_block(number, lambda n=number, found=future: self._store(n, found.result()))  # type: ignore[misc]
 
     def _store(self, number: int, counts: Counts) -> BlockResult:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.geometry import Box
 from unetcli.engine.levels import Arrays
-from unetcli.label.objects import components, is_foreground, measure, neighbourhood
+from unetcli.label.objects import Measures, components, is_foreground, measure, neighbourhood
 from unetcli.label.plan import LabelPlan
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FACES_ALONE = (4, 6)
 """Connectivities at which voxels that share only an edge or a corner are not neighbours."""
+PASSES = ("names", "lowest", "ends", "height", "order")
+"""Fields of :class:`unetcli.label.watershed.Basins` that are left to the merge."""
 Read = Callable[[Box], NDArray[Any]]
 """Reads the voxels of a box of the volume."""
 
@@ -36,14 +38,32 @@ def find_objects(plan: LabelPlan, piece: int, probability: Read, brightness: Rea
     Returns
     -------
     dict of arrays
-        ``labels``, int32 of the block's shape: 0 is background, objects are 1, 2, .. ; the fields of
-        :class:`~unetcli.label.objects.Measures`, one entry per object; and the links to the objects of other blocks.
+        ``labels``, int32 of the block's shape: 0 is background, objects are 1, 2, .. ; of size 0 if there are no
+        objects. The fields of :class:`~unetcli.label.objects.Measures`, one entry per object. And the links to the
+        objects of other blocks.
     """
     find = find_components if plan.settings.method == "components" else find_regions
     labels, count, links = find(plan, piece, probability)
+    if not count:
+        return {**without_objects(plan), **links}
     box = plan.box(piece)
     measured = measure(labels, count, box, plan.shape, brightness(box))
     return {"labels": labels, **measured.to_arrays(), **links}
+
+
+def find_nothing(plan: LabelPlan, piece: int) -> Arrays:
+    """Result of :func:`find_objects` for a block that has no foreground, neither in the layer of voxels after it."""
+    if plan.settings.method == "components":
+        links = faces(plan, piece, np.broadcast_to(np.int32(0), plan.extended(piece).shape))
+    else:
+        links = {name: np.zeros((0, 2) if name in ("ends", "order") else 0, np.int64) for name in PASSES}
+    return {**without_objects(plan), **links}
+
+
+def without_objects(plan: LabelPlan) -> Arrays:
+    """Labels and measures of a block without objects, which take no space however large the block is."""
+    axes = len(plan.axes)
+    return {"labels": np.zeros((0,) * axes, np.int32), **Measures.empty(0, axes).to_arrays()}
 
 
 def find_components(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDArray[np.int32], int, Arrays]:
@@ -57,7 +77,10 @@ def find_components(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDA
     box, extended = plan.box(piece), plan.extended(piece)
     settings = plan.settings
     touching = neighbourhood(plan.axes, settings.connectivity, three_d=settings.three_d)
-    labels, count = components(is_foreground(probability(extended), settings.threshold), touching)
+    foreground = is_foreground(probability(extended), settings.threshold)
+    if not foreground.any():
+        return np.zeros(box.shape, np.int32), 0, faces(plan, piece, np.broadcast_to(np.int32(0), extended.shape))
+    labels, count = components(foreground, touching)
     own = box.relative_to(extended).slices
     if settings.connectivity in FACES_ALONE:
         inside = np.bincount(labels[own].ravel(), minlength=count + 1) > 0
@@ -92,14 +115,7 @@ def find_regions(plan: LabelPlan, piece: int, probability: Read) -> tuple[NDArra
 
     whole = Box.of_shape(plan.shape)
     found = find_basins(landscape_of(plan), plan.box(piece), plan.extended(piece), whole, probability)
-    links = {
-        "names": found.names,
-        "lowest": found.lowest,
-        "ends": found.ends,
-        "height": found.height,
-        "order": found.order,
-    }
-    return found.labels, found.count, links
+    return found.labels, found.count, {name: getattr(found, name) for name in PASSES}
 
 
 def landscape_of(plan: LabelPlan) -> Landscape:

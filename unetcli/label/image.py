@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, UnreadableBlock
 from unetcli.core.files import Place, is_remote, parse_place, remove_abandoned_drafts
 from unetcli.core.geometry import Box, ceil_to
+from unetcli.label.objects import is_foreground
 from unetcli.label.plan import LabelPlan
 from unetcli.volumes import ngff
 from unetcli.volumes.image import MARKER, ArraySpec, Image, find_marker, group_file, image_attributes
@@ -42,6 +43,13 @@ class Probabilities:
         if self._last is None or box.clipped(self._last[0]) != box:
             self._last = box, self._checked(box, self.volume.read(box, self.channel)[0])
         return self._last[1][box.relative_to(self._last[0]).slices]
+
+    def is_background(self, box: Box, threshold: float) -> bool:
+        """Whether nothing is stored of a box inside the volume, and the value of absent chunks is not foreground."""
+        if not self.volume.is_absent(box):
+            return False
+        voxel = Box(box.start, tuple(a + 1 for a in box.start))
+        return not is_foreground(self._checked(box, self.volume.read(voxel, self.channel)[0]), threshold).any()
 
     def _checked(self, box: Box, values: NDArray[Any]) -> NDArray[Any]:
         if values.dtype.kind == "f" and not ((values >= 0) & (values <= 1)).all():  # NaN fails too

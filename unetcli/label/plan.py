@@ -18,7 +18,7 @@ from unetcli.planning.plan import BlockGrid, Stage, require_few, require_sides, 
 from unetcli.planning.pyramid_plan import PyramidPlan
 from unetcli.volumes.samples import same_data
 
-FORMAT = 3
+FORMAT = 4
 """Version of a plan's JSON."""
 METHODS = ("components", "watershed")
 LANDSCAPES = ("distance", "probability")

@@ -27,7 +27,7 @@ from unetcli.engine.runfolder import LABEL, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, StepPaths, require_continued, try_block
 from unetcli.engine.verify import check_block
 from unetcli.label import plan as label_plan
-from unetcli.label.finding import find_objects, working_bytes
+from unetcli.label.finding import find_nothing, find_objects, working_bytes
 from unetcli.label.image import (
     Parent,
     Probabilities,
@@ -193,7 +193,8 @@ class LabelStep(ImageStep):
         """Find the objects of a block and save its tables."""
         read = Probabilities(self.prediction, self.plan.settings.channel)
         brightness = read if (other := self.intensity) is None else lambda box: other[0].read(box.shifted(other[1]))[0]
-        tables = find_objects(self.plan, piece, read, brightness)
+        background = read.is_background(self.plan.extended(piece), self.plan.settings.threshold)
+        tables = find_nothing(self.plan, piece) if background else find_objects(self.plan, piece, read, brightness)
         tables["highest"] = np.array([read.highest])
         return BlockResult(
             number=number,
@@ -217,7 +218,8 @@ class LabelStep(ImageStep):
         """Write the final labels of a block."""
         box = self.plan.box(piece)
         labels = self.files.tables.load(piece, ["labels"])["labels"]
-        values = self.files.numbers_of(piece).astype(pyramid.image.spec.dtype)[labels]
+        dtype = pyramid.image.spec.dtype
+        values = self.files.numbers_of(piece).astype(dtype)[labels] if labels.size else np.zeros(box.shape, dtype)
         files = pyramid.write(0, box, values[np.newaxis])
         return BlockResult(number=number, checksum=checksum(values), files=files, voxels=box.size)
 

@@ -41,6 +41,10 @@ class Sums:
     def __add__(self, other: Self) -> Self:
         return self._mapped(lambda name: getattr(self, name) + getattr(other, name))
 
+    def times(self, count: int) -> Self:
+        """Sum of ``count`` equal units."""
+        return self._mapped(lambda name: getattr(self, name) * count)
+
     @classmethod
     def stacked(cls, units: Sequence[Self]) -> Self:
         """Stack the sums of n >= 1 units; each field becomes (n, ...)."""

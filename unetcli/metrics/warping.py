@@ -7,7 +7,7 @@ is 4-connected, membrane is 8-connected, and everything outside a section is mem
 from __future__ import annotations
 
 import itertools
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 
@@ -43,7 +43,8 @@ class ErrorCounts:
     @property
     def total(self) -> int:
         """All remaining pixels: the error of Jain et al. 2010, in pixels."""
-        return sum(astuple(self))
+        # ``astuple`` copies deeply, which takes ten times as long.
+        return sum(getattr(self, name) for name in self.__slots__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,4 +28,15 @@ def is_absent(array: Any, selection: tuple[slice, ...]) -> bool:
     sides = array.shards or array.chunks
     ranges = [range(s.start // side, -(-s.stop // side)) for s, side in zip(selection, sides, strict=True)]
     keys = (array.metadata.encode_chunk_key(chunk) for chunk in itertools.product(*ranges))
-    return not any(os.path.lexists(folder / key) for key in keys)  # what is there may be damaged
+    return all(_is_free(f"{folder}/{key}") for key in keys)
+
+
+def _is_free(path: str) -> bool:
+    """Whether nothing is at a path; False if that cannot be told, so that reading reports the reason."""
+    try:
+        os.lstat(path)  # what is there may be damaged, or a link to nothing
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
