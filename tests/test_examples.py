@@ -11,6 +11,9 @@ from pathlib import Path
 import pages
 import pytest
 
+from unetcli import api
+from unetcli.core.arrays import file_sha256
+
 ROOT = Path(__file__).parents[1]
 SHORT = {"STEPS": "40", "SAMPLE": "--size 128 --sections 3 --train-sections 4"}
 
@@ -106,3 +109,13 @@ def test_the_output_that_the_pages_show_is_that_of_the_commands(quickstart: tupl
     for command, shown in [session for page in pages.PAGES for session in pages.sessions(page.read_text())]:
         printed = pages.output_of(command, tmp_path)
         assert words(printed) == words(shown), f"$ {command}\n{printed}"
+
+
+def test_the_example_model_segments_sections_that_it_has_not_seen(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    model = ROOT / "examples" / "models" / "em-sample.safetensors"
+    assert f"`{file_sha256(model)}`" in (model.parent / "README.md").read_text()
+    volume, truth = (str(quickstart[0] / name) for name in ("big.zarr", "truth.zarr"))
+    api.predict(volume, model=str(model), output=str(tmp_path / "pred.zarr"), device="cpu")
+    scores = api.evaluate(str(tmp_path / "pred.zarr"), truth=truth, metrics="pixels,em").scores
+    assert scores["em"]["pixel_disagreement"] < 0.08
+    assert scores["pixels"]["calibration_error"] < 0.02

@@ -65,7 +65,9 @@ def choose_precision(
         if settings.device == "cuda" and request.dtype == "uint8":
             log.info("float32 is used: %s", UNKNOWN)
         return "float32"
-    from unetcli.model.network import has_bfloat16, resolve_device  # torch
+    import torch
+
+    from unetcli.model.network import has_bfloat16, resolve_device
     from unetcli.predict.predictor import is_out_of_memory
 
     device = resolve_device(request.device)
@@ -78,6 +80,8 @@ def choose_precision(
         if not is_out_of_memory(error):
             raise
         reason, short = "there is no memory to compare two tiles", False
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the tile is chosen by what is free
     chosen = "bfloat16" if short else "float32"
     log.info("%s is used: %s", chosen, reason)
     return chosen
