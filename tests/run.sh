@@ -3,8 +3,7 @@
 # slurm-wlm and munge). If it is missing, root installs it; for other users those tests are skipped with the reason.
 #   sh tests/run.sh          default tests
 #   sh tests/run.sh --all    also slow tests, then other versions of Python and of the libraries (tests/lanes.sh)
-# The variable TEST_PROCESSES sets the number of parallel processes (default 3, as tests wait for a third of their
-# time), each with its own cluster and browser.
+# The variable TEST_PROCESSES sets the number of parallel processes (default 2), each with its own cluster and browser.
 # All further arguments are passed to pytest: sh tests/run.sh tests/core/test_files.py
 set -eu
 group=dev
@@ -31,7 +30,7 @@ fi
 ruff check .
 ruff format --check .
 mypy
-python -m pytest --numprocesses "${TEST_PROCESSES:-3}" --dist loadfile ${tier:+-m "$tier"} "$@"
+python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile ${tier:+-m "$tier"} "$@"
 if [ -n "$tier" ] && [ $# = 0 ]; then
     sh tests/lanes.sh lowest
     sh tests/lanes.sh newest

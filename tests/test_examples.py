@@ -116,6 +116,6 @@ def test_the_example_model_segments_sections_that_it_has_not_seen(quickstart: tu
     assert f"`{file_sha256(model)}`" in (model.parent / "README.md").read_text()
     volume, truth = (str(quickstart[0] / name) for name in ("big.zarr", "truth.zarr"))
     api.predict(volume, model=str(model), output=str(tmp_path / "pred.zarr"), device="cpu")
-    scores = api.evaluate(str(tmp_path / "pred.zarr"), truth=truth, metrics="pixels,em").scores
+    scores = api.evaluate(str(tmp_path / "pred.zarr"), truth=truth, metrics=("pixels", "em")).scores
     assert scores["em"]["pixel_disagreement"] < 0.08
     assert scores["pixels"]["calibration_error"] < 0.02

@@ -47,7 +47,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("fill", [0, 60, 200])
+@pytest.mark.parametrize(
+    "fill", [pytest.param(0, marks=pytest.mark.slow), 60, pytest.param(200, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_scores_are_those_of_the_values_stored_in_full(tmp_path: Path, case: str, fill: int) -> None:
     options = dict(CASES[case])
