@@ -123,6 +123,8 @@ def test_the_three_lines_work_one_after_the_other(unetcli: Run, tmp_path: Path) 
         (("predict", "missing.zarr"), 1, "missing.zarr"),
         (("predict", "big.zarr", "--model", "nowhere"), 1, "nowhere"),
         (("predict", "big.zarr", "--tile", "512"), 1, "508 and 516"),
+        (("predict", "big.zarr", "-o", "out.tif"), 1, "--output out.tif: the output is an OME-Zarr folder, not a .tif"),
+        (("plan", "big.zarr", "-o", "out.zarr.zip"), 1, "not a .zip file; a name that works: out.zarr"),
         (("predict", "big.zarr", "--tile", "big"), 1, "--tile big"),
         (("predict", "big.zarr", "--sections", "3"), 1, "A:B"),
         (("predict", "big.zarr", "--no-such-option"), 2, "no-such-option"),

@@ -252,6 +252,7 @@ def test_an_output_of_predict_is_not_replaced(labels: Path, tmp_path: Path) -> N
         ({"sections": (0, 1)}, "labels.zarr: no label in any section; --keep-empty"),
         ({"output": "s3://bucket/w.zarr"}, "--output s3://bucket/w.zarr: .* local path"),
         ({"output": "absent/w.zarr"}, "--output absent/w.zarr: folder absent does not exist; create it first"),
+        ({"output": "w.tif"}, "--output w.tif: the output is an OME-Zarr folder, not a .tif file; .* works: w.zarr"),
         ({"output": "INPUT"}, "equal to, inside or around the input"),
         ({"output": "INPUT/w"}, "equal to, inside or around the input"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from unetcli.core.errors import UnetcliError
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.other_formats import require_zarr_name
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,30 @@ def test_numpy_arrays_are_named_by_what_numpy_writes(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 4)))
     with pytest.raises(UnetcliError, match="a NumPy array"):
         open_volume(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "works"),
+    [
+        ("out.tif", ".tif", "out.zarr"),
+        ("there/out.ome.TIFF", ".tiff", "there/out.ome.zarr"),
+        ("out.btf", ".btf", "out.zarr"),
+        ("out.png", ".png", "out.zarr"),
+        ("out.h5", ".h5", "out.zarr"),
+        ("out.zarr.zip", ".zip", "out.zarr"),
+        ("out.nii.gz", ".nii.gz", "out.zarr"),
+        ("out.n5", ".n5", "out.zarr"),
+        ("s3://bucket/out.tif", ".tif", "s3://bucket/out.zarr"),
+    ],
+)
+def test_an_output_is_not_named_like_a_file_of_another_format(name: str, ending: str, works: str) -> None:
+    with pytest.raises(UnetcliError) as caught:
+        require_zarr_name(name)
+    assert str(caught.value) == (
+        f"--output {name}: the output is an OME-Zarr folder, not a {ending} file; a name that works: {works}"
+    )
+
+
+@pytest.mark.parametrize("name", ["out.zarr", "out.ome.zarr", "out", "out.pred", "a.tif.zarr", "slides.tif/out", "tif"])
+def test_other_names_of_outputs_are_accepted(name: str) -> None:
+    require_zarr_name(Path(name))

@@ -34,6 +34,7 @@ from unetcli.core.options import (
     take_over_option,
 )
 from unetcli.executors.options import ArrayOptions, ClusterOptions
+from unetcli.volumes.other_formats import require_zarr_name
 
 _planning = partial(option, heading=Heading.PLANNING)
 Share = tuple[int, int] | Literal["auto"]
@@ -146,6 +147,7 @@ class VolumeOptions(Options):
         name_choices(self, "volume")
         object.__setattr__(self, "output", None if self.output is None else parse_place(self.output))
         object.__setattr__(self, "mask", strip_scheme(self.mask) if self.mask else None)
+        require_zarr_name(self.output_path)
         super().__post_init__()
 
     @property

@@ -33,6 +33,7 @@ from unetcli.train.targets import LabelCounts, TargetCache, class_weights, requi
 from unetcli.viz.png import require_own_picture, software_of
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.other_formats import require_zarr_name
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import LocalStore
 from unetcli.volumes.volume import Volume, describe
@@ -215,6 +216,7 @@ def _resolve(request: WeightsRequest) -> tuple[Path, Volume, tuple[int, int]]:
     if is_remote(strip_scheme(place)):
         raise UnetcliError(f"--output {place}: a weight map needs a local path")
     path = Path(strip_scheme(place))
+    require_zarr_name(path)
     require_apart(path, [request.labels])
     require_free(path, overwrite=True)  # the rest depends on the labels, which takes time to read
     for file in (path, picture_of(path)):

@@ -1,10 +1,11 @@
-"""Formats that are not read: named as what they are, with a program that writes OME-Zarr or TIFF from them."""
+"""Formats that are not read or not written: named as what they are, with what would work."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.files import ENDINGS, Place
 
 BIOFORMATS = "bioformats2raw writes it as OME-Zarr, Fiji as TIFF"
 PYTHON = "read it in Python with {0} and write a TIFF file with tifffile.imwrite"
@@ -53,6 +54,8 @@ MAGIC = {
     b"\0\0\0\x0cjP  ": "jp2",
 }
 """First bytes of the files of some formats, whatever their name."""
+NOT_WRITTEN = {".n5", ".tf8", *(f".{key}" for key in FORMATS), *ENDINGS} - {".zarr", ".ome"}
+"""Endings of names that are those of files, or of folders, of other formats."""
 N5 = "convert it to OME-Zarr, with the Fiji plugins n5-zarr or BigStitcher"
 
 
@@ -77,3 +80,23 @@ def require_readable_folder(path: Path) -> None:
     """Raise :class:`UnetcliError` if a folder is an N5 container, or a dataset in one."""
     if path.suffix.lower() == ".n5" or (path / "attributes.json").is_file():
         raise UnetcliError(f"{path}: an N5 container, which unetcli does not read; {N5}")
+
+
+def require_zarr_name(output: Place) -> None:
+    """Raise :class:`UnetcliError` if the name of an OME-Zarr to write is that of a file of another format.
+
+    Other programs choose how to read a path by its ending.
+
+    >>> require_zarr_name("s3://bucket/out.zarr")
+    >>> require_zarr_name("s3://bucket/out.ome.tif")
+    Traceback (most recent call last):
+    unetcli.core.errors.UnetcliError: --output s3://bucket/out.ome.tif: the output is an OME-Zarr folder, not a .tif \
+file; a name that works: s3://bucket/out.ome.zarr
+    """
+    lower = str(output).lower()
+    taken = next((ending for ending in sorted(NOT_WRITTEN, key=len, reverse=True) if lower.endswith(ending)), None)
+    if taken is not None:
+        name = f"{str(output)[: -len(taken)].removesuffix('.zarr')}.zarr"
+        raise UnetcliError(
+            f"--output {output}: the output is an OME-Zarr folder, not a {taken} file; a name that works: {name}"
+        )
