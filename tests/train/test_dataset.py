@@ -130,7 +130,7 @@ def test_runs_are_the_sections_with_truth_and_nothing_between_them() -> None:
 @pytest.mark.parametrize(("ignore", "empty"), [(None, [False, False, True]), (7, [True, False, True])])
 def test_a_section_is_empty_where_all_of_it_is_0_or_ignored(ignore: int | None, empty: list[bool]) -> None:
     labels = np.zeros(SHAPE, np.uint8)
-    labels[0, 3, 4], labels[1, 12, 21] = 7, 1
+    labels[0], labels[1, 12, 21] = 7, 1
     pair = annotated(grey(*SHAPE), labels, truth="binary", ignore=ignore)
     assert [pair.is_empty(plane) for plane in pair.raw.whole().planes()] == empty
     assert not pair.is_empty(Box((1, 0, 0), (2, 2, 2)))  # a window: its whole section is searched

@@ -148,10 +148,22 @@ def test_rules_survive_being_written_down() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "ignore", "empty"),
-    [([0, 0], None, True), ([0, 1], None, False), ([0, 9], 9, True), ([9, 1], 9, False), ([1, 1], None, False)],
+    [
+        ([0, 0], None, True),
+        ([0, 1], None, False),
+        ([1, 1], None, False),
+        ([9, 9], 9, True),
+        ([9, 1], 9, False),
+        ([0, 9], 9, False),  # background was drawn, and the rest marked as not annotated
+        ([0, 0], 9, True),  # perhaps nobody looked at it
+        ([0, 0], 0, True),
+        ([0, 1], 0, False),
+    ],
 )
 def test_a_section_is_empty_where_nothing_is_drawn(labels: list[int], ignore: int | None, empty: bool) -> None:
-    assert is_empty(np.array([labels]), TruthRules(truth="binary", ignore=ignore)) is empty
+    rules = TruthRules(truth="binary", ignore=ignore)
+    assert is_empty([np.array([labels])], rules) is empty
+    assert is_empty([np.array([[label]]) for label in labels], rules) is empty
 
 
 def test_real_cells_that_touch_stay_apart_in_the_classes(data: Path) -> None:

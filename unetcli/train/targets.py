@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -64,9 +64,20 @@ def classes_of(labels: NDArray[Any], rules: TruthRules) -> NDArray[np.uint8]:
     return classes
 
 
-def is_empty(labels: NDArray[Any], rules: TruthRules) -> bool:
-    """Whether all labels are 0 or ignored. Such sections are left out of training by default."""
-    return not ((labels != 0) & (True if rules.ignore is None else labels != rules.ignore)).any()
+def is_empty(parts: Iterable[NDArray[Any]], rules: TruthRules) -> bool:
+    """Whether nothing is drawn in a section, given in parts. Such sections are left out of training by default.
+
+    Labels of 0 alone may be background or a section that nobody annotated. Beside the ignored label, which marks what
+    is not annotated, they are background that was drawn.
+    """
+    background = ignored = False
+    for labels in parts:
+        unknown = np.zeros(labels.shape, bool) if rules.ignore is None else labels == rules.ignore
+        if ((labels != 0) & ~unknown).any():
+            return False
+        background |= bool((~unknown).any())
+        ignored |= bool(unknown.any())
+    return not (background and ignored)
 
 
 def class_weights(counts: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -202,9 +213,8 @@ class TargetCache:
         return counts
 
     def is_empty(self, section: Box) -> bool:
-        """Whether a section has no labels other than 0 and the ignored one."""
-        parts = self.pieces(section)
-        return all(is_empty(self.labels.read(part).reshape(part.shape[-2:]), self.rules) for part in parts)
+        """Whether nothing is drawn in a section; see :func:`is_empty`."""
+        return is_empty(map(self.labels.read, self.pieces(section)), self.rules)
 
     def pieces(self, box: Box) -> Iterator[Box]:
         """Yield windows that cover a section once; the sides of all but the last are multiples of ``PATCH``.
