@@ -52,7 +52,9 @@ def written(place: Path) -> int:
 
 
 def step(place: Path) -> int:
-    return Checkpoint.load(place / "model/checkpoint.pt").step
+    """Step of the last checkpoint; a kill between the two renames of a save leaves only the one before."""
+    last, before = (place / "model" / name for name in ("checkpoint.pt", "checkpoint.previous.pt"))
+    return Checkpoint.load(last if last.exists() else before).step
 
 
 def same(one: Any, other: Any) -> bool:
