@@ -22,7 +22,7 @@ SCRIPTS = Path(__file__).parents[1] / "examples" / "paper"
 
 def run(place: Path, script: str, *words: str) -> dict[str, Any]:
     """Run a script on the data in ``place``, and return its rows."""
-    line = [sys.executable, SCRIPTS / script, ".", "--results", "results", "--output", "work", "--jobs", "1", *words]
+    line = [sys.executable, SCRIPTS / script, ".", "--results", "results", "--output", "work", *words]
     done = subprocess.run(line, cwd=place, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     name = script.removesuffix(".py")
@@ -42,7 +42,7 @@ def write_data(place: Path, folder: str, images: str, labels: str, *shape: int) 
 @pytest.mark.slow
 def test_the_table_of_em_sections_is_made_and_continued(tmp_path: Path) -> None:
     write_data(tmp_path, "isbi2012", "train-volume.tif", "train-labels.tif", 25, 128, 128)
-    rows = run(tmp_path, "em.py", "--steps", "2", "--recipes", "fast")
+    rows = run(tmp_path, "em.py", "--steps", "2", "--recipes", "fast", "--jobs", "1")
     assert [row.split(", ")[1] for row in rows] == [
         "one pass",
         "mean of 7 turned copies",
@@ -55,7 +55,7 @@ def test_the_table_of_em_sections_is_made_and_continued(tmp_path: Path) -> None:
     last = json.loads(kept.read_text())
     del last["rows"]["recipe fast, mean of 5 folds"]
     kept.write_text(json.dumps(last))
-    assert run(tmp_path, "em.py", "--steps", "2", "--recipes", "fast") == rows
+    assert run(tmp_path, "em.py", "--steps", "2", "--recipes", "fast", "--jobs", "1") == rows
     assert models == {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/model.safetensors")}
 
 
