@@ -82,14 +82,10 @@ class Experiment:
     @classmethod
     def of(cls, given: argparse.Namespace, name: str) -> Experiment:
         """The experiment that the arguments of :func:`training_parser_of` describe; each network has its own files."""
-        if given.network != "small":
-            return cls(
-                given.output / given.network,
-                given.results / f"{name}-{given.network}.json",
-                given.device,
-                given.network,
-            )
-        return cls(given.output, given.results / f"{name}.json", given.device)
+        small = given.network == "small"
+        output = given.output if small else given.output / given.network
+        file = f"{name}.json" if small else f"{name}-{given.network}.json"
+        return cls(output, given.results / file, given.device, given.network)
 
     @staticmethod
     def unetcli(*words: Any) -> str:

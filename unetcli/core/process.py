@@ -108,6 +108,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_beside(device: str, most: int, cores_each: int) -> int:
+    """Threads that prepare or store what a device computes, one for each ``cores_each`` usable cores, at most ``most``.
+
+    One for a CPU, whose cores belong to the network; several for a GPU, which is faster than one thread.
+    """
+    return 1 if device != "cuda" else max(1, min(most, usable_cores() // cores_each))
+
+
 def cpu_threads() -> int:
     """Threads for the network on a CPU: ``OMP_NUM_THREADS``, else the number of usable cores."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from unetcli.planning.plan import Settings
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.windows import read_finite
 from unetcli.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    from unetcli.predict.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +100,12 @@ def judged(
     if window is None:
         return "no window could be read to compare two tiles", False
     margin = (large - small) // 2
-    inner = np.ascontiguousarray(window[:, margin : margin + small, margin : margin + small])
-    one, other = (stored(part, models, settings, "bfloat16") for part in (inner, window))
+    inner = window[:, margin:-margin, margin:-margin]
+    short, exact = predictors(models, settings, ("bfloat16", "float32"))
+    one, other = short(inner), short(window)
     cut = (other.shape[-1] - one.shape[-1]) // 2
     seam = levels(one, other[:, cut:-cut, cut:-cut]).max()
-    apart = float(np.mean(levels(one, stored(inner, models, settings, "float32")) > CLOSE))
+    apart = float(np.mean(levels(one, exact(inner)) > CLOSE))
     said = f"tiles of {small} and {large} differ by at most {seam} of 255 levels in bfloat16"
     far = f"{100 * apart:.2g} % of the voxels by more than {CLOSE} from float32"
     return f"{said}, and {far}", bool(seam <= SAME and apart <= MOST_APART)
@@ -135,10 +140,8 @@ def windows_of(region: Box, side: int) -> Iterator[Box]:
         yield Box(start, (*(at + 1 for at in middle[:-2]), *(at + side for at in start[-2:])))
 
 
-def stored(
-    voxels: NDArray[np.generic], models: Sequence[Path], settings: Settings, precision: str
-) -> NDArray[np.uint8]:
-    """Stored values (outputs, y, x) of a window in a number format."""
+def predictors(models: Sequence[Path], settings: Settings, precisions: Sequence[str]) -> list[Predictor]:
+    """A predictor of the same networks for each number format."""
     import torch
 
     from unetcli.model.network import exact_float32, resolve_device
@@ -146,9 +149,8 @@ def stored(
 
     exact_float32()
     torch.set_num_threads(settings.threads)
-    networks = [load_network(model) for model in models]
-    predictor = Predictor(networks, replace(settings, precision=precision), resolve_device(settings.device))
-    return np.asarray(predictor(voxels))
+    networks, device = [load_network(model) for model in models], resolve_device(settings.device)
+    return [Predictor(networks, replace(settings, precision=each), device) for each in precisions]
 
 
 def levels(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from unetcli.core.errors import one_line
 from unetcli.core.geometry import Box, hull
 from unetcli.core.memory import out_of_memory
-from unetcli.core.process import give_back_freed_memory, switch_threads_often, usable_cores
+from unetcli.core.process import give_back_freed_memory, switch_threads_often, threads_beside
 from unetcli.core.streams import prefetch
 from unetcli.model.folding import folded
 from unetcli.model.inference import InferenceUNet
@@ -212,11 +212,8 @@ def inference_network(network: UNet, settings: Settings, device: torch.device) -
 
 
 def io_threads(device: str) -> int:
-    """Threads that read windows, and as many that write blocks.
-
-    One for a CPU, whose cores belong to the network; several for a GPU, which is faster than one thread reads.
-    """
-    return 1 if device != "cuda" else max(1, min(GPU_IO_THREADS, usable_cores() // CORES_PER_IO_THREAD))
+    """Threads that read windows, and as many that write blocks."""
+    return threads_beside(device, GPU_IO_THREADS, CORES_PER_IO_THREAD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.process import switch_threads_often, usable_cores
+from unetcli.core.process import switch_threads_often, threads_beside
 from unetcli.core.streams import ordered_map
 from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.train.augment import augment
@@ -280,7 +280,7 @@ def create_optimizer(optimisation: Optimisation, network: nn.Module) -> torch.op
 def batches(learner: Learner, sampler: Sampler, numbers: Iterable[int]) -> Iterable[Batch]:
     """Yield this process's part of the batch of each step in ``numbers``.
 
-    A GPU is faster than one thread draws samples, so several do; a sample depends only on its number.
+    For a GPU, several threads draw samples; a sample depends only on its number.
     """
     size, architecture = learner.config.optimisation.batch_size, learner.config.architecture
     width = architecture.channels(architecture.depth)
@@ -290,16 +290,12 @@ def batches(learner: Learner, sampler: Sampler, numbers: Iterable[int]) -> Itera
         masks = [sampler.dropout_mask(n, width, architecture.dropout) for n in part]
         return [sampler.sample(n) for n in part], masks
 
-    if (threads := sampling_threads(learner.device)) == 1:
+    threads = threads_beside(learner.device.type, MOST_SAMPLING_THREADS, CORES_PER_THREAD)
+    if threads == 1:
         yield from itertools.starmap(learner.batch, map(drawn, numbers))
     else:
         with closing(ordered_map(drawn, numbers, threads)) as ready:
             yield from (learner.batch(*future.result()) for _, future in ready)
-
-
-def sampling_threads(device: torch.device) -> int:
-    """Threads that draw samples: one for a CPU, whose cores belong to the network, and several for a GPU."""
-    return 1 if device.type != "cuda" else max(1, min(MOST_SAMPLING_THREADS, usable_cores() // CORES_PER_THREAD))
 
 
 def weighted_cross_entropy(
