@@ -381,7 +381,7 @@ def test_chunks_without_voxels_are_refused(tmp_path: Path) -> None:
     stored = json.loads(file.read_text())
     stored["chunk_grid"]["configuration"]["chunk_shape"][2] = 0
     file.write_text(json.dumps(stored))
-    with pytest.raises(UnetcliError, match=r"raw.zarr: .*chunks? .*expected at least one voxel"):
+    with pytest.raises(UnetcliError, match=r"raw.zarr: .*chunk.*(expected at least one voxel|at least 1)"):
         open_volume(tmp_path / "raw.zarr")
 
 

@@ -29,6 +29,8 @@ def open_zarr(name: VolumeName) -> Volume:
     store, inside = _store_of(name.place)
     with warnings.catch_warnings(), opening_to_read(store) as opened:
         warnings.simplefilter("ignore", ZarrUserWarning)  # about other files in the store, which do no harm
+        # newer versions of zarr take other chunks where the stored ones are impossible, and read no data then
+        warnings.filterwarnings("error", r"(?s).*stored chunk .* invalid", ZarrUserWarning)
         try:
             node = zarr.open(opened, path=inside, mode="r")
         except UnetcliError:
