@@ -15,25 +15,36 @@ from itertools import count
 from multiprocessing import current_process, forkserver, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 CONTEXT = get_context("forkserver")
 HEAVY = [
-    "unetcli.cli",
+    "built_commands",
+    "unetcli.api",
     "unetcli.evaluate.evaluate",
+    "unetcli.label.kernels",
     "unetcli.label.run",
+    "unetcli.metrics.kernels",
     "unetcli.predict.preview",
     "unetcli.predict.run",
     "unetcli.registry",
+    "unetcli.report.page",
     "unetcli.engine.status",
     "unetcli.engine.verify",
     "unetcli.train.train",
+    "unetcli.viz.show",
     "torch._dynamo",
+    "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
-    "pydantic",
+    "PIL.JpegImagePlugin",
+    "pydantic.type_adapter",
     "contourpy",
     "imagecodecs",
+    "rich.console",
     "safetensors.torch",
+    "scipy.linalg",
     "torch.utils.serialization.config",
+    "zoneinfo",
 ]
 
 STARTED: list[Command] = []
@@ -123,14 +134,9 @@ def kill_started() -> None:
 
 def start_server() -> None:
     """Start the process that forks, with one OpenMP thread: OpenMP reads its variables when torch is imported."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    CONTEXT.set_forkserver_preload(HEAVY)
-    forkserver.ensure_running()
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = before
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(__file__).parent)):
+        CONTEXT.set_forkserver_preload(HEAVY)
+        forkserver.ensure_running()
 
 
 def run(

@@ -23,8 +23,11 @@ LONG_SECONDS = 3600
 __all__ = ["grey", "write_model", "write_zarr"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if (kept := item.get_closest_marker("by_default")) and not any(words in item.name for words in kept.args):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG_SECONDS))
 

@@ -27,6 +27,7 @@ def settled(page: Page, before: bytes) -> bytes:
     raise AssertionError("the picture stays the same")
 
 
+@pytest.mark.by_default("light-cells")
 @pytest.mark.parametrize("kind", SOME_KINDS)
 @pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_every_view_of_every_section_is_painted(opened: Open, kind: str, theme: str) -> None:

@@ -73,6 +73,7 @@ def complete(shell: str, line: str) -> str:
     return done.stdout
 
 
+@pytest.mark.by_default("bash")
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_offers_commands_and_options(shell: str) -> None:
     assert "train" in complete(shell, "unetcli tr")

@@ -52,6 +52,7 @@ def test_predict_sets_missing_sections_aside_and_completes_with_them(unetcli: Un
     assert unetcli("verify", "parts.zarr", "--input").returncode == 0
 
 
+@pytest.mark.by_default("cut")
 @pytest.mark.parametrize("kind", ["set", "cut"])
 def test_other_commands_refuse_what_is_not_whole(unetcli: Unetcli, tmp_path: Path, kind: str) -> None:
     write_zarr(tmp_path / "whole.zarr", (VALUES > 60).astype(np.uint8))
@@ -76,6 +77,7 @@ def test_other_commands_refuse_what_is_not_whole(unetcli: Unetcli, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*SET, "whole.zarr"} - {SET[2]})
 
 
+@pytest.mark.by_default("empty")
 @pytest.mark.parametrize("damage", ["empty", "folder"])
 def test_a_damaged_shard_is_never_read_as_background(unetcli: Unetcli, tmp_path: Path, damage: str) -> None:
     write_model(tmp_path / "model")
@@ -164,6 +166,7 @@ def test_labels_that_are_said_to_be_elsewhere_are_refused(unetcli: Unetcli, pred
     assert sorted(path for path in (predicted / "pred.zarr").rglob("*")) == before
 
 
+@pytest.mark.by_default("labels/instances")
 @pytest.mark.parametrize("linked", ["labels", "labels/instances"])
 def test_labels_are_not_written_or_deleted_through_a_link(unetcli: Unetcli, predicted: Path, linked: str) -> None:
     assert unetcli("label", "pred.zarr").returncode == 0

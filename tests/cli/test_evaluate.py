@@ -198,6 +198,7 @@ def test_files_of_an_earlier_call_are_replaced(tmp_path: Path, volumes: None) ->
     assert files[0][1] != files[1][1]
 
 
+@pytest.mark.by_default("words0", "words2", "words4")
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -115,6 +115,7 @@ def test_integers_are_rounded_half_up_and_do_not_overflow() -> None:
     assert halved(np.array([[0], [1]], np.uint8)).tolist() == [[1]]
 
 
+@pytest.mark.by_default("zarr 3-1-uint8-tzyx", "zarr 2-2-float32-zyx", "odd chunks", "line", "zarr 3-1-uint8-yx")
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     ("kind", "outputs", "dtype", "name"),
@@ -176,6 +177,7 @@ def test_the_centres_of_coarse_voxels_lie_amid_those_they_are_the_mean_of(tmp_pa
     ]
 
 
+@pytest.mark.by_default("shards", "zarr 3")
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_block_built_again_gives_the_same_files_whatever_was_there(tmp_path: Path, kind: str) -> None:

@@ -604,6 +604,7 @@ def killed(request: pytest.FixtureRequest, finished: Finished, base: Path, tmp_p
     return Killed(command, before, results(place), out)
 
 
+@pytest.mark.by_default("predict --overwrite", "evaluate in an empty folder", "label")
 def test_killed_at_a_decisive_point_the_same_command_continues(killed: Killed) -> None:
     for point in killed.command.points:
         killed.kill(point)

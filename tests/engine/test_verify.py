@@ -89,6 +89,7 @@ def put_another(file: Path) -> None:
 DAMAGE = [truncate, flip_a_bit, Path.unlink, put_zeros, put_another]
 
 
+@pytest.mark.by_default("unlink", "flip_a_bit")
 @pytest.mark.parametrize("harm", DAMAGE, ids=lambda harm: harm.__name__)
 def test_damage_is_named_and_repaired_to_the_same_bytes(harm: Callable[[Path], None]) -> None:
     predicted()
@@ -261,6 +262,7 @@ def stored() -> NDArray[Any]:
     return np.asarray(zarr.open_array(OUTPUT / "0", mode="r")[...])
 
 
+@pytest.mark.by_default("uint8-float32", "float32-bfloat16")
 @pytest.mark.parametrize(
     ("dtype", "precision"),
     [("uint8", "float32"), ("float16", "float32"), ("float32", "float32"), ("float32", "bfloat16")],

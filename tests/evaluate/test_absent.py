@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.by_default("background ignored", "labels through sections", "probability-60")
 @pytest.mark.parametrize(
     "fill", [pytest.param(0, marks=pytest.mark.slow), 60, pytest.param(200, marks=pytest.mark.slow)]
 )

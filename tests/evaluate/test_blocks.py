@@ -48,6 +48,7 @@ def approximately(found: Any, expected: Any) -> bool:
     )
 
 
+@pytest.mark.by_default("sections-300", "through-1")
 @pytest.mark.parametrize("block", [1, 300, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("three_d", [False, True], ids=["sections", "through"])
 def test_scores_of_labels_are_the_same_for_any_block(tmp_path: Path, block: int, three_d: bool) -> None:
@@ -165,6 +166,7 @@ for _n in range(0, 30, 2):
     SPIRAL[_n + 1, _n] = False
 
 
+@pytest.mark.by_default("1500-probability-3")
 @pytest.mark.parametrize(
     ("block", "kind", "ignore"), [(1, "probability", None), (500, "mask", 3), (1500, "probability", 3)]
 )

@@ -140,6 +140,7 @@ def test_objects_of_a_mask_are_its_components(tmp_path: Path) -> None:
     assert images.true_objects.max() == ndimage.label(mask[2])[1]
 
 
+@pytest.mark.by_default("bool-(0, 1)", "uint8-(0, 255)", "uint16-(0, 60000)", "int32-(0, 7)")
 @pytest.mark.parametrize("values", [(0, 1), (0, 255), (0, 7), (0, 60_000)], ids=str)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "bool"])
 def test_pieces_of_a_mask_are_objects_whatever_its_two_values(

@@ -62,6 +62,7 @@ def placed(*arguments: Any) -> str:
     return str(write_placed(*arguments))
 
 
+@pytest.mark.by_default("origin0", "origin2", "None")
 @pytest.mark.parametrize("place", ["truth", "mask"])
 @pytest.mark.parametrize(
     ("origin", "unit", "refused"),

@@ -214,6 +214,7 @@ def test_jobs_request_memory_by_block_size(request_: EvaluateRequest) -> None:
     assert (asked.mem, blocks) == ("9G", 4)
 
 
+@pytest.mark.by_default("misnamed-repair", "torn-", "gone-repair")
 @pytest.mark.parametrize("repair", [False, True], ids=["", "repair"])
 @pytest.mark.parametrize("how", ["torn", "gone", pytest.param("of another block", marks=pytest.mark.slow), "misnamed"])
 def test_damaged_counts_are_found_by_verify_and_counted_again(

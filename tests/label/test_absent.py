@@ -42,6 +42,7 @@ def write(values: NDArray[np.uint8], *, fill: int, dense: bool) -> int:
     return len([path for path in (STORE / "0/c").rglob("*") if path.is_file()])
 
 
+@pytest.mark.by_default("components-0", "watershed-200", "components-100")
 @pytest.mark.parametrize("fill", [0, 100, 200])
 @pytest.mark.parametrize("method", ["components", "watershed"])
 def test_labels_are_those_of_the_values_stored_in_full(method: str, fill: int) -> None:

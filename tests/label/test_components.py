@@ -33,7 +33,7 @@ def by_scipy(foreground: NDArray[np.bool_], touching: NDArray[np.bool_], min_siz
 
 
 @given(scenes())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_blocks_do_not_show(scene: tuple[NDArray[np.uint8], tuple[int, ...], dict[str, Any]]) -> None:
     """Labels equal those of the whole array for any block, dimension and connectivity."""
     values, block, chosen = scene

@@ -45,6 +45,7 @@ def attempts() -> dict[int, int]:
 HARM = [truncate, flip_a_bit, Path.unlink, put_another]
 
 
+@pytest.mark.by_default("watershed-flip_a_bit", "components-unlink")
 @pytest.mark.parametrize(
     ("method", "harm"),
     [*(("components", harm) for harm in HARM), ("watershed", flip_a_bit)],
@@ -87,6 +88,7 @@ def test_a_coarser_level_is_repaired_too(labels: None) -> None:
     assert files() == whole
 
 
+@pytest.mark.by_default("shards")
 @pytest.mark.parametrize("kind", [{"shards": (1, 32, 32)}, {"zarr_format": 2}], ids=str)
 def test_shards_and_zarr_2_are_repaired_too(kind: dict[str, Any]) -> None:
     write_prediction(STORE, blobs((3, 75, 90), 2, seed=7), (1, 16, 16), **kind)
@@ -103,6 +105,7 @@ def test_shards_and_zarr_2_are_repaired_too(kind: dict[str, Any]) -> None:
 SELDOM = [pytest.param(name, marks=pytest.mark.slow) for name in ("offsets.npy", "merged.json")]
 
 
+@pytest.mark.by_default("unlink")
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
 def test_the_table_is_written_again(labels: None, harm: Callable[[Path], None]) -> None:
     whole, made = files(), attempts()
@@ -117,6 +120,7 @@ def test_the_table_is_written_again(labels: None, harm: Callable[[Path], None]) 
     assert attempts() == made
 
 
+@pytest.mark.by_default("unlink-objects.csv", "flip_a_bit-numbers.npy")
 @pytest.mark.parametrize("name", ["numbers.npy", "objects.csv", *SELDOM])
 @pytest.mark.parametrize("harm", [flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
 def test_the_merging_is_repeated_where_what_it_gave_is_lost(
@@ -131,6 +135,7 @@ def test_the_merging_is_repeated_where_what_it_gave_is_lost(
     assert (FOLDER / name).read_bytes() == kept[name]
 
 
+@pytest.mark.by_default("truncate-objects.csv", "unlink-numbers.npy")
 @pytest.mark.parametrize("name", ["numbers.npy", "objects.csv"])
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=lambda harm: harm.__name__)
 def test_a_damaged_result_of_the_merge_is_never_published(

@@ -82,6 +82,7 @@ def test_the_bytes_do_not_depend_on_the_block(method: str, dtype: str) -> None:
 KINDS: dict[str, dict[str, Any]] = {"zarr 3": {}, "shards": {"shards": (1, 32, 32)}, "zarr 2": {"zarr_format": 2}}
 
 
+@pytest.mark.by_default("zarr 3", "shards")
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_are_ome_zarr_like_their_image(kind: str) -> None:
     made = blobs(SHAPE, 2, seed=7)
@@ -220,6 +221,7 @@ def test_deleted_labels_are_made_again(labels: None) -> None:
     assert files() == whole
 
 
+@pytest.mark.by_default("torn-merge", "gone-number")
 @pytest.mark.parametrize("stage", ["merge", "number"])
 @pytest.mark.parametrize("how", ["torn", "gone"])
 def test_what_a_block_found_is_found_again_where_it_is_damaged(labels: None, stage: str, how: str) -> None:

@@ -42,7 +42,7 @@ LANDSCAPES = st.one_of(
 
 
 @given(scenes(), LANDSCAPES, st.tuples(*[st.sampled_from([1.0, 1.0, 1.3, 2.5])] * 4), st.sampled_from([1, 3, 32]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_blocks_do_not_show(
     scene: tuple[NDArray[np.uint8], tuple[int, ...], dict[str, Any]],
     flooded: dict[str, Any],

@@ -284,6 +284,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_predict_plan_and_verify(tmp_p
             call()
 
 
+@pytest.mark.by_default("isbi2012", "flyem")
 @pytest.mark.parametrize("name", ["isbi2012/train-volume", "dic_hela/01-images", "phc_psc/01-images", "flyem/volume"])
 def test_parts_of_a_data_set_are_alike_and_other_scales_are_not(data: Path, name: str) -> None:
     measures = measured(data / f"{name}.tif")

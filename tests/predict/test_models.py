@@ -70,6 +70,7 @@ def test_the_mean_is_that_of_the_models_one_by_one(models: list[Path], count: in
     assert np.abs(found - np.mean(each, axis=0)).max() < 2e-5
 
 
+@pytest.mark.by_default("invert")
 @pytest.mark.parametrize("options", [{"normalise": "volume"}, {"invert": True}], ids=str)
 def test_each_model_has_its_own_statistics(models: list[Path], options: dict[str, Any]) -> None:
     each = [alone(model, **options) for model in models[:2]]

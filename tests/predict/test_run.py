@@ -113,6 +113,7 @@ def test_receipts_have_the_checksums_of_the_stored_voxels(request_: PredictReque
         assert receipt.checksum == checksum(stored()[number][None, None])
 
 
+@pytest.mark.by_default("tile", "dtype")
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -378,6 +379,7 @@ def test_bfloat16_is_close_and_float16_is_rounded_float32(request_: PredictReque
     assert 0 < np.abs(stored("brain.zarr").astype(float) - stored()).max() < 0.1
 
 
+@pytest.mark.by_default("4")
 @pytest.mark.parametrize("thickness", [1, 4, 8])
 def test_chunks_thick_in_z_are_read_once_per_slab(model: Path, monkeypatch: pytest.MonkeyPatch, thickness: int) -> None:
     write_zarr(Path("thick.zarr"), grey(16, 100, 130), chunks=(thickness, 64, 64))

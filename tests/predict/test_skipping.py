@@ -104,6 +104,7 @@ def test_a_region_in_plane_applies_to_every_section(request_: PredictRequest) ->
     assert np.abs(part - whole[:, :51, 7:]).max() <= 1
 
 
+@pytest.mark.by_default("124")
 @pytest.mark.parametrize("tile", TILES)
 def test_cells_of_a_mask_are_as_without_it_and_the_others_zero(
     request_: PredictRequest, cells: NDArray[np.bool_], tile: int
@@ -114,6 +115,7 @@ def test_cells_of_a_mask_are_as_without_it_and_the_others_zero(
     assert np.array_equal(masked, np.where(spread(cells), plain, 0))
 
 
+@pytest.mark.by_default("124")
 @pytest.mark.parametrize("tile", TILES)
 def test_dark_cells_are_skipped_and_the_others_are_as_without_it(model: Path, tile: int, cells: NDArray[Any]) -> None:
     values = grey(*SHAPE) // 4 + 90 * (one_voxel_each(cells) > 0).astype(np.uint8)
@@ -174,6 +176,7 @@ def test_shares_and_a_single_run_give_the_same_bytes(request_: PredictRequest, c
     assert np.array_equal(stored("shares.zarr"), single)
 
 
+@pytest.mark.by_default("up-(1, 5, 3)", "down-(1, 5, 3)", "16")
 @pytest.mark.parametrize("by", [(1, 2, 2), (3, 4, 4), (1, 5, 3), (1, 16, 16)], ids=str)
 @pytest.mark.parametrize("rounded", ["up", "down"])
 def test_a_coarser_mask_selects_the_cells_that_its_voxels_overlap(

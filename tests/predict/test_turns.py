@@ -103,6 +103,7 @@ def predicted(network: UNet, image: Plane, tile: int, rotations: int, block: tup
     return result
 
 
+@pytest.mark.by_default("4-132-block4", "8-188-block1", "8-316-None")
 @pytest.mark.parametrize(
     ("rotations", "tile", "block"),
     [(8, 116, None), (8, 188, (64, 203)), (8, 316, None), (7, 132, (50, 70)), (4, 132, (50, 70))],

@@ -95,6 +95,7 @@ def require_intact(request: TrainRequest, least: int) -> None:
     assert Checkpoint.load(request.output / "checkpoint.pt").step >= least
 
 
+@pytest.mark.by_default("full-10")
 @pytest.mark.parametrize(
     ("trouble", "after"),
     [
@@ -120,6 +121,7 @@ def test_a_disk_error_during_training_is_one_line_and_the_same_command_gives_the
     assert (REQUEST.output / "model.safetensors").read_bytes() == undisturbed
 
 
+@pytest.mark.by_default("full")
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_disk_error_before_continuing_changes_nothing(disk: Path, undisturbed: bytes, trouble: str) -> None:
     begin, end, message = TROUBLES[trouble]
@@ -145,6 +147,7 @@ def test_the_command_reports_a_disk_error_in_one_line_and_exits_1(disk: Path, tr
     assert "disk/model: cannot write" in done.stderr
 
 
+@pytest.mark.by_default("full")
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_weights_reports_a_disk_error_in_one_line_and_leaves_nothing_behind(disk: Path, trouble: str) -> None:
     begin, end, message = TROUBLES[trouble]

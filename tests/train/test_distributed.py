@@ -167,6 +167,7 @@ def test_another_number_of_processes_goes_on(ranks: Ranks, first: int, then: int
     require_same_training(ranks.place, "shared", "alone")
 
 
+@pytest.mark.by_default("under way")
 @pytest.mark.parametrize(
     ("words", "line"),
     [

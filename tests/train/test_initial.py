@@ -57,6 +57,7 @@ def begun(request: TrainRequest) -> dict[str, Any]:
     return Checkpoint.load(folder.checkpoint).network
 
 
+@pytest.mark.by_default("fast-fast")
 @pytest.mark.parametrize("recipe", ["fast", pytest.param("paper", marks=pytest.mark.slow)])
 def test_step_0_is_the_initial_model(old: Path, recipe: str) -> None:
     request = replace(TUNED, recipe=recipe)
@@ -76,6 +77,7 @@ def test_step_0_is_the_initial_model(old: Path, recipe: str) -> None:
         assert same(first, network.state_dict())
 
 
+@pytest.mark.by_default("fast")
 def test_the_first_step_of_a_batch_norm_training_has_the_loss_of_the_initial_model(old: Path) -> None:
     from unetcli.train.optim import batches, weighted_cross_entropy
 

@@ -232,6 +232,7 @@ def test_without_improvement_training_ends_and_more_patience_continues(request_:
     assert (more.steps, more.stopped_early) == (12, True)
 
 
+@pytest.mark.by_default("pixel_disagreement", "rand_error")
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_model_is_chosen_by_the_measure_asked_for(request_: TrainRequest, measure: str) -> None:
     summary = train_model(replace(request_, select=measure, steps=30, validate_every=6))

@@ -254,6 +254,7 @@ def test_a_plane_without_levels_is_read_in_windows_and_never_held(tmp_path: Path
     assert not seen[201:].any()
 
 
+@pytest.mark.by_default("64-(1, 3000, 700)", "37-(1, 1, 3000, 700)")
 @pytest.mark.parametrize("shape", [(1, 3000, 700), (1, 1, 3000, 700), (1, 4, 3000, 700)], ids=str)
 @pytest.mark.parametrize("first", [37, 64])
 def test_a_region_with_levels_lies_where_it_was_predicted(tmp_path: Path, shape: tuple[int, ...], first: int) -> None:

@@ -66,6 +66,7 @@ def is_read_right(path: Path, values: np.ndarray) -> bool:
     return True
 
 
+@pytest.mark.by_default("noise")
 @pytest.mark.parametrize("values", [NOISE, SMOOTH], ids=["noise", "smooth"])
 @pytest.mark.parametrize("store", STORES)
 def test_a_chunk_or_shard_that_is_cut_off_is_an_error(tmp_path: Path, store: str, values: np.ndarray) -> None:

@@ -71,6 +71,7 @@ REGIONS = {
 }
 
 
+@pytest.mark.by_default("tzyx-3-shards", "yx-1", "one voxel")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
@@ -82,6 +83,7 @@ def test_outputs_are_valid_ome_zarr(tmp_path: Path, kind: str, region: Box, outp
     assert yaozarrs.validate_zarr_store(str(output.path)).ome_version() == ("0.4" if kind == "zarr 2" else "0.5")
 
 
+@pytest.mark.by_default("zyx-1-zarr 3", "yx-3-zarr 2", "one voxel")
 @pytest.mark.parametrize(("kind", "dtype"), list(zip(KINDS, ["uint8", "float16", "float32"], strict=True)))
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
@@ -117,6 +119,7 @@ def test_an_output_has_the_voxel_size_and_position_of_its_region(tmp_path: Path,
     assert volume.units == dict.fromkeys("zyx", "nanometer")
 
 
+@pytest.mark.by_default("zyx-3-shards", "yx-1", "one voxel")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
@@ -227,6 +230,7 @@ PIPELINES = [
 """Codec pipelines of the installed zarr-python; the fused one exists since version 3.4."""
 
 
+@pytest.mark.by_default("shards-empty", "shards-zeros", "zarr 3-half", "zarr 2-bit")
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -251,6 +255,7 @@ def require_replaced(tmp_path: Path, kind: str, how: str) -> None:
     assert chunk_files(output) == set()
 
 
+@pytest.mark.by_default("shards-bit", "zarr 3-zeros", "zarr 2-half")
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_error_for_damaged_data_names_the_region(tmp_path: Path, kind: str, how: str) -> None:

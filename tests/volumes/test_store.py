@@ -234,6 +234,7 @@ def test_a_bucket_without_permission_is_reported_in_one_line(request_: PredictRe
         allow(b"1000000000")
 
 
+@pytest.mark.by_default("words0")
 @pytest.mark.parametrize("words", [["predict", "s3://bucket/a.zarr"], ["evaluate", "s3://bucket/a.zarr", "b.zarr"]])
 def test_an_unreachable_server_is_reported_in_one_line(
     unetcli: Callable[..., subprocess.CompletedProcess[str]], model: Path, tmp_path: Path, words: list[str]

@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import traceback
+from functools import cache
 from importlib.util import find_spec
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -62,13 +63,19 @@ def _common(
     console.set_up(verbose=verbose, quiet=quiet)
 
 
+@cache
+def command_line() -> Any:
+    """All commands with their options, which are built once."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line and exit with the code that fits the outcome."""
     console.open_closed_streams()
     guard_streams()
     exit_on_bad_alloc(console.USER)
     try:
-        app()
+        command_line()()
     except Incomplete as error:
         _fail(str(error), console.INCOMPLETE)
     except UnetcliError as error:
