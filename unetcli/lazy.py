@@ -45,7 +45,7 @@ def predict(x: Any, model: Named = None, *, axes: str | None = None, **options: 
     axes : letters of t, c, z, y, x, optional
         Axes of an array, in array order. Default: its dimension names, else y, x or z, y, x.
     **options
-        Options of ``unetcli predict``: tile, dtype, device, precision, channel, normalise, invert, rotations,
+        Options of ``unetcli predict``: level, tile, dtype, device, precision, channel, normalise, invert, rotations,
         nonfinite, sections, roi, strict.
 
     Returns
@@ -59,8 +59,11 @@ def predict(x: Any, model: Named = None, *, axes: str | None = None, **options: 
     UnetcliError
         Volume, model or options do not fit, as in ``unetcli predict``.
     """
-    source, files = as_volume(x, axes), find_models(model)
-    request = PredictRequest(volume=source.path, **options)
+    named = isinstance(x, str | Path)
+    if not named and options.get("level") is not None:
+        raise UnetcliError("level: an array has no levels; expected a path")
+    request = PredictRequest(volume=str(x) if named else type(x).__name__, axes=axes if named else None, **options)
+    source, files = as_volume(request.volume if named else x, axes), find_models(model)
     with collected_warnings(strict=request.strict):
         plan = resolve_plan(request, source, files, None)
         require_no_warnings()

@@ -88,11 +88,20 @@ def require_axes(text: str, where: str) -> str:
     return axes
 
 
-def with_choices(name: str, *, axes: str | None = None, channel: str | None = None) -> str:
-    """Add choices to the name of a volume, unless it has such choices itself.
+def with_choices(name: str, *, axes: str | None = None, channel: str | None = None, level: int | None = None) -> str:
+    """Add choices to the name of a volume, unless it has such choices itself; a level must then be the same.
 
-    >>> with_choices("a.zarr", axes="zcyx", channel="DAPI"), with_choices("a.tif:axes=cyx", axes="zyx")
-    ('a.zarr:axes=zcyx:channel=DAPI', 'a.tif:axes=cyx')
+    >>> with_choices("a.zarr", axes="zcyx", channel="DAPI"), with_choices("a.tif:axes=cyx", axes="zyx", level=1)
+    ('a.zarr:axes=zcyx:channel=DAPI', 'a.tif:level=1:axes=cyx')
     """
     found = VolumeName.parse(name)
-    return str(replace(found, axes=found.axes or axes or "", channel=found.channel or channel or ""))
+    if level is not None and found.level not in (None, level):
+        raise UnetcliError(f"--level {level}: {name} names level {found.level}; expected only one of them")
+    return str(
+        replace(
+            found,
+            axes=found.axes or axes or "",
+            channel=found.channel or channel or "",
+            level=found.level if level is None else level,
+        )
+    )

@@ -163,18 +163,20 @@ def _frozen(value: Any) -> Any:
 
 
 def name_choices(request: Options, *volumes: str) -> None:
-    """Move the axes and the name of a channel that a request states into the names of its volumes.
+    """Move the axes, the level and the name of a channel that a request states into the names of its volumes.
 
-    A name then says all that is needed to open the volume, in any process. Fields ``axes`` and ``channel`` become
-    None, except for the number of a channel.
+    A name then says all that is needed to open the volume, in any process. Fields ``axes``, ``level`` and ``channel``
+    become None, except for the number of a channel.
     """
-    axes, channel = getattr(request, "axes", None), getattr(request, "channel", None)
+    axes, level, channel = (getattr(request, name, None) for name in ("axes", "level", "channel"))
     if axes is not None:
         require_axes(axes, f"--axes {axes}")
         object.__setattr__(request, "axes", None)
+    if level is not None:
+        object.__setattr__(request, "level", None)
     if isinstance(channel, str):
         object.__setattr__(request, "channel", None)
-    chosen = partial(with_choices, axes=axes, channel=channel if isinstance(channel, str) else None)
+    chosen = partial(with_choices, axes=axes, channel=channel if isinstance(channel, str) else None, level=level)
     for field_name in volumes:
         if (name := getattr(request, field_name)) is not None:
             object.__setattr__(request, field_name, chosen(name))

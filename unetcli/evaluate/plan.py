@@ -282,6 +282,7 @@ class Pair:
             fitted = found if pair.full_truth is None else found.without_single_axes()
             mask = Mask.over(fitted, pair.truth.with_axes_of(fitted), (1,) * len(pair.axes))
             if not request.same_place:
+                require_same_voxels(pair.truth, mask.volume, OTHER_PLACE, factors=mask.factors)
                 require_same_place(pair.truth, mask.volume, OTHER_PLACE, factors=mask.factors)
         return replace(pair, mask=mask, ignore=request.ignore)
 

@@ -119,6 +119,11 @@ class VolumeOptions(Options):
     )
     channel: int | None = channel_option()
     axes: str | None = axes_option()
+    level: int | None = region_option(
+        "Resolution level of VOLUME to predict, counted from 0, the finest; as part of a name, image.zarr:level=2.",
+        metavar="N",
+        min=0,
+    )
     tile: int | None = network_option(
         "Width of the tile that the network reads at once, in pixels; auto: up to 2236, as the memory allows.",
         env=True,

@@ -44,7 +44,13 @@ from unetcli.predict.models import require_agreeing
 from unetcli.predict.precision import choose_precision, foreseen_precision
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.skipping import open_mask
-from unetcli.volumes.places import format_sizes, require_same_place, sizes_differ, stated_sizes
+from unetcli.volumes.places import (
+    format_sizes,
+    require_same_place,
+    require_same_voxels,
+    sizes_differ,
+    stated_sizes,
+)
 from unetcli.volumes.samples import fingerprint, sampled_statistics
 from unetcli.volumes.volume import Volume, resolve_region
 
@@ -201,7 +207,7 @@ def resolve_levels(request: PredictRequest, plan: Plan, frozen: Plan | None) -> 
     return frozen.levels if frozen and request.levels == 1 else request.levels
 
 
-SHIFTED_MASK = "--mask covers another region; if it does not, --same-place says so"
+OTHER_MASK = "--mask covers another region; if it does not, --same-place says so"
 
 
 def compare(
@@ -307,7 +313,8 @@ def resolve_settings(
     architecture = headers[0].architecture
     mask = open_mask(request.mask, source, architecture.footprint().expanded_to(len(source.axes)))
     if mask and not request.same_place:
-        require_same_place(source, mask.volume, SHIFTED_MASK, factors=mask.factors)
+        require_same_voxels(source, mask.volume, OTHER_MASK, factors=mask.factors)
+        require_same_place(source, mask.volume, OTHER_MASK, factors=mask.factors)
     return Settings(
         dtype=request.dtype,
         outputs=1 if architecture.classes == 2 else architecture.classes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from unetcli.core.errors import UnetcliError, format_shape
 from unetcli.core.geometry import AxisFootprint, Box, Footprint, ceil_to, mirror_indices
 from unetcli.planning.plan import Settings
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.places import format_sizes, in_one_unit, sizes_differ, stated_sizes
 from unetcli.volumes.volume import Volume
 
 CELL = 64
@@ -120,27 +122,33 @@ def bright_cells(voxels: NDArray[Any], box: Box, sides: Sequence[int], threshold
 
 
 def any_within(values: NDArray[np.bool_], spans: Sequence[Sequence[tuple[int, int]]]) -> NDArray[np.bool_]:
-    """Whether any value is True within spans along each axis; spans may overlap.
+    """Whether any value is True within spans along each of the first axes; spans may overlap.
 
     >>> any_within(np.array([True, False, False, True]), [[(0, 1), (1, 3), (2, 4)]]).tolist()
     [True, False, True]
     """
     for axis, along in enumerate(spans):
-        if list(along) != [(i, i + 1) for i in range(values.shape[axis])]:
-            before = (slice(None),) * axis
-            values = np.stack([values[(*before, slice(a, b))].any(axis=axis) for a, b in along], axis=axis)
+        values = _any_along(values, axis, along)
     return values
+
+
+def _any_along(values: NDArray[np.bool_], axis: int, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Whether any value is True within spans along one axis."""
+    if list(spans) == [(i, i + 1) for i in range(values.shape[axis])]:
+        return values
+    along = np.moveaxis(values, axis, 0)
+    return np.stack([along[a:b].any(axis=0) for a, b in spans], axis=axis)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
-    """Volume that is 0 in the parts to skip; its extent is that of the input, or smaller by whole factors."""
+    """Volume that is 0 in the parts to skip; its voxels are those of the input, or whole factors larger or smaller."""
 
     volume: Volume
     extent: tuple[int, ...]
     """Extent of the input, in voxels."""
-    factors: tuple[int, ...]
-    """Voxels of the input per voxel of the mask, along each axis."""
+    factors: tuple[Fraction, ...]
+    """Voxels of the input per voxel of the mask, along each axis; a half if the mask is twice as fine."""
     sides: tuple[int, ...]
     """Sides of a cell, in voxels of the input."""
 
@@ -151,7 +159,7 @@ class Mask:
         Raises
         ------
         UnetcliError
-            The mask has other axes than the input, several channels, or an extent that does not fit.
+            The mask has other axes than the input, several channels, or voxels or an extent that do not fit.
         """
         volume = volume.channels_as_sections().with_axes_of(source).with_sections_of(source)
         volume = volume.with_single_axes_of(source)
@@ -161,11 +169,11 @@ class Mask:
                 f"--mask {volume.path}: axes {', '.join(volume.axes)}{channels}; "
                 f"expected {', '.join(source.axes)} (as in {source.path}) and one channel"
             )
-        factors = tuple(factor(n, m) for n, m in zip(source.extent, volume.extent, strict=True))
+        factors = mask_factors(volume, source)
         if 0 in factors:
             raise UnetcliError(
-                f"--mask {volume.path}: shape {format_shape(volume.extent)}; expected {format_shape(source.extent)} "
-                f"(as in {source.path}), or smaller by a whole factor along each axis"
+                f"--mask {volume.path}: shape {_grid(volume)}; expected {_grid(source)} (as in {source.path}), or "
+                "larger or smaller voxels by a whole factor along each axis, over the same extent"
             )
         return cls(volume=volume, extent=source.extent, factors=factors, sides=sides)
 
@@ -175,7 +183,7 @@ class Mask:
         spans = [self._spans(axis, a, b) for axis, (a, b) in enumerate(zip(cells.start, cells.stop, strict=True))]
         box = Box(tuple(along[0][0] for along in spans), tuple(along[-1][1] for along in spans))
         inside = [[(a - first, b - first) for a, b in along] for along, first in zip(spans, box.start, strict=True)]
-        return ActiveCells(self.sides, cells, any_within(self._nonzero(box), inside))
+        return ActiveCells(self.sides, cells, any_within(self._nonzero(box, inside[-1]), inside[:-1]))
 
     def excluded(self, window: Box) -> NDArray[np.bool_]:
         """Mask of the voxels of a window, ``window.shape``, whose cell is not computed; mirrored outside the volume."""
@@ -194,18 +202,22 @@ class Mask:
 
     def _spans(self, axis: int, first: int, stop: int) -> list[tuple[int, int]]:
         """Half-open ranges of the mask's voxels under each of the cells ``first..stop`` of one axis."""
-        side, by, last = self.sides[axis], self.factors[axis], self.volume.extent[axis] - 1
-        ends = [(cell * side, min((cell + 1) * side, self.extent[axis]) - 1) for cell in range(first, stop)]
-        return [(min(a // by, last), min(b // by, last) + 1) for a, b in ends]
+        side, end, extent = self.sides[axis], self.extent[axis], self.volume.extent[axis]
+        coarse, fine = self.factors[axis].as_integer_ratio()
+        ends = [(fine * cell * side, fine * min((cell + 1) * side, end)) for cell in range(first, stop)]
+        return [(min(a // coarse, extent - 1), min(-(-b // coarse), extent)) for a, b in ends]
 
-    def _nonzero(self, box: Box) -> NDArray[np.bool_]:
-        """Whether each voxel of a box of the mask is nonzero; read one row of chunks at a time to save memory."""
+    def _nonzero(self, box: Box, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+        """Whether any voxel of the mask is nonzero in each row of a box, within spans along the last axis.
+
+        One row of chunks is read at a time to save memory.
+        """
         chunk, start, stop = self.volume.chunks[-2], box.start[-2], box.stop[-2]
         edges = [start, *range(ceil_to(start + 1, chunk), stop, chunk), stop]
         rows = []
         for a, b in itertools.pairwise(edges):
             row = Box((*box.start[:-2], a, box.start[-1]), (*box.stop[:-2], b, box.stop[-1]))
-            rows.append(self.volume.read(row)[0] != 0)
+            rows.append(_any_along(self.volume.read(row)[0] != 0, -1, spans))
         return np.concatenate(rows, axis=-2)
 
 
@@ -218,6 +230,41 @@ def open_mask(path: str | None, source: Volume, footprint: Footprint) -> Mask | 
         The mask cannot be opened or does not fit the volume, see :meth:`Mask.over`.
     """
     return None if path is None else Mask.over(open_volume(path), source, cell_sides(footprint))
+
+
+def mask_factors(mask: Volume, source: Volume) -> tuple[Fraction, ...]:
+    """Voxels of an input per voxel of its mask, along each axis; 0 if no whole factor, or one over it, fits.
+
+    They follow from the voxel sizes that both state, as two levels of an image do, and else from the extents. Volumes
+    of the same extent are paired voxel by voxel.
+    """
+    if mask.extent == source.extent:
+        return (Fraction(1),) * len(source.extent)
+    sizes, others = stated_sizes(source), stated_sizes(mask)
+    found = []
+    for axis, extent, masked in zip(source.axes, source.extent, mask.extent, strict=True):
+        own, other = in_one_unit(sizes.get(axis, (1.0, "")), others.get(axis, (1.0, "")))
+        stated = axis in sizes and axis in others and own > 0 and other > 0  # NaN without a common unit
+        found.append(factor_of_sizes(own, other, extent, masked) if stated else Fraction(factor(extent, masked)))
+    return tuple(found)
+
+
+def factor_of_sizes(size: float, other: float, extent: int, masked: int) -> Fraction:
+    """Factor between the voxel sizes of an input and its mask; 0 if it is not whole or the extents contradict it.
+
+    >>> factor_of_sizes(4, 16, 1001, 250), factor_of_sizes(8, 4, 500, 1001), factor_of_sizes(4, 6, 30, 20)
+    (Fraction(4, 1), Fraction(1, 2), Fraction(0, 1))
+    """
+    by = round(max(other / size, size / other))
+    coarse, fine = (by, 1) if other >= size else (1, by)
+    whole = not sizes_differ((other * fine, ""), (size * coarse, ""))
+    return Fraction(coarse, fine) if whole and abs(extent * fine - masked * coarse) < by else Fraction(0)
+
+
+def _grid(volume: Volume) -> str:
+    """Shape and, if stated, voxel size of a volume, for the user."""
+    sizes = stated_sizes(volume)
+    return format_shape(volume.extent) + (f" in voxels of {format_sizes(sizes)}" if sizes else "")
 
 
 def factor(extent: int, coarse: int) -> int:

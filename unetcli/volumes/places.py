@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from unetcli.core.errors import UnetcliError
 from unetcli.volumes.volume import Volume
@@ -33,7 +34,9 @@ def stated_sizes(volume: Volume) -> Sizes:
     return {} if all(size == (1.0, "") for size in sizes.values()) else sizes
 
 
-def require_same_voxels(one: Volume, other: Volume, otherwise: str) -> None:
+def require_same_voxels(
+    one: Volume, other: Volume, otherwise: str, *, factors: Sequence[Fraction] | None = None
+) -> None:
     """Raise :class:`UnetcliError` if the stated voxel sizes of two volumes differ.
 
     Axes whose size only one of the volumes states are not compared, nor are units that cannot be converted.
@@ -42,9 +45,13 @@ def require_same_voxels(one: Volume, other: Volume, otherwise: str) -> None:
     ----------
     otherwise
         End of the message, which says what the difference implies.
+    factors
+        Voxels of ``one`` per voxel of ``other``, along the axes of ``one``. Default: 1.
     """
     sizes, others = stated_sizes(one), stated_sizes(other)
-    if any(sizes_differ(sizes[axis], others[axis]) for axis in sizes.keys() & others.keys()):
+    by = dict(zip(one.axes, factors or (), strict=False))
+    expected = {axis: (size * float(by.get(axis, 1)), unit) for axis, (size, unit) in sizes.items()}
+    if any(sizes_differ(expected[axis], others[axis]) for axis in sizes.keys() & others.keys()):
         raise UnetcliError(
             f"{one.path} has voxels of {format_sizes(sizes)}, but {other.path} of {format_sizes(others)}: {otherwise}"
         )
@@ -56,7 +63,7 @@ def require_same_place(
     otherwise: str,
     *,
     offset: Sequence[int] | None = None,
-    factors: Sequence[int] | None = None,
+    factors: Sequence[Fraction] | None = None,
 ) -> None:
     """Raise :class:`UnetcliError` if two volumes state origins that differ by more than half a voxel.
 
@@ -67,15 +74,16 @@ def require_same_place(
     offset : voxels
         Where ``other`` begins in ``one``, along its axes. Default: at its origin.
     factors
-        Voxels of ``one`` per voxel of ``other``, which may then differ by half of that. Default: 1.
+        Voxels of ``one`` per voxel of ``other``; the origins may differ by half of the larger voxel. Default: 1.
     otherwise
         End of the message, which says what the difference implies.
     """
     if not (one.places and other.places):
         return
-    moved, by = offset or (0,) * len(one.axes), factors or (1,) * len(one.axes)
+    moved, by = offset or (0,) * len(one.axes), factors or (Fraction(1),) * len(one.axes)
     for axis, first, factor in zip(one.axes, moved, by, strict=True):
-        if axis in other.axes and axis in "zyx" and abs(_shift(one, other, axis, first)) > TOLERATED_SHIFT * factor:
+        tolerated = TOLERATED_SHIFT * max(Fraction(1), factor)
+        if axis in other.axes and axis in "zyx" and abs(_shift(one, other, axis, first)) > tolerated:
             raise UnetcliError(
                 f"{one.path} begins at {_origin(one)}, but {other.path} at {_origin(other)}"
                 f"{f', expected {_origin(one, moved)}' if any(moved) else ''}: {otherwise}"
