@@ -17,7 +17,7 @@ from unetcli.core.geometry import Box
 from unetcli.evaluate.request import METRICS, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
-from unetcli.volumes.image import find_marker, find_region_marker, require_marked_shape
+from unetcli.volumes.image import class_names, find_marker, find_region_marker, require_marked_shape
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels, stated_sizes
 from unetcli.volumes.volume import Volume, describe, resolve_region, shape
@@ -273,6 +273,8 @@ class Pair:
         truth = open_volume(request.truth, request.level)
         prediction, store = open_volume(request.prediction, request.level), parse_place(request.prediction)
         require_marked_shape(prediction, store, request.level)
+        if len(class_names(store)) == 2:
+            prediction = prediction.of_class(1)  # as the probability of the foreground that predict writes
         pair = pair_up(prediction, truth, store)
         if not request.same_place:
             require_same_place(pair.truth, pair.prediction, OTHER_PLACE, offset=pair.offset)

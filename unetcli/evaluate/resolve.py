@@ -26,7 +26,7 @@ from unetcli.evaluate.counting import (
     require_probability_dtype,
 )
 from unetcli.evaluate.plan import EvaluationPlan, Pair, Settings, choose_block, grown_block
-from unetcli.evaluate.request import LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
+from unetcli.evaluate.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.evaluate.result import Section, SectionImages
 from unetcli.planning.plan import BlockGrid
 from unetcli.volumes import ngff
@@ -86,7 +86,9 @@ def declared_kind(request: EvaluateRequest, prediction: Volume) -> ValueKind:
         return ValueKind(request.kind)
     recorded = (find_marker(parse_place(request.prediction)) or {}).get("kind")
     if recorded is not None:
-        return ValueKind(LABELS if recorded == "instances" else PROBABILITY)
+        several = prediction.dtype != np.bool_  # of two classes, the pair has the foreground alone
+        found = {"instances": LABELS, "classes": CLASSES if several else PROBABILITY}
+        return ValueKind(found.get(recorded, PROBABILITY))
     if prediction.dtype.kind in "bf" or prediction.channels > 1 or "em" in (request.metrics or ()):
         return ValueKind(PROBABILITY)
     if prediction.dtype not in (np.uint8, np.uint16) or has_label_metadata(request.prediction):

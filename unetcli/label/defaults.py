@@ -39,7 +39,12 @@ class TrainedObjects:
         """Read the marker of a prediction, for one of its channels."""
         marker: dict[str, Any] = find_marker(prediction) or {}
         sizes = marker.get("smallest_objects", ())
-        return cls(truth=marker.get("truth", ""), smallest=sizes[channel] if channel < len(sizes) else 0)
+        classes, truth = marker.get("classes", ()), marker.get("truth", "")
+        number = channel - (len(classes) == 2)  # of two classes, the size of the foreground is known
+        return cls(
+            truth="" if classes and truth == "binary" else truth,  # the map of classes has no dips between objects
+            smallest=sizes[number] if 0 <= number < len(sizes) else 0,
+        )
 
     @property
     def radius(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from unetcli.core.geometry import Box, ceil_to
 from unetcli.label.objects import is_foreground
 from unetcli.label.plan import LabelPlan
 from unetcli.volumes import ngff
-from unetcli.volumes.image import MARKER, ArraySpec, Image, find_marker, group_file, image_attributes
+from unetcli.volumes.image import MARKER, ArraySpec, Image, class_names, find_marker, group_file, image_attributes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe
@@ -59,14 +59,24 @@ class Probabilities:
         return values
 
 
-def require_probabilities(volume: Volume, channel: int | None) -> int:
+def open_prediction(prediction: str, channel: int) -> Volume:
+    """Open the volume whose objects are found; of a map of classes, the class ``channel`` as a mask."""
+    volume = open_volume(prediction)
+    return volume.of_class(channel) if class_names(parse_place(prediction)) else volume
+
+
+def require_probabilities(volume: Volume, channel: int | None, classes: Sequence[str] = ()) -> int:
     """Channel to be labelled; ``None`` is possible if there is only one.
+
+    Of a map of ``classes``, this is the class to be labelled; of two classes, that is the foreground by default.
 
     Raises
     ------
     UnetcliError
         The channel does not exist, several exist and none is chosen, or the data type cannot hold probabilities.
     """
+    if classes:
+        return _chosen_class(volume, channel, classes)
     if volume.dtype != np.uint8 and volume.dtype.kind not in "bf":
         raise UnetcliError(
             f"{volume.path}: data type {volume.dtype}; expected probabilities as uint8 (value / 255), float or bool"
@@ -77,6 +87,15 @@ def require_probabilities(volume: Volume, channel: int | None) -> int:
     if channel is not None and not 0 <= channel <= last:
         raise UnetcliError(f"--channel {channel}: {volume.path} has channels 0 to {last}")
     return channel or 0
+
+
+def _chosen_class(volume: Volume, channel: int | None, classes: Sequence[str]) -> int:
+    named = ", ".join(f"{value} ({name})" for value, name in enumerate(classes))
+    if channel is None and len(classes) > 2:
+        raise UnetcliError(f"{volume.path} has the classes {named}; --channel N chooses one")
+    if channel is not None and not 0 <= channel < len(classes):
+        raise UnetcliError(f"--channel {channel}: {volume.path} has the classes {named}")
+    return 1 if channel is None else channel
 
 
 def open_compared(path: Place, prediction: Volume, place: Place) -> tuple[Volume, tuple[int, ...]]:
@@ -151,7 +170,7 @@ class Parent:
             raise UnetcliError(
                 f"{prediction}: not an OME-Zarr image, so labels cannot be stored in it; unetcli predict writes one"
             )
-        if ngff.is_labels(found[1]):
+        if ngff.is_labels(found[1]) and not class_names(place):
             raise UnetcliError(f"{prediction}: holds labels; expected probabilities, as written by unetcli predict")
         formats = {name: number for number, name in ngff.ATTRIBUTES.items()}
         return cls(place=place, volume=volume, zarr_format=formats[found[0]], levels=len(images[0].levels))

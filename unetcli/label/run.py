@@ -29,6 +29,7 @@ from unetcli.label.image import (
     Probabilities,
     is_incomplete,
     open_compared,
+    open_prediction,
     require_complete,
     require_probabilities,
 )
@@ -39,7 +40,7 @@ from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import max_levels
-from unetcli.volumes.image import require_marked_shape, require_own_output
+from unetcli.volumes.image import class_names, require_marked_shape, require_own_output
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import require_no_links
@@ -189,7 +190,7 @@ def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -
 def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> Settings:
     """Resolve the options that affect the labels."""
     neighbourhood(parent.volume.axes, request.connectivity, three_d=request.three_d)  # raises if they do not fit
-    channel = require_probabilities(parent.volume, request.channel)
+    channel = require_probabilities(parent.volume, request.channel, class_names(parent.place))
     chosen = resolve_objects(request, TrainedObjects.of(parent.place, channel))
     settings = Settings(
         method=chosen.method,
@@ -208,7 +209,8 @@ def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | 
     if frozen and frozen.automatic:
         return replace(settings, threshold=frozen.settings.threshold)
     truth, offset = open_compared(request.auto_threshold_from, parent.volume, parent.place)
-    return replace(settings, threshold=choose_threshold(parent.volume, truth, offset, settings)[0])
+    prediction = open_prediction(request.prediction, channel)
+    return replace(settings, threshold=choose_threshold(prediction, truth, offset, settings)[0])
 
 
 def _intensity(request: LabelRequest, parent: Parent) -> str | None:

@@ -35,6 +35,7 @@ from unetcli.label.image import (
     list_labels,
     make_labels_group,
     open_compared,
+    open_prediction,
     require_complete,
     spec_of,
 )
@@ -119,7 +120,7 @@ class LabelStep(ImageStep):
 
     @functools.cached_property
     def prediction(self) -> Volume:
-        return open_volume(self.paths.prediction)
+        return open_prediction(self.paths.prediction, self.plan.settings.channel)
 
     @functools.cached_property
     def intensity(self) -> tuple[Volume, tuple[int, ...]] | None:

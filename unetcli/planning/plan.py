@@ -268,7 +268,7 @@ class Settings:
     dtype: str
     """Data type of the output: uint8, float16 or float32."""
     outputs: int
-    """Probabilities stored per voxel: 1 for two classes (foreground), else one per class."""
+    """Values stored per voxel: see :func:`stored_values`."""
     channel: int | None
     """The only input channel used, or None for all channels."""
     normalise: str
@@ -294,6 +294,8 @@ class Settings:
     others: tuple[Statistics, ...] = ()
     """Statistics of further models whose probabilities are averaged with those of the first; ``mean`` and ``std`` are
     those of the first."""
+    output_classes: bool = False
+    """Whether the number of the most probable class is stored, as uint8, instead of probabilities."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -302,6 +304,8 @@ class Settings:
             raise UnetcliError(f"{self.outputs} outputs of {shown(self.dtype)}; expected 1 or more of {DTYPES}")
         if self.rotations not in ROTATIONS:
             raise UnetcliError(f"{shown(self.rotations)} rotations; expected one of {ROTATIONS}")
+        if self.output_classes and (self.dtype, self.outputs) != ("uint8", 1):
+            raise UnetcliError(f"{self.outputs} outputs of {self.dtype} with --output-classes; expected one of uint8")
 
     @property
     def passes(self) -> int:
@@ -324,6 +328,15 @@ class Settings:
         copies = f"{self.rotations} turned copies" if self.rotations > 1 else ""
         models = f"{self.models} models" if self.models > 1 else ""
         return f"mean of {' by '.join(filter(None, (copies, models)))}" if copies or models else ""
+
+
+def stored_values(classes: int, *, output_classes: bool = False) -> int:
+    """Values stored per voxel: the foreground's probability if there are two classes, else one per class.
+
+    >>> stored_values(2), stored_values(3), stored_values(3, output_classes=True)
+    (1, 3, 1)
+    """
+    return 1 if output_classes or classes == 2 else classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,8 @@ CANDIDATES = 4
 """Maximum number of blocks from other hosts to try, until one can be compared."""
 TOLERANCE = {"uint8": 1.0, "float16": 1e-3, "float32": 2e-5}
 """Largest difference between stored and recomputed values that a change of hardware can explain, by data type."""
+OTHER_CLASS = {"float32": 2e-3, "bfloat16": 0.1}
+"""Largest fraction of voxels whose two highest probabilities are so close that hardware decides between them."""
 BFLOAT16_TOLERANCE = 0.05
 """Largest difference between probabilities for a network run in bfloat16, where every layer rounds to 8 bits."""
 
@@ -111,11 +113,24 @@ def largest_difference(step: StoredPrediction, number: int) -> float | None:
     except Exception as error:  # codecs raise any type; a damaged block is no reason to refuse this host
         log.warning("block %d cannot be read back: %s; `unetcli verify` shows the details", number, error)
         return None
-    return float(np.abs(stored.astype(np.float64) - block.values.astype(np.float64)).max())
+    apart = differences(step.plan.settings, stored, block.values)
+    return float(apart.mean() if step.plan.settings.output_classes else apart.max())
+
+
+def differences(settings: Settings, stored: NDArray[Any], computed: NDArray[Any]) -> NDArray[np.float64]:
+    """Largest difference between the values of each voxel; of classes, 1 where they are not the same."""
+    if settings.output_classes:
+        return np.asarray(stored[0] != computed[0], np.float64)
+    return np.asarray(np.abs(stored.astype(np.float64) - computed.astype(np.float64)).max(axis=0))
 
 
 def tolerance(settings: Settings) -> float:
-    """Largest difference between stored values that is allowed between hosts, in units of the output's dtype."""
+    """Largest difference between stored values that is allowed between hosts, in units of the output's dtype.
+
+    Of classes, the largest fraction of the voxels that may be of another class.
+    """
+    if settings.output_classes:
+        return OTHER_CLASS[settings.precision]
     if settings.precision == "bfloat16":
         return BFLOAT16_TOLERANCE * (255 if settings.dtype == "uint8" else 1)
     return TOLERANCE[settings.dtype]
@@ -135,7 +150,8 @@ class SeamMismatch:
     place: str
     """Position of the largest difference."""
     difference: float | None
-    """Largest difference, in units of the output's dtype; None if the window cannot be read or computed."""
+    """Largest difference, in units of the output's dtype, or fraction of voxels of another class; None if the window
+    cannot be read or computed."""
     reason: str
 
 
@@ -236,15 +252,17 @@ def difference(step: StoredPrediction, box: Box) -> SeamMismatch:
         stored = step.read(box)
     except Exception as error:  # codecs raise any type
         return SeamMismatch(place=describe(box, plan.axes), difference=None, reason=f"cannot be compared: {error}")
-    apart = np.abs(stored.astype(np.float64) - block.values.astype(np.float64)).max(axis=0)
+    apart = differences(plan.settings, stored, block.values)
     worst = np.unravel_index(int(np.nanargmax(apart)), apart.shape)
     place = tuple(int(a + i) for a, i in zip(box.start, worst, strict=True))
-    largest = float(apart[worst])
-    return SeamMismatch(
-        place=describe(Box(place, tuple(p + 1 for p in place)), plan.axes),
-        difference=largest,
-        reason=f"stored values differ by up to {largest:g} from those computed with another tile",
-    )
+    if plan.settings.output_classes:
+        largest = float(apart.mean())
+        reason = f"{100 * largest:.2g} % of the voxels are of another class than those computed with another tile"
+    else:
+        largest = float(apart[worst])
+        reason = f"stored values differ by up to {largest:g} from those computed with another tile"
+    where = describe(Box(place, tuple(p + 1 for p in place)), plan.axes)
+    return SeamMismatch(place=where, difference=largest, reason=reason)
 
 
 def plan_of_window(plan: Plan, box: Box) -> Plan:
@@ -291,13 +309,15 @@ def single_class(step: StoredPrediction) -> str | None:
 def _classes_of(step: StoredPrediction, box: Box) -> tuple[set[int], float, int]:
     """Classes in a box, the highest value of its first channel, and the number of voxels that were read."""
     values = step.read(Box(box.start, tuple(p + 1 for p in box.start)) if step.is_absent(box) else box)
-    likeliest = values[0] > _half(step.plan.settings) if len(values) == 1 else values.argmax(axis=0)
+    settings = step.plan.settings
+    single = values[0] if settings.output_classes else values[0] > _half(settings)
+    likeliest = single if len(values) == 1 else values.argmax(axis=0)
     return set(np.unique(likeliest).tolist()), float(values[0].max()), values[0].size
 
 
 def _class_text(settings: Settings, number: int, highest: float) -> str:
     """Describe a class; ``highest`` is the largest stored value of the first channel."""
-    if settings.outputs > 1:
+    if settings.outputs > 1 or settings.output_classes:
         return f"of class {number}"
     if number:
         return "foreground, with a probability above 0.5"

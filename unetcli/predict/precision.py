@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unetcli.core.geometry import Architecture, AxisFootprint, Box
 from unetcli.core.process import Machine, computes_bfloat16
 from unetcli.model.file import load_network
-from unetcli.planning.plan import Settings
+from unetcli.planning.plan import Settings, stored_values
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.windows import read_finite
 from unetcli.volumes.volume import Volume
@@ -96,6 +96,7 @@ def judged(
 ) -> tuple[str, bool]:
     """Why bfloat16 is taken or not, and whether it is."""
     small, large = sides_of(architecture.footprint().axes[-1], settings.device)
+    settings = replace(settings, output_classes=False, outputs=stored_values(architecture.classes))
     window = sample_window(source, region, large, settings)
     if window is None:
         return "no window could be read to compare two tiles", False

@@ -155,8 +155,10 @@ class Predictor:
     def quantise(self, probabilities: Tensor) -> Tensor:
         """Stored values of probabilities (classes, y, x): foreground alone if there are two classes.
 
-        uint8 stores floor(255 p + 0.5), which is read back as value / 255.
+        uint8 stores floor(255 p + 0.5), which is read back as value / 255. Of classes, the most probable one is stored.
         """
+        if self.settings.output_classes:
+            return probabilities.argmax(dim=0, keepdim=True).to(torch.uint8)
         stored = probabilities[1:] if self.settings.outputs == 1 else probabilities
         if self.settings.dtype == "uint8":
             stored = torch.floor(255 * stored + 0.5)

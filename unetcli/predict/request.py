@@ -95,6 +95,10 @@ class VolumeOptions(Options):
     dtype: str = file_option(
         "Data type of the output: uint8 (255 times the probability), float16 or float32.", default="uint8"
     )
+    output_classes: bool = file_option(
+        "Write the most probable class of each voxel, as labels with names and colours, instead of probabilities.",
+        default=False,
+    )
     levels: int | None = file_option(
         "Number of resolution levels, each half as wide as the one before; auto: until 512 voxels wide.",
         default=1,

@@ -19,7 +19,7 @@ from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.model.file import ModelHeader, read_model
 from unetcli.planning.estimate import device_bytes
-from unetcli.planning.plan import DTYPES, ROTATIONS, ModelSource, Plan, Settings, Sources, Statistics
+from unetcli.planning.plan import DTYPES, ROTATIONS, ModelSource, Plan, Settings, Sources, Statistics, stored_values
 from unetcli.planning.planner import (
     KNOWN_TO_FIT,
     LARGEST_TILE,
@@ -56,6 +56,8 @@ from unetcli.volumes.volume import Volume, resolve_region
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NORMALISE = ("model", "volume")
+MOST_CLASSES = 256
+"""Number of classes that uint8 can name."""
 ASSUMED_GPU_BYTES = 16 * 2**30
 """Free memory that is assumed of a GPU of another machine when the tile is chosen. Workers with less memory use
 smaller tiles."""
@@ -135,6 +137,8 @@ def require_known(request: PredictRequest) -> None:
     for option, known in (("dtype", DTYPES), ("precision", PRECISIONS), ("normalise", NORMALISE)):
         if (value := getattr(request, option)) not in known:
             raise UnetcliError(f"--{option} {value}: expected {', '.join(known[:-1])} or {known[-1]}")
+    if request.output_classes and request.dtype != "uint8":
+        raise UnetcliError(f"--dtype {request.dtype}: --output-classes writes whole numbers as uint8; omit --dtype")
     if request.rotations not in ROTATIONS:
         raise UnetcliError(f"--rotations {request.rotations}: expected 1, 4, 7 or 8")
     if request.skip_below is not None and not np.isfinite(request.skip_below):
@@ -150,6 +154,10 @@ def require_match(request: PredictRequest, source: Volume, header: ModelHeader) 
         hint = "; --channel N selects one" if expected == 1 else ""
         hint += ", and --axes zyx reads them as sections" if hint and "c" in source.assumed else ""
         raise UnetcliError(f"{source.path}: has {channels} channels, but the model takes {expected}{hint}")
+    if request.output_classes and header.architecture.classes > MOST_CLASSES:
+        raise UnetcliError(
+            f"--output-classes: the model has {header.architecture.classes} classes; expected at most {MOST_CLASSES}"
+        )
     trained = np.dtype(header.intensity.dtype)
     both_floats = source.dtype.kind == trained.kind == "f"
     if request.normalise == "model" and source.dtype != trained and not both_floats:
@@ -317,7 +325,8 @@ def resolve_settings(
         require_same_place(source, mask.volume, OTHER_MASK, factors=mask.factors)
     return Settings(
         dtype=request.dtype,
-        outputs=1 if architecture.classes == 2 else architecture.classes,
+        outputs=stored_values(architecture.classes, output_classes=request.output_classes),
+        output_classes=request.output_classes,
         channel=request.channel,
         normalise=request.normalise,
         mean=first.mean,

@@ -22,7 +22,7 @@ from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import Place, parse_place
 from unetcli.core.streams import ordered_map, prefetch
-from unetcli.engine.levels import ImageStep, Pyramid, place
+from unetcli.engine.levels import ImageStep, Pyramid, halved, nearest, place
 from unetcli.engine.run import require_no_workers
 from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, require_continued, try_block
@@ -112,7 +112,7 @@ class PredictStep(ImageStep):
 
     @functools.cached_property
     def pyramid(self) -> Pyramid:
-        return Pyramid(self.image, self.levels)
+        return Pyramid(self.image, self.levels, nearest if self.plan.settings.output_classes else halved)
 
     @functools.cached_property
     def _written(self) -> zarr.Array[Any]:
@@ -274,9 +274,11 @@ class PredictStep(ImageStep):
     def create(self) -> None:
         """Create the output if there is none; void blocks of levels that are missing or depend on missing blocks."""
         if not self.is_made():
-            known = {read_header(Path(model)).objects for model in self.paths.models}
+            headers = [read_header(Path(model)) for model in self.paths.models]
+            known = {header.objects for header in headers}
             objects = known.pop() if len(known) == 1 else None  # of several models that differ, nothing is known
-            self.image.create(attributes_of(self.plan, self.output, self.source, objects))
+            names = headers[0].class_names  # the same of all models
+            self.image.create(attributes_of(self.plan, self.output, self.source, objects, names))
             self.clear_cache()
         n, done = self.plan.blocks, self.ledger.refresh().done
         if done[n:].any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from unetcli.engine.step import Change, StepPaths
 from unetcli.model.training_data import TrainingObjects
 from unetcli.planning.plan import ModelSource, Plan
 from unetcli.predict.skipping import open_mask
+from unetcli.volumes import ngff
 from unetcli.volumes.image import MARKER, ArraySpec, image_attributes
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.samples import UNREADABLE, fingerprint, sampled_boxes
@@ -98,11 +100,11 @@ def shape_of(volume: Volume) -> str:
     return f"{volume.axes} {'x'.join(map(str, volume.extent))}, {volume.channels} channels, {volume.dtype}"
 
 
-KIND = "probabilities"
+KIND, CLASSES = "probabilities", "classes"
 
 
 def spec_of(plan: Plan) -> ArraySpec:
-    """Specification of the array of probabilities that a plan writes."""
+    """Specification of the array of probabilities or classes that a plan writes."""
     return ArraySpec(
         axes=plan.axes,
         shape=plan.region.shape,
@@ -114,8 +116,17 @@ def spec_of(plan: Plan) -> ArraySpec:
     )
 
 
-def attributes_of(plan: Plan, path: Place, source: Volume, objects: TrainingObjects | None = None) -> dict[str, Any]:
-    """Attributes of the output: OME-Zarr metadata, and the marker of unetcli, which has the model's ``objects``."""
+def attributes_of(
+    plan: Plan,
+    path: Place,
+    source: Volume,
+    objects: TrainingObjects | None = None,
+    class_names: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Attributes of the output: OME-Zarr metadata, and the marker of unetcli, which has the model's ``objects``.
+
+    An output of classes has the metadata of labels, with their names and colours.
+    """
     start = dict(zip(plan.axes, plan.region.start, strict=True))
     own = {
         "complete": False,
@@ -128,4 +139,8 @@ def attributes_of(plan: Plan, path: Place, source: Volume, objects: TrainingObje
     }
     if objects is not None:
         own |= {"truth": objects.truth, "smallest_objects": list(objects.smallest)}
-    return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}
+    found = image_attributes(spec_of(plan), path, source, start)
+    if plan.settings.output_classes:
+        own |= {"kind": CLASSES, "classes": list(class_names)}
+        found = ngff.class_attributes(found, class_names)
+    return {**found, MARKER: own}

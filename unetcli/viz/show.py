@@ -62,7 +62,7 @@ class SectionView:
 
     volume: Volume
     kind: str | None
-    """Content of a store written by unetcli: probabilities, instances or weights; None for other stores."""
+    """Content of a store written by unetcli: probabilities, classes, instances or weights; None for other stores."""
     origin: tuple[int, ...]
     """Start in the volume that it was predicted from; zero unless it is a region of that volume."""
     extent: tuple[int, ...]
@@ -227,7 +227,7 @@ def _output(request: ShowRequest, base: SectionView, plane: Box) -> Path:
 
 def _base_colours(base: SectionView, plane: Box, step: int, channel: int | None) -> NDArray[np.float32]:
     """Colours (y, x, 3) in 0..1: grey values with stretched contrast, probabilities unchanged, labels in colours."""
-    if base.kind == "instances":
+    if base.kind in ("instances", "classes"):
         return label_colours(base.read(plane, step, channel, mean=False)[0])
     values = base.read(plane, step, channel, mean=True)[:3].astype(np.float32)
     top = _full_scale(base.volume) if base.kind == "probabilities" else None

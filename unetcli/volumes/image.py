@@ -193,6 +193,7 @@ class Level(ArraySpec):
 
 MARKER = ngff.MARKER
 VALUES = {
+    "classes": tuple[str, ...],
     "complete": bool,
     "extent": tuple[int, ...],
     "kind": str,
@@ -283,6 +284,11 @@ def _if_created(store: Store, found: dict[str, Any] | None) -> dict[str, Any] | 
 def find_marker(place: Place) -> dict[str, Any] | None:
     """Read the marker of a group, or of the group that contains an array."""
     return marker(place) or marker(parent_of(place))
+
+
+def class_names(place: Place) -> tuple[str, ...]:
+    """Names of the classes in an output of ``predict --output-classes``, or an array of it; empty for others."""
+    return tuple((find_marker(place) or {}).get("classes", ()))
 
 
 def find_region_marker(place: Place) -> Mapping[str, Any]:

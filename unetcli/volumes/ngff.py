@@ -6,6 +6,7 @@ Functions that read raise ValueError, whose message names the field, the value f
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,10 @@ from unetcli.core.records import decoded, parse_json, shown
 SPATIAL = "zyx"
 MARKER = "unetcli"
 """Group attribute that identifies an output of unetcli, its kind, and whether it is complete."""
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+"""Colours of the first classes, which also people with a colour vision deficiency tell apart (Okabe and Ito, 2008)."""
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+"""Steps of the hue of further classes, which spread them evenly however many there are."""
 ATTRIBUTES = {3: "zarr.json", 2: ".zattrs"}
 """File with the attributes of a group, by Zarr format."""
 
@@ -88,8 +93,36 @@ def images(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def labels_attributes(attributes: dict[str, Any], source: str) -> dict[str, Any]:
     """Mark the attributes of an image as labels of the image at the relative path ``source``."""
+    return _as_labels(attributes, source={"image": source})
+
+
+def class_attributes(attributes: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Mark the attributes of an image as labels whose values are classes, with their names and colours."""
+    named = list(enumerate(names))
+    return _as_labels(
+        attributes,
+        colors=[{"label-value": value, "rgba": list(class_colour(value))} for value, _ in named],
+        properties=[{"label-value": value, "name": name} for value, name in named],
+    )
+
+
+def class_colour(value: int) -> tuple[int, int, int, int]:
+    """Red, green, blue and opacity of a class; 0, the background, is transparent.
+
+    >>> class_colour(0), class_colour(1), class_colour(9) == class_colour(1)
+    ((0, 0, 0, 0), (230, 159, 0, 255), False)
+    """
+    if value == 0:
+        return (0, 0, 0, 0)
+    if value <= len(COLOURS):
+        return (*COLOURS[value - 1], 255)
+    red, green, blue = colorsys.hsv_to_rgb(value * GOLDEN_RATIO % 1, 0.7, 0.9)
+    return (round(255 * red), round(255 * green), round(255 * blue), 255)
+
+
+def _as_labels(attributes: dict[str, Any], **details: Any) -> dict[str, Any]:
     version = {} if "ome" in attributes else {"version": "0.4"}
-    return with_metadata(attributes, **{"image-label": {**version, "source": {"image": source}}})
+    return with_metadata(attributes, **{"image-label": {**version, **details}})
 
 
 def is_labels(attributes: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Views of arrays that are read lazily: other axes, some of the channels, inverted grey values.
+"""Views of arrays that are read lazily: other axes, some of the channels, inverted grey values, one of the classes.
 
 A view has what :class:`unetcli.volumes.volume.Volume` uses of an array: ``shape``, ``dtype``, ``chunks``, and slices.
 """
@@ -81,6 +81,21 @@ class Inverted:
         if voxels.dtype.kind == "b":
             return ~voxels
         return np.asarray(np.subtract(self._largest, voxels, dtype=voxels.dtype))
+
+
+class OneClass:
+    """Boolean array that is True where an array of classes has a value."""
+
+    def __init__(self, array: Any, value: int) -> None:
+        self._array, self._value, self.dtype = array, value, np.dtype(np.bool_)
+        self.shape, self.chunks = array.shape, chunks_of(array)
+
+    def __getitem__(self, selection: Selection) -> NDArray[Any]:
+        return np.asarray(np.asarray(self._array[selection]) == self._value)
+
+    def viewed(self, selection: Selection) -> tuple[Any, Selection]:
+        """The array behind this view, and the same selection in it."""
+        return self._array, selection
 
 
 class Picked:

@@ -14,7 +14,7 @@ from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
 from unetcli.volumes.absent import is_absent
 from unetcli.volumes.axes import AXES
-from unetcli.volumes.views import Picked, Rearranged, chunks_of
+from unetcli.volumes.views import OneClass, Picked, Rearranged, chunks_of
 
 LONGEST = 300
 """Characters of the longest reason shown for data that cannot be read; codecs and tifffile may quote whole values."""
@@ -177,6 +177,10 @@ class Volume:
         names = {self.axes[:1], other.axes[:1]}
         both = len(self.axes) == len(other.axes) == 3 and names == {"t", "z"}
         return self._renamed({self.axes[0]: other.axes[0]}) if both and self.extent[0] == other.extent[0] else self
+
+    def of_class(self, value: int) -> Volume:
+        """The voxels of a map of classes that are of one class, as bool."""
+        return replace(self, array=OneClass(self.array, value))
 
     def in_memory(self) -> Volume:
         """Read the array into memory."""
