@@ -107,7 +107,7 @@ def step_in(folder: RunFolder, store: Place) -> Step | UnetcliError | None:
 
 def output_at(step: Step, store: Place) -> Place:
     """Return the current path or URL of a step's output in its store."""
-    if step.command != LABEL:
+    if not isinstance(step, LabelStep) or step.is_store:
         return store
     if step.name in ("", ".", ".."):
         raise UnetcliError(f"{step.folder.paths_file}: output is {step.output}; expected a path ending in labels/NAME")

@@ -113,8 +113,9 @@ def plan(request: PlanRequest, json: JsonOption = False) -> None:
 def label(request: LabelRequest, json: JsonOption = False) -> None:
     """Find the objects in PREDICTION and number them.
 
-    The labels are stored in PREDICTION/labels/NAME, with a table of the objects beside the store. If the run is
-    interrupted, the same command continues it. The result is identical, byte for byte, for any block size.
+    The labels are stored in PREDICTION/labels/NAME, or where --into or --output say, with a table of the objects beside
+    the store. If the run is interrupted, the same command continues it. The result is identical, byte for byte, for any
+    block size.
     """
     from unetcli.api import run_label
 

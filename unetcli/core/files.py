@@ -476,6 +476,12 @@ def require_apart(output: Place, inputs: Iterable[Place]) -> None:
             raise UnetcliError(f"{output}: equal to, inside or around the input {place}; choose another --output")
 
 
+def require_folder_for(output: Place) -> None:
+    """Raise :class:`UnetcliError` if the folder in which a local output is to be written does not exist."""
+    if not is_remote(output) and not (folder := Path(output).absolute().parent).is_dir():
+        raise UnetcliError(f"{output}: the folder {folder} does not exist")
+
+
 def overlaps(one: Place, other: Place) -> bool:
     """Whether two places are the same or one lies inside the other, after resolving links.
 

@@ -1,25 +1,24 @@
-"""Volumes that label uses: the prediction, the volumes compared with it, and the labels stored in its image."""
+"""Volumes that label uses: the prediction, the volumes compared with it, and the labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, UnreadableBlock
-from unetcli.core.files import Place, is_remote, parse_place, remove_abandoned_drafts
-from unetcli.core.geometry import Box, ceil_to
+from unetcli.core.errors import UnetcliError, UnreadableBlock, note
+from unetcli.core.files import Place, parse_place
+from unetcli.core.geometry import Box
 from unetcli.label.objects import is_foreground
 from unetcli.label.plan import LabelPlan
 from unetcli.volumes import ngff
-from unetcli.volumes.image import MARKER, ArraySpec, Image, class_names, find_marker, group_file, image_attributes
+from unetcli.volumes.image import MARKER, ArraySpec, Image, class_names, find_marker, image_attributes
 from unetcli.volumes.opening import open_volume
-from unetcli.volumes.store import store_at
-from unetcli.volumes.volume import Volume, describe
+from unetcli.volumes.samples import sampled_voxels
+from unetcli.volumes.volume import Volume, describe, shape
 
 
 @dataclass
@@ -62,13 +61,23 @@ class Probabilities:
 def open_prediction(prediction: str, channel: int) -> Volume:
     """Open the volume whose objects are found; of a map of classes, the class ``channel`` as a mask."""
     volume = open_volume(prediction)
-    return volume.of_class(channel) if class_names(parse_place(prediction)) else volume
+    if class_names(parse_place(prediction)):
+        return volume.of_class(channel)
+    return volume.as_fractions() if _is_wide(volume) else volume
 
 
-def require_probabilities(volume: Volume, channel: int | None, classes: Sequence[str] = ()) -> int:
+def _is_wide(volume: Volume) -> bool:
+    """Whether values are whole numbers of more than 8 bits."""
+    return volume.dtype.kind == "u" and volume.dtype != np.uint8
+
+
+def require_probabilities(
+    volume: Volume, channel: int | None, classes: Sequence[str] = (), kind: str | None = None
+) -> int:
     """Channel to be labelled; ``None`` is possible if there is only one.
 
     Of a map of ``classes``, this is the class to be labelled; of two classes, that is the foreground by default.
+    With the ``kind`` probability, whole numbers of more than 8 bits are fractions of their largest value.
 
     Raises
     ------
@@ -77,9 +86,11 @@ def require_probabilities(volume: Volume, channel: int | None, classes: Sequence
     """
     if classes:
         return _chosen_class(volume, channel, classes)
-    if volume.dtype != np.uint8 and volume.dtype.kind not in "bf":
+    if volume.dtype != np.uint8 and volume.dtype.kind not in "bf" and not (_is_wide(volume) and kind):
+        way = f"; --kind probability reads value / {np.iinfo(volume.dtype).max}" if _is_wide(volume) else ""
         raise UnetcliError(
-            f"{volume.path}: data type {volume.dtype}; expected probabilities as uint8 (value / 255), float or bool"
+            f"{volume.path}: data type {volume.dtype}; expected probabilities as uint8 (value / 255), float (0 to 1) "
+            f"or bool{way}"
         )
     last = volume.channels - 1
     if channel is None and last:
@@ -87,6 +98,25 @@ def require_probabilities(volume: Volume, channel: int | None, classes: Sequence
     if channel is not None and not 0 <= channel <= last:
         raise UnetcliError(f"--channel {channel}: {volume.path} has channels 0 to {last}")
     return channel or 0
+
+
+def note_scale(volume: Volume, channel: int) -> None:
+    """Say how the values of a volume that unetcli did not write are read as probabilities.
+
+    Raises
+    ------
+    UnetcliError
+        A sample of floats is not in the range 0 to 1.
+    """
+    if volume.dtype.kind == "u":
+        note(f"{volume.path}: probabilities are value / {np.iinfo(volume.dtype).max}, as its values are {volume.dtype}")
+    if volume.dtype.kind != "f":
+        return
+    ends = [(found[channel].min(), found[channel].max()) for found in sampled_voxels(volume) if found is not None]
+    low, high = min((a for a, _ in ends), default=0), max((b for _, b in ends), default=1)
+    if not 0 <= low <= high <= 1:  # NaN fails too
+        raise UnetcliError(f"{volume.path}: values from {low:g} to {high:g}; expected probabilities from 0 to 1")
+    note(f"{volume.path}: its values are taken as probabilities")
 
 
 def _chosen_class(volume: Volume, channel: int | None, classes: Sequence[str]) -> int:
@@ -116,83 +146,34 @@ def offset_in(other: Volume, prediction: Volume, place: Place) -> tuple[int, ...
     """
     if other.channels != 1:
         raise UnetcliError(f"{other.path} has {other.channels} channels; expected one")
+    if (offset := find_offset(other, prediction, place)) is None:
+        raise UnetcliError(f"{other.path} is {shape(other)}; expected {shape(prediction)}, like {prediction.path}")
+    return offset
+
+
+def find_offset(other: Volume, prediction: Volume, place: Place) -> tuple[int, ...] | None:
+    """Offset of a prediction in another volume, as :func:`offset_in`; None if the shapes do not fit."""
     if other.extent == prediction.extent:
         return (0,) * len(other.extent)
     marker = find_marker(place) or {}
     if tuple(marker.get("extent", ())) == other.extent:
         return tuple(first for first, _ in marker["region"])
-    raise UnetcliError(f"{other.path} is {_shape(other)}; expected {_shape(prediction)}, like {prediction.path}")
-
-
-def _shape(volume: Volume) -> str:
-    return ", ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.extent, strict=True))
+    return None
 
 
 def require_complete(prediction: str) -> None:
-    """Raise if a prediction written by unetcli is not complete."""
+    """Raise :class:`UnetcliError` if a prediction written by unetcli is not complete."""
     if is_incomplete(prediction):
         raise UnetcliError(f"{prediction}: not complete; run the same predict command again, or add --allow-incomplete")
 
 
 def is_incomplete(prediction: str) -> bool:
     """Whether a prediction was written by unetcli and is not complete."""
-    marker = find_marker(prediction)
+    marker = find_marker(parse_place(prediction))
     return marker is not None and not marker.get("complete")
 
 
 KIND = "instances"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parent:
-    """The image that the labels are made from and stored in."""
-
-    place: Place
-    volume: Volume
-    """Full-resolution level of the image."""
-    zarr_format: int
-    levels: int
-
-    @classmethod
-    def open(cls, prediction: str) -> Parent:
-        """Open an OME-Zarr image.
-
-        Raises
-        ------
-        UnetcliError
-            This is not an OME-Zarr image, so that labels cannot be stored in it, or it holds labels.
-        """
-        place, volume = parse_place(prediction), open_volume(prediction)
-        found = group_file(store_at(place)) if is_remote(place) or Path(place).is_dir() else None
-        with ngff.explain(place):
-            images = [ngff.read_image(image) for image in ngff.images(found[1])] if found else []
-        if found is None or not images:
-            raise UnetcliError(
-                f"{prediction}: not an OME-Zarr image, so labels cannot be stored in it; unetcli predict writes one"
-            )
-        if ngff.is_labels(found[1]) and not class_names(place):
-            raise UnetcliError(f"{prediction}: holds labels; expected probabilities, as written by unetcli predict")
-        formats = {name: number for number, name in ngff.ATTRIBUTES.items()}
-        return cls(place=place, volume=volume, zarr_format=formats[found[0]], levels=len(images[0].levels))
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """Chunk shape of the labels: that of the image, at most the volume's shape."""
-        return tuple(map(min, self.volume.chunks, self.volume.extent))
-
-    @property
-    def write_chunks(self) -> tuple[int, ...]:
-        """Shard shape of the labels if the image has shards, else the chunk shape."""
-        shards = getattr(self.volume.array, "shards", None)
-        if not shards:
-            return self.chunks
-        by_axis = dict(zip(self.volume.stored_axes, shards, strict=True))
-        triples = zip(self.volume.axes, self.chunks, self.volume.extent, strict=True)
-        return tuple(min(ceil_to(by_axis[axis], chunk), ceil_to(n, chunk)) for axis, chunk, n in triples)
-
-    def labels(self, name: str) -> Place:
-        """Path or address of the labels called ``name``."""
-        return f"{self.place}/labels/{name}" if is_remote(self.place) else Path(self.place) / "labels" / name
 
 
 def spec_of(plan: LabelPlan, dtype: str) -> ArraySpec:
@@ -208,33 +189,22 @@ def spec_of(plan: LabelPlan, dtype: str) -> ArraySpec:
     )
 
 
-def attributes_of(image: Image, source: Volume, own: Mapping[str, Any]) -> dict[str, Any]:
-    """OME-Zarr metadata of the labels of ``source``, and the marker, which includes ``own``."""
-    found = ngff.labels_attributes(image_attributes(image.spec, image.path, source, {}), source="../../")
-    return {**found, MARKER: {"complete": False, "kind": KIND, **own}}
+def attributes_of(
+    image: Image, grid: tuple[Volume, Sequence[int]], own: Mapping[str, Any], *, in_image: bool
+) -> dict[str, Any]:
+    """OME-Zarr metadata of labels, and the marker, which includes ``own``.
 
-
-def make_labels_group(parent: Place, zarr_format: int) -> None:
-    """Create the group that holds all labels of an image, unless it exists."""
-    if not is_remote(parent):
-        (Path(parent) / "labels").mkdir(exist_ok=True)
-    if group_file(store_at(f"{parent}/labels")) is None:
-        _write_list(parent, {}, [], zarr_format)
-
-
-def list_labels(parent: Place, name: str, zarr_format: int, *, listed: bool) -> None:
-    """Add labels to the list that viewers read, or remove them. Only one process at a time may call this."""
-    for key in () if is_remote(parent) else ngff.documents({}, zarr_format):
-        remove_abandoned_drafts(Path(parent) / "labels" / key)
-    found = group_file(store_at(f"{parent}/labels"))
-    attributes = found[1] if found else {}
-    with ngff.explain(f"{parent}/labels"):
-        names = ngff.label_names(attributes)
-    if (name in names) != listed:
-        _write_list(parent, attributes, [*names, name] if listed else [n for n in names if n != name], zarr_format)
-
-
-def _write_list(parent: Place, attributes: dict[str, Any], names: list[str], zarr_format: int) -> None:
-    store = store_at(f"{parent}/labels")
-    for key, text in ngff.documents(ngff.with_label_names(attributes, names, zarr_format), zarr_format).items():
-        store.replace_text(key, text)
+    Parameters
+    ----------
+    image
+        The labels.
+    grid
+        Volume with the voxels of the labels, and the voxel of it at which they begin.
+    in_image
+        Whether the labels lie in the group of an image.
+    """
+    volume, first = grid
+    start = dict(zip(volume.axes, first, strict=True))
+    found = image_attributes(image.spec, image.path, volume, start)
+    found = ngff.labels_attributes(found, source="../../" if in_image else None)
+    return {**found, MARKER: {"complete": False, "kind": KIND, **own, "placed": volume.places}}

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
-from unetcli.core.files import strip_scheme
+from unetcli.core.files import Place, parse_place, strip_scheme
 from unetcli.core.options import (
     Heading,
     argument,
@@ -24,10 +24,16 @@ from unetcli.core.options import (
     take_over_option,
 )
 from unetcli.executors.options import ClusterOptions
+from unetcli.volumes.other_formats import require_zarr_name
 
 _objects = partial(option, heading=Heading.OBJECTS)
+NAME = "instances"
+"""Default name of labels, and the name of the run of labels that are a store of their own."""
+PROBABILITY = "probability"
 TAKEN = ("predict", "pyramid", "evaluate")
 """Run folders of other steps, whose names labels cannot have."""
+STORE = ".zarr"
+"""Ending of the labels that are a store of their own; names of labels in an image have no dot."""
 REACHES = {False: 64, True: 32}
 """Default of ``--reach`` in voxels, by whether objects are three-dimensional."""
 
@@ -71,7 +77,20 @@ class LabelRequest(ClusterOptions):
         "Smooth the probability before the watershed; sigma in voxels.", default=2.0, metavar="S", min=0
     )
     channel: int | None = channel_option()
-    name: str = file_option("Name of the labels, stored as PREDICTION/labels/NAME.", default="instances")
+    kind: str | None = file_option(
+        "Content of PREDICTION. probability: whole numbers of 16 or 32 bits are probabilities, as value / 65535.",
+        metavar="probability",
+    )
+    name: str = file_option("Name of the labels, stored as PREDICTION/labels/NAME.", default=NAME)
+    into: str | None = file_option(
+        "Store the labels in this OME-Zarr image, where viewers look for them, instead of in PREDICTION.",
+        metavar="IMAGE.zarr",
+    )
+    output: Place | None = file_option(
+        "OME-Zarr of labels to write, a store of its own, instead of labels in PREDICTION.",
+        short="-o",
+        metavar="LABELS.zarr",
+    )
     intensity: str | None = file_option(
         "Measure the mean of each object in this image, not in the probability.", metavar="VOLUME"
     )
@@ -93,8 +112,23 @@ class LabelRequest(ClusterOptions):
             raise UnetcliError(
                 f"--name {self.name}: expected letters, digits, - or _, and not {', '.join(TAKEN[:-1])} or {TAKEN[-1]}"
             )
+        if self.kind not in (None, PROBABILITY):
+            raise UnetcliError(f"--kind {self.kind}: expected {PROBABILITY}; labels of others are labelled already")
+        object.__setattr__(self, "into", strip_scheme(self.into).rstrip("/") if self.into else None)
+        object.__setattr__(self, "output", None if self.output is None else parse_place(self.output))
+        self._require_one_place()
         if self.threshold is not None and self.auto_threshold_from is not None:
             raise UnetcliError("--threshold and --auto-threshold-from: expected only one of them")
         if self.block_voxels is not None and self.block_voxels < 1:
             raise UnetcliError(f"--block-voxels {self.block_voxels}: expected at least 1")
         super().__post_init__()
+
+    def _require_one_place(self) -> None:
+        if self.output is None:
+            return
+        require_zarr_name(self.output)
+        if self.into is not None or self.name != NAME:
+            other = "--into" if self.into is not None else "--name"
+            raise UnetcliError(f"--output {self.output}: the labels are a store of their own there; omit {other}")
+        if not str(self.output).endswith(STORE):
+            raise UnetcliError(f"--output {self.output}: expected a name that ends in {STORE}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
 from unetcli.core.errors import UnetcliError, counted, require_no_warnings
-from unetcli.core.files import replacing_folder
+from unetcli.core.files import parse_place, replacing_folder, require_apart, require_folder_for
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, require_usable, run
@@ -23,11 +23,12 @@ from unetcli.engine.runfolder import LABEL, RunFolder, require_claimable
 from unetcli.engine.step import require_continued
 from unetcli.executors.options import ClusterOptions
 from unetcli.label.defaults import TrainedObjects, resolve_objects
+from unetcli.label.destination import Destination
 from unetcli.label.image import (
     KIND,
-    Parent,
     Probabilities,
     is_incomplete,
+    note_scale,
     open_compared,
     open_prediction,
     require_complete,
@@ -39,8 +40,7 @@ from unetcli.label.request import REACHES, LabelRequest
 from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
-from unetcli.planning.pyramid_plan import max_levels
-from unetcli.volumes.image import class_names, require_marked_shape, require_own_output
+from unetcli.volumes.image import class_names, find_marker, require_marked_shape, require_own_output
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import require_no_links
@@ -133,7 +133,6 @@ def _sizes(volume: Volume) -> tuple[float, ...]:
 
 THRESHOLD = 0.5
 """Default of ``--threshold``."""
-OTHER_NAME = "choose another --name"
 
 
 def resolve_step(request: LabelRequest) -> LabelStep:
@@ -146,52 +145,58 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     """
     if not request.allow_incomplete:
         require_complete(request.prediction)
-    parent = Parent.open(request.prediction)
-    require_marked_shape(parent.volume, parent.place)
-    folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(parent.place, request.name)
+    volume = open_volume(request.prediction)
+    require_marked_shape(volume, parse_place(request.prediction))
+    to = Destination.of(request, volume)
+    other = "choose another --name"
+    if request.output is not None:
+        other = "choose another --output"
+        require_apart(request.output, [each for each in (request.prediction, request.intensity) if each])
+        require_folder_for(request.output)
+    folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(to.store, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
-    require_no_links(parent.place, f"labels/{request.name}/0")
-    require_own_output(parent.labels(request.name), LABEL, OTHER_NAME, KIND)
-    require_own_table(table_place(parent.place, request.name, folder.path), parent.volume.axes)
+    require_no_links(to.store, to.array)
+    require_own_output(to.labels, LABEL, other, KIND)
+    require_own_table(table_place(to.store, request.name, folder.path), volume.axes)
     frozen = None if request.overwrite else folder.read_plan(LabelPlan, FORMAT)
-    paths = LabelPaths(
-        prediction=request.prediction, output=str(parent.labels(request.name)), intensity=request.intensity
-    )
-    step = LabelStep(folder=folder, plan=make_plan(request, parent, frozen), paths=paths)
+    paths = LabelPaths(prediction=request.prediction, output=str(to.labels), intensity=request.intensity)
+    step = LabelStep(folder=folder, plan=make_plan(request, volume, to, frozen), paths=paths)
     if not request.overwrite:
-        require_continued(step, frozen, f"start over with --overwrite, or {OTHER_NAME}")
+        require_continued(step, frozen, f"start over with --overwrite, or {other}")
     require_no_warnings()
     return step
 
 
-def make_plan(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> LabelPlan:
+def make_plan(request: LabelRequest, volume: Volume, to: Destination, frozen: LabelPlan | None) -> LabelPlan:
     """Plan of a request; open choices are taken from the frozen plan if there is one, else made here."""
-    volume, write_chunks = parent.volume, parent.write_chunks
-    settings = resolve_settings(request, parent, frozen)
+    settings = resolve_settings(request, volume, frozen)
     limit = request.block_voxels or BLOCK_VOXELS[settings.method]
-    block = choose_block(volume.extent, volume.axes, write_chunks, limit, three_d=settings.three_d)
+    block = choose_block(volume.extent, volume.axes, to.write_chunks, limit, three_d=settings.three_d)
     return LabelPlan(
         axes=volume.axes,
         shape=volume.extent,
-        chunks=parent.chunks,
-        write_chunks=write_chunks,
+        chunks=to.chunks,
+        write_chunks=to.write_chunks,
         block_shape=frozen.block_shape if frozen and not request.block_voxels else block,
-        zarr_format=parent.zarr_format,
-        levels=min(parent.levels, max_levels(volume.extent, volume.axes)),
+        zarr_format=to.zarr_format,
+        levels=to.levels,
         voxel_size=tuple(volume.voxel_size.get(axis, 1.0) for axis in volume.axes),
         settings=settings,
         automatic=request.auto_threshold_from is not None,
         prediction=fingerprint(volume),
-        intensity=_intensity(request, parent),
+        intensity=_intensity(request, volume),
         of_incomplete=is_incomplete(request.prediction),
     )
 
 
-def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | None) -> Settings:
+def resolve_settings(request: LabelRequest, volume: Volume, frozen: LabelPlan | None) -> Settings:
     """Resolve the options that affect the labels."""
-    neighbourhood(parent.volume.axes, request.connectivity, three_d=request.three_d)  # raises if they do not fit
-    channel = require_probabilities(parent.volume, request.channel, class_names(parent.place))
-    chosen = resolve_objects(request, TrainedObjects.of(parent.place, channel))
+    place = parse_place(request.prediction)
+    neighbourhood(volume.axes, request.connectivity, three_d=request.three_d)  # raises if they do not fit
+    channel = require_probabilities(volume, request.channel, class_names(place), request.kind)
+    if find_marker(place) is None:
+        note_scale(volume, channel)
+    chosen = resolve_objects(request, TrainedObjects.of(place, channel))
     settings = Settings(
         method=chosen.method,
         threshold=THRESHOLD if request.threshold is None else request.threshold,
@@ -208,15 +213,15 @@ def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | 
         return settings
     if frozen and frozen.automatic:
         return replace(settings, threshold=frozen.settings.threshold)
-    truth, offset = open_compared(request.auto_threshold_from, parent.volume, parent.place)
+    truth, offset = open_compared(request.auto_threshold_from, volume, place)
     prediction = open_prediction(request.prediction, channel)
     return replace(settings, threshold=choose_threshold(prediction, truth, offset, settings)[0])
 
 
-def _intensity(request: LabelRequest, parent: Parent) -> str | None:
+def _intensity(request: LabelRequest, prediction: Volume) -> str | None:
     if request.intensity is None:
         return None
-    return fingerprint(open_compared(request.intensity, parent.volume, parent.place)[0])
+    return fingerprint(open_compared(request.intensity, prediction, parse_place(request.prediction))[0])
 
 
 MAX_LABEL = 2**16 - 1

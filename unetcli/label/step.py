@@ -21,19 +21,18 @@ from unetcli.core.arrays import checksum
 from unetcli.core.errors import UnetcliError, counted
 from unetcli.core.files import Place, absolute, is_remote, parent_of, parse_place, remove_drafts_of, replacing
 from unetcli.core.lock import hold
+from unetcli.core.names import VolumeName
 from unetcli.engine.levels import ImageStep, Pyramid, nearest, place
 from unetcli.engine.receipts import Ledger
 from unetcli.engine.runfolder import LABEL, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, StepPaths, require_continued, try_block
 from unetcli.engine.verify import check_block
 from unetcli.label import plan as label_plan
+from unetcli.label.destination import ImageGroup, consolidate, grid_in_image, list_labels, make_labels_group
 from unetcli.label.finding import find_nothing, find_objects, working_bytes
 from unetcli.label.image import (
-    Parent,
     Probabilities,
     attributes_of,
-    list_labels,
-    make_labels_group,
     open_compared,
     open_prediction,
     require_complete,
@@ -42,6 +41,7 @@ from unetcli.label.image import (
 from unetcli.label.merging import LabelFiles, merge
 from unetcli.label.objects import table_place, unit
 from unetcli.label.plan import FORMAT, LabelPlan, differences
+from unetcli.label.request import NAME, STORE
 from unetcli.planning.plan import Stage
 from unetcli.volumes.image import Image, find_marker
 from unetcli.volumes.opening import open_volume
@@ -82,8 +82,13 @@ class LabelStep(ImageStep):
     # ---- identity
 
     @property
+    def is_store(self) -> bool:
+        """Whether the labels are a store of their own, and not in the group ``labels`` of an image."""
+        return self.paths.output.endswith(STORE)
+
+    @property
     def name(self) -> str:
-        return self.paths.output.rpartition("/")[2]
+        return NAME if self.is_store else self.paths.output.rpartition("/")[2]
 
     @property
     def output(self) -> Place:
@@ -91,8 +96,18 @@ class LabelStep(ImageStep):
 
     @property
     def store(self) -> Place:
-        """Store that contains the labels."""
-        return parent_of(parent_of(self.output))
+        """Image that the labels are in, or the labels themselves."""
+        return self.output if self.is_store else parent_of(parent_of(self.output))
+
+    @property
+    def array(self) -> str:
+        """Path of the array of full resolution in the store."""
+        return "0" if self.is_store else f"labels/{self.name}/0"
+
+    @property
+    def is_in_prediction(self) -> bool:
+        """Whether the labels lie in the image that they were made from."""
+        return absolute(str(parse_place(self.paths.prediction))) == absolute(str(self.store))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -306,9 +321,10 @@ class LabelStep(ImageStep):
 
     def prepare_stage(self, stage: Stage) -> None:
         if not self.plan.in_folder(stage) and not self.has_arrays():
-            parent = Parent.open(self.paths.prediction)
-            make_labels_group(self.store, self.plan.zarr_format)
-            self.image.create(attributes_of(self.image, parent.volume, self._own_attributes()))
+            if not self.is_store:
+                make_labels_group(self.store, self.plan.zarr_format)
+            own = self._own_attributes()
+            self.image.create(attributes_of(self.image, self._grid(), own, in_image=not self.is_store))
             if not self.image.level.exists():  # its metadata are damaged; no block of it has a receipt any more
                 self.image.level.create(self.image.store)
             self.clear_cache()
@@ -355,19 +371,29 @@ class LabelStep(ImageStep):
                 f"`unetcli verify --repair {self.output}` computes it again"
             )
 
+    def _grid(self) -> tuple[Volume, tuple[int, ...]]:
+        """Volume with the voxels of the labels, and the voxel of it at which they begin."""
+        volume, place = open_volume(self.paths.prediction), parse_place(self.paths.prediction)
+        image = None if self.is_store or self.is_in_prediction else ImageGroup.at(str(self.store))
+        return (volume, (0,) * len(volume.axes)) if image is None else grid_in_image(image, volume, place)
+
     def _list(self, *, listed: bool) -> None:
+        """List labels for viewers, or no longer, if they are in an image."""
+        if self.is_store:
+            return
         own = is_remote(self.store) or self.folder != RunFolder.of(self.store, self.name)
         lock = (self.folder.path if own else self.folder.path.parent) / "labels.lock"  # shared by all labels of a store
         with hold(lock, wait=LIST_SECONDS):
             remove_drafts_of(lock)
             list_labels(self.store, self.name, self.plan.zarr_format, listed=listed)
+            consolidate(self.store)
 
     def _own_attributes(self) -> dict[str, Any]:
         """Content of the marker, except whether the labels are complete."""
-        settings, parent = self.plan.settings, find_marker(self.paths.prediction) or {}
+        settings, parent = self.plan.settings, find_marker(parse_place(self.paths.prediction)) or {}
         own = {"method": settings.method, "threshold": settings.threshold, "objects": self.files.merged().objects}
         own |= {"of_incomplete": True} if self.plan.of_incomplete else {}
-        return own | {name: parent[name] for name in ("extent", "region", "placed") if name in parent}
+        return own | {name: parent[name] for name in ("extent", "region") if name in parent}
 
     def resources(self, asked: Any) -> Resources:
         plan = self.plan
@@ -377,11 +403,14 @@ class LabelStep(ImageStep):
     # ---- repairing
 
     def moved(self, output: Place, device: str | None = None) -> LabelStep:
-        prediction = absolute(str(parent_of(parent_of(parse_place(output)))))
-        return replace(self, paths=replace(self.paths, output=str(output), prediction=prediction))
+        paths = replace(self.paths, output=str(output))
+        if self.is_in_prediction and not self.is_store:
+            moved = absolute(str(parent_of(parent_of(parse_place(output)))))
+            paths = replace(paths, prediction=str(replace(VolumeName.parse(paths.prediction), place=moved)))
+        return replace(self, paths=paths)
 
     def require_ready(self) -> None:
-        require_no_links(self.store, f"labels/{self.name}/0")
+        require_no_links(self.store, self.array)
         require_complete(self.paths.prediction)
 
     def input_changes(self) -> list[Change]:

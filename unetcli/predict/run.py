@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError, counted, require_no_warnings, warn
-from unetcli.core.files import Place, is_remote, require_apart
+from unetcli.core.files import Place, require_apart, require_folder_for
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, run
 from unetcli.engine.runfolder import PREDICT, require_claimable
@@ -234,8 +234,7 @@ def require_writable(output: Place, inputs: Sequence[Place]) -> dict[str, Any] |
         The path overlaps an input, or exists and was not written by ``predict``.
     """
     require_apart(output, inputs)
-    if not is_remote(output) and not (folder := Path(output).absolute().parent).is_dir():
-        raise UnetcliError(f"{output}: the folder {folder} does not exist")
+    require_folder_for(output)
     return require_own_output(output, PREDICT, OTHER_OUTPUT)
 
 

@@ -91,9 +91,9 @@ def images(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def labels_attributes(attributes: dict[str, Any], source: str) -> dict[str, Any]:
-    """Mark the attributes of an image as labels of the image at the relative path ``source``."""
-    return _as_labels(attributes, source={"image": source})
+def labels_attributes(attributes: dict[str, Any], source: str | None) -> dict[str, Any]:
+    """Mark the attributes of an image as labels; ``source`` is the relative path of the image they belong to."""
+    return _as_labels(attributes, **({"source": {"image": source}} if source else {}))
 
 
 def class_attributes(attributes: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

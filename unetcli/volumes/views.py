@@ -1,4 +1,4 @@
-"""Views of arrays that are read lazily: other axes, some of the channels, inverted grey values, one of the classes.
+"""Views of arrays that are read lazily: other axes, some of the channels, inverted grey values, fractions, classes.
 
 A view has what :class:`unetcli.volumes.volume.Volume` uses of an array: ``shape``, ``dtype``, ``chunks``, and slices.
 """
@@ -81,6 +81,21 @@ class Inverted:
         if voxels.dtype.kind == "b":
             return ~voxels
         return np.asarray(np.subtract(self._largest, voxels, dtype=voxels.dtype))
+
+
+class Fractions:
+    """Array of unsigned integers as fractions of the largest value of their type, float32."""
+
+    def __init__(self, array: Any) -> None:
+        self._array, self._largest = array, np.float32(np.iinfo(array.dtype).max)
+        self.shape, self.dtype, self.chunks = array.shape, np.dtype(np.float32), chunks_of(array)
+
+    def __getitem__(self, selection: Selection) -> NDArray[Any]:
+        return np.asarray(np.asarray(self._array[selection]).astype(np.float32) / self._largest)
+
+    def viewed(self, selection: Selection) -> tuple[Any, Selection]:
+        """The array behind this view, and the same selection in it."""
+        return self._array, selection
 
 
 class OneClass:

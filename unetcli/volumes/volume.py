@@ -14,7 +14,7 @@ from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
 from unetcli.volumes.absent import is_absent
 from unetcli.volumes.axes import AXES
-from unetcli.volumes.views import OneClass, Picked, Rearranged, chunks_of
+from unetcli.volumes.views import Fractions, OneClass, Picked, Rearranged, chunks_of
 
 LONGEST = 300
 """Characters of the longest reason shown for data that cannot be read; codecs and tifffile may quote whole values."""
@@ -181,6 +181,10 @@ class Volume:
     def of_class(self, value: int) -> Volume:
         """The voxels of a map of classes that are of one class, as bool."""
         return replace(self, array=OneClass(self.array, value))
+
+    def as_fractions(self) -> Volume:
+        """The volume with unsigned integers as fractions of the largest value of their type, float32."""
+        return replace(self, array=Fractions(self.array))
 
     def in_memory(self) -> Volume:
         """Read the array into memory."""
