@@ -120,11 +120,19 @@ def test_a_fine_mask_of_a_coarse_level_gives_the_result_of_one_at_that_level(mod
         (201, 2.0, "nm", Fraction(1, 2)),
         (100, 4.0, "nm", Fraction(1)),
         (50, 8.0, "parsec", Fraction(2)),  # not comparable: as the extents are
+        (50, 1.0, "", Fraction(2)),  # not stated
     ],
 )
 def test_factors_follow_from_stated_sizes(side: int, size: float, unit: str, factor: Fraction) -> None:
     mask, source = volume(np.zeros((side, side)), size, unit), volume(np.zeros((100, 100)), 4.0)
     assert Mask.over(mask, source, (1, 1)).factors == (factor, factor)
+
+
+@pytest.mark.parametrize(("image", "mask"), [(1.0, 4.0), (4.0, 1.0)])
+def test_levels_of_an_image_may_be_measured_in_pixels(image: float, mask: float) -> None:
+    """The finest level then has voxels of 1 without unit, like files that state no size."""
+    one, other = (volume(np.zeros((round(800 / size),) * 2), size, "") for size in (image, mask))
+    assert Mask.over(other, one, (1, 1)).factors == (Fraction(mask / image),) * 2
 
 
 @pytest.mark.parametrize(("side", "size"), [(50, 16.0), (50, 6.0), (67, 6.0), (180, 2.0), (30, 13.0)])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from helpers import SETTINGS, Output, grey, plan_of, write_model, write_zarr
+from matplotlib.image import imread
 from numpy.typing import NDArray
 from pairs import evaluated
 
@@ -21,11 +22,13 @@ from unetcli.label.objects import label_section
 from unetcli.label.request import LabelRequest
 from unetcli.label.run import label_volume
 from unetcli.planning import planner
-from unetcli.predict.checks import check_seams
+from unetcli.predict.checks import check_seams, largest_difference, tolerance
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.predict.step import PredictStep
 from unetcli.predict.stores import attributes_of
+from unetcli.viz.request import ShowRequest
+from unetcli.viz.show import show
 from unetcli.volumes.image import marker
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume
@@ -106,8 +109,11 @@ def test_skipped_voxels_are_of_the_first_class_and_no_seam_shows() -> None:
     assert found.any()
     step = PredictStep.open(RunFolder(Path("classes.zarr.run/predict")))
     assert check_seams(step, 4).exceeded == []
+    assert largest_difference(step, 0) == 0
     array = zarr.open_array("classes.zarr/0", mode="r+")
     array[...] = (found + 1) % 3
+    assert largest_difference(step, 0) == 1  # all of its voxels; a host is refused above tolerance
+    assert tolerance(step.plan.settings) == 2e-3
     exceeded = check_seams(step, 4).exceeded
     assert exceeded[0].reason == "1e+02 % of the voxels are of another class than those computed with another tile"
 
@@ -133,6 +139,16 @@ def test_objects_of_a_class_are_those_of_its_mask(classes: int, channel: int | N
         assert np.array_equal(own, np.where(expected > 0, expected + last, 0))
         last += int(expected.max())
     assert last > 9
+
+
+def test_a_map_of_classes_is_shown_in_a_colour_for_each(tmp_path: Path) -> None:
+    found = write_classes("classes.zarr", 4)
+    show(ShowRequest(volume="classes.zarr", output=tmp_path / "shown.png", section=0))
+    dots = imread(tmp_path / "shown.png")[..., :3]
+    zoom = len(dots) // found.shape[1]
+    colours = [np.unique(dots[::zoom, ::zoom][found[0] == value], axis=0) for value in range(4)]
+    assert [len(each) for each in colours] == [1, 1, 1, 1]
+    assert len(np.unique(np.concatenate(colours), axis=0)) == 4
 
 
 def test_the_class_to_label_is_chosen_by_its_number() -> None:

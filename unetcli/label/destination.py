@@ -1,4 +1,4 @@
-"""Where labels are written: into the group ``labels`` of an image, where viewers look, or as a store of their own."""
+"""Destinations of labels: the group ``labels`` of an image, in which viewers look, or a store of their own."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ImageGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where labels are written, and in which form."""
+    """Place and form of the labels that are written."""
 
     labels: Place
     store: Place

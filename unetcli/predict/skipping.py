@@ -24,6 +24,8 @@ from unetcli.volumes.volume import Volume
 
 CELL = 64
 """Side of a cell, in voxels, along the axes that the network convolves; 1 along the others."""
+READ_VOXELS = 2**22
+"""Approximate voxels of a mask that are read at a time."""
 HASHED_SIDE, HASHED_SECTIONS = 2048, 32
 """In-plane side in voxels, and sections, of the parts in which a mask is read for its fingerprint."""
 
@@ -128,14 +130,18 @@ def any_within(values: NDArray[np.bool_], spans: Sequence[Sequence[tuple[int, in
     [True, False, True]
     """
     for axis, along in enumerate(spans):
-        values = _any_along(values, axis, along)
+        if not _are_single(along, values.shape[axis]):
+            values = _any_along(values, axis, along)
     return values
+
+
+def _are_single(spans: Sequence[tuple[int, int]], n: int) -> bool:
+    """Whether spans are the single positions of an axis, one after the other."""
+    return list(spans) == [(i, i + 1) for i in range(n)]
 
 
 def _any_along(values: NDArray[np.bool_], axis: int, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
     """Whether any value is True within spans along one axis."""
-    if list(spans) == [(i, i + 1) for i in range(values.shape[axis])]:
-        return values
     along = np.moveaxis(values, axis, 0)
     return np.stack([along[a:b].any(axis=0) for a, b in spans], axis=axis)
 
@@ -210,14 +216,16 @@ class Mask:
     def _nonzero(self, box: Box, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
         """Whether any voxel of the mask is nonzero in each row of a box, within spans along the last axis.
 
-        One row of chunks is read at a time to save memory.
+        A few rows of chunks are read at a time to save memory.
         """
-        chunk, start, stop = self.volume.chunks[-2], box.start[-2], box.stop[-2]
-        edges = [start, *range(ceil_to(start + 1, chunk), stop, chunk), stop]
+        start, stop, single = box.start[-2], box.stop[-2], _are_single(spans, box.shape[-1])
+        step = ceil_to(max(1, READ_VOXELS * box.shape[-2] // box.size), self.volume.chunks[-2])
+        edges = [start, *range(ceil_to(start + 1, step), stop, step), stop]
         rows = []
         for a, b in itertools.pairwise(edges):
             row = Box((*box.start[:-2], a, box.start[-1]), (*box.stop[:-2], b, box.stop[-1]))
-            rows.append(_any_along(self.volume.read(row)[0] != 0, -1, spans))
+            found = self.volume.read(row)[0] != 0
+            rows.append(found if single else _any_along(found, -1, spans))
         return np.concatenate(rows, axis=-2)
 
 
@@ -235,7 +243,8 @@ def open_mask(path: str | None, source: Volume, footprint: Footprint) -> Mask | 
 def mask_factors(mask: Volume, source: Volume) -> tuple[Fraction, ...]:
     """Voxels of an input per voxel of its mask, along each axis; 0 if no whole factor, or one over it, fits.
 
-    They follow from the voxel sizes that both state, as two levels of an image do, and else from the extents. Volumes
+    They follow from the voxel sizes that both state, as two levels of an image do, and else from the extents. Voxels
+    without a stated size may have the size 1, as those of the finest level of an image whose unit is its pixel. Volumes
     of the same extent are paired voxel by voxel.
     """
     if mask.extent == source.extent:
@@ -244,8 +253,11 @@ def mask_factors(mask: Volume, source: Volume) -> tuple[Fraction, ...]:
     found = []
     for axis, extent, masked in zip(source.axes, source.extent, mask.extent, strict=True):
         own, other = in_one_unit(sizes.get(axis, (1.0, "")), others.get(axis, (1.0, "")))
-        stated = axis in sizes and axis in others and own > 0 and other > 0  # NaN without a common unit
-        found.append(factor_of_sizes(own, other, extent, masked) if stated else Fraction(factor(extent, masked)))
+        comparable = own > 0 and other > 0  # NaN is not
+        by = factor_of_sizes(own, other, extent, masked) if comparable else Fraction(0)
+        if not by and not (comparable and axis in sizes and axis in others):
+            by = Fraction(factor(extent, masked))
+        found.append(by)
     return tuple(found)
 
 

@@ -22,7 +22,7 @@ SPATIAL = "zyx"
 MARKER = "unetcli"
 """Group attribute that identifies an output of unetcli, its kind, and whether it is complete."""
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
-"""Colours of the first classes, which also people with a colour vision deficiency tell apart (Okabe and Ito, 2008)."""
+"""Colours of the first classes, which people with a colour vision deficiency can distinguish (Okabe and Ito, 2008)."""
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 """Steps of the hue of further classes, which spread them evenly however many there are."""
 ATTRIBUTES = {3: "zarr.json", 2: ".zattrs"}
