@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from commands import CONTEXT, start_server
-from helpers import grey, write_model, write_zarr
+from helpers import grey, write_model, write_placed, write_zarr
 from killing import place_of, run_here
 
 CALLS = ("fsync", "link", "mkdir", "remove", "rename", "replace", "rmdir", "unlink")
@@ -66,6 +68,8 @@ CASES = {
     "predict --overwrite": Case(f"{PREDICT} --overwrite", first=f"{PREDICT} --dtype float32"),
     "label": Case(LABEL),
     "label --overwrite": Case(f"{LABEL} --overwrite --min-size 3", first=LABEL),
+    "label --into": Case(f"{LABEL} --into image.zarr"),
+    "label --output": Case("label p.zarr -o cells.zarr --threshold 0.45"),
     "label watershed --ctc": Case(f"{LABEL} --method watershed --ctc frames"),
     "evaluate": Case(f"{EVALUATE} --csv scores.csv --report report.html"),
     "evaluate --run-folder": Case(f"{EVALUATE} --run-folder ev --csv scores.csv"),
@@ -86,6 +90,10 @@ def make_base(place: Path) -> Path:
         labels[:, y : y + 11, x : x + 11] = number
     write_zarr(place / "labels.zarr", labels, (1, 64, 64), dimension_names=["z", "y", "x"])
     write_zarr(place / "truth.zarr", (labels > 0).astype(np.uint8), (1, 64, 64), dimension_names=["z", "y", "x"])
+    write_placed(place / "image.zarr", grey(3, 70, 90), None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in Zarr v3, consolidated metadata are not yet part of the standard
+        zarr.consolidate_metadata(place / "image.zarr")
     run(place, PREDICT.replace("o.zarr", "p.zarr"))
     return place
 

@@ -23,9 +23,12 @@ from unetcli.volumes import ngff
 from unetcli.volumes.image import class_names, group_file
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels
-from unetcli.volumes.store import store_at
+from unetcli.volumes.store import MetadataStore, store_at
 from unetcli.volumes.volume import Volume, shape
 
+ZMETADATA = ".zmetadata"
+CONSOLIDATED = ("zarr.json", ".zgroup", ".zattrs", ZMETADATA)
+"""Files of a group that are written when its metadata are consolidated."""
 AROUND = 3
 """Maximum number of groups around an image whose consolidated metadata are looked for."""
 
@@ -188,10 +191,12 @@ def consolidate(image: Place) -> None:
     Programs that read them know of no labels but those in them.
     """
     for place in consolidated_groups(image):
+        for key in () if is_remote(place) else CONSOLIDATED:
+            remove_abandoned_drafts(Path(place) / key)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ZarrUserWarning)  # in Zarr v3 they are not yet part of the standard
-                zarr.consolidate_metadata(store_at(place).zarr())
+                zarr.consolidate_metadata(MetadataStore(store_at(place)))
         except UnetcliError:
             raise
         except Exception as error:  # of many classes, as in opening
@@ -204,7 +209,7 @@ def consolidated_groups(image: Place) -> Iterator[Place]:
     for _ in range(1 if is_remote(image) else 1 + AROUND):
         store = store_at(place)
         text = store.read_text("zarr.json")
-        if store.read_text(".zmetadata") is not None or (text and _has_consolidated(place, text)):
+        if store.read_text(ZMETADATA) is not None or (text and _has_consolidated(place, text)):
             yield place
         place = parent_of(place)
 

@@ -324,5 +324,19 @@ class WriteOnlyStore(WrapperStore[ZarrStore]):
         return found
 
 
+class MetadataStore(WrapperStore[ZarrStore]):
+    """Store of which zarr-python writes only metadata, as :meth:`Store.replace_text` writes files.
+
+    A killed writer then leaves no draft but those that the next one recognises.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.zarr())
+        self._files = store
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self._files.replace_text(key, value.to_bytes().decode())
+
+
 def is_metadata(key: str) -> bool:
     return key.rpartition("/")[2] in METADATA
