@@ -76,6 +76,7 @@ def test_probabilities_of_others_are_labelled_into_a_store_of_their_own(caplog: 
     assert np.array_equal(stored(place=Path("moved.zarr")), expected(MAP / np.float32(255), 0.4))
 
 
+@pytest.mark.by_default("float32")
 @pytest.mark.parametrize("dtype", ["float32", "bool", "uint8"])
 def test_values_of_other_types_need_no_option(dtype: str, caplog: pytest.LogCaptureFixture) -> None:
     values = {"float32": MAP / np.float32(255), "bool": MAP > 127, "uint8": MAP}[dtype]
@@ -115,6 +116,7 @@ def test_what_has_no_place_or_no_scale_is_refused(options: dict[str, Any], said:
     assert sorted(path.name for path in Path().iterdir()) == ["f.zarr", "p.zarr"]
 
 
+@pytest.mark.by_default("[2]")
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_labels_are_put_where_viewers_of_the_image_look(zarr_format: int) -> None:
     image = write_image("container.zarr/0", (1, 2, *MAP.shape), zarr_format, levels=2)

@@ -69,6 +69,7 @@ def write_classes(path: str, classes: int) -> NDArray[Any]:
     return values
 
 
+@pytest.mark.by_default("[4]")
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_most_probable_class_is_written_with_names_and_colours(classes: int) -> None:
     found = predicted(classes, levels=2)
@@ -128,6 +129,7 @@ def test_a_map_of_classes_is_evaluated_by_class_and_one_of_two_as_a_foreground(c
     assert result.scores["pixels"]["accuracy"] == pytest.approx(np.mean(found == truth))
 
 
+@pytest.mark.by_default("[4-2]")
 @pytest.mark.parametrize(("classes", "channel"), [(2, None), (4, 2)])
 def test_objects_of_a_class_are_those_of_its_mask(classes: int, channel: int | None) -> None:
     found = write_classes("classes.zarr", classes)
