@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, counted, listed
 from unetcli.core.files import explain_write_errors
 from unetcli.core.options import Options
 from unetcli.core.ranges import to_ranges
@@ -93,7 +93,8 @@ class RetryLoop:
             again, hosts = self._failed(wanted)
             if self.stopping() or not len(again) or any(failure.final for failure in self.failures):
                 break
-            log.info("retrying failed blocks: %d%s", len(again), f"; avoiding {', '.join(hosts)}" if hosts else "")
+            elsewhere = f", on other hosts than {listed(hosts, 'hosts')} if there are any" if hosts else ""
+            log.info("retrying failed blocks: %d%s", len(again), elsewhere)
             self.failures.clear()
             self._run_once(again, hosts)
         return self.failures
