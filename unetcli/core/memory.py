@@ -84,9 +84,15 @@ def exit_on_bad_alloc(code: int) -> None:
 
         handler = ctypes.CFUNCTYPE(None)
 
+        def is_bad_alloc() -> bool:
+            try:
+                kind = kind_of()  # a pointer to its table of functions, then one to its name
+                return bool(kind) and ctypes.cast(kind, ctypes.POINTER(ctypes.c_char_p))[1] == _BAD_ALLOC
+            except MemoryError:
+                return True
+
         def end() -> None:
-            kind = kind_of()  # a pointer to its table of functions, then one to its name
-            if kind and ctypes.cast(kind, ctypes.POINTER(ctypes.c_char_p))[1] == _BAD_ALLOC:
+            if is_bad_alloc():
                 os.write(2, LINE)
                 os._exit(code)
             before()
