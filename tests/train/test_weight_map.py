@@ -311,3 +311,19 @@ def test_truth_of_two_values_beside_the_ignored_one_is_binary(tmp_path: Path, un
     done = unetcli("weights", "two.zarr", "--ignore", 7, "--json")
     assert json.loads(done.stdout)["rules"]["truth"] == "binary"
     assert json.loads(done.stdout)["ignored"] == 8 * 30
+
+
+@pytest.mark.parametrize("truth", ["instances", "binary"])
+def test_the_weights_do_not_depend_on_how_labels_are_stored(tmp_path: Path, undrawn: None, truth: str) -> None:
+    values = crowd(3, 24, 30)[1:]
+    stored: dict[str, NDArray[Any]] = {"u2": values, "f4": values.astype("f4"), "f8": values.astype("f8")}
+    if truth == "binary":
+        stored |= {"bool": values > 0}
+    found = set()
+    for name, array in stored.items():
+        path = write_zarr(tmp_path / f"{name}.zarr", array, (1, 24, 30), **NAMES)
+        made = write_weights(
+            WeightsRequest(labels=str(path), output=str(tmp_path / f"{name}.weights.zarr"), truth=truth)
+        )
+        found.add(zarr.open_array(f"{made.output}/0", mode="r")[:].tobytes())
+    assert len(found) == 1

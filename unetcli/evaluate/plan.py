@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
-from unetcli.evaluate.request import METRICS, EvaluateRequest, scores_objects
+from unetcli.evaluate.request import CLASSES, LABELS, METRICS, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import find_marker, find_region_marker, require_marked_shape
+from unetcli.volumes.labels import as_labels, as_prediction, open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels, stated_sizes
 from unetcli.volumes.volume import Volume, describe, resolve_region, shape
@@ -270,8 +271,8 @@ class Pair:
             A volume cannot be read, the prediction is incomplete, or the volumes do not cover the same region.
         """
         require_complete(request.prediction, allowed=request.allow_incomplete)
-        truth = open_volume(request.truth, request.level)
-        prediction, store = open_volume(request.prediction, request.level), parse_place(request.prediction)
+        truth = open_labels(request.truth, request.level)
+        prediction, store = open_prediction(request), parse_place(request.prediction)
         require_marked_shape(prediction, store, request.level)
         pair = pair_up(prediction, truth, store)
         if not request.same_place:
@@ -346,6 +347,14 @@ class Pair:
         return asked.clipped(self.region)
 
 
+def open_prediction(request: EvaluateRequest) -> Volume:
+    """Open the prediction of a request; labels of other programs may be stored as float or as a picture."""
+    volume = open_volume(request.prediction, request.level)
+    if request.kind in (LABELS, CLASSES):
+        return as_labels(volume)
+    return volume if find_marker(parse_place(request.prediction)) else as_prediction(volume)
+
+
 def require_complete(prediction: str, *, allowed: bool) -> None:
     """Raise ``UnetcliError`` if unetcli wrote the prediction, or its input, and did not finish, unless allowed."""
     marker = find_marker(parse_place(prediction))
@@ -367,21 +376,16 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
     Parameters
     ----------
     prediction, truth
-        Volumes with any axes; the truth has one channel of integers.
+        Volumes with any axes; the truth as :mod:`unetcli.volumes.labels` reads it.
     store
         Path of the prediction; its marker states which region of its input was predicted.
 
     Raises
     ------
     UnetcliError
-        Shapes, axes or voxel sizes differ, or the truth is not one channel of integers.
+        Shapes, axes or voxel sizes differ.
     """
-    truth = truth.channels_as_sections()
     prediction = prediction.fitted_to(truth)
-    if truth.channels != 1 or truth.dtype.kind not in "bui":
-        raise UnetcliError(
-            f"{truth.path}: {truth.channels} channels of {truth.dtype}; expected one channel of integers as truth"
-        )
     offset, full_truth = offset_in(truth, prediction, store), None
     if offset is None:
         full_truth = truth

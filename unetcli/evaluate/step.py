@@ -117,6 +117,7 @@ class EvaluateStep(Step):
                 prediction=self.paths.prediction,
                 truth=self.paths.truth,
                 mask=self.paths.mask,
+                kind=settings.kind,
                 ignore=settings.ignore,
                 level=settings.level,
                 allow_incomplete=True,  # the launcher has checked this and the next

@@ -27,8 +27,8 @@ from unetcli.label.image import (
     KIND,
     Parent,
     Probabilities,
+    compared,
     is_incomplete,
-    open_compared,
     require_complete,
     require_probabilities,
 )
@@ -40,6 +40,7 @@ from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.planning.pyramid_plan import max_levels
 from unetcli.volumes.image import require_marked_shape, require_own_output
+from unetcli.volumes.labels import open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import require_no_links
@@ -67,10 +68,8 @@ def choose_threshold(
     Raises
     ------
     UnetcliError
-        The truth is not of integers, or holds no object.
+        The truth holds no object.
     """
-    if truth.dtype.kind not in "bui":
-        raise UnetcliError(f"--auto-threshold-from {truth.path}: {truth.dtype}; expected integers, one per object")
     land = Landscape(axes=prediction.axes, voxel_size=_sizes(prediction), settings=settings)
     read = Probabilities(prediction, settings.channel)
     overlap, objects = np.zeros(len(CANDIDATES)), 0
@@ -207,14 +206,14 @@ def resolve_settings(request: LabelRequest, parent: Parent, frozen: LabelPlan | 
         return settings
     if frozen and frozen.automatic:
         return replace(settings, threshold=frozen.settings.threshold)
-    truth, offset = open_compared(request.auto_threshold_from, parent.volume, parent.place)
+    truth, offset = compared(open_labels(request.auto_threshold_from), parent.volume, parent.place)
     return replace(settings, threshold=choose_threshold(parent.volume, truth, offset, settings)[0])
 
 
 def _intensity(request: LabelRequest, parent: Parent) -> str | None:
     if request.intensity is None:
         return None
-    return fingerprint(open_compared(request.intensity, parent.volume, parent.place)[0])
+    return fingerprint(compared(open_volume(request.intensity), parent.volume, parent.place)[0])
 
 
 MAX_LABEL = 2**16 - 1

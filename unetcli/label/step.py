@@ -32,9 +32,9 @@ from unetcli.label.image import (
     Parent,
     Probabilities,
     attributes_of,
+    compared,
     list_labels,
     make_labels_group,
-    open_compared,
     require_complete,
     spec_of,
 )
@@ -126,7 +126,7 @@ class LabelStep(ImageStep):
         """Volume that is averaged over each object, and the offset of the prediction in it."""
         if self.paths.intensity is None:
             return None
-        return open_compared(self.paths.intensity, self.prediction, parse_place(self.paths.prediction))
+        return compared(open_volume(self.paths.intensity), self.prediction, parse_place(self.paths.prediction))
 
     @property
     def files(self) -> LabelFiles:

@@ -161,7 +161,7 @@ class TargetCache:
     Parameters
     ----------
     labels : Volume
-        Integer labels without channels.
+        Labels, as :mod:`unetcli.volumes.labels` reads them.
     rules : TruthRules
         How labels become classes and border weights.
     budget_bytes : bytes
@@ -169,7 +169,6 @@ class TargetCache:
     """
 
     def __init__(self, labels: Volume, rules: TruthRules, budget_bytes: int = 2**30) -> None:
-        require_labels(labels)
         self.labels, self.rules = labels, rules
         height, width = labels.extent[-2:]
         self._section = Box((0, 0), (height, width))
@@ -277,14 +276,6 @@ class TargetCache:
             return _CellMap(around, classes, cells_of(labels, classes, self.rules))
 
         return self._cell_maps.get((section, piece), make)
-
-
-def require_labels(volume: Volume) -> None:
-    """Raise UnetcliError if a volume cannot hold labels: it has several channels, or its values are no integers."""
-    if volume.channels != 1:
-        raise UnetcliError(f"{volume.path}: {volume.channels} channels; expected labels in one channel")
-    if volume.dtype.kind not in "bui":
-        raise UnetcliError(f"{volume.path}: data type {volume.dtype}; expected integers, such as uint8 or uint16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,10 @@ from unetcli.core.streams import ProgressCallback, silent
 from unetcli.train.dataset import resolve_truth
 from unetcli.train.request import WeightsRequest
 from unetcli.train.settings import IGNORED, TruthRules
-from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
+from unetcli.train.targets import LabelCounts, TargetCache, class_weights, weight_table
 from unetcli.viz.png import require_own_picture, software_of
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
-from unetcli.volumes.opening import open_volume
+from unetcli.volumes.labels import open_labels
 from unetcli.volumes.other_formats import require_zarr_name
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import LocalStore
@@ -208,8 +208,7 @@ def _made_before(path: Path, question: dict[str, Any]) -> WeightsSummary | None:
 
 def _resolve(request: WeightsRequest) -> tuple[Path, Volume, tuple[int, int]]:
     """Return the path of the weight map, the labels and the sections; drafts of killed calls are deleted."""
-    labels = open_volume(request.labels).channels_as_sections()
-    require_labels(labels)
+    labels = open_labels(request.labels)
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
     sections = resolve_sections(request.sections, count, labels.path)
     place = request.output or f"{stem(request.labels)}.weights.zarr"
