@@ -57,7 +57,7 @@ def places() -> list[tuple[str, str]]:
 OTHER = {"optimizer": "adam", "schedule": "cosine", "truth": "instances", "data": ("a b", "c e"), "sections": ((0, 9),)}
 OTHER |= {"recipe": "paper", "precision": "float32", "select": "seg", "device": "cuda", "channel": 1, "ema": 0.5}
 OTHER |= {"validation": ((17, 19), (5, 5)), "dropout": 0.75, "momentum": 0.5, "scale": 0.5}
-OTHER |= {"init": "4567", "intensity": (1.5, 0.5)}
+OTHER |= {"class_values": (0, 5), "init": "4567", "intensity": (1.5, 0.5)}
 
 
 def changed(part: str, name: str) -> TrainingConfig:

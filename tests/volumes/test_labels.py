@@ -58,7 +58,7 @@ def test_other_floats_are_no_labels(value: float) -> None:
 def test_a_fraction_that_was_not_sampled_is_found_when_it_is_read() -> None:
     values = np.zeros((3, 2000, 2000), np.float32)
     values[0, 0, 0] = 0.5
-    with pytest.raises(UnetcliError, match=r"cannot read z 0:1, y 0:5, x 0:5: 0\.5 is no whole number"):
+    with pytest.raises(UnetcliError, match=r"labels\.tif: z 0:1, y 0:5, x 0:5: 0\.5 is no whole number"):
         as_labels(volume(values)).read(Box((0, 0, 0), (1, 5, 5)))
 
 
@@ -85,24 +85,28 @@ def test_each_colour_is_one_number_and_grey_keeps_its_value(caplog: pytest.LogCa
 @pytest.mark.parametrize("channels", [2, 3, 5])
 def test_channels_that_differ_are_refused_with_a_name_that_works(channels: int) -> None:
     planes = np.arange(12 * 21 * channels, dtype=np.uint16).reshape(12, 21, channels)
-    with pytest.raises(UnetcliError, match=rf"{channels} channels of uint16, which differ.*labels\.tif:channel=0"):
+    with pytest.raises(UnetcliError, match=rf"{channels} channels of uint16.*labels\.tif:channel=0"):
         as_labels(volume(planes, "yxc"))
 
 
 def test_channels_that_differ_where_they_were_not_sampled_are_found_when_they_are_read() -> None:
-    planes = np.zeros((2000, 2000, 5), np.uint8)
+    planes = np.zeros((2000, 2000, 3), np.uint16)
     planes[0, 0, 0] = 1
     with pytest.raises(UnetcliError, match="its channels differ"):
         as_labels(volume(planes, "yxc")).read(Box((0, 0), (5, 5)))
 
 
-def test_predictions_are_labels_where_no_probability_could_be(tmp_path: Path) -> None:
-    assert as_prediction(volume(LABELS.astype("f4"))).dtype == np.int32
-    assert as_prediction(volume((LABELS > 0).astype("f4"))).dtype == np.float32
-    assert as_prediction(volume(LABELS / 300)).dtype == np.float64
-    assert as_prediction(volume(np.repeat(MASK[0][..., None], 3, -1), "yxc")).channels == 1
-    assert as_prediction(volume(picture(RED, GREEN), "yxc")).channels == 3
-    assert as_prediction(volume(np.zeros((9, 9, 3), np.uint8), "yxc")).channels == 3  # three probabilities of 0
+def test_predictions_are_labels_where_no_probability_could_be() -> None:
+    def prediction(one: Volume) -> Volume:
+        return as_prediction(one, probability=False)
+
+    assert as_prediction(volume(LABELS.astype("f4")), probability=True).dtype == np.float32
+    assert prediction(volume(LABELS.astype("f4"))).dtype == np.int32
+    assert prediction(volume((LABELS > 0).astype("f4"))).dtype == np.float32
+    assert prediction(volume(LABELS / 300)).dtype == np.float64
+    assert prediction(volume(np.repeat(MASK[0][..., None], 3, -1), "yxc")).channels == 1
+    assert prediction(volume(picture(RED, GREEN), "yxc")).channels == 3
+    assert prediction(volume(np.zeros((9, 9, 3), np.uint8), "yxc")).channels == 3  # three probabilities of 0
 
 
 def test_absent_chunks_are_known_behind_the_conversion(tmp_path: Path) -> None:

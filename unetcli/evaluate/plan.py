@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
-from unetcli.evaluate.request import CLASSES, LABELS, METRICS, EvaluateRequest, scores_objects
+from unetcli.core.label_values import LabelValues
+from unetcli.evaluate.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import find_marker, find_region_marker, require_marked_shape
+from unetcli.volumes.label_values import with_numbers
 from unetcli.volumes.labels import as_labels, as_prediction, open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels, stated_sizes
@@ -58,6 +60,8 @@ class Settings:
     """Value of the truth whose voxels are not scored."""
     level: int
     """Resolution level; 0 is full resolution."""
+    class_values: tuple[int, ...] | None = None
+    """Value of each class in the truth; None: its values are numbers of classes or objects."""
 
     @property
     def has_objects(self) -> bool:
@@ -257,7 +261,9 @@ class Pair:
     mask: Mask | None = None
     """Mask over the truth; voxels where it is 0 are not scored."""
     ignore: int | None = None
-    """Value of the truth whose voxels are not scored."""
+    """Value of ``truth`` whose voxels are not scored."""
+    values: LabelValues = field(default_factory=LabelValues)
+    """Values of classes that were replaced by numbers in ``truth``."""
     note: str = ""
     """Note for the user on how the two were paired."""
 
@@ -271,7 +277,8 @@ class Pair:
             A volume cannot be read, the prediction is incomplete, or the volumes do not cover the same region.
         """
         require_complete(request.prediction, allowed=request.allow_incomplete)
-        truth = open_labels(request.truth, request.level)
+        values = values_of(request)
+        truth, ignore = with_numbers(open_labels(request.truth, request.level), values, request.ignore)
         prediction, store = open_prediction(request), parse_place(request.prediction)
         require_marked_shape(prediction, store, request.level)
         pair = pair_up(prediction, truth, store)
@@ -284,7 +291,7 @@ class Pair:
             mask = Mask.over(fitted, pair.truth.with_axes_of(fitted), (1,) * len(pair.axes))
             if not request.same_place:
                 require_same_place(pair.truth, mask.volume, OTHER_PLACE, factors=mask.factors)
-        return replace(pair, mask=mask, ignore=request.ignore)
+        return replace(pair, mask=mask, ignore=ignore, values=values)
 
     @property
     def axes(self) -> str:
@@ -349,10 +356,20 @@ class Pair:
 
 def open_prediction(request: EvaluateRequest) -> Volume:
     """Open the prediction of a request; labels of other programs may be stored as float or as a picture."""
-    volume = open_volume(request.prediction, request.level)
+    volume, own = open_volume(request.prediction, request.level), find_marker(parse_place(request.prediction))
+    if request.kind == CLASSES and own is None:
+        return with_numbers(as_labels(volume), values_of(request))[0]
     if request.kind in (LABELS, CLASSES):
         return as_labels(volume)
-    return volume if find_marker(parse_place(request.prediction)) else as_prediction(volume)
+    probability = request.kind == PROBABILITY or "em" in (request.metrics or ())
+    return volume if own else as_prediction(volume, probability=probability)
+
+
+def values_of(request: EvaluateRequest) -> LabelValues:
+    """Value of each class in the truth: that of the option, else that of the training of the model, if it is known."""
+    if request.classes is not None:
+        return LabelValues(classes=request.classes or None)
+    return LabelValues(classes=(find_marker(parse_place(request.prediction)) or {}).get("class_values"))
 
 
 def require_complete(prediction: str, *, allowed: bool) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, UnreadableBlock, warn
 from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
+from unetcli.core.label_values import LabelValues
 from unetcli.core.process import cpu_threads
 from unetcli.core.ranges import spread_order
 from unetcli.core.streams import ordered_map
@@ -285,6 +286,14 @@ def note_on_mask(name: str, values: Sequence[int], axes: str) -> str:
     return MASK_NOTE.format(name, shown, "; with --three-d, each value is one object" if "z" in axes else "")
 
 
+def note_on_values(request: EvaluateRequest, values: LabelValues) -> str:
+    """Note on the values of classes; empty if they are the numbers."""
+    if not values.table:
+        return ""
+    source = "" if request.classes else ", as in training (--classes states others)"
+    return f"values of the truth by class{source}: {values.table}"
+
+
 def warn_without_background(truth: Volume) -> None:
     """Warn if a truth has two values and none is 0, as the masks of some programs do: all of it is foreground."""
     values = [np.unique(found) for found in sampled_voxels(truth) if found is not None]
@@ -330,6 +339,7 @@ class ResolvedRequest:
             result_pieces=result_pieces,
             ignore=request.ignore,
             level=request.level,
+            class_values=pair.values.classes,
         )
         plan = EvaluationPlan(
             axes=pair.axes,
@@ -344,7 +354,7 @@ class ResolvedRequest:
         )
         finds_components = settings.has_objects and kind.name == PROBABILITY
         components = COMPONENTS.format(request.threshold) if finds_components else ""
-        notes = [*kind_notes(kind), components, *notes, note, pair.note]
+        notes = [*kind_notes(kind), components, *notes, note, pair.note, note_on_values(request, pair.values)]
         return cls(request=request, pair=pair, plan=plan, notes=tuple(filter(None, notes)))
 
     def places(self) -> list[tuple[tuple[int, ...], str]]:
@@ -387,6 +397,7 @@ class ResolvedRequest:
             "mask": self.plan.mask,
             "level": settings.level,
             "objects": OBJECTS[settings.three_d] if settings.has_objects else None,
+            **({} if settings.class_values is None else {"classes": list(settings.class_values)}),
         }
 
     def require_probabilities(self, counts: Counts) -> None:
@@ -412,7 +423,7 @@ def resolve_pieces(
     """Whether objects of the truth, and of the prediction, are components of a mask, and notes for the user."""
     if not scores_objects(metrics):
         return False, False, []
-    values = None if request.three_d else mask_values(pair.truth, region, request.ignore)
+    values = None if request.three_d else mask_values(pair.truth, region, pair.ignore)
     found = is_mask_prediction(request, pair, region, kind)
     notes = [] if values is None else [note_on_mask("truth", values, pair.axes)]
     if found and kind.name != PROBABILITY:

@@ -119,6 +119,7 @@ class EvaluateStep(Step):
                 mask=self.paths.mask,
                 kind=settings.kind,
                 ignore=settings.ignore,
+                classes=settings.class_values or (),
                 level=settings.level,
                 allow_incomplete=True,  # the launcher has checked this and the next
                 same_place=True,

@@ -65,12 +65,14 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingObjects:
-    """Objects in the training truth, from which ``label`` takes its defaults."""
+    """Training truth, from which ``label`` takes its defaults, and ``evaluate`` the values of classes."""
 
     truth: str
     """Meaning of the training labels: binary, instances or classes."""
     smallest: tuple[int, ...] = ()
     """Pixels, in one section, of the smallest object of each stored probability; 0 where it is unknown."""
+    class_values: tuple[int, ...] | None = None
+    """Label value of each class, background first; None: labels are the numbers of the classes."""
 
 
 def grey_values(windows: Iterable[NDArray[Any]]) -> tuple[GreyValues, ...]:

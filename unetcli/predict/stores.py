@@ -128,4 +128,5 @@ def attributes_of(plan: Plan, path: Place, source: Volume, objects: TrainingObje
     }
     if objects is not None:
         own |= {"truth": objects.truth, "smallest_objects": list(objects.smallest)}
+        own |= {} if objects.class_values is None else {"class_values": list(objects.class_values)}
     return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}

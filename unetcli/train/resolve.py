@@ -21,7 +21,6 @@ from unetcli.train.dataset import (
     dataset_statistics,
     require_labelled,
     require_usable,
-    resolve_truth,
 )
 from unetcli.train.distributed import ProcessGroup, require_divisible
 from unetcli.train.folder import TrainingFolder
@@ -39,6 +38,7 @@ from unetcli.train.settings import (
     TruthRules,
     require_one_of,
 )
+from unetcli.train.truth import resolve_class_values, resolve_truth
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.volume import Volume
 
@@ -185,15 +185,16 @@ def resolve_rules(
     validation: Ranges,
 ) -> TruthRules:
     """Resolve how labels become classes and weights; only labels of used sections are read."""
+    used = [(labels, ends) for both in (sections, validation) for (_, labels), ends in zip(volumes, both, strict=True)]
+    regions = [(labels, labels.sections(*ends)) for labels, ends in used if ends[0] < ends[1]]
     if request.truth == "auto" and frozen is not None:
         truth = frozen.rules.truth
     else:
-        used = [
-            (labels, ends) for both in (sections, validation) for (_, labels), ends in zip(volumes, both, strict=True)
-        ]
-        regions = [(labels, labels.sections(*ends)) for labels, ends in used if ends[0] < ends[1]]
         truth = resolve_truth(request.truth, regions, request.ignore)
-    return _settings(TruthRules, replace(request, truth=truth), frozen.rules if frozen else None, {})
+    rules = _settings(TruthRules, replace(request, truth=truth), frozen.rules if frozen else None, {})
+    if truth != "classes" or (frozen is not None and frozen.rules.truth == truth):
+        return rules
+    return replace(rules, class_values=resolve_class_values(request.classes, regions, request.ignore))
 
 
 def resolve_architecture(

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.train.border import border_weights, cells_of, dividing_line, renumbered
 from unetcli.train.settings import IGNORED, TruthRules
+from unetcli.volumes.label_values import with_numbers
 from unetcli.volumes.volume import Volume, describe
 
 MAX_WHOLE = 4096
@@ -154,6 +155,8 @@ class LabelCounts:
 class TargetCache:
     """Classes and border weights of a label volume, computed when a window needs them, and cached; thread-safe.
 
+    Its ``labels`` and ``rules`` are those after the values of classes are replaced by their numbers.
+
     Cells are found in whole sections, so the result does not depend on the window. Only sections with an axis longer
     than ``MAX_WHOLE`` are cut into pieces, on a grid that is fixed to the section. Once the cells are known, the border
     weight is local, and is computed in patches.
@@ -169,7 +172,8 @@ class TargetCache:
     """
 
     def __init__(self, labels: Volume, rules: TruthRules, budget_bytes: int = 2**30) -> None:
-        self.labels, self.rules = labels, rules
+        self.labels, ignore = with_numbers(labels, rules.values, rules.ignore)
+        self.rules = replace(rules, class_values=None, ignore=ignore)
         height, width = labels.extent[-2:]
         self._section = Box((0, 0), (height, width))
         self._pieces = _Grid(tuple(n if n <= MAX_WHOLE else PIECE for n in (height, width)), self._section)

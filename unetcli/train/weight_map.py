@@ -26,10 +26,10 @@ from unetcli.core.geometry import Box
 from unetcli.core.options import resolve_sections
 from unetcli.core.records import decoded
 from unetcli.core.streams import ProgressCallback, silent
-from unetcli.train.dataset import resolve_truth
 from unetcli.train.request import WeightsRequest
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.train.targets import LabelCounts, TargetCache, class_weights, weight_table
+from unetcli.train.truth import resolve_class_values, resolve_truth
 from unetcli.viz.png import require_own_picture, software_of
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
 from unetcli.volumes.labels import open_labels
@@ -54,10 +54,15 @@ Write = Callable[[Box, NDArray[np.float32]], None]
 
 def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
     """Resolve the rules of a request; ``--truth auto`` reads the labels."""
-    options = {name: getattr(request, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
+    names = ("w0", "sigma", "everywhere", "ignore", "partial", "class_values")
+    options = {name: getattr(request, name) for name in names}
     given = {name: value for name, value in options.items() if value is not None}
     TruthRules(truth="binary", **given)  # reports wrong options before data are read
-    return TruthRules(truth=resolve_truth(request.truth, [(labels, region)], request.ignore), **given)
+    regions = [(labels, region)]
+    truth = resolve_truth(request.truth, regions, request.ignore)
+    if truth == "classes":
+        given["class_values"] = resolve_class_values(request.classes, regions, request.ignore)
+    return TruthRules(truth=truth, **given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, format_shape
+from unetcli.core.errors import LabelError, UnetcliError, format_shape
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
 from unetcli.volumes.labels import whole_numbers
@@ -209,7 +209,7 @@ def require_labels(values: NDArray[Any], place: str) -> Labels:
     """Return the values as integers or booleans; raises :class:`UnetcliError` if one is no whole number."""
     try:
         return whole_numbers(values)
-    except ValueError as error:
+    except LabelError as error:
         raise UnetcliError(f"{place}: {error}, 0 for background") from error
 
 

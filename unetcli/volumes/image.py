@@ -193,6 +193,7 @@ class Level(ArraySpec):
 
 MARKER = ngff.MARKER
 VALUES = {
+    "class_values": tuple[int, ...],
     "complete": bool,
     "extent": tuple[int, ...],
     "kind": str,

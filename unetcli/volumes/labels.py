@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, note
+from unetcli.core.errors import LabelError, UnetcliError, note
+from unetcli.core.label_values import COLOURED
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.samples import sampled_planes
 from unetcli.volumes.views import Converted, Merged, Rearranged
@@ -23,8 +24,6 @@ from unetcli.volumes.volume import Volume
 
 PLANES = 4
 """Number of chunks whose values show how labels are stored."""
-COLOURED = 2**24
-"""Number of the colour #000000 if it were not grey; that of #0000ff is 255 more."""
 RGB = 3
 
 
@@ -55,19 +54,21 @@ def as_labels(volume: Volume) -> Volume:
     return _as_integers(volume)
 
 
-def as_prediction(volume: Volume) -> Volume:
+def as_prediction(volume: Volume, *, probability: bool) -> Volume:
     """A prediction of any program: labels stored as float become integers, and equal channels of a picture one.
 
-    Floats are labels if all are whole numbers and some are above 1.
+    Floats are labels if all are whole numbers and some are above 1, unless it is known to be a ``probability``.
     """
     volume = _without_opacity(volume)
     if volume.channels == RGB and volume.dtype == np.uint8 and _are_equal(volume, distinct=2):
         volume = _merged(volume, equal_planes, volume.dtype)
-    if volume.channels > 1 or volume.dtype.kind != "f":
+    if probability or volume.channels > 1 or volume.dtype.kind != "f":
         return volume
     planes = list(_planes(volume))
-    whole = not any(fractions(plane).size for plane in planes)
-    return _as_integers(volume) if whole and any((plane > 1).any() for plane in planes) else volume
+    if any(fractions(plane).size for plane in planes) or not any((plane > 1).any() for plane in planes):
+        return volume
+    note(f"{volume.path}: its values, whole numbers above 1 as {volume.dtype}, are read as labels")
+    return _as_integers(volume)
 
 
 def fractions(values: NDArray[Any]) -> NDArray[Any]:
@@ -88,11 +89,11 @@ def whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
 
     Raises
     ------
-    ValueError
+    LabelError
         A value is no whole number.
     """
     if (other := fractions(values)).size:
-        raise ValueError(f"{other[0]:g} is no whole number; expected labels")
+        raise LabelError(f"{other[0]:g} is no whole number; expected labels")
     return values.astype(integers_for(values.dtype)) if values.dtype.kind == "f" else values
 
 
@@ -113,19 +114,10 @@ def colour_numbers(planes: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return numbers
 
 
-def value_text(value: int) -> str:
-    """Format a label value for the user; a colour as in web pages.
-
-    >>> value_text(128), value_text(33488896)
-    ('128', '#ff0000')
-    """
-    return f"#{value - COLOURED:06x}" if COLOURED <= value < 2 * COLOURED else str(value)
-
-
 def equal_planes(planes: NDArray[Any]) -> NDArray[Any]:
-    """The first of several planes; raises ValueError if another one differs."""
+    """The first of several planes; raises LabelError if another one differs."""
     if (planes != planes[:1]).any():
-        raise ValueError("its channels differ; expected labels in one channel")
+        raise LabelError("its channels differ; expected labels in one channel")
     first: NDArray[Any] = planes[0]
     return first
 
@@ -141,7 +133,7 @@ def _one_channel(volume: Volume) -> Volume:
     volume = _without_opacity(volume)
     if volume.channels == 1:
         return volume
-    equal = _are_equal(volume)
+    equal = volume.channels <= RGB + 1 and _are_equal(volume)
     if volume.channels == RGB and volume.dtype == np.uint8:
         what = "equal colour planes are read as one" if equal else "colours are read as labels, a number for each"
         note(f"{volume.path}: its {what}")
@@ -149,9 +141,9 @@ def _one_channel(volume: Volume) -> Volume:
     if equal:
         note(f"{volume.path}: its {volume.channels} equal channels are read as one")
         return _merged(volume, equal_planes, volume.dtype)
-    colours = "" if volume.channels != RGB else " (colours are read from 8 bits each)"
+    colours = " that differ (colours are read from 8 bits each)" if volume.channels == RGB else ""
     raise UnetcliError(
-        f"{volume.path}: {volume.channels} channels of {volume.dtype}, which differ{colours}; expected labels in one "
+        f"{volume.path}: {volume.channels} channels of {volume.dtype}{colours}; expected labels in one "
         f"channel, such as {volume.path}:channel=0"
     )
 

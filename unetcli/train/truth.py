@@ -1,0 +1,128 @@
+"""Meaning of training labels: two values, objects or classes, and the value of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from unetcli.core.arrays import distinct_values
+from unetcli.core.errors import UnetcliError, note
+from unetcli.core.geometry import Box
+from unetcli.core.label_values import COLOURED, IGNORED, LabelValues, option_text, value_texts, values_text
+from unetcli.train.settings import TRUTHS, require_one_of
+from unetcli.volumes.volume import Volume
+
+MAX_VALUES = 1000
+"""Number of different labels after which counting stops."""
+MAX_MAPPED = 32
+"""Largest number of values with gaps that are taken for classes without being named."""
+Regions = Sequence[tuple[Volume, Box]]
+"""Regions of labels; those of one volume are taken together."""
+
+
+def resolve_truth(truth: str, labels: Regions, ignore: int | None = None) -> str:
+    """Meaning of labels: ``truth`` as given, or for ``auto`` binary, if each volume has at most two label values.
+
+    Parameters
+    ----------
+    truth : str
+        Value of ``--truth``.
+    labels : sequence of (Volume, Box)
+    ignore : int, optional
+        Label value that is not counted.
+
+    Raises
+    ------
+    UnetcliError
+        The word is unknown, or with ``auto`` a volume has more than two values, or two without 0.
+    """
+    if truth in TRUTHS:
+        return truth
+    require_one_of("truth", truth, ("auto", *TRUTHS))
+    for path, values in _values_by_volume(labels, ignore):
+        if len(values) > 2:
+            shown = values_text(values[:4]) + (f", .. {value_texts(values)[-1]}" if len(values) > 4 else "")
+            raise UnetcliError(
+                f"{path}: {len(values)} different values ({shown}); state their meaning: --truth instances "
+                "(one number per object), --truth classes (one per class) or --truth binary (all but 0 is foreground)"
+            )
+        if len(values) == 2 and 0 not in values:
+            raise UnetcliError(
+                f"{path}: the values {values_text(values)} without 0, which is background; --truth classes makes "
+                f"{value_texts(values)[0]} the background"
+            )
+    return "binary"
+
+
+def resolve_class_values(given: Sequence[int] | None, labels: Regions, ignore: int | None) -> tuple[int, ...] | None:
+    """Label value of each class over all regions; None if the values are the numbers 0, 1, 2, .. themselves.
+
+    Parameters
+    ----------
+    given : sequence of int, optional
+        Value of ``--classes``; empty for the numbers. Default: the values that occur, in ascending order.
+    labels : sequence of (Volume, Box)
+    ignore : int, optional
+        Label value that is no class.
+
+    Raises
+    ------
+    UnetcliError
+        Values occur that are not given, or it is not clear which values are classes.
+    """
+    if given is not None and not given:
+        return None
+    found = {value: path for path, values in _values_by_volume(labels, ignore) for value in values}
+    values = sorted(found)
+    if given is not None:
+        if other := [value for value in values if value not in given]:
+            lost = option_text(other[0])
+            raise UnetcliError(
+                f"{found[other[0]]}: label {lost} is none of --classes {option_text(*given)}; add it, or --ignore "
+                f"{lost} leaves it out"
+            )
+        return tuple(given)
+    if len(values) < 2 or values == list(range(len(values))):
+        return None
+    _require_clear(found[values[-1]], values)
+    chosen = LabelValues(classes=tuple(values))
+    note(f"values of the labels by class: {chosen.table}; --classes states another order")
+    return chosen.classes
+
+
+def _require_clear(path: str, values: Sequence[int]) -> None:
+    """Raise UnetcliError if it is not clear that all values are classes, and that the first one is background."""
+    texts = value_texts(values)
+    shown = f"{path}: --truth classes, but the values are {values_text(values)}"
+    classes = f"--classes {option_text(*values)}"
+    if len(values) > MAX_MAPPED:
+        raise UnetcliError(
+            f"{shown}; name the values of up to {IGNORED} classes (--classes V,V,..); --truth instances reads labels "
+            "as numbers of objects"
+        )
+    if values[0] < 0:
+        raise UnetcliError(f"{shown}; --ignore {texts[0]} leaves {texts[0]} out, {classes} makes it the background")
+    if values[0] >= COLOURED:
+        raise UnetcliError(f"{shown}, without black or grey; name the background first, such as {classes}")
+    if values[-1] == IGNORED and values[0] == 0 and len(values) > 2:
+        doubtful = values[1] if len(values) == 3 and values[1] > 1 else IGNORED
+        raise UnetcliError(f"{shown}; {classes} makes each a class, --ignore {doubtful} leaves {doubtful} out")
+
+
+def _values_by_volume(labels: Regions, ignore: int | None) -> Iterator[tuple[str, list[int]]]:
+    """Path of each volume, and its label values in all its regions."""
+    for volume in {id(volume): volume for volume, _ in labels}.values():
+        regions = [region for other, region in labels if other is volume]
+        found = {value for region in regions for value in label_values(volume, region)}
+        yield volume.path, sorted(value for value in found if value != ignore)
+
+
+def label_values(labels: Volume, region: Box) -> list[int]:
+    """Different label values of a region, sorted; reading stops once there are more than ``MAX_VALUES``."""
+    values: set[int] = set()
+    for box in region.planes():
+        if labels.is_absent(box):
+            box = Box(box.start, tuple(a + 1 for a in box.start))
+        values.update(distinct_values(labels.read(box)).tolist())
+        if len(values) > MAX_VALUES:
+            break
+    return sorted(values)

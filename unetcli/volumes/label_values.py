@@ -1,0 +1,50 @@
+"""Labels whose values have a meaning of their own, as labels with the numbers of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetcli.core.errors import LabelError
+from unetcli.core.label_values import IGNORED, LabelValues, option_text, value_text, values_text
+from unetcli.volumes.views import Converted
+from unetcli.volumes.volume import Volume
+
+
+def with_numbers(labels: Volume, values: LabelValues, ignore: int | None = None) -> tuple[Volume, int | None]:
+    """Labels with the numbers of classes instead of their values, and the value that is ignored in them.
+
+    Reading a value that is neither that of a class nor ignored raises :class:`UnetcliError`.
+    """
+    if values.classes is None:
+        return labels, ignore
+    array = Converted(labels.array, ClassNumbers(values.classes, ignore), np.uint8)
+    return replace(labels, array=array), None if ignore is None else IGNORED
+
+
+@dataclass(frozen=True, slots=True)
+class ClassNumbers:
+    """Function from the values of labels to the numbers of their classes, uint8; ignored ones become ``IGNORED``."""
+
+    classes: tuple[int, ...]
+    ignore: int | None
+
+    def __call__(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
+        order = np.argsort(self.classes)
+        known, values = np.array(self.classes, np.int64)[order], labels.astype(np.int64, copy=False)
+        places = np.searchsorted(known, values).clip(max=len(known) - 1)
+        found: NDArray[np.uint8] = order.astype(np.uint8)[places]
+        unknown = known[places] != values
+        if self.ignore is not None:
+            found[values == self.ignore] = IGNORED
+            unknown &= values != self.ignore
+        if unknown.any():
+            value = int(values[unknown][0])
+            raise LabelError(
+                f"label {value_text(value)} is none of the classes {values_text(self.classes)}; --ignore "
+                f"{option_text(value)} leaves it out, --classes states other values"
+            )
+        return found
