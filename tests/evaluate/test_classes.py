@@ -24,7 +24,7 @@ def probabilities(folder: Path, values: list[int] | None, name: str = "p.zarr") 
     stack = np.stack([np.uint8(255) * (k == PREDICTED) for k in range(3)])
     marker: dict[str, Any] = {"complete": True, "kind": "probabilities"}
     group = zarr.create_group(
-        folder / name, attributes={"unetcli": marker | ({"class_values": values} if values else {})}
+        folder / name, attributes={"unetcli": marker | ({"label_values": {"classes": values}} if values else {})}
     )
     group.create_array("0", data=stack, chunks=(3, 1, 16, 27), dimension_names=["c", "z", "y", "x"])
     return str(folder / name / "0")
@@ -39,7 +39,7 @@ def test_values_of_the_training_are_those_of_the_truth(tmp_path: Path) -> None:
     mapped = evaluated(probabilities(tmp_path, [1, 0, 128], "q.zarr"), truth(tmp_path, [1, 0, 128]))
     assert mapped.scores == plain.scores
     assert plain.scores["pixels"]["accuracy"] == pytest.approx(5 / 6)
-    assert "values of the truth by class, as in training" in " ".join(mapped.notes)
+    assert "values of the truth, as in training" in " ".join(mapped.notes)
     assert "1 is class 0 (background), 0 is class 1, 128 is class 2" in " ".join(mapped.notes)
 
 
@@ -52,6 +52,21 @@ def test_other_values_are_refused_with_what_would_work(tmp_path: Path) -> None:
     assert evaluated(prediction, reference, ignore=7).scores["pixels"]["accuracy"] == pytest.approx(3 / 4)
     assert evaluated(prediction, reference, classes=(0, 1, 7)).scores["pixels"]["accuracy"] == pytest.approx(5 / 6)
     assert evaluated(prediction, truth(tmp_path, [0, 1, 2], "n.zarr"), classes=()).scores["pixels"]["accuracy"] > 0.8
+
+
+def test_the_background_of_the_truth_is_stated_or_that_of_the_training(tmp_path: Path) -> None:
+    probability = np.uint8(255) * (CLASSES > 0)
+    inverted = truth(tmp_path, [255, 0, 0], "i.zarr")
+    for number, values in enumerate([None, {"background": 255}]):
+        marker: dict[str, Any] = {"complete": True, "kind": "probabilities"} | (
+            {"label_values": values} if values else {}
+        )
+        group = zarr.create_group(tmp_path / f"b{number}.zarr", attributes={"unetcli": marker})
+        group.create_array("0", data=probability, chunks=(1, 16, 27), dimension_names=["z", "y", "x"])
+        found = evaluated(f"{tmp_path}/b{number}.zarr/0", inverted, background=None if values else 255)
+        assert found.scores["pixels"]["iou"] == 1
+        assert ("as in training" in " ".join(found.notes)) == bool(values)
+        assert "255 is background" in " ".join(found.notes)
 
 
 def test_workers_map_the_values_as_the_launcher_does(tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:
     header = read_header(Path(summary.model))
     assert header.class_names == ("background", "label 5", "label 200")
     assert header.objects is not None
-    assert header.objects.class_values == (1, 5, 200) == tuple(header.provenance["config"]["rules"]["class_values"])
+    assert header.objects.values.classes == (1, 5, 200) == tuple(header.provenance["config"]["rules"]["class_values"])
     assert json.loads(Path("model/training.json").read_text())["config"]["rules"]["class_values"] == [1, 5, 200]
     assert all(np.array_equal(values, before[name]) for name, values in weights().items())
     with pytest.raises(UnetcliError, match=r"class_values 5, 1, 200 \(was 1, 5, 200\)"):

@@ -18,8 +18,10 @@ from unetcli.train.truth import label_values, resolve_class_values, resolve_trut
 SHAPE = (3, 13, 22)
 
 
-def truth_of(labels: NDArray[Any], truth: str = "auto", ignore: int | None = None) -> str:
-    return resolve_truth(truth, [(volume(labels), Box.of_shape(labels.shape))], ignore)
+def truth_of(
+    labels: NDArray[Any], truth: str = "auto", ignore: int | None = None, background: int | None = None
+) -> str:
+    return resolve_truth(truth, [(volume(labels), Box.of_shape(labels.shape))], ignore, background)
 
 
 @pytest.mark.parametrize("values", [[0], [0, 255], [0, 1], [7]], ids=str)
@@ -76,14 +78,25 @@ def test_the_values_of_a_region_are_those_inside_it(shape: tuple[int, ...]) -> N
 
 
 def test_two_values_without_background_are_refused_with_what_would_work() -> None:
-    with pytest.raises(UnetcliError, match=r"the values 1, 2 without 0, .* --truth classes makes 1 the background"):
-        truth_of(np.resize(np.array([1, 2], np.uint8), SHAPE))
+    labels = np.resize(np.array([1, 2], np.uint8), SHAPE)
+    with pytest.raises(
+        UnetcliError, match=r"the values 1, 2 without 0, .*; --background 1 or --background 2 says which"
+    ):
+        truth_of(labels)
+    with pytest.raises(UnetcliError, match=r"the values 1, 2 without 7, .*; --background 1 or"):
+        truth_of(labels, background=7)
+    assert truth_of(labels, background=2) == "binary"
 
 
-def classes_of(*parts: list[int], given: tuple[int, ...] | None = None, ignore: int | None = None) -> Any:
+def classes_of(
+    *parts: list[int],
+    given: tuple[int, ...] | None = None,
+    ignore: int | None = None,
+    background: int | None = None,
+) -> Any:
     """Values of the classes of several volumes."""
     volumes = [volume(np.resize(np.array(values, np.int64), SHAPE)) for values in parts]
-    return resolve_class_values(given, [(one, one.whole()) for one in volumes], ignore)
+    return resolve_class_values(given, [(one, one.whole()) for one in volumes], ignore, background)
 
 
 RED, GREEN = 2**24 + 0xFF0000, 2**24 + 0x00FF00
@@ -124,7 +137,7 @@ def test_the_table_of_colours_is_shown(caplog: pytest.LogCaptureFixture) -> None
         ([0, 128, 255], "--classes 0,128,255 makes each a class, --ignore 128 leaves 128 out"),
         ([0, 1, 255], "--classes 0,1,255 makes each a class, --ignore 255 leaves 255 out"),
         ([-1, 0, 1], "--ignore -1 leaves -1 out, --classes -1,0,1 makes it the background"),
-        ([GREEN, RED], "name the background first, such as --classes '#00ff00,#ff0000'"),
+        ([GREEN, RED], "--background '#00ff00' or another one says"),
         ([*range(0, 80, 2)], "--classes V,V,.."),
     ],
     ids=str,
@@ -140,3 +153,12 @@ def test_values_that_are_not_given_are_refused() -> None:
     with pytest.raises(UnetcliError, match="label 7 is none of --classes 0,1,3; add it, or --ignore 7 leaves it out"):
         classes_of([0, 1, 3], [0, 7], given=(0, 1, 3))
     assert classes_of([0, 1, 3], [0, 7], given=(3, 1, 0), ignore=7) == (3, 1, 0)
+
+
+def test_the_background_comes_first() -> None:
+    assert classes_of([0, 1, 2], background=2) == (2, 0, 1)
+    assert classes_of([0, 1, 2], background=0) is None
+    assert classes_of([GREEN, RED], background=RED) == (RED, GREEN)
+    assert classes_of([-1, 0], background=-1) == (-1, 0)
+    with pytest.raises(UnetcliError, match="--background 7: expected one of 0, 1, 2"):
+        classes_of([0, 1, 2], background=7)

@@ -316,14 +316,20 @@ def test_truth_of_two_values_beside_the_ignored_one_is_binary(tmp_path: Path, un
 @pytest.mark.parametrize("truth", ["instances", "binary"])
 def test_the_weights_do_not_depend_on_how_labels_are_stored(tmp_path: Path, undrawn: None, truth: str) -> None:
     values = crowd(3, 24, 30)[1:]
-    stored: dict[str, NDArray[Any]] = {"u2": values, "f4": values.astype("f4"), "f8": values.astype("f8")}
+    highest = int(values.max())
+    stored: dict[str, tuple[NDArray[Any], int | None]] = {
+        "u2": (values, None),
+        "f4": (values.astype("f4"), None),
+        "f8": (values.astype("f8"), None),
+        "last": (np.where(values == 0, highest + 1, values - 1), highest + 1),
+        "below": (values.astype("i4") - 1, -1),
+    }
     if truth == "binary":
-        stored |= {"bool": values > 0}
+        stored |= {"bool": (values > 0, None), "inverted": (values == 0, 1)}
     found = set()
-    for name, array in stored.items():
+    for name, (array, background) in stored.items():
         path = write_zarr(tmp_path / f"{name}.zarr", array, (1, 24, 30), **NAMES)
-        made = write_weights(
-            WeightsRequest(labels=str(path), output=str(tmp_path / f"{name}.weights.zarr"), truth=truth)
-        )
+        output = str(tmp_path / f"{name}.weights.zarr")
+        made = write_weights(WeightsRequest(labels=str(path), output=output, truth=truth, background=background))
         found.add(zarr.open_array(f"{made.output}/0", mode="r")[:].tobytes())
     assert len(found) == 1

@@ -79,19 +79,26 @@ def option_text(*values: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelValues:
-    """Meaning of the values of labels.
+    """Meaning of the values of labels, where they are not the numbers of classes or objects with background 0.
 
     Raises
     ------
     UnetcliError
-        The values of classes cannot be those of ``--classes``.
+        The values of classes cannot be those of ``--classes``, or background is another one.
     """
 
     classes: tuple[int, ...] | None = None
     """Value of each class, background first; None: the values are the numbers of the classes or objects."""
+    background: int = 0
+    """Value of the background; with values of classes, the first of them."""
 
     def __post_init__(self) -> None:
         values = self.classes
+        if values is not None and self.background not in (0, values[0] if values else 0):
+            raise UnetcliError(
+                f"--background {option_text(self.background)}: not with --classes {option_text(*values)}, the first of "
+                "which is the background; omit one of them"
+            )
         if values is not None and not (2 <= len(values) == len(set(values)) <= IGNORED):
             raise UnetcliError(
                 f"--classes {option_text(*values)}: expected 2 to {IGNORED} different values, background first"
@@ -101,10 +108,12 @@ class LabelValues:
     def table(self) -> str:
         """The class of each value, as text for the user; empty if the values are the numbers.
 
-        >>> LabelValues(classes=(1, 2)).table
-        '1 is class 0 (background), 2 is class 1'
+        >>> LabelValues(classes=(1, 2)).table, LabelValues(background=255).table
+        ('1 is class 0 (background), 2 is class 1', '255 is background')
         """
-        texts = value_texts(self.classes or ())
+        if self.classes is None:
+            return f"{value_text(self.background)} is background" if self.background else ""
+        texts = value_texts(self.classes)
         return ", ".join(f"{text} is class {n}{' (background)' * (n == 0)}" for n, text in enumerate(texts))
 
     def class_text(self, number: int) -> str:

@@ -100,7 +100,15 @@ CHALLENGE_METRICS = tuple(name for name, metric in METRICS.items() if metric.obj
 PARTIAL = (
     "the truth is incomplete, as gold truth may be: scores that extra objects of the result would lower are withheld"
 )
-UNSUPPORTED = {"classes": None, "roi": None, "mask": None, "level": 0, "three_d": None, "run_folder": None}
+UNSUPPORTED = {
+    "classes": None,
+    "background": None,
+    "roi": None,
+    "mask": None,
+    "level": 0,
+    "three_d": None,
+    "run_folder": None,
+}
 """Options that cannot be used with folders of frames, and their defaults."""
 
 

@@ -15,6 +15,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
 from unetcli.core.label_values import LabelValues
+from unetcli.core.records import decoded
 from unetcli.evaluate.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
@@ -60,8 +61,8 @@ class Settings:
     """Value of the truth whose voxels are not scored."""
     level: int
     """Resolution level; 0 is full resolution."""
-    class_values: tuple[int, ...] | None = None
-    """Value of each class in the truth; None: its values are numbers of classes or objects."""
+    values: LabelValues = field(default_factory=LabelValues)
+    """Meaning of the values of the truth."""
 
     @property
     def has_objects(self) -> bool:
@@ -263,7 +264,7 @@ class Pair:
     ignore: int | None = None
     """Value of ``truth`` whose voxels are not scored."""
     values: LabelValues = field(default_factory=LabelValues)
-    """Values of classes that were replaced by numbers in ``truth``."""
+    """Meaning of the values that were replaced by numbers in ``truth``."""
     note: str = ""
     """Note for the user on how the two were paired."""
 
@@ -366,10 +367,11 @@ def open_prediction(request: EvaluateRequest) -> Volume:
 
 
 def values_of(request: EvaluateRequest) -> LabelValues:
-    """Value of each class in the truth: that of the option, else that of the training of the model, if it is known."""
-    if request.classes is not None:
-        return LabelValues(classes=request.classes or None)
-    return LabelValues(classes=(find_marker(parse_place(request.prediction)) or {}).get("class_values"))
+    """Meaning of the values of the truth: that of the options if there are any, else that of the model's training."""
+    if request.classes is not None or request.background is not None:
+        return LabelValues(classes=request.classes or None, background=request.background or 0)
+    found = (find_marker(parse_place(request.prediction)) or {}).get("label_values")
+    return LabelValues() if found is None else decoded(LabelValues, found)
 
 
 def require_complete(prediction: str, *, allowed: bool) -> None:

@@ -15,6 +15,7 @@ from unetcli.core.options import (
     Roi,
     Sections,
     argument,
+    background_option,
     block_voxels_option,
     classes_option,
     file_option,
@@ -103,6 +104,9 @@ class EvaluateRequest(ClusterOptions):
         "Value of each class in TRUTH, background first, such as 0,128,255. none: values are class numbers. Default: "
         "as in the training of the model, else none.",
         Heading.SCORES,
+    )
+    background: int | None = background_option(
+        "Value of background in TRUTH. Default: as in the training of the model, else 0.", Heading.SCORES
     )
     three_d: bool | None = _scores("Connect objects across sections. Default: as in TRUTH.", negative="--per-section")
     sections: Sections = sections_option()

@@ -273,7 +273,10 @@ OBJECTS = {True: "through all sections", False: "each section alone"}
 """Extent of objects, by ``three_d``. Baselines store these texts, and must match."""
 COMPONENTS = "objects are 4-connected components of a section above {:g}; `unetcli label` separates touching objects"
 MASK_NOTE = "the {} is a mask ({}); its objects are the 4-connected components of each section{}"
-NO_BACKGROUND = "has the values {} and no 0, which is background (membrane): all of it counts as foreground"
+NO_BACKGROUND = (
+    "has the values {} and no 0, which is background (membrane): all of it counts as foreground; --background V states "
+    "the value of background"
+)
 
 
 def note_on_mask(name: str, values: Sequence[int], axes: str) -> str:
@@ -290,8 +293,9 @@ def note_on_values(request: EvaluateRequest, values: LabelValues) -> str:
     """Note on the values of classes; empty if they are the numbers."""
     if not values.table:
         return ""
-    source = "" if request.classes else ", as in training (--classes states others)"
-    return f"values of the truth by class{source}: {values.table}"
+    stated = request.classes is not None or request.background is not None
+    source = "" if stated else ", as in training (--classes or --background states others)"
+    return f"values of the truth{source}: {values.table}"
 
 
 def warn_without_background(truth: Volume) -> None:
@@ -339,7 +343,7 @@ class ResolvedRequest:
             result_pieces=result_pieces,
             ignore=request.ignore,
             level=request.level,
-            class_values=pair.values.classes,
+            values=pair.values,
         )
         plan = EvaluationPlan(
             axes=pair.axes,
@@ -397,7 +401,7 @@ class ResolvedRequest:
             "mask": self.plan.mask,
             "level": settings.level,
             "objects": OBJECTS[settings.three_d] if settings.has_objects else None,
-            **({} if settings.class_values is None else {"classes": list(settings.class_values)}),
+            **({"values": settings.values.table} if settings.values.table else {}),
         }
 
     def require_probabilities(self, counts: Counts) -> None:

@@ -119,7 +119,8 @@ class EvaluateStep(Step):
                 mask=self.paths.mask,
                 kind=settings.kind,
                 ignore=settings.ignore,
-                classes=settings.class_values or (),
+                classes=settings.values.classes or (),
+                background=settings.values.background,
                 level=settings.level,
                 allow_incomplete=True,  # the launcher has checked this and the next
                 same_place=True,

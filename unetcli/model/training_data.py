@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.label_values import LabelValues
 
 PERCENTS = (1, 25, 50, 75, 99)
 NEIGHBOURHOOD = 25
@@ -65,14 +66,14 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingObjects:
-    """Training truth, from which ``label`` takes its defaults, and ``evaluate`` the values of classes."""
+    """Training truth, from which ``label`` takes its defaults, and ``evaluate`` the meaning of label values."""
 
     truth: str
     """Meaning of the training labels: binary, instances or classes."""
     smallest: tuple[int, ...] = ()
     """Pixels, in one section, of the smallest object of each stored probability; 0 where it is unknown."""
-    class_values: tuple[int, ...] | None = None
-    """Label value of each class, background first; None: labels are the numbers of the classes."""
+    values: LabelValues = field(default_factory=LabelValues)
+    """Meaning of the values of the labels."""
 
 
 def grey_values(windows: Iterable[NDArray[Any]]) -> tuple[GreyValues, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,5 +128,5 @@ def attributes_of(plan: Plan, path: Place, source: Volume, objects: TrainingObje
     }
     if objects is not None:
         own |= {"truth": objects.truth, "smallest_objects": list(objects.smallest)}
-        own |= {} if objects.class_values is None else {"class_values": list(objects.class_values)}
+        own |= {"label_values": asdict(objects.values)} if objects.values.table else {}
     return {**image_attributes(spec_of(plan), path, source, start), MARKER: own}

@@ -261,10 +261,10 @@ def _complete_counts(dataset: Dataset, counts: NDArray[np.int64]) -> NDArray[np.
     missing[0] &= any(pair.rules.ignore != 0 for pair in dataset.pairs)
     if missing.any():
         lost = dataset.pairs[0].rules.values.class_text(int(np.argmax(missing)))
-        raise UnetcliError(
-            f"{dataset.pairs[0].labels.path}: no pixel of {lost} in the training sections; "
-            f"classes 0 to {highest} must all occur, --sections A:B selects other sections"
-        )
+        hint = f"classes 0 to {highest} must all occur, --sections A:B selects other sections"
+        if missing[0]:
+            hint = f"--background V states the value of background, {hint.partition(', ')[2]}"
+        raise UnetcliError(f"{dataset.pairs[0].labels.path}: no pixel of {lost} in the training sections; {hint}")
     return found
 
 

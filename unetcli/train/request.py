@@ -18,6 +18,7 @@ from unetcli.core.options import (
     Sections,
     argument,
     axes_option,
+    background_option,
     channel_option,
     classes_option,
     cluster_option,
@@ -75,6 +76,7 @@ class TruthOptions(Options):
         "none: values are class numbers. Default: all values, in ascending order.",
         Heading.TRUTH,
     )
+    background: int | None = background_option("Label value of the background. Default: 0.", Heading.TRUTH)
     ignore: int | None = _truth("Label value of pixels to leave out of the loss.", metavar="VALUE", parse=parse_value)
     partial: int | None = _truth("For partial annotation: use background only within M pixels of objects.", metavar="M")
     keep_empty: bool | None = _truth(

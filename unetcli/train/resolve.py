@@ -190,11 +190,12 @@ def resolve_rules(
     if request.truth == "auto" and frozen is not None:
         truth = frozen.rules.truth
     else:
-        truth = resolve_truth(request.truth, regions, request.ignore)
+        truth = resolve_truth(request.truth, regions, request.ignore, request.background)
     rules = _settings(TruthRules, replace(request, truth=truth), frozen.rules if frozen else None, {})
     if truth != "classes" or (frozen is not None and frozen.rules.truth == truth):
         return rules
-    return replace(rules, class_values=resolve_class_values(request.classes, regions, request.ignore))
+    values = resolve_class_values(request.classes, regions, request.ignore, request.background)
+    return replace(rules, class_values=values)
 
 
 def resolve_architecture(

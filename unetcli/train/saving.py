@@ -84,7 +84,7 @@ def model_header(
         objects=TrainingObjects(
             truth=config.rules.truth,
             smallest=smallest_objects(training.dataset, classes),
-            class_values=config.rules.class_values,
+            values=config.rules.values,
         ),
         provenance={
             **{name: versions.get(name) for name in ("unetcli", "torch", "revision")},

@@ -258,9 +258,13 @@ class TruthRules:
     """Distance, pixels: background farther than this from every annotated cell has no ground truth."""
     class_values: tuple[int, ...] | None = None
     """Label value of each class, background first; None: labels are the numbers of the classes."""
+    background: int = 0
+    """Label value of the background."""
 
     def __post_init__(self) -> None:
         require_one_of("truth", self.truth, TRUTHS)
+        if self.ignore == self.background != 0:
+            raise UnetcliError(f"--ignore {option_text(self.ignore)}: also the --background; expected another value")
         if self.ignore is not None and self.ignore in (self.values.classes or ()):
             raise UnetcliError(f"--ignore {option_text(self.ignore)}: also one of --classes; expected another value")
         if not 0 <= self.w0 < math.inf:
@@ -273,7 +277,7 @@ class TruthRules:
     @property
     def values(self) -> LabelValues:
         """Meaning of the values of the labels."""
-        return LabelValues(classes=self.class_values)
+        return LabelValues(classes=self.class_values, background=self.background)
 
     @property
     def max_distance(self) -> float:

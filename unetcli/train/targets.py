@@ -125,7 +125,8 @@ def _require_valid_labels(labels: NDArray[Any], rules: TruthRules) -> None:
     lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
     if lowest < 0:
         raise UnetcliError(
-            f"label {lowest}: {rules.truth} must be numbered 0, 1, 2, ..; --ignore {lowest} ignores these pixels"
+            f"label {lowest}: {rules.truth} must be numbered 0, 1, 2, ..; --ignore {lowest} ignores these pixels, "
+            f"--background {lowest} makes them background"
         )
     if rules.truth == "classes" and highest >= IGNORED:
         raise UnetcliError(
@@ -155,7 +156,7 @@ class LabelCounts:
 class TargetCache:
     """Classes and border weights of a label volume, computed when a window needs them, and cached; thread-safe.
 
-    Its ``labels`` and ``rules`` are those after the values of classes are replaced by their numbers.
+    Its ``labels`` have the numbers of classes or objects instead of other values, and its ``rules`` are for them.
 
     Cells are found in whole sections, so the result does not depend on the window. Only sections with an axis longer
     than ``MAX_WHOLE`` are cut into pieces, on a grid that is fixed to the section. Once the cells are known, the border
@@ -173,7 +174,7 @@ class TargetCache:
 
     def __init__(self, labels: Volume, rules: TruthRules, budget_bytes: int = 2**30) -> None:
         self.labels, ignore = with_numbers(labels, rules.values, rules.ignore)
-        self.rules = replace(rules, class_values=None, ignore=ignore)
+        self.rules = replace(rules, class_values=None, background=0, ignore=ignore)
         height, width = labels.extent[-2:]
         self._section = Box((0, 0), (height, width))
         self._pieces = _Grid(tuple(n if n <= MAX_WHOLE else PIECE for n in (height, width)), self._section)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from unetcli.core.arrays import distinct_values
 from unetcli.core.errors import UnetcliError, note
 from unetcli.core.geometry import Box
-from unetcli.core.label_values import COLOURED, IGNORED, LabelValues, option_text, value_texts, values_text
+from unetcli.core.label_values import COLOURED, IGNORED, LabelValues, option_text, value_text, value_texts, values_text
 from unetcli.train.settings import TRUTHS, require_one_of
 from unetcli.volumes.volume import Volume
 
@@ -19,7 +19,7 @@ Regions = Sequence[tuple[Volume, Box]]
 """Regions of labels; those of one volume are taken together."""
 
 
-def resolve_truth(truth: str, labels: Regions, ignore: int | None = None) -> str:
+def resolve_truth(truth: str, labels: Regions, ignore: int | None = None, background: int | None = None) -> str:
     """Meaning of labels: ``truth`` as given, or for ``auto`` binary, if each volume has at most two label values.
 
     Parameters
@@ -29,11 +29,13 @@ def resolve_truth(truth: str, labels: Regions, ignore: int | None = None) -> str
     labels : sequence of (Volume, Box)
     ignore : int, optional
         Label value that is not counted.
+    background : int, optional
+        Value of ``--background``.
 
     Raises
     ------
     UnetcliError
-        The word is unknown, or with ``auto`` a volume has more than two values, or two without 0.
+        The word is unknown, or with ``auto`` a volume has more than two values, or two without background.
     """
     if truth in TRUTHS:
         return truth
@@ -45,15 +47,17 @@ def resolve_truth(truth: str, labels: Regions, ignore: int | None = None) -> str
                 f"{path}: {len(values)} different values ({shown}); state their meaning: --truth instances "
                 "(one number per object), --truth classes (one per class) or --truth binary (all but 0 is foreground)"
             )
-        if len(values) == 2 and 0 not in values:
+        if len(values) == 2 and (background or 0) not in values:
             raise UnetcliError(
-                f"{path}: the values {values_text(values)} without 0, which is background; --truth classes makes "
-                f"{value_texts(values)[0]} the background"
+                f"{path}: the values {values_text(values)} without {value_text(background or 0)}, which is background; "
+                f"--background {option_text(values[0])} or --background {option_text(values[1])} says which one is"
             )
     return "binary"
 
 
-def resolve_class_values(given: Sequence[int] | None, labels: Regions, ignore: int | None) -> tuple[int, ...] | None:
+def resolve_class_values(
+    given: Sequence[int] | None, labels: Regions, ignore: int | None, background: int | None = None
+) -> tuple[int, ...] | None:
     """Label value of each class over all regions; None if the values are the numbers 0, 1, 2, .. themselves.
 
     Parameters
@@ -63,6 +67,8 @@ def resolve_class_values(given: Sequence[int] | None, labels: Regions, ignore: i
     labels : sequence of (Volume, Box)
     ignore : int, optional
         Label value that is no class.
+    background : int, optional
+        Value of ``--background``, which comes first. Default: the lowest one.
 
     Raises
     ------
@@ -81,16 +87,23 @@ def resolve_class_values(given: Sequence[int] | None, labels: Regions, ignore: i
                 f"{lost} leaves it out"
             )
         return tuple(given)
+    if background is not None:
+        if background not in values:
+            raise UnetcliError(f"--background {option_text(background)}: expected one of {values_text(values)}")
+        values = [background, *(value for value in values if value != background)]
     if len(values) < 2 or values == list(range(len(values))):
         return None
-    _require_clear(found[values[-1]], values)
+    _require_clear(found[values[-1]], values, known=background is not None)
     chosen = LabelValues(classes=tuple(values))
     note(f"values of the labels by class: {chosen.table}; --classes states another order")
     return chosen.classes
 
 
-def _require_clear(path: str, values: Sequence[int]) -> None:
-    """Raise UnetcliError if it is not clear that all values are classes, and that the first one is background."""
+def _require_clear(path: str, values: Sequence[int], *, known: bool) -> None:
+    """Raise UnetcliError if it is not clear that all values are classes, and that the first one is background.
+
+    ``known``: the user has said that it is background.
+    """
     texts = value_texts(values)
     shown = f"{path}: --truth classes, but the values are {values_text(values)}"
     classes = f"--classes {option_text(*values)}"
@@ -99,11 +112,12 @@ def _require_clear(path: str, values: Sequence[int]) -> None:
             f"{shown}; name the values of up to {IGNORED} classes (--classes V,V,..); --truth instances reads labels "
             "as numbers of objects"
         )
-    if values[0] < 0:
+    if values[0] < 0 and not known:
         raise UnetcliError(f"{shown}; --ignore {texts[0]} leaves {texts[0]} out, {classes} makes it the background")
-    if values[0] >= COLOURED:
-        raise UnetcliError(f"{shown}, without black or grey; name the background first, such as {classes}")
-    if values[-1] == IGNORED and values[0] == 0 and len(values) > 2:
+    if values[0] >= COLOURED and not known:
+        hint = f"--background {option_text(values[0])} or another one says which is background"
+        raise UnetcliError(f"{shown}, without black or grey; {hint}")
+    if max(values) == IGNORED and 0 in values and len(values) > 2:
         doubtful = values[1] if len(values) == 3 and values[1] > 1 else IGNORED
         raise UnetcliError(f"{shown}; {classes} makes each a class, --ignore {doubtful} leaves {doubtful} out")
 

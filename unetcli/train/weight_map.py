@@ -54,14 +54,14 @@ Write = Callable[[Box, NDArray[np.float32]], None]
 
 def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
     """Resolve the rules of a request; ``--truth auto`` reads the labels."""
-    names = ("w0", "sigma", "everywhere", "ignore", "partial", "class_values")
+    names = ("w0", "sigma", "everywhere", "ignore", "partial", "class_values", "background")
     options = {name: getattr(request, name) for name in names}
     given = {name: value for name, value in options.items() if value is not None}
     TruthRules(truth="binary", **given)  # reports wrong options before data are read
     regions = [(labels, region)]
-    truth = resolve_truth(request.truth, regions, request.ignore)
+    truth = resolve_truth(request.truth, regions, request.ignore, request.background)
     if truth == "classes":
-        given["class_values"] = resolve_class_values(request.classes, regions, request.ignore)
+        given["class_values"] = resolve_class_values(request.classes, regions, request.ignore, request.background)
     return TruthRules(truth=truth, **given)
 
 

@@ -1,4 +1,4 @@
-"""Labels whose values have a meaning of their own, as labels with the numbers of classes."""
+"""Labels whose values have a meaning of their own, as labels with the numbers of classes or objects."""
 
 from __future__ import annotations
 
@@ -15,14 +15,37 @@ from unetcli.volumes.volume import Volume
 
 
 def with_numbers(labels: Volume, values: LabelValues, ignore: int | None = None) -> tuple[Volume, int | None]:
-    """Labels with the numbers of classes instead of their values, and the value that is ignored in them.
+    """Labels with the numbers of classes or objects instead of their values, and the value that is ignored in them.
 
-    Reading a value that is neither that of a class nor ignored raises :class:`UnetcliError`.
+    Background is 0 in them. Reading a value that is neither that of a class nor ignored raises :class:`UnetcliError`.
     """
-    if values.classes is None:
+    if values.classes is not None:
+        array = Converted(labels.array, ClassNumbers(values.classes, ignore), np.uint8)
+        return replace(labels, array=array), None if ignore is None else IGNORED
+    if values.background == 0:
         return labels, ignore
-    array = Converted(labels.array, ClassNumbers(values.classes, ignore), np.uint8)
-    return replace(labels, array=array), None if ignore is None else IGNORED
+    numbers = ObjectNumbers(values.background)
+    array = Converted(labels.array, numbers, numbers.dtype(labels.dtype))
+    return replace(labels, array=array), None if ignore is None else int(numbers(np.array([ignore]))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectNumbers:
+    """Function from labels to labels with background 0; labels of 0 become a number that no other object has."""
+
+    background: int
+
+    def dtype(self, labels: np.dtype[Any]) -> np.dtype[Any]:
+        """Data type of the numbers of labels of another type."""
+        return np.result_type(labels, np.int64 if self.background < 0 else np.min_scalar_type(self.background))
+
+    def __call__(self, labels: NDArray[Any]) -> NDArray[Any]:
+        found = labels.astype(self.dtype(labels.dtype))
+        if self.background < 0:
+            return found - self.background
+        found[labels == 0] = self.background
+        found[labels == self.background] = 0
+        return found
 
 
 @dataclass(frozen=True, slots=True)
