@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 from pairs import evaluated, stored
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, collected_warnings
 
 CLASSES = np.kron(np.array([[[0, 1, 2], [2, 0, 1]]]), np.ones((2, 8, 9), int))  # (2, 16, 27)
 PREDICTED = np.kron(np.array([[[0, 1, 2], [2, 1, 1]]]), np.ones((2, 8, 9), int))
@@ -67,6 +67,19 @@ def test_the_background_of_the_truth_is_stated_or_that_of_the_training(tmp_path:
         assert found.scores["pixels"]["iou"] == 1
         assert ("as in training" in " ".join(found.notes)) == bool(values)
         assert "255 is background" in " ".join(found.notes)
+
+
+def test_a_fringe_of_the_truth_is_warned_of_and_removed(tmp_path: Path) -> None:
+    mask = np.uint8(255) * (CLASSES > 0)
+    fringe = np.clip(mask + np.random.default_rng(0).integers(-9, 10, mask.shape), 0, 255).astype(np.uint8)
+    prediction, reference = stored(tmp_path, mask, **AXES), stored(tmp_path, fringe, "f.zarr", **AXES)
+    with collected_warnings() as warnings:
+        assert evaluated(prediction, reference, "pixels").scores["pixels"]["iou"] < 0.8
+    assert "--label-threshold 128 removes them" in " ".join(warnings)
+    with collected_warnings() as warnings:
+        found = evaluated(prediction, reference, "pixels", label_threshold=128, run_folder=tmp_path / "run")
+    assert found.scores["pixels"]["iou"] == 1
+    assert not warnings
 
 
 def test_workers_map_the_values_as_the_launcher_does(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ CONFIG = TrainingConfig(
     recipe="fast",
     architecture=Architecture(depth=1, base_channels=3, in_channels=2, classes=3, dropout=0.25, batch_norm=True),
     tile=44,
-    rules=TruthRules(truth="classes", sigma=2.5, ignore=9, partial=30),
+    rules=TruthRules(truth="binary", sigma=2.5, ignore=9, partial=30),
     keep_empty=False,
     balance=True,
     sections=((0, 17), (2, 5)),

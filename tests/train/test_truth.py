@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from helpers import grey
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from train.scenes import volume
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
+from unetcli.train.request import WeightsRequest
+from unetcli.train.settings import TruthRules
 from unetcli.train.truth import label_values, resolve_class_values, resolve_truth
 
 SHAPE = (3, 13, 22)
@@ -162,3 +165,23 @@ def test_the_background_comes_first() -> None:
     assert classes_of([-1, 0], background=-1) == (-1, 0)
     with pytest.raises(UnetcliError, match="--background 7: expected one of 0, 1, 2"):
         classes_of([0, 1, 2], background=7)
+
+
+def test_the_fringe_of_a_mask_is_named_with_the_option_that_removes_it() -> None:
+    mask = np.zeros((1, 40, 40))
+    mask[:, 10:30, 10:30] = 255
+    labels = gaussian_filter(mask, (0, 1, 1)).astype(np.uint8)
+    with pytest.raises(
+        UnetcliError, match=r"labels\.zarr: looks like a mask of 0 and 255 .*; --label-threshold 128 removes"
+    ):
+        truth_of(labels)
+    with pytest.raises(UnetcliError, match=r"--label-threshold 128 removes them, with --truth binary"):
+        resolve_class_values(None, [(volume(labels), Box.of_shape(labels.shape))], None)
+
+
+def test_a_threshold_of_labels_implies_binary_truth() -> None:
+    assert WeightsRequest(labels="l.tif", label_threshold=128).truth == "binary"
+    with pytest.raises(UnetcliError, match="--label-threshold: not with --truth instances; expected --truth binary"):
+        TruthRules(truth="instances", label_threshold=128)
+    with pytest.raises(UnetcliError, match="--classes: not with --truth instances"):
+        WeightsRequest(labels="l.tif", truth="instances", classes=(0, 3))

@@ -51,6 +51,12 @@ def test_background_becomes_0_and_0_an_object(
     assert numbers(labels, LabelValues(background=background), ignore, dtype) == expected
 
 
+def test_a_threshold_divides_a_mask_and_background_is_on_one_side() -> None:
+    labels = [0, 3, 127, 128, 255, 9]
+    assert numbers(labels, LabelValues(threshold=128), 9) == [0, 0, 0, 1, 1, 255, 255]
+    assert numbers(labels, LabelValues(threshold=128, background=255)) == [1, 1, 1, 0, 0, 1, None]
+
+
 @pytest.mark.parametrize(
     ("classes", "background", "message"),
     [

@@ -91,6 +91,8 @@ class LabelValues:
     """Value of each class, background first; None: the values are the numbers of the classes or objects."""
     background: int = 0
     """Value of the background; with values of classes, the first of them."""
+    threshold: int | None = None
+    """Values from here on are one side of a mask, and lower ones the other; the side of the background is 0."""
 
     def __post_init__(self) -> None:
         values = self.classes
@@ -99,6 +101,8 @@ class LabelValues:
                 f"--background {option_text(self.background)}: not with --classes {option_text(*values)}, the first of "
                 "which is the background; omit one of them"
             )
+        if values is not None and self.threshold is not None:
+            raise UnetcliError("--label-threshold: not with values of classes; omit --classes")
         if values is not None and not (2 <= len(values) == len(set(values)) <= IGNORED):
             raise UnetcliError(
                 f"--classes {option_text(*values)}: expected 2 to {IGNORED} different values, background first"
@@ -108,9 +112,12 @@ class LabelValues:
     def table(self) -> str:
         """The class of each value, as text for the user; empty if the values are the numbers.
 
-        >>> LabelValues(classes=(1, 2)).table, LabelValues(background=255).table
-        ('1 is class 0 (background), 2 is class 1', '255 is background')
+        >>> LabelValues(classes=(1, 2)).table, LabelValues(background=255).table, LabelValues(threshold=128).table
+        ('1 is class 0 (background), 2 is class 1', '255 is background', '128 and above is foreground')
         """
+        if self.threshold is not None:
+            below = self.background >= self.threshold
+            return f"{'below ' * below}{self.threshold}{' and above' * (not below)} is foreground"
         if self.classes is None:
             return f"{value_text(self.background)} is background" if self.background else ""
         texts = value_texts(self.classes)

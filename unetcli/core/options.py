@@ -225,6 +225,7 @@ axes_option = partial(
 )
 background_option = partial(option, metavar="VALUE", parse=parse_value)
 classes_option = partial(option, metavar="V,V,..", parse=parse_values)
+label_threshold_option = partial(option, metavar="V")
 sections_option = partial(
     region_option,
     "Use only sections A to B - 1, along z (or t if there is no z).",

@@ -103,6 +103,7 @@ PARTIAL = (
 UNSUPPORTED = {
     "classes": None,
     "background": None,
+    "label_threshold": None,
     "roi": None,
     "mask": None,
     "level": 0,

@@ -368,8 +368,9 @@ def open_prediction(request: EvaluateRequest) -> Volume:
 
 def values_of(request: EvaluateRequest) -> LabelValues:
     """Meaning of the values of the truth: that of the options if there are any, else that of the model's training."""
-    if request.classes is not None or request.background is not None:
-        return LabelValues(classes=request.classes or None, background=request.background or 0)
+    if request.states_values:
+        background, threshold = request.background or 0, request.label_threshold
+        return LabelValues(classes=request.classes or None, background=background, threshold=threshold)
     found = (find_marker(parse_place(request.prediction)) or {}).get("label_values")
     return LabelValues() if found is None else decoded(LabelValues, found)
 

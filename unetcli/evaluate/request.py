@@ -19,6 +19,7 @@ from unetcli.core.options import (
     block_voxels_option,
     classes_option,
     file_option,
+    label_threshold_option,
     option,
     parse_roi,
     region_option,
@@ -108,6 +109,10 @@ class EvaluateRequest(ClusterOptions):
     background: int | None = background_option(
         "Value of background in TRUTH. Default: as in the training of the model, else 0.", Heading.SCORES
     )
+    label_threshold: int | None = label_threshold_option(
+        "Take values of V and above in TRUTH as one side of a mask, and all others as the other; for masks as JPEG.",
+        Heading.SCORES,
+    )
     three_d: bool | None = _scores("Connect objects across sections. Default: as in TRUTH.", negative="--per-section")
     sections: Sections = sections_option()
     roi: Roi | None = region_option("Score only this region of TRUTH.", metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi)
@@ -146,6 +151,11 @@ class EvaluateRequest(ClusterOptions):
         if self.image is not None and self.report is None:
             raise UnetcliError(f"--image {self.image}: needs --report FILE.html, the page that shows the image")
         super().__post_init__()
+
+    @property
+    def states_values(self) -> bool:
+        """Whether an option states the meaning of the values of the truth."""
+        return any(value is not None for value in (self.classes, self.background, self.label_threshold))
 
     def _require_metrics(self) -> None:
         if self.metrics is None:

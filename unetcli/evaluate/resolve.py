@@ -32,6 +32,7 @@ from unetcli.evaluate.result import Section, SectionImages
 from unetcli.planning.plan import BlockGrid
 from unetcli.volumes import ngff
 from unetcli.volumes.image import find_marker, group_file
+from unetcli.volumes.label_fringe import warn_about_fringe
 from unetcli.volumes.samples import fingerprint, sampled_voxels
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe
@@ -293,8 +294,9 @@ def note_on_values(request: EvaluateRequest, values: LabelValues) -> str:
     """Note on the values of classes; empty if they are the numbers."""
     if not values.table:
         return ""
-    stated = request.classes is not None or request.background is not None
-    source = "" if stated else ", as in training (--classes or --background states others)"
+    source = (
+        "" if request.states_values else ", as in training (--classes, --background, --label-threshold change this)"
+    )
     return f"values of the truth{source}: {values.table}"
 
 
@@ -328,6 +330,8 @@ class ResolvedRequest:
         region, kind = pair.select(request), resolve_kind(request, pair.prediction)
         metrics = resolve_metrics(request, kind.name, pair.prediction)
         warn_without_background(pair.truth)
+        if not pair.values.table:
+            warn_about_fringe(pair.truth)
         pieces, result_pieces, notes = resolve_pieces(request, pair, region, kind, metrics)
         three_d, note = (
             (False, "")

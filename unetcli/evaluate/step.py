@@ -121,6 +121,7 @@ class EvaluateStep(Step):
                 ignore=settings.ignore,
                 classes=settings.values.classes or (),
                 background=settings.values.background,
+                label_threshold=settings.values.threshold,
                 level=settings.level,
                 allow_incomplete=True,  # the launcher has checked this and the next
                 same_place=True,

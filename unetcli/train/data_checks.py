@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.request import TrainRequest
+from unetcli.volumes.label_fringe import warn_about_fringe
 from unetcli.volumes.labels import open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels
@@ -81,6 +82,13 @@ def warn_about_pairs(volumes: Sequence[tuple[Volume, Volume]]) -> None:
             warn(f"{raw.path} looks like labels, and {labels.path} like an image; the order is RAW LABELS")
         elif _same_values(raw, labels):
             warn(f"{raw.path} and {labels.path} have the same values; RAW is the image, LABELS its annotation")
+
+
+def warn_about_labels(dataset: Dataset) -> None:
+    """Warn about masks with a fringe, unless the values of the labels have a stated meaning."""
+    for pair in dataset.pairs:
+        if not pair.rules.values.table:
+            warn_about_fringe(pair.labels)
 
 
 def flatness(volume: Volume) -> float:

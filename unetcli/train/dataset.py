@@ -262,7 +262,7 @@ def _complete_counts(dataset: Dataset, counts: NDArray[np.int64]) -> NDArray[np.
     if missing.any():
         lost = dataset.pairs[0].rules.values.class_text(int(np.argmax(missing)))
         hint = f"classes 0 to {highest} must all occur, --sections A:B selects other sections"
-        if missing[0]:
+        if missing[0] and dataset.pairs[0].rules.label_threshold is None:
             hint = f"--background V states the value of background, {hint.partition(', ')[2]}"
         raise UnetcliError(f"{dataset.pairs[0].labels.path}: no pixel of {lost} in the training sections; {hint}")
     return found

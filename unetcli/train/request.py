@@ -24,6 +24,7 @@ from unetcli.core.options import (
     cluster_option,
     device_option,
     file_option,
+    label_threshold_option,
     name_choices,
     network_option,
     option,
@@ -77,6 +78,10 @@ class TruthOptions(Options):
         Heading.TRUTH,
     )
     background: int | None = background_option("Label value of the background. Default: 0.", Heading.TRUTH)
+    label_threshold: int | None = label_threshold_option(
+        "Take labels of V and above as one side of a mask, and all others as the other; for masks as JPEG.",
+        Heading.TRUTH,
+    )
     ignore: int | None = _truth("Label value of pixels to leave out of the loss.", metavar="VALUE", parse=parse_value)
     partial: int | None = _truth("For partial annotation: use background only within M pixels of objects.", metavar="M")
     keep_empty: bool | None = _truth(
@@ -98,6 +103,8 @@ class TruthOptions(Options):
             if self.truth not in ("auto", "classes"):
                 raise UnetcliError(f"--classes: not with --truth {self.truth}; expected --truth classes")
             object.__setattr__(self, "truth", "classes")
+        if self.label_threshold is not None and self.truth == "auto":
+            object.__setattr__(self, "truth", "binary")
         super().__post_init__()
 
     @property

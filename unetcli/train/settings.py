@@ -260,9 +260,13 @@ class TruthRules:
     """Label value of each class, background first; None: labels are the numbers of the classes."""
     background: int = 0
     """Label value of the background."""
+    label_threshold: int | None = None
+    """Label value that divides a mask; None: every value but that of background is foreground."""
 
     def __post_init__(self) -> None:
         require_one_of("truth", self.truth, TRUTHS)
+        if self.label_threshold is not None and self.truth != "binary":
+            raise UnetcliError(f"--label-threshold: not with --truth {self.truth}; expected --truth binary")
         if self.ignore == self.background != 0:
             raise UnetcliError(f"--ignore {option_text(self.ignore)}: also the --background; expected another value")
         if self.ignore is not None and self.ignore in (self.values.classes or ()):
@@ -277,7 +281,7 @@ class TruthRules:
     @property
     def values(self) -> LabelValues:
         """Meaning of the values of the labels."""
-        return LabelValues(classes=self.class_values, background=self.background)
+        return LabelValues(classes=self.class_values, background=self.background, threshold=self.label_threshold)
 
     @property
     def max_distance(self) -> float:

@@ -174,7 +174,7 @@ class TargetCache:
 
     def __init__(self, labels: Volume, rules: TruthRules, budget_bytes: int = 2**30) -> None:
         self.labels, ignore = with_numbers(labels, rules.values, rules.ignore)
-        self.rules = replace(rules, class_values=None, background=0, ignore=ignore)
+        self.rules = replace(rules, class_values=None, background=0, label_threshold=None, ignore=ignore)
         height, width = labels.extent[-2:]
         self._section = Box((0, 0), (height, width))
         self._pieces = _Grid(tuple(n if n <= MAX_WHOLE else PIECE for n in (height, width)), self._section)

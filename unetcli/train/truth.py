@@ -9,6 +9,7 @@ from unetcli.core.errors import UnetcliError, note
 from unetcli.core.geometry import Box
 from unetcli.core.label_values import COLOURED, IGNORED, LabelValues, option_text, value_text, value_texts, values_text
 from unetcli.train.settings import TRUTHS, require_one_of
+from unetcli.volumes.label_fringe import fringe_text
 from unetcli.volumes.volume import Volume
 
 MAX_VALUES = 1000
@@ -40,7 +41,10 @@ def resolve_truth(truth: str, labels: Regions, ignore: int | None = None, backgr
     if truth in TRUTHS:
         return truth
     require_one_of("truth", truth, ("auto", *TRUTHS))
-    for path, values in _values_by_volume(labels, ignore):
+    for volume, values in _values_by_volume(labels, ignore):
+        path = volume.path
+        if len(values) > 2 and (text := fringe_text(volume)):
+            raise UnetcliError(f"{path}: {text}")
         if len(values) > 2:
             shown = values_text(values[:4]) + (f", .. {value_texts(values)[-1]}" if len(values) > 4 else "")
             raise UnetcliError(
@@ -77,13 +81,13 @@ def resolve_class_values(
     """
     if given is not None and not given:
         return None
-    found = {value: path for path, values in _values_by_volume(labels, ignore) for value in values}
+    found = {value: volume for volume, values in _values_by_volume(labels, ignore) for value in values}
     values = sorted(found)
     if given is not None:
         if other := [value for value in values if value not in given]:
             lost = option_text(other[0])
             raise UnetcliError(
-                f"{found[other[0]]}: label {lost} is none of --classes {option_text(*given)}; add it, or --ignore "
+                f"{found[other[0]].path}: label {lost} is none of --classes {option_text(*given)}; add it, or --ignore "
                 f"{lost} leaves it out"
             )
         return tuple(given)
@@ -99,14 +103,16 @@ def resolve_class_values(
     return chosen.classes
 
 
-def _require_clear(path: str, values: Sequence[int], *, known: bool) -> None:
+def _require_clear(labels: Volume, values: Sequence[int], *, known: bool) -> None:
     """Raise UnetcliError if it is not clear that all values are classes, and that the first one is background.
 
     ``known``: the user has said that it is background.
     """
     texts = value_texts(values)
-    shown = f"{path}: --truth classes, but the values are {values_text(values)}"
+    shown = f"{labels.path}: --truth classes, but the values are {values_text(values)}"
     classes = f"--classes {option_text(*values)}"
+    if text := fringe_text(labels):
+        raise UnetcliError(f"{labels.path}: {text}, with --truth binary")
     if len(values) > MAX_MAPPED:
         raise UnetcliError(
             f"{shown}; name the values of up to {IGNORED} classes (--classes V,V,..); --truth instances reads labels "
@@ -122,12 +128,12 @@ def _require_clear(path: str, values: Sequence[int], *, known: bool) -> None:
         raise UnetcliError(f"{shown}; {classes} makes each a class, --ignore {doubtful} leaves {doubtful} out")
 
 
-def _values_by_volume(labels: Regions, ignore: int | None) -> Iterator[tuple[str, list[int]]]:
-    """Path of each volume, and its label values in all its regions."""
+def _values_by_volume(labels: Regions, ignore: int | None) -> Iterator[tuple[Volume, list[int]]]:
+    """Each volume, and its label values in all its regions."""
     for volume in {id(volume): volume for volume, _ in labels}.values():
         regions = [region for other, region in labels if other is volume]
         found = {value for region in regions for value in label_values(volume, region)}
-        yield volume.path, sorted(value for value in found if value != ignore)
+        yield volume, sorted(value for value in found if value != ignore)
 
 
 def label_values(labels: Volume, region: Box) -> list[int]:

@@ -32,6 +32,7 @@ from unetcli.train.targets import LabelCounts, TargetCache, class_weights, weigh
 from unetcli.train.truth import resolve_class_values, resolve_truth
 from unetcli.viz.png import require_own_picture, software_of
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
+from unetcli.volumes.label_fringe import warn_about_fringe
 from unetcli.volumes.labels import open_labels
 from unetcli.volumes.other_formats import require_zarr_name
 from unetcli.volumes.samples import fingerprint
@@ -54,7 +55,7 @@ Write = Callable[[Box, NDArray[np.float32]], None]
 
 def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
     """Resolve the rules of a request; ``--truth auto`` reads the labels."""
-    names = ("w0", "sigma", "everywhere", "ignore", "partial", "class_values", "background")
+    names = ("w0", "sigma", "everywhere", "ignore", "partial", "class_values", "background", "label_threshold")
     options = {name: getattr(request, name) for name in names}
     given = {name: value for name, value in options.items() if value is not None}
     TruthRules(truth="binary", **given)  # reports wrong options before data are read
@@ -125,6 +126,8 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
         log.info("%s: complete already, for the same request", path)
         return made
     require_free(path, overwrite=request.overwrite)
+    if not rules.values.table:
+        warn_about_fringe(labels)
     targets = TargetCache(labels, rules, budget_bytes=0)  # only the present piece is kept: memory stays small
     planes = [plane for plane in region.planes() if request.keep_empty or not targets.is_empty(plane)]
     if not planes:

@@ -19,14 +19,31 @@ def with_numbers(labels: Volume, values: LabelValues, ignore: int | None = None)
 
     Background is 0 in them. Reading a value that is neither that of a class nor ignored raises :class:`UnetcliError`.
     """
-    if values.classes is not None:
-        array = Converted(labels.array, ClassNumbers(values.classes, ignore), np.uint8)
+    if values.classes is not None or values.threshold is not None:
+        convert = MaskNumbers(values, ignore) if values.classes is None else ClassNumbers(values.classes, ignore)
+        array = Converted(labels.array, convert, np.uint8)
         return replace(labels, array=array), None if ignore is None else IGNORED
     if values.background == 0:
         return labels, ignore
     numbers = ObjectNumbers(values.background)
     array = Converted(labels.array, numbers, numbers.dtype(labels.dtype))
     return replace(labels, array=array), None if ignore is None else int(numbers(np.array([ignore]))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class MaskNumbers:
+    """Function from the values of a mask to 0 and 1, on the two sides of a threshold; ignored ones: ``IGNORED``."""
+
+    values: LabelValues
+    ignore: int | None
+
+    def __call__(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
+        threshold = self.values.threshold
+        assert threshold is not None
+        found: NDArray[np.uint8] = ((labels >= threshold) != (self.values.background >= threshold)).astype(np.uint8)
+        if self.ignore is not None:
+            found[labels == self.ignore] = IGNORED
+        return found
 
 
 @dataclass(frozen=True, slots=True)

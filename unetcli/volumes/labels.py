@@ -46,7 +46,7 @@ def as_labels(volume: Volume) -> Volume:
     volume = _one_channel(volume.channels_as_sections())
     if volume.dtype.kind != "f":
         return volume
-    for plane in _planes(volume):
+    for plane in sampled(volume):
         if (other := fractions(plane)).size:
             raise UnetcliError(
                 f"{volume.path}: {volume.dtype} with values such as {other[0]:g}; expected labels, whole numbers"
@@ -64,7 +64,7 @@ def as_prediction(volume: Volume, *, probability: bool) -> Volume:
         volume = _merged(volume, equal_planes, volume.dtype)
     if probability or volume.channels > 1 or volume.dtype.kind != "f":
         return volume
-    planes = list(_planes(volume))
+    planes = list(sampled(volume))
     if any(fractions(plane).size for plane in planes) or not any((plane > 1).any() for plane in planes):
         return volume
     note(f"{volume.path}: its values, whole numbers above 1 as {volume.dtype}, are read as labels")
@@ -153,7 +153,7 @@ def _without_opacity(volume: Volume) -> Volume:
     if volume.channels not in (2, RGB + 1) or volume.dtype.kind not in "uf":
         return volume
     opaque = 1 if volume.dtype.kind == "f" else np.iinfo(volume.dtype).max
-    last = [plane[-1] for plane in _planes(volume)]
+    last = [plane[-1] for plane in sampled(volume)]
     if not last or any((plane != opaque).any() for plane in last):
         return volume
     note(f"{volume.path}: its last channel, which is {opaque} everywhere, is left out as that of opacity")
@@ -166,7 +166,7 @@ def _without_opacity(volume: Volume) -> Volume:
 
 def _are_equal(volume: Volume, distinct: int = 1) -> bool:
     """Whether the sampled parts of all channels are equal, and have at least some number of different values."""
-    planes = list(_planes(volume))
+    planes = list(sampled(volume))
     values = {value for plane in planes for value in np.unique(plane[0])[:distinct].tolist()}
     return len(values) >= distinct and not any((plane != plane[:1]).any() for plane in planes)
 
@@ -180,5 +180,6 @@ def _without_channels(volume: Volume) -> dict[str, Any]:
     return {"stored_axes": volume.stored_axes.replace("c", ""), "channel_names": ()}
 
 
-def _planes(volume: Volume) -> Iterator[NDArray[Any]]:
+def sampled(volume: Volume) -> Iterator[NDArray[Any]]:
+    """Parts of a few sections, (c, y, x), that show how labels are stored."""
     return itertools.islice(sampled_planes(volume, volume.whole(), None), PLANES)
