@@ -83,10 +83,10 @@ def test_the_values_of_a_region_are_those_inside_it(shape: tuple[int, ...]) -> N
 def test_two_values_without_background_are_refused_with_what_would_work() -> None:
     labels = np.resize(np.array([1, 2], np.uint8), SHAPE)
     with pytest.raises(
-        UnetcliError, match=r"the values 1, 2 without 0, .*; --background 1 or --background 2 says which"
+        UnetcliError, match=r"the values 1 and 2 without 0, .*; --background 1 or --background 2 says which"
     ):
         truth_of(labels)
-    with pytest.raises(UnetcliError, match=r"the values 1, 2 without 7, .*; --background 1 or"):
+    with pytest.raises(UnetcliError, match=r"the values 1 and 2 without 7, .*; --background 1 or"):
         truth_of(labels, background=7)
     assert truth_of(labels, background=2) == "binary"
 
@@ -185,3 +185,22 @@ def test_a_threshold_of_labels_implies_binary_truth() -> None:
         TruthRules(truth="instances", label_threshold=128)
     with pytest.raises(UnetcliError, match="--classes: not with --truth instances"):
         WeightsRequest(labels="l.tif", truth="instances", classes=(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        (
+            [-1, 0, 1],
+            "values from -1 to 1; --ignore -1 leaves -1 out, .*--background -1 makes it background",
+        ),
+        ([0, 1, 255], "; or --ignore 255, if 255 marks what is not annotated"),
+        ([0, 128, 255], "; or --ignore 128, if 128 marks what is not annotated"),
+    ],
+    ids=str,
+)
+def test_values_that_may_not_be_annotated_are_named_with_an_option_that_helps(values: list[int], hint: str) -> None:
+    labels = np.resize(np.array(values, np.int16), SHAPE)
+    with pytest.raises(UnetcliError, match=hint):
+        truth_of(labels)
+    assert truth_of(labels, ignore=int(hint.split("--ignore ")[1].split()[0].strip(","))) == "binary"

@@ -14,8 +14,9 @@ from unetcli.volumes.volume import Volume
 
 MAX_VALUES = 1000
 """Number of different labels after which counting stops."""
-MAX_MAPPED = 32
-"""Largest number of values with gaps that are taken for classes without being named."""
+FEW_VALUES, MAX_MAPPED = 8, 32
+"""Numbers of values below which one of them may mark what is not annotated, and up to which values with gaps are taken
+for classes without being named."""
 Regions = Sequence[tuple[Volume, Box]]
 """Regions of labels; those of one volume are taken together."""
 
@@ -42,21 +43,33 @@ def resolve_truth(truth: str, labels: Regions, ignore: int | None = None, backgr
         return truth
     require_one_of("truth", truth, ("auto", *TRUTHS))
     for volume, values in _values_by_volume(labels, ignore):
-        path = volume.path
-        if len(values) > 2 and (text := fringe_text(volume)):
-            raise UnetcliError(f"{path}: {text}")
-        if len(values) > 2:
-            shown = values_text(values[:4]) + (f", .. {value_texts(values)[-1]}" if len(values) > 4 else "")
-            raise UnetcliError(
-                f"{path}: {len(values)} different values ({shown}); state their meaning: --truth instances "
-                "(one number per object), --truth classes (one per class) or --truth binary (all but 0 is foreground)"
-            )
-        if len(values) == 2 and (background or 0) not in values:
-            raise UnetcliError(
-                f"{path}: the values {values_text(values)} without {value_text(background or 0)}, which is background; "
-                f"--background {option_text(values[0])} or --background {option_text(values[1])} says which one is"
-            )
+        _require_two(volume, values, background)
     return "binary"
+
+
+def _require_two(labels: Volume, values: Sequence[int], background: int | None) -> None:
+    """Raise UnetcliError if labels have more than two values, or two of which none is background."""
+    texts, number = value_texts(values), f"{labels.path}: {len(values)} different values"
+    if len(values) > 2 and (text := fringe_text(labels)):
+        raise UnetcliError(f"{labels.path}: {text}")
+    if len(values) > 2 and values[0] < 0 and values[0] != background:
+        raise UnetcliError(
+            f"{number} from {texts[0]} to {texts[-1]}; --ignore {texts[0]} leaves {texts[0]} out, if it marks what is "
+            f"not annotated, --background {texts[0]} makes it background"
+        )
+    if len(values) > 2:
+        shown = ", ".join(texts[:4]) + (f", .. {texts[-1]}" if len(values) > 4 else "")
+        other = _doubtful(values) if len(values) < FEW_VALUES else None
+        raise UnetcliError(
+            f"{number} ({shown}); state their meaning: --truth instances (one number per object), --truth classes (one "
+            "per class) or --truth binary (all but 0 is foreground)"
+            f"{'' if other is None else f'; or --ignore {other}, if {other} marks what is not annotated'}"
+        )
+    if len(values) == 2 and (background or 0) not in values:
+        raise UnetcliError(
+            f"{labels.path}: the values {' and '.join(texts)} without {value_text(background or 0)}, the background; "
+            f"--background {option_text(values[0])} or --background {option_text(values[1])} says which one is"
+        )
 
 
 def resolve_class_values(
@@ -124,8 +137,17 @@ def _require_clear(labels: Volume, values: Sequence[int], *, known: bool) -> Non
         hint = f"--background {option_text(values[0])} or another one says which is background"
         raise UnetcliError(f"{shown}, without black or grey; {hint}")
     if max(values) == IGNORED and 0 in values and len(values) > 2:
-        doubtful = values[1] if len(values) == 3 and values[1] > 1 else IGNORED
+        doubtful = _doubtful(values)
         raise UnetcliError(f"{shown}; {classes} makes each a class, --ignore {doubtful} leaves {doubtful} out")
+
+
+def _doubtful(values: Sequence[int]) -> int | None:
+    """The value that may mark what is not annotated: one below 0, 255, or the one between 0 and 255."""
+    low, high = min(values), max(values)
+    if low < 0:
+        return low
+    between = [value for value in values if 1 < value < high]
+    return None if high != IGNORED else between[0] if len(values) == 3 and between else IGNORED
 
 
 def _values_by_volume(labels: Regions, ignore: int | None) -> Iterator[tuple[Volume, list[int]]]:
