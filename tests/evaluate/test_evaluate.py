@@ -208,9 +208,9 @@ def test_the_position_of_a_nan_is_reported(tmp_path: Path, truth: str, metrics: 
 
 def test_truth_is_one_channel_of_integers(tmp_path: Path) -> None:
     prediction = stored(tmp_path, VALUES)
-    with pytest.raises(UnetcliError, match=r"t\.zarr: 1 channels of float32"):
-        evaluate_volume(prediction, stored(tmp_path, TRUTH.astype("float32"), "t.zarr"))
-    with pytest.raises(UnetcliError, match=r"c\.zarr: 6 channels of uint8"):
+    with pytest.raises(UnetcliError, match=r"t\.zarr: float32 with values such as 127\.5; expected labels"):
+        evaluate_volume(prediction, stored(tmp_path, TRUTH / np.float32(2), "t.zarr"))
+    with pytest.raises(UnetcliError, match=r"c\.zarr: 6 channels of uint8.*; expected labels in one channel"):
         evaluate_volume(prediction, stored(tmp_path, TRUTH, "c.zarr", dimension_names=list("cyx")))
 
 

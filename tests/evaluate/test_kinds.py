@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from helpers import grey
 from numpy.typing import NDArray
@@ -29,8 +30,10 @@ LABELS = blobs(6, 60, 70, seed=3)
         (blobs(*SHAPE), "labels", ("cells", "voi")),
         (blobs(*SHAPE, dtype="int32"), "labels", ("cells", "voi")),
         (blobs(*SHAPE, dtype="uint8"), "labels", ("cells", "voi")),
+        (blobs(*SHAPE, dtype="float32"), "labels", ("cells", "voi")),
+        (np.float32(TRUTH > 0), "probability", ("pixels", "em")),
     ],
-    ids=["uint8 values", "floats", "booleans", "0 and 255", "uint16", "int32", "small uint8"],
+    ids=["uint8 values", "floats", "booleans", "0 and 255", "uint16", "int32", "small uint8", "whole", "0.0 and 1.0"],
 )
 def test_default_metrics_follow_from_the_kind(
     tmp_path: Path, values: NDArray[Any], kind: str, metrics: tuple[str, ...]
@@ -68,9 +71,24 @@ def test_the_kind_can_be_chosen(tmp_path: Path, kind: str) -> None:
     assert found.kind == kind
 
 
+def test_labels_as_float_and_masks_as_pictures_score_as_they_are(tmp_path: Path) -> None:
+    labels = blobs(*SHAPE)
+    truth = stored(tmp_path, labels.astype(np.float64), "t.zarr")
+    assert (
+        evaluated(stored(tmp_path, labels.astype(np.float32)), truth, run_folder=tmp_path / "run").scores["cells"][
+            "seg"
+        ]
+        == 1
+    )
+    picture = tmp_path / "mask.tif"
+    tifffile.imwrite(picture, np.repeat(TRUTH[0][..., None], 3, -1), photometric="rgb")
+    found = evaluated(str(picture), str(picture), "pixels", run_folder=tmp_path / "run2")
+    assert (found.kind, found.scores["pixels"]["iou"]) == ("probability", 1)
+
+
 def test_a_kind_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     truth = stored(tmp_path, TRUTH, "t.zarr")
-    with pytest.raises(UnetcliError, match=r"p\.zarr: 1 channels of float64; expected one channel of integers"):
+    with pytest.raises(UnetcliError, match=r"p\.zarr: float64 with values such as 0\.\d+; expected labels"):
         evaluated(stored(tmp_path, VALUES / 255), truth, kind="labels")
     with pytest.raises(UnetcliError, match=r"--metrics em: \S+l\.zarr contains labels; expected .* pixels, cells, voi"):
         evaluated(stored(tmp_path, blobs(*SHAPE), "l.zarr"), truth, "em", kind="labels")

@@ -175,9 +175,9 @@ def test_a_damaged_block_is_refused_with_its_place_and_the_others_are_counted(
 
 
 def test_values_that_are_not_probabilities_are_refused(tmp_path: Path, request_: EvaluateRequest) -> None:
-    values = np.full(LABELS.shape, 2.0, np.float32)
+    values = np.full(LABELS.shape, 2.5, np.float32)
     request = EvaluateRequest(prediction=stored(tmp_path, values, "v.zarr"), truth=request_.truth)
-    with pytest.raises(UnetcliError, match=r"v\.zarr: values from 2\.0 to 2\.0; expected probabilities 0 to 1"):
+    with pytest.raises(UnetcliError, match=r"v\.zarr: values from 2\.5 to 2\.5; expected probabilities 0 to 1"):
         evaluate_volume(request)
 
 

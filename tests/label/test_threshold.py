@@ -25,7 +25,7 @@ def write_truth(values: NDArray[Any]) -> None:
 
 
 def test_the_threshold_is_the_one_whose_objects_fit_best(values: NDArray[np.uint8]) -> None:
-    write_truth(by_scipy(values, threshold=int(255 * 0.65) + 1).astype(np.uint16))
+    write_truth(by_scipy(values, threshold=int(255 * 0.65) + 1).astype(np.float32))
     summary = label(auto_threshold_from="truth.tif")
     assert summary.threshold == 0.65
     Path("truth.tif").unlink()

@@ -12,7 +12,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
 from unetcli.train.data_checks import require_compatible, require_pair
-from unetcli.train.dataset import AnnotatedVolume, Part, dataset_statistics, label_values, require_usable, resolve_truth
+from unetcli.train.dataset import AnnotatedVolume, Part, dataset_statistics, require_usable
 from unetcli.train.settings import IGNORED, TruthRules
 from unetcli.volumes.volume import Volume
 
@@ -32,14 +32,8 @@ def image(size: dict[str, float], unit: str = "nanometer", path: str = "raw.zarr
             r"raw\.zarr is 3x13x22, but labels\.zarr is 3x13x21: labels must",
         ),
         (grey(13, 22), "yx", "must cover the same voxels"),
-        (grey(2, *SHAPE), "czyx", r"labels\.zarr: 2 channels; expected labels in one channel"),
-        (
-            np.zeros(SHAPE, np.float32),
-            "zyx",
-            r"labels\.zarr: data type float32; expected integers",
-        ),
     ],
-    ids=["shape", "axes", "channels", "floats"],
+    ids=["shape", "axes"],
 )
 def test_labels_that_do_not_fit_are_refused(labels: NDArray[Any], axes: str, message: str) -> None:
     with pytest.raises(UnetcliError, match=message):
@@ -173,10 +167,6 @@ def test_classes_and_border_weights_of_a_window_belong_together() -> None:
     assert np.array_equal(classes, pair.targets.classes(Box((-6, 0), (44, 50))))
 
 
-def truth_of(labels: NDArray[Any], truth: str = "auto", ignore: int | None = None) -> str:
-    return resolve_truth(truth, [(volume(labels), Box.of_shape(labels.shape))], ignore)
-
-
 @pytest.mark.parametrize("box", [Box((0, 0, 0), SHAPE), Box((1, 0, 0), (2, 13, 22)), Box((0, 3, 5), (3, 9, 22))])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_statistics_are_of_the_training_sections_alone(box: Box, dtype: str) -> None:
@@ -297,59 +287,6 @@ def test_statistics_of_a_large_dataset_are_estimated_from_pieces_of_all_its_part
     assert found.class_counts.sum() == pytest.approx(raw.size / 4, rel=0.2)
     assert found.mean == pytest.approx(raw.mean(), rel=0.05)
     assert found.std == pytest.approx(raw.std(), rel=0.1)
-
-
-@pytest.mark.parametrize("values", [[0], [0, 255], [0, 1], [3, 7]], ids=str)
-def test_at_most_two_values_are_foreground_and_background(values: list[int]) -> None:
-    assert truth_of(np.resize(np.array(values, np.uint16), SHAPE)) == "binary"
-
-
-def test_the_ignored_value_is_not_one_of_the_two() -> None:
-    labels = np.resize(np.array([0, 1, 255], np.uint8), SHAPE)
-    assert truth_of(labels, ignore=255) == "binary"
-    with pytest.raises(UnetcliError, match="3 different values"):
-        truth_of(labels)
-
-
-def test_regions_of_one_volume_are_counted_together_those_of_several_apart() -> None:
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[0, 0], labels[2, 0] = 1, 2
-    one, regions = volume(labels), [Box((0, 0, 0), (1, 13, 22)), Box((2, 0, 0), SHAPE)]
-    with pytest.raises(UnetcliError, match=r"3 different values \(0, 1, 2\)"):
-        resolve_truth("auto", [(one, box) for box in regions])
-    others = [(volume(labels[[n]]), Box((0, 0, 0), (1, 13, 22))) for n in (0, 2)]
-    assert resolve_truth("auto", others) == "binary"
-
-
-@pytest.mark.parametrize(
-    ("count", "message"),
-    [(3, r"3 different values \(0, 1, 2\)"), (5, r"5 different values \(0, 1, 2, 3, .. 4\)")],
-)
-def test_more_values_are_not_guessed_at(count: int, message: str) -> None:
-    labels = np.resize(np.arange(count, dtype=np.uint16), SHAPE)
-    with pytest.raises(
-        UnetcliError, match=rf"labels\.zarr: {message}; .*--truth instances .*--truth classes"
-    ) as caught:
-        truth_of(labels)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("truth", ["binary", "instances", "classes"])
-def test_what_the_user_says_is_taken(truth: str) -> None:
-    assert truth_of(grey(*SHAPE), truth) == truth
-
-
-def test_an_unknown_truth_is_refused_naming_the_known_ones() -> None:
-    with pytest.raises(UnetcliError, match="--truth cells: expected auto, binary, instances or classes"):
-        truth_of(grey(*SHAPE), "cells")
-
-
-@pytest.mark.parametrize("shape", [(13, 22), (3, 13, 22), (2, 3, 13, 22)], ids=str)
-def test_the_values_of_a_region_are_those_inside_it(shape: tuple[int, ...]) -> None:
-    labels = np.zeros(shape, np.uint16)
-    labels[..., 5, 6], labels[..., 0, 0] = 9, 400
-    box = Box((0,) * (len(shape) - 2) + (1, 1), shape)
-    assert label_values(volume(labels), box) == [0, 9]
 
 
 def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:

@@ -15,7 +15,7 @@ CONFIG = TrainingConfig(
     recipe="fast",
     architecture=Architecture(depth=1, base_channels=3, in_channels=2, classes=3, dropout=0.25, batch_norm=True),
     tile=44,
-    rules=TruthRules(truth="classes", sigma=2.5, ignore=9, partial=30),
+    rules=TruthRules(truth="binary", sigma=2.5, ignore=9, partial=30),
     keep_empty=False,
     balance=True,
     sections=((0, 17), (2, 5)),
@@ -57,7 +57,7 @@ def places() -> list[tuple[str, str]]:
 OTHER = {"optimizer": "adam", "schedule": "cosine", "truth": "instances", "data": ("a b", "c e"), "sections": ((0, 9),)}
 OTHER |= {"recipe": "paper", "precision": "float32", "select": "seg", "device": "cuda", "channel": 1, "ema": 0.5}
 OTHER |= {"validation": ((17, 19), (5, 5)), "dropout": 0.75, "momentum": 0.5, "scale": 0.5}
-OTHER |= {"init": "4567", "intensity": (1.5, 0.5)}
+OTHER |= {"class_values": (0, 5), "init": "4567", "intensity": (1.5, 0.5)}
 
 
 def changed(part: str, name: str) -> TrainingConfig:

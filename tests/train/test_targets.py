@@ -336,13 +336,6 @@ def test_labels_of_a_file_are_read_as_they_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal(part, expected)
 
 
-@pytest.mark.parametrize("values", [np.zeros((2, 8, 9), np.float32), np.zeros((2, 2, 8, 9), np.uint8)])
-def test_volumes_that_are_no_labels_are_refused(values: NDArray[Any]) -> None:
-    axes = "zyx" if values.ndim == 3 else "czyx"
-    with pytest.raises(UnetcliError, match=r"labels.zarr: .*; expected (integers|labels in one channel)"):
-        TargetCache(Volume(path="labels.zarr", array=values, stored_axes=axes), RULES)
-
-
 def test_a_label_that_is_no_class_is_reported_with_its_position() -> None:
     labels = np.zeros((3, 8, 9), np.uint16)
     labels[2, 4, 4] = 300

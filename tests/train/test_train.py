@@ -319,8 +319,21 @@ def test_several_classes_are_learned_as_such(request_: TrainRequest) -> None:
     labels = zarr.open_array("labels.zarr", mode="r")[...].copy()
     labels[:, 50:] = 2
     write_zarr(Path("classes.zarr"), labels)
-    summary = train_model(replace(request_, pair=(("raw.zarr", "classes.zarr"),), truth="classes", steps=3))
-    assert read_header(Path(summary.model)).architecture.classes == 3
+    request_ = replace(request_, pair=(("raw.zarr", "classes.zarr"),), truth="classes", steps=3)
+    summary = train_model(request_)
+    header = read_header(Path(summary.model))
+    assert (header.architecture.classes, header.class_names[2]) == (3, "class 2")
+    before = weights()
+    write_zarr(Path("values.zarr"), np.choose(labels, [1, 5, 200]).astype(np.uint8))
+    train_model(replace(request_, pair=(("raw.zarr", "values.zarr"),), overwrite=True))
+    header = read_header(Path(summary.model))
+    assert header.class_names == ("background", "label 5", "label 200")
+    assert header.objects is not None
+    assert header.objects.values.classes == (1, 5, 200) == tuple(header.provenance["config"]["rules"]["class_values"])
+    assert json.loads(Path("model/training.json").read_text())["config"]["rules"]["class_values"] == [1, 5, 200]
+    assert all(np.array_equal(values, before[name]) for name, values in weights().items())
+    with pytest.raises(UnetcliError, match=r"class_values 5, 1, 200 \(was 1, 5, 200\)"):
+        train_model(replace(request_, pair=(("raw.zarr", "values.zarr"),), classes=(5, 1, 200)))
 
 
 def test_a_single_image_trains_without_held_out_sections(

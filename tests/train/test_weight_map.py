@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from train.scenes import border_of
 from yaozarrs import validate_zarr_store
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, collected_warnings
 from unetcli.core.files import replacing_folder
 from unetcli.train import targets as module
 from unetcli.train.request import WeightsRequest
@@ -311,3 +311,38 @@ def test_truth_of_two_values_beside_the_ignored_one_is_binary(tmp_path: Path, un
     done = unetcli("weights", "two.zarr", "--ignore", 7, "--json")
     assert json.loads(done.stdout)["rules"]["truth"] == "binary"
     assert json.loads(done.stdout)["ignored"] == 8 * 30
+
+
+@pytest.mark.parametrize("truth", ["instances", "binary"])
+def test_the_weights_do_not_depend_on_how_labels_are_stored(tmp_path: Path, undrawn: None, truth: str) -> None:
+    values = crowd(3, 24, 30)[1:]
+    highest = int(values.max())
+    stored: dict[str, tuple[NDArray[Any], int | None]] = {
+        "u2": (values, None),
+        "f4": (values.astype("f4"), None),
+        "f8": (values.astype("f8"), None),
+        "last": (np.where(values == 0, highest + 1, values - 1), highest + 1),
+        "below": (values.astype("i4") - 1, -1),
+    }
+    if truth == "binary":
+        stored |= {"bool": (values > 0, None), "inverted": (values == 0, 1)}
+        blurred = np.clip(
+            np.where(values > 0, 255, 0) + np.random.default_rng(0).integers(-9, 10, values.shape), 0, 255
+        )
+        stored |= {"fringe": (blurred.astype("u1"), None)}
+    found = set()
+    for name, (array, background) in stored.items():
+        path = write_zarr(tmp_path / f"{name}.zarr", array, (1, 24, 30), **NAMES)
+        output = str(tmp_path / f"{name}.weights.zarr")
+        threshold = 128 if name == "fringe" else None
+        made = write_weights(
+            WeightsRequest(
+                labels=str(path), output=output, truth=truth, background=background, label_threshold=threshold
+            )
+        )
+        found.add(zarr.open_array(f"{made.output}/0", mode="r")[:].tobytes())
+    assert len(found) == 1
+    if truth == "binary":
+        with collected_warnings() as warnings:
+            write_weights(WeightsRequest(labels=str(path), output=output, truth=truth, overwrite=True))
+        assert "looks like a mask of 0 and 255" in " ".join(warnings)

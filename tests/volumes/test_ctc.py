@@ -194,10 +194,10 @@ def test_a_section_that_the_result_does_not_have_is_refused(sequence: Path) -> N
 
 
 def test_images_without_labels_are_refused(sequence: Path) -> None:
-    write(sequence / "01_RES", {"mask000.tif": np.zeros((6, 16), np.float32)})
+    write(sequence / "01_RES", {"mask000.tif": np.full((6, 16), 0.5, np.float32)})
     (sequence / "01_GT" / "SEG" / "man_seg001.tif").write_bytes(b"no TIFF")
     challenge = open_challenge(sequence / "01_RES", sequence / "01_GT")
-    with pytest.raises(UnetcliError, match=r"mask000\.tif: float32; expected integer labels"):
+    with pytest.raises(UnetcliError, match=r"mask000\.tif: 0\.5 is no whole number; expected labels, 0 for"):
         list(challenge.pairs())
     with pytest.raises(UnetcliError, match=r"man_seg001\.tif: not a readable TIFF file"):
         challenge.unsegmented()

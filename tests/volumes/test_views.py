@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import grey
 
-from unetcli.volumes.views import Inverted, Picked, PickedSections, Rearranged
+from unetcli.volumes.views import Converted, Inverted, Merged, Picked, PickedSections, Rearranged
 from unetcli.volumes.volume import Volume, aligned
 
 VALUES = grey(3, 4, 5, 6)
@@ -25,6 +26,8 @@ VIEWS: dict[str, tuple[Any, np.ndarray]] = {
     "new": (Rearranged(VALUES[0], [None, 1, None, slice(None), slice(3)]), VALUES[0][None, 1, None, :, :3]),
     "inverted": (Inverted(VALUES, 255), 255 - VALUES),
     "inverted bool": (Inverted(VALUES > 99, 1), VALUES <= 99),
+    "converted": (Converted(VALUES, np.negative, "u1"), np.negative(VALUES)),
+    "merged": (Merged(VALUES, 2, partial(np.max, axis=0), "u1"), VALUES.max(axis=2)),
     "picked": (Picked(VALUES, 1, [3, 0, 2]), VALUES[:, [3, 0, 2]]),
     "sections": (PickedSections(VALUES, (0, 1), [(2, 3), (0, 0)]), VALUES[[2, 0], [3, 0]]),
     "sections, behind": (PickedSections(VALUES, (2, 0), [(1, 2), (4, 0)]), VALUES[[2, 0], :, [1, 4]].swapaxes(0, 1)),

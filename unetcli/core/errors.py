@@ -29,6 +29,10 @@ class UnreadableBlock(UnetcliError):
     """Input voxels that cannot be used (damaged chunk, NaN, infinity); only their block fails."""
 
 
+class LabelError(UnetcliError):
+    """A value that labels must not have; where they are read, their name and place are added."""
+
+
 def one_line(error: BaseException, *, kind: bool = False) -> str:
     r"""Message of an error on one line, or its class name if it has no message.
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Self, get_type_hints
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.label_values import parse_value, parse_values
 from unetcli.core.names import require_axes, with_choices
 
 Sections = tuple[int | None, int | None]
@@ -224,6 +225,9 @@ axes_option = partial(
     "Letters of the axes of an array that does not name them, such as zcyx; as part of a name, a.zarr:axes=zcyx.",
     metavar="LETTERS",
 )
+background_option = partial(option, metavar="VALUE", parse=parse_value)
+classes_option = partial(option, metavar="V,V,..", parse=parse_values)
+label_threshold_option = partial(option, metavar="V")
 sections_option = partial(
     region_option,
     "Use only sections A to B - 1, along z (or t if there is no z).",

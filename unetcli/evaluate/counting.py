@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
+from unetcli.core.label_values import IGNORED
 from unetcli.evaluate.pieces import PartialObjects, SectionPart, join_sections
 from unetcli.evaluate.plan import EvaluationPlan, Pair, PairData
 from unetcli.evaluate.request import CLASSES, PROBABILITY
@@ -405,6 +406,10 @@ def count_tables(plan: EvaluationPlan, accumulator: CountsAccumulator) -> None:
 def tables_to_confusions(counts: Counts) -> Counts:
     """Convert tables of classes to confusion matrices of all classes up to the highest one."""
     classes = 1 + max((highest(table) for table in counts.tables.values()), default=1)
+    if classes > IGNORED:
+        raise UnetcliError(
+            f"class {classes - 1}: expected 0 to {IGNORED - 1}; --classes V,V,.. states the values of classes"
+        )
     confusions = {number: confusion_of_table(table, max(2, classes)) for number, table in counts.tables.items()}
     return replace(counts, tables={}, sums={**counts.sums, "confusions": confusions})
 

@@ -23,7 +23,7 @@ from unetcli.engine.step import is_unusable
 from unetcli.evaluate.baseline import comparison_of, packed, require_baseline
 from unetcli.evaluate.blocks import BlockCounter
 from unetcli.evaluate.counting import Counts, CountsAccumulator, labels_of, probabilities, total_counts, unit_counts
-from unetcli.evaluate.plan import MIN_UNITS, require_complete
+from unetcli.evaluate.plan import MIN_UNITS, open_prediction, require_complete
 from unetcli.evaluate.request import LABELS, METRICS, PROBABILITY, EvaluateRequest
 from unetcli.evaluate.resolve import COMPONENTS, ResolvedRequest, kind_notes, resolve_kind
 from unetcli.evaluate.result import Evaluation, SectionImages
@@ -42,7 +42,6 @@ from unetcli.volumes.ctc import (
     open_frames,
     read_labels,
 )
-from unetcli.volumes.opening import open_volume
 from unetcli.volumes.truth_frames import FrameKey, is_challenge_truth
 
 log = logging.getLogger(__name__)
@@ -101,7 +100,16 @@ CHALLENGE_METRICS = tuple(name for name, metric in METRICS.items() if metric.obj
 PARTIAL = (
     "the truth is incomplete, as gold truth may be: scores that extra objects of the result would lower are withheld"
 )
-UNSUPPORTED = {"roi": None, "mask": None, "level": 0, "three_d": None, "run_folder": None}
+UNSUPPORTED = {
+    "classes": None,
+    "background": None,
+    "label_threshold": None,
+    "roi": None,
+    "mask": None,
+    "level": 0,
+    "three_d": None,
+    "run_folder": None,
+}
 """Options that cannot be used with folders of frames, and their defaults."""
 
 
@@ -184,7 +192,7 @@ def frames_of(request: EvaluateRequest) -> tuple[Frames, list[str]]:
     if is_challenge_result(request.prediction):
         return open_frames(request.prediction), []
     require_complete(request.prediction, allowed=request.allow_incomplete)
-    volume = open_volume(request.prediction)
+    volume = open_prediction(request)
     kind = resolve_kind(replace(request, metrics=CHALLENGE_METRICS), volume)
     notes = kind_notes(kind)
     frames = VolumeFrames(volume)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
-from unetcli.evaluate.request import METRICS, EvaluateRequest, scores_objects
+from unetcli.core.label_values import LabelValues
+from unetcli.core.records import decoded
+from unetcli.evaluate.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import class_names, find_marker, find_region_marker, require_marked_shape
+from unetcli.volumes.label_values import with_numbers
+from unetcli.volumes.labels import as_labels, as_prediction, open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels, stated_sizes
 from unetcli.volumes.volume import Volume, describe, resolve_region, shape
@@ -57,6 +61,8 @@ class Settings:
     """Value of the truth whose voxels are not scored."""
     level: int
     """Resolution level; 0 is full resolution."""
+    values: LabelValues = field(default_factory=LabelValues)
+    """Meaning of the values of the truth."""
 
     @property
     def has_objects(self) -> bool:
@@ -256,7 +262,9 @@ class Pair:
     mask: Mask | None = None
     """Mask over the truth; voxels where it is 0 are not scored."""
     ignore: int | None = None
-    """Value of the truth whose voxels are not scored."""
+    """Value of ``truth`` whose voxels are not scored."""
+    values: LabelValues = field(default_factory=LabelValues)
+    """Meaning of the values that were replaced by numbers in ``truth``."""
     note: str = ""
     """Note for the user on how the two were paired."""
 
@@ -270,8 +278,9 @@ class Pair:
             A volume cannot be read, the prediction is incomplete, or the volumes do not cover the same region.
         """
         require_complete(request.prediction, allowed=request.allow_incomplete)
-        truth = open_volume(request.truth, request.level)
-        prediction, store = open_volume(request.prediction, request.level), parse_place(request.prediction)
+        values = values_of(request)
+        truth, ignore = with_numbers(open_labels(request.truth, request.level), values, request.ignore)
+        prediction, store = open_prediction(request), parse_place(request.prediction)
         require_marked_shape(prediction, store, request.level)
         if len(class_names(store)) == 2:
             prediction = prediction.of_class(1)  # as the probability of the foreground that predict writes
@@ -286,7 +295,7 @@ class Pair:
             if not request.same_place:
                 require_same_voxels(pair.truth, mask.volume, OTHER_PLACE, factors=mask.factors)
                 require_same_place(pair.truth, mask.volume, OTHER_PLACE, factors=mask.factors)
-        return replace(pair, mask=mask, ignore=request.ignore)
+        return replace(pair, mask=mask, ignore=ignore, values=values)
 
     @property
     def axes(self) -> str:
@@ -349,6 +358,26 @@ class Pair:
         return asked.clipped(self.region)
 
 
+def open_prediction(request: EvaluateRequest) -> Volume:
+    """Open the prediction of a request; labels of other programs may be stored as float or as a picture."""
+    volume, own = open_volume(request.prediction, request.level), find_marker(parse_place(request.prediction))
+    if request.kind == CLASSES and own is None:
+        return with_numbers(as_labels(volume), values_of(request))[0]
+    if request.kind in (LABELS, CLASSES):
+        return as_labels(volume)
+    probability = request.kind == PROBABILITY or "em" in (request.metrics or ())
+    return volume if own else as_prediction(volume, probability=probability)
+
+
+def values_of(request: EvaluateRequest) -> LabelValues:
+    """Meaning of the values of the truth: that of the options if there are any, else that of the model's training."""
+    if request.states_values:
+        background, threshold = request.background or 0, request.label_threshold
+        return LabelValues(classes=request.classes or None, background=background, threshold=threshold)
+    found = (find_marker(parse_place(request.prediction)) or {}).get("label_values")
+    return LabelValues() if found is None else decoded(LabelValues, found)
+
+
 def require_complete(prediction: str, *, allowed: bool) -> None:
     """Raise ``UnetcliError`` if unetcli wrote the prediction, or its input, and did not finish, unless allowed."""
     marker = find_marker(parse_place(prediction))
@@ -370,21 +399,16 @@ def pair_up(prediction: Volume, truth: Volume, store: Place) -> Pair:
     Parameters
     ----------
     prediction, truth
-        Volumes with any axes; the truth has one channel of integers.
+        Volumes with any axes; the truth as :mod:`unetcli.volumes.labels` reads it.
     store
         Path of the prediction; its marker states which region of its input was predicted.
 
     Raises
     ------
     UnetcliError
-        Shapes, axes or voxel sizes differ, or the truth is not one channel of integers.
+        Shapes, axes or voxel sizes differ.
     """
-    truth = truth.channels_as_sections()
     prediction = prediction.fitted_to(truth)
-    if truth.channels != 1 or truth.dtype.kind not in "bui":
-        raise UnetcliError(
-            f"{truth.path}: {truth.channels} channels of {truth.dtype}; expected one channel of integers as truth"
-        )
     offset, full_truth = offset_in(truth, prediction, store), None
     if offset is None:
         full_truth = truth

@@ -9,13 +9,17 @@ from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import strip_scheme
+from unetcli.core.label_values import parse_value
 from unetcli.core.options import (
     Heading,
     Roi,
     Sections,
     argument,
+    background_option,
     block_voxels_option,
+    classes_option,
     file_option,
+    label_threshold_option,
     option,
     parse_roi,
     region_option,
@@ -97,11 +101,25 @@ class EvaluateRequest(ClusterOptions):
         "Content of PREDICTION. Default: from its metadata, data type or values.", metavar="probability|labels|classes"
     )
     threshold: float = _scores("Pixels above T are foreground.", default=THRESHOLD, metavar="T")
+    classes: tuple[int, ...] | None = classes_option(
+        "Value of each class in TRUTH, background first, such as 0,128,255. none: values are class numbers. Default: "
+        "as in the training of the model, else none.",
+        Heading.SCORES,
+    )
+    background: int | None = background_option(
+        "Value of background in TRUTH. Default: as in the training of the model, else 0.", Heading.SCORES
+    )
+    label_threshold: int | None = label_threshold_option(
+        "Take values of V and above in TRUTH as one side of a mask, and all others as the other; for masks as JPEG.",
+        Heading.SCORES,
+    )
     three_d: bool | None = _scores("Connect objects across sections. Default: as in TRUTH.", negative="--per-section")
     sections: Sections = sections_option()
     roi: Roi | None = region_option("Score only this region of TRUTH.", metavar="Z0:Z1,Y0:Y1,X0:X1", parse=parse_roi)
     mask: str | None = region_option("Score only where this volume is not 0.", metavar="ZARR")
-    ignore: int | None = region_option("Leave out voxels where TRUTH has this value.", metavar="VALUE")
+    ignore: int | None = region_option(
+        "Leave out voxels where TRUTH has this value.", metavar="VALUE", parse=parse_value
+    )
     same_place: bool = same_place_option()
     level: int = region_option("Resolution level to score; 0 is full resolution.", default=0, metavar="N", min=0)
     baseline: Path | None = file_option(
@@ -133,6 +151,11 @@ class EvaluateRequest(ClusterOptions):
         if self.image is not None and self.report is None:
             raise UnetcliError(f"--image {self.image}: needs --report FILE.html, the page that shows the image")
         super().__post_init__()
+
+    @property
+    def states_values(self) -> bool:
+        """Whether an option states the meaning of the values of the truth."""
+        return any(value is not None for value in (self.classes, self.background, self.label_threshold))
 
     def _require_metrics(self) -> None:
         if self.metrics is None:

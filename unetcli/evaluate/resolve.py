@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, UnreadableBlock, warn
 from unetcli.core.files import is_remote, parse_place
 from unetcli.core.geometry import Box
+from unetcli.core.label_values import LabelValues
 from unetcli.core.process import cpu_threads
 from unetcli.core.ranges import spread_order
 from unetcli.core.streams import ordered_map
@@ -31,6 +32,7 @@ from unetcli.evaluate.result import Section, SectionImages
 from unetcli.planning.plan import BlockGrid
 from unetcli.volumes import ngff
 from unetcli.volumes.image import find_marker, group_file
+from unetcli.volumes.label_fringe import warn_about_fringe
 from unetcli.volumes.samples import fingerprint, sampled_voxels
 from unetcli.volumes.store import store_at
 from unetcli.volumes.volume import Volume, describe
@@ -274,7 +276,10 @@ OBJECTS = {True: "through all sections", False: "each section alone"}
 """Extent of objects, by ``three_d``. Baselines store these texts, and must match."""
 COMPONENTS = "objects are 4-connected components of a section above {:g}; `unetcli label` separates touching objects"
 MASK_NOTE = "the {} is a mask ({}); its objects are the 4-connected components of each section{}"
-NO_BACKGROUND = "has the values {} and no 0, which is background (membrane): all of it counts as foreground"
+NO_BACKGROUND = (
+    "has the values {} and no 0, which is background (membrane): all of it counts as foreground; --background V states "
+    "the value of background"
+)
 
 
 def note_on_mask(name: str, values: Sequence[int], axes: str) -> str:
@@ -285,6 +290,16 @@ def note_on_mask(name: str, values: Sequence[int], axes: str) -> str:
     """
     shown = f"0 and {values[0]}" if values else "all 0"
     return MASK_NOTE.format(name, shown, "; with --three-d, each value is one object" if "z" in axes else "")
+
+
+def note_on_values(request: EvaluateRequest, values: LabelValues) -> str:
+    """Note on the values of classes; empty if they are the numbers."""
+    if not values.table:
+        return ""
+    source = (
+        "" if request.states_values else ", as in training (--classes, --background, --label-threshold change this)"
+    )
+    return f"values of the truth{source}: {values.table}"
 
 
 def warn_without_background(truth: Volume) -> None:
@@ -317,6 +332,8 @@ class ResolvedRequest:
         region, kind = pair.select(request), resolve_kind(request, pair.prediction)
         metrics = resolve_metrics(request, kind.name, pair.prediction)
         warn_without_background(pair.truth)
+        if not pair.values.table:
+            warn_about_fringe(pair.truth)
         pieces, result_pieces, notes = resolve_pieces(request, pair, region, kind, metrics)
         three_d, note = (
             (False, "")
@@ -332,6 +349,7 @@ class ResolvedRequest:
             result_pieces=result_pieces,
             ignore=request.ignore,
             level=request.level,
+            values=pair.values,
         )
         plan = EvaluationPlan(
             axes=pair.axes,
@@ -346,7 +364,7 @@ class ResolvedRequest:
         )
         finds_components = settings.has_objects and kind.name == PROBABILITY
         components = COMPONENTS.format(request.threshold) if finds_components else ""
-        notes = [*kind_notes(kind), components, *notes, note, pair.note]
+        notes = [*kind_notes(kind), components, *notes, note, pair.note, note_on_values(request, pair.values)]
         return cls(request=request, pair=pair, plan=plan, notes=tuple(filter(None, notes)))
 
     def places(self) -> list[tuple[tuple[int, ...], str]]:
@@ -389,6 +407,7 @@ class ResolvedRequest:
             "mask": self.plan.mask,
             "level": settings.level,
             "objects": OBJECTS[settings.three_d] if settings.has_objects else None,
+            **({"values": settings.values.table} if settings.values.table else {}),
         }
 
     def require_probabilities(self, counts: Counts) -> None:
@@ -414,7 +433,7 @@ def resolve_pieces(
     """Whether objects of the truth, and of the prediction, are components of a mask, and notes for the user."""
     if not scores_objects(metrics):
         return False, False, []
-    values = None if request.three_d else mask_values(pair.truth, region, request.ignore)
+    values = None if request.three_d else mask_values(pair.truth, region, pair.ignore)
     found = is_mask_prediction(request, pair, region, kind)
     notes = [] if values is None else [note_on_mask("truth", values, pair.axes)]
     if found and kind.name != PROBABILITY:

@@ -117,7 +117,11 @@ class EvaluateStep(Step):
                 prediction=self.paths.prediction,
                 truth=self.paths.truth,
                 mask=self.paths.mask,
+                kind=settings.kind,
                 ignore=settings.ignore,
+                classes=settings.values.classes or (),
+                background=settings.values.background,
+                label_threshold=settings.values.threshold,
                 level=settings.level,
                 allow_incomplete=True,  # the launcher has checked this and the next
                 same_place=True,

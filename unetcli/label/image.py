@@ -128,9 +128,9 @@ def _chosen_class(volume: Volume, channel: int | None, classes: Sequence[str]) -
     return 1 if channel is None else channel
 
 
-def open_compared(path: Place, prediction: Volume, place: Place) -> tuple[Volume, tuple[int, ...]]:
-    """Open a volume that is compared with a prediction, with its axes; return it and the prediction's offset in it."""
-    other = open_volume(path).channels_as_sections().with_single_axes_of(prediction)
+def compared(other: Volume, prediction: Volume, place: Place) -> tuple[Volume, tuple[int, ...]]:
+    """A volume that is compared with a prediction, with its axes, and the prediction's offset in it."""
+    other = other.channels_as_sections().with_single_axes_of(prediction)
     return other, offset_in(other, prediction, place)
 
 

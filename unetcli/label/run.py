@@ -27,9 +27,9 @@ from unetcli.label.destination import Destination
 from unetcli.label.image import (
     KIND,
     Probabilities,
+    compared,
     is_incomplete,
     note_scale,
-    open_compared,
     open_prediction,
     require_complete,
     require_probabilities,
@@ -41,6 +41,7 @@ from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.volumes.image import class_names, find_marker, require_marked_shape, require_own_output
+from unetcli.volumes.labels import open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import require_no_links
@@ -68,10 +69,8 @@ def choose_threshold(
     Raises
     ------
     UnetcliError
-        The truth is not of integers, or holds no object.
+        The truth holds no object.
     """
-    if truth.dtype.kind not in "bui":
-        raise UnetcliError(f"--auto-threshold-from {truth.path}: {truth.dtype}; expected integers, one per object")
     land = Landscape(axes=prediction.axes, voxel_size=_sizes(prediction), settings=settings)
     read = Probabilities(prediction, settings.channel)
     overlap, objects = np.zeros(len(CANDIDATES)), 0
@@ -213,7 +212,7 @@ def resolve_settings(request: LabelRequest, volume: Volume, frozen: LabelPlan | 
         return settings
     if frozen and frozen.automatic:
         return replace(settings, threshold=frozen.settings.threshold)
-    truth, offset = open_compared(request.auto_threshold_from, volume, place)
+    truth, offset = compared(open_labels(request.auto_threshold_from), volume, place)
     prediction = open_prediction(request.prediction, channel)
     return replace(settings, threshold=choose_threshold(prediction, truth, offset, settings)[0])
 
@@ -221,7 +220,7 @@ def resolve_settings(request: LabelRequest, volume: Volume, frozen: LabelPlan | 
 def _intensity(request: LabelRequest, prediction: Volume) -> str | None:
     if request.intensity is None:
         return None
-    return fingerprint(open_compared(request.intensity, prediction, parse_place(request.prediction))[0])
+    return fingerprint(compared(open_volume(request.intensity), prediction, parse_place(request.prediction))[0])
 
 
 MAX_LABEL = 2**16 - 1

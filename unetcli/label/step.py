@@ -33,7 +33,7 @@ from unetcli.label.finding import find_nothing, find_objects, working_bytes
 from unetcli.label.image import (
     Probabilities,
     attributes_of,
-    open_compared,
+    compared,
     open_prediction,
     require_complete,
     spec_of,
@@ -142,7 +142,7 @@ class LabelStep(ImageStep):
         """Volume that is averaged over each object, and the offset of the prediction in it."""
         if self.paths.intensity is None:
             return None
-        return open_compared(self.paths.intensity, self.prediction, parse_place(self.paths.prediction))
+        return compared(open_volume(self.paths.intensity), self.prediction, parse_place(self.paths.prediction))
 
     @property
     def files(self) -> LabelFiles:

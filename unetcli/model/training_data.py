@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
+from unetcli.core.label_values import LabelValues
 
 PERCENTS = (1, 25, 50, 75, 99)
 NEIGHBOURHOOD = 25
@@ -65,12 +66,14 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingObjects:
-    """Objects in the training truth, from which ``label`` takes its defaults."""
+    """Training truth, from which ``label`` takes its defaults, and ``evaluate`` the meaning of label values."""
 
     truth: str
     """Meaning of the training labels: binary, instances or classes."""
     smallest: tuple[int, ...] = ()
     """Pixels, in one section, of the smallest object of each stored probability; 0 where it is unknown."""
+    values: LabelValues = field(default_factory=LabelValues)
+    """Meaning of the values of the labels."""
 
 
 def grey_values(windows: Iterable[NDArray[Any]]) -> tuple[GreyValues, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ def attributes_of(
     }
     if objects is not None:
         own |= {"truth": objects.truth, "smallest_objects": list(objects.smallest)}
+        own |= {"label_values": asdict(objects.values)} if objects.values.table else {}
     found = image_attributes(spec_of(plan), path, source, start)
     if plan.settings.output_classes:
         own |= {"kind": CLASSES, "classes": list(class_names)}

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.request import TrainRequest
-from unetcli.train.targets import require_labels
+from unetcli.volumes.label_fringe import warn_about_fringe
+from unetcli.volumes.labels import open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels
 from unetcli.volumes.samples import sampled_planes
@@ -45,20 +46,19 @@ def require_pairs(request: TrainRequest) -> list[tuple[Volume, Volume]]:
 
 def open_pair(raw: str, labels: str) -> tuple[Volume, Volume]:
     """Open images and labels, without axes of extent 1 that only one of them has, and only frames that have labels."""
-    truth = open_volume(labels).channels_as_sections()
+    truth = open_labels(labels)
     images = with_truth_frames(open_volume(raw), labels).fitted_to(truth)
     return aligned(images, truth)
 
 
 def require_pair(raw: Volume, labels: Volume, channel: int | None) -> None:
-    """Raise UnetcliError if labels do not cover the voxels of the images, or cannot be labels."""
+    """Raise UnetcliError if labels do not cover the voxels of the images."""
     require_same_voxels(raw, labels, RESAMPLE)  # checked first, because it explains different extents
     if raw.extent != labels.extent:
         raise UnetcliError(
             f"{raw.path} is {'x'.join(map(str, raw.extent))}, "
             f"but {labels.path} is {'x'.join(map(str, labels.extent))}: labels must cover the same voxels"
         )
-    require_labels(labels)
     if channel is not None and not 0 <= channel < raw.channels:
         raise UnetcliError(f"--channel {channel}: {raw.path} has channels 0 to {raw.channels - 1}")
 
@@ -82,6 +82,13 @@ def warn_about_pairs(volumes: Sequence[tuple[Volume, Volume]]) -> None:
             warn(f"{raw.path} looks like labels, and {labels.path} like an image; the order is RAW LABELS")
         elif _same_values(raw, labels):
             warn(f"{raw.path} and {labels.path} have the same values; RAW is the image, LABELS its annotation")
+
+
+def warn_about_labels(dataset: Dataset) -> None:
+    """Warn about masks with a fringe, unless the values of the labels have a stated meaning."""
+    for pair in dataset.pairs:
+        if not pair.rules.values.table:
+            warn_about_fringe(pair.labels)
 
 
 def flatness(volume: Volume) -> float:

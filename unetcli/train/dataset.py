@@ -23,7 +23,7 @@ from unetcli.core.geometry import Box, hull
 from unetcli.model.training_data import GreyValues, grey_values
 from unetcli.train.augment import Draw, draw
 from unetcli.train.sections import training_runs
-from unetcli.train.settings import IGNORED, TRUTHS, Augmentation, Ranges, TruthRules, require_one_of
+from unetcli.train.settings import IGNORED, Augmentation, Ranges, TruthRules
 from unetcli.train.targets import TargetCache, class_weights
 from unetcli.volumes.chunk_cache import cached
 from unetcli.volumes.samples import PLANE_SIDE
@@ -38,8 +38,6 @@ MAX_SEARCHED = 2**27
 """Pixels of the largest section that is searched for labels."""
 STATISTICS_PIXELS = 2**28
 """Approximate number of pixels that statistics are measured on, evenly spread over larger datasets."""
-MAX_VALUES = 1000
-"""Number of different labels after which counting stops."""
 MAX_WINDOWS = 64
 """Number of sections, or parts of large ones, whose grey values and sizes of objects the model keeps."""
 PIECE = 2048
@@ -124,8 +122,8 @@ class AnnotatedVolume:
         if self.rules.truth != "instances":
             classes = self.targets.classes(box)
             return np.asarray(ndimage.label(classes * (classes != IGNORED))[0])
-        labels = self.labels.read(box).reshape(box.shape[-2:])
-        return labels if self.rules.ignore is None else np.where(labels == self.rules.ignore, 0, labels)
+        labels, ignore = self.targets.labels.read(box).reshape(box.shape[-2:]), self.targets.rules.ignore
+        return labels if ignore is None else np.where(labels == ignore, 0, labels)
 
     def is_empty(self, plane: Box) -> bool:
         """Whether the whole section of a plane has no labels; sections above ``MAX_SEARCHED`` count as labelled."""
@@ -262,10 +260,11 @@ def _complete_counts(dataset: Dataset, counts: NDArray[np.int64]) -> NDArray[np.
     missing = found == 0
     missing[0] &= any(pair.rules.ignore != 0 for pair in dataset.pairs)
     if missing.any():
-        raise UnetcliError(
-            f"{dataset.pairs[0].labels.path}: no pixel of class {int(np.argmax(missing))} in the training sections; "
-            f"classes 0 to {highest} must all occur, --sections A:B selects other sections"
-        )
+        lost = dataset.pairs[0].rules.values.class_text(int(np.argmax(missing)))
+        hint = f"classes 0 to {highest} must all occur, --sections A:B selects other sections"
+        if missing[0] and dataset.pairs[0].rules.label_threshold is None:
+            hint = f"--background V states the value of background, {hint.partition(', ')[2]}"
+        raise UnetcliError(f"{dataset.pairs[0].labels.path}: no pixel of {lost} in the training sections; {hint}")
     return found
 
 
@@ -291,7 +290,7 @@ def require_usable(dataset: Dataset, statistics: DatasetStatistics) -> None:
         highest = int(classes[classes != IGNORED].max(initial=0))
         if highest >= len(statistics.class_counts):
             raise UnetcliError(
-                f"{pair.labels.path}: class {highest} occurs only in held-out sections; "
+                f"{pair.labels.path}: {pair.rules.values.class_text(highest)} occurs only in held-out sections; "
                 "choose other sections with --validation, --folds or --sections"
             )
 
@@ -306,48 +305,6 @@ def require_labelled(dataset: Dataset, folds: Sequence[Ranges]) -> None:
                 f"{first.labels.path}: no label in sections {last[0]}:{last[1]}, fold {number} of {len(folds)}; give "
                 "fewer --folds, or --sections with labels"
             )
-
-
-def resolve_truth(truth: str, labels: Sequence[tuple[Volume, Box]], ignore: int | None = None) -> str:
-    """Meaning of labels: ``truth`` as given, or for ``auto`` binary, if each volume has at most two label values.
-
-    Parameters
-    ----------
-    truth : str
-        Value of ``--truth``.
-    labels : sequence of (Volume, Box)
-        Regions to search; those of one volume are counted together.
-    ignore : int, optional
-        Label value that is not counted.
-
-    Raises
-    ------
-    UnetcliError
-        The word is unknown, or with ``auto`` a volume has more than two values.
-    """
-    if truth in TRUTHS:
-        return truth
-    require_one_of("truth", truth, ("auto", *TRUTHS))
-    for volume in {id(volume): volume for volume, _ in labels}.values():
-        regions = [region for other, region in labels if other is volume]
-        values = sorted({value for region in regions for value in label_values(volume, region)} - {ignore})
-        if len(values) > 2:
-            shown = ", ".join(map(str, values[:4])) + (f", .. {values[-1]}" if len(values) > 4 else "")
-            raise UnetcliError(
-                f"{volume.path}: {len(values)} different values ({shown}); state their meaning: --truth instances "
-                "(one number per object), --truth classes (one per class) or --truth binary (all but 0 is foreground)"
-            )
-    return "binary"
-
-
-def label_values(labels: Volume, region: Box) -> list[int]:
-    """Different label values of a region, sorted; reading stops once there are more than ``MAX_VALUES``."""
-    values: set[int] = set()
-    for box in region.planes():
-        values.update(np.unique(labels.read(box)).tolist())
-        if len(values) > MAX_VALUES:
-            break
-    return sorted(values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import strip_scheme
+from unetcli.core.label_values import parse_value
 from unetcli.core.names import with_choices
 from unetcli.core.options import (
     IMAGE,
@@ -17,10 +18,13 @@ from unetcli.core.options import (
     Sections,
     argument,
     axes_option,
+    background_option,
     channel_option,
+    classes_option,
     cluster_option,
     device_option,
     file_option,
+    label_threshold_option,
     name_choices,
     network_option,
     option,
@@ -68,7 +72,17 @@ class TruthOptions(Options):
         "Meaning of the labels: binary, instances or classes; auto: binary, if there are at most two values.",
         default="auto",
     )
-    ignore: int | None = _truth("Label value of pixels to leave out of the loss.", metavar="VALUE")
+    classes: tuple[int, ...] | None = classes_option(
+        "Label value of each class, background first, such as 0,128,255 or '#000000,#ff0000'; implies --truth classes. "
+        "none: values are class numbers. Default: all values, in ascending order.",
+        Heading.TRUTH,
+    )
+    background: int | None = background_option("Label value of the background. Default: 0.", Heading.TRUTH)
+    label_threshold: int | None = label_threshold_option(
+        "Take labels of V and above as one side of a mask, and all others as the other; for masks as JPEG.",
+        Heading.TRUTH,
+    )
+    ignore: int | None = _truth("Label value of pixels to leave out of the loss.", metavar="VALUE", parse=parse_value)
     partial: int | None = _truth("For partial annotation: use background only within M pixels of objects.", metavar="M")
     keep_empty: bool | None = _truth(
         "Use sections without labels, as background. Default: leave them out.", negative="--leave-empty"
@@ -83,6 +97,20 @@ class TruthOptions(Options):
     )
     balance: bool | None = _truth("Give all classes (default) or all pixels the same weight.", negative="--no-balance")
     sections: Sections = sections_option()
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            if self.truth not in ("auto", "classes"):
+                raise UnetcliError(f"--classes: not with --truth {self.truth}; expected --truth classes")
+            object.__setattr__(self, "truth", "classes")
+        if self.label_threshold is not None and self.truth == "auto":
+            object.__setattr__(self, "truth", "binary")
+        super().__post_init__()
+
+    @property
+    def class_values(self) -> tuple[int, ...] | None:
+        """Value of ``--classes``, under the name of its setting."""
+        return self.classes or None
 
     @property
     def everywhere(self) -> bool | None:

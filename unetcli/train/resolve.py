@@ -13,7 +13,7 @@ from unetcli.core.geometry import Architecture
 from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
 from unetcli.train.border_default import with_default_border_weight
-from unetcli.train.data_checks import require_pairs, warn_about_images, warn_about_pairs
+from unetcli.train.data_checks import require_pairs, warn_about_images, warn_about_labels, warn_about_pairs
 from unetcli.train.dataset import (
     AnnotatedVolume,
     Dataset,
@@ -21,7 +21,6 @@ from unetcli.train.dataset import (
     dataset_statistics,
     require_labelled,
     require_usable,
-    resolve_truth,
 )
 from unetcli.train.distributed import ProcessGroup, require_divisible
 from unetcli.train.folder import TrainingFolder
@@ -39,6 +38,7 @@ from unetcli.train.settings import (
     TruthRules,
     require_one_of,
 )
+from unetcli.train.truth import resolve_class_values, resolve_truth
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.volume import Volume
 
@@ -90,6 +90,7 @@ def resolve_training(
     require_usable(dataset, statistics)
     if group.is_first:
         warn_about_images(dataset, statistics)
+        warn_about_labels(dataset)
     config = resolve_config(request, frozen, group, device, dataset, statistics, ranges, data, initial)
     if initial is not None and config.intensity is not None and group.is_first:
         warn_about_grey(initial, dataset, statistics)
@@ -185,15 +186,17 @@ def resolve_rules(
     validation: Ranges,
 ) -> TruthRules:
     """Resolve how labels become classes and weights; only labels of used sections are read."""
+    used = [(labels, ends) for both in (sections, validation) for (_, labels), ends in zip(volumes, both, strict=True)]
+    regions = [(labels, labels.sections(*ends)) for labels, ends in used if ends[0] < ends[1]]
     if request.truth == "auto" and frozen is not None:
         truth = frozen.rules.truth
     else:
-        used = [
-            (labels, ends) for both in (sections, validation) for (_, labels), ends in zip(volumes, both, strict=True)
-        ]
-        regions = [(labels, labels.sections(*ends)) for labels, ends in used if ends[0] < ends[1]]
-        truth = resolve_truth(request.truth, regions, request.ignore)
-    return _settings(TruthRules, replace(request, truth=truth), frozen.rules if frozen else None, {})
+        truth = resolve_truth(request.truth, regions, request.ignore, request.background)
+    rules = _settings(TruthRules, replace(request, truth=truth), frozen.rules if frozen else None, {})
+    if truth != "classes" or (frozen is not None and frozen.rules.truth == truth):
+        return rules
+    values = resolve_class_values(request.classes, regions, request.ignore, request.background)
+    return replace(rules, class_values=values)
 
 
 def resolve_architecture(

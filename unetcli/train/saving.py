@@ -75,14 +75,17 @@ def model_header(
     """
     config, statistics = training.config, training.statistics
     classes, versions = config.architecture.classes, training.folder.made_with()
-    names = ("background", "foreground") if classes == 2 else tuple(f"class {k}" for k in range(classes))
     return ModelHeader(
         architecture=replace(config.architecture, batch_norm=False),
-        class_names=names,
+        class_names=config.rules.values.class_names(classes),
         intensity=Intensity(dtype=str(training.dataset.pairs[0].raw.dtype), mean=statistics.mean, std=statistics.std),
         training_data=training_data(training),
         calibration=calibration,
-        objects=TrainingObjects(truth=config.rules.truth, smallest=smallest_objects(training.dataset, classes)),
+        objects=TrainingObjects(
+            truth=config.rules.truth,
+            smallest=smallest_objects(training.dataset, classes),
+            values=config.rules.values,
+        ),
         provenance={
             **{name: versions.get(name) for name in ("unetcli", "torch", "revision")},
             "step": step,

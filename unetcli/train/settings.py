@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from unetcli.core import label_values
 from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
+from unetcli.core.label_values import LabelValues, option_text
 
 SCHEDULES = ("constant", "cosine", "poly")
 POLY_POWER = 0.9
@@ -59,7 +61,7 @@ LIMITS = {
 }
 """Largest value of each augmentation setting, and what the value means."""
 TRUTHS = ("binary", "instances", "classes")
-IGNORED = 255
+IGNORED = label_values.IGNORED
 """Class of pixels without ground truth; their weight is 0. Classes are 0 (background) to 254."""
 LINE_WIDTH = 1
 """Pixels that the dividing line takes from each of two touching objects."""
@@ -254,15 +256,32 @@ class TruthRules:
     """Label of pixels without ground truth."""
     partial: int | None = None
     """Distance, pixels: background farther than this from every annotated cell has no ground truth."""
+    class_values: tuple[int, ...] | None = None
+    """Label value of each class, background first; None: labels are the numbers of the classes."""
+    background: int = 0
+    """Label value of the background."""
+    label_threshold: int | None = None
+    """Label value that divides a mask; None: every value but that of background is foreground."""
 
     def __post_init__(self) -> None:
         require_one_of("truth", self.truth, TRUTHS)
+        if self.label_threshold is not None and self.truth != "binary":
+            raise UnetcliError(f"--label-threshold: not with --truth {self.truth}; expected --truth binary")
+        if self.ignore == self.background != 0:
+            raise UnetcliError(f"--ignore {option_text(self.ignore)}: also the --background; expected another value")
+        if self.ignore is not None and self.ignore in (self.values.classes or ()):
+            raise UnetcliError(f"--ignore {option_text(self.ignore)}: also one of --classes; expected another value")
         if not 0 <= self.w0 < math.inf:
             raise UnetcliError(f"--w0 {self.w0:g}: expected 0 (no extra weight) or more; the paper uses 10")
         if not 0 < self.sigma <= MAX_SIGMA:
             raise UnetcliError(f"--sigma {self.sigma:g}: expected 0 < sigma <= {MAX_SIGMA:g} pixels; the paper uses 5")
         if self.partial is not None and self.partial < 1:
             raise UnetcliError(f"--partial {self.partial}: expected at least 1 pixel")
+
+    @property
+    def values(self) -> LabelValues:
+        """Meaning of the values of the labels."""
+        return LabelValues(classes=self.class_values, background=self.background, threshold=self.label_threshold)
 
     @property
     def max_distance(self) -> float:
@@ -371,5 +390,5 @@ def _short(value: Any) -> Any:
     '0:17'
     """
     if isinstance(value, tuple):
-        return ", ".join(f"{a}:{b}" for a, b in value)
+        return ", ".join(f"{each[0]}:{each[1]}" if isinstance(each, tuple) else str(each) for each in value)
     return value

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.train.border import border_weights, cells_of, dividing_line, renumbered
 from unetcli.train.settings import IGNORED, TruthRules
+from unetcli.volumes.label_values import with_numbers
 from unetcli.volumes.volume import Volume, describe
 
 MAX_WHOLE = 4096
@@ -124,7 +125,8 @@ def _require_valid_labels(labels: NDArray[Any], rules: TruthRules) -> None:
     lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
     if lowest < 0:
         raise UnetcliError(
-            f"label {lowest}: {rules.truth} must be numbered 0, 1, 2, ..; --ignore {lowest} ignores these pixels"
+            f"label {lowest}: {rules.truth} must be numbered 0, 1, 2, ..; --ignore {lowest} ignores these pixels, "
+            f"--background {lowest} makes them background"
         )
     if rules.truth == "classes" and highest >= IGNORED:
         raise UnetcliError(
@@ -154,6 +156,8 @@ class LabelCounts:
 class TargetCache:
     """Classes and border weights of a label volume, computed when a window needs them, and cached; thread-safe.
 
+    Its ``labels`` have the numbers of classes or objects instead of other values, and its ``rules`` are for them.
+
     Cells are found in whole sections, so the result does not depend on the window. Only sections with an axis longer
     than ``MAX_WHOLE`` are cut into pieces, on a grid that is fixed to the section. Once the cells are known, the border
     weight is local, and is computed in patches.
@@ -161,7 +165,7 @@ class TargetCache:
     Parameters
     ----------
     labels : Volume
-        Integer labels without channels.
+        Labels, as :mod:`unetcli.volumes.labels` reads them.
     rules : TruthRules
         How labels become classes and border weights.
     budget_bytes : bytes
@@ -169,8 +173,8 @@ class TargetCache:
     """
 
     def __init__(self, labels: Volume, rules: TruthRules, budget_bytes: int = 2**30) -> None:
-        require_labels(labels)
-        self.labels, self.rules = labels, rules
+        self.labels, ignore = with_numbers(labels, rules.values, rules.ignore)
+        self.rules = replace(rules, class_values=None, background=0, label_threshold=None, ignore=ignore)
         height, width = labels.extent[-2:]
         self._section = Box((0, 0), (height, width))
         self._pieces = _Grid(tuple(n if n <= MAX_WHOLE else PIECE for n in (height, width)), self._section)
@@ -277,14 +281,6 @@ class TargetCache:
             return _CellMap(around, classes, cells_of(labels, classes, self.rules))
 
         return self._cell_maps.get((section, piece), make)
-
-
-def require_labels(volume: Volume) -> None:
-    """Raise UnetcliError if a volume cannot hold labels: it has several channels, or its values are no integers."""
-    if volume.channels != 1:
-        raise UnetcliError(f"{volume.path}: {volume.channels} channels; expected labels in one channel")
-    if volume.dtype.kind not in "bui":
-        raise UnetcliError(f"{volume.path}: data type {volume.dtype}; expected integers, such as uint8 or uint16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ PROBE_SECONDS = 10.0
 LIBRARY_BYTES = 600e6
 """Memory of torch, validations and everything else in the process; with it, four real runs (depth 3 and 4, both
 precisions, 585 to 906 MB) took 0.88 to 0.98 of the expected memory."""
-OPTION_NAMES = {"learning_rate": "lr", "everywhere": "weights_everywhere"}
+OPTION_NAMES = {"learning_rate": "lr", "everywhere": "weights_everywhere", "class_values": "classes"}
 """Names of the options of settings with another name."""
 
 
@@ -400,4 +400,5 @@ def options_in_force(request: TrainRequest) -> Mapping[str, Any]:
     values = config.to_dict()
     for part in ("architecture", "rules", "augmentation", "optimisation"):
         values |= values[part]
+    values |= {name: ",".join(map(str, values[name])) for name in ("class_values",) if values[name] is not None}
     return {OPTION_NAMES.get(name, name): value for name, value in values.items()} | {"steps": goal}

@@ -26,13 +26,14 @@ from unetcli.core.geometry import Box
 from unetcli.core.options import resolve_sections
 from unetcli.core.records import decoded
 from unetcli.core.streams import ProgressCallback, silent
-from unetcli.train.dataset import resolve_truth
 from unetcli.train.request import WeightsRequest
 from unetcli.train.settings import IGNORED, TruthRules
-from unetcli.train.targets import LabelCounts, TargetCache, class_weights, require_labels, weight_table
+from unetcli.train.targets import LabelCounts, TargetCache, class_weights, weight_table
+from unetcli.train.truth import resolve_class_values, resolve_truth
 from unetcli.viz.png import require_own_picture, software_of
 from unetcli.volumes.image import MARKER, ArraySpec, Image, image_attributes, marker
-from unetcli.volumes.opening import open_volume
+from unetcli.volumes.label_fringe import warn_about_fringe
+from unetcli.volumes.labels import open_labels
 from unetcli.volumes.other_formats import require_zarr_name
 from unetcli.volumes.samples import fingerprint
 from unetcli.volumes.store import LocalStore
@@ -54,10 +55,15 @@ Write = Callable[[Box, NDArray[np.float32]], None]
 
 def rules_of(request: WeightsRequest, labels: Volume, region: Box) -> TruthRules:
     """Resolve the rules of a request; ``--truth auto`` reads the labels."""
-    options = {name: getattr(request, name) for name in ("w0", "sigma", "everywhere", "ignore", "partial")}
+    names = ("w0", "sigma", "everywhere", "ignore", "partial", "class_values", "background", "label_threshold")
+    options = {name: getattr(request, name) for name in names}
     given = {name: value for name, value in options.items() if value is not None}
     TruthRules(truth="binary", **given)  # reports wrong options before data are read
-    return TruthRules(truth=resolve_truth(request.truth, [(labels, region)], request.ignore), **given)
+    regions = [(labels, region)]
+    truth = resolve_truth(request.truth, regions, request.ignore, request.background)
+    if truth == "classes":
+        given["class_values"] = resolve_class_values(request.classes, regions, request.ignore, request.background)
+    return TruthRules(truth=truth, **given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,8 @@ def write_weights(request: WeightsRequest, report: ProgressCallback = silent) ->
         log.info("%s: complete already, for the same request", path)
         return made
     require_free(path, overwrite=request.overwrite)
+    if not rules.values.table:
+        warn_about_fringe(labels)
     targets = TargetCache(labels, rules, budget_bytes=0)  # only the present piece is kept: memory stays small
     planes = [plane for plane in region.planes() if request.keep_empty or not targets.is_empty(plane)]
     if not planes:
@@ -208,8 +216,7 @@ def _made_before(path: Path, question: dict[str, Any]) -> WeightsSummary | None:
 
 def _resolve(request: WeightsRequest) -> tuple[Path, Volume, tuple[int, int]]:
     """Return the path of the weight map, the labels and the sections; drafts of killed calls are deleted."""
-    labels = open_volume(request.labels).channels_as_sections()
-    require_labels(labels)
+    labels = open_labels(request.labels)
     count = 1 if labels.section_axis is None else labels.extent[labels.section_axis]
     sections = resolve_sections(request.sections, count, labels.path)
     place = request.output or f"{stem(request.labels)}.weights.zarr"

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, format_shape
+from unetcli.core.errors import LabelError, UnetcliError, format_shape
 from unetcli.metrics.cells import CellSums
 from unetcli.metrics.contingency import Contingency
+from unetcli.volumes.labels import whole_numbers
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.tiff import read_tiff
 from unetcli.volumes.truth_frames import MARKED, MASK, NAMES, SEGMENTED, FrameKey, files_by_frame
@@ -205,10 +206,11 @@ def read_labels(path: Path) -> Labels:
 
 
 def require_labels(values: NDArray[Any], place: str) -> Labels:
-    """Return the values; raises :class:`UnetcliError` unless they are integers or booleans."""
-    if values.dtype.kind not in "bui":
-        raise UnetcliError(f"{place}: {values.dtype}; expected integer labels, 0 for background")
-    return values
+    """Return the values as integers or booleans; raises :class:`UnetcliError` if one is no whole number."""
+    try:
+        return whole_numbers(values)
+    except LabelError as error:
+        raise UnetcliError(f"{place}: {error}, 0 for background") from error
 
 
 def select_section(result: Labels, key: FrameKey, place: str) -> Labels:

@@ -19,6 +19,7 @@ from zarr.codecs import ZstdCodec
 from unetcli.core.errors import UnetcliError, UnreadableBlock, format_shape, one_line
 from unetcli.core.files import Place, is_remote, parent_of
 from unetcli.core.geometry import Box
+from unetcli.core.label_values import LabelValues
 from unetcli.core.records import decoded, shown
 from unetcli.volumes import ngff
 from unetcli.volumes.absent import is_absent
@@ -197,6 +198,7 @@ VALUES = {
     "complete": bool,
     "extent": tuple[int, ...],
     "kind": str,
+    "label_values": LabelValues,
     "of_incomplete": bool,
     "outputs": int,
     "placed": bool,

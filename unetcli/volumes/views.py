@@ -1,11 +1,11 @@
-"""Views of arrays that are read lazily: other axes, some of the channels, inverted grey values, fractions, classes.
+"""Views of arrays that are read lazily: other axes, some of the channels, inverted or other values, classes.
 
 A view has what :class:`unetcli.volumes.volume.Volume` uses of an array: ``shape``, ``dtype``, ``chunks``, and slices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,3 +161,53 @@ class PickedSections:
 
     def _left(self, per_axis: Iterable[int]) -> tuple[int, ...]:
         return tuple(n for axis, n in enumerate(per_axis) if axis != self._axes[1])
+
+
+class Converted:
+    """Array whose values are converted one by one.
+
+    Parameters
+    ----------
+    convert
+        Function from an array to one of the same shape; a function of a module or a dataclass, to be sent to processes.
+    dtype
+        Data type of its results.
+    """
+
+    def __init__(self, array: Any, convert: Callable[[NDArray[Any]], NDArray[Any]], dtype: Any) -> None:
+        self._array, self._convert, self.dtype = array, convert, np.dtype(dtype)
+        self.shape, self.chunks = tuple(array.shape), chunks_of(array)
+
+    def __getitem__(self, selection: Selection) -> NDArray[Any]:
+        return self._convert(np.asarray(self._array[selection]))
+
+    def viewed(self, selection: Selection) -> tuple[Any, Selection]:
+        """The array behind this view, and the same selection in it."""
+        return self._array, selection
+
+
+class Merged:
+    """Array whose entries along one axis are merged, so that the axis goes.
+
+    Parameters
+    ----------
+    axis
+        The axis that goes.
+    merge
+        Function from an array whose first axis is this one to an array without it; see :class:`Converted`.
+    dtype
+        Data type of its results.
+    """
+
+    def __init__(self, array: Any, axis: int, merge: Callable[[NDArray[Any]], NDArray[Any]], dtype: Any) -> None:
+        self._array, self._axis, self._merge, self.dtype = array, axis, merge, np.dtype(dtype)
+        self.shape, self.chunks = (tuple(n)[:axis] + tuple(n)[axis + 1 :] for n in (array.shape, chunks_of(array)))
+
+    def __getitem__(self, selection: Selection) -> NDArray[Any]:
+        array, full = self.viewed(selection)
+        return self._merge(np.moveaxis(np.asarray(array[full]), self._axis, 0))
+
+    def viewed(self, selection: Selection) -> tuple[Any, Selection]:
+        """The array behind this view, and the same selection in it."""
+        every = slice(0, self._array.shape[self._axis])
+        return self._array, (*selection[: self._axis], every, *selection[self._axis :])

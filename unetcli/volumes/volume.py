@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, UnreadableBlock, one_line
+from unetcli.core.errors import LabelError, UnetcliError, UnreadableBlock, one_line
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
 from unetcli.volumes.absent import is_absent
@@ -215,6 +215,8 @@ class Volume:
             return np.asarray(self.array[selection], self.dtype)
         except MemoryError:
             raise
+        except LabelError as error:
+            raise UnetcliError(f"{self.path}: {describe(box, self.axes)}: {error}") from error
         except Exception as error:  # codecs raise zlib.error, RuntimeError, ValueError, OSError and others
             raise UnreadableBlock(
                 f"{self.path}: cannot read {describe(box, self.axes)}: {one_line(error)[:LONGEST]}"
