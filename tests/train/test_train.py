@@ -29,11 +29,11 @@ from unetcli.model.training_data import TrainingObjects
 from unetcli.predict.predictor import predict_blocks
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
-from unetcli.train import loop
+from unetcli.train import loop, optim
 from unetcli.train.folder import Checkpoint
 from unetcli.train.loop import Training
 from unetcli.train.request import MEASURES, TrainRequest
-from unetcli.train.train import train_model
+from unetcli.train.train import preview_training, train_model
 
 
 def test_it_learns_and_says_how_well_on_the_last_sections(trained: TrainRequest) -> None:
@@ -352,3 +352,24 @@ def test_without_steps_the_probe_chooses_them(request_: TrainRequest, monkeypatc
     assert summary.finished
     assert 0 < found[0] < time.perf_counter() - started
     assert summary.goal == max(1, float(f"{1 / found[0]:.1e}"))  # the steps of about a second
+
+
+def test_a_preview_measures_a_few_steps_and_makes_no_optimiser(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch imports its compiler for an optimiser, which takes longer than the rest of the preview."""
+    measured: list[torch.Tensor] = []
+    gradients = optim.Learner.gradients
+
+    def counted(learner: optim.Learner, batch: optim.Batch) -> torch.Tensor:
+        measured.append(gradients(learner, batch))
+        return measured[-1]
+
+    monkeypatch.delattr(optim, "create_optimizer")
+    monkeypatch.setattr(optim.Learner, "gradients", counted)
+    monkeypatch.setattr(loop, "PROBE_SECONDS", 0.0)
+    found = preview_training(request_)
+    assert (found.sections, found.held_out, found.steps) == (7, 1, 30)
+    assert 2 <= len(measured) <= loop.PROBE_WARM_UP + loop.PROBE_STEPS
+    assert found.minutes == round(30 / found.steps_per_second / 60, 1)
+    assert not Path("model").exists()

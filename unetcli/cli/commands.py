@@ -248,7 +248,7 @@ def preview_lines(found: dict[str, Any]) -> list[str]:
         f"network   {size}",
         f"tile      {found['tile']} in, {found['output']} out, {found['batch_size']} per step",
         f"memory    {found['memory_gb']} GB ({found['device']}, {found['precision']})",
-        f"speed     {found['steps_per_second']} steps/s, measured for ten seconds",
+        f"speed     {found['steps_per_second']} steps/s, measured on this machine",
         f"time      {time} for {found['steps']} steps (recipe {found['recipe']}){each}",
     ]
 

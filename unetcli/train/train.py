@@ -29,8 +29,8 @@ from unetcli.train.sections import training_runs
 from unetcli.train.settings import Ranges, TrainingConfig
 
 log = logging.getLogger(__name__)
-PROBE_SECONDS = 10.0
-"""Time for which a preview measures the speed."""
+PREVIEW_SECONDS = 2.0
+"""Longest time for which a preview measures the speed, unless two steps take longer."""
 LIBRARY_BYTES = 600e6
 """Memory of torch, validations and everything else in the process; with it, four real runs (depth 3 and 4, both
 precisions, 585 to 906 MB) took 0.88 to 0.98 of the expected memory."""
@@ -314,7 +314,7 @@ class TrainPreview:
     steps: int
     steps_per_second: float
     minutes: float
-    """Expected time for all steps of one model, without validations, measured in ten seconds."""
+    """Expected time for all steps of one model, without validations, from the speed of a few steps."""
     models: int = 1
     """Number of models that are trained one after another: one for each fold of ``--fold all``, else 1."""
     warnings: tuple[str, ...] = ()
@@ -328,7 +328,7 @@ def preview_training(request: TrainRequest) -> TrainPreview:
     training, frozen = resolve_locally(request, ProcessGroup())
     require_no_warnings()
     config, statistics, dataset = training.config, training.statistics, training.dataset
-    seconds = seconds_per_step(training, PROBE_SECONDS)
+    seconds = seconds_per_step(training, PREVIEW_SECONDS)
     steps = resolve_steps(request, training, frozen, seconds)
     counts, a = statistics.class_counts, config.architecture
     return TrainPreview(
