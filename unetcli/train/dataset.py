@@ -1,8 +1,4 @@
-"""Annotated volumes of a training: their sections and statistics, and the endless stream of samples drawn from them.
-
-A sample depends only on the seed and its number, not on the batch, the process or the order of drawing. Training can
-therefore stop after any step, and any number of processes can share it.
-"""
+"""Annotated volumes of a training: their sections and statistics."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,9 +17,8 @@ from unetcli.core.arrays import Moments, PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, hull
 from unetcli.model.training_data import GreyValues, grey_values
-from unetcli.train.augment import Draw, draw
 from unetcli.train.sections import training_runs
-from unetcli.train.settings import IGNORED, TRUTHS, Augmentation, Ranges, TruthRules, require_one_of
+from unetcli.train.settings import IGNORED, TRUTHS, Ranges, TruthRules, require_one_of
 from unetcli.train.targets import TargetCache, class_weights
 from unetcli.volumes.chunk_cache import cached
 from unetcli.volumes.samples import PLANE_SIDE
@@ -44,16 +39,6 @@ MAX_WINDOWS = 64
 """Number of sections, or parts of large ones, whose grey values and sizes of objects the model keeps."""
 PIECE = 2048
 """Side, in pixels, of the pieces of a section of which only a part is measured."""
-ROUND = 64
-"""Number of samples that are drawn from the same ``ROUND_CHUNKS`` chunks of a volume on disk, so that each chunk is
-decoded once per round."""
-ROUND_CHUNKS = 16
-MAX_TRIES = 10_000
-"""Positions tried to find a sample with ground truth."""
-TRIES_PER_ROUND = 16
-"""Tries after which a sample is drawn from other chunks than those of its round."""
-CHUNK_STREAM, SAMPLE_STREAM, DROPOUT_STREAM = 0, 1, 2
-"""Keys of the random streams, in addition to seed and number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +114,14 @@ class AnnotatedVolume:
 
     def is_empty(self, plane: Box) -> bool:
         """Whether the whole section of a plane has no labels; sections above ``MAX_SEARCHED`` count as labelled."""
-        lead = plane.start[:-2]
+        lead, whole = plane.start[:-2], self.section_of(plane)
         if lead not in self._empty:
-            whole = Box((*lead, 0, 0), tuple(n + 1 for n in lead) + self.labels.extent[-2:])
             self._empty[lead] = whole.size <= MAX_SEARCHED and self.targets.is_empty(whole)
         return self._empty[lead]
+
+    def section_of(self, plane: Box) -> Box:
+        """The whole section that a plane is a part of."""
+        return Box((*plane.start[:-2], 0, 0), (*plane.stop[:-2], *self.labels.extent[-2:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,114 +336,3 @@ def label_values(labels: Volume, region: Box) -> list[int]:
         if len(values) > MAX_VALUES:
             break
     return sorted(values)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """One training tile and the random choices of its augmentation."""
-
-    image: NDArray[Any]
-    """(c, side, side), the volume's data type: the window that the deformation reads for the tile."""
-    classes: NDArray[np.uint8]
-    """(side, side): the window that the deformation reads for the network's output."""
-    border_weight: NDArray[np.float32]
-    """(side, side), the same window: border weight, which is added to the class weight."""
-    draw: Draw
-
-
-@dataclass(frozen=True, eq=False)
-class Sampler:
-    """Endless stream of training samples, each of which depends only on the seed and its number."""
-
-    dataset: Dataset
-    tile: int
-    """Side of the network's input, pixels."""
-    output: int
-    """Side of the network's output, pixels."""
-    augmentation: Augmentation
-    seed: int
-    classes: int = IGNORED
-    """Classes of the network; the statistics of a huge volume cover a part of it and may have missed one."""
-
-    def sample(self, number: int) -> Sample:
-        """Draw sample ``number``, counted from 0.
-
-        Its centre is uniformly distributed over the training sections, so that the edge of an image is seen as often
-        as its middle; images and labels are mirrored beyond the edge. Positions without ground truth are skipped.
-
-        Raises
-        ------
-        UnetcliError
-            No position with ground truth is found, or a class is beyond those of the network.
-        """
-        for attempt in range(MAX_TRIES):
-            random = np.random.default_rng([self.seed, SAMPLE_STREAM, number, attempt])
-            part = self._round(number // ROUND, attempt // TRIES_PER_ROUND)[int(random.integers(ROUND_CHUNKS))]
-            pair, centre = self.dataset.pairs[part.pair], _random_voxel(part.region, random)
-            drawn = draw(self.augmentation, random, self.tile)
-            seen = _window(centre, drawn.deformation.window_side(self.output))
-            if (pair.targets.classes(seen) != IGNORED).any():
-                image = pair.image(_window(centre, drawn.deformation.window_side(self.tile)))
-                classes, border_weight = pair.targets.window(seen)
-                highest = int(classes[classes != IGNORED].max())
-                if highest >= self.classes:
-                    raise UnetcliError(
-                        f"{pair.labels.path}: class {highest}, but the sampled part of the labels has {self.classes} "
-                        "classes; give --sections with all classes, or --ignore this label"
-                    )
-                return Sample(image, classes, border_weight, drawn)
-        raise UnetcliError(
-            f"{pair.labels.path}: no ground truth at {MAX_TRIES} random positions; choose other --sections"
-        )
-
-    def dropout_mask(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
-        """Factors by which dropout multiplies the channels of a sample.
-
-        Parameters
-        ----------
-        number : int
-            Number of the sample.
-        channels : int
-        probability : float
-            Probability p that a channel is set to 0; 0 <= p < 1.
-
-        Returns
-        -------
-        (channels,), float32
-            0 or 1 / (1 - p).
-        """
-        random = np.random.default_rng([self.seed, DROPOUT_STREAM, number])
-        return (random.random(channels) >= probability).astype(np.float32) / np.float32(1 - probability)
-
-    @cached_property
-    def _runs(self) -> tuple[Part, ...]:
-        """Runs of training sections that are used."""
-        return tuple(run for part in self.dataset.train for run in self.dataset.runs(part))
-
-    @lru_cache(maxsize=4)  # noqa: B019 - a sampler lives as long as its training
-    def _round(self, number: int, retry: int) -> list[Part]:
-        """Chunks that the samples of a round are drawn from."""
-        random = np.random.default_rng([self.seed, CHUNK_STREAM, number, retry])
-        return [self._random_chunk(random) for _ in range(ROUND_CHUNKS)]
-
-    def _random_chunk(self, random: np.random.Generator) -> Part:
-        """Stored chunk of a random voxel of the training sections, clipped to them; all sections if held in memory."""
-        ends = np.cumsum([part.region.size for part in self._runs])
-        part = self._runs[int(np.searchsorted(ends, random.integers(ends[-1]), side="right"))]
-        voxel, raw = _random_voxel(part.region, random), self.dataset.pairs[part.pair].raw
-        if isinstance(raw.array, np.ndarray):
-            return part
-        corner = tuple(v // c * c for v, c in zip(voxel, raw.chunks, strict=True))
-        chunk = Box(corner, tuple(a + c for a, c in zip(corner, raw.chunks, strict=True)))
-        return Part(part.pair, chunk.clipped(part.region))
-
-
-def _random_voxel(box: Box, random: np.random.Generator) -> tuple[int, ...]:
-    """Draw a voxel of a box, uniformly."""
-    return tuple(int(random.integers(a, b)) for a, b in zip(box.start, box.stop, strict=True))
-
-
-def _window(centre: tuple[int, ...], side: int) -> Box:
-    """Square window of one section around a pixel; it may extend beyond the section."""
-    lead, corner = centre[:-2], tuple(c - side // 2 for c in centre[-2:])
-    return Box(lead + corner, tuple(n + 1 for n in lead) + tuple(c + side for c in corner))

@@ -20,12 +20,13 @@ from torch import Tensor
 from unetcli.core.errors import UnetcliError
 from unetcli.core.process import Signals
 from unetcli.core.streams import ProgressCallback, prefetch
-from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
+from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.initial import initial_state
 from unetcli.train.optim import Learner, batches, output_side
 from unetcli.train.pictures import draw_first_samples, draw_validation, remove_pictures_after, write_tensorboard
+from unetcli.train.sampling import Sampler
 from unetcli.train.saving import save_best, with_model
 from unetcli.train.settings import TrainingConfig
 from unetcli.train.validation import Validator

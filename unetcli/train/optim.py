@@ -21,9 +21,10 @@ from unetcli.core.process import switch_threads_often, threads_beside
 from unetcli.core.streams import ordered_map
 from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.train.augment import augment
-from unetcli.train.dataset import DatasetStatistics, Sample, Sampler
+from unetcli.train.dataset import DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint
+from unetcli.train.sampling import Sample, Sampler
 from unetcli.train.settings import IGNORED, Optimisation, TrainingConfig
 from unetcli.train.targets import weight_table
 
