@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +224,37 @@ def test_no_truth_anywhere_ends_with_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused_naming_the_place(value: float) -> None:
+def test_numbers_that_float32_cannot_multiply_are_refused_naming_the_place() -> None:
     raw = np.zeros(SHAPE, np.float32)
-    raw[2, 3, 4] = value
+    raw[2, 3, 4] = 2e30
     data = annotated(raw, grey(*SHAPE) % 250)
     assert data.image(Box((1, 0, 0), (2, 13, 22))).shape == (1, 13, 22)
-    with pytest.raises(UnetcliError, match=r"raw\.zarr: NaN, infinity or .* at z 2:3, y 0:13"):
+    with pytest.raises(UnetcliError, match=r"raw\.zarr: a number beyond 1e\+30 at z 2:3, y 0:13"):
         data.image(Box((2, 0, 0), (3, 13, 22)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_where_grey_values_are_not_finite_there_is_no_truth_unless_they_are_replaced(value: float) -> None:
+    raw, labels = np.full((2, 13, 22), 7.0, np.float32), grey(13, 22) % 5
+    raw[1, 3, 4] = value  # one of two channels
+    pair, box = annotated(raw, labels, axes="cyx", w0=10.0), Box((-4, 0), (9, 8))
+    replaced = replace(pair, nonfinite=-1.0)
+    classes, border_weights = pair.window(box)
+    expected, expected_weights = replaced.window(box)
+    lost = np.zeros((13, 8), bool)
+    lost[[1, 7], 4] = True  # once mirrored
+    assert np.array_equal(classes, np.where(lost, IGNORED, expected))
+    assert np.array_equal(pair.classes(box), classes)
+    assert np.array_equal(border_weights, np.where(lost, 0, expected_weights))
+    assert (replaced.image(box)[1][lost] == -1).all()
+    assert replaced.image(box).sum() == pair.image(box)[:, ~lost].sum() + 2 * (7 - 1)
+
+
+def test_places_that_show_only_nan_are_passed_over() -> None:
+    raw, labels = np.full((60, 70), np.nan, np.float32), grey(60, 70) % 2
+    raw[20:30, 50:] = 1
+    drawn = sampler(dataset(annotated(raw, labels)), TILE, OUTPUT)
+    assert all((drawn.sample(number).classes != IGNORED).any() for number in range(30))
 
 
 class Counted:

@@ -92,6 +92,30 @@ def test_a_faint_channel_beside_a_bright_one_is_learned_from_and_predicted_from(
         assert scores["em"]["pixel_disagreement"] == pytest.approx(summary.best_error, abs=0.01)
 
 
+def test_pixels_that_are_nan_weigh_nothing_in_training_and_validation(request_: TrainRequest) -> None:
+    """What the labels are there does not matter; with --nonfinite it does."""
+    raw, labels = discs()
+    grey_values = raw.astype(np.float32)
+    grey_values[:, :, :20], grey_values[:, 40, 50] = np.nan, np.inf
+    write_zarr(Path("nan.zarr"), grey_values)
+    other = labels.copy()
+    other[:, :, :20] = 1 - labels[:, :, :20]
+    found = {}
+    for name, values in (("one", labels), ("other", other)):
+        write_zarr(Path(f"{name}.zarr"), values)
+        for nonfinite in (None, 0.0):
+            output, pair = Path(f"{name}-{nonfinite}"), (("nan.zarr", f"{name}.zarr"),)
+            train_model(replace(request_, pair=pair, steps=2, w0=0.0, output=output, nonfinite=nonfinite))
+            (row,) = log_rows(str(output))
+            found[name, nonfinite] = weights(str(output)), row["loss"], row["pixel_disagreement"]
+            assert all(torch.isfinite(values).all() for values in found[name, nonfinite][0].values())
+    assert found["one", None][1:] == found["other", None][1:]
+    assert same(found["one", None][0], found["other", None][0])
+    assert found["one", 0.0][1:] != found["other", 0.0][1:]
+    intensity = read_header(Path("one-0.0/model.safetensors")).intensity
+    assert intensity.mean == pytest.approx(np.ma.masked_invalid(grey_values[:7]).mean())
+
+
 def test_pictures_show_what_the_network_sees_and_says(trained: TrainRequest) -> None:
     model = Path("model")
     for name in ("curves.png", "samples.png"):

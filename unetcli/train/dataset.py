@@ -61,11 +61,19 @@ class AnnotatedVolume:
     """Channel of the images that is used; None: all."""
     pairs: int = 1
     """Number of pairs that share ``IN_MEMORY_BYTES``."""
+    nonfinite: float | None = None
+    """Value that replaces NaN and infinity in the images; None: such pixels have no ground truth."""
     _empty: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
     @classmethod
     def buffered(
-        cls, raw: Volume, labels: Volume, rules: TruthRules, channel: int | None, pairs: int = 1
+        cls,
+        raw: Volume,
+        labels: Volume,
+        rules: TruthRules,
+        channel: int | None,
+        pairs: int = 1,
+        nonfinite: float | None = None,
     ) -> AnnotatedVolume:
         """Create one of ``pairs`` pairs; a volume is read into memory if it fits, otherwise its chunks are cached."""
         budget = IN_MEMORY_BYTES // pairs
@@ -74,15 +82,15 @@ class AnnotatedVolume:
             fits = math.prod(volume.array.shape) * volume.dtype.itemsize <= budget
             return volume.in_memory() if fits else cached(volume, budget)
 
-        return cls(buffer(raw), buffer(labels), rules, channel, pairs)
+        return cls(buffer(raw), buffer(labels), rules, channel, pairs, nonfinite)
 
     @cached_property
     def targets(self) -> TargetCache:
-        """Classes and border weights, by window."""
+        """Classes and border weights of the labels, by window, whatever the images are."""
         return TargetCache(self.labels, self.rules, IN_MEMORY_BYTES // self.pairs)
 
-    def image(self, box: Box) -> NDArray[Any]:
-        """Grey values of a window of one section.
+    def measured(self, box: Box) -> NDArray[Any]:
+        """Grey values of a window of one section as they are stored.
 
         Returns
         -------
@@ -91,15 +99,38 @@ class AnnotatedVolume:
         Raises
         ------
         UnetcliError
-            A value is NaN, infinite or above ``MAX_GREY``.
+            A number is above ``MAX_GREY``.
         """
         voxels = self.raw.read(box, self.channel)
-        if voxels.dtype.kind == "f" and not (np.abs(voxels) <= MAX_GREY).all():  # also finds NaN
+        if voxels.dtype.kind == "f" and ((np.abs(voxels) > MAX_GREY) & np.isfinite(voxels)).any():
             raise UnetcliError(
-                f"{self.raw.path}: NaN, infinity or a number beyond {MAX_GREY:g} at {describe(box, self.raw.axes)}; "
+                f"{self.raw.path}: a number beyond {MAX_GREY:g} at {describe(box, self.raw.axes)}; "
                 "--sections A:B leaves it out"
             )
         return voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
+
+    def image(self, box: Box) -> NDArray[Any]:
+        """Grey values of a window that are trained on, like :meth:`measured`, with NaN and infinity replaced."""
+        image = self.measured(box)
+        if self.nonfinite is None or image.dtype.kind != "f":
+            return image
+        return np.where(np.isfinite(image), image, image.dtype.type(self.nonfinite))
+
+    def classes(self, box: Box) -> NDArray[np.uint8]:
+        """Classes of a window, (y, x); ``IGNORED`` also where a grey value is NaN or infinite and not replaced."""
+        return self._where_finite(box, self.targets.classes(box), IGNORED)
+
+    def window(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Classes and border weights of a window, each (y, x)."""
+        classes, border_weights = self.targets.window(box)
+        return self._where_finite(box, classes, IGNORED), self._where_finite(box, border_weights, 0)
+
+    def _where_finite(self, box: Box, values: NDArray[Any], otherwise: int) -> NDArray[Any]:
+        """Values (y, x) of the pixels whose grey values are finite, and another one for the others."""
+        if self.nonfinite is not None or self.raw.dtype.kind != "f":
+            return values
+        finite = np.isfinite(self.measured(box)).all(axis=0)
+        return values if finite.all() else np.where(finite, values, values.dtype.type(otherwise))
 
     def instances(self, box: Box) -> NDArray[Any]:
         """Numbers of the objects in a window of one section, (y, x), integer; 0 is none.
@@ -107,7 +138,7 @@ class AnnotatedVolume:
         They are the labels with ``truth="instances"``, otherwise the connected components of the foreground.
         """
         if self.rules.truth != "instances":
-            classes = self.targets.classes(box)
+            classes = self.classes(box)
             return np.asarray(ndimage.label(classes * (classes != IGNORED))[0])
         labels = self.labels.read(box).reshape(box.shape[-2:])
         return labels if self.rules.ignore is None else np.where(labels == self.rules.ignore, 0, labels)
@@ -196,6 +227,8 @@ class DatasetStatistics:
     """Percentiles of each channel and their spread over the sections."""
     extremes: tuple[tuple[float, float], ...] = ()
     """Least and largest grey value of each channel."""
+    nonfinite: float = 0.0
+    """Fraction of the measured pixels that are NaN or infinite, in any channel."""
 
     def normalised_by(self, intensity: tuple[PerChannel, PerChannel] | None) -> DatasetStatistics:
         """The same with another mean and standard deviation to normalise by, unless they are None."""
@@ -224,19 +257,37 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
     fraction = min(1.0, STATISTICS_PIXELS / sum(box.size for _, box in planes))
     grey, classes = Moments(), np.zeros(IGNORED + 1, np.int64)
     extremes: tuple[tuple[float, float], ...] = ()
+    nonfinite = pixels = 0
     for pair, box in planes if fraction == 1.0 else _spread(planes, fraction):
-        image = pair.image(box)
+        image = pair.measured(box)
         grey.add(image)
         extremes = _widened(extremes, image)
-        classes += np.bincount(pair.targets.classes(box).ravel(), minlength=IGNORED + 1)
-    counts = _complete_counts(dataset, classes)
-    windows = grey_values(pair.image(box) for pair, box in dataset.windows())
-    return DatasetStatistics(grey.mean, grey.std, counts, len(planes), every - len(planes), fraction, windows, extremes)
+        classes += np.bincount(pair.classes(box).ravel(), minlength=IGNORED + 1)
+        nonfinite, pixels = nonfinite + _nonfinite_pixels(image), pixels + box.size
+    return DatasetStatistics(
+        grey.mean,
+        grey.std,
+        _complete_counts(dataset, classes),
+        sections=len(planes),
+        left_out=every - len(planes),
+        fraction=fraction,
+        grey=grey_values(pair.measured(box) for pair, box in dataset.windows()),
+        extremes=extremes,
+        nonfinite=nonfinite / pixels,
+    )
+
+
+def _nonfinite_pixels(image: NDArray[Any]) -> int:
+    """Number of pixels of an image (c, y, x) that are NaN or infinite in any channel."""
+    return 0 if image.dtype.kind != "f" else int((~np.isfinite(image)).any(axis=0).sum())
 
 
 def _widened(extremes: tuple[tuple[float, float], ...], image: NDArray[Any]) -> tuple[tuple[float, float], ...]:
-    """Least and largest value of each channel, also over the image (c, y, x)."""
-    found = [(float(np.nanmin(channel)), float(np.nanmax(channel))) for channel in image]
+    """Least and largest finite value of each channel, also over the image (c, y, x)."""
+    channels = [channel if channel.dtype.kind != "f" else channel[np.isfinite(channel)] for channel in image]
+    if not all(channel.size for channel in channels):
+        return extremes
+    found = [(float(channel.min()), float(channel.max())) for channel in channels]
     return tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(extremes or found, found, strict=True))
 
 
@@ -274,8 +325,8 @@ def _pieces_of(plane: Box, side: int = PIECE) -> Iterable[Box]:
 def require_usable(dataset: Dataset, statistics: DatasetStatistics) -> None:
     """Raise UnetcliError if a held-out section cannot be read, or has a class that does not occur in training."""
     for pair, box in dataset.planes(dataset.held_out):
-        pair.image(box)
-        classes = pair.targets.classes(box)
+        pair.measured(box)
+        classes = pair.classes(box)
         highest = int(classes[classes != IGNORED].max(initial=0))
         if highest >= len(statistics.class_counts):
             raise UnetcliError(

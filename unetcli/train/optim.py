@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unetcli.core.arrays import broadcast_channels
 from unetcli.core.errors import UnetcliError
 from unetcli.core.process import switch_threads_often, threads_beside
 from unetcli.core.streams import ordered_map
@@ -214,8 +215,10 @@ class Learner:
         torch._foreach_lerp_(_averaged_values(averaged), _averaged_values(self.network), 1 - decay)
 
     def _grey(self, image: NDArray[Any]) -> Tensor:
-        """Copy grey values to the device, uint8 as uint8 to copy less, all others as float32."""
+        """Copy grey values to the device, uint8 as uint8 to copy less, all others as float32; the mean for NaN."""
         grey = image if image.dtype == np.uint8 else image.astype(np.float32)
+        if image.dtype.kind == "f" and not (finite := np.isfinite(grey)).all():
+            grey = np.where(finite, grey, broadcast_channels(self.statistics.mean, 3).astype(np.float32))
         return torch.from_numpy(np.ascontiguousarray(grey)).to(self.device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -142,6 +143,10 @@ class TrainRequest(TruthOptions, SlurmOptions):
         "volume: the training images.",
         metavar="model|volume",
     )
+    nonfinite: float | None = network_option(
+        "Replace NaN and infinity in the images by V, as predict does. Default: such pixels have no weight.",
+        metavar="V",
+    )
     tile: int | None = network_option(
         "Width of a training tile in pixels. Default: 572 (paper) or 380 (fast) on a GPU, 316 or 204 on a CPU."
     )
@@ -217,6 +222,8 @@ class TrainRequest(TruthOptions, SlurmOptions):
             raise UnetcliError(f"--select {self.select}: expected one of {', '.join(MEASURES)}")
         if self.normalise not in (None, "model", "volume"):
             raise UnetcliError(f"--normalise {self.normalise}: expected model or volume")
+        if self.nonfinite is not None and not math.isfinite(self.nonfinite):
+            raise UnetcliError(f"--nonfinite {self.nonfinite}: expected a number")
         self._require_positive()
         self._resolve_folds()
         super().__post_init__()

@@ -113,7 +113,11 @@ def resolve_dataset(
 ) -> Dataset:
     """Pairs of images and labels, their classes, and their sections to train on and to hold out."""
     rules = resolve_rules(request, frozen, volumes, sections, validation)
-    pairs = [AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
+    nonfinite = _chosen("nonfinite", request, frozen)
+    pairs = [
+        AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes), nonfinite)
+        for raw, labels in volumes
+    ]
     keep_empty = _chosen("keep_empty", request, frozen, False)
     dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
     require_labelled(dataset, fold_ranges(request, [raw for raw, _ in volumes]))
@@ -158,6 +162,7 @@ def resolve_config(
         validate_every=_chosen("validate_every", request, frozen, VALIDATE_EVERY),
         seed=request.seed,
         channel=request.channel,
+        nonfinite=dataset.pairs[0].nonfinite,
         device=device.type,
         data=data,
         init=initial.digest if initial else frozen.init if frozen else None,

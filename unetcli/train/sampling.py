@@ -95,16 +95,19 @@ class Sampler:
             pair, centre = self.dataset.pairs[places.pair], places.boxes.random_voxel(random)
             drawn = draw(self.augmentation, random, self.tile)
             seen = _window(centre, drawn.deformation.window_side(self.output))
-            if has_truth(pair.labels, pair.rules, seen):
-                image = pair.image(_window(centre, drawn.deformation.window_side(self.tile)))
-                classes, border_weight = pair.targets.window(seen)
-                highest = int(classes[classes != IGNORED].max())
-                if highest >= self.classes:
-                    raise UnetcliError(
-                        f"{pair.labels.path}: class {highest}, but the sampled part of the labels has {self.classes} "
-                        "classes; give --sections with all classes, or --ignore this label"
-                    )
-                return Sample(image, classes, border_weight, drawn)
+            if not has_truth(pair.labels, pair.rules, seen):
+                continue
+            classes, border_weight = pair.window(seen)
+            known = classes[classes != IGNORED]
+            if not known.size:  # all its grey values are NaN or infinite
+                continue
+            if int(known.max()) >= self.classes:
+                raise UnetcliError(
+                    f"{pair.labels.path}: class {int(known.max())}, but the sampled part of the labels has "
+                    f"{self.classes} classes; give --sections with all classes, or --ignore this label"
+                )
+            image = pair.image(_window(centre, drawn.deformation.window_side(self.tile)))
+            return Sample(image, classes, border_weight, drawn)
         raise UnetcliError(
             f"{pair.labels.path}: no ground truth at {MAX_TRIES} random positions; choose other --sections"
         )

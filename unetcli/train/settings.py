@@ -325,6 +325,8 @@ class TrainingConfig:
     """Fingerprints of images and labels of each pair."""
     init: str | None = None
     """Checksum of the weights of the model that the training starts from; None: random weights."""
+    nonfinite: float | None = None
+    """Value that replaces NaN and infinity in the images; None: such pixels have no weight."""
     intensity: tuple[PerChannel, PerChannel] | None = None
     """Mean and standard deviation of the grey values of that model; None: those of the training images."""
 

@@ -264,10 +264,24 @@ def _log_training(training: Training, goal: int) -> None:
     log.info("training on sections %s, %s", sections_text(config), held_out)
     if statistics.left_out:
         log.info("left out: %d sections without labels (--keep-empty uses them)", statistics.left_out)
+    if statistics.nonfinite:
+        log.info("%s", nonfinite_text(statistics.nonfinite, config.nonfinite))
     counts = statistics.class_counts
     fractions = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
     weights = ", ".join(f"{w:.2f}" for w in statistics.class_weights(balance=config.balance))
     log.info("classes %s; weights %s", fractions, weights)
+
+
+def nonfinite_text(fraction: float, value: float | None) -> str:
+    """Say what becomes of a fraction of the pixels that are NaN or infinite.
+
+    >>> nonfinite_text(0.2083, None)
+    '20.8 % of the pixels are NaN or infinite and have no weight; --nonfinite V uses the value V for them'
+    """
+    what = f"{100 * fraction:.3g} % of the pixels are NaN or infinite"
+    if value is not None:
+        return f"{what}; {value:g} is used for them (--nonfinite)"
+    return f"{what} and have no weight; --nonfinite V uses the value V for them"
 
 
 def sections_text(config: TrainingConfig) -> str:
