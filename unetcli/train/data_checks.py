@@ -1,4 +1,4 @@
-"""Checks of training data: images and labels must fit; warnings if they are exchanged, or an image is constant."""
+"""Checks of training data: images and labels must fit; warnings if they are exchanged, constant, or not annotated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from unetcli.core.errors import UnetcliError, warn
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.request import TrainRequest
+from unetcli.train.sections import ranges_text
+from unetcli.train.settings import IGNORED, Ranges
 from unetcli.train.targets import require_labels
+from unetcli.train.truth_map import truth_is_everywhere
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels
 from unetcli.volumes.samples import sampled_planes
@@ -106,3 +109,16 @@ def warn_about_images(dataset: Dataset, statistics: DatasetStatistics) -> None:
         if low == high:
             name = f"{path}, channel {channel}" if len(statistics.extremes) > 1 else path
             warn(f"{name}: a constant image, all values of the training sections are {low:g}; is it the right file?")
+
+
+def warn_about_held_out(dataset: Dataset, held_out: Ranges) -> None:
+    """Warn if sections are held out and nothing is annotated in them, so that there is nothing to validate on."""
+    planes = list(dataset.planes(dataset.held_out))
+    if not dataset.held_out or any((pair.classes(box) != IGNORED).any() for pair, box in planes):
+        return
+    pair = dataset.pairs[dataset.held_out[0].pair]
+    background = "" if planes or not truth_is_everywhere(pair.rules) else ", --keep-empty counts them as background"
+    warn(
+        f"{pair.labels.path}: no label in the held-out sections {ranges_text(held_out)}, so that no validation selects "
+        f"or calibrates the model; --validation A:B holds out others{background}"
+    )

@@ -13,7 +13,7 @@ from unetcli.core.geometry import Architecture
 from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
 from unetcli.train.border_default import with_default_border_weight
-from unetcli.train.data_checks import require_pairs, warn_about_images, warn_about_pairs
+from unetcli.train.data_checks import require_pairs, warn_about_held_out, warn_about_images, warn_about_pairs
 from unetcli.train.dataset import (
     AnnotatedVolume,
     Dataset,
@@ -90,6 +90,7 @@ def resolve_training(
     require_usable(dataset, statistics)
     if group.is_first:
         warn_about_images(dataset, statistics)
+        warn_about_held_out(dataset, ranges[1])
     config = resolve_config(request, frozen, group, device, dataset, statistics, ranges, data, initial)
     if initial is not None and config.intensity is not None and group.is_first:
         warn_about_grey(initial, dataset, statistics)

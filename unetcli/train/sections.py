@@ -146,3 +146,12 @@ def by_pair(used: Ends, counts: Sequence[int]) -> Ranges:
         ranges.append((first, stop))
         before += count
     return tuple(ranges)
+
+
+def ranges_text(ranges: Ranges) -> str:
+    """Format the sections of each pair.
+
+    >>> ranges_text(((0, 20), (0, 5)))
+    '0:20 and 0:5'
+    """
+    return " and ".join(f"{a}:{b}" for a, b in ranges)

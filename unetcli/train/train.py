@@ -25,8 +25,8 @@ from unetcli.train.pictures import require_tensorboard
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
 from unetcli.train.saving import calibration_of, kept_row, model_problem, require_model
-from unetcli.train.sections import training_runs
-from unetcli.train.settings import Ranges, TrainingConfig
+from unetcli.train.sections import ranges_text, training_runs
+from unetcli.train.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
 PREVIEW_SECONDS = 2.0
@@ -260,7 +260,7 @@ def _log_training(training: Training, goal: int) -> None:
     batch = f", batch of {o.batch_size}" if o.batch_size > 1 else ""
     optimisation = f"{o.optimizer}, learning rate {o.learning_rate:g} ({o.schedule}){batch}"
     log.info("recipe %s: %s; %d steps", config.recipe, optimisation, goal)
-    held_out = f"held out {ranges_text(config.validation)}" if training.dataset.held_out else "none held out"
+    held_out = f"held out {ranges_text(config.validation)}" if training.dataset.held_out else "no held-out sections"
     log.info("training on sections %s, %s", sections_text(config), held_out)
     if statistics.left_out:
         log.info("left out: %d sections without labels (--keep-empty uses them)", statistics.left_out)
@@ -288,15 +288,6 @@ def sections_text(config: TrainingConfig) -> str:
     """Format the runs of sections that are trained on, by pair: ``0:5, 10:20 and 0:8``."""
     runs = [training_runs(*both) for both in zip(config.sections, config.validation, strict=True)]
     return " and ".join(", ".join(f"{a}:{b}" for a, b in own) or "none" for own in runs)
-
-
-def ranges_text(ranges: Ranges) -> str:
-    """Format the sections of each pair.
-
-    >>> ranges_text(((0, 20), (0, 5)))
-    '0:20 and 0:5'
-    """
-    return " and ".join(f"{a}:{b}" for a, b in ranges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
