@@ -31,6 +31,7 @@ from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
 from unetcli.train import loop, optim
 from unetcli.train.folder import Checkpoint
+from unetcli.train.folds import FoldsSummary, FoldSummary
 from unetcli.train.loop import Training
 from unetcli.train.request import MEASURES, TrainRequest
 from unetcli.train.train import preview_training, train_model
@@ -300,6 +301,16 @@ def test_a_finished_training_is_reported_and_not_changed(trained: TrainRequest) 
     assert "already finished, 150 steps" in again.sentence
     assert "a larger --steps continues" in again.sentence
     assert contents(Path("model")) == before
+
+
+def test_the_printed_command_can_be_pasted(trained: TrainRequest) -> None:
+    summary = train_model(trained)
+    assert summary.advice.endswith(": unetcli predict VOLUME")
+    moved = replace(summary, model="my models/m (1)/model.safetensors")
+    assert moved.advice.endswith(": unetcli predict VOLUME --model 'my models/m (1)'")
+    fold = FoldSummary(fold=2, held_out=(), scores={}, training=summary)
+    folds = FoldsSummary(output="my models", total=2, folds=(fold,), mean={}, spread={})
+    assert folds.advice == "to average the models: unetcli predict VOLUME --model 'my models/fold-2'"
 
 
 def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None:

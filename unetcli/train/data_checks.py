@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, warn
+from unetcli.core.errors import UnetcliError, listed, warn
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.request import TrainRequest
 from unetcli.train.sections import ranges_text
@@ -104,7 +104,7 @@ def _planes(volume: Volume) -> Iterator[NDArray[Any]]:
 
 def warn_about_images(dataset: Dataset, statistics: DatasetStatistics) -> None:
     """Warn about channels that have the same value everywhere in the training sections."""
-    path = ", ".join(dict.fromkeys(dataset.pairs[part.pair].raw.path for part in dataset.train))
+    path = listed(list(dict.fromkeys(dataset.pairs[part.pair].raw.path for part in dataset.train)), "files")
     for channel, (low, high) in enumerate(statistics.extremes):
         if low == high:
             name = f"{path}, channel {channel}" if len(statistics.extremes) > 1 else path

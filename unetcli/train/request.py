@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, pasted
 from unetcli.core.files import strip_scheme
 from unetcli.core.names import with_choices
 from unetcli.core.options import (
@@ -291,7 +291,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
 
 def fold_words(request: TrainRequest) -> str:
     """Options that train the first fold alone, for messages; ``--fold all`` continues with such folders."""
-    return f"--fold 1 --output {request.of_fold(1).output}"
+    return f"--fold 1 --output {pasted(request.of_fold(1).output)}"
 
 
 @dataclass(frozen=True, kw_only=True)

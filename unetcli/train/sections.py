@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, listed
 from unetcli.core.options import Sections, resolve_sections
 from unetcli.train.request import TrainRequest
 from unetcli.train.settings import Ranges
@@ -153,5 +153,7 @@ def ranges_text(ranges: Ranges) -> str:
 
     >>> ranges_text(((0, 20), (0, 5)))
     '0:20 and 0:5'
+    >>> ranges_text(((0, 4),) * 200)
+    '0:4 and 0:4 and 0:4 and 0:4 and .. (200 pairs)'
     """
-    return " and ".join(f"{a}:{b}" for a, b in ranges)
+    return listed([f"{a}:{b}" for a, b in ranges], "pairs", joint=" and ")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unetcli.core.arrays import PerChannel
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, listed
 from unetcli.core.geometry import Architecture
 
 SCHEDULES = ("constant", "cosine", "poly")
@@ -373,5 +373,5 @@ def _short(value: Any) -> Any:
     '0:17'
     """
     if isinstance(value, tuple):
-        return ", ".join(f"{a}:{b}" for a, b in value)
+        return listed([f"{a}:{b}" for a, b in value], "pairs")
     return value

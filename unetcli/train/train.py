@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unetcli.core.errors import require_no_warnings
+from unetcli.core.errors import listed, pasted, require_no_warnings
 from unetcli.core.files import explain_write_errors, require_apart
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Signals, cpu_threads
@@ -34,6 +34,8 @@ PREVIEW_SECONDS = 2.0
 LIBRARY_BYTES = 600e6
 """Memory of torch, validations and everything else in the process; with it, four real runs (depth 3 and 4, both
 precisions, 585 to 906 MB) took 0.88 to 0.98 of the expected memory."""
+MOST_CLASSES = 8
+"""Number of classes whose fractions and weights are shown."""
 OPTION_NAMES = {"learning_rate": "lr", "everywhere": "weights_everywhere"}
 """Names of the options of settings with another name."""
 
@@ -98,7 +100,7 @@ class TrainSummary:
         """The command that uses the model, as advice to the user."""
         threshold = f" (best threshold: {self.best_threshold:.1f})" if self.best_threshold is not None else ""
         folder = Path(self.model).parent
-        option = "" if folder == Path("model") else f" --model {folder}"
+        option = "" if folder == Path("model") else f" --model {pasted(folder)}"
         return f"to use the model{threshold}: unetcli predict VOLUME{option}"
 
 
@@ -267,9 +269,10 @@ def _log_training(training: Training, goal: int) -> None:
     if statistics.nonfinite:
         log.info("%s", nonfinite_text(statistics.nonfinite, config.nonfinite))
     counts = statistics.class_counts
-    fractions = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
-    weights = ", ".join(f"{w:.2f}" for w in statistics.class_weights(balance=config.balance))
-    log.info("classes %s; weights %s", fractions, weights)
+    fractions = [f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts)]
+    weights = [f"{w:.2f}" for w in statistics.class_weights(balance=config.balance)]
+    shown = (listed(values, "classes", MOST_CLASSES) for values in (fractions, weights))
+    log.info("classes %s; weights %s", *shown)
 
 
 def nonfinite_text(fraction: float, value: float | None) -> str:
@@ -287,7 +290,7 @@ def nonfinite_text(fraction: float, value: float | None) -> str:
 def sections_text(config: TrainingConfig) -> str:
     """Format the runs of sections that are trained on, by pair: ``0:5, 10:20 and 0:8``."""
     runs = [training_runs(*both) for both in zip(config.sections, config.validation, strict=True)]
-    return " and ".join(", ".join(f"{a}:{b}" for a, b in own) or "none" for own in runs)
+    return listed([", ".join(f"{a}:{b}" for a, b in own) or "none" for own in runs], "pairs", joint=" and ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
