@@ -168,15 +168,15 @@ def test_places_are_drawn_from_where_truth_is(stored: bool, on_disk: Any, monkey
         return has_truth(labels, rules, window)
 
     monkeypatch.setattr(sampling, "has_truth", counted)
-    places = np.array([np.unravel_index(place, raw.shape) for place in middles(drawn, 80).elements()])
-    assert len(tries) < 80 * 2 * TRIES_PER_ROUND  # 1,800 of 2,400,000 places see truth: about 1,300 tries each
+    places = np.array([np.unravel_index(place, raw.shape) for place in middles(drawn, 50).elements()])
+    assert len(tries) < 50 * 2 * TRIES_PER_ROUND  # 1,800 of 2,400,000 places see truth: about 1,300 tries each
     near = SPOT.grown((0, OUTPUT // 2, OUTPUT // 2))
     assert ((places >= near.start) & (places <= near.stop)).all()
     for axis in (1, 2):
         middle = (near.start[axis] + near.stop[axis]) / 2
-        assert 0.3 < (places[:, axis] < middle).mean() < 0.7
+        assert 0.25 < (places[:, axis] < middle).mean() < 0.75
     outside = ((places < SPOT.start) | (places >= SPOT.stop)).any(axis=1).mean()
-    assert outside == pytest.approx(1 - 24 * 30 / (33 * 39), abs=0.2)
+    assert outside == pytest.approx(1 - 24 * 30 / (33 * 39), abs=0.25)
 
 
 def test_samples_found_at_once_are_those_of_earlier_versions(on_disk: Any) -> None:
