@@ -55,6 +55,13 @@ def test_a_single_channel_has_plain_numbers() -> None:
     assert (found.mean, found.std) == pytest.approx((values.mean(), values.std()))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, bool])
+def test_bytes_are_counted_to_the_same_statistics_as_their_values(dtype: Any) -> None:
+    values = grey(2, 13, 22).astype(np.uint8).astype(bool) if dtype is bool else grey(2, 13, 22).astype(dtype)
+    found, expected = moments(values[:, :5], values[:, 5:]), moments(values.astype(np.float64))
+    assert (found.mean, found.std) == (expected.mean, expected.std)
+
+
 def test_values_that_are_not_finite_are_ignored() -> None:
     values = grey(2, 3, 4).astype(np.float32)
     values[0, 0, 0], values[1, 2, 1], values[1, 1, 1] = np.nan, np.inf, -np.inf

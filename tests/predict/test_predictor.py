@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from helpers import SETTINGS, SOURCES
 
+from unetcli.core.errors import UnreadableBlock
 from unetcli.core.geometry import Architecture, Box
 from unetcli.planning.planner import Input, make_plan
-from unetcli.predict.windows import TileResult, Window, assemble
+from unetcli.predict.windows import TileResult, Window, assemble, read_finite
+from unetcli.volumes.volume import Volume
 
 SHAPE = (200, 200)
 
@@ -34,3 +36,12 @@ def test_a_block_is_not_finished_if_any_of_its_tiles_failed(failed: int) -> None
     (found,) = assemble(plan, results)
     assert found.error is reason
     assert found.values is None
+
+
+def test_values_that_are_not_finite_are_counted_once_and_placed_in_the_volume() -> None:
+    """The window is mirrored beyond the volume, where the first value would show first, and several times."""
+    values = np.zeros((3, 13, 22), np.float32)
+    values[1, 2, 3], values[1, 12, 20], values[2, 0, 0] = np.nan, np.inf, np.nan
+    source = Volume(path="raw.zarr", array=values, stored_axes="zyx")
+    with pytest.raises(UnreadableBlock, match=r"raw.zarr: 2 values are not finite, first at z 1:2, y 2:3, x 3:4; "):
+        read_finite(source, Box((1, -10, -30), (2, 23, 52)), SETTINGS)

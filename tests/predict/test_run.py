@@ -308,6 +308,17 @@ def test_a_block_with_nan_is_set_aside_with_its_place_and_the_rest_is_done(tmp_p
     assert np.array_equal(stored("filled.zarr")[::2], stored("nan.pred.zarr")[::2])
 
 
+def test_a_backslash_in_the_folder_of_logs_is_refused_before_anything_is_submitted(request_: PredictRequest) -> None:
+    Path("a\\b").mkdir()
+    before = set(Path().rglob("*"))
+    odd = replace(request_, cluster="slurm", output=Path("a\\b/big.pred.zarr"))
+    with pytest.raises(
+        UnetcliError, match=r"a\\b/big\.pred\.zarr\.run/predict: a backslash .*; use a folder without one"
+    ):
+        predict_volume(odd)
+    assert set(Path().rglob("*")) == before
+
+
 def test_a_damaged_chunk_sets_its_block_aside_until_it_is_repaired(request_: PredictRequest) -> None:
     predict_volume(replace(request_, output=Path("sound.zarr")))
     chunk = Path("big.zarr/c/2/1/1")

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from unetcli.core.process import Signals
 from unetcli.model.file import load_network
 from unetcli.train.border import border_weights, cells_of
-from unetcli.train.dataset import AnnotatedVolume, Dataset, Part, Sampler
+from unetcli.train.dataset import AnnotatedVolume, Dataset, Part
 from unetcli.train.request import TrainRequest
+from unetcli.train.sampling import Sampler
 from unetcli.train.settings import Augmentation, Ranges, TruthRules
 from unetcli.volumes.volume import Volume
 

@@ -6,7 +6,7 @@ from helpers import grey
 from train.scenes import annotated, dataset, discs, volume
 
 from unetcli.core.errors import collected_warnings
-from unetcli.train.data_checks import warn_about_images, warn_about_pairs
+from unetcli.train.data_checks import warn_about_held_out, warn_about_images, warn_about_pairs
 from unetcli.train.dataset import dataset_statistics
 
 
@@ -47,4 +47,31 @@ def test_an_image_with_a_single_bright_spot_is_not_constant() -> None:
     scene = dataset(annotated(raw, (grey(2, 64, 64) > 128).astype(np.uint8)))
     with collected_warnings() as found:
         warn_about_images(scene, dataset_statistics(scene))
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("last", "rules", "keep_empty", "hint"),
+    [
+        (0, {}, False, "holds out others, --keep-empty counts them as background"),
+        (9, {"ignore": 9}, False, "holds out others"),
+        (0, {"partial": 3}, True, "holds out others"),
+        (0, {}, True, None),
+        (1, {}, False, None),
+    ],
+)
+def test_held_out_sections_without_a_label_are_named_once_with_what_helps(
+    last: int, rules: dict[str, int], keep_empty: bool, hint: str | None
+) -> None:
+    labels = np.stack([grey(13, 22) % 2, np.full((13, 22), last)]).astype(np.uint8)
+    scene = dataset(annotated(grey(2, 13, 22), labels, **rules), held_out=((1, 2),), keep_empty=keep_empty)
+    with collected_warnings() as found:
+        warn_about_held_out(scene, ((1, 2),))
+    begin = "labels.zarr: no label in the held-out sections 1:2, so that no validation selects or calibrates the model"
+    assert found == ([] if hint is None else [f"{begin}; --validation A:B {hint}"])
+
+
+def test_without_held_out_sections_there_is_nothing_to_warn_of() -> None:
+    with collected_warnings() as found:
+        warn_about_held_out(dataset(annotated(grey(2, 13, 22), grey(2, 13, 22) % 2)), ((0, 0),))
     assert found == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -301,14 +302,26 @@ def test_a_class_that_only_the_held_out_sections_have_is_refused() -> None:
         require_usable(bad, found)
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
-def test_held_out_sections_that_cannot_be_read_are_refused_before_training(value: float) -> None:
+def test_held_out_sections_that_cannot_be_read_are_refused_before_training() -> None:
     raw = np.zeros((3, 8, 8), np.float64)
-    raw[2, 1, 1] = value
+    raw[2, 1, 1] = 1e300
     labels = np.tile(np.arange(2, dtype=np.uint8), (3, 8, 4))
     data = dataset(annotated(raw, labels), train=((0, 2),), held_out=((2, 3),))
-    with pytest.raises(UnetcliError, match=r"NaN, infinity or a number beyond 1e\+30 at z 2:3"):
+    with pytest.raises(UnetcliError, match=r"a number beyond 1e\+30 at z 2:3"):
         require_usable(data, dataset_statistics(data))
+
+
+@pytest.mark.parametrize("nonfinite", [None, 5.0])
+def test_statistics_are_those_of_finite_grey_values(nonfinite: float | None) -> None:
+    raw, labels = np.arange(3 * 8 * 8, dtype=np.float32).reshape(3, 8, 8), np.tile([0, 1], (3, 8, 4)).astype(np.uint8)
+    raw[1, :, 1], raw[2, 0, 0] = np.nan, np.inf
+    found = dataset_statistics(dataset(replace(annotated(raw, labels), nonfinite=nonfinite)))
+    finite = raw[np.isfinite(raw)]
+    assert (found.mean, found.std) == pytest.approx((finite.mean(), finite.std()))
+    assert found.extremes == ((0, 191),)
+    assert found.nonfinite == 9 / raw.size
+    assert found.class_counts.tolist() == ([96, 96] if nonfinite is not None else [95, 88])
+    assert np.isfinite(found.grey[0].percentiles).all()
 
 
 def test_scribbles_leave_the_background_class_without_pixels() -> None:

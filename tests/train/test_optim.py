@@ -16,7 +16,7 @@ from train.scenes import annotated, border_of, dataset, discs
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
 from unetcli.model.network import BatchNorm, UNet
-from unetcli.train.dataset import Sampler, dataset_statistics
+from unetcli.train.dataset import dataset_statistics
 from unetcli.train.distributed import ProcessGroup, require_divisible
 from unetcli.train.optim import (
     MIN_WEIGHT_SUM,
@@ -27,6 +27,7 @@ from unetcli.train.optim import (
     create_optimizer,
     weighted_cross_entropy,
 )
+from unetcli.train.sampling import Sampler
 from unetcli.train.settings import IGNORED, Augmentation, Optimisation, TrainingConfig, TruthRules
 from unetcli.train.targets import classes_of, weight_table
 

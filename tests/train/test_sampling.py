@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ from helpers import grey, write_zarr
 from numpy.typing import NDArray
 from train.scenes import TURNS, annotated, dataset, region, sampler
 
+from unetcli.core.arrays import Checksum
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.train import dataset as module
+from unetcli.train import sampling
 from unetcli.train.augment import augment
-from unetcli.train.dataset import ROUND, ROUND_CHUNKS, AnnotatedVolume, Dataset, Sample, Sampler
-from unetcli.train.settings import IGNORED, Augmentation
+from unetcli.train.dataset import AnnotatedVolume, Dataset
+from unetcli.train.sampling import ROUND, ROUND_CHUNKS, TRIES_PER_ROUND, Sample, Sampler
+from unetcli.train.settings import IGNORED, Augmentation, TruthRules
+from unetcli.train.truth_map import has_truth
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.volume import Volume
 
 TILE, OUTPUT = 18, 10
 SHAPE = (3, 13, 22)
@@ -139,6 +145,65 @@ def test_places_without_truth_are_passed_over() -> None:
         assert (data.sample(number).classes != IGNORED).any()
 
 
+SPOT = Box((1, 900, 700), (2, 924, 730))
+"""Annotated part of two sections of 1000 x 1200 pixels: 0.03 % of them."""
+
+
+def spotted() -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    labels = np.full((2, 1000, 1200), 9, np.uint8)
+    labels[SPOT.slices] = grey(*SPOT.shape) % 2
+    return numbered(labels.shape), labels
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["in memory", "on disk"])
+def test_places_are_drawn_from_where_truth_is(stored: bool, on_disk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All places from which truth is seen are equally likely, as if drawn from everywhere and rejected."""
+    raw, labels = spotted()
+    pair = on_disk(raw, labels, (1, 500, 500))[0].pairs[0] if stored else annotated(raw, labels)
+    drawn = sampler(dataset(annotated(pair.raw.array, pair.labels.array, ignore=9)), TILE, OUTPUT)
+    tries: list[Box] = []
+
+    def counted(labels: Volume, rules: TruthRules, window: Box) -> bool:
+        tries.append(window)
+        return has_truth(labels, rules, window)
+
+    monkeypatch.setattr(sampling, "has_truth", counted)
+    places = np.array([np.unravel_index(place, raw.shape) for place in middles(drawn, 50).elements()])
+    assert len(tries) < 50 * 2 * TRIES_PER_ROUND  # 1,800 of 2,400,000 places see truth: about 1,300 tries each
+    near = SPOT.grown((0, OUTPUT // 2, OUTPUT // 2))
+    assert ((places >= near.start) & (places <= near.stop)).all()
+    for axis in (1, 2):
+        middle = (near.start[axis] + near.stop[axis]) / 2
+        assert 0.25 < (places[:, axis] < middle).mean() < 0.75
+    outside = ((places < SPOT.start) | (places >= SPOT.stop)).any(axis=1).mean()
+    assert outside == pytest.approx(1 - 24 * 30 / (33 * 39), abs=0.25)
+
+
+def test_samples_found_at_once_are_those_of_earlier_versions(on_disk: Any) -> None:
+    """Continued trainings depend on it: numbers are drawn as ever where truth is found within the first tries."""
+    raw, full = grey(3, 90, 110), (grey(3, 90, 110, seed=1) > 128).astype(np.uint8)
+    half = full.copy()
+    half[:, :, 55:] = 9
+    stored = on_disk(raw, half, (1, 40, 40))[0].pairs[0]
+    found = []
+    for pair in (
+        annotated(raw, full, w0=10.0),
+        annotated(raw, half, w0=10.0, ignore=9),
+        annotated(stored.raw.array, stored.labels.array, ignore=9),
+    ):
+        samples = [sampler(dataset(pair), 44, 28, augmentation=Augmentation()).sample(n) for n in (0, 1, 2, 70, 500)]
+        total = Checksum()
+        for sample in samples:
+            for values in (sample.image, sample.classes, sample.border_weight):
+                total.add(values)
+        found.append(total.hexdigest())
+    assert found == [
+        "e9769f2c2b2780d94962ce5c79f3463f",
+        "f3e476ea3482f9d6d0bf4e1f2e00b44c",
+        "2e75279c40a14b81223cb4ee9e8cb569",
+    ]
+
+
 def test_where_nothing_is_drawn_nothing_is_learned_unless_asked_for() -> None:
     raw, labels = numbered((4, 6, 7)), np.zeros((4, 6, 7), np.uint8)
     labels[2, 0, 0] = 1
@@ -148,24 +213,48 @@ def test_where_nothing_is_drawn_nothing_is_learned_unless_asked_for() -> None:
         assert {place // 42 for place in found} == sections
 
 
-def test_no_truth_anywhere_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TRIES", 300)
+def test_no_truth_anywhere_ends_with_one_line() -> None:
     labels = np.full(SHAPE, 9, np.uint8)
     labels[0, 0, 0] = 1  # a label, so the section is used; the dataset below excludes it
     data = region(annotated(grey(*SHAPE), labels, ignore=9), Box((2, 0, 0), SHAPE))
-    with pytest.raises(UnetcliError, match=r"labels\.zarr: no ground truth at 300 random positions") as caught:
+    with pytest.raises(
+        UnetcliError, match=r"labels\.zarr: no ground truth in the training sections; choose other"
+    ) as caught:
         sampler(data, 5, 1).sample(0)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused_naming_the_place(value: float) -> None:
+def test_numbers_that_float32_cannot_multiply_are_refused_naming_the_place() -> None:
     raw = np.zeros(SHAPE, np.float32)
-    raw[2, 3, 4] = value
+    raw[2, 3, 4] = 2e30
     data = annotated(raw, grey(*SHAPE) % 250)
     assert data.image(Box((1, 0, 0), (2, 13, 22))).shape == (1, 13, 22)
-    with pytest.raises(UnetcliError, match=r"raw\.zarr: NaN, infinity or .* at z 2:3, y 0:13"):
+    with pytest.raises(UnetcliError, match=r"raw\.zarr: a number beyond 1e\+30 at z 2:3, y 0:13"):
         data.image(Box((2, 0, 0), (3, 13, 22)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_where_grey_values_are_not_finite_there_is_no_truth_unless_they_are_replaced(value: float) -> None:
+    raw, labels = np.full((2, 13, 22), 7.0, np.float32), grey(13, 22) % 5
+    raw[1, 3, 4] = value  # one of two channels
+    pair, box = annotated(raw, labels, axes="cyx", w0=10.0), Box((-4, 0), (9, 8))
+    replaced = replace(pair, nonfinite=-1.0)
+    classes, border_weights = pair.window(box)
+    expected, expected_weights = replaced.window(box)
+    lost = np.zeros((13, 8), bool)
+    lost[[1, 7], 4] = True  # once mirrored
+    assert np.array_equal(classes, np.where(lost, IGNORED, expected))
+    assert np.array_equal(pair.classes(box), classes)
+    assert np.array_equal(border_weights, np.where(lost, 0, expected_weights))
+    assert (replaced.image(box)[1][lost] == -1).all()
+    assert replaced.image(box).sum() == pair.image(box)[:, ~lost].sum() + 2 * (7 - 1)
+
+
+def test_places_that_show_only_nan_are_passed_over() -> None:
+    raw, labels = np.full((60, 70), np.nan, np.float32), grey(60, 70) % 2
+    raw[20:30, 50:] = 1
+    drawn = sampler(dataset(annotated(raw, labels)), TILE, OUTPUT)
+    assert all((drawn.sample(number).classes != IGNORED).any() for number in range(30))
 
 
 class Counted:

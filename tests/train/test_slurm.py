@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from unetcli.core.errors import Incomplete, UnetcliError
+from unetcli.core.process import Signals
+from unetcli.core.streams import silent
 from unetcli.executors.slurm.request import SlurmRequest
 from unetcli.executors.slurm.watch import JobEnd
-from unetcli.train.slurm import PORTS, Processes, first_host, outcome, torch_environment
+from unetcli.train.request import TrainRequest
+from unetcli.train.slurm import PORTS, Processes, first_host, launch, outcome, torch_environment
 
 
 @pytest.mark.parametrize(
@@ -84,3 +88,9 @@ def test_rank_and_address_come_from_slurm(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("UNETCLI_MASTER", "10.0.0.7")
     assert torch_environment()["MASTER_ADDR"] == "10.0.0.7"
     assert first_host() == "127.0.0.1"
+
+
+def test_a_backslash_in_the_output_is_refused_before_anything_is_written(request_: TrainRequest) -> None:
+    with pytest.raises(UnetcliError, match=r"model\\1: a backslash in the name of a folder"):
+        launch(replace(request_, output=Path("model\\1")), SlurmRequest(), Processes(), silent, Signals(), detach=True)
+    assert not Path("model\\1").exists()

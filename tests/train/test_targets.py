@@ -268,7 +268,7 @@ def test_what_is_kept_stays_below_the_budget(monkeypatch: pytest.MonkeyPatch) ->
     kept = 0
     for number in [*range(12), 3, 0]:
         cache.window(Box((number, 0, 0), (number + 1, 64, 64)))
-        kept = cache._cell_maps.nbytes + cache._border_patches.nbytes
+        kept = cache._maps.nbytes + cache._border_patches.nbytes
         assert kept <= 3 * section
     assert kept > section
 

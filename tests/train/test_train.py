@@ -29,11 +29,12 @@ from unetcli.model.training_data import TrainingObjects
 from unetcli.predict.predictor import predict_blocks
 from unetcli.predict.request import PredictRequest
 from unetcli.predict.run import predict_volume
-from unetcli.train import loop
+from unetcli.train import loop, optim
 from unetcli.train.folder import Checkpoint
+from unetcli.train.folds import FoldsSummary, FoldSummary
 from unetcli.train.loop import Training
 from unetcli.train.request import MEASURES, TrainRequest
-from unetcli.train.train import train_model
+from unetcli.train.train import preview_training, train_model
 
 
 def test_it_learns_and_says_how_well_on_the_last_sections(trained: TrainRequest) -> None:
@@ -90,6 +91,29 @@ def test_a_faint_channel_beside_a_bright_one_is_learned_from_and_predicted_from(
         )
         scores = evaluate_volume(EvaluateRequest(prediction=str(output), truth="truth.zarr")).scores
         assert scores["em"]["pixel_disagreement"] == pytest.approx(summary.best_error, abs=0.01)
+
+
+def test_pixels_that_are_nan_weigh_nothing_in_training_and_validation(request_: TrainRequest) -> None:
+    """What the labels are there does not matter; with --nonfinite it does."""
+    raw, labels = discs()
+    grey_values = raw.astype(np.float32)
+    grey_values[:, :, :20], grey_values[:, 40, 50] = np.nan, np.inf
+    write_zarr(Path("nan.zarr"), grey_values)
+    other = labels.copy()
+    other[:, :, :20] = 1 - labels[:, :, :20]
+    write_zarr(Path("other.zarr"), other)
+    found, scores = [], []
+    for n, (name, nonfinite) in enumerate([("labels", None), ("other", None), ("other", 0.0)]):
+        output, pair = f"model-{n}", (("nan.zarr", f"{name}.zarr"),)
+        train_model(replace(request_, pair=pair, steps=2, w0=0.0, output=Path(output), nonfinite=nonfinite))
+        found.append(weights(output))
+        scores.append([(row["loss"], row["pixel_disagreement"]) for row in log_rows(output)])
+        assert all(torch.isfinite(values).all() for values in found[-1].values())
+    assert scores[0] == scores[1] != scores[2]
+    assert same(found[0], found[1])
+    assert not same(found[1], found[2])
+    intensity = read_header(Path("model-2/model.safetensors")).intensity
+    assert intensity.mean == pytest.approx(np.ma.masked_invalid(grey_values[:7]).mean())
 
 
 def test_pictures_show_what_the_network_sees_and_says(trained: TrainRequest) -> None:
@@ -278,6 +302,16 @@ def test_a_finished_training_is_reported_and_not_changed(trained: TrainRequest) 
     assert contents(Path("model")) == before
 
 
+def test_the_printed_command_can_be_pasted(trained: TrainRequest) -> None:
+    summary = train_model(trained)
+    assert summary.advice.endswith(": unetcli predict VOLUME")
+    moved = replace(summary, model="my models/m (1)/model.safetensors")
+    assert moved.advice.endswith(": unetcli predict VOLUME --model 'my models/m (1)'")
+    fold = FoldSummary(fold=2, held_out=(), scores={}, training=summary)
+    folds = FoldsSummary(output="my models", total=2, folds=(fold,), mean={}, spread={})
+    assert folds.advice == "to average the models: unetcli predict VOLUME --model 'my models/fold-2'"
+
+
 def test_several_pairs_are_learned_from_together(request_: TrainRequest) -> None:
     raw, labels = discs()
     write_zarr(Path("single-raw.zarr"), raw[3, :50])
@@ -365,3 +399,24 @@ def test_without_steps_the_probe_chooses_them(request_: TrainRequest, monkeypatc
     assert summary.finished
     assert 0 < found[0] < time.perf_counter() - started
     assert summary.goal == max(1, float(f"{1 / found[0]:.1e}"))  # the steps of about a second
+
+
+def test_a_preview_measures_a_few_steps_and_makes_no_optimiser(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch imports its compiler for an optimiser, which takes longer than the rest of the preview."""
+    measured: list[torch.Tensor] = []
+    gradients = optim.Learner.gradients
+
+    def counted(learner: optim.Learner, batch: optim.Batch) -> torch.Tensor:
+        measured.append(gradients(learner, batch))
+        return measured[-1]
+
+    monkeypatch.delattr(optim, "create_optimizer")
+    monkeypatch.setattr(optim.Learner, "gradients", counted)
+    monkeypatch.setattr(loop, "PROBE_SECONDS", 0.0)
+    found = preview_training(request_)
+    assert (found.sections, found.held_out, found.steps) == (7, 1, 30)
+    assert 2 <= len(measured) <= loop.PROBE_WARM_UP + loop.PROBE_STEPS
+    assert found.minutes == round(30 / found.steps_per_second / 60, 1)
+    assert not Path("model").exists()

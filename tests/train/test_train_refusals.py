@@ -57,6 +57,7 @@ def test_a_missing_tensorboard_is_reported_before_anything_is_written(
         ({"precision": "bfloat16"}, r"precision bfloat16 \(was float32\)"),
         ({"select": "iou"}, r"select iou \(was pixel_disagreement\)"),
         ({"rotation": 10.0}, r"rotation 10.0"),
+        ({"nonfinite": 0.0}, r"nonfinite 0.0 \(was None\)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -138,6 +138,18 @@ def test_a_volume_in_memory_reads_the_same(tmp_path: Path) -> None:
     assert np.array_equal(volume.in_memory().read(box), volume.read(box))
 
 
+def test_values_that_are_not_finite_are_replaced_by_one_value_for_each_channel() -> None:
+    values = grey(2, 13, 22).astype(">f4")
+    values[0, 3, 4], values[1, 5, 6] = np.nan, -np.inf
+    found = Volume(path="raw.zarr", array=values, stored_axes="cyx").filled((1.5, 2.5))
+    assert (found.read(Box((3, 4), (4, 5)))[0], found.read(Box((5, 6), (6, 7)), channel=1)) == (1.5, 2.5)
+    whole = found.read(found.whole())
+    assert np.isfinite(whole).all()
+    assert np.array_equal(whole[np.isfinite(values)], values[np.isfinite(values)])
+    numbers = Volume(path="raw.zarr", array=grey(13, 22), stored_axes="yx")
+    assert numbers.filled(1.5) is numbers
+
+
 def test_mirrored_gives_the_stored_voxel_of_any_place() -> None:
     values = np.arange(13 * 22).reshape(13, 22)
     volume = Volume(path="a", array=values, stored_axes="yx")

@@ -11,7 +11,7 @@ import typer
 
 from unetcli.cli import console
 from unetcli.cli.requests import DryRunOption, JsonOption
-from unetcli.core.errors import UnetcliError, refuse_warnings, warn
+from unetcli.core.errors import UnetcliError, listed, refuse_warnings, warn
 from unetcli.core.options import Options
 from unetcli.core.streams import silent
 from unetcli.evaluate.request import EvaluateRequest
@@ -237,8 +237,8 @@ def preview(request: TrainRequest, json: bool) -> None:
 
 def preview_lines(found: dict[str, Any]) -> list[str]:
     """Aligned lines for the terminal."""
-    shares = ", ".join(f"{name}: {100 * share:.1f} %" for name, share in found["classes"].items())
-    weights = ", ".join(f"{weight:.2f}" for weight in found["class_weights"])
+    shares = listed([f"{name}: {100 * share:.1f} %" for name, share in found["classes"].items()], "classes", 8)
+    weights = listed([f"{weight:.2f}" for weight in found["class_weights"]], "classes", 8)
     left_out = f", {found['left_out']} left out (no labels)" if found["left_out"] else ""
     size = f"depth {found['depth']}, {found['base_channels']} channels, {found['parameters']:,} parameters"
     time = console.duration(60 * found["minutes"])
@@ -249,7 +249,7 @@ def preview_lines(found: dict[str, Any]) -> list[str]:
         f"network   {size}",
         f"tile      {found['tile']} in, {found['output']} out, {found['batch_size']} per step",
         f"memory    {found['memory_gb']} GB ({found['device']}, {found['precision']})",
-        f"speed     {found['steps_per_second']} steps/s, measured for ten seconds",
+        f"speed     {found['steps_per_second']} steps/s, measured on this machine",
         f"time      {time} for {found['steps']} steps (recipe {found['recipe']}){each}",
     ]
 

@@ -20,6 +20,8 @@ TABLE_SLICE = 2**20
 """Voxels whose values are looked up at once; an index takes 8 bytes."""
 TABLE_PER_VOXEL = 4
 """A lookup table over all values is faster than sorting up to about this many table entries per voxel."""
+COUNTED_AT_ONCE = 2**20
+"""Number of 8-bit values that are counted at once; numpy copies them to 8 bytes each."""
 PerChannel = float | tuple[float, ...]
 """One number per channel, in channel order, or a single number for all channels."""
 
@@ -153,12 +155,23 @@ class Moments:
 
     def add(self, values: NDArray[Any]) -> None:
         """Add an array of shape (c, ...)."""
+        if values.dtype.itemsize == 1:
+            self._add_bytes(values)
+            return
         exact = values.reshape(len(values), -1).astype(np.float64)
         if not (finite := np.isfinite(exact)).all():
             exact[~finite] = 0
         self.count = self.count + finite.sum(1)
         self.total = self.total + exact.sum(1)
         self.squares = self.squares + (exact**2).sum(1)
+
+    def _add_bytes(self, values: NDArray[Any]) -> None:
+        """Add an array of 8-bit integers: their sums are exact, and counting needs no copy of 8 bytes per value."""
+        counts = np.array([_byte_counts(channel) for channel in values], np.float64)  # (c, 256)
+        table = np.arange(256, dtype=np.uint8).view(values.dtype).astype(np.float64)
+        self.count = self.count + counts.sum(1)
+        self.total = self.total + counts @ table
+        self.squares = self.squares + counts @ table**2
 
     @property
     def mean(self) -> PerChannel:
@@ -176,6 +189,14 @@ class Moments:
     def _mean(self) -> NDArray[np.float64]:
         mean: NDArray[np.float64] = self.total / np.maximum(self.count, 1)
         return mean
+
+
+def _byte_counts(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Number of each byte among 8-bit values, (256,)."""
+    flat, counts = np.ascontiguousarray(values).view(np.uint8).ravel(), np.zeros(256, np.int64)
+    for first in range(0, flat.size, COUNTED_AT_ONCE):
+        counts += np.bincount(flat[first : first + COUNTED_AT_ONCE], minlength=256)
+    return counts
 
 
 def _each(values: NDArray[np.float64]) -> PerChannel:

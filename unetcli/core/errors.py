@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -69,13 +70,24 @@ def format_shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def listed(names: Sequence[str], unit: str, most: int = 4) -> str:
+def listed(names: Sequence[str], unit: str, most: int = 4, joint: str = ", ") -> str:
     """List the first few of many names.
 
     >>> listed(["a", "b"], "arrays"), listed(["a", "b", "c"], "arrays", most=2)
     ('a, b', 'a, b, .. (3 arrays)')
     """
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, .. ({len(names)} {unit})"
+    shown = joint.join(names[:most])
+    return shown if len(names) <= most else f"{shown}{joint}.. ({len(names)} {unit})"
+
+
+def pasted(path: object) -> str:
+    """Format a path so that it can be pasted into a command.
+
+    >>> print(pasted("a.zarr"), pasted("my data/a.zarr"), pasted("-a.zarr"))
+    a.zarr 'my data/a.zarr' ./-a.zarr
+    """
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 @dataclass(frozen=True, slots=True)

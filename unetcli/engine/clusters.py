@@ -22,7 +22,14 @@ from unetcli.executors.contract import Executor, InProcess, JobFailure
 from unetcli.executors.options import ClusterOptions, slurm_request, unencrypted
 from unetcli.executors.slurm.executor import SlurmExecutor
 from unetcli.executors.slurm.journal import JobJournal, submit_jobs
-from unetcli.executors.slurm.request import SlurmError, SlurmRequest, call, jobs_named, would_start
+from unetcli.executors.slurm.request import (
+    SlurmError,
+    SlurmRequest,
+    call,
+    jobs_named,
+    require_log_folder,
+    would_start,
+)
 from unetcli.executors.slurm.watch import ENDED, JobWatch, squeue
 
 log = logging.getLogger(__name__)
@@ -185,9 +192,13 @@ def end_earlier_launch(folder: RunFolder, attached: Collection[str]) -> int:
     return left
 
 
-def require_accepted(where: ClusterOptions, *, needed: bool) -> None:
-    """Raise, before anything is written, if SLURM would reject the jobs, or no scheduler answers, that are needed."""
+def require_accepted(where: ClusterOptions, folder: Path, *, needed: bool) -> None:
+    """Raise, before anything is written, if SLURM would reject the jobs, or no scheduler answers, that are needed.
+
+    ``folder`` is the one that the logs of jobs are written to.
+    """
     if needed and where.needs_slurm:
+        require_log_folder(folder)
         would_start(slurm_request(where).options())
     elif needed and where.cluster == "dask" and where.scheduler:
         from unetcli.executors.dask.cluster import require_scheduler

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted, listed
+from unetcli.core.errors import UnetcliError, counted, listed, pasted
 from unetcli.core.files import explain_write_errors
 from unetcli.core.options import Options
 from unetcli.core.ranges import to_ranges
@@ -205,7 +205,7 @@ def run(
         SLURM rejects the request (before anything is written), or another launcher or its jobs use the output.
     """
     begun = step.folder.plan_file.exists() and not options.overwrite
-    require_accepted(options.where, needed=not (begun and step.is_complete()))
+    require_accepted(options.where, step.folder.path, needed=not (begun and step.is_complete()))
     with launching(step, options):
         if options.where.cluster != "slurm" or options.overwrite:  # otherwise this launch attaches to the jobs
             require_no_live_jobs(step.output, step.folder)
@@ -353,7 +353,8 @@ def name_running_jobs(step: Step, executor: Executor) -> None:
     """Log the SLURM jobs that keep running after Ctrl-C."""
     if isinstance(executor, SlurmExecutor) and executor.jobs:
         arrays = " ".join(arrays_of(executor.jobs))
-        ways = f"`unetcli status {step.output}` shows them, the same command attaches, `scancel {arrays}` cancels them"
+        shown = f"`unetcli status {pasted(step.output)}` shows them"
+        ways = f"{shown}, the same command attaches, `scancel {arrays}` cancels them"
         log.info("SLURM jobs still running: %d; %s", len(executor.jobs), ways)
 
 

@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import distinct
-from unetcli.core.errors import UnetcliError, counted, require_no_warnings
+from unetcli.core.errors import UnetcliError, counted, pasted, require_no_warnings
 from unetcli.core.files import parse_place, replacing_folder, require_apart, require_folder_for
 from unetcli.core.geometry import Box
 from unetcli.core.streams import ProgressCallback, silent
@@ -333,7 +333,7 @@ class LabelSummary:
     def sentence(self) -> str:
         """The outcome in one line."""
         if self.jobs:
-            shown = f"`unetcli status {self.output}` shows the progress"
+            shown = f"`unetcli status {pasted(self.output)}` shows the progress"
             return f"{self.output}: {counted(len(self.jobs), 'SLURM job')}; {shown}; then the same command continues"
         if not self.complete:
             aside = f"{counted(len(self.set_aside), 'block')} set aside (see above); " if self.set_aside else ""

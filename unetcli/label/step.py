@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, counted, pasted
 from unetcli.core.files import Place, absolute, is_remote, parent_of, parse_place, remove_drafts_of, replacing
 from unetcli.core.lock import hold
 from unetcli.core.names import VolumeName
@@ -368,7 +368,7 @@ class LabelStep(ImageStep):
         if not intact:
             raise UnetcliError(
                 f"{self.files.path}: the content of the merge ({names}) has changed since it was written; "
-                f"`unetcli verify --repair {self.output}` computes it again"
+                f"`unetcli verify --repair {pasted(self.output)}` computes it again"
             )
 
     def _grid(self) -> tuple[Volume, tuple[int, ...]]:

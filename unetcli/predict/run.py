@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted, require_no_warnings, warn
+from unetcli.core.errors import UnetcliError, counted, pasted, require_no_warnings, warn
 from unetcli.core.files import Place, require_apart, require_folder_for
 from unetcli.core.streams import ProgressCallback, silent
 from unetcli.engine.run import RunOptions, RunOutcome, arrays_of, run
@@ -84,7 +84,7 @@ class PredictSummary:
         """The outcome in one line."""
         if self.jobs:
             jobs = f"{counted(len(self.jobs), 'SLURM job')} ({' '.join(arrays_of(self.jobs))})"
-            return f"{self.output}: {jobs}; `unetcli status {self.output}` shows the progress"
+            return f"{self.output}: {jobs}; `unetcli status {pasted(self.output)}` shows the progress"
         if self.found_done == self.blocks and self.finished:
             return f"{self.output}: already {self._state} ({counted(self.blocks, 'block')})"
         mega = self.voxels / 1e6

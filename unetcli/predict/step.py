@@ -19,7 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from unetcli.core.arrays import checksum
-from unetcli.core.errors import UnetcliError, counted
+from unetcli.core.errors import UnetcliError, counted, listed
 from unetcli.core.files import Place, parse_place
 from unetcli.core.streams import ordered_map, prefetch
 from unetcli.engine.levels import ImageStep, Pyramid, halved, nearest, place
@@ -267,8 +267,8 @@ class PredictStep(ImageStep):
 
         if names := label_names(self.output):
             tables = [table for name in names if (table := table_place(self.output, name, self.folder.path)).exists()]
-            kept = f"; their tables stay: {', '.join(map(str, tables))}" if tables else ""
-            log.warning("%s: --overwrite deletes the labels in it: %s%s", self.output, ", ".join(names), kept)
+            kept = f"; their tables stay: {listed(list(map(str, tables)), 'tables')}" if tables else ""
+            log.warning("%s: --overwrite deletes the labels in it: %s%s", self.output, listed(names, "labels"), kept)
         super().discard()
 
     def create(self) -> None:

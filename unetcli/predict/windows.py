@@ -132,8 +132,9 @@ def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None 
     wrong = ~finite if mask is None else ~(finite | mask.excluded(box))
     if not wrong.any():
         return np.where(finite, voxels, broadcast_channels(settings.mean, voxels.ndim).astype(voxels.dtype))
-    first = np.argwhere(wrong)[0][1:]
-    place = source.mirrored(tuple(int(a + i) for a, i in zip(box.start, first, strict=True)))
+    inner = box.clipped(source.whole())  # what is mirrored beyond the volume lies in it too
+    wrong = wrong[(slice(None), *inner.relative_to(box).slices)]
+    place = tuple(int(a + i) for a, i in zip(inner.start, np.argwhere(wrong.any(axis=0))[0], strict=True))
     voxel = Box(place, tuple(p + 1 for p in place))
     raise UnreadableBlock(
         f"{source.path}: {int(wrong.sum())} values are not finite, first at {describe(voxel, source.axes)}; "

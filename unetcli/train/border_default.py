@@ -38,7 +38,7 @@ def raised_fraction(dataset: Dataset) -> float:
     """Fraction of the background of the training sections whose border weight is above ``RAISED``; 0 without any."""
     raised = background = 0
     for pair, box in dataset.windows(WINDOWS):
-        classes, border_weight = pair.targets.window(box)
+        classes, border_weight = pair.window(box)
         raised += int(np.count_nonzero(border_weight[classes == 0] > RAISED))
         background += int(np.count_nonzero(classes == 0))
     return raised / max(background, 1)

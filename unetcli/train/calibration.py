@@ -153,7 +153,7 @@ def mean_loss_weights(dataset: Dataset, statistics: DatasetStatistics, config: T
     table = statistics.class_weights(balance=config.balance).astype(np.float64)
     border, counts = np.zeros(len(table)), np.zeros(len(table), np.int64)
     for pair, box in dataset.windows(MAX_WINDOWS):
-        classes, weights = pair.targets.window(box)
+        classes, weights = pair.window(box)
         known = classes != IGNORED
         border += np.bincount(classes[known], weights[known], minlength=len(table))[: len(table)]
         counts += np.bincount(classes[known], minlength=len(table))[: len(table)]

@@ -1,4 +1,4 @@
-"""Checks of training data: images and labels must fit; warnings if they are exchanged, or an image is constant."""
+"""Checks of training data: images and labels must fit; warnings if they are exchanged, constant, or not annotated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, warn
+from unetcli.core.errors import UnetcliError, listed, warn
 from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.request import TrainRequest
+from unetcli.train.sections import ranges_text
+from unetcli.train.settings import IGNORED, Ranges
+from unetcli.train.truth_map import truth_is_everywhere
 from unetcli.volumes.label_fringe import warn_about_fringe
 from unetcli.volumes.labels import open_labels
 from unetcli.volumes.opening import open_volume
@@ -108,8 +111,21 @@ def _planes(volume: Volume) -> Iterator[NDArray[Any]]:
 
 def warn_about_images(dataset: Dataset, statistics: DatasetStatistics) -> None:
     """Warn about channels that have the same value everywhere in the training sections."""
-    path = ", ".join(dict.fromkeys(dataset.pairs[part.pair].raw.path for part in dataset.train))
+    path = listed(list(dict.fromkeys(dataset.pairs[part.pair].raw.path for part in dataset.train)), "files")
     for channel, (low, high) in enumerate(statistics.extremes):
         if low == high:
             name = f"{path}, channel {channel}" if len(statistics.extremes) > 1 else path
             warn(f"{name}: a constant image, all values of the training sections are {low:g}; is it the right file?")
+
+
+def warn_about_held_out(dataset: Dataset, held_out: Ranges) -> None:
+    """Warn if sections are held out and nothing is annotated in them, so that there is nothing to validate on."""
+    planes = list(dataset.planes(dataset.held_out))
+    if not dataset.held_out or any((pair.classes(box) != IGNORED).any() for pair, box in planes):
+        return
+    pair = dataset.pairs[dataset.held_out[0].pair]
+    background = "" if planes or not truth_is_everywhere(pair.rules) else ", --keep-empty counts them as background"
+    warn(
+        f"{pair.labels.path}: no label in the held-out sections {ranges_text(held_out)}, so that no validation selects "
+        f"or calibrates the model; --validation A:B holds out others{background}"
+    )

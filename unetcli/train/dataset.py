@@ -1,8 +1,4 @@
-"""Annotated volumes of a training: their sections and statistics, and the endless stream of samples drawn from them.
-
-A sample depends only on the seed and its number, not on the batch, the process or the order of drawing. Training can
-therefore stop after any step, and any number of processes can share it.
-"""
+"""Annotated volumes of a training: their sections and statistics."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,9 +17,8 @@ from unetcli.core.arrays import Moments, PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box, hull
 from unetcli.model.training_data import GreyValues, grey_values
-from unetcli.train.augment import Draw, draw
 from unetcli.train.sections import training_runs
-from unetcli.train.settings import IGNORED, Augmentation, Ranges, TruthRules
+from unetcli.train.settings import IGNORED, Ranges, TruthRules
 from unetcli.train.targets import TargetCache, class_weights
 from unetcli.volumes.chunk_cache import cached
 from unetcli.volumes.samples import PLANE_SIDE
@@ -42,16 +37,6 @@ MAX_WINDOWS = 64
 """Number of sections, or parts of large ones, whose grey values and sizes of objects the model keeps."""
 PIECE = 2048
 """Side, in pixels, of the pieces of a section of which only a part is measured."""
-ROUND = 64
-"""Number of samples that are drawn from the same ``ROUND_CHUNKS`` chunks of a volume on disk, so that each chunk is
-decoded once per round."""
-ROUND_CHUNKS = 16
-MAX_TRIES = 10_000
-"""Positions tried to find a sample with ground truth."""
-TRIES_PER_ROUND = 16
-"""Tries after which a sample is drawn from other chunks than those of its round."""
-CHUNK_STREAM, SAMPLE_STREAM, DROPOUT_STREAM = 0, 1, 2
-"""Keys of the random streams, in addition to seed and number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +59,19 @@ class AnnotatedVolume:
     """Channel of the images that is used; None: all."""
     pairs: int = 1
     """Number of pairs that share ``IN_MEMORY_BYTES``."""
+    nonfinite: float | None = None
+    """Value that replaces NaN and infinity in the images; None: such pixels have no ground truth."""
     _empty: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
     @classmethod
     def buffered(
-        cls, raw: Volume, labels: Volume, rules: TruthRules, channel: int | None, pairs: int = 1
+        cls,
+        raw: Volume,
+        labels: Volume,
+        rules: TruthRules,
+        channel: int | None,
+        pairs: int = 1,
+        nonfinite: float | None = None,
     ) -> AnnotatedVolume:
         """Create one of ``pairs`` pairs; a volume is read into memory if it fits, otherwise its chunks are cached."""
         budget = IN_MEMORY_BYTES // pairs
@@ -87,15 +80,15 @@ class AnnotatedVolume:
             fits = math.prod(volume.array.shape) * volume.dtype.itemsize <= budget
             return volume.in_memory() if fits else cached(volume, budget)
 
-        return cls(buffer(raw), buffer(labels), rules, channel, pairs)
+        return cls(buffer(raw), buffer(labels), rules, channel, pairs, nonfinite)
 
     @cached_property
     def targets(self) -> TargetCache:
-        """Classes and border weights, by window."""
+        """Classes and border weights of the labels, by window, whatever the images are."""
         return TargetCache(self.labels, self.rules, IN_MEMORY_BYTES // self.pairs)
 
-    def image(self, box: Box) -> NDArray[Any]:
-        """Grey values of a window of one section.
+    def measured(self, box: Box) -> NDArray[Any]:
+        """Grey values of a window of one section as they are stored.
 
         Returns
         -------
@@ -104,15 +97,38 @@ class AnnotatedVolume:
         Raises
         ------
         UnetcliError
-            A value is NaN, infinite or above ``MAX_GREY``.
+            A number is above ``MAX_GREY``.
         """
         voxels = self.raw.read(box, self.channel)
-        if voxels.dtype.kind == "f" and not (np.abs(voxels) <= MAX_GREY).all():  # also finds NaN
+        if voxels.dtype.kind == "f" and ((np.abs(voxels) > MAX_GREY) & np.isfinite(voxels)).any():
             raise UnetcliError(
-                f"{self.raw.path}: NaN, infinity or a number beyond {MAX_GREY:g} at {describe(box, self.raw.axes)}; "
+                f"{self.raw.path}: a number beyond {MAX_GREY:g} at {describe(box, self.raw.axes)}; "
                 "--sections A:B leaves it out"
             )
         return voxels.reshape(voxels.shape[0], *voxels.shape[-2:])
+
+    def image(self, box: Box) -> NDArray[Any]:
+        """Grey values of a window that are trained on, like :meth:`measured`, with NaN and infinity replaced."""
+        image = self.measured(box)
+        if self.nonfinite is None or image.dtype.kind != "f":
+            return image
+        return np.where(np.isfinite(image), image, image.dtype.type(self.nonfinite))
+
+    def classes(self, box: Box) -> NDArray[np.uint8]:
+        """Classes of a window, (y, x); ``IGNORED`` also where a grey value is NaN or infinite and not replaced."""
+        return self._where_finite(box, self.targets.classes(box), IGNORED)
+
+    def window(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Classes and border weights of a window, each (y, x)."""
+        classes, border_weights = self.targets.window(box)
+        return self._where_finite(box, classes, IGNORED), self._where_finite(box, border_weights, 0)
+
+    def _where_finite(self, box: Box, values: NDArray[Any], otherwise: int) -> NDArray[Any]:
+        """Values (y, x) of the pixels whose grey values are finite, and another one for the others."""
+        if self.nonfinite is not None or self.raw.dtype.kind != "f":
+            return values
+        finite = np.isfinite(self.measured(box)).all(axis=0)
+        return values if finite.all() else np.where(finite, values, values.dtype.type(otherwise))
 
     def instances(self, box: Box) -> NDArray[Any]:
         """Numbers of the objects in a window of one section, (y, x), integer; 0 is none.
@@ -120,18 +136,21 @@ class AnnotatedVolume:
         They are the labels with ``truth="instances"``, otherwise the connected components of the foreground.
         """
         if self.rules.truth != "instances":
-            classes = self.targets.classes(box)
+            classes = self.classes(box)
             return np.asarray(ndimage.label(classes * (classes != IGNORED))[0])
         labels, ignore = self.targets.labels.read(box).reshape(box.shape[-2:]), self.targets.rules.ignore
         return labels if ignore is None else np.where(labels == ignore, 0, labels)
 
     def is_empty(self, plane: Box) -> bool:
         """Whether the whole section of a plane has no labels; sections above ``MAX_SEARCHED`` count as labelled."""
-        lead = plane.start[:-2]
+        lead, whole = plane.start[:-2], self.section_of(plane)
         if lead not in self._empty:
-            whole = Box((*lead, 0, 0), tuple(n + 1 for n in lead) + self.labels.extent[-2:])
             self._empty[lead] = whole.size <= MAX_SEARCHED and self.targets.is_empty(whole)
         return self._empty[lead]
+
+    def section_of(self, plane: Box) -> Box:
+        """The whole section that a plane is a part of."""
+        return Box((*plane.start[:-2], 0, 0), (*plane.stop[:-2], *self.labels.extent[-2:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +225,8 @@ class DatasetStatistics:
     """Percentiles of each channel and their spread over the sections."""
     extremes: tuple[tuple[float, float], ...] = ()
     """Least and largest grey value of each channel."""
+    nonfinite: float = 0.0
+    """Fraction of the measured pixels that are NaN or infinite, in any channel."""
 
     def normalised_by(self, intensity: tuple[PerChannel, PerChannel] | None) -> DatasetStatistics:
         """The same with another mean and standard deviation to normalise by, unless they are None."""
@@ -234,19 +255,37 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
     fraction = min(1.0, STATISTICS_PIXELS / sum(box.size for _, box in planes))
     grey, classes = Moments(), np.zeros(IGNORED + 1, np.int64)
     extremes: tuple[tuple[float, float], ...] = ()
+    nonfinite = pixels = 0
     for pair, box in planes if fraction == 1.0 else _spread(planes, fraction):
-        image = pair.image(box)
+        image = pair.measured(box)
         grey.add(image)
         extremes = _widened(extremes, image)
-        classes += np.bincount(pair.targets.classes(box).ravel(), minlength=IGNORED + 1)
-    counts = _complete_counts(dataset, classes)
-    windows = grey_values(pair.image(box) for pair, box in dataset.windows())
-    return DatasetStatistics(grey.mean, grey.std, counts, len(planes), every - len(planes), fraction, windows, extremes)
+        classes += np.bincount(pair.classes(box).ravel(), minlength=IGNORED + 1)
+        nonfinite, pixels = nonfinite + _nonfinite_pixels(image), pixels + box.size
+    return DatasetStatistics(
+        grey.mean,
+        grey.std,
+        _complete_counts(dataset, classes),
+        sections=len(planes),
+        left_out=every - len(planes),
+        fraction=fraction,
+        grey=grey_values(pair.measured(box) for pair, box in dataset.windows()),
+        extremes=extremes,
+        nonfinite=nonfinite / pixels,
+    )
+
+
+def _nonfinite_pixels(image: NDArray[Any]) -> int:
+    """Number of pixels of an image (c, y, x) that are NaN or infinite in any channel."""
+    return 0 if image.dtype.kind != "f" else int((~np.isfinite(image)).any(axis=0).sum())
 
 
 def _widened(extremes: tuple[tuple[float, float], ...], image: NDArray[Any]) -> tuple[tuple[float, float], ...]:
-    """Least and largest value of each channel, also over the image (c, y, x)."""
-    found = [(float(np.nanmin(channel)), float(np.nanmax(channel))) for channel in image]
+    """Least and largest finite value of each channel, also over the image (c, y, x)."""
+    channels = [channel if channel.dtype.kind != "f" else channel[np.isfinite(channel)] for channel in image]
+    if not all(channel.size for channel in channels):
+        return extremes
+    found = [(float(channel.min()), float(channel.max())) for channel in channels]
     return tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(extremes or found, found, strict=True))
 
 
@@ -285,8 +324,8 @@ def _pieces_of(plane: Box, side: int = PIECE) -> Iterable[Box]:
 def require_usable(dataset: Dataset, statistics: DatasetStatistics) -> None:
     """Raise UnetcliError if a held-out section cannot be read, or has a class that does not occur in training."""
     for pair, box in dataset.planes(dataset.held_out):
-        pair.image(box)
-        classes = pair.targets.classes(box)
+        pair.measured(box)
+        classes = pair.classes(box)
         highest = int(classes[classes != IGNORED].max(initial=0))
         if highest >= len(statistics.class_counts):
             raise UnetcliError(
@@ -305,114 +344,3 @@ def require_labelled(dataset: Dataset, folds: Sequence[Ranges]) -> None:
                 f"{first.labels.path}: no label in sections {last[0]}:{last[1]}, fold {number} of {len(folds)}; give "
                 "fewer --folds, or --sections with labels"
             )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """One training tile and the random choices of its augmentation."""
-
-    image: NDArray[Any]
-    """(c, side, side), the volume's data type: the window that the deformation reads for the tile."""
-    classes: NDArray[np.uint8]
-    """(side, side): the window that the deformation reads for the network's output."""
-    border_weight: NDArray[np.float32]
-    """(side, side), the same window: border weight, which is added to the class weight."""
-    draw: Draw
-
-
-@dataclass(frozen=True, eq=False)
-class Sampler:
-    """Endless stream of training samples, each of which depends only on the seed and its number."""
-
-    dataset: Dataset
-    tile: int
-    """Side of the network's input, pixels."""
-    output: int
-    """Side of the network's output, pixels."""
-    augmentation: Augmentation
-    seed: int
-    classes: int = IGNORED
-    """Classes of the network; the statistics of a huge volume cover a part of it and may have missed one."""
-
-    def sample(self, number: int) -> Sample:
-        """Draw sample ``number``, counted from 0.
-
-        Its centre is uniformly distributed over the training sections, so that the edge of an image is seen as often
-        as its middle; images and labels are mirrored beyond the edge. Positions without ground truth are skipped.
-
-        Raises
-        ------
-        UnetcliError
-            No position with ground truth is found, or a class is beyond those of the network.
-        """
-        for attempt in range(MAX_TRIES):
-            random = np.random.default_rng([self.seed, SAMPLE_STREAM, number, attempt])
-            part = self._round(number // ROUND, attempt // TRIES_PER_ROUND)[int(random.integers(ROUND_CHUNKS))]
-            pair, centre = self.dataset.pairs[part.pair], _random_voxel(part.region, random)
-            drawn = draw(self.augmentation, random, self.tile)
-            seen = _window(centre, drawn.deformation.window_side(self.output))
-            if (pair.targets.classes(seen) != IGNORED).any():
-                image = pair.image(_window(centre, drawn.deformation.window_side(self.tile)))
-                classes, border_weight = pair.targets.window(seen)
-                highest = int(classes[classes != IGNORED].max())
-                if highest >= self.classes:
-                    raise UnetcliError(
-                        f"{pair.labels.path}: class {highest}, but the sampled part of the labels has {self.classes} "
-                        "classes; give --sections with all classes, or --ignore this label"
-                    )
-                return Sample(image, classes, border_weight, drawn)
-        raise UnetcliError(
-            f"{pair.labels.path}: no ground truth at {MAX_TRIES} random positions; choose other --sections"
-        )
-
-    def dropout_mask(self, number: int, channels: int, probability: float) -> NDArray[np.float32]:
-        """Factors by which dropout multiplies the channels of a sample.
-
-        Parameters
-        ----------
-        number : int
-            Number of the sample.
-        channels : int
-        probability : float
-            Probability p that a channel is set to 0; 0 <= p < 1.
-
-        Returns
-        -------
-        (channels,), float32
-            0 or 1 / (1 - p).
-        """
-        random = np.random.default_rng([self.seed, DROPOUT_STREAM, number])
-        return (random.random(channels) >= probability).astype(np.float32) / np.float32(1 - probability)
-
-    @cached_property
-    def _runs(self) -> tuple[Part, ...]:
-        """Runs of training sections that are used."""
-        return tuple(run for part in self.dataset.train for run in self.dataset.runs(part))
-
-    @lru_cache(maxsize=4)  # noqa: B019 - a sampler lives as long as its training
-    def _round(self, number: int, retry: int) -> list[Part]:
-        """Chunks that the samples of a round are drawn from."""
-        random = np.random.default_rng([self.seed, CHUNK_STREAM, number, retry])
-        return [self._random_chunk(random) for _ in range(ROUND_CHUNKS)]
-
-    def _random_chunk(self, random: np.random.Generator) -> Part:
-        """Stored chunk of a random voxel of the training sections, clipped to them; all sections if held in memory."""
-        ends = np.cumsum([part.region.size for part in self._runs])
-        part = self._runs[int(np.searchsorted(ends, random.integers(ends[-1]), side="right"))]
-        voxel, raw = _random_voxel(part.region, random), self.dataset.pairs[part.pair].raw
-        if isinstance(raw.array, np.ndarray):
-            return part
-        corner = tuple(v // c * c for v, c in zip(voxel, raw.chunks, strict=True))
-        chunk = Box(corner, tuple(a + c for a, c in zip(corner, raw.chunks, strict=True)))
-        return Part(part.pair, chunk.clipped(part.region))
-
-
-def _random_voxel(box: Box, random: np.random.Generator) -> tuple[int, ...]:
-    """Draw a voxel of a box, uniformly."""
-    return tuple(int(random.integers(a, b)) for a, b in zip(box.start, box.stop, strict=True))
-
-
-def _window(centre: tuple[int, ...], side: int) -> Box:
-    """Square window of one section around a pixel; it may extend beyond the section."""
-    lead, corner = centre[:-2], tuple(c - side // 2 for c in centre[-2:])
-    return Box(lead + corner, tuple(n + 1 for n in lead) + tuple(c + side for c in corner))

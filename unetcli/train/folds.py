@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, pasted
 from unetcli.train.distributed import OtherRankFailed, ProcessGroup
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.request import TrainRequest, fold_words
@@ -67,7 +67,7 @@ class FoldsSummary:
     @property
     def advice(self) -> str:
         """The command that averages the models, as advice to the user."""
-        models = " ".join(f"--model {self.output}/fold-{each.fold}" for each in self.folds)
+        models = " ".join(f"--model {pasted(f'{self.output}/fold-{each.fold}')}" for each in self.folds)
         return f"to average the models: unetcli predict VOLUME {models}"
 
 

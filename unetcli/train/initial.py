@@ -21,8 +21,8 @@ from unetcli.train.request import TrainRequest
 from unetcli.train.settings import TrainingConfig
 
 if TYPE_CHECKING:
-    from unetcli.train.dataset import Sampler
     from unetcli.train.optim import Learner
+    from unetcli.train.sampling import Sampler
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -19,12 +20,13 @@ from torch import Tensor
 from unetcli.core.errors import UnetcliError
 from unetcli.core.process import Signals
 from unetcli.core.streams import ProgressCallback, prefetch
-from unetcli.train.dataset import Dataset, DatasetStatistics, Sampler
+from unetcli.train.dataset import Dataset, DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint, TrainingFolder
 from unetcli.train.initial import initial_state
 from unetcli.train.optim import Learner, batches, output_side
 from unetcli.train.pictures import draw_first_samples, draw_validation, remove_pictures_after, write_tensorboard
+from unetcli.train.sampling import Sampler
 from unetcli.train.saving import save_best, with_model
 from unetcli.train.settings import TrainingConfig
 from unetcli.train.validation import Validator
@@ -35,7 +37,9 @@ BATCHES_AHEAD = 3
 PROGRESS_SECONDS = 0.5
 """Shortest time between two updates of the progress bar, each of which waits for the device."""
 PROBE_STEPS, PROBE_WARM_UP = 5, 3
-"""Steps that :func:`seconds_per_step` measures, and steps before them that are not counted."""
+"""Least number of steps that :func:`seconds_per_step` measures, and steps before them that are not counted."""
+PROBE_SECONDS = 0.5
+"""Time for which fast steps are measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,13 +282,14 @@ class TrainingLoop:
 def seconds_per_step(training: Training, at_most: float = math.inf) -> float:
     """Measure the duration of a training step on this machine, with a network that is discarded.
 
-    A process that trains with others measures its own part of a batch, without communication.
+    The update of the weights, which takes about a hundredth of a step, is left out. A process that trains with others
+    measures its own part of a batch, without communication.
 
     Parameters
     ----------
     training : Training
     at_most : seconds
-        Time after which the measurement ends; by default, a fixed number of steps is measured.
+        Time after which the measurement ends with fewer steps, but at least two.
 
     Returns
     -------
@@ -296,15 +301,14 @@ def seconds_per_step(training: Training, at_most: float = math.inf) -> float:
     alone = replace(training, group=ProcessGroup(), config=own)
     learner, sampler = alone.learner(), alone.sampler()
     started = before = time.perf_counter()
-    stream = batches(learner, sampler, range(PROBE_WARM_UP + PROBE_STEPS if at_most == math.inf else 10**9))
     durations: list[float] = []
-    with closing(prefetch(stream, BATCHES_AHEAD)) as items:
-        for number, batch in enumerate(items):
-            float(learner.step(batch, number))
+    with closing(prefetch(batches(learner, sampler, itertools.count()), BATCHES_AHEAD)) as items:
+        for batch in items:
+            float(learner.gradients(batch))
             now = time.perf_counter()
             durations.append(now - before)
             before = now
-            if now - started > at_most and len(durations) > 1:
+            enough = len(durations) >= PROBE_WARM_UP + PROBE_STEPS and now - started >= PROBE_SECONDS
+            if enough or (now - started > at_most and len(durations) > 1):
                 break
-    counted = durations[PROBE_WARM_UP:] or durations[1:] or durations
-    return float(np.mean(counted))
+    return float(np.mean(durations[PROBE_WARM_UP:] or durations[1:]))

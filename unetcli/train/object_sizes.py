@@ -32,7 +32,7 @@ def smallest_objects(dataset: Dataset, classes: int) -> tuple[int, ...]:
     """
     found: list[list[NDArray[np.intp]]] = [[] for _ in range(classes if classes > 2 else 1)]
     for pair, box in dataset.windows():
-        truth = pair.targets.classes(box)
+        truth = pair.classes(box)
         kinds = [pair.instances(box)] if len(found) == 1 else [ndimage.label(truth == k)[0] for k in range(classes)]
         for sizes, objects in zip(found, kinds, strict=True):
             sizes.append(complete_sizes(objects, truth == IGNORED))

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -15,14 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unetcli.core.arrays import broadcast_channels
 from unetcli.core.errors import UnetcliError
 from unetcli.core.process import switch_threads_often, threads_beside
 from unetcli.core.streams import ordered_map
 from unetcli.model.network import UNet, channelwise, on_device
 from unetcli.train.augment import augment
-from unetcli.train.dataset import DatasetStatistics, Sample, Sampler
+from unetcli.train.dataset import DatasetStatistics
 from unetcli.train.distributed import ProcessGroup
 from unetcli.train.folder import Checkpoint
+from unetcli.train.sampling import Sample, Sampler
 from unetcli.train.settings import IGNORED, Optimisation, TrainingConfig
 from unetcli.train.targets import weight_table
 
@@ -90,7 +93,6 @@ class Learner:
         self.averaged = copy.deepcopy(self.network) if config.optimisation.ema else None
         self.validated = self.network if self.averaged is None else self.averaged
         """Network that is validated and saved: the moving average if there is one."""
-        self.optimizer = create_optimizer(config.optimisation, self.network)
         self.table = torch.from_numpy(weight_table(statistics.class_weights(balance=config.balance))).to(device)
         network = group.data_parallel(self.network, device)
         self._forward = torch.compile(network) if compiled else network
@@ -100,6 +102,11 @@ class Learner:
         if device.type == "cuda" and group.size == 1 and not compiled:
             self._forward = recorded(self.network, self._example(), config.precision)
         self._preparing = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Optimiser of the network. Torch imports its compiler for the first one, which takes two seconds."""
+        return create_optimizer(self.config.optimisation, self.network)
 
     def _example(self) -> tuple[Tensor, ...]:
         """Arguments of a forward pass of the shapes of a batch, for a process that trains alone."""
@@ -149,9 +156,12 @@ class Learner:
         (), float32
             Loss over all processes, on the device, which may still be computing it.
         """
-        optimisation = self.config.optimisation
-        for group in self.optimizer.param_groups:
-            group["lr"] = optimisation.rate(number)
+        loss = self.gradients(batch)
+        self._update(number)
+        return loss
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """Compute the gradients of a batch, and return the loss like :meth:`step`."""
         batch.wait()
         arguments = (batch.images, batch.dropout_mask) if self.config.architecture.dropout else (batch.images,)
         with self._compiling(), autocast(self.device, self.config.precision):
@@ -159,16 +169,22 @@ class Learner:
         total, weight = weighted_cross_entropy(logits, batch.classes, batch.border_weight, self.table)
         sums = self.group.sum(torch.stack([total.detach(), weight]))
         weight_sum = sums[1].clamp_min(MIN_WEIGHT_SUM)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss = total * (self.group.size / weight_sum)  # gradients are averaged over the processes, not summed
         with self._compiling():
             loss.backward()  # type: ignore[no-untyped-call]
+        return sums[0] / weight_sum
+
+    def _update(self, number: int) -> None:
+        """Update the weights and their moving average."""
+        optimisation = self.config.optimisation
+        for group in self.optimizer.param_groups:
+            group["lr"] = optimisation.rate(number)
         if optimisation.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), optimisation.clip)
         self.optimizer.step()
         if self.averaged is not None:
             self._average(self.averaged, number)
-        return sums[0] / weight_sum
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Load the weights, and running statistics, with which the training begins."""
@@ -199,8 +215,10 @@ class Learner:
         torch._foreach_lerp_(_averaged_values(averaged), _averaged_values(self.network), 1 - decay)
 
     def _grey(self, image: NDArray[Any]) -> Tensor:
-        """Copy grey values to the device, uint8 as uint8 to copy less, all others as float32."""
+        """Copy grey values to the device, uint8 as uint8 to copy less, all others as float32; the mean for NaN."""
         grey = image if image.dtype == np.uint8 else image.astype(np.float32)
+        if image.dtype.kind == "f" and not (finite := np.isfinite(grey)).all():
+            grey = np.where(finite, grey, broadcast_channels(self.statistics.mean, 3).astype(np.float32))
         return torch.from_numpy(np.ascontiguousarray(grey)).to(self.device)
 
 

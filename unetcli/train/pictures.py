@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.files import remove_aside, replacing
-from unetcli.train.dataset import Sampler
 from unetcli.train.folder import TrainingFolder
 from unetcli.train.optim import Learner
+from unetcli.train.sampling import Sampler
 from unetcli.train.validation_results import ValidatedSection
 from unetcli.viz.png import draw_samples, stretched
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, pasted
 from unetcli.core.files import strip_scheme
 from unetcli.core.label_values import parse_value
 from unetcli.core.names import with_choices
@@ -170,6 +171,10 @@ class TrainRequest(TruthOptions, SlurmOptions):
         "volume: the training images.",
         metavar="model|volume",
     )
+    nonfinite: float | None = network_option(
+        "Replace NaN and infinity in the images by V, as predict does. Default: such pixels have no weight.",
+        metavar="V",
+    )
     tile: int | None = network_option(
         "Width of a training tile in pixels. Default: 572 (paper) or 380 (fast) on a GPU, 316 or 204 on a CPU."
     )
@@ -245,6 +250,8 @@ class TrainRequest(TruthOptions, SlurmOptions):
             raise UnetcliError(f"--select {self.select}: expected one of {', '.join(MEASURES)}")
         if self.normalise not in (None, "model", "volume"):
             raise UnetcliError(f"--normalise {self.normalise}: expected model or volume")
+        if self.nonfinite is not None and not math.isfinite(self.nonfinite):
+            raise UnetcliError(f"--nonfinite {self.nonfinite}: expected a number")
         self._require_positive()
         self._resolve_folds()
         super().__post_init__()
@@ -312,7 +319,7 @@ class TrainRequest(TruthOptions, SlurmOptions):
 
 def fold_words(request: TrainRequest) -> str:
     """Options that train the first fold alone, for messages; ``--fold all`` continues with such folders."""
-    return f"--fold 1 --output {request.of_fold(1).output}"
+    return f"--fold 1 --output {pasted(request.of_fold(1).output)}"
 
 
 @dataclass(frozen=True, kw_only=True)

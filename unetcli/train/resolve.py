@@ -13,7 +13,13 @@ from unetcli.core.geometry import Architecture
 from unetcli.model.network import has_bfloat16, resolve_device
 from unetcli.planning.planner import largest_tile
 from unetcli.train.border_default import with_default_border_weight
-from unetcli.train.data_checks import require_pairs, warn_about_images, warn_about_labels, warn_about_pairs
+from unetcli.train.data_checks import (
+    require_pairs,
+    warn_about_held_out,
+    warn_about_images,
+    warn_about_labels,
+    warn_about_pairs,
+)
 from unetcli.train.dataset import (
     AnnotatedVolume,
     Dataset,
@@ -91,6 +97,7 @@ def resolve_training(
     if group.is_first:
         warn_about_images(dataset, statistics)
         warn_about_labels(dataset)
+        warn_about_held_out(dataset, ranges[1])
     config = resolve_config(request, frozen, group, device, dataset, statistics, ranges, data, initial)
     if initial is not None and config.intensity is not None and group.is_first:
         warn_about_grey(initial, dataset, statistics)
@@ -114,7 +121,11 @@ def resolve_dataset(
 ) -> Dataset:
     """Pairs of images and labels, their classes, and their sections to train on and to hold out."""
     rules = resolve_rules(request, frozen, volumes, sections, validation)
-    pairs = [AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes)) for raw, labels in volumes]
+    nonfinite = _chosen("nonfinite", request, frozen)
+    pairs = [
+        AnnotatedVolume.buffered(raw, labels, rules, request.channel, len(volumes), nonfinite)
+        for raw, labels in volumes
+    ]
     keep_empty = _chosen("keep_empty", request, frozen, False)
     dataset = Dataset.of_sections(pairs, sections, validation, keep_empty=keep_empty)
     require_labelled(dataset, fold_ranges(request, [raw for raw, _ in volumes]))
@@ -159,6 +170,7 @@ def resolve_config(
         validate_every=_chosen("validate_every", request, frozen, VALIDATE_EVERY),
         seed=request.seed,
         channel=request.channel,
+        nonfinite=dataset.pairs[0].nonfinite,
         device=device.type,
         data=data,
         init=initial.digest if initial else frozen.init if frozen else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, listed
 from unetcli.core.options import Sections, resolve_sections
 from unetcli.train.request import TrainRequest
 from unetcli.train.settings import Ranges
@@ -146,3 +146,14 @@ def by_pair(used: Ends, counts: Sequence[int]) -> Ranges:
         ranges.append((first, stop))
         before += count
     return tuple(ranges)
+
+
+def ranges_text(ranges: Ranges) -> str:
+    """Format the sections of each pair.
+
+    >>> ranges_text(((0, 20), (0, 5)))
+    '0:20 and 0:5'
+    >>> ranges_text(((0, 4),) * 200)
+    '0:4 and 0:4 and 0:4 and 0:4 and .. (200 pairs)'
+    """
+    return listed([f"{a}:{b}" for a, b in ranges], "pairs", joint=" and ")

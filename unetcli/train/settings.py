@@ -9,7 +9,7 @@ from typing import Any
 
 from unetcli.core import label_values
 from unetcli.core.arrays import PerChannel
-from unetcli.core.errors import UnetcliError
+from unetcli.core.errors import UnetcliError, listed
 from unetcli.core.geometry import Architecture
 from unetcli.core.label_values import LabelValues, option_text
 
@@ -344,6 +344,8 @@ class TrainingConfig:
     """Fingerprints of images and labels of each pair."""
     init: str | None = None
     """Checksum of the weights of the model that the training starts from; None: random weights."""
+    nonfinite: float | None = None
+    """Value that replaces NaN and infinity in the images; None: such pixels have no weight."""
     intensity: tuple[PerChannel, PerChannel] | None = None
     """Mean and standard deviation of the grey values of that model; None: those of the training images."""
 
@@ -390,5 +392,5 @@ def _short(value: Any) -> Any:
     '0:17'
     """
     if isinstance(value, tuple):
-        return ", ".join(f"{each[0]}:{each[1]}" if isinstance(each, tuple) else str(each) for each in value)
+        return listed([f"{each[0]}:{each[1]}" if isinstance(each, tuple) else str(each) for each in value], "values")
     return value

@@ -23,7 +23,7 @@ from unetcli.core.process import Signals, prepare
 from unetcli.core.streams import ProgressCallback
 from unetcli.executors.slurm.executor import LATE_SECONDS, last_log_line
 from unetcli.executors.slurm.journal import JobJournal, Submission, log_of, submit_jobs
-from unetcli.executors.slurm.request import SlurmRequest, require_slurm
+from unetcli.executors.slurm.request import SlurmRequest, require_log_folder, require_slurm
 from unetcli.executors.slurm.watch import JobEnd, JobWatch, tail
 from unetcli.executors.slurm.worker import requeue_job
 from unetcli.train.request import TrainRequest
@@ -124,6 +124,7 @@ def launch(
     done = None if request.overwrite else summary()
     if done is not None and done.finished:
         return done
+    require_log_folder(folder.path)
     _check(request, slurm, processes)
     require_no_warnings()
     require_slurm()

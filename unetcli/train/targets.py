@@ -179,7 +179,7 @@ class TargetCache:
         self._section = Box((0, 0), (height, width))
         self._pieces = _Grid(tuple(n if n <= MAX_WHOLE else PIECE for n in (height, width)), self._section)
         self._patches = _Grid((PATCH, PATCH), self._section)
-        self._cell_maps, self._border_patches = _ByteCache(budget_bytes // 2), _ByteCache(budget_bytes // 2)
+        self._maps, self._border_patches = _ByteCache(budget_bytes // 2), _ByteCache(budget_bytes // 2)
         self._lock = threading.Lock()
 
     def window(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -210,10 +210,10 @@ class TargetCache:
         counts = LabelCounts()
         with self._lock:
             for piece in self._pieces.intersecting(inner):
-                cell_map = self._cell_map(section, piece)
-                inside = inner.clipped(piece).relative_to(cell_map.box)
-                pixels = np.bincount(cell_map.classes[inside.slices].ravel(), minlength=IGNORED + 1)
-                counts += LabelCounts(pixels, cell_map.cells_from(inside))
+                class_map = self._class_map(section, piece)
+                inside = inner.clipped(piece).relative_to(class_map.box)
+                pixels = np.bincount(class_map.classes[inside.slices].ravel(), minlength=IGNORED + 1)
+                counts += LabelCounts(pixels, _cells_from(self._cells(section, piece), inside))
         return counts
 
     def is_empty(self, section: Box) -> bool:
@@ -227,7 +227,7 @@ class TargetCache:
         """
         section, inner = _split_window(box)
         for piece in self._pieces.intersecting(inner):
-            yield Box(section + piece.start, tuple(n + 1 for n in section) + piece.stop)
+            yield _in_section(section, piece)
 
     def _mirrored(self, box: Box, inside: Callable[[SectionIndex, Box], NDArray[Any]]) -> NDArray[Any]:
         """Values of a window, mirrored at the edges of the section; ``inside`` computes those within it."""
@@ -244,8 +244,8 @@ class TargetCache:
     def _classes(self, section: SectionIndex, box: Box) -> NDArray[np.uint8]:
         found = np.empty(box.shape, np.uint8)
         for piece in self._pieces.intersecting(box):
-            cell_map, part = self._cell_map(section, piece), box.clipped(piece)
-            found[part.relative_to(box).slices] = cell_map.classes[part.relative_to(cell_map.box).slices]
+            class_map, part = self._class_map(section, piece), box.clipped(piece)
+            found[part.relative_to(box).slices] = class_map.classes[part.relative_to(class_map.box).slices]
         return found
 
     def _border_weights(self, section: SectionIndex, box: Box) -> NDArray[np.float32]:
@@ -259,51 +259,68 @@ class TargetCache:
         """Border weights of a patch."""
 
         def make() -> NDArray[np.float32]:
-            cell_map = self._cell_map(section, next(self._pieces.intersecting(patch)))
-            around = patch.grown((int(self.rules.max_distance),) * 2).clipped(cell_map.box)
-            seen = around.relative_to(cell_map.box).slices
-            weights = border_weights(cell_map.cells[seen], cell_map.classes[seen], self.rules)
+            piece = next(self._pieces.intersecting(patch))
+            class_map, cells = self._class_map(section, piece), self._cells(section, piece)
+            around = patch.grown((int(self.rules.max_distance),) * 2).clipped(class_map.box)
+            seen = around.relative_to(class_map.box).slices
+            weights = border_weights(cells[seen], class_map.classes[seen], self.rules)
             return np.ascontiguousarray(weights[patch.relative_to(around).slices])
 
         return self._border_patches.get((section, patch), make)
 
-    def _cell_map(self, section: SectionIndex, piece: Box) -> _CellMap:
-        """Classes and cells of a piece and its margin."""
+    def _class_map(self, section: SectionIndex, piece: Box) -> _ClassMap:
+        """Classes of a piece and its margin."""
 
-        def make() -> _CellMap:
+        def make() -> _ClassMap:
             around = piece.grown((self.rules.reach + CELL_MARGIN,) * 2).clipped(self._section)
-            box = Box(section + around.start, tuple(n + 1 for n in section) + around.stop)
-            labels = self.labels.read(box).reshape(around.shape)
+            labels = self._labels(section, around)
             try:
                 classes = classes_of(labels, self.rules)
             except UnetcliError as error:
+                box = _in_section(section, around)
                 raise UnetcliError(f"{self.labels.path}: {describe(box, self.labels.axes)}: {error}") from error
-            return _CellMap(around, classes, cells_of(labels, classes, self.rules))
+            if self.rules.truth == "instances":  # its cells are labels, which would be read again
+                self._maps.get(("cells", section, piece), lambda: cells_of(labels, classes, self.rules))
+            return _ClassMap(around, classes)
 
-        return self._cell_maps.get((section, piece), make)
+        return self._maps.get(("classes", section, piece), make)
+
+    def _cells(self, section: SectionIndex, piece: Box) -> NDArray[np.int32]:
+        """Cells of a piece and its margin; only border weights and counts of cells need them."""
+        known = self._class_map(section, piece)
+
+        def make() -> NDArray[np.int32]:
+            labels = self._labels(section, known.box) if self.rules.truth == "instances" else known.classes
+            return cells_of(labels, known.classes, self.rules)
+
+        return self._maps.get(("cells", section, piece), make)
+
+    def _labels(self, section: SectionIndex, box: Box) -> NDArray[Any]:
+        """Labels of a part of a section, (y, x)."""
+        return self.labels.read(_in_section(section, box)).reshape(box.shape)
 
 
 @dataclass(frozen=True, slots=True)
-class _CellMap:
-    """Classes and cells of a piece and its margin."""
+class _ClassMap:
+    """Classes of a piece and its margin."""
 
     box: Box
     """Position (y, x) in the section."""
     classes: NDArray[np.uint8]
-    cells: NDArray[np.int32]
 
     @property
     def nbytes(self) -> int:
-        return self.classes.nbytes + self.cells.nbytes
+        return self.classes.nbytes
 
-    def cells_from(self, inside: Box) -> int:
-        """Number of cells whose first pixel, in C order, lies in a box."""
-        flat = self.cells.ravel()[::-1]
-        first = np.empty(int(flat.max(initial=0)) + 1, np.intp)
-        first[flat] = np.arange(len(flat))[::-1]  # of several values for one index, numpy keeps the last
-        rows, columns = np.divmod(first[1:], self.cells.shape[1])
-        (top, left), (bottom, right) = inside.start, inside.stop
-        return int(((top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)).sum())
+
+def _cells_from(cells: NDArray[np.int32], inside: Box) -> int:
+    """Number of cells whose first pixel, in C order, lies in a box."""
+    flat = cells.ravel()[::-1]
+    first = np.empty(int(flat.max(initial=0)) + 1, np.intp)
+    first[flat] = np.arange(len(flat))[::-1]  # of several values for one index, numpy keeps the last
+    rows, columns = np.divmod(first[1:], cells.shape[1])
+    (top, left), (bottom, right) = inside.start, inside.stop
+    return int(((top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +354,11 @@ class _ByteCache:
         while self.nbytes > self._budget and len(self._values) > 1:
             self.nbytes -= self._values.popitem(last=False)[1].nbytes
         return cast(Value, self._values[key])
+
+
+def _in_section(section: SectionIndex, box: Box) -> Box:
+    """The box of a volume that is a part (y, x) of a section."""
+    return Box(section + box.start, tuple(n + 1 for n in section) + box.stop)
 
 
 def _split_window(box: Box) -> tuple[SectionIndex, Box]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unetcli.core.errors import require_no_warnings
+from unetcli.core.errors import listed, pasted, require_no_warnings
 from unetcli.core.files import explain_write_errors, require_apart
 from unetcli.core.geometry import Architecture
 from unetcli.core.process import Signals, cpu_threads
@@ -25,15 +25,17 @@ from unetcli.train.pictures import require_tensorboard
 from unetcli.train.request import TrainRequest
 from unetcli.train.resolve import MINUTES, PAPER, resolve_steps, resolve_training
 from unetcli.train.saving import calibration_of, kept_row, model_problem, require_model
-from unetcli.train.sections import training_runs
-from unetcli.train.settings import Ranges, TrainingConfig
+from unetcli.train.sections import ranges_text, training_runs
+from unetcli.train.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
-PROBE_SECONDS = 10.0
-"""Time for which a preview measures the speed."""
+PREVIEW_SECONDS = 2.0
+"""Longest time for which a preview measures the speed, unless two steps take longer."""
 LIBRARY_BYTES = 600e6
 """Memory of torch, validations and everything else in the process; with it, four real runs (depth 3 and 4, both
 precisions, 585 to 906 MB) took 0.88 to 0.98 of the expected memory."""
+MOST_CLASSES = 8
+"""Number of classes whose fractions and weights are shown."""
 OPTION_NAMES = {"learning_rate": "lr", "everywhere": "weights_everywhere", "class_values": "classes"}
 """Names of the options of settings with another name."""
 
@@ -98,7 +100,7 @@ class TrainSummary:
         """The command that uses the model, as advice to the user."""
         threshold = f" (best threshold: {self.best_threshold:.1f})" if self.best_threshold is not None else ""
         folder = Path(self.model).parent
-        option = "" if folder == Path("model") else f" --model {folder}"
+        option = "" if folder == Path("model") else f" --model {pasted(folder)}"
         return f"to use the model{threshold}: unetcli predict VOLUME{option}"
 
 
@@ -260,29 +262,35 @@ def _log_training(training: Training, goal: int) -> None:
     batch = f", batch of {o.batch_size}" if o.batch_size > 1 else ""
     optimisation = f"{o.optimizer}, learning rate {o.learning_rate:g} ({o.schedule}){batch}"
     log.info("recipe %s: %s; %d steps", config.recipe, optimisation, goal)
-    held_out = f"held out {ranges_text(config.validation)}" if training.dataset.held_out else "none held out"
+    held_out = f"held out {ranges_text(config.validation)}" if training.dataset.held_out else "no held-out sections"
     log.info("training on sections %s, %s", sections_text(config), held_out)
     if statistics.left_out:
         log.info("left out: %d sections without labels (--keep-empty uses them)", statistics.left_out)
+    if statistics.nonfinite:
+        log.info("%s", nonfinite_text(statistics.nonfinite, config.nonfinite))
     counts = statistics.class_counts
-    fractions = ", ".join(f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts))
-    weights = ", ".join(f"{w:.2f}" for w in statistics.class_weights(balance=config.balance))
-    log.info("classes %s; weights %s", fractions, weights)
+    fractions = [f"{k}: {100 * n / counts.sum():.1f} %" for k, n in enumerate(counts)]
+    weights = [f"{w:.2f}" for w in statistics.class_weights(balance=config.balance)]
+    shown = (listed(values, "classes", MOST_CLASSES) for values in (fractions, weights))
+    log.info("classes %s; weights %s", *shown)
+
+
+def nonfinite_text(fraction: float, value: float | None) -> str:
+    """Say what becomes of a fraction of the pixels that are NaN or infinite.
+
+    >>> nonfinite_text(0.2083, None)
+    '20.8 % of the pixels are NaN or infinite and have no weight; --nonfinite V uses the value V for them'
+    """
+    what = f"{100 * fraction:.3g} % of the pixels are NaN or infinite"
+    if value is not None:
+        return f"{what}; {value:g} is used for them (--nonfinite)"
+    return f"{what} and have no weight; --nonfinite V uses the value V for them"
 
 
 def sections_text(config: TrainingConfig) -> str:
     """Format the runs of sections that are trained on, by pair: ``0:5, 10:20 and 0:8``."""
     runs = [training_runs(*both) for both in zip(config.sections, config.validation, strict=True)]
-    return " and ".join(", ".join(f"{a}:{b}" for a, b in own) or "none" for own in runs)
-
-
-def ranges_text(ranges: Ranges) -> str:
-    """Format the sections of each pair.
-
-    >>> ranges_text(((0, 20), (0, 5)))
-    '0:20 and 0:5'
-    """
-    return " and ".join(f"{a}:{b}" for a, b in ranges)
+    return listed([", ".join(f"{a}:{b}" for a, b in own) or "none" for own in runs], "pairs", joint=" and ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +322,7 @@ class TrainPreview:
     steps: int
     steps_per_second: float
     minutes: float
-    """Expected time for all steps of one model, without validations, measured in ten seconds."""
+    """Expected time for all steps of one model, without validations, from the speed of a few steps."""
     models: int = 1
     """Number of models that are trained one after another: one for each fold of ``--fold all``, else 1."""
     warnings: tuple[str, ...] = ()
@@ -328,7 +336,7 @@ def preview_training(request: TrainRequest) -> TrainPreview:
     training, frozen = resolve_locally(request, ProcessGroup())
     require_no_warnings()
     config, statistics, dataset = training.config, training.statistics, training.dataset
-    seconds = seconds_per_step(training, PROBE_SECONDS)
+    seconds = seconds_per_step(training, PREVIEW_SECONDS)
     steps = resolve_steps(request, training, frozen, seconds)
     counts, a = statistics.class_counts, config.architecture
     return TrainPreview(

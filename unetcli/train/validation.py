@@ -107,14 +107,15 @@ class Validator:
         self, predictor: Predictor, blocks: Blocks, stopping: Callable[[], bool]
     ) -> Iterator[ValidatedSection]:
         pair = self.dataset.pairs[blocks.part.pair]
-        for finished in predict_blocks(blocks.plan, predictor, pair.raw, blocks.numbers, stopping):
+        fill = self.statistics.mean if pair.nonfinite is None else pair.nonfinite
+        for finished in predict_blocks(blocks.plan, predictor, pair.raw.filled(fill), blocks.numbers, stopping):
             if finished.error is not None:
                 raise finished.error
             assert finished.values is not None
             for box in finished.block.box.planes():
                 if self.dataset.is_used(pair, box):
                     values = finished.values[(slice(None), *box.relative_to(finished.block.box).slices)]
-                    yield ValidatedSection(pair, box, values.reshape(-1, *values.shape[-2:]), pair.targets.classes(box))
+                    yield ValidatedSection(pair, box, values.reshape(-1, *values.shape[-2:]), pair.classes(box))
 
     def _plan(self, raw: Volume, region: Box) -> Plan:
         """Plan the blocks of held-out sections."""

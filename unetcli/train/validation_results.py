@@ -236,7 +236,7 @@ def describe_row(row: dict[str, Any], metrics: ValidationMetrics | None) -> str:
     """Describe a validation in one line."""
     text = f"step {row['step']}: loss {row['loss']:.4f}"
     if metrics is None:
-        return f"{text} (saved; no held-out sections to validate on)"
+        return f"{text} (saved)"
     text += f"; held out: loss {metrics.loss:.4f}, pixel disagreement {metrics.pixel_disagreement:.4f}"
     if metrics.measure != "pixel_disagreement" and metrics.selected is not None:
         text += f", {metrics.measure.replace('_', ' ')} {metrics.selected:.4f}"

@@ -47,6 +47,10 @@ class _ChunkCache:
             result[target] = self._chunk(place)[source]
         return result
 
+    def viewed(self, selection: tuple[slice, ...]) -> tuple[Any, tuple[slice, ...]]:
+        """The array behind the cache, and the same selection in it."""
+        return self._array, selection
+
     def _chunk(self, place: tuple[int, ...]) -> NDArray[Any]:
         with self._lock:
             if place in self._cached:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetcli.core.errors import UnetcliError, counted, format_shape, listed, note, one_line, warn, without_notes
+from unetcli.core.errors import UnetcliError, counted, format_shape, listed, note, one_line, pasted, warn, without_notes
 from unetcli.core.files import absolute
 from unetcli.core.names import VolumeName
 from unetcli.volumes.axes import axes_from_names
@@ -39,7 +39,7 @@ def image_files(folder: Path) -> list[Path]:
         named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         raise UnetcliError(
             f"{folder}: files of several kinds ({named}); expected one kind, or a quoted pattern such as "
-            f"'{folder}/*{sorted(found)[0].suffix}'"
+            f"{pasted(f'{folder}/*{sorted(found)[0].suffix}')}"
         )
     return sorted((path for path in found if path.is_file()), key=natural)
 

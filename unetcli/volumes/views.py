@@ -19,6 +19,26 @@ def chunks_of(array: Any) -> tuple[int, ...]:
     return tuple(getattr(array, "chunks", None) or array.shape)
 
 
+class Filled:
+    """Array of floating point numbers whose NaN and infinities are replaced.
+
+    Parameters
+    ----------
+    array
+        Array with shape, dtype and slicing.
+    values
+        Values that replace them, which broadcast against the array.
+    """
+
+    def __init__(self, array: Any, values: NDArray[Any]) -> None:
+        self._array, self.shape, self.dtype, self.chunks = array, array.shape, array.dtype, chunks_of(array)
+        self._values = np.broadcast_to(values.astype(array.dtype), array.shape)
+
+    def __getitem__(self, selection: Selection) -> NDArray[Any]:
+        voxels = np.asarray(self._array[selection])
+        return np.where(np.isfinite(voxels), voxels, self._values[selection])
+
+
 class Rearranged:
     """Array with some axes fixed at an index, some cut to their first entries, and new axes of extent 1.
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import LabelError, UnetcliError, UnreadableBlock, one_line
 from unetcli.core.geometry import Box, mirror_indices
 from unetcli.core.options import Roi, Sections, resolve_sections
 from unetcli.volumes.absent import is_absent
 from unetcli.volumes.axes import AXES
-from unetcli.volumes.views import Fractions, OneClass, Picked, Rearranged, chunks_of
+from unetcli.volumes.views import Filled, Fractions, OneClass, Picked, Rearranged, chunks_of
 
 LONGEST = 300
 """Characters of the longest reason shown for data that cannot be read; codecs and tifffile may quote whole values."""
@@ -153,6 +154,13 @@ class Volume:
     def picked(self, axis: str, positions: Sequence[int]) -> Volume:
         """The volume with only some positions along an axis."""
         return replace(self, array=Picked(self.array, self.stored_axes.index(axis), positions))
+
+    def filled(self, values: PerChannel) -> Volume:
+        """Replace NaN and infinity by a value, or by one for each channel."""
+        if self.dtype.kind != "f":
+            return self
+        own = np.reshape(np.asarray(values), [-1 if axis == "c" else 1 for axis in self.stored_axes])
+        return replace(self, array=Filled(self.array, own))
 
     def channels_as_sections(self) -> Volume:
         """Interpret a guessed channel axis as sections z, and a guessed z axis before it as t."""

@@ -81,6 +81,18 @@ def require_slurm() -> None:
         raise UnetcliError(f"--cluster slurm: no cluster answers ({error}); run it on a host of the cluster") from None
 
 
+def require_log_folder(folder: Path) -> None:
+    """Raise :class:`UnetcliError` if SLURM cannot write the logs of jobs to a folder.
+
+    In the name of a log file, a backslash keeps SLURM from replacing %j by the job's id (manual of sbatch).
+    """
+    if "\\" in str(place := folder.absolute()):
+        raise UnetcliError(
+            f"{place}: a backslash in the name of a folder, where SLURM does not put the id of a job into the names of "
+            "its logs; use a folder without one"
+        )
+
+
 def array_limit() -> int:
     """Maximum number of elements of a job array on this cluster."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
