@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from unetcli import api, lazy
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture
+from unetcli.engine.runfolder import RunFolder
 from unetcli.model.file import Intensity, ModelHeader, load_network, read_model, save_model
 from unetcli.model.network import UNet
 from unetcli.model.training_data import TrainingData, grey_values
 from unetcli.planning.estimate import multiply_adds
 from unetcli.predict.models import find_models
+from unetcli.predict.step import PredictStep
 from unetcli.predict.stores import Paths
 
 CPU: dict[str, Any] = {"device": "cpu", "tile": 60}
@@ -204,3 +207,14 @@ def test_all_models_are_named_by_absolute_paths_for_processes_in_other_folders(
     monkeypatch.chdir(tmp_path)
     found = Paths(volume="v.zarr", model="a", output="p.zarr", others=("b", "c")).absolute()
     assert found.models == tuple(str(tmp_path / name) for name in "abc")
+
+
+@pytest.mark.parametrize("changed", ["a", "b"])
+def test_a_worker_refuses_a_model_that_changed_since_the_run_was_planned(models: list[Path], changed: str) -> None:
+    api.predict("big.zarr", model=models[:2], output="out.zarr", share=(0, 2), **CPU)
+    shutil.copy("c/model.safetensors", f"{changed}/model.safetensors")
+    step = PredictStep.open(RunFolder.of("out.zarr"))
+    with pytest.raises(
+        UnetcliError, match=rf"{changed}/model.safetensors: has changed since the run was planned; .*over"
+    ):
+        list(step.compute([1], bool))

@@ -34,7 +34,7 @@ from unetcli.planning.planner import ITEM_BYTES
 from unetcli.planning.pyramid_plan import PyramidPlan, pyramid_of
 from unetcli.predict.checks import single_class
 from unetcli.predict.skipping import Mask, open_mask
-from unetcli.predict.stores import Paths, attributes_of, input_changes, is_planned, spec_of
+from unetcli.predict.stores import Paths, attributes_of, input_changes, is_planned, require_planned_models, spec_of
 from unetcli.volumes.image import Image, label_names
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.volume import Volume, describe
@@ -157,6 +157,8 @@ class PredictStep(ImageStep):
             return
         from unetcli.predict.checks import require_same_results  # torch
 
+        if "predictor" not in vars(self):  # the models are loaded once
+            require_planned_models(self.plan, self.paths)
         require_same_results(self)
         with closing(self.predict(blocks, stopping)) as finished:
             yield from self._stored_in_order(finished)

@@ -81,6 +81,15 @@ def model_changes(planned: ModelSource, file: Path) -> list[str]:
     return [] if is_planned(planned, file) else ["has changed"]
 
 
+def require_planned_models(plan: Plan, paths: Paths) -> None:
+    """Raise UnetcliError if a model is not the one that was planned with: its blocks would not fit the others."""
+    for planned, path in zip(plan.sources.models, paths.models, strict=True):
+        for what in model_changes(planned, Path(path)):
+            raise UnetcliError(
+                f"{path}: {what} since the run was planned; restore it, or start over with predict --overwrite"
+            )
+
+
 def is_planned(planned: ModelSource, file: Path) -> bool:
     """Whether a file is the model that was planned with."""
     return file.is_file() and file_sha256(file) == planned.fingerprint
