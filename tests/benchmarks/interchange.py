@@ -1,6 +1,6 @@
 """Files of other programs read by unetcli, and unetcli's stores read by other programs. Run by hand:
 
-    python tests/benchmarks/interchange.py [--others PYTHON] [--only TEXT]
+    PYTHONPATH=tests python tests/benchmarks/interchange.py [--others PYTHON] [--only TEXT]
 
 PYTHON is the interpreter of an environment with the other programs, such as tifffile, imageio, Pillow, scikit-image,
 h5py, zarr, dask, ome-zarr, ngff-zarr and napari-ome-zarr with napari; default: that of unetcli. Programs that are not
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from helpers import write_model
 from numpy.typing import NDArray
 from other_programs import SIZE, UNITS, Entry
 
@@ -34,6 +35,8 @@ from unetcli.volumes.places import METRES_PER_UNIT
 from unetcli.volumes.volume import Volume
 
 MODEL = Path(__file__).parents[2] / "examples/models/em-sample.safetensors"
+COMPARED = {"voxels": "values", "axes": "axes", "size": "voxel size"}
+"""What a program says of an image, by the key of what it read."""
 HEADER = "| program | what | read by | as expected |\n|---|---|---|---|"
 
 
@@ -144,16 +147,17 @@ def make_outputs(folder: Path) -> list[Entry]:
         api.label(str(output), min_size=0, ctc=folder / f"ctc-{number}" if number == 0 else None)
         made += [{"what": what, "file": str(output)}]
         made += [{"what": what.replace("probabilities", "labels"), "file": str(output / "labels/instances")}]
-    masks = sorted((folder / "ctc-0").glob("*.tif"))
-    made.append({"what": f"{masks[1].name} of label --ctc", "file": str(masks[1]), "section": 1})
-    for ours in made:
-        place = ours["file"] if "section" not in ours else str(folder / "unetcli-0.pred.zarr/labels/instances")
-        read = open_volume(place)
-        values = read.read(read.whole())[0]
-        ours["axes"] = "zyx"
+    output = folder / "unetcli-classes.pred.zarr"
+    api.predict(str(source), output=output, model=(write_model(folder / "model", classes=3),))
+    made.append({"what": "probabilities of 3 classes, OME-Zarr 0.5", "file": str(output)})
+    mask = sorted((folder / "ctc-0").glob("*.tif"))[1]
+    made.append({"what": f"{mask.name} of label --ctc", "file": str(mask), "of": made[1]["file"], "section": 1})
+    for number, ours in enumerate(made):
+        volume = open_volume(ours.get("of", ours["file"]))
+        values, ours["axes"] = squeezed(volume.read(volume.whole()), f"c{volume.axes}")
         if "section" in ours:  # each frame of the challenge numbers its objects from 1
             values, ours["axes"] = np.unique(values[ours["section"]], return_inverse=True)[1], "yx"
-        np.save(folder / f"{Path(ours['file']).name}-{made.index(ours)}.npy", values)
+        np.save(folder / f"ours-{number}.npy", values)
     (folder / "ours.json").write_text(json.dumps(made))
     return made
 
@@ -162,7 +166,7 @@ def compare(folder: Path, ours: Entry, number: int, read: Entry) -> str:
     """What another program reads of an output differently; empty if nothing."""
     if "error" in read:
         return f"{read['error']}"[:200]
-    wanted = np.load(folder / f"{Path(ours['file']).name}-{number}.npy")
+    wanted = np.load(folder / f"ours-{number}.npy")
     axes = read.get("axes") or ours["axes"]
     found = np.load(folder / read["voxels"]) if "voxels" in read else wanted
     size = read.get("size", SIZE)
@@ -184,10 +188,11 @@ def table(folder: Path, others: str, only: str, run: Callable[[str], None]) -> I
     ours = make_outputs(folder)
     run("read")
     for row in json.loads((folder / "read.json").read_text()):
-        made, reader = ours[row["number"]], f"{row['program']} {row['version']}"
+        made, reader = ours[row["number"]], f"{row['program']} {row['version']}".strip()
+        what = ", ".join(text for key, text in COMPARED.items() if key in row)
         result = compare(folder, made, row["number"], row) if row["version"] else "not installed"
         if only in f"{reader} {made['what']}":
-            yield "unetcli", made["what"], reader, result
+            yield "unetcli", made["what"], f"{reader} ({what})" if what else reader, result
 
 
 def main() -> None:

@@ -300,6 +300,14 @@ def by_dask(place: Path) -> Entry:
     return {"voxels": da.from_zarr(str(place), component="0").compute()}
 
 
+def by_tensorstore(place: Path) -> Entry:
+    import tensorstore
+
+    driver = "zarr3" if (place / "zarr.json").exists() else "zarr"
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(place / "0")}}
+    return {"voxels": tensorstore.open(spec).result().read().result()}
+
+
 def by_ome_zarr(place: Path) -> Entry:
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
@@ -335,14 +343,16 @@ def by_napari_ome_zarr(place: Path) -> Entry:
     kind = "image" if image == place else "labels"
     data, metadata, _ = next(layer for layer in layers if layer[2] == kind)
     axes = "".join(metadata.get("axis_labels", ()))
-    found = data[0] if isinstance(data, list | tuple) else data
-    voxels = np.moveaxis(np.asarray(found), metadata.get("channel_axis") or 0, 0)
-    return {"voxels": voxels, "axes": axes, "size": dict(zip(axes, metadata["scale"], strict=True))}
+    voxels, size = np.asarray(data[0]), dict(zip(axes, metadata["scale"], strict=True))
+    if (channel := metadata.get("channel_axis")) is not None:  # which the names leave out
+        axes = f"{axes[:channel]}c{axes[channel:]}"
+    return {"voxels": voxels, "axes": axes, "size": size}
 
 
 READERS: dict[str, Callable[[Path], Entry]] = {
     "zarr": by_zarr,
     "dask": by_dask,
+    "tensorstore": by_tensorstore,
     "ome-zarr": by_ome_zarr,
     "ngff-zarr": by_ngff_zarr,
     "ome-zarr-models": by_ome_zarr_models,
