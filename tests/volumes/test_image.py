@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -55,6 +56,15 @@ def write_all(output: Output, values: NDArray[Any]) -> None:
     for number in range(output.plan.blocks):
         box = output.plan.output_box(output.plan.block(number))
         output.write(array, box, values[(slice(None), *box.slices)])
+
+
+def test_chunks_of_zarr_2_have_a_checksum_of_which_the_metadata_say_nothing(tmp_path: Path) -> None:
+    output = created(tmp_path / "a.zarr", zarr_format=2)
+    write_all(output, grey(1, *REGION.shape))
+    metadata = json.loads((tmp_path / "a.zarr/0/.zarray").read_text())
+    assert metadata["compressor"] == {"id": "zstd", "level": 3}  # others refuse arrays with more keys
+    for chunk in chunk_files(output):
+        assert chunk.read_bytes()[4] & 4, "frame header descriptor, RFC 8878: Content_Checksum_flag"
 
 
 def chunk_files(output: Output) -> set[Path]:

@@ -55,6 +55,10 @@ def image(**changes: Any) -> dict[str, Any]:
         (image(coordinateTransformations=[{"type": "scale", "scale": [1, 0, 1]}]), "no scale of 0"),
         (image(coordinateTransformations=[{"type": "translation", "translation": [1, float("inf"), 1]}]), "finite"),
         (image(coordinateTransformations=[{"type": 3}]), "type is 3"),
+        (image(coordinateTransformations=[{"type": "sequence", "transformations": 3}]), "transformations is 3"),
+        (image(coordinateSystems=[1]), r"coordinateSystems\[0\] is 1"),
+        ({"ome": {"plate": {"wells": [{"path": 1}]}}}, r"plate\.wells\[0\]\.path is 1"),
+        ({"ome": {"well": {"images": [{}]}}}, r"no well\.images\[0\]\.path"),
     ],
     ids=str,
 )
@@ -63,6 +67,23 @@ def test_odd_metadata_are_named_in_one_line(tmp_path: Path, attributes: Any, mes
     with pytest.raises(UnetcliError, match=rf"{path}.*: .*{message}") as caught:
         open_volume(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_version_0_6_places_its_levels_in_a_coordinate_system(tmp_path: Path) -> None:
+    axes = [{"name": name, "unit": "micrometer"} for name in "zyx"]
+    steps = [{"type": "scale", "scale": [0.5, 0.2, 0.1]}, {"type": "translation", "translation": [1, 2, 3]}]
+    sequence = {"type": "sequence", "transformations": steps, "output": {"name": "intrinsic"}}
+    stage = {"type": "scale", "scale": [9, 9, 9], "input": {"name": "intrinsic"}, "output": {"name": "stage"}}
+    entry = {
+        "coordinateSystems": [{"name": "stage", "axes": axes[::-1]}, {"name": "intrinsic", "axes": axes}],
+        "datasets": [{"path": "0", "coordinateTransformations": [sequence]}],
+        "coordinateTransformations": [stage],
+    }
+    volume = open_volume(write_group(tmp_path / "a.zarr", {"ome": {"version": "0.6", "multiscales": [entry]}}))
+    assert (volume.axes, volume.assumed, volume.places) == ("zyx", "", True)
+    assert volume.voxel_size == {"z": 0.5, "y": 0.2, "x": 0.1}
+    assert volume.translation == {"z": 1, "y": 2, "x": 3}
+    assert volume.units == dict.fromkeys("zyx", "micrometer")
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,40 @@ def test_the_only_image_of_a_container_is_read(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(volume.array[...]), VALUES)
 
 
+def write_plate(path: Path) -> Path:
+    """Write a plate of two wells with two and one fields as ome-zarr does, which makes no group of a row."""
+    wells = {"A/1": ["0", "1"], "B/12": ["0"], "B/13": []}
+    plate = {"wells": [{"path": well} for well in (*wells, "C/1")]}
+    zarr.open_group(path, mode="w", zarr_format=2).attrs["plate"] = plate
+    for well, fields in wells.items():
+        images = {"images": [{"path": field} for field in fields]}
+        zarr.open_group(path / well, mode="w", zarr_format=2).attrs["well"] = images
+        for field in fields:
+            write_image(path / well / field, np.roll(VALUES, int(well[2:]) + int(field)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "shift"),
+    [(":series=1", 2), (":series=2:level=0", 12), ("/A/1:series=1", 2), ("/A/1/1", 2), ("/B/12", 12)],
+)
+def test_a_field_of_a_plate_is_chosen_by_number_or_path(tmp_path: Path, name: str, shift: int) -> None:
+    volume = open_volume(f"{write_plate(tmp_path / 'p.zarr')}{name}")
+    assert np.array_equal(np.asarray(volume.array[...]), np.roll(VALUES, shift))
+    assert volume.voxel_size["x"] == 0.1
+
+
+def test_a_plate_of_several_fields_is_refused_with_their_names(tmp_path: Path) -> None:
+    path = write_plate(tmp_path / "p.zarr")
+    shape = "1 x 2 x 4 x 30 x 37"
+    with pytest.raises(UnetcliError, match=rf"holds 3 images; .*:series=1 \(A/1/1, {shape}\), :series=2 \(B/12/0, "):
+        open_volume(path)
+    with pytest.raises(UnetcliError, match=rf"holds 2 images; choose .*A/1:series=0 \({shape}\), :series=1"):
+        open_volume(path / "A/1")
+    with pytest.raises(UnetcliError, match="no series 3; expected 0 <= series < 3"):
+        open_volume(f"{path}:series=3")
+
+
 def test_levels_are_part_of_the_name(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.zarr")
     volume = open_volume(f"{path}:level=1")

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from unetcli.core.label_values import LabelValues
 from unetcli.core.records import decoded, shown
 from unetcli.volumes import ngff
 from unetcli.volumes.absent import is_absent
+from unetcli.volumes.codecs import CheckedZstd
 from unetcli.volumes.pipelines import opening_to_write
 from unetcli.volumes.store import Store, WriteOnlyStore, store_at
 from unetcli.volumes.volume import Volume, describe
@@ -86,7 +86,7 @@ class Level(ArraySpec):
     def create(self, store: Store) -> None:
         """Create the empty array in ``store``, which may be a draft of this store."""
         v3 = self.zarr_format == 3
-        codec = ZstdCodec if v3 else numcodecs.Zstd
+        codec = ZstdCodec if v3 else CheckedZstd
         with store.explain_errors():
             zarr.create_array(
                 store.zarr(),

@@ -1,4 +1,4 @@
-"""Metadata of OME-Zarr images, 0.5 and 0.4: written as dictionaries, and read with the type of every value checked.
+"""Metadata of OME-Zarr: 0.4 and 0.5 written as dictionaries, 0.1 to 0.6 read with the type of every value checked.
 
 Functions that read raise ValueError, whose message names the field, the value found and what was expected.
 :func:`explain` adds the place.
@@ -156,6 +156,23 @@ def default_axes(dimensions: int) -> list[str] | None:
     return list("tczyx") if dimensions == len("tczyx") else None
 
 
+def wells(attributes: Mapping[str, Any]) -> list[str]:
+    """Paths of the wells of a plate; empty for other groups."""
+    return _listed_paths(attributes, "plate", "wells")
+
+
+def fields_of_view(attributes: Mapping[str, Any]) -> list[str]:
+    """Paths of the images of a well; empty for other groups."""
+    return _listed_paths(attributes, "well", "images")
+
+
+def _listed_paths(attributes: Mapping[str, Any], kind: str, members: str) -> list[str]:
+    """Paths in the list of the members of a plate or a well."""
+    holder = typed(dict[str, Any], _metadata(attributes), kind, {})
+    found = typed(list[dict[str, Any]], holder, members, [], kind)
+    return [typed(str, each, "path", where=f"{kind}.{members}[{n}]") for n, each in enumerate(found)]
+
+
 def is_container(attributes: Mapping[str, Any]) -> bool:
     """Whether a group is a container of images, as bioformats2raw writes it."""
     return "bioformats2raw.layout" in _metadata(attributes)
@@ -275,13 +292,23 @@ def read_image(entry: Mapping[str, Any]) -> Image:
     found = typed(list[dict[str, Any]], entry, "datasets")
     if not found:
         raise ValueError("datasets is []; expected at least one level")
-    whole = _read_transforms(entry, "multiscales[0]")
+    system = _intrinsic_system(entry, found[0])
+    whole = () if system else _read_transforms(entry, "multiscales[0]")  # since 0.6, those lead to other systems
     levels = [
         Level(typed(str, level, "path", where=where), (*_read_transforms(level, where), *whole))
         for where, level in ((f"datasets[{n}]", level) for n, level in enumerate(found))
     ]
-    axes = [_read_axis(axis, f"axes[{n}]") for n, axis in enumerate(typed(list[Any], entry, "axes", []))]
+    axes = [_read_axis(axis, f"axes[{n}]") for n, axis in enumerate(typed(list[Any], system or entry, "axes", []))]
     return Image(tuple(axes), tuple(levels))
+
+
+def _intrinsic_system(entry: Mapping[str, Any], level: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Coordinate system in which an image of OME-Zarr 0.6 places its levels; empty for earlier versions."""
+    systems = typed(list[dict[str, Any]], entry, "coordinateSystems", [])
+    outputs = [each.get("output") for each in typed(list[dict[str, Any]], level, "coordinateTransformations", [])]
+    names = [output.get("name") if isinstance(output, dict) else output for output in outputs]
+    named = (system for system in systems if system.get("name") in names)
+    return next(named, systems[0] if systems else {})
 
 
 def _read_axis(axis: Any, where: str) -> Axis:
@@ -292,10 +319,21 @@ def _read_axis(axis: Any, where: str) -> Axis:
 
 
 def _read_transforms(entry: Mapping[str, Any], where: str) -> tuple[Transform, ...]:
-    """Scales and translations of a level or an image; transforms of other types are left out."""
-    entries = typed(list[dict[str, Any]], entry, "coordinateTransformations", [], where)
-    kinds = [(typed(str, each, "type", where=where), each) for each in entries]
-    return tuple(_read_transform(kind, each, where) for kind, each in kinds if kind in ("scale", "translation"))
+    """Scales and translations of a level or an image, also in sequences; transforms of other types are left out."""
+    entries = _typed_transforms(entry, "coordinateTransformations", where)
+    steps = [
+        step
+        for kind, each in entries
+        for step in (_typed_transforms(each, "transformations", where) if kind == "sequence" else [(kind, each)])
+    ]
+    return tuple(_read_transform(kind, each, where) for kind, each in steps if kind in ("scale", "translation"))
+
+
+def _typed_transforms(entry: Mapping[str, Any], key: str, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Transforms in a list of an entry, with the type of each."""
+    return [
+        (typed(str, each, "type", where=where), each) for each in typed(list[dict[str, Any]], entry, key, [], where)
+    ]
 
 
 def _read_transform(kind: str, entry: Mapping[str, Any], where: str) -> Transform:

@@ -25,8 +25,8 @@ def open_volume(path: str | Path, level: int = 0, *, parts: bool = False) -> Vol
     ----------
     path
         Name of the volume, as in :class:`unetcli.core.names.VolumeName`: path or URL of a Zarr array (v2 or v3), an
-        OME-Zarr image (0.1 to 0.5), a container of images or an array inside a store; path of a ZIP file of these, of
-        a TIFF, PNG, JPEG or HDF5 file, of a folder of images, or a pattern of their names.
+        OME-Zarr image (0.1 to 0.6), a container of images, a plate or an array inside a store; path of a ZIP file of
+        these, of a TIFF, PNG, JPEG or HDF5 file, of a folder of images, or a pattern of their names.
     level
         Level of an OME-Zarr image or a pyramidal TIFF file, counted from the one in the name; 0 is the full resolution.
     parts

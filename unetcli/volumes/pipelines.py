@@ -18,6 +18,7 @@ import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore as ZarrFolder
 
+from unetcli.volumes import codecs
 from unetcli.volumes.store import LocalStore, Store
 from unetcli.volumes.zip_archive import ZipArchive
 
@@ -25,6 +26,7 @@ FUSED = "zarr.core.codec_pipeline.FusedCodecPipeline"
 ZARRS = "unetcli.volumes.zarrs_pipeline.CheckedZarrs"
 _opening = threading.RLock()
 """zarr-python's configuration holds for all threads, so only one of them opens an array at a time."""
+codecs.register()
 
 
 @contextmanager

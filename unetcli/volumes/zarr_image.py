@@ -1,4 +1,4 @@
-"""Zarr arrays and OME-Zarr images (0.1 to 0.5), in folders, at URLs and in ZIP files."""
+"""Zarr arrays and OME-Zarr images (0.1 to 0.6), in folders, at URLs and in ZIP files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from zarr.errors import ZarrUserWarning
 from unetcli.core.errors import UnetcliError, format_shape, listed, one_line
 from unetcli.core.files import is_remote
 from unetcli.core.names import VolumeName
-from unetcli.volumes import codecs, ngff
+from unetcli.volumes import ngff
 from unetcli.volumes.axes import axes_from_names, stored_names
 from unetcli.volumes.pipelines import opening_to_read
 from unetcli.volumes.store import Store, store_at
 from unetcli.volumes.volume import Volume
 from unetcli.volumes.zip_archive import ZipArchive, archive_of
-
-codecs.register()
 
 
 def open_zarr(name: VolumeName) -> Volume:
@@ -131,7 +129,11 @@ def _member(name: VolumeName, group: zarr.Group) -> Volume:
 
 
 def container_series(group: zarr.Group) -> list[str]:
-    """Paths of the images in a container as bioformats2raw writes it; empty for other groups."""
+    """Paths of the images in a plate, a well, or a container as bioformats2raw writes it; empty for other groups."""
+    if wells := ngff.wells(group.attrs):
+        return [f"{well}/{field}" for well in wells for field in _fields_of_view(group, well)]
+    if fields := ngff.fields_of_view(group.attrs):
+        return fields
     if not ngff.is_container(group.attrs):
         return []
     if "OME" in group and (named := ngff.series_names(group["OME"].attrs)):
@@ -140,11 +142,22 @@ def container_series(group: zarr.Group) -> list[str]:
     return sorted(found, key=lambda path: (not path.isdecimal(), int(path) if path.isdecimal() else 0, path))
 
 
+def _fields_of_view(plate: zarr.Group, well: str) -> list[str]:
+    """Paths of the images of a well in a plate. Rows need not be groups, so the well is opened by itself."""
+    try:
+        return ngff.fields_of_view(zarr.open_group(plate.store, path=f"{plate.path}/{well}".strip("/"), mode="r").attrs)
+    except FileNotFoundError:
+        return []
+
+
 def _from_container(name: VolumeName, series: Sequence[str]) -> Volume:
     chosen = name.series
     if chosen is None and len(series) > 1:
         places = [replace(name, place=f"{name.place}/{path}", series=None, axes="", channel="") for path in series[:4]]
-        shapes = [f":series={n} ({format_shape(open_zarr(place).array.shape)})" for n, place in enumerate(places)]
+        shapes = [
+            f":series={n} ({'' if path.isdecimal() else f'{path}, '}{format_shape(open_zarr(place).array.shape)})"
+            for n, (path, place) in enumerate(zip(series, places, strict=False))
+        ]
         more = f" and {len(series) - 4} more" if len(series) > 4 else ""
         raise UnetcliError(
             f"{name.place}: holds {len(series)} images; choose one as part of the name: {name.place}"
