@@ -213,7 +213,7 @@ class Volume:
         """Read part of the array, in the order of its own axes; errors name the region ``box``."""
         try:
             return np.asarray(self.array[selection], self.dtype)
-        except MemoryError:
+        except (MemoryError, UnreadableBlock):
             raise
         except Exception as error:  # codecs raise zlib.error, RuntimeError, ValueError, OSError and others
             raise UnreadableBlock(
