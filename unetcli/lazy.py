@@ -45,8 +45,8 @@ def predict(x: Any, model: Named = None, *, axes: str | None = None, **options: 
     axes : letters of t, c, z, y, x, optional
         Axes of an array, in array order. Default: its dimension names, else y, x or z, y, x.
     **options
-        Options of ``unetcli predict``: level, tile, dtype, output_classes, device, precision, channel, normalise,
-        invert, rotations, nonfinite, sections, roi, strict.
+        Options of ``unetcli predict``: level, rescale, tile, dtype, output_classes, device, precision, channel,
+        normalise, invert, rotations, nonfinite, sections, roi, strict.
 
     Returns
     -------

@@ -164,7 +164,9 @@ def test_another_pixel_size_is_named_with_both_figures() -> None:
         return list(metadata_warnings(volume(**sizes), None, data))
 
     (text,) = found(8.0, "nanometer")
-    assert text.startswith("a.zarr: pixels of 8 x 8 nanometer, but the model was trained on 4 x 4 nanometer; resample")
+    assert text.startswith(
+        "a.zarr: pixels of 8 x 8 nanometer, but the model was trained on 4 x 4 nanometer; --rescale "
+    )
     assert len(found(0.5, "micrometer")) == 1
     assert found(0.004, "micrometer") == found(4.1, "nanometer") == found(8.0, "pixel") == []
     assert list(metadata_warnings(volume(), None, data)) == []

@@ -182,6 +182,8 @@ def _geometry(report: PlanReport) -> Iterator[tuple[str, str]]:
     extent = ", ".join(f"{axis} {n}" for axis, n in zip(plan.axes, plan.region.shape, strict=True))
     channels = f" in {report.source.channels} channels" if report.source.channels > 1 else ""
     yield "volume", f"{extent}: {_voxels(plan.region.size)} of {report.source.dtype}{channels}"
+    if plan.settings.rescale is not None:
+        yield "resampled", f"{plan.resampled_text} for the network"
     network = f"depth {a.depth}, {a.base_channels} channels, {a.classes} classes"
     averaged = f"; {plan.settings.averaged}" if plan.settings.averaged else ""
     yield "network", f"{network}; {plan.settings.device}, {plan.settings.precision}{averaged}"

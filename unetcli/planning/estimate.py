@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.geometry import Architecture, AxisFootprint
+from unetcli.core.rescaling import resampled_extent
 from unetcli.planning.plan import Plan, axis_spans
 from unetcli.planning.planner import ITEM_BYTES, forward_bytes
 
@@ -73,17 +74,14 @@ class AxisWork:
 
 
 def plan_work(plan: Plan, input_chunks: tuple[int, ...]) -> tuple[AxisWork, ...]:
-    """Work along each axis. Every count of a plan is a product over the axes."""
-    rows = zip(
-        plan.footprint.axes,
-        plan.tile,
-        plan.block_shape,
-        plan.region.start,
-        plan.region.stop,
-        plan.extent,
-        input_chunks,
-        strict=True,
-    )
+    """Work along each axis. Every count of a plan is a product over the axes.
+
+    With ``settings.rescale`` it is counted in voxels that the network sees, as if blocks had whole numbers of them.
+    """
+    seen, sizes = plan.rescaling.needed(plan.region), plan.rescaling.sizes
+    blocks, chunks = (tuple(map(resampled_extent, sides, sizes)) for sides in (plan.block_shape, input_chunks))
+    extent = plan.rescaling.resampled
+    rows = zip(plan.footprint.axes, plan.tile, blocks, seen.start, seen.stop, extent, chunks, strict=True)
     return tuple(axis_work(*row) for row in rows)
 
 
@@ -227,7 +225,8 @@ def wasted_work(plan: Plan, architecture: Architecture) -> float:
     It is the cost of context, alignment and edges.
     """
     work = plan_work(plan, plan.write_chunks)
-    return _all_multiply_adds(architecture, work) / (plan.region.size * work_per_voxel(architecture)) - 1
+    seen = plan.rescaling.needed(plan.region).size
+    return _all_multiply_adds(architecture, work) / (seen * work_per_voxel(architecture)) - 1
 
 
 def work_per_voxel(architecture: Architecture) -> float:
@@ -331,13 +330,16 @@ def host_bytes(
 ) -> int:
     """Peak memory of a worker process, in bytes: its libraries, and the arrays that the three stages hold at once.
 
-    A mirrored window is copied once per axis while it is read. On a CPU the memory of the network is included.
+    A mirrored window is copied once per axis while it is read. On a CPU the memory of the network is included. What is
+    resampled is float32, and so is the volume that it is made of.
     """
     item = ITEM_BYTES[plan.settings.dtype] * plan.settings.outputs
     block = math.prod(min(b, n) for b, n in zip(plan.block_shape, plan.region.shape, strict=True))
     voxels = math.prod(axis.longest_window for axis in work)
     mask = voxels  # bool array of finite values
-    piece = math.prod(plan.footprint.output(plan.tile)) * item
+    rescaled, density = plan.settings.rescale is not None, math.prod(plan.rescaling.sizes)
+    seen_item = 4 * architecture.classes if rescaled else item
+    piece = math.prod(plan.footprint.output(plan.tile)) * seen_item
     chunk = max(stored.chunk_bytes // stored.files_per_place, math.prod(plan.write_chunks) * item)
     # while loading: the tensors of the files, and those of the networks
     network = 2 * 4 * sum(each.parameters for each in (architecture, *others))
@@ -346,6 +348,10 @@ def host_bytes(
     more = GPU_IO_THREADS if plan.settings.device == "cuda" else 0
     windows, results = WINDOWS_HELD + 2 + more, RESULTS_HELD + more
     held = windows * voxels * stored.bytes_per_voxel + mask + results * block * item
+    if rescaled:
+        channels = architecture.in_channels
+        read = voxels * density * (stored.bytes_per_voxel + 4 * channels)
+        held += int(windows * voxels * 4 * channels + read + 3 * block * (1 + 1 / density) * seen_item)
     return (
         HOST_BASE.get(plan.settings.device, HOST_BASE["cuda"])
         + held

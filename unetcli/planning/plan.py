@@ -16,6 +16,7 @@ from unetcli.core.arrays import PerChannel, as_per_channel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import AxisFootprint, Box, Footprint, ceil_to, hull
 from unetcli.core.records import changed, shown
+from unetcli.core.rescaling import MOST, Rescaling
 from unetcli.volumes.samples import same_data
 
 
@@ -223,7 +224,7 @@ def require_few(blocks: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One forward pass. Both boxes are in coordinates of the volume."""
+    """One forward pass. Both boxes are in coordinates of the volume, or of the resampled volume if there is one."""
 
     read: Box
     """Input window; it is mirrored where it reaches outside the volume."""
@@ -296,6 +297,8 @@ class Settings:
     those of the first."""
     output_classes: bool = False
     """Whether the number of the most probable class is stored, as uint8, instead of probabilities."""
+    rescale: tuple[float, ...] | None = None
+    """Side of the voxels that the network sees along each axis, in voxels of the volume; None: it sees the volume."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -306,6 +309,8 @@ class Settings:
             raise UnetcliError(f"{shown(self.rotations)} rotations; expected one of {ROTATIONS}")
         if self.output_classes and (self.dtype, self.outputs) != ("uint8", 1):
             raise UnetcliError(f"{self.outputs} outputs of {self.dtype} with --output-classes; expected one of uint8")
+        if not all(1 / MOST <= size <= MOST for size in self.rescale or ()):
+            raise UnetcliError(f"voxels rescaled by {shown(self.rescale)}; expected factors from 1/{MOST} to {MOST}")
 
     @property
     def passes(self) -> int:
@@ -368,7 +373,9 @@ class Sources:
 class Plan:
     """Blocks that cover a region of a volume once; block edges lie on edges of output chunks.
 
-    Sizes are in voxels, axes in array order, without the channel axis. The output starts where the region starts.
+    Sizes are in voxels, axes in array order, without the channel axis. The output starts where the region starts. With
+    ``settings.rescale`` the network sees a resampled volume, whose grid is fixed to the volume: tiles are boxes of that
+    grid, and blocks are boxes of the volume, to which the probabilities are mapped back.
 
     Raises
     ------
@@ -407,6 +414,8 @@ class Plan:
         )
         self.footprint.require_usable(self.tile)
         self._require_storable()
+        if len(self.settings.rescale or self.axes) != len(self.axes):
+            raise UnetcliError(f"{len(self.settings.rescale or ())} factors of the voxels; expected one for each axis")
         if self.region.size == 0 or self.region.clipped(Box.of_shape(self.extent)) != self.region:
             raise UnetcliError(f"region {_show(self.region)} is empty or not inside the volume {_show(self.extent)}")
         for axis, block, chunk in zip(self.axes, self.block_shape, self.write_chunks, strict=True):
@@ -448,13 +457,23 @@ class Plan:
         """Box of a block in coordinates of the output."""
         return block.box.relative_to(self.region)
 
+    @functools.cached_property
+    def rescaling(self) -> Rescaling:
+        """The grids of the volume and of what the network sees, which are the same without ``settings.rescale``."""
+        return Rescaling(self.extent, self.settings.rescale or (1.0,) * len(self.axes))
+
+    @property
+    def resampled_text(self) -> str:
+        """Extent of what the network sees of the volume, for the user."""
+        seen = zip(self.axes, self.rescaling.resampled, strict=True)
+        return ", ".join(f"{axis} {n}" for axis, n in seen if axis in "yx")
+
     def tiles(self, block: Block) -> Iterator[Tile]:
-        """The forward passes of a block, in C order; their ``write`` boxes cover it once."""
+        """The forward passes of a block, in C order; their ``write`` boxes cover once what the block needs."""
+        seen = self.rescaling.needed(block.box)
         spans = [
             list(axis_spans(axis, side, start, stop))
-            for axis, side, start, stop in zip(
-                self.footprint.axes, self.tile, block.box.start, block.box.stop, strict=True
-            )
+            for axis, side, start, stop in zip(self.footprint.axes, self.tile, seen.start, seen.stop, strict=True)
         ]
         for combination in itertools.product(*spans):
             read, write = zip(*combination, strict=True)

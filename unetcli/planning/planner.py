@@ -82,6 +82,9 @@ def make_plan(
     footprint.require_usable(shape)
     chunks = output_chunks(region.shape, convolved)
     voxel_bytes = max(source.bytes_per_voxel, settings.outputs * ITEM_BYTES[settings.dtype])
+    sizes = settings.rescale or (1.0,) * len(source.axes)
+    if settings.rescale is not None:  # what the network sees of a voxel, and returns, is float32
+        voxel_bytes = math.ceil(max(voxel_bytes, 4 * settings.outputs / math.prod(sizes)))
     limit = (max_files - _metadata_files(zarr_format)) // settings.outputs
     shards = output_shards(region.shape, chunks, footprint, voxel_bytes, limit)
     write_chunks = shards if zarr_format > 2 else chunks
@@ -93,7 +96,7 @@ def make_plan(
         tile=shape,
         chunks=chunks,
         write_chunks=write_chunks,
-        block_shape=_block_shape(source, region, footprint, shape, write_chunks, voxel_bytes),
+        block_shape=_block_shape(source, region, footprint, shape, write_chunks, voxel_bytes, sizes),
         zarr_format=zarr_format,
         settings=settings,
         sources=sources,
@@ -246,15 +249,23 @@ def _margin(axis: AxisFootprint) -> int:
 
 
 def _block_shape(
-    source: Input, region: Box, footprint: Footprint, tile: tuple[int, ...], shards: tuple[int, ...], voxel_bytes: int
+    source: Input,
+    region: Box,
+    footprint: Footprint,
+    tile: tuple[int, ...],
+    shards: tuple[int, ...],
+    voxel_bytes: int,
+    sizes: tuple[float, ...],
 ) -> tuple[int, ...]:
     convolved = _convolved(footprint)
     sections = math.prod(n for n, is_convolved in zip(shards, convolved, strict=True) if not is_convolved)
     limit = int((WINDOW_BYTES / voxel_bytes / sections) ** (1 / sum(convolved)))
     block = [
-        _best_side(axis, side, shard, start, stop, min(limit - _margin(axis), BLOCK_LIMIT)) if is_convolved else shard
-        for is_convolved, axis, side, shard, start, stop in zip(
-            convolved, footprint.axes, tile, shards, region.start, region.stop, strict=True
+        _best_side(axis, side, shard, start, stop, min(limit - int(_margin(axis) * size), BLOCK_LIMIT), size)
+        if is_convolved
+        else shard
+        for is_convolved, axis, side, shard, start, stop, size in zip(
+            convolved, footprint.axes, tile, shards, region.start, region.stop, sizes, strict=True
         )
     ]
     room = WINDOW_BYTES // (_window_voxels(block, footprint) * voxel_bytes)
@@ -269,10 +280,18 @@ def _block_shape(
     return tuple(block)
 
 
-def _best_side(axis: AxisFootprint, side: int, chunk: int, start: int, stop: int, limit: int) -> int:
-    """Block side, a multiple of the chunk, with the least input along the axis; the largest one of equals."""
+def _best_side(axis: AxisFootprint, side: int, chunk: int, start: int, stop: int, limit: int, size: float = 1.0) -> int:
+    """Block side, a multiple of the chunk, with the least input along the axis; the largest one of equals.
+
+    The network sees voxels whose side is ``size`` voxels of the volume.
+    """
     limit = max(chunk, min(limit, ceil_to(stop - start, chunk)))
-    return max(range(chunk, limit + 1, chunk), key=lambda block: (-input_voxels(axis, side, block, start, stop), block))
+    first, end = math.floor(start / size), math.ceil(stop / size)
+
+    def cost(block: int) -> int:
+        return input_voxels(axis, side, math.ceil(block / size), first, end)
+
+    return max(range(chunk, limit + 1, chunk), key=lambda block: (-cost(block), block))
 
 
 def input_voxels(axis: AxisFootprint, side: int, block: int, start: int, stop: int) -> int:

@@ -211,7 +211,7 @@ def windows(plan: Plan, done: NDArray[np.bool_]) -> Iterator[Box]:
         if not len(finished) or failed >= TRIES:
             return
         tiles = list(plan.tiles(plan.block(int(chance.choice(finished)))))
-        tile = tiles[chance.integers(len(tiles))].write
+        tile = plan.rescaling.affected(tiles[chance.integers(len(tiles))].write).clipped(plan.region)
         centre = [int(chance.integers(a, b)) for a, b in zip(tile.start, tile.stop, strict=True)]
         across = {convolved[turn % len(convolved)], *(axis for axis in convolved if chance.random() < 0.5)}
         for axis in across:
@@ -267,9 +267,10 @@ def difference(step: StoredPrediction, box: Box) -> SeamMismatch:
 
 def plan_of_window(plan: Plan, box: Box) -> Plan:
     """Plan that computes a single window in one tile, whose origin and size differ from those of the plan's tiles."""
+    seen = plan.rescaling.needed(box)
     tile = tuple(
         axis.side_for(stop - start // axis.alignment * axis.alignment)
-        for axis, start, stop in zip(plan.footprint.axes, box.start, box.stop, strict=True)
+        for axis, start, stop in zip(plan.footprint.axes, seen.start, seen.stop, strict=True)
     )
     shape = box.shape
     return replace(plan, region=box, tile=tile, chunks=shape, write_chunks=shape, block_shape=shape)

@@ -15,7 +15,7 @@ from unetcli.core.arrays import PerChannel
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Box
 from unetcli.model.training_data import NEIGHBOURHOOD, GreyValues, TrainingData, measure
-from unetcli.volumes.places import format_sizes, sizes_differ, stated_sizes
+from unetcli.volumes.places import METRES_PER_UNIT, Sizes, format_sizes, sizes_differ, stated_sizes
 from unetcli.volumes.samples import SAMPLES, sampled_planes
 from unetcli.volumes.volume import Volume
 
@@ -57,12 +57,19 @@ def metadata_warnings(volume: Volume, channel: int | None, data: TrainingData) -
     if any(sizes_differ(sizes[axis], trained[axis], SIZE_TOLERANCE) for axis in plane):
         now, before = (format_sizes({axis: known[axis] for axis in plane}) for known in (sizes, trained))
         yield (
-            f"{volume.path}: pixels of {now}, but the model was trained on {before}; resample the volume to {before}, "
+            f"{volume.path}: pixels of {now}, but the model was trained on {before}; {_resampled_by(sizes, trained)}, "
             f"or train on images of {now}"
         )
     names = volume.channel_names if channel is None else volume.channel_names[channel : channel + 1]
     if len(names) == len(data.channels) and names != data.channels:
         yield from _channel_warning(volume, names, data.channels)
+
+
+def _resampled_by(*sizes: Sizes) -> str:
+    """Advice to resample a volume; ``--rescale`` works if all pixel sizes are stated as lengths."""
+    lengths = all(axis in each and each[axis][1] in METRES_PER_UNIT for each in sizes for axis in "yx")
+    before = format_sizes({axis: size for axis, size in sizes[-1].items() if axis in "yx"})
+    return "--rescale resamples it" if lengths else f"resample the volume to {before}"
 
 
 def turn_warnings(rotations: int, augmentation: Mapping[str, Any]) -> Iterator[str]:

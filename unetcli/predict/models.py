@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from unetcli.core.errors import UnetcliError
 from unetcli.model.file import ModelHeader, find_model
-from unetcli.volumes.places import Sizes, format_sizes, sizes_differ, stated_sizes
+from unetcli.predict.rescale import plane_sizes
+from unetcli.volumes.places import format_sizes, sizes_differ
 from unetcli.volumes.volume import Volume
 
 Named = Path | str | Sequence[Path | str] | None
@@ -62,14 +62,6 @@ def _differences(one: ModelHeader, other: ModelHeader, source: Volume) -> Iterat
     ):
         if first != second:
             yield what, first, second
-    own, others = (_pixel_sizes(header, source) for header in (one, other))
+    own, others = (plane_sizes(source, header) for header in (one, other))
     if any(sizes_differ(own[axis], others[axis]) for axis in own.keys() & others.keys()):
         yield "training images with pixels of", format_sizes(own), format_sizes(others)
-
-
-def _pixel_sizes(header: ModelHeader, source: Volume) -> Sizes:
-    """Pixel size of the training images, as far as it is stated."""
-    if (data := header.training_data) is None:
-        return {}
-    sizes = stated_sizes(replace(source, voxel_size=data.voxel_size, units=data.units))
-    return {axis: sizes[axis] for axis in "yx" if axis in sizes}

@@ -16,7 +16,7 @@ from unetcli.core.process import Machine, computes_bfloat16
 from unetcli.model.file import load_network
 from unetcli.planning.plan import Settings, stored_values
 from unetcli.predict.request import PredictRequest
-from unetcli.predict.windows import read_finite
+from unetcli.predict.windows import read_seen
 from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def judged(
     window = sample_window(source, region, large, settings)
     if window is None:
         return "no window could be read to compare two tiles", False
-    margin = (large - small) // 2
+    settings, margin = replace(settings, rescale=None), (large - small) // 2
     inner = window[:, margin:-margin, margin:-margin]
     short, exact = predictors(models, settings, ("bfloat16", "float32"))
     one, other = short(inner), short(window)
@@ -123,7 +123,7 @@ def sample_window(source: Volume, region: Box, side: int, settings: Settings) ->
     found = None
     for box in windows_of(region, side):
         try:
-            voxels = read_finite(source, box, settings)
+            voxels = read_seen(source, box, settings)
         except Exception as reason:  # codecs raise any type; the block is set aside when it is predicted
             log.debug("%s cannot be read: %s", box, reason)
             continue

@@ -118,7 +118,7 @@ class Predictor:
         return True
 
     def __call__(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """Stored values of one tile.
+        """Stored values of one tile, or its probabilities if they are mapped back.
 
         Parameters
         ----------
@@ -156,7 +156,10 @@ class Predictor:
         """Stored values of probabilities (classes, y, x): foreground alone if there are two classes.
 
         uint8 stores floor(255 p + 0.5), which is read back as value / 255. Of classes, the most probable one is stored.
+        Probabilities that are mapped back to the volume before they are stored remain float32.
         """
+        if self.settings.rescale is not None:
+            return probabilities[1:] if len(probabilities) == 2 else probabilities
         if self.settings.output_classes:
             return probabilities.argmax(dim=0, keepdim=True).to(torch.uint8)
         stored = probabilities[1:] if self.settings.outputs == 1 else probabilities

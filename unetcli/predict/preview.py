@@ -116,6 +116,7 @@ class PlanReport:
             "device": plan.settings.device,
             "stored_bytes": self.stored_bytes,
             "rotations": plan.settings.rotations,
+            "rescale": None if plan.settings.rescale is None else list(plan.settings.rescale),
             "models": [model.path for model in plan.sources.models],
             **estimated(
                 "passes", "multiply_adds", "tile_multiply_adds", "input_bytes", "input_chunks", "receipts_bytes"

@@ -35,6 +35,7 @@ from unetcli.planning.timing import Rates
 from unetcli.predict.stores import attributes_of, spec_of
 from unetcli.volumes.image import Image
 from unetcli.volumes.opening import open_volume
+from unetcli.volumes.resampled import resampled
 from unetcli.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -200,10 +201,10 @@ def measure(plan: Plan, model: Path, source: Volume, seconds: float = SECONDS) -
     torch.set_num_threads(plan.settings.threads)
     device = resolve_device(plan.settings.device)
     architecture = read_header(model).architecture
-    predictor = Predictor(load_network(model), replace(plan.settings, rotations=1, others=()), device)
+    predictor = Predictor(load_network(model), replace(plan.settings, rotations=1, others=(), rescale=None), device)
     block = plan.block(plan.blocks // 2)
     tile = next(plan.tiles(block))
-    read_rate, voxels = _time_reading(plan, source, tile, seconds / 6)
+    read_rate, voxels = _time_reading(plan, resampled(source, plan.settings.rescale), tile, seconds / 6)
     side, tile_seconds = _time_forward(plan, predictor, architecture, seconds / 2)
     values = predictor(voxels[:, : plan.tile[-2], : plan.tile[-1]])
     write_rate, stored = _time_writing(plan, source, values)

@@ -128,6 +128,11 @@ class VolumeOptions(Options):
         metavar="N",
         min=0,
     )
+    rescale: bool = network_option(
+        "Let the network see the pixel size of its training: VOLUME is resampled in y and x, and the probabilities are "
+        "mapped back.",
+        default=False,
+    )
     tile: int | None = network_option(
         "Width of the tile that the network reads at once, in pixels; auto: up to 2236, as the memory allows.",
         env=True,

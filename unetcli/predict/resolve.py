@@ -15,6 +15,7 @@ from unetcli.core.files import absolute
 from unetcli.core.geometry import Architecture
 from unetcli.core.memory import available_memory, total_memory
 from unetcli.core.process import Machine, cpu_threads, usable_cores
+from unetcli.core.rescaling import Rescaling
 from unetcli.engine.runfolder import RunFolder
 from unetcli.executors.options import ClusterOptions, slurm_request
 from unetcli.model.file import ModelHeader, read_model
@@ -43,6 +44,7 @@ from unetcli.predict.comparison import (
 from unetcli.predict.models import require_agreeing
 from unetcli.predict.precision import choose_precision, foreseen_precision
 from unetcli.predict.request import PredictRequest
+from unetcli.predict.rescale import resolve_rescale
 from unetcli.predict.skipping import open_mask
 from unetcli.volumes.places import (
     format_sizes,
@@ -51,6 +53,7 @@ from unetcli.volumes.places import (
     sizes_differ,
     stated_sizes,
 )
+from unetcli.volumes.resampled import resampled
 from unetcli.volumes.samples import fingerprint, sampled_statistics
 from unetcli.volumes.volume import Volume, resolve_region
 
@@ -91,14 +94,17 @@ def resolve_plan(
     for header in headers:
         require_match(request, source, header)
     require_agreeing(models, headers, source)
-    require_turnable(request, source)
     region = resolve_region(request.sections, request.roi, source)
-    sample = None if machine else Sample.of(source, region, request.channel)
-    settings = resolve_settings(request, source, headers, frozen, machine, sample)
+    rescale = resolve_rescale(source, models, headers) if request.rescale else None
+    seen = resampled(source, rescale)
+    require_turnable(request, seen)
+    seen_region = region if rescale is None else Rescaling(source.extent, rescale).needed(region)
+    sample = None if machine else Sample.of(seen, seen_region, request.channel)
+    settings = replace(resolve_settings(request, source, seen, headers, frozen, machine, sample), rescale=rescale)
     if request.precision == "auto" and frozen is None and machine is None:
-        chosen = choose_precision(request, source, region, models, headers[0].architecture, settings)
+        chosen = choose_precision(request, source, seen_region, models, headers[0].architecture, settings)
         settings = replace(settings, precision=chosen)
-    compare(request, source, dict(zip(models, headers, strict=True)), settings, sample)
+    compare(request, seen, dict(zip(models, headers, strict=True)), settings, sample)
     first, *others = [
         ModelSource(path=absolute(str(model)), fingerprint="" if machine else file_sha256(model)) for model in models
     ]
@@ -265,7 +271,12 @@ def require_turnable(request: PredictRequest, source: Volume) -> None:
 
 
 def resolve_statistics(
-    request: PredictRequest, source: Volume, header: ModelHeader, frozen: Statistics | None, sample: Sample | None
+    request: PredictRequest,
+    source: Volume,
+    seen: Volume,
+    header: ModelHeader,
+    frozen: Statistics | None,
+    sample: Sample | None,
 ) -> Statistics:
     """Mean and standard deviation by which grey values are normalised for one model.
 
@@ -281,7 +292,7 @@ def resolve_statistics(
     if sample is None:
         return Statistics(mean=mean, std=std)
     if request.normalise == "volume":
-        mean, std = sampled_statistics(source, request.channel)
+        mean, std = sampled_statistics(seen, request.channel)
         return Statistics(mean=mean, std=as_per_channel(_negative(std)) if request.invert else std)
     if not request.invert:
         return Statistics(mean=mean, std=std)
@@ -307,15 +318,17 @@ def _negative(values: PerChannel) -> float | list[float]:
 def resolve_settings(
     request: PredictRequest,
     source: Volume,
+    seen: Volume,
     headers: Sequence[ModelHeader],
     frozen: Plan | None,
     machine: Machine | None = None,
     sample: Sample | None = None,
 ) -> Settings:
-    """All other settings that affect the bytes of the result."""
+    """All other settings that affect the bytes of the result; ``seen`` is the volume as the network sees it."""
     kept = _frozen_statistics(request, frozen, len(headers))
     first, *others = [
-        resolve_statistics(request, source, header, known, sample) for header, known in zip(headers, kept, strict=True)
+        resolve_statistics(request, source, seen, header, known, sample)
+        for header, known in zip(headers, kept, strict=True)
     ]
     device, threads = (machine.device, machine.threads) if machine else resolve_machine(request, frozen)
     architecture = headers[0].architecture

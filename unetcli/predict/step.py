@@ -356,6 +356,7 @@ def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None
     plan = step.plan
     tile, inner = plan.tile[-1], plan.footprint.output(plan.tile)[-1]
     levels = f"{plan.levels} levels" if plan.levels > 1 else ""
+    seen = f"resampled to {plan.resampled_text}" if plan.settings.rescale is not None else ""
     part = f"share {share[0]} of {share[1]} (0-{share[1] - 1}) of " if share else ""
     log.info("%s (%s) -> %s", step.paths.volume, describe(plan.region, plan.axes), step.paths.output)
     log.info(
@@ -369,5 +370,5 @@ def log_plan(step: PredictStep, found: int, share: tuple[int, int] | None = None
         100 * step.wasted_work,
         plan.settings.device,
         plan.settings.precision,
-        "".join(f"; {each}" for each in (plan.settings.averaged, levels) if each),
+        "".join(f"; {each}" for each in (seen, plan.settings.averaged, levels) if each),
     )

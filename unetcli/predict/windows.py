@@ -17,6 +17,8 @@ from unetcli.core.geometry import Box, hull
 from unetcli.core.streams import ordered_map
 from unetcli.planning.plan import Block, Plan, Settings, Tile
 from unetcli.predict.skipping import ActiveCells, Mask, all_active, background, bright_cells, cell_sides, voxels_of
+from unetcli.volumes.resampled import resampled
+from unetcli.volumes.views import Selection
 from unetcli.volumes.volume import Volume, describe
 
 
@@ -41,7 +43,7 @@ class TileResult:
     window: Window
     tile: Tile | None
     values: NDArray[Any] | None
-    """(outputs, *tile.write.shape), in the output's dtype."""
+    """(outputs, *tile.write.shape), in the output's dtype; probabilities as float32 if they are mapped back."""
     seconds: float
     error: Exception | None = None
     side: int = 0
@@ -88,19 +90,46 @@ def read_window(plan: Plan, source: Volume, mask: Mask | None, block: Block) -> 
         return Window(block, block.box, None, active, None, 0.0)
     if plan.settings.skip_below is None:
         box = hull(boxes)
-        return Window(block, box, read_finite(source, box, plan.settings, mask), active, None, 0.0)
+        return Window(block, box, read_seen(source, box, plan.settings, mask), active, None, 0.0)
     active = all_active(block.box, cell_sides(plan.footprint)) if active is None else active
     cells = voxels_of(active.box, active.sides, plan.extent)  # whole cells: voxels outside the block count as well
-    box = hull([*boxes, cells])
-    voxels = read_finite(source, box, plan.settings, mask)
-    inside = voxels[(slice(None), *cells.relative_to(box).slices)]
+    rescaled = plan.settings.rescale is not None
+    held = cells if rescaled else hull([*boxes, cells])
+    voxels = read_finite(source, held, plan.settings, mask)
+    inside = voxels[(slice(None), *cells.relative_to(held).slices)]
     active = active.intersection(bright_cells(inside, cells, active.sides, plan.settings.skip_below))
-    return Window(block, box, voxels if active else None, active, None, 0.0)
+    if active and rescaled:
+        held = hull([tile.read for tile in active_tiles(plan, block, active)])
+        voxels = read_seen(source, held, plan.settings, mask)
+    return Window(block, held, voxels if active else None, active, None, 0.0)
 
 
 def active_tiles(plan: Plan, block: Block, active: ActiveCells | None) -> list[Tile]:
-    """Tiles of a block whose output overlaps an active cell; all tiles if ``active`` is None."""
-    return [tile for tile in plan.tiles(block) if active is None or active.overlaps(tile.write)]
+    """Tiles of a block on which an active cell depends; all tiles if ``active`` is None."""
+    if active is None:
+        return list(plan.tiles(block))
+    affected = plan.rescaling.affected
+    return [tile for tile in plan.tiles(block) if active.overlaps(affected(tile.write).clipped(block.box))]
+
+
+def read_seen(source: Volume, box: Box, settings: Settings, mask: Mask | None = None) -> NDArray[Any]:
+    """Read what the network sees of a box, on the grid of ``settings.rescale``; see :func:`read_finite`."""
+    if settings.rescale is None:
+        return read_finite(source, box, settings, mask)
+    finite = Volume(path=source.path, array=_Finite(source, settings, mask), stored_axes=f"c{source.axes}")
+    return resampled(finite, settings.rescale).read(box)
+
+
+class _Finite:
+    """Array (c, ..) of the voxels of a volume that :func:`read_finite` returns."""
+
+    def __init__(self, source: Volume, settings: Settings, mask: Mask | None) -> None:
+        self._source, self._settings, self._mask, self.dtype = source, settings, mask, source.dtype
+        self.shape = (source.channels if settings.channel is None else 1, *source.extent)
+
+    def __getitem__(self, selection: Selection) -> NDArray[Any]:
+        box = Box(tuple(part.start for part in selection[1:]), tuple(part.stop for part in selection[1:]))
+        return read_finite(self._source, box, self._settings, self._mask)
 
 
 def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None = None) -> NDArray[Any]:
@@ -162,17 +191,45 @@ def assemble(plan: Plan, results: Iterable[TileResult]) -> Iterator[FinishedBloc
 
     If memory ran out, tiles may overlap; the later one counts.
     """
-    blank = background(plan.settings).reshape(-1, *(1,) * len(plan.axes))
     for window, group in itertools.groupby(results, key=lambda result: result.window):
         box, seconds, error, side = window.block.box, 0.0, window.error, 0
-        values = np.empty((plan.settings.outputs, *box.shape), plan.settings.dtype)
-        if window.active is not None:
-            values[...] = blank
+        seen, values = plan.rescaling.needed(box), None
         for result in group:
             seconds, error = seconds + result.seconds, error or result.error  # later tiles of a GPU may still succeed
             if result.tile is not None and result.values is not None:
                 side, computed = result.side, result.values
-                if window.active is not None:
-                    computed = np.where(window.active.voxels(result.tile.write), computed, blank)
-                values[(slice(None), *result.tile.write.relative_to(box).slices)] = computed
-        yield FinishedBlock(window.block, None if error else values, error, side, window.seconds, seconds)
+                if values is None:
+                    values = np.zeros((len(computed), *seen.shape), computed.dtype)
+                values[(slice(None), *result.tile.write.relative_to(seen).slices)] = computed
+        stored = None if error else stored_block(plan, window, values)
+        yield FinishedBlock(window.block, stored, error, side, window.seconds, seconds)
+
+
+def stored_block(plan: Plan, window: Window, values: NDArray[Any] | None) -> NDArray[Any]:
+    """Stored values (outputs, *box.shape) of a block, from those of its tiles; None if all of it is skipped."""
+    box, settings = window.block.box, plan.settings
+    if values is not None and settings.rescale is not None:
+        values = quantised(plan.rescaling.mapped_back(values, box), settings)
+    if values is not None and window.active is None:
+        return values
+    blank = background(settings).reshape(-1, *(1,) * len(plan.axes))
+    if values is None or window.active is None:
+        return np.broadcast_to(blank, (settings.outputs, *box.shape)).copy()
+    return np.where(window.active.voxels(box), values, blank)
+
+
+def quantised(probabilities: NDArray[np.float32], settings: Settings) -> NDArray[Any]:
+    """Stored values (outputs, ..) of probabilities that were mapped back, as :meth:`Predictor.quantise` makes them.
+
+    Parameters
+    ----------
+    probabilities : (classes, ..), float32
+        Of the foreground alone, (1, ..), if there are two classes.
+    settings : Settings
+    """
+    if settings.output_classes:
+        single = len(probabilities) == 1
+        classes = probabilities > 0.5 if single else probabilities.argmax(axis=0)[np.newaxis]
+        return classes.astype(np.uint8)
+    values = np.clip(probabilities, 0, 1)  # weights may add up to a little more than 1
+    return (np.floor(255 * values + 0.5) if settings.dtype == "uint8" else values).astype(settings.dtype)

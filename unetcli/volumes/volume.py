@@ -221,7 +221,7 @@ class Volume:
         """Read part of the array, in the order of its own axes; errors name the region ``box``."""
         try:
             return np.asarray(self.array[selection], self.dtype)
-        except MemoryError:
+        except (MemoryError, UnreadableBlock):
             raise
         except LabelError as error:
             raise UnetcliError(f"{self.path}: {describe(box, self.axes)}: {error}") from error
