@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import zarr
+from benchmarks.other_programs import SIZE, UNITS, Entry
 from helpers import write_model
 from numpy.typing import NDArray
-from other_programs import SIZE, UNITS, Entry
 
 from unetcli import api
 from unetcli.core.errors import UnetcliError

@@ -97,3 +97,21 @@ def test_class_maps_of_other_programs_have_the_values_of_the_truth(tmp_path: Pat
     assert found.scores["pixels"]["accuracy"] == pytest.approx(5 / 6)
     with pytest.raises(UnetcliError, match=r"expected 0 to 254; --classes V,V,\.\. states the values"):
         evaluated(prediction, reference, kind="classes")
+
+
+def test_an_option_states_one_value_and_the_training_the_others(tmp_path: Path) -> None:
+    mask = np.uint8(255) * (CLASSES == 0)
+    marker = {"complete": True, "kind": "probabilities", "label_values": {"background": 255, "threshold": 200}}
+    group = zarr.create_group(tmp_path / "q.zarr", attributes={"unetcli": marker})
+    group.create_array("0", data=255 - mask, chunks=(1, 16, 27), dimension_names=["z", "y", "x"])
+    found = evaluated(f"{tmp_path}/q.zarr/0", stored(tmp_path, mask, **AXES), label_threshold=100)
+    assert found.scores["pixels"]["iou"] == 1
+
+
+@pytest.mark.parametrize("option", [{"background": 255}, {"label_threshold": 128}])
+def test_background_and_threshold_are_those_of_the_truth_only(tmp_path: Path, option: dict[str, int]) -> None:
+    classes = np.uint8(CLASSES > 0)
+    mask = np.where(classes, 1, 255).astype(np.uint8) if "background" in option else classes * np.uint8(255)
+    prediction, reference = stored(tmp_path, classes, "c.zarr", **AXES), stored(tmp_path, mask, **AXES)
+    found = evaluated(prediction, reference, kind="classes", **option)
+    assert found.scores["pixels"]["accuracy"] == 1

@@ -15,12 +15,11 @@ from unetcli.core.errors import UnetcliError
 from unetcli.core.files import Place, parse_place
 from unetcli.core.geometry import Box
 from unetcli.core.label_values import LabelValues
-from unetcli.core.records import decoded
 from unetcli.evaluate.request import CLASSES, LABELS, METRICS, PROBABILITY, EvaluateRequest, scores_objects
 from unetcli.planning.plan import BlockGrid, require_few, require_sides
 from unetcli.predict.skipping import Mask, factor
 from unetcli.volumes.image import class_names, find_marker, find_region_marker, require_marked_shape
-from unetcli.volumes.label_values import with_numbers
+from unetcli.volumes.label_values import trained_values, with_numbers
 from unetcli.volumes.labels import as_labels, as_prediction, open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.places import require_same_place, require_same_voxels, stated_sizes
@@ -282,8 +281,6 @@ class Pair:
         truth, ignore = with_numbers(open_labels(request.truth, request.level), values, request.ignore)
         prediction, store = open_prediction(request), parse_place(request.prediction)
         require_marked_shape(prediction, store, request.level)
-        if len(class_names(store)) == 2:
-            prediction = prediction.of_class(1)  # as the probability of the foreground that predict writes
         pair = pair_up(prediction, truth, store)
         if not request.same_place:
             require_same_place(pair.truth, pair.prediction, OTHER_PLACE, offset=pair.offset)
@@ -362,7 +359,9 @@ def open_prediction(request: EvaluateRequest) -> Volume:
     """Open the prediction of a request; labels of other programs may be stored as float or as a picture."""
     volume, own = open_volume(request.prediction, request.level), find_marker(parse_place(request.prediction))
     if request.kind == CLASSES and own is None:
-        return with_numbers(as_labels(volume), values_of(request))[0]
+        return with_numbers(as_labels(volume), LabelValues(classes=values_of(request).classes))[0]
+    if len(class_names(parse_place(request.prediction))) == 2:
+        return volume.of_class(1)  # as the probability of the foreground that predict writes
     if request.kind in (LABELS, CLASSES):
         return as_labels(volume)
     probability = request.kind == PROBABILITY or "em" in (request.metrics or ())
@@ -370,12 +369,15 @@ def open_prediction(request: EvaluateRequest) -> Volume:
 
 
 def values_of(request: EvaluateRequest) -> LabelValues:
-    """Meaning of the values of the truth: that of the options if there are any, else that of the model's training."""
-    if request.states_values:
+    """Meaning of the values of the truth: that of the model's training, except for what options state."""
+    trained = trained_values(parse_place(request.prediction))
+    if request.classes is not None:
         background, threshold = request.background or 0, request.label_threshold
         return LabelValues(classes=request.classes or None, background=background, threshold=threshold)
-    found = (find_marker(parse_place(request.prediction)) or {}).get("label_values")
-    return LabelValues() if found is None else decoded(LabelValues, found)
+    background = trained.background if request.background is None else request.background
+    threshold = trained.threshold if request.label_threshold is None else request.label_threshold
+    classes = None if request.states_values else trained.classes
+    return LabelValues(classes=classes, background=background, threshold=threshold)
 
 
 def require_complete(prediction: str, *, allowed: bool) -> None:

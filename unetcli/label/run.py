@@ -41,6 +41,7 @@ from unetcli.label.step import LabelPaths, LabelStep
 from unetcli.label.watershed import Landscape
 from unetcli.metrics.cells import seg_sums
 from unetcli.volumes.image import class_names, find_marker, require_marked_shape, require_own_output
+from unetcli.volumes.label_values import trained_values, with_numbers
 from unetcli.volumes.labels import open_labels
 from unetcli.volumes.opening import open_volume
 from unetcli.volumes.samples import fingerprint
@@ -150,7 +151,10 @@ def resolve_step(request: LabelRequest) -> LabelStep:
     other = "choose another --name"
     if request.output is not None:
         other = "choose another --output"
-        require_apart(request.output, [each for each in (request.prediction, request.intensity) if each])
+        require_apart(
+            request.output,
+            [each for each in (request.prediction, request.intensity, request.auto_threshold_from) if each],
+        )
         require_folder_for(request.output)
     folder = RunFolder(request.run_folder) if request.run_folder else RunFolder.of(to.store, request.name)
     require_claimable(folder.path, LABEL, overwrite=request.overwrite)
@@ -212,7 +216,8 @@ def resolve_settings(request: LabelRequest, volume: Volume, frozen: LabelPlan | 
         return settings
     if frozen and frozen.automatic:
         return replace(settings, threshold=frozen.settings.threshold)
-    truth, offset = compared(open_labels(request.auto_threshold_from), volume, place)
+    truth, _ = with_numbers(open_labels(request.auto_threshold_from), trained_values(place))
+    truth, offset = compared(truth, volume, place)
     prediction = open_prediction(request.prediction, channel)
     return replace(settings, threshold=choose_threshold(prediction, truth, offset, settings)[0])
 

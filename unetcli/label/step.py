@@ -393,7 +393,7 @@ class LabelStep(ImageStep):
         settings, parent = self.plan.settings, find_marker(parse_place(self.paths.prediction)) or {}
         own = {"method": settings.method, "threshold": settings.threshold, "objects": self.files.merged().objects}
         own |= {"of_incomplete": True} if self.plan.of_incomplete else {}
-        return own | {name: parent[name] for name in ("extent", "region") if name in parent}
+        return own | {name: parent[name] for name in ("extent", "region", "label_values") if name in parent}
 
     def resources(self, asked: Any) -> Resources:
         plan = self.plan

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -76,9 +76,19 @@ class TrainingObjects:
     """Meaning of the values of the labels."""
 
 
+def common_objects(models: Sequence[TrainingObjects | None]) -> TrainingObjects | None:
+    """What several models know of the training truth; of different sizes of objects, none is known."""
+    first = models[0]
+    known = [model for model in models if model is not None]
+    if first is None or len(known) < len(models) or len({(model.truth, model.values) for model in known}) > 1:
+        return None
+    return first if len({model.smallest for model in known}) == 1 else replace(first, smallest=())
+
+
 def grey_values(windows: Iterable[NDArray[Any]]) -> tuple[GreyValues, ...]:
-    """Grey values of each channel over windows (c, y, x)."""
-    measures = np.array([[measure(plane) for plane in window] for window in windows])  # (windows, c, 6)
+    """Grey values of each channel over windows (c, y, x); those without any finite value are left out."""
+    used = (window for window in windows if all(np.isfinite(plane).any() for plane in window))
+    measures = np.array([[measure(plane) for plane in window] for window in used])  # (windows, c, 6)
     return tuple(map(GreyValues.of, measures.swapaxes(0, 1))) if len(measures) else ()
 
 

@@ -28,6 +28,7 @@ from unetcli.engine.runfolder import PREDICT, RunFolder
 from unetcli.engine.step import BlockResult, Change, Resources, require_continued, try_block
 from unetcli.engine.worker import void
 from unetcli.model.file import load_network, read_header, read_model
+from unetcli.model.training_data import common_objects
 from unetcli.planning.estimate import wasted_work
 from unetcli.planning.plan import FORMAT, Plan, Stage, differences
 from unetcli.planning.planner import ITEM_BYTES
@@ -277,8 +278,7 @@ class PredictStep(ImageStep):
         """Create the output if there is none; void blocks of levels that are missing or depend on missing blocks."""
         if not self.is_made():
             headers = [read_header(Path(model)) for model in self.paths.models]
-            known = {header.objects for header in headers}
-            objects = known.pop() if len(known) == 1 else None  # of several models that differ, nothing is known
+            objects = common_objects([header.objects for header in headers])
             names = headers[0].class_names  # the same of all models
             self.image.create(attributes_of(self.plan, self.output, self.source, objects, names))
             self.clear_cache()

@@ -163,6 +163,8 @@ def read_finite(source: Volume, box: Box, settings: Settings, mask: Mask | None 
         return np.where(finite, voxels, broadcast_channels(settings.mean, voxels.ndim).astype(voxels.dtype))
     inner = box.clipped(source.whole())  # what is mirrored beyond the volume lies in it too
     wrong = wrong[(slice(None), *inner.relative_to(box).slices)]
+    if not wrong.any():  # what a smaller last tile reads beyond the volume affects no output that is kept
+        return np.where(finite, voxels, broadcast_channels(settings.mean, voxels.ndim).astype(voxels.dtype))
     place = tuple(int(a + i) for a, i in zip(inner.start, np.argwhere(wrong.any(axis=0))[0], strict=True))
     voxel = Box(place, tuple(p + 1 for p in place))
     raise UnreadableBlock(

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetcli.core.errors import LabelError
+from unetcli.core.files import Place
 from unetcli.core.label_values import IGNORED, LabelValues, option_text, value_text, values_text
+from unetcli.core.records import decoded
+from unetcli.volumes.image import find_marker
 from unetcli.volumes.views import Converted
 from unetcli.volumes.volume import Volume
 
@@ -88,3 +91,9 @@ class ClassNumbers:
                 f"{option_text(value)} leaves it out, --classes states other values"
             )
         return found
+
+
+def trained_values(prediction: Place) -> LabelValues:
+    """Meaning of label values in the training of the model that made a prediction."""
+    found = (find_marker(prediction) or {}).get("label_values")
+    return LabelValues() if found is None else decoded(LabelValues, found)
