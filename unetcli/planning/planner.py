@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from unetcli.core.errors import UnetcliError
 from unetcli.core.geometry import Architecture, AxisFootprint, Box, Footprint, ceil_to
-from unetcli.planning.plan import Plan, Settings, Sources, axis_spans
+from unetcli.planning.plan import Plan, Settings, Sources, axis_spans, stored_values
 
 CHUNK = 512
 """In-plane side of an output chunk."""
@@ -83,8 +83,9 @@ def make_plan(
     chunks = output_chunks(region.shape, convolved)
     voxel_bytes = max(source.bytes_per_voxel, settings.outputs * ITEM_BYTES[settings.dtype])
     sizes = settings.rescale or (1.0,) * len(source.axes)
-    if settings.rescale is not None:  # what the network sees of a voxel, and returns, is float32
-        voxel_bytes = math.ceil(max(voxel_bytes, 4 * settings.outputs / math.prod(sizes)))
+    if settings.rescale is not None:  # a voxel is float32 while it is resampled, and so is what the network returns
+        read, returned = source.bytes_per_voxel + 4 * architecture.in_channels, 4 * stored_values(architecture.classes)
+        voxel_bytes = math.ceil(max(read, returned / math.prod(sizes)))
     limit = (max_files - _metadata_files(zarr_format)) // settings.outputs
     shards = output_shards(region.shape, chunks, footprint, voxel_bytes, limit)
     write_chunks = shards if zarr_format > 2 else chunks
