@@ -93,13 +93,13 @@ def words(output: str) -> list[str]:
     """Words of an output that do not depend on the sizes and the numbers of what it reports.
 
     Three sections get a note on their intervals, more sections get a list of the worst. A network that was hardly
-    trained is too far from float32 in bfloat16.
+    trained is too far from float32 in bfloat16, and without instructions for bfloat16 nothing is assumed about it.
 
     >>> words("12 blocks of 1x512x512; 7.9 Mvoxels in 40 s")
     ['block', 'voxel']
     """
     lower = output.lower().replace("bfloat", "float")
-    lines = [line for line in lower.splitlines() if not line.strip().startswith(("note:", "worst"))]
+    lines = [line for line in lower.splitlines() if not line.strip().startswith(("note:", "worst", "assumed"))]
     return [word.rstrip("s") for word in re.findall(r"[a-z_]{5,}", re.sub(r"\b[kmg](?=voxels)", "", " ".join(lines)))]
 
 

@@ -191,6 +191,12 @@ print(peak() - before)
     ids=str,
 )
 def test_the_memory_of_a_forward_pass_is_estimated(depth: int, base: int, tile: int, precision: str) -> None:
+    import torch
+
+    from unetcli.model.network import has_bfloat16
+
+    if precision == "bfloat16" and not has_bfloat16(torch.device("cpu")):
+        pytest.skip("the processor has no instructions for bfloat16")
     words = [sys.executable, "-c", PEAK + FORWARD, *map(str, (depth, base, tile, precision))]
     measured = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     foreseen = device_bytes(Architecture(depth=depth, base_channels=base), tile, "cpu", precision)
