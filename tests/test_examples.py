@@ -89,6 +89,10 @@ def test_cells_from_images_to_scores(tmp_path: Path, data: Path) -> None:
     assert seg["hela", "distance"] > seg["hela", "components"]
 
 
+UNCOMPARED = ("note:", "worst", "assumed", "float16 is used", "float32 is used")
+"""Beginnings of lines that depend on the number of sections, or on the instructions of the processor for bfloat16."""
+
+
 def words(output: str) -> list[str]:
     """Words of an output that do not depend on the sizes and the numbers of what it reports.
 
@@ -99,7 +103,7 @@ def words(output: str) -> list[str]:
     ['block', 'voxel']
     """
     lower = output.lower().replace("bfloat", "float")
-    lines = [line for line in lower.splitlines() if not line.strip().startswith(("note:", "worst", "assumed"))]
+    lines = [line for line in lower.splitlines() if not line.strip().startswith(UNCOMPARED)]
     return [word.rstrip("s") for word in re.findall(r"[a-z_]{5,}", re.sub(r"\b[kmg](?=voxels)", "", " ".join(lines)))]
 
 
